@@ -1,0 +1,170 @@
+"""Every exception this package raises on purpose, grouped by what the caller should do.
+
+    PipelineError
+    |-- ConfigurationError       correct a setting or the command line, then run again     (exit 2)
+    |   |-- MissingSetting
+    |   `-- InvalidSetting
+    |-- ApiError                 NexHealth could not be read                                (exit 3)
+    |   |-- KeyRefused           401 that a new token did not cure: correct the API key
+    |   |-- NoAccess             403: ask the vendor, or correct the subdomain
+    |   |-- NotFound             404: the thing is gone, or was never reachable
+    |   |-- BadRequest           400 and other refusals: the request itself is wrong
+    |   |-- TryLater             every retry was used up: run again later
+    |   |   |-- Unreachable      no connection, or no answer in time
+    |   |   |-- ServerFailed     5xx, or an answer that is no NexHealth answer
+    |   |   `-- RateLimited      429 for longer than the client waits
+    |   `-- ProtocolBroken       the answer contradicts the paging contract: report it
+    |-- RecordRefused            one record cannot be loaded: it goes to quarantine
+    |-- WarehouseError           the database could not be used                             (exit 4)
+    |   |-- WarehouseUnreachable
+    |   |-- WarehouseOutdated    run `nexhealth db upgrade`
+    |   |-- WarehouseNewer       install a newer nexhealth_pipeline
+    |   |-- WarehouseRefused     it holds the other kind of data (sandbox or real)
+    |   |-- MissingRights        grant what the message names
+    |   `-- BudgetUnavailable    the shared rate budget cannot be asked: nothing is sent
+    `-- Cancelled                the user asked to stop; the last page is committed         (exit 130)
+
+Messages name the thing, the value and the fix. They never hold a record's values, a secret or a
+driver's text: NexHealth's numeric ids, collection and field names only.
+"""
+
+from typing import ClassVar
+
+__all__ = [
+    "ApiError",
+    "BadRequest",
+    "BudgetUnavailable",
+    "Cancelled",
+    "ConfigurationError",
+    "InvalidSetting",
+    "KeyRefused",
+    "MissingRights",
+    "MissingSetting",
+    "NoAccess",
+    "NotFound",
+    "PipelineError",
+    "ProtocolBroken",
+    "RateLimited",
+    "RecordRefused",
+    "ServerFailed",
+    "TryLater",
+    "Unreachable",
+    "WarehouseError",
+    "WarehouseNewer",
+    "WarehouseOutdated",
+    "WarehouseRefused",
+    "WarehouseUnreachable",
+]
+
+
+class PipelineError(Exception):
+    """Base of all errors raised on purpose; `exit_status` is what the command line ends with."""
+
+    exit_status: ClassVar[int] = 1
+
+
+class ConfigurationError(PipelineError):
+    """Correct a setting or the command line, then run again."""
+
+    exit_status = 2
+
+
+class MissingSetting(ConfigurationError):
+    """A setting that is needed here has no value."""
+
+
+class InvalidSetting(ConfigurationError):
+    """A setting or argument has a value that cannot be used."""
+
+
+class ApiError(PipelineError):
+    """NexHealth could not be read. `status` is the HTTP status, or None where there was no answer."""
+
+    exit_status = 3
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class KeyRefused(ApiError):
+    """401 that a new token did not cure: correct the API key."""
+
+    exit_status = 2
+
+
+class NoAccess(ApiError):
+    """403: the vendor has not enabled this, or the subdomain is wrong."""
+
+
+class NotFound(ApiError):
+    """404: the thing is gone, or was never reachable with this key."""
+
+
+class BadRequest(ApiError):
+    """The API refuses the request itself (400, 415, 422, ...); repeating it cannot help."""
+
+
+class TryLater(ApiError):
+    """Every retry was used up on failures that pass; run again later."""
+
+
+class Unreachable(TryLater):
+    """No connection to the API, or no answer in time."""
+
+
+class ServerFailed(TryLater):
+    """The API kept answering 5xx, or with something that is not a NexHealth answer."""
+
+
+class RateLimited(TryLater):
+    """The API kept answering 429."""
+
+
+class ProtocolBroken(ApiError):
+    """Pages contradict the paging contract (repeated page, cursor that does not move)."""
+
+
+class RecordRefused(PipelineError):
+    """One record cannot be loaded. `field` and `rule` say why; the value is never named."""
+
+    def __init__(self, field: str, rule: str) -> None:
+        super().__init__(f"{field}: {rule}")
+        self.field = field
+        self.rule = rule
+
+
+class WarehouseError(PipelineError):
+    """The database could not be used."""
+
+    exit_status = 4
+
+
+class WarehouseUnreachable(WarehouseError):
+    """No connection to PostgreSQL."""
+
+
+class WarehouseOutdated(WarehouseError):
+    """Migrations are missing: run `nexhealth db upgrade`."""
+
+
+class WarehouseNewer(WarehouseError):
+    """A newer release wrote this warehouse: install that release."""
+
+
+class WarehouseRefused(WarehouseError):
+    """The warehouse holds the other kind of data (sandbox or real)."""
+
+
+class MissingRights(WarehouseError):
+    """The database role lacks a right that the message names."""
+
+
+class BudgetUnavailable(WarehouseError):
+    """The shared rate budget cannot be asked, so no request is sent."""
+
+
+class Cancelled(PipelineError):
+    """The user asked to stop; everything read so far is committed up to a page."""
+
+    exit_status = 130

@@ -1,0 +1,161 @@
+"""Every setting in one place: environment name, type, default, meaning.
+
+Precedence: flag > process environment > `.env` in the working folder > default. Dagster's commands
+load `.env` over the environment, so `nexhealth` hands its explicit choices down to them as
+`NEXHEALTH_INTERNAL_<NAME>`, which win over everything else here.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any
+from zoneinfo import available_timezones
+
+from dotenv import dotenv_values
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+
+from nexhealth_pipeline.errors import ConfigurationError, InvalidSetting, MissingSetting
+
+__all__ = ["INTERNAL_PREFIX", "Settings", "internal_environment", "load_settings"]
+
+INTERNAL_PREFIX = "NEXHEALTH_INTERNAL_"
+"""Before a setting's environment name: the choice of a `nexhealth` command for its children."""
+
+
+class Settings(BaseModel):
+    """All settings, validated. Secrets print as stars; build with :func:`load_settings`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
+
+    api_key: Annotated[SecretStr | None, Field(alias="NEXHEALTH_API_KEY")] = None
+    """The organisation's NexHealth API key."""
+    api_keys_file: Annotated[Path | None, Field(alias="NEXHEALTH_API_KEYS_FILE")] = None
+    """TOML file of `subdomain = "key"`, where institutions have keys of their own."""
+    api_url: Annotated[str, Field(alias="NEXHEALTH_API_URL", pattern=r"^https?://[^\s/]+(/.*)?$")] = (
+        "https://nexhealth.info"
+    )
+    """Root of the API."""
+    subdomains: Annotated[tuple[str, ...], Field(alias="NEXHEALTH_SUBDOMAINS")] = ()
+    """Institutions to sync (comma list); empty = all that the key reaches."""
+    rate_share: Annotated[float, Field(alias="NEXHEALTH_RATE_SHARE", gt=0, le=1)] = 0.8
+    """Part of the documented rate limits to use."""
+    database_url: Annotated[SecretStr | None, Field(alias="DATABASE_URL")] = None
+    """The warehouse, `postgresql://...`; unset = the embedded server."""
+    dagster_database_url: Annotated[SecretStr | None, Field(alias="DAGSTER_DATABASE_URL")] = None
+    """Dagster's own storage; unset = database `dagster` on the warehouse's server."""
+    home: Annotated[Path | None, Field(alias="NEXHEALTH_HOME")] = None
+    """State of the embedded default; unset = `.nexhealth/` in a checkout, else the user's data folder."""
+    concurrency: Annotated[int, Field(alias="NEXHEALTH_CONCURRENCY", ge=1, le=64)] = 4
+    """Slices (and patients' documents) read at once in one run."""
+    batch_pages: Annotated[int, Field(alias="NEXHEALTH_BATCH_PAGES", ge=1, le=100)] = 4
+    """Pages committed together in one transaction."""
+    overlap_minutes: Annotated[int, Field(alias="NEXHEALTH_OVERLAP_MINUTES", ge=0, le=10080)] = 60
+    """Minutes subtracted from a watermark when it is used."""
+    timeout_seconds: Annotated[float, Field(alias="NEXHEALTH_TIMEOUT_SECONDS", gt=0, le=600)] = 60.0
+    """Longest silence of the API within one request before it counts as lost."""
+    nightly: Annotated[str, Field(alias="NEXHEALTH_NIGHTLY")] = "0 2 * * *"
+    """Cron of the nightly run."""
+    catchup: Annotated[str, Field(alias="NEXHEALTH_CATCHUP")] = "30 9 * * *"
+    """Cron of the morning catch-up for locations that were offline at night."""
+    timezone: Annotated[str, Field(alias="NEXHEALTH_TIMEZONE")] = "UTC"
+    """IANA time zone of both crons."""
+    log_level: Annotated[str, Field(alias="NEXHEALTH_LOG_LEVEL", pattern="^(DEBUG|INFO|WARNING|ERROR)$")] = "INFO"
+    """Least severe level that is logged."""
+
+    @field_validator("subdomains", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        if value not in available_timezones():
+            raise ValueError("not an IANA time zone name, for example America/New_York")
+        return value
+
+    @property
+    def overlap(self) -> timedelta:
+        """`overlap_minutes` as a duration."""
+        return timedelta(minutes=self.overlap_minutes)
+
+    def api_keys(self) -> dict[str, str]:
+        """Keys by subdomain; the key `""` is for every institution without one of its own.
+
+        Raises MissingSetting when there is none, InvalidSetting when the keys file cannot be read.
+        """
+        keys = _read_keys_file(self.api_keys_file) if self.api_keys_file else {}
+        if self.api_key is not None:
+            keys[""] = self.api_key.get_secret_value()
+        if not keys:
+            raise MissingSetting(
+                "NEXHEALTH_API_KEY is not set: set it to your NexHealth API key, or run `nexhealth dev` "
+                "or `nexhealth demo`, which need none"
+            )
+        return keys
+
+
+def _read_keys_file(path: Path) -> dict[str, str]:
+    """The `subdomain = "key"` pairs of a TOML file."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidSetting(f"NEXHEALTH_API_KEYS_FILE: {path} cannot be read ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+        raise InvalidSetting(
+            f'NEXHEALTH_API_KEYS_FILE: {path} is not valid TOML; write one line `subdomain = "key"` an institution'
+        ) from None
+    bad = [name for name, key in content.items() if not isinstance(key, str) or not key]
+    if bad:
+        raise InvalidSetting(f'NEXHEALTH_API_KEYS_FILE: {path}: {bad[0]} must be a text: {bad[0]} = "key"')
+    return dict(content)
+
+
+def load_settings(
+    overrides: Mapping[str, str] | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    env_file: Path | None = Path(".env"),
+) -> Settings:
+    """Settings from `overrides` (flags, by environment name), environment and `.env`.
+
+    An empty value counts as unset. Raises InvalidSetting naming the setting and, where it is no
+    secret, its value.
+    """
+    environ = os.environ if environ is None else environ
+    names = {field.alias for field in Settings.model_fields.values() if field.alias}
+    sources: list[Mapping[str, str | None]] = [
+        dotenv_values(env_file) if env_file is not None and env_file.is_file() else {},
+        environ,
+        {
+            name.removeprefix(INTERNAL_PREFIX): value
+            for name, value in environ.items()
+            if name.startswith(INTERNAL_PREFIX)
+        },
+        overrides or {},
+    ]
+    values: dict[str, Any] = {}
+    for source in sources:
+        values.update({name: value for name, value in source.items() if name in names and value})
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise _invalid(error, values) from None
+
+
+def internal_environment(choices: Mapping[str, str]) -> dict[str, str]:
+    """`choices` (by environment name) as variables that win over `.env` in a child process."""
+    return {f"{INTERNAL_PREFIX}{name}": value for name, value in choices.items()}
+
+
+def _invalid(error: ValidationError, values: Mapping[str, str]) -> ConfigurationError:
+    first = error.errors(include_url=False, include_input=False)[0]
+    name = str(first["loc"][0])
+    field = next(field for field in Settings.model_fields.values() if field.alias == name)
+    secret = "SecretStr" in str(field.annotation)
+    shown = "" if secret else f" (value: {values.get(name)!r})"
+    return InvalidSetting(f"{name}{shown}: {first['msg'].removeprefix('Value error, ')}")
