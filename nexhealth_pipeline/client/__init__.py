@@ -1,0 +1,1 @@
+"""How to talk to NexHealth: authentication, the one request function, budget, pages."""

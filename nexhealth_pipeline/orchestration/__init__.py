@@ -1,0 +1,1 @@
+"""The Dagster side: resources, partitions, assets, jobs, schedules, sensors."""

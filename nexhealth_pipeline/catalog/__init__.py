@@ -1,0 +1,1 @@
+"""What NexHealth offers, as data: one declaration per collection."""
