@@ -9,6 +9,7 @@
     |   |-- NoAccess             403: ask the vendor, or correct the subdomain
     |   |-- NotFound             404: the thing is gone, or was never reachable
     |   |-- BadRequest           400 and other refusals: the request itself is wrong
+    |   |   `-- CursorExpired    400 to a request that went on from a cursor: begin that pass again
     |   |-- TryLater             every retry was used up: run again later
     |   |   |-- Unreachable      no connection, or no answer in time
     |   |   |-- ServerFailed     5xx, or an answer that is no NexHealth answer
@@ -36,6 +37,7 @@ __all__ = [
     "BudgetUnavailable",
     "Cancelled",
     "ConfigurationError",
+    "CursorExpired",
     "InvalidSetting",
     "KeyRefused",
     "MissingRights",
@@ -58,9 +60,18 @@ __all__ = [
 
 
 class PipelineError(Exception):
-    """Base of all errors raised on purpose; `exit_status` is what the command line ends with."""
+    """Base of all errors raised on purpose; `exit_status` is what the command line ends with.
+
+    The counters say what the failed read cost before it ended, so that the sync log's sums stay
+    right: requests sent, of these repeats, seconds spent waiting for the rate budget or after a
+    429, bytes of answers received.
+    """
 
     exit_status: ClassVar[int] = 1
+    requests: int = 0
+    retries: int = 0
+    throttled_seconds: float = 0.0
+    bytes: int = 0
 
 
 class ConfigurationError(PipelineError):
@@ -103,6 +114,10 @@ class NotFound(ApiError):
 
 class BadRequest(ApiError):
     """The API refuses the request itself (400, 415, 422, ...); repeating it cannot help."""
+
+
+class CursorExpired(BadRequest):
+    """The API refuses a request that went on from a stored cursor: begin that pass again."""
 
 
 class TryLater(ApiError):

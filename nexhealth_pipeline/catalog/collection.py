@@ -1,0 +1,196 @@
+"""The words in which a NexHealth collection is declared.
+
+One :class:`Collection` drives everything: what the client asks for, the table and its comments, the
+Dagster asset, the command line's `--resource` names and README's table. Nothing here does anything;
+adding a collection means writing one declaration in `catalog/collections.py`.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from nexhealth_pipeline.catalog.paging import Paging
+
+__all__ = [
+    "Collection",
+    "Column",
+    "Pass",
+    "Phi",
+    "Reader",
+    "Scope",
+    "SqlType",
+    "Window",
+    "column",
+    "flatten",
+    "money",
+    "nested",
+]
+
+
+class Scope(StrEnum):
+    """What one partition of a collection's asset is."""
+
+    PRACTICE = "practice"
+    """Unpartitioned: one list for everything the key reaches."""
+    INSTITUTION = "institution"
+    LOCATION = "location"
+    LOCATION_MONTH = "location_month"
+
+
+class Phi(StrEnum):
+    """What a column tells about a person; decides who may see it."""
+
+    NONE = "none"
+    ID = "id"
+    CONTACT = "contact"
+    DEMOGRAPHIC = "demographic"
+    CLINICAL = "clinical"
+    FINANCIAL = "financial"
+    INSURANCE = "insurance"
+    SECRET = "secret"  # noqa: S105 - a class of data, no password
+
+
+class SqlType(StrEnum):
+    """PostgreSQL type of a column."""
+
+    BIGINT = "bigint"
+    TEXT = "text"
+    BOOLEAN = "boolean"
+    TIMESTAMPTZ = "timestamptz"
+    DATE = "date"
+    NUMERIC = "numeric"
+    DOUBLE = "double precision"
+    JSONB = "jsonb"
+
+
+class Reader(StrEnum):
+    """Which of the locations that share one EHR database makes a pass."""
+
+    EVERY = "every"
+    """Each location for itself."""
+    OWNER = "owner"
+    """The lowest-id active location of the database, for all of them."""
+    SHARED = "shared"
+    """Each location, but only where several share a database."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One typed column: where its value stands in the record, and what it means."""
+
+    name: str
+    type: SqlType
+    phi: Phi
+    doc: str
+    path: tuple[str, ...]
+    """Keys from the record's top to the value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One complete way through a list; a collection is complete when all its passes are."""
+
+    name: str
+    params: tuple[tuple[str, str], ...] = ()
+    """Fixed query parameters, for example those that reveal rows hidden by default."""
+    reader: Reader = Reader.EVERY
+    membership: bool = False
+    """The pass says which patients a location lists; it is always read whole and loads no rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A list that is read by date: the parameters that bound it, and the column they bound."""
+
+    start: str
+    end: str
+    column: str
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """One readable collection of NexHealth."""
+
+    name: str
+    """Plural, as in the API; table and asset are `nexhealth_<name>`."""
+    group: str
+    """Dagster group: practice, patients, scheduling, insurance, ledger, clinical."""
+    doc: str
+    """One sentence: what a row is."""
+    path: str
+    """Request path; `{patient_id}` is filled in for lists under one patient."""
+    scope: Scope
+    columns: tuple[Column, ...]
+    key: tuple[str, ...] = ("institution_id", "id")
+    """Primary key; `institution_id` comes from the request, or from `institution_at`."""
+    paging: Paging = Paging.CURSOR
+    passes: tuple[Pass, ...] = (Pass("all"),)
+    increment: str | None = None
+    """Query parameter that limits the answer to rows changed since a time; None = always read whole."""
+    sort: str | None = None
+    """Value of `sort` that keeps pages stable while rows change; None where the API takes none."""
+    version: str | None = None
+    """Column that orders versions of a record (`updated_at`); None = content hash and read time do."""
+    records_at: tuple[str, ...] = ()
+    """Keys to nested lists that hold the records, where the answer wraps them."""
+    institution_at: tuple[str, ...] | None = None
+    """Where a key-wide record names its institution; None = the request's."""
+    from_request: tuple[Column, ...] = ()
+    """Columns that the request knows and the record does not."""
+    per_patient: bool = False
+    """One request a patient; read for new and changed patients and a rotating rest."""
+    on_demand: bool = False
+    """Read only when one patient is refreshed (it would cost a request a patient)."""
+    per_location_if: str | None = None
+    """Flag of the institution that makes this institution-wide list one to ask per location."""
+    window: Window | None = None
+    soft_delete: str | None = None
+    """The API's own deletion time, where it has one."""
+    may_be_disabled: bool = False
+    """The vendor enables it per practice: 403 means not enabled, not a failure (API.md K)."""
+    legacy_accept: bool = False
+    """Answered in the v2 representation: the Accept header of API.md D.3 is sent as well."""
+    sensitive: tuple[tuple[str, ...], ...] = ()
+    """Paths that are removed before anything is stored."""
+    indexes: tuple[tuple[str, ...], ...] = ()
+    after: tuple[str, ...] = ()
+    """Collections that must be read before (also the asset's upstream)."""
+    soft_after: tuple[str, ...] = ()
+    """Collections that rows point to: lineage only."""
+
+    @property
+    def table(self) -> str:
+        """Name of the table and of the asset."""
+        return f"nexhealth_{self.name}"
+
+    @property
+    def is_asset(self) -> bool:
+        """Whether a sync reads it as a whole, so that it has an asset and `--resource` takes it."""
+        return not self.on_demand
+
+
+def column(name: str, type_: SqlType, phi: Phi, doc: str) -> tuple[Column, ...]:
+    """A column named as the API's field."""
+    return (Column(name, type_, phi, doc, (name,)),)
+
+
+def money(name: str, doc: str, phi: Phi = Phi.FINANCIAL) -> tuple[Column, ...]:
+    """`{amount, currency}` as `<name> numeric` and `<name>_currency text`."""
+    return (
+        Column(name, SqlType.NUMERIC, phi, doc, (name, "amount")),
+        Column(f"{name}_currency", SqlType.TEXT, Phi.NONE, f"ISO 4217 currency of {name}.", (name, "currency")),
+    )
+
+
+def nested(name: str, *columns: Iterable[Column]) -> tuple[Column, ...]:
+    """The fields of a nested object, flattened with `_`."""
+    return tuple(
+        Column(f"{name}_{inner.name}", inner.type, inner.phi, inner.doc, (name, *inner.path))
+        for group in columns
+        for inner in group
+    )
+
+
+def flatten(*groups: Iterable[Column]) -> tuple[Column, ...]:
+    """Several column groups as one tuple."""
+    return tuple(column for group in groups for column in group)

@@ -1,0 +1,253 @@
+"""NexHealth's API as pages of raw records.
+
+    client = NexHealthClient(api_url=..., api_keys={"": key}, budget_for=lambda key_hash: LocalBudget(), timeout_seconds=60)
+    for page in client.pages(ApiRequest("/patients", (("location_id", "12"),), "demo", Paging.CURSOR)):
+        load(page.records)
+
+Knows nothing of collections or tables. Retries, tokens and the rate budget happen inside; what
+they cost is on each page, or on the error that ends a read.
+"""
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from datetime import datetime
+
+import msgspec
+
+from nexhealth_pipeline.catalog.paging import Paging
+from nexhealth_pipeline.client.account import PageAccount
+from nexhealth_pipeline.client.auth import BareKey, Token, TokenKeeper, token_lifetime, usable_header
+from nexhealth_pipeline.client.budget import Budget
+from nexhealth_pipeline.client.clock import ApiClock
+from nexhealth_pipeline.client.cost import Cost
+from nexhealth_pipeline.client.page import BodyMalformed, Envelope, Page, records_of
+from nexhealth_pipeline.client.request import ApiRequest
+from nexhealth_pipeline.client.retry import AUTH_STATUS, RetryPolicy
+from nexhealth_pipeline.client.send import Exchange, Sender, Where
+from nexhealth_pipeline.client.transport import BODY_LIMIT, Transport
+from nexhealth_pipeline.errors import InvalidSetting, MissingSetting, ProtocolBroken
+
+__all__ = ["NexHealthClient", "hash_of_key"]
+
+_SECOND_LOOKS = 2
+"""Times a page that contradicts the paging contract is asked for again before that is an error."""
+
+
+class NexHealthClient:
+    """Reads NexHealth; one instance serves all threads of a process.
+
+    `api_keys`: subdomain -> key, "" = the key of every other institution. `budget_for` gives the
+    budget of one key by its hash. `timeout_seconds` is the longest silence within one answer.
+    Setting `stop` ends every wait and read with Cancelled. Raises InvalidSetting for a key that
+    cannot be sent.
+    """
+
+    def __init__(
+        self,
+        *,
+        api_url: str,
+        api_keys: Mapping[str, str],
+        budget_for: Callable[[str], Budget],
+        timeout_seconds: float,
+        retry: RetryPolicy | None = None,
+        stop: threading.Event | None = None,
+        clock: ApiClock | None = None,
+        answer_seconds: float | None = None,
+        body_limit: int = BODY_LIMIT,
+    ) -> None:
+        self.clock = clock or ApiClock()
+        self._policy = retry or RetryPolicy()
+        self._stop = stop
+        self._transport = Transport(
+            api_url,
+            timeout_seconds=timeout_seconds,
+            clock=self.clock,
+            answer_seconds=answer_seconds,
+            body_limit=body_limit,
+            stop=stop,
+            monotonic=self._policy.monotonic,
+        )
+        self._sender = Sender(self._transport, clock=self.clock, policy=self._policy, stop=stop)
+        self._names = _checked(api_keys)
+        self._accounts = {key: _KeyAccount(key, budget_for, self._sender, self) for key in set(self._names.values())}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(keys={len(self._accounts)})"
+
+    def key_names(self) -> tuple[str, ...]:
+        """One name per distinct key ("" first), for requests that are about everything a key reaches."""
+        first_name = {key: name for name, key in sorted(self._names.items(), reverse=True)}
+        return tuple(sorted(first_name.values()))
+
+    def get(self, request: ApiRequest) -> Page:
+        """One answer: a single object, an unpaged list, or the first page. Raises ApiError, Cancelled."""
+        cost = Cost()
+        with cost.charged_to_failure():
+            return self._page(request, "", 1, cost)
+
+    def pages(self, request: ApiRequest, *, cursor: str = "", page: int = 0) -> Iterator[Page]:
+        """The pages after `cursor` and after `page` pages already committed.
+
+        Raises ApiError: ProtocolBroken where pages contradict each other, CursorExpired where the
+        API refuses to go on from a cursor; Cancelled.
+        """
+        account = PageAccount(request.paging, cursor)
+        while True:
+            found = self._accounted(request, cursor, page + 1, account)
+            account.accept(found)
+            yield found
+            if not found.has_next:
+                return
+            cursor, page = found.end_cursor, found.number
+
+    def authenticate(self, key_name: str = "") -> None:
+        """Get a token if there is none yet, to find out whether the key is accepted. Raises KeyRefused, ApiError."""
+        cost = Cost()
+        with cost.charged_to_failure():
+            self._account(key_name).tokens.current(cost)
+
+    def close(self) -> None:
+        """Close idle connections."""
+        self._transport.close()
+
+    def _accounted(self, request: ApiRequest, cursor: str, number: int, account: PageAccount) -> Page:
+        """The next page, looked at again where it contradicts the ones before (a stale cache passes)."""
+        cost = Cost()
+        with cost.charged_to_failure():
+            for look in range(_SECOND_LOOKS + 1):
+                found = self._page(request, cursor, number, cost)
+                problem = account.problem(found)
+                if problem is None:
+                    return found
+                if look < _SECOND_LOOKS:
+                    cost.retries += 1
+                    self._policy.pause(self._policy.backoff(look + 1), self._stop)
+            raise ProtocolBroken(f"{_where(request, number)}: {problem}; asked {_SECOND_LOOKS + 1} times")
+
+    def _page(self, request: ApiRequest, cursor: str, number: int, cost: Cost) -> Page:
+        key_account = self._account(request.key_name if request.subdomain is None else request.subdomain)
+        return self._sender.send(
+            Exchange(
+                where=_where(request, number),
+                params=_params(request, cursor, number),
+                credential=key_account.tokens,
+                budget=key_account.budget,
+                read=lambda envelope, requested_at: _to_page(request, number, cost, envelope, requested_at),
+                legacy_accept=request.legacy_accept,
+                has_cursor=bool(cursor),
+            ),
+            cost,
+        )
+
+    def _account(self, name: str) -> "_KeyAccount":
+        key = self._names.get(name) or self._names.get("")
+        if key is None:
+            whom = f"institution {name}" if name else "requests about all institutions"
+            raise MissingSetting(
+                f"no API key for {whom}: set NEXHEALTH_API_KEY, or add its line to NEXHEALTH_API_KEYS_FILE"
+            )
+        return self._accounts[key]
+
+
+class _KeyAccount:
+    """One API key: its token and its share of the limits."""
+
+    def __init__(self, key: str, budget_for: Callable[[str], Budget], sender: Sender, client: NexHealthClient) -> None:
+        self._credential = BareKey(key)
+        self._hash, self._budget_for = hash_of_key(key), budget_for
+        self._budget: Budget | None = None
+        self._lock = threading.Lock()
+        self._sender, self._clock = sender, client.clock
+        self.tokens = TokenKeeper(self._ask_token, monotonic=client._policy.monotonic)
+
+    @property
+    def budget(self) -> Budget:
+        """Made at first use, so that a client may be built before a fork."""
+        with self._lock:
+            if self._budget is None:
+                self._budget = self._budget_for(self._hash)
+            return self._budget
+
+    def _ask_token(self, cost: Cost) -> Token:
+        return self._sender.send(
+            Exchange(
+                where=Where("POST", "/authenticates"),
+                params=[],
+                credential=self._credential,
+                budget=self.budget,
+                read=_to_token,
+                special=AUTH_STATUS,
+                legacy_accept=True,
+                quotable=False,
+            ),
+            cost,
+        )
+
+
+def hash_of_key(key: str) -> str:
+    """What stands for an API key in the database and in logs."""
+    return hashlib.sha256(b"nexhealth rate budget\0" + key.encode()).hexdigest()[:32]
+
+
+def _checked(api_keys: Mapping[str, str]) -> dict[str, str]:
+    for name, key in api_keys.items():
+        if not usable_header(key):
+            whose = f"the API key of {name}" if name else "NEXHEALTH_API_KEY"
+            raise InvalidSetting(f"{whose} holds a blank, a line break or another character no key has")
+    return dict(api_keys)
+
+
+def _where(request: ApiRequest, number: int) -> Where:
+    page = None if request.paging is Paging.NONE else number
+    return Where("GET", request.path, request.subdomain, request.location_id, page)
+
+
+def _params(request: ApiRequest, cursor: str, number: int) -> list[tuple[str, str]]:
+    """All query parameters. The subdomain must be one: in a body it is ignored (API.md A.4)."""
+    params = [("subdomain", request.subdomain)] if request.subdomain is not None else []
+    params += request.params
+    if request.paging is Paging.CURSOR:
+        params += [("per_page", str(request.per_page)), ("end_cursor", cursor)]
+    elif request.paging is Paging.PAGE:
+        params += [("per_page", str(request.per_page)), ("page", str(number))]
+    return params
+
+
+def _to_page(request: ApiRequest, number: int, cost: Cost, envelope: Envelope, requested_at: datetime) -> Page:
+    records = records_of(envelope, request.records_at)
+    return Page(
+        number=number,
+        records=records,
+        end_cursor=envelope.end_cursor if request.paging is Paging.CURSOR else "",
+        has_next=_has_next(request, number, envelope),
+        requested_at=requested_at,
+        requests=cost.requests,
+        retries=cost.retries,
+        throttled_seconds=cost.throttled_seconds,
+        bytes=cost.bytes,
+        warning=envelope.words or None,
+        total=envelope.total,
+    )
+
+
+def _has_next(request: ApiRequest, number: int, envelope: Envelope) -> bool:
+    if request.paging is Paging.CURSOR:
+        if envelope.has_next is None or (envelope.data and not envelope.is_list):
+            raise BodyMalformed  # without page_info nobody knows whether this was all
+        return envelope.has_next
+    if request.paging is Paging.PAGE:
+        if envelope.total is not None:
+            return number * request.per_page < envelope.total
+        return len(envelope.data) >= request.per_page
+    return False
+
+
+def _to_token(envelope: Envelope, requested_at: datetime) -> Token:
+    with suppress(msgspec.DecodeError, IndexError):
+        token = msgspec.json.decode(envelope.data[0], type=dict[str, msgspec.Raw]).get("token", msgspec.Raw(b"null"))
+        value = msgspec.json.decode(token)
+        if isinstance(value, str) and usable_header(value):
+            return Token(value, token_lifetime(value, api_now=requested_at.timestamp()))
+    raise BodyMalformed

@@ -1,0 +1,170 @@
+"""From the bytes of an answer to the bytes of its records.
+
+NexHealth wraps everything in one envelope (API.md C.1) whose types vary: `description` and
+`error` are text, list or null; `data` is a list, an object or null. Records are kept as the bytes
+received: their meaning is the loader's business, and `raw jsonb` wants them unchanged.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import msgspec
+
+from nexhealth_pipeline.client.split import split_envelope
+from nexhealth_pipeline.client.words import vendor_words
+
+__all__ = ["BodyMalformed", "Envelope", "Page", "decode_envelope", "records_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One answer of a list (or the only one), with what it cost to get."""
+
+    number: int
+    """1-based within the pass."""
+    records: list[bytes] = field(repr=False)
+    """Raw JSON of each record, as received."""
+    end_cursor: str
+    """Where the next page begins; "" where there is none."""
+    has_next: bool
+    requested_at: datetime
+    """API time (UTC) when the request was made."""
+    requests: int
+    retries: int
+    throttled_seconds: float
+    bytes: int
+    warning: str | None
+    """The vendor's words about a parameter it ignored, without anything that may be a record's value."""
+    total: int | None
+    """`count`, where the API gives one."""
+
+
+class BodyMalformed(ValueError):
+    """The body is not a NexHealth answer. Carries no part of it."""
+
+
+class _PageInfo(msgspec.Struct, frozen=True):
+    has_next_page: bool
+    end_cursor: str | int | None = None
+
+
+class _Wire(msgspec.Struct, frozen=True):
+    code: bool
+    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    description: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    count: int | None = None
+    page_info: _PageInfo | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A decoded answer; `data` are the JSON bytes of its elements."""
+
+    ok: bool
+    """The envelope's `code`."""
+    data: list[bytes] = field(repr=False)
+    is_list: bool
+    """Whether `data` was a list (an object counts as one element, null as none)."""
+    words: str
+    """`error` (where not ok) or `description`, reduced to the vendor's own words."""
+    total: int | None
+    has_next: bool | None
+    """None where the answer has no `page_info`."""
+    end_cursor: str
+
+
+_WIRE = msgspec.json.Decoder(_Wire)
+_LIST = msgspec.json.Decoder(list[msgspec.Raw])
+_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def decode_envelope(body: bytes) -> Envelope:
+    """The envelope of `body`. Raises BodyMalformed for anything that is none."""
+    try:
+        wire, data = _decode_strict(body)
+    except msgspec.ValidationError:
+        raise BodyMalformed from None
+    except (msgspec.DecodeError, RecursionError):
+        wire, data = _decode_tolerant(body)
+    info = wire.page_info
+    return Envelope(
+        ok=wire.code,
+        data=data if isinstance(data, list) else [data] if data else [],
+        is_list=isinstance(data, list),
+        words=vendor_words(_texts(wire.description if wire.code else wire.error)),
+        total=wire.count,
+        has_next=None if info is None else info.has_next_page,
+        end_cursor="" if info is None or info.end_cursor is None else str(info.end_cursor),
+    )
+
+
+def records_of(envelope: Envelope, path: tuple[str, ...]) -> list[bytes]:
+    """The records of an answer, descending into the nested lists of `path`."""
+    found: Iterable[bytes] = envelope.data
+    for name in path:
+        found = [record for parent in found for record in _children(parent, name)]
+    return list(found)
+
+
+def _children(parent: bytes, name: str) -> list[bytes]:
+    try:
+        nested = bytes(_OBJECT.decode(parent).get(name, b"null"))
+        elements = _elements(nested)
+    except (msgspec.DecodeError, RecursionError):
+        raise BodyMalformed from None
+    return elements if isinstance(elements, list) else [elements] if elements else []
+
+
+def _decode_strict(body: bytes) -> tuple[_Wire, list[bytes] | bytes]:
+    wire = _WIRE.decode(body)
+    if not wire.code:
+        return wire, b""
+    if wire.data is msgspec.UNSET:
+        raise BodyMalformed
+    return wire, _elements(bytes(wire.data))
+
+
+def _elements(data: bytes) -> list[bytes] | bytes:
+    """A list's elements, an object as it is, b"" for null."""
+    data = data.strip()
+    if data[:1] == b"[":
+        return [bytes(raw) for raw in _LIST.decode(data)]
+    if data[:1] == b"{":
+        return data
+    if data == b"null":
+        return b""
+    raise BodyMalformed
+
+
+def _decode_tolerant(body: bytes) -> tuple[_Wire, list[bytes] | bytes]:
+    """For pages where one record holds NaN, a lone surrogate or absurd nesting.
+
+    One such record must not stop the other 999 (promise 7), yet a garbled page must be asked for
+    again. So the page has to be JSON for Python's tolerant parser; then it is cut by brackets
+    alone, and the loader finds the bad record.
+    """
+    try:
+        json.loads(body)
+    except RecursionError:
+        pass  # nested too deep for any parser: the cut below needs none
+    except ValueError:
+        raise BodyMalformed from None
+    parts = split_envelope(body)
+    if parts is None:
+        raise BodyMalformed
+    try:
+        wire = _WIRE.decode(parts.rest)
+    except (msgspec.DecodeError, RecursionError):
+        raise BodyMalformed from None
+    return wire, parts.elements if parts.is_list else parts.elements[0]
+
+
+def _texts(raw: msgspec.Raw | msgspec.UnsetType) -> list[str]:
+    """The texts of a field that is text, list of texts or null."""
+    if raw is msgspec.UNSET:
+        return []
+    value = msgspec.json.decode(raw)
+    return [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]

@@ -1,0 +1,289 @@
+"""The one request function: budget, credential, one exchange, the verdict, again if that helps.
+
+Every request of this package, `/authenticates` included, goes through :meth:`Sender.send`.
+"""
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Generic, Protocol, TypeVar
+
+from tenacity import RetryCallState, Retrying, retry_if_result
+
+from nexhealth_pipeline import __version__
+from nexhealth_pipeline.catalog.limits import rate_classes
+from nexhealth_pipeline.client.budget import Budget
+from nexhealth_pipeline.client.clock import ApiClock
+from nexhealth_pipeline.client.cost import Cost
+from nexhealth_pipeline.client.page import BodyMalformed, Envelope, decode_envelope
+from nexhealth_pipeline.client.retry import (
+    FAULTS,
+    Action,
+    Fault,
+    RetryPolicy,
+    Rule,
+    retry_after_seconds,
+    rule_for_status,
+)
+from nexhealth_pipeline.client.transport import Answer, Transport
+from nexhealth_pipeline.errors import ApiError, BadRequest, Cancelled, CursorExpired
+
+__all__ = ["Credential", "Exchange", "Sender", "Where"]
+
+T = TypeVar("T")
+
+_LOG = logging.getLogger(__name__)
+_LEGACY_ACCEPT = "application/vnd.Nexhealth+json;version=2"
+_NO_ACCESS = "access to perform this action"  # API.md A.4: known to come with 200 as well
+_GRANTS = 3
+"""Grants used up at most while the token keeps expiring in the queue for the budget."""
+
+
+class Credential(Protocol):
+    """What goes into `Authorization`."""
+
+    def current(self, cost: Cost) -> str:
+        """A value that may be sent; getting it may cost requests."""
+        ...
+
+    def fresh(self, value: str) -> bool:
+        """Whether `value` may still be sent."""
+        ...
+
+    def refused(self, value: str) -> bool:
+        """The API answered 401 to `value`; whether another try with a new one makes sense."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """What was asked for, as errors and logs name it: ids, never values."""
+
+    method: str
+    path: str
+    subdomain: str | None = None
+    location_id: str | None = None
+    page: int | None = None
+
+    def __str__(self) -> str:
+        parts = [
+            f"{label} {value}"
+            for label, value in (("subdomain", self.subdomain), ("location", self.location_id), ("page", self.page))
+            if value is not None
+        ]
+        return f"{self.method} {self.path}" + (f" ({', '.join(parts)})" if parts else "")
+
+    def logged(self) -> dict[str, object]:
+        """The same as fields of a log line."""
+        return {"path": self.path, "subdomain": self.subdomain, "location_id": self.location_id, "page": self.page}
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange(Generic[T]):
+    """One request, as often as it takes; `read` makes the result of a good envelope (or raises BodyMalformed)."""
+
+    where: Where
+    params: list[tuple[str, str]] = field(repr=False)
+    credential: Credential = field(repr=False)
+    budget: Budget = field(repr=False)
+    read: Callable[[Envelope, datetime], T] = field(repr=False)
+    special: Mapping[int, Rule] = field(default_factory=dict, repr=False)
+    """Rules that go before the common table."""
+    legacy_accept: bool = False
+    has_cursor: bool = False
+    """The request goes on from a cursor, so a refusal may mean that this has expired."""
+    quotable: bool = True
+    """Whether the vendor's words may be shown (never for `/authenticates`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    rule: Rule
+    kind: str
+    again: bool
+    status: int | None = None
+    words: str = ""
+    asked_wait: float | None = None
+
+
+@dataclass(slots=True)
+class _Course:
+    """What happened to one exchange so far."""
+
+    started: float
+    waited_for_budget: float = 0.0
+    kinds: Counter[str] = field(default_factory=Counter)
+    refused_before: bool = False
+
+
+class Sender:
+    """Sends exchanges; thread-safe."""
+
+    def __init__(
+        self, transport: Transport, *, clock: ApiClock, policy: RetryPolicy, stop: threading.Event | None = None
+    ) -> None:
+        self._transport, self._clock, self._policy, self._stop = transport, clock, policy, stop
+
+    def send(self, exchange: Exchange[T], cost: Cost) -> T:
+        """The result of `exchange.read`. Raises ApiError when retries are used up or cannot help; Cancelled."""
+        course = _Course(started=self._policy.monotonic())
+        retrying = Retrying(
+            retry=retry_if_result(lambda result: isinstance(result, _Failure) and result.again),
+            wait=self._wait,
+            stop=lambda state: self._gives_up(state, course),
+            sleep=lambda seconds: None,  # noqa: ARG005 - `before_sleep` waits, it knows why
+            before_sleep=lambda state: self._before_repeat(state, exchange, cost),
+            retry_error_callback=_last_result,
+        )
+        result: T | _Failure = retrying(self._attempt, exchange, cost, course)
+        if isinstance(result, _Failure):
+            raise _error(exchange, result, course)
+        return result
+
+    def _attempt(self, exchange: Exchange[T], cost: Cost, course: _Course) -> T | _Failure:
+        credential = self._granted(exchange, cost, course)
+        answer = self._transport.exchange(
+            exchange.where.method,
+            exchange.where.path,
+            params=exchange.params,
+            headers=_headers(legacy=exchange.legacy_accept),
+            authorization=credential,
+        )
+        cost.requests += 1
+        if isinstance(answer, Answer):
+            cost.bytes += len(answer.body)
+            self._clock.observe(answer.sent, answer.received, answer.date)
+            result = self._judge(exchange, answer, credential, course)
+        else:
+            result = _fault(answer)
+        if isinstance(result, _Failure):
+            course.kinds[result.kind] += 1
+        return result
+
+    def _granted(self, exchange: Exchange[T], cost: Cost, course: _Course) -> str:
+        """A credential that still lives after the wait for the budget, and a grant not older than that.
+
+        A grant that lay while a token was renewed would arrive in somebody else's window, so it is
+        given up for a new one.
+        """
+        for _ in range(_GRANTS):
+            credential = exchange.credential.current(cost)
+            waited = exchange.budget.acquire(rate_classes(exchange.where.path))
+            cost.throttled_seconds += waited
+            course.waited_for_budget += waited
+            if self._stop is not None and self._stop.is_set():
+                raise Cancelled("stopped before asking NexHealth")
+            if exchange.credential.fresh(credential):
+                return credential
+        return exchange.credential.current(cost)
+
+    def _judge(self, exchange: Exchange[T], answer: Answer, credential: str, course: _Course) -> T | _Failure:
+        if 200 <= answer.status < 300:
+            return self._judge_success(exchange, answer)
+        rule = rule_for_status(answer.status, exchange.special)
+        envelope = _envelope_or_none(answer.body)
+        if answer.status in (403, 404) and envelope is None:
+            # A proxy's 404 must not look like a record that is gone.
+            return _fault(Fault.STRANGER, answer.status)
+        words = envelope.words if envelope is not None and exchange.quotable else ""
+        again = rule.action is Action.RETRY
+        if rule.action is Action.REFRESH:
+            again = exchange.credential.refused(credential) and not course.refused_before
+        course.refused_before = rule.action is Action.REFRESH
+        asked = self._asked_wait(answer)
+        if answer.status == 429:
+            asked = asked if asked is not None else self._policy.backoff(course.kinds[f"status {answer.status}"] + 1)
+            exchange.budget.throttle(rate_classes(exchange.where.path), asked)
+        return _Failure(rule, f"status {answer.status}", again, answer.status, words, asked)
+
+    def _judge_success(self, exchange: Exchange[T], answer: Answer) -> T | _Failure:
+        try:
+            envelope = decode_envelope(answer.body)
+            if envelope.ok:
+                return exchange.read(envelope, self._clock.at(answer.sent))
+        except BodyMalformed:
+            return _fault(Fault.MALFORMED, answer.status)
+        words = envelope.words if exchange.quotable else ""
+        if _NO_ACCESS in envelope.words:
+            rule = rule_for_status(403, exchange.special)
+            return _Failure(rule, Fault.REFUSED, again=False, status=answer.status, words=words)
+        return _fault(Fault.REFUSED, answer.status, words)
+
+    def _asked_wait(self, answer: Answer) -> float | None:
+        api_now = self._clock.at(answer.received).timestamp()
+        asked = retry_after_seconds(answer.retry_after, api_now=api_now)
+        return None if asked is None else self._policy.bounded(asked)
+
+    def _wait(self, state: RetryCallState) -> float:
+        failure = _failure_of(state)
+        if failure.rule.action is Action.REFRESH:
+            return 0.0
+        return failure.asked_wait if failure.asked_wait is not None else self._policy.backoff(state.attempt_number)
+
+    def _gives_up(self, state: RetryCallState, course: _Course) -> bool:
+        failure = _failure_of(state)
+        spent = self._policy.monotonic() - course.started - course.waited_for_budget
+        return (
+            state.attempt_number >= self._policy.attempts
+            or 0 < failure.rule.tries <= course.kinds[failure.kind]
+            or spent + state.upcoming_sleep > self._policy.patience_seconds
+        )
+
+    def _before_repeat(self, state: RetryCallState, exchange: Exchange[T], cost: Cost) -> None:
+        failure, seconds = _failure_of(state), state.upcoming_sleep
+        fields = {"kind": failure.kind, "attempt": state.attempt_number, "wait_seconds": round(seconds, 3)}
+        _LOG.info("request failed, asking again", extra={"nexhealth": exchange.where.logged() | fields})
+        cost.retries += 1
+        if failure.status == 429:
+            cost.throttled_seconds += seconds
+        if seconds > 0:
+            self._policy.pause(seconds, self._stop)
+
+
+def _headers(*, legacy: bool) -> dict[str, str]:
+    """All headers but `Authorization`. API.md D.3: the version always, the v2 Accept for shared operations."""
+    return {
+        "Accept": _LEGACY_ACCEPT if legacy else "application/json",
+        "Accept-Encoding": "gzip, deflate",
+        "Connection": "keep-alive",
+        "Nex-Api-Version": "v3.0.0",
+        "User-Agent": f"nexhealth-pipeline/{__version__}",
+    }
+
+
+def _fault(fault: Fault, status: int | None = None, words: str = "") -> _Failure:
+    return _Failure(FAULTS[fault], fault, again=FAULTS[fault].action is Action.RETRY, status=status, words=words)
+
+
+def _envelope_or_none(body: bytes) -> Envelope | None:
+    try:
+        return decode_envelope(body)
+    except BodyMalformed:
+        return None
+
+
+def _failure_of(state: RetryCallState) -> _Failure:
+    result = _last_result(state)
+    assert isinstance(result, _Failure)
+    return result
+
+
+def _last_result(state: RetryCallState) -> object:
+    assert state.outcome is not None
+    return state.outcome.result()
+
+
+def _error(exchange: Exchange[T], failure: _Failure, course: _Course) -> ApiError:
+    """The exception for a failure that stays."""
+    kind = failure.rule.error
+    says = failure.rule.says
+    if exchange.has_cursor and kind is BadRequest and failure.status in (400, 422):
+        kind, says = CursorExpired, "the API refuses to go on from this cursor: the pass begins again"
+    attempts = course.kinds.total()
+    facts = [f"status {failure.status}"] if failure.status is not None else []
+    facts.append(f"{attempts} attempt{'' if attempts == 1 else 's'}")
+    quote = f' (the API: "{failure.words}")' if failure.words else ""
+    return kind(f"{exchange.where}: {says}{quote}; {', '.join(facts)}", status=failure.status)

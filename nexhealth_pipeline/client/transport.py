@@ -1,0 +1,188 @@
+"""One HTTP exchange with the API: bounded in time and size, never redirected, never explained in
+the words of an HTTP library.
+
+Exceptions of `requests` hold the prepared request and with it the token, so none leaves this
+module: a failed exchange is returned as a `Fault`.
+"""
+
+import http.client
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import requests
+import urllib3.exceptions
+from requests.adapters import HTTPAdapter
+from requests.auth import AuthBase
+
+from nexhealth_pipeline.client.clock import ApiClock
+from nexhealth_pipeline.client.retry import Fault
+from nexhealth_pipeline.errors import Cancelled, InvalidSetting
+
+__all__ = ["Answer", "Transport"]
+
+CONNECT_SECONDS = 10.0
+"""Longest time to get a connection."""
+BODY_LIMIT = 64 * 1024 * 1024
+"""Bytes of one answer after decompression (DESIGN 7); 1000 wide records are about 3 MB."""
+_READ_SIZE = 64 * 1024
+_GONE = (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back. `sent` and `received` are local times, seconds since 1970."""
+
+    status: int
+    body: bytes = field(repr=False)
+    sent: float
+    received: float
+    date: str | None
+    retry_after: str | None
+
+
+class _Authorization(AuthBase):
+    """Sets the header for one request only; also keeps `requests` from taking a login out of ~/.netrc."""
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = self._value
+        return request
+
+
+class Transport:
+    """Sends requests below one root address. Thread-safe: each exchange borrows a session of its own."""
+
+    def __init__(
+        self,
+        api_url: str,
+        *,
+        timeout_seconds: float,
+        clock: ApiClock,
+        answer_seconds: float | None = None,
+        body_limit: int = BODY_LIMIT,
+        stop: threading.Event | None = None,
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._root = api_url.rstrip("/")
+        self._timeout = (min(CONNECT_SECONDS, timeout_seconds), timeout_seconds)
+        # A server that sends a byte now and then never times out by itself.
+        self._answer_seconds = answer_seconds if answer_seconds is not None else max(120.0, 3 * timeout_seconds)
+        self._body_limit = body_limit
+        self._clock, self._stop, self._monotonic = clock, stop, monotonic
+        self._idle: list[requests.Session] = []
+        self._closed = False
+
+    def exchange(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: list[tuple[str, str]],
+        headers: Mapping[str, str],
+        authorization: str,
+    ) -> Answer | Fault:
+        """Send once. Raises Cancelled, and InvalidSetting for an address that cannot be used."""
+        session = self._borrow()
+        try:
+            return self._exchange(session, method, path, params, headers, authorization)
+        finally:
+            self._give_back(session)
+
+    def close(self) -> None:
+        """Close idle connections; those in use close when their exchange ends."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().close()
+
+    def _exchange(
+        self,
+        session: requests.Session,
+        method: str,
+        path: str,
+        params: list[tuple[str, str]],
+        headers: Mapping[str, str],
+        authorization: str,
+    ) -> Answer | Fault:
+        sent = self._clock.local()
+        fault: Fault | None = None
+        try:
+            with session.request(
+                method,
+                self._root + path,
+                params=params,
+                headers=dict(headers),
+                auth=_Authorization(authorization),
+                timeout=self._timeout,
+                allow_redirects=False,
+                stream=True,
+            ) as response:
+                received = self._clock.local()
+                body = self._body(response)
+                if isinstance(body, Fault):
+                    return body
+                return Answer(
+                    status=response.status_code,
+                    body=body,
+                    sent=sent,
+                    received=received,
+                    date=response.headers.get("Date"),
+                    retry_after=response.headers.get("Retry-After"),
+                )
+        except (requests.exceptions.InvalidURL, requests.exceptions.MissingSchema, requests.exceptions.InvalidSchema):
+            fault = None
+        except _GONE as error:
+            fault = _fault(error)
+        if fault is None:
+            raise InvalidSetting("NEXHEALTH_API_URL is no usable address: write https:// and a host name")
+        return fault
+
+    def _body(self, response: requests.Response) -> bytes | Fault:
+        """The whole body, or why not. Reads what has arrived instead of waiting for full blocks."""
+        deadline = self._monotonic() + self._answer_seconds
+        chunks: list[bytes] = []
+        size = 0
+        while chunk := response.raw.read1(_READ_SIZE, decode_content=True):
+            size += len(chunk)
+            if size > self._body_limit:
+                return Fault.TOO_LARGE
+            if self._monotonic() > deadline:
+                return Fault.TOO_SLOW
+            if self._stop is not None and self._stop.is_set():
+                raise Cancelled("stopped while reading an answer of NexHealth")
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+    def _borrow(self) -> requests.Session:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return _session()
+
+    def _give_back(self, session: requests.Session) -> None:
+        session.cookies.clear()
+        if self._closed:
+            session.close()
+        else:
+            self._idle.append(session)
+
+
+def _session() -> requests.Session:
+    session = requests.Session()
+    session.headers.clear()  # each exchange names all its headers
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, HTTPAdapter(pool_connections=1, pool_maxsize=1, max_retries=0))
+    return session
+
+
+def _fault(error: BaseException) -> Fault:
+    """The kind of a lost exchange."""
+    if isinstance(error, requests.exceptions.SSLError | urllib3.exceptions.SSLError):
+        return Fault.NO_TLS
+    if isinstance(error, requests.exceptions.ReadTimeout | urllib3.exceptions.ReadTimeoutError):
+        return Fault.TIMEOUT
+    if isinstance(error, urllib3.exceptions.ProtocolError | urllib3.exceptions.DecodeError | http.client.HTTPException):
+        return Fault.CUT
+    return Fault.NO_CONNECTION

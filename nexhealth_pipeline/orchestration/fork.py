@@ -1,0 +1,160 @@
+"""Several Dagster runs side by side, out of one command that has paid for its imports once.
+
+Each run gets a forked child of its own: two runs in threads of one process deadlock in Dagster's
+logging, and a fresh interpreter costs seconds. A child is forked after the imports and before any
+connection or thread, so it shares nothing but code with its parent.
+
+Ctrl-C reaches parent and children; a child ends its run on a committed page. A second Ctrl-C ends the
+children at once, which loses nothing that was committed. When the parent dies, the children stop as if
+by Ctrl-C. Where there is no fork (Windows), the tasks run one after another in this process.
+"""
+
+import json
+import os
+import selectors
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any, NamedTuple
+
+from nexhealth_pipeline.errors import PipelineError
+
+__all__ = ["Outcome", "run_side_by_side"]
+
+
+class Outcome(NamedTuple):
+    """How one task ended."""
+
+    result: Any
+    """What the task returned (through JSON), or None where it did not return."""
+    status: int
+    """Exit status of the child: 0 returned, an error's `exit_status`, 130 stopped, negative = killed by that signal."""
+    message: str
+    """The text of the PipelineError that ended it, else empty."""
+
+
+class _Child(NamedTuple):
+    pid: int
+    answer: int
+
+
+def run_side_by_side(
+    tasks: Sequence[Callable[[], Any]], *, tick: Callable[[], None] | None = None, every: float = 0.5
+) -> list[Outcome]:
+    """Run each of `tasks` in a forked child and return how each ended, in order.
+
+    A task returns something that JSON can hold. `tick` is called in the parent about each `every`
+    seconds while children run (the parent may open connections then, since nothing forks any more).
+    """
+    if not hasattr(os, "fork"):
+        return [_outcome(*_call(task)) for task in tasks]
+    if threading.active_count() > 1:
+        raise RuntimeError("fork before any thread is started: a lock held by a thread would stay locked in the child")
+    alive = os.pipe()
+    children: list[_Child] = []
+    with _signals_passed_to(children):
+        children.extend(_fork(task, alive) for task in tasks)
+        os.close(alive[0])
+        try:
+            answers = _gather(children, tick, every)
+        finally:
+            os.close(alive[1])
+    return answers
+
+
+def _fork(task: Callable[[], Any], alive: tuple[int, int]) -> _Child:
+    """A child that runs `task`; its answer comes through a pipe."""
+    answer, reply = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        os.close(reply)
+        return _Child(pid, answer)
+    status = 1
+    try:
+        os.close(answer)
+        os.close(alive[1])
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        threading.Thread(target=_stop_with_parent, args=(alive[0],), daemon=True).start()
+        status, text = _call(task)
+        with os.fdopen(reply, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(status)  # the parent's exit handlers are not the child's
+
+
+def _call(task: Callable[[], Any]) -> tuple[int, str]:
+    """Exit status and answer (JSON) of one task."""
+    try:
+        return 0, json.dumps({"result": task()})
+    except PipelineError as error:
+        return error.exit_status, json.dumps({"message": str(error)})
+    except KeyboardInterrupt:
+        return 130, "{}"
+    except BaseException:  # a child must end by its status, whatever happened
+        sys.excepthook(*sys.exc_info())
+        return 1, "{}"
+
+
+def _outcome(status: int, text: str) -> Outcome:
+    answer = json.loads(text) if text else {}
+    return Outcome(answer.get("result"), status, answer.get("message", ""))
+
+
+def _gather(children: Sequence[_Child], tick: Callable[[], None] | None, every: float) -> list[Outcome]:
+    """Read every child's answer until it ends. The pipe closes with the child, however it ends."""
+    texts = {child.answer: b"" for child in children}
+    with selectors.DefaultSelector() as selector:
+        for child in children:
+            selector.register(child.answer, selectors.EVENT_READ)
+        while selector.get_map():
+            for key, _ in selector.select(every):
+                chunk = os.read(key.fd, 65536)
+                texts[key.fd] += chunk
+                if not chunk:
+                    selector.unregister(key.fd)
+                    os.close(key.fd)
+            if tick is not None:
+                tick()
+    return [_outcome(_ended(child.pid), texts[child.answer].decode()) for child in children]
+
+
+def _ended(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _stop_with_parent(alive: int) -> None:
+    """In a child: wait until the parent is gone (its end of the pipe closes), then stop the run."""
+    os.read(alive, 1)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@contextmanager
+def _signals_passed_to(children: Sequence[_Child]) -> Iterator[None]:
+    """In the parent: the first SIGINT or SIGTERM stops the children gently, a second one at once."""
+    received = 0
+
+    def handle(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal received
+        received += 1
+        for child in children:
+            _send(child.pid, signal.SIGINT if received == 1 else signal.SIGKILL)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _send(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError):  # it ended meanwhile
+        os.kill(pid, number)

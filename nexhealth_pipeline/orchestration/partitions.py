@@ -1,0 +1,101 @@
+"""The partitions of the assets, and the only place where their keys are written and read.
+
+Locations and institutions are dynamic: discovery adds keys and nothing ever deletes one (a deleted key
+throws away the work of runs that use it). Appointments are split by location and by the month of their
+start, in UTC. A key may hold letters, digits, `_`, `.` and `-` only: Dagster joins two dimensions with
+`|`, and accepts a key with `|` in it only to fail later for every location.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from dagster import (
+    DagsterInstance,
+    DynamicPartitionsDefinition,
+    MonthlyPartitionsDefinition,
+    MultiPartitionKey,
+    MultiPartitionsDefinition,
+)
+
+from nexhealth_pipeline.errors import InvalidSetting
+
+__all__ = [
+    "FIRST_MONTH",
+    "INSTITUTIONS",
+    "LOCATIONS",
+    "LOCATION_MONTHS",
+    "MONTHS",
+    "MONTHS_AHEAD",
+    "LocationKey",
+    "add_keys",
+    "location_key",
+    "location_month_key",
+    "parse_location_key",
+    "parse_location_month_key",
+]
+
+FIRST_MONTH = "2024-07"
+"""The first month slice; it owns everything earlier. Fixed, so that keys never vanish."""
+MONTHS_AHEAD = 24
+"""Month slices after the current one; the last owns everything later."""
+
+LOCATIONS = DynamicPartitionsDefinition(name="nexhealth_locations")
+"""One key a location: `<subdomain>.<location_id>`."""
+INSTITUTIONS = DynamicPartitionsDefinition(name="nexhealth_institutions")
+"""One key an institution: its subdomain."""
+MONTHS = MonthlyPartitionsDefinition(start_date=FIRST_MONTH, fmt="%Y-%m", timezone="UTC", end_offset=MONTHS_AHEAD + 1)
+"""One key a month: `2024-07`. The offset counts the current month, too."""
+LOCATION_MONTHS = MultiPartitionsDefinition({"location": LOCATIONS, "month": MONTHS})
+"""One key a location and month: `<subdomain>.<location_id>|2024-07`."""
+
+_KEY = re.compile(r"[A-Za-z0-9_.-]{1,200}")
+
+
+class LocationKey(NamedTuple):
+    """A location, read from its partition key."""
+
+    subdomain: str
+    location_id: int
+
+
+def location_key(subdomain: str, location_id: int) -> str:
+    """The partition key of a location. Raises InvalidSetting for a subdomain that cannot be a key."""
+    return _checked(f"{_checked(subdomain)}.{location_id}")
+
+
+def parse_location_key(key: str) -> LocationKey:
+    """The location of a key `<subdomain>.<location_id>`. Raises InvalidSetting."""
+    subdomain, dot, number = key.rpartition(".")
+    if not (dot and subdomain and number.isascii() and number.isdigit()):
+        raise InvalidSetting(f"location {key!r}: write <subdomain>.<location_id>, for example acme.12")
+    return LocationKey(_checked(subdomain), int(number))
+
+
+def location_month_key(location: str, month: str) -> MultiPartitionKey:
+    """The partition key of one month (`2024-07`) of the location with key `location`."""
+    return MultiPartitionKey({"location": location, "month": month})
+
+
+def parse_location_month_key(key: str) -> tuple[LocationKey, str]:
+    """Location and month of a key of LOCATION_MONTHS. Raises InvalidSetting."""
+    location, bar, month = key.rpartition("|")
+    if not bar or not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", month):
+        raise InvalidSetting(f"partition {key!r}: write <subdomain>.<location_id>|<year>-<month>")
+    return parse_location_key(location), month
+
+
+def add_keys(instance: DagsterInstance, definition: DynamicPartitionsDefinition, keys: Iterable[str]) -> list[str]:
+    """Add the `keys` that `definition` does not have yet; returns those. Raises InvalidSetting."""
+    name = str(definition.name)
+    known = set(instance.get_dynamic_partitions(name))
+    new = [_checked(key) for key in dict.fromkeys(keys) if key not in known]
+    if new:
+        instance.add_dynamic_partitions(name, new)
+    return new
+
+
+def _checked(key: str) -> str:
+    if not _KEY.fullmatch(key):
+        raise InvalidSetting(f"partition key {key!r}: only letters, digits, '_', '.' and '-' are possible (1 to 200)")
+    return key

@@ -1,0 +1,242 @@
+"""Where Dagster keeps its own records: the classes that `dagster.yaml` names.
+
+`dagster.yaml` cannot choose an address by a variable that may be unset, and Dagster's PostgreSQL
+storage opens a fresh connection for every single event. These subclasses resolve their place through
+our settings, so that plain `dagster dev` works with nothing set, and write events over pooled
+connections in batches. They are made by Dagster from `dagster.yaml`; nothing else should make one
+except tests.
+
+Several Dagster processes start at once (webserver, daemon, code server, forked runs), so the tables
+are created under an advisory lock.
+"""
+
+import os
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dagster._config.config_schema import UserConfigSchema
+from dagster._core.events import ASSET_CHECK_EVENTS, ASSET_EVENTS
+from dagster._core.events.log import EventLogEntry
+from dagster._core.storage.event_log import SqlEventLogStorageTable
+from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
+from dagster._core.storage.root import LocalArtifactStorage
+from dagster._serdes import ConfigurableClassData
+from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage, PostgresScheduleStorage
+from dagster_postgres.storage import DagsterPostgresStorage
+from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import SQLAlchemyError
+
+from nexhealth_pipeline.errors import WarehouseUnreachable
+from nexhealth_pipeline.settings import load_settings
+from nexhealth_pipeline.warehouse.connect import dagster_url, home_folder
+
+__all__ = [
+    "EVENT_BATCH_SIZE",
+    "HomeArtifactStorage",
+    "HomeComputeLogManager",
+    "NexHealthDagsterStorage",
+    "dagster_folder",
+    "psycopg2_url",
+]
+
+EVENT_BATCH_SIZE = 1000
+"""Planned events stored in one statement; Dagster's own default is one statement an event."""
+
+_CREATE_LOCK = 0x6E78_6461_6773_7472  # "nxdagstr": one process at a time creates Dagster's tables
+
+_engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
+
+
+def psycopg2_url(url: str) -> str:
+    """A libpq URL as SQLAlchemy writes it, with the driver that Dagster's storage needs.
+
+    SQLAlchemy 2.1 takes psycopg 3 for a plain `postgresql://`, with which dagster-postgres 0.29
+    breaks at the first event of every run (it binds a parameter in NOTIFY). Sockets and lists of
+    hosts, which libpq takes in the place of one host, go to the query.
+    """
+    given = {name: str(value) for name, value in conninfo_to_dict(url).items() if value is not None}
+    database, user, password = (given.pop(name, None) for name in ("dbname", "user", "password"))
+    host, port = given.pop("host", None), given.pop("port", None)
+    if host and ("/" in host or "," in host):
+        given |= {"host": host, **({"port": port} if port else {})}
+        host = port = None
+    return URL.create(
+        "postgresql+psycopg2", user, password, host, int(port) if port else None, database, given
+    ).render_as_string(hide_password=False)
+
+
+class NexHealthDagsterStorage(DagsterPostgresStorage):
+    """Runs, events and schedules on PostgreSQL: own address, one small pool a process, batched events."""
+
+    def __init__(self, postgres_url: str, inst_data: ConfigurableClassData | None = None) -> None:
+        self.postgres_url = postgres_url
+        self.should_autocreate_tables = True
+        self._inst_data = inst_data
+        engine = _pooled_engine(postgres_url)
+        with _alone_on(engine):
+            self._run_storage = PostgresRunStorage(postgres_url)
+            self._event_log_storage = _PooledEventLogStorage(postgres_url)
+            self._schedule_storage = PostgresScheduleStorage(postgres_url)
+        # Each part was made with an engine that connects anew for every statement.
+        for part in (self._run_storage, self._event_log_storage, self._schedule_storage):
+            part._engine = engine
+        # Dagster reads its batch size from the environment alone.
+        os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", str(EVENT_BATCH_SIZE))
+        super(DagsterPostgresStorage, self).__init__()  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def config_type(cls) -> UserConfigSchema:
+        """Nothing to configure: the address comes from the settings."""
+        return {}
+
+    @classmethod
+    def from_config_value(
+        cls,
+        inst_data: ConfigurableClassData | None,
+        config_value: Mapping[str, Any],  # noqa: ARG003
+    ) -> "NexHealthDagsterStorage":
+        """The storage at `DAGSTER_DATABASE_URL`, or in database `dagster` on the warehouse's server."""
+        return cls(psycopg2_url(dagster_url(load_settings())), inst_data=inst_data)
+
+
+class _PooledEventLogStorage(PostgresEventLogStorage):
+    """The event log, with asset events written many at a time.
+
+    Dagster stores each planned and each finished partition with four statements on two connections,
+    one of them a NOTIFY that nothing listens to any more. Here a batch is one insert and one update of
+    each asset's last event; a single event takes the same way.
+    """
+
+    def store_event(self, event: EventLogEntry) -> None:
+        """Store one event."""
+        if _is_asset_event(event):
+            self._store_asset_events([event])
+        else:
+            super().store_event(event)
+
+    def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
+        """Store `events`; other kinds than those of assets one by one."""
+        asset_events = [event for event in events if _is_asset_event(event)]
+        if asset_events:
+            self._store_asset_events(asset_events)
+        for event in events:
+            if not _is_asset_event(event):
+                super().store_event(event)
+
+    def _store_asset_events(self, events: Sequence[EventLogEntry]) -> None:
+        insert = SqlEventLogStorageTable.insert().returning(SqlEventLogStorageTable.c.id, sort_by_parameter_order=True)
+        rows = [self._event_to_row(event) for event in events]
+        last: dict[str, tuple[EventLogEntry, int]] = {}
+        with self.index_transaction() as connection:
+            ids = [int(row[0]) for row in connection.execute(insert, rows)]
+            self._store_asset_event_tags(connection, events, ids)
+            for row, event, event_id in zip(rows, events, ids, strict=True):
+                last[row["asset_key"]] = (event, event_id)
+            for key in sorted(last):  # every process locks the assets' rows in one order
+                self._store_asset_event(connection, *last[key])
+
+    def dispose(self) -> None:
+        """Close the pool: of the three parts, an instance disposes of this one last."""
+        super().dispose()
+        self._engine.dispose()
+
+
+def _is_asset_event(event: EventLogEntry) -> bool:
+    """Whether `event` is recorded with its asset, and in no further table."""
+    return bool(
+        event.dagster_event is not None
+        and event.dagster_event.event_type in ASSET_EVENTS
+        and event.dagster_event.asset_key is not None
+        and event.dagster_event.event_type not in ASSET_CHECK_EVENTS
+    )
+
+
+@contextmanager
+def _alone_on(engine: Engine) -> Iterator[None]:
+    """Hold the lock under which Dagster's tables are created. Raises WarehouseUnreachable."""
+    try:
+        connection = engine.connect()
+    except SQLAlchemyError:
+        raise WarehouseUnreachable(
+            "Dagster's database cannot be reached: check DAGSTER_DATABASE_URL (unset: database `dagster` on the "
+            "server of DATABASE_URL)"
+        ) from None
+    with connection:
+        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _CREATE_LOCK})
+        try:
+            yield
+        finally:
+            connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _CREATE_LOCK})
+
+
+def dagster_folder() -> Path:
+    """The folder of Dagster's loose files: `<home>/dagster`."""
+    return home_folder(load_settings()) / "dagster"
+
+
+def _pooled_engine(url: str) -> Engine:
+    """One engine for all three storages: connections are kept, and checked before use.
+
+    Checking costs one short round trip; without it, a restart of the server would fail a run at its
+    next event. Waiting threads may open up to 20 connections more, which are closed after use.
+    """
+    engine = create_engine(
+        url,
+        isolation_level="AUTOCOMMIT",
+        pool_size=2,
+        max_overflow=20,
+        pool_recycle=3600,
+        pool_pre_ping=True,
+    )
+    _engines.add(engine)
+    return engine
+
+
+def _forget_parents_connections() -> None:
+    """A forked child must not talk on its parent's sockets; drop them without closing."""
+    for engine in list(_engines):
+        engine.dispose(close=False)
+
+
+os.register_at_fork(after_in_child=_forget_parents_connections)
+
+
+class HomeComputeLogManager(LocalComputeLogManager):
+    """What runs print, in one fixed folder below `NEXHEALTH_HOME`, wherever Dagster's home lies."""
+
+    @classmethod
+    def config_type(cls) -> UserConfigSchema:
+        """Nothing to configure."""
+        return {}
+
+    @classmethod
+    def from_config_value(
+        cls,
+        inst_data: ConfigurableClassData | None,
+        config_value: Mapping[str, Any],  # noqa: ARG003
+    ) -> "HomeComputeLogManager":
+        """The manager of folder `<home>/dagster/compute_logs`."""
+        return cls(base_dir=str(dagster_folder() / "compute_logs"), inst_data=inst_data)
+
+
+class HomeArtifactStorage(LocalArtifactStorage):
+    """Dagster's loose files, below `NEXHEALTH_HOME` instead of beside `dagster.yaml`."""
+
+    @classmethod
+    def config_type(cls) -> UserConfigSchema:
+        """Nothing to configure."""
+        return {}
+
+    @classmethod
+    def from_config_value(
+        cls,
+        inst_data: ConfigurableClassData | None,
+        config_value: Mapping[str, Any],  # noqa: ARG003
+    ) -> "HomeArtifactStorage":
+        """The storage of folder `<home>/dagster`."""
+        return cls(base_dir=str(dagster_folder()), inst_data=inst_data)

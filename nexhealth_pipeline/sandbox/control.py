@@ -1,0 +1,150 @@
+"""The sandbox's own routes under `/sandbox/`: change data, make faults, read the request log and the truth.
+
+| route | does |
+|---|---|
+| GET /sandbox/stats | rows per collection, requests by status, peaks of each rate limit |
+| GET, DELETE /sandbox/requests | the request log (`path` = regular expression, `status`, `since` = number) |
+| GET, POST, DELETE /sandbox/faults | rules in force, a new rule, no rules; DELETE /sandbox/faults/{id} one |
+| GET, POST /sandbox/changes | changes made; make one (or a list of them) |
+| GET /sandbox/truth/{collection} | every row as JSON lines, hidden ones too |
+| POST /sandbox/settings | `token_seconds`, `limits` (bool), `retry_after`; `revoke_tokens` ends all tokens |
+
+No key is asked: the data is made up. Bind the sandbox to a loopback address.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from .params import Query
+from .reply import ApiError, Reply, failure
+from .shapes import truth
+from .state import Change, NoSuchRowError, State
+
+if TYPE_CHECKING:
+    from .app import App
+
+__all__ = ["apply_change", "control"]
+
+
+def control(app: "App", method: str, path: str, raw_query: str, body: bytes) -> Reply:
+    """Answer an administrative request."""
+    parts = path.strip("/").split("/")[1:]
+    handler = _HANDLERS.get((method, parts[0] if parts else ""))
+    if handler is None:
+        return failure(404, [f"No route matches {method} {path}"])
+    try:
+        return handler(app, parts[1:], Query.parse(raw_query), orjson.loads(body) if body else {})
+    except (NoSuchRowError, LookupError) as error:
+        return failure(404, [str(error)])
+    except (ValueError, TypeError) as error:
+        return failure(400, [str(error)])
+    except ApiError as error:
+        return failure(error.status, error.messages)
+
+
+def apply_change(state: State, change: dict[str, Any]) -> Change:
+    """Make one change given as JSON: `operation`, `collection`, `id`, `fields`, and for a creation `subdomain`.
+
+    Other keys are passed on: `about`, `drop`, `touch` of an update, `days` or `start_time` of a move, `hard` of a
+    deletion, `location_ids` and the like of a creation. Raises NoSuchRowError, TypeError or ValueError.
+    """
+    rest = dict(change)
+    operation = rest.pop("operation", "update")
+    match operation:
+        case "update":
+            return state.update(rest.pop("collection"), rest.pop("id"), rest.pop("fields", {}), **rest)
+        case "create":
+            return state.create(rest.pop("collection"), rest.pop("fields", {}), **rest)
+        case "delete":
+            return state.delete(rest.pop("collection"), rest.pop("id"), **rest)
+        case "cancel":
+            return state.cancel(rest["id"])
+        case "move":
+            rest.pop("collection", None)
+            return state.move(rest.pop("id"), **rest)
+    raise ValueError(f"no operation {operation!r}: update, create, delete, cancel or move")
+
+
+def _json(value: Any, status: int = 200) -> Reply:
+    return Reply(status, orjson.dumps(value))
+
+
+def _stats(app: "App", _parts: list[str], _query: Query, _body: Any) -> Reply:
+    origin = app.state.world
+    world = {"seed": origin.seed, "base": origin.base.isoformat(), "rows": app.state.counts()}
+    peaks = list(app.requests.peaks().values())
+    settings = {"limits": app.limits.enabled, "token_seconds": app.auth.token_seconds}
+    return _json({"world": world, "settings": settings, "peaks": peaks} | app.requests.summary())
+
+
+def _requests(app: "App", _parts: list[str], query: Query, _body: Any) -> Reply:
+    status = query.get("status")
+    entries = app.requests.matching(
+        query.get("path") or ".*", status=int(status) if status else None, since=int(query.get("since") or 0)
+    )
+    return _json(app.requests.dump(entries))
+
+
+def _forget_requests(app: "App", _parts: list[str], _query: Query, _body: Any) -> Reply:
+    app.requests.clear()
+    return _json({})
+
+
+def _faults(app: "App", _parts: list[str], _query: Query, _body: Any) -> Reply:
+    return _json(app.faults.describe())
+
+
+def _add_faults(app: "App", _parts: list[str], _query: Query, body: Any) -> Reply:
+    rules = body if isinstance(body, list) else [body]
+    made = [app.faults.add(**{"rule": rule.pop("kind", ""), **rule}) for rule in rules]
+    return _json([{"id": rule.id, "kind": rule.kind} for rule in made], 201)
+
+
+def _remove_faults(app: "App", parts: list[str], _query: Query, _body: Any) -> Reply:
+    if parts:
+        app.faults.remove(int(parts[0]))
+    else:
+        app.faults.clear()
+    return _json({})
+
+
+def _changes(app: "App", _parts: list[str], _query: Query, _body: Any) -> Reply:
+    return _json([asdict(change) for change in app.state.changes])
+
+
+def _change(app: "App", _parts: list[str], _query: Query, body: Any) -> Reply:
+    wanted = body if isinstance(body, list) else [body]
+    return _json([asdict(apply_change(app.state, change)) for change in wanted], 201)
+
+
+def _truth(app: "App", parts: list[str], _query: Query, _body: Any) -> Reply:
+    lines = [orjson.dumps(line) for line in truth(app.state, parts[0] if parts else "")]
+    return Reply(200, b"".join(line + b"\n" for line in lines), "application/x-ndjson")
+
+
+def _settings(app: "App", _parts: list[str], _query: Query, body: Any) -> Reply:
+    app.auth.token_seconds = float(body.get("token_seconds", app.auth.token_seconds))
+    app.limits.enabled = bool(body.get("limits", app.limits.enabled))
+    app.limits.retry_after = str(body.get("retry_after", app.limits.retry_after))
+    if body.get("revoke_tokens"):
+        app.auth.revoke()
+    return _json({"limits": app.limits.enabled, "token_seconds": app.auth.token_seconds})
+
+
+_Handler = Callable[["App", list[str], Query, Any], Reply]
+
+_HANDLERS: dict[tuple[str, str], _Handler] = {
+    ("GET", "stats"): _stats,
+    ("GET", "requests"): _requests,
+    ("DELETE", "requests"): _forget_requests,
+    ("GET", "faults"): _faults,
+    ("POST", "faults"): _add_faults,
+    ("DELETE", "faults"): _remove_faults,
+    ("GET", "changes"): _changes,
+    ("POST", "changes"): _change,
+    ("GET", "truth"): _truth,
+    ("POST", "settings"): _settings,
+}

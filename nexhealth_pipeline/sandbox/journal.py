@@ -1,0 +1,64 @@
+"""What a state folder keeps: which world was served, and every change made to it since, in order."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+__all__ = ["Journal", "Origin"]
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a world was made from."""
+
+    seed: int
+    base: datetime
+    patients: int
+    appointments_per_patient: float
+
+
+class Journal:
+    """Files of a state folder: `world.json` and `changes.jsonl`."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._world = folder / "world.json"
+        self._changes = folder / "changes.jsonl"
+
+    def origin(self) -> Origin | None:
+        """The world of this folder; None in a new folder. Raises ValueError where another format wrote it."""
+        if not self._world.exists():
+            return None
+        kept: dict[str, Any] = orjson.loads(self._world.read_bytes())
+        if kept.pop("format", None) != _FORMAT:
+            raise ValueError(f"{self._world.parent} was written by another version of the sandbox: delete that folder")
+        return Origin(**(kept | {"base": datetime.fromisoformat(kept["base"])}))
+
+    def begin(self, origin: Origin) -> None:
+        """Remember the world; done once per folder."""
+        kept = {"format": _FORMAT, "seed": origin.seed, "base": origin.base.isoformat()}
+        kept |= {"patients": origin.patients, "appointments_per_patient": origin.appointments_per_patient}
+        part = self._world.with_suffix(".part")
+        part.write_bytes(orjson.dumps(kept))
+        part.replace(self._world)
+
+    def append(self, entry: dict[str, Any]) -> None:
+        """Add one change."""
+        with self._changes.open("ab") as file:
+            file.write(orjson.dumps(entry) + b"\n")
+
+    def entries(self) -> Iterator[dict[str, Any]]:
+        """All changes, oldest first; a line cut short by a crash ends the list."""
+        if not self._changes.exists():
+            return
+        for line in self._changes.read_bytes().splitlines():
+            try:
+                yield orjson.loads(line)
+            except orjson.JSONDecodeError:
+                return

@@ -1,0 +1,243 @@
+"""Starting the sandbox: in a thread for tests and the demo, or in the foreground for `nexhealth sandbox`."""
+
+import asyncio
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import uvicorn
+
+from .api import Api
+from .app import App
+from .auth import SANDBOX_API_KEY, Auth
+from .faults import Faults
+from .journal import Journal, Origin
+from .limits import Limits
+from .log import RequestLog
+from .state import State
+from .times import Clock, stamp_at
+from .world import DEFAULT_APPOINTMENTS, DEFAULT_PATIENTS, DEFAULT_SEED, World, build_world
+
+__all__ = ["SandboxServer", "build_app", "serve"]
+
+TOKEN_SECONDS = 86_400.0
+"""Lifetime of a token: 24 hours, as the vendor's own sandbox gives (API.md B)."""
+
+
+def _wanted(
+    kept: Origin | None, seed: int | None, base: datetime | None, patients: int | None, mean: float | None, clock: Clock
+) -> Origin:
+    """The world to serve: the folder's, or a new one from the arguments. Raises ValueError where they disagree."""
+    if kept is None:
+        now = datetime.fromtimestamp(clock(), UTC).replace(second=0, microsecond=0)
+        sizes = DEFAULT_PATIENTS if patients is None else patients, DEFAULT_APPOINTMENTS if mean is None else mean
+        return Origin(DEFAULT_SEED if seed is None else seed, base or now, *sizes)
+    asked = {"seed": seed, "base": base, "patients": patients, "appointments_per_patient": mean}
+    wrong = [name for name, value in asked.items() if value is not None and value != getattr(kept, name)]
+    if wrong:
+        raise ValueError(f"the state folder holds a sandbox with another {wrong[0]}: use another folder or delete it")
+    return kept
+
+
+def _world(origin: Origin) -> World:
+    return build_world(
+        origin.seed,
+        base=origin.base,
+        patients=origin.patients,
+        appointments_per_patient=origin.appointments_per_patient,
+    )
+
+
+def build_app(
+    *,
+    seed: int | None = None,
+    world: World | None = None,
+    base: datetime | None = None,
+    patients: int | None = None,
+    appointments_per_patient: float | None = None,
+    state_dir: Path | str | None = None,
+    api_keys: Mapping[str, tuple[str, ...] | None] | None = None,
+    token_seconds: float = TOKEN_SECONDS,
+    limits: bool = True,
+    limit_scale: float = 1.0,
+    clock: Clock = time.time,
+) -> App:
+    """The application with its world. See SandboxServer for the arguments. Raises ValueError as it does."""
+    journal = Journal(Path(state_dir)) if state_dir is not None else None
+    if world is None:
+        kept = journal.origin() if journal else None
+        origin = _wanted(kept, seed, base, patients, appointments_per_patient, clock)
+        world = _world(origin)
+        if journal and kept is None:
+            journal.begin(origin)
+    secret = sha256(f"sandbox:{world.seed}".encode()).digest()
+    state = State(world, clock, journal)
+    return App(
+        state=state,
+        auth=Auth(api_keys or {SANDBOX_API_KEY: None}, secret, token_seconds, clock),
+        limits=Limits(clock, enabled=limits, scale=limit_scale),
+        faults=Faults(world.seed),
+        requests=RequestLog(),
+        clock=clock,
+        api=Api(state, secret, lambda: stamp_at(clock())),
+    )
+
+
+def _uvicorn(app: App) -> uvicorn.Server:
+    # A cut answer makes uvicorn report an unfinished response: expected here, so its own log is silent.
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        date_header=False,
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=1,
+        backlog=512,
+    )
+    return uvicorn.Server(config)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class SandboxServer:
+    """A sandbox in a thread of this process, for tests and the demo.
+
+    `seed`, `patients`, `appointments_per_patient`, `base` ("now" of the world) decide the world, or `world` is
+    given ready. `state_dir` keeps the world's origin and all changes: a later start with that folder serves the
+    same data (a different seed, base or size is then a ValueError). `api_keys` maps keys to the subdomains they
+    reach (None = all). `limits=False` switches rate limits off, `limit_scale=0.1` makes them ten times tighter.
+    `clock` decides tokens, limits, changes and the Date header.
+
+    Raises OSError where the port is taken.
+    """
+
+    def __init__(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        seed: int | None = None,
+        world: World | None = None,
+        base: datetime | None = None,
+        patients: int | None = None,
+        appointments_per_patient: float | None = None,
+        state_dir: Path | str | None = None,
+        api_keys: Mapping[str, tuple[str, ...] | None] | None = None,
+        token_seconds: float = TOKEN_SECONDS,
+        limits: bool = True,
+        limit_scale: float = 1.0,
+        clock: Clock = time.time,
+    ) -> None:
+        self.app = build_app(
+            seed=seed,
+            world=world,
+            base=base,
+            patients=patients,
+            appointments_per_patient=appointments_per_patient,
+            state_dir=state_dir,
+            api_keys=api_keys,
+            token_seconds=token_seconds,
+            limits=limits,
+            limit_scale=limit_scale,
+            clock=clock,
+        )
+        self.api_key = next(iter(api_keys or {SANDBOX_API_KEY: None}))
+        self.state, self.faults, self.requests = self.app.state, self.app.faults, self.app.requests
+        self.limits, self.auth = self.app.limits, self.app.auth
+        self._host, self._port = host, port
+        self._server: uvicorn.Server | None = None
+        self._thread: threading.Thread | None = None
+        self.url = ""
+
+    def start(self) -> Self:
+        """Bind, serve in a daemon thread, and return once requests are accepted."""
+        self.app.stopping = False
+        listener = _bind(self._host, self._port)
+        self.url = _address(listener)
+        self._server = _uvicorn(self.app)
+        self._thread = threading.Thread(target=self._run, args=(self._server, listener), name="sandbox", daemon=True)
+        self._thread.start()
+        while not self._server.started and self._thread.is_alive():
+            time.sleep(0.002)
+        return self
+
+    def _run(self, server: uvicorn.Server, listener: socket.socket) -> None:
+        with listener:
+            server.run(sockets=[listener])
+
+    def stop(self) -> None:
+        """Stop serving; answers that hang are let go."""
+        if self._server is None or self._thread is None:
+            return
+        self._server.should_exit = True
+        self.app.stopping = True
+        self._thread.join(timeout=10)
+        self._server = self._thread = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def serve(
+    host: str = "127.0.0.1",
+    port: int = 8089,
+    seed: int | None = None,
+    state_dir: Path | str | None = None,
+    *,
+    patients: int | None = None,
+    appointments_per_patient: float | None = None,
+    token_seconds: float = TOKEN_SECONDS,
+    limits: bool = True,
+    on_ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serve in the foreground until SIGINT or SIGTERM. `port` 0 takes a free one; `on_ready` is told the address.
+
+    Raises OSError where the port is taken, ValueError where `state_dir` holds another world.
+    """
+    app = build_app(
+        seed=seed,
+        patients=patients,
+        appointments_per_patient=appointments_per_patient,
+        state_dir=state_dir,
+        token_seconds=token_seconds,
+        limits=limits,
+    )
+    with _bind(host, port) as listener:
+        listener.listen(512)  # answers wait in the queue from here on, so the address may be told
+        if on_ready:
+            on_ready(_address(listener))
+        try:
+            _uvicorn(app).run(sockets=[listener])
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            return

@@ -1,0 +1,104 @@
+"""A whole synthetic world from a seed, a base time and two sizes; the same arguments give the same bytes.
+
+Nothing in it was changed later than `base`, so every change made while the sandbox runs is newer.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from random import Random
+
+from .insurance import coverage_rows, plan_rows
+from .papers import document_rows
+from .people import patient_rows
+from .practices import PRACTICES, PracticePlan, practice_rows
+from .rows import KINDS, Row
+from .schedule import Desk, appointment_rows, block_rows
+
+__all__ = ["DEFAULT_APPOINTMENTS", "DEFAULT_PATIENTS", "DEFAULT_SEED", "World", "build_world"]
+
+DEFAULT_SEED = 1
+"""Seed of the world that `nexhealth sandbox` serves."""
+
+DEFAULT_PATIENTS = 2100
+"""Patients of the default world, both institutions together."""
+
+DEFAULT_APPOINTMENTS = 7.8
+"""Mean number of appointments per patient of the default world."""
+
+_FIRST_APPOINTMENT = 1_599_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Rows by collection, ready to be put into a State, and what they were made from."""
+
+    seed: int
+    base: datetime
+    patients: int
+    appointments_per_patient: float
+    rows: Mapping[str, list[Row]]
+
+
+def _desks(plan: PracticePlan, base: datetime, made: dict[str, list[Row]]) -> dict[int, Desk]:
+    desks = {}
+    for place in plan.active:
+        providers = [row for row in made["providers"] if place.id in row.facts["location_ids"]]
+        owners = {place.id, plan.id}
+        types = [row.record() for row in made["appointment_types"] if row.facts["parent_id"] in owners]
+        desks[place.id] = Desk(
+            plan,
+            place,
+            base,
+            [(row.id, row.record()["name"]) for row in providers],
+            [row.id for row in made["operatories"] if row.facts["location_id"] == place.id],
+            [(kind["id"], kind["minutes"]) for kind in types],
+        )
+    return desks
+
+
+def _document_types(made: dict[str, list[Row]]) -> dict[int, list[int]]:
+    types: dict[int, list[int]] = {}
+    for row in made["document_types"]:
+        types.setdefault(row.facts["location_id"], []).append(row.id)
+    return types
+
+
+def _practice(plan: PracticePlan, seed: int, base: datetime, total: int, mean: float) -> dict[str, list[Row]]:
+    def rng(part: str) -> Random:
+        return Random(
+            f"{seed}:{plan.subdomain}:{part}"
+        )  # one stream per part: a change of one size moves only its part
+
+    made = practice_rows(plan, base, rng("practice"))
+    people = [row for _, row in patient_rows(plan, base, rng("patients"), made["providers"], total)]
+    plans = plan_rows(plan, base, rng("plans"), max(11, min(60, total // 30)))
+    desks = _desks(plan, base, made)
+    first = _FIRST_APPOINTMENT + (plan.id - 11200) * 50_000_000
+    blocks = round(total * mean / 500) if mean else 0
+    made |= {
+        "patients": people,
+        "appointments": [
+            *appointment_rows(desks, people, mean, rng("appointments"), first),
+            *block_rows(desks, blocks, rng("blocks"), first + 45_000_000),
+        ],
+        "insurance_plans": plans,
+        "insurance_coverages": list(coverage_rows(plan, people, plans, base, rng("coverages"))),
+        "documents": list(document_rows(plan, people, _document_types(made), base, rng("documents"))),
+    }
+    return made
+
+
+def build_world(
+    seed: int = DEFAULT_SEED,
+    *,
+    base: datetime,
+    patients: int = DEFAULT_PATIENTS,
+    appointments_per_patient: float = DEFAULT_APPOINTMENTS,
+) -> World:
+    """Build both institutions. `base` (aware, UTC) is "now" of the world; sizes are of all locations together."""
+    rows: dict[str, list[Row]] = {name: [] for name in KINDS}
+    for plan in PRACTICES:
+        for name, made in _practice(plan, seed, base, patients, appointments_per_patient).items():
+            rows[name].extend(made)
+    return World(seed, base, patients, appointments_per_patient, rows)

@@ -1,0 +1,165 @@
+"""Lists under one patient (documents): one request a patient, so only for those that are due.
+
+Due are patients never read or changed since, and a small rotation, because such a list has no
+increment and tells nobody that it changed. `nexhealth_child_reads`, written with the rows, is where
+a killed run goes on.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import psycopg
+
+from nexhealth_pipeline.client.page import Page
+from nexhealth_pipeline.client.request import ApiRequest
+from nexhealth_pipeline.errors import NotFound
+from nexhealth_pipeline.sync.options import Mode
+from nexhealth_pipeline.sync.plan import PassPlan, passes_of
+from nexhealth_pipeline.sync.reader import SliceReader
+from nexhealth_pipeline.warehouse.child_reads import DuePatient, due_patients, record_child_reads
+from nexhealth_pipeline.warehouse.state import PassState, load_state, save_state
+from nexhealth_pipeline.warehouse.sync_log import Counts
+
+__all__ = ["ChildReader"]
+
+_BATCH_SECONDS = 2.0
+"""Longest time between commits; a killed run asks again for what came since the last one."""
+_BATCH_PATIENTS = 200
+_Read = tuple[DuePatient, list[Page]]
+
+
+class ChildReader(SliceReader):
+    """Reads the lists of one location's due patients, several at a time."""
+
+    def passes(self, connection: psycopg.Connection) -> None:
+        """One way through all due patients; the passes of the declaration are requests of each of them."""
+        plans = passes_of(self.slice, datetime.now(UTC).date())
+        key = replace(plans[0].key, pass_name="patients")
+        stored = PassState(key) if self.options.dry_run else load_state(connection, key)
+        self._watermark_from = stored.watermark
+        state = self._begin(stored)
+        if state is None:
+            self.states.append(stored)
+            return
+        self.read_anything = True
+        if not self.options.partial:
+            save_state(connection, state)
+        self._read_due(connection, plans, self._due(connection, state))
+        state = state.completed(datetime.now(UTC))
+        if not self.options.partial:
+            save_state(connection, state)
+        self.states.append(state)
+
+    def _begin(self, stored: PassState) -> PassState | None:
+        """The state to read under: an unfinished full read gone on with, or a new one; None = fresh."""
+        after, full = self.options.fresh_after, self.options.mode is Mode.FULL
+        last = stored.last_full_at if full else stored.watermark
+        if after and not self.options.partial and not stored.unfinished and last and last >= after:
+            return None
+        started = stored.pass_started_at
+        now = self.session.client.clock.now()
+        full = full or stored.watermark is None
+        if stored.unfinished and started and now - started < self.options.resume_within and stored.since is None:
+            return replace(stored, run_id=self.session.run_id)
+        return replace(
+            stored,
+            pass_started_at=now,
+            mode=self.options.mode.value,
+            # Any time does: it only tells a read of what is due from a read of everything.
+            since=None if full else stored.watermark,
+            cursor="",
+            run_id=self.session.run_id,
+        )
+
+    def _due(self, connection: psycopg.Connection, state: PassState) -> list[DuePatient]:
+        return due_patients(
+            connection,
+            collection=self.slice.collection.name,
+            institution_id=self.slice.institution_id,
+            location_id=self.slice.location_id,
+            read_before=state.pass_started_at if state.since is None else None,
+            rotation_days=self.options.rotation_days,
+            rotation_cap=self.options.rotation_cap,
+        )
+
+    def _read_due(self, connection: psycopg.Connection, plans: list[PassPlan], due: list[DuePatient]) -> None:
+        committing = self.committing(connection)
+        batch: list[_Read] = []
+        last_commit = time.monotonic()
+
+        def commit() -> None:
+            with connection.transaction():
+                counts = self._load(connection, batch)
+                committing(counts)
+            batch.clear()
+
+        try:
+            for read in self._fetch(plans, due):
+                batch.append(read)
+                if len(batch) >= _BATCH_PATIENTS or time.monotonic() - last_commit > _BATCH_SECONDS:
+                    commit()
+                    last_commit = time.monotonic()
+        finally:
+            # What came before a failure is as good as what came before a success.
+            if batch:
+                commit()
+
+    def _load(self, connection: psycopg.Connection, batch: list[_Read]) -> Counts:
+        pages = [
+            (page, {"patient_id": patient.id, "location_id": self.slice.location_id})
+            for patient, answers in batch
+            for page in answers
+        ]
+        loaded = self.loader.load(pages, None)
+        if not self.options.partial:
+            record_child_reads(
+                connection,
+                collection=self.slice.collection.name,
+                institution_id=self.slice.institution_id,
+                reads=[
+                    (patient, min(page.requested_at for page in answers), sum(len(page.records) for page in answers))
+                    for patient, answers in batch
+                    if answers
+                ],
+            )
+        return loaded.counts
+
+    def _fetch(self, plans: list[PassPlan], due: list[DuePatient]) -> Iterator[_Read]:
+        """Answers in the order of `due`, with a bounded number of requests under way."""
+        width = self.options.concurrency
+        waiting: deque[tuple[DuePatient, Future[list[Page]]]] = deque()
+        with ThreadPoolExecutor(width, thread_name_prefix="nexhealth-patients") as pool:
+            try:
+                for patient in due:
+                    waiting.append((patient, pool.submit(self._read_patient, plans, patient)))
+                    if len(waiting) >= 4 * width:
+                        yield self._take(waiting)
+                while waiting:
+                    yield self._take(waiting)
+            finally:
+                for _, future in waiting:
+                    future.cancel()
+
+    @staticmethod
+    def _take(waiting: "deque[tuple[DuePatient, Future[list[Page]]]]") -> _Read:
+        patient, future = waiting.popleft()
+        return patient, future.result()
+
+    def _read_patient(self, plans: list[PassPlan], patient: DuePatient) -> list[Page]:
+        """All pages of one patient's lists; none where the API no longer knows the patient."""
+        pages: list[Page] = []
+        for plan in plans:
+            try:
+                pages += self.session.client.pages(self._request(plan, patient))
+            except NotFound:
+                # Gone since the patients were read; the next read of patients says what became of them.
+                return []
+        return pages
+
+    @staticmethod
+    def _request(plan: PassPlan, patient: DuePatient) -> ApiRequest:
+        return replace(plan.request, path=plan.request.path.format(patient_id=patient.id))

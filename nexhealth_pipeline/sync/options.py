@@ -1,0 +1,47 @@
+"""What a sync is asked to do."""
+
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from enum import StrEnum
+
+__all__ = ["Mode", "SyncOptions"]
+
+
+class Mode(StrEnum):
+    """How much a sync reads."""
+
+    FULL = "full"
+    """Everything again, patients' documents too; marks nothing absent."""
+    INCREMENTAL = "incremental"
+    """Changes since the stored watermark; what was never complete is read in full."""
+
+
+@dataclass(frozen=True, slots=True)
+class SyncOptions:
+    """How slices are read. Defaults are those of the settings."""
+
+    mode: Mode = Mode.INCREMENTAL
+    concurrency: int = 4
+    """Slices, or patients' documents, read at once."""
+    batch_pages: int = 4
+    """Pages committed in one transaction."""
+    overlap: timedelta = timedelta(minutes=60)
+    """Subtracted from a watermark when it is used (API.md J.1)."""
+    start: date | None = None
+    end: date | None = None
+    """Window of appointment start dates, both ends included; a windowed read moves no watermark."""
+    dry_run: bool = False
+    """Read everything, write nothing, report what would be written."""
+    fresh_after: datetime | None = None
+    """A slice completely read in a pass begun after this is not read again (a sweep taken up, an overlapping run)."""
+    resume_within: timedelta = timedelta(hours=24)
+    """An unfinished pass older than this is begun anew."""
+    rotation_days: int = 30
+    """Patients' lists are re-read at least once in so many nights, a share each night."""
+    rotation_cap: int = 500
+    """Most patients re-read by rotation in one slice and night."""
+
+    @property
+    def partial(self) -> bool:
+        """Whether the read sees only part of a slice, so that it moves no watermark and completes nothing."""
+        return self.dry_run or self.start is not None or self.end is not None

@@ -1,0 +1,151 @@
+"""Which slices a sync reads, and what each pass of a slice asks the API.
+
+Pure functions of the catalog, the practices and the stored state: no request is made here.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import date, datetime
+
+from nexhealth_pipeline.catalog.collection import Collection, Pass, Reader, Scope
+from nexhealth_pipeline.client.request import ApiRequest
+from nexhealth_pipeline.sync.months import CHANGES, month_keys, month_window, widest_window
+from nexhealth_pipeline.sync.options import Mode, SyncOptions
+from nexhealth_pipeline.sync.practice import Location, Practices
+from nexhealth_pipeline.sync.slices import Slice
+from nexhealth_pipeline.warehouse.state import PassKey, PassState
+
+__all__ = ["PassPlan", "api_time", "due_slices", "filter_hash", "passes_of", "slices_of"]
+
+States = Mapping[PassKey, PassState]
+
+
+@dataclass(frozen=True, slots=True)
+class PassPlan:
+    """One pass of a slice: its state's key and its request without increment."""
+
+    pass_: Pass
+    key: PassKey
+    request: ApiRequest
+    location: Location | None
+
+
+def slices_of(collection: Collection, practices: Practices, today: date) -> Iterator[Slice]:
+    """All slices of a collection at active locations; of windowed ones the months."""
+    match collection.scope:
+        case Scope.PRACTICE:
+            yield Slice(collection)
+        case Scope.INSTITUTION:
+            for institution in practices.institutions:
+                members = practices.active(institution.id)
+                asks_each = collection.per_location_if in institution.flags
+                yield Slice(collection, institution, members=members if asks_each else ())
+        case Scope.LOCATION:
+            for location in practices.active():
+                yield Slice(collection, location.institution, location)
+        case Scope.LOCATION_MONTH:
+            for location in practices.active():
+                for key in month_keys(today):
+                    yield Slice(collection, location.institution, location, key)
+
+
+def due_slices(
+    collections: Iterable[Collection],
+    practices: Practices,
+    states: States,
+    options: SyncOptions,
+    today: date,
+) -> list[Slice]:
+    """What a sync of whole collections reads: of windowed ones, months or the change slice."""
+    due: list[Slice] = []
+    for collection in collections:
+        slices = slices_of(collection, practices, today)
+        if collection.window is None:
+            due += slices
+        else:
+            due += _due_months(list(slices), states, options, today)
+    return due
+
+
+def _due_months(slices: list[Slice], states: States, options: SyncOptions, today: date) -> list[Slice]:
+    """Months in the asked window; else, incrementally, months never complete and the change slices."""
+    if options.start or options.end:
+        return [piece for piece in slices if _overlaps(piece.window_key, options, today)]
+    if options.mode is not Mode.INCREMENTAL:
+        return slices
+    unread = [piece for piece in slices if not _complete(piece, states, today)]
+    waiting = {piece.location_id for piece in unread}
+    changes = {
+        piece.location_id: replace(piece, window_key=CHANGES)
+        for piece in slices
+        if piece.location_id not in waiting or _complete(replace(piece, window_key=CHANGES), states, today)
+    }
+    return [*changes.values(), *unread]
+
+
+def _overlaps(key: str, options: SyncOptions, today: date) -> bool:
+    start, end = month_window(key, today)
+    return (options.end is None or start.date() <= options.end) and (
+        options.start is None or end.date() >= options.start
+    )
+
+
+def _complete(piece: Slice, states: States, today: date) -> bool:
+    return all(
+        (state := states.get(plan.key)) is not None and state.watermark is not None for plan in passes_of(piece, today)
+    )
+
+
+def passes_of(piece: Slice, today: date) -> list[PassPlan]:
+    """The passes that the slice's reader has to make, in order."""
+    return [
+        _plan(piece, pass_, location, today)
+        for pass_ in piece.collection.passes
+        if _makes(piece.location, pass_)
+        for location in (piece.members or (piece.location,))
+    ]
+
+
+def _makes(location: Location | None, pass_: Pass) -> bool:
+    match pass_.reader:
+        case Reader.OWNER:
+            return location is None or location.is_owner
+        case Reader.SHARED:
+            return location is not None and location.shared
+        case Reader.EVERY:
+            return True
+
+
+def _plan(piece: Slice, pass_: Pass, location: Location | None, today: date) -> PassPlan:
+    collection = piece.collection
+    location_id = location.id if location else 0
+    params = list(pass_.params)
+    if collection.sort:
+        params.append(("sort", collection.sort))
+    if location and not collection.per_patient:
+        params.append(("location_id", str(location_id)))
+    if collection.window and piece.window_key:
+        start, end = widest_window() if piece.window_key == CHANGES else month_window(piece.window_key, today)
+        params += [(collection.window.start, api_time(start)), (collection.window.end, api_time(end))]
+    request = ApiRequest(
+        path=collection.path,
+        params=tuple(params),
+        subdomain=piece.subdomain,
+        paging=collection.paging,
+        legacy_accept=collection.legacy_accept,
+        records_at=collection.records_at,
+    )
+    key = PassKey(collection.name, piece.institution_id, location_id, piece.window_key, pass_.name)
+    return PassPlan(pass_, key, request, location)
+
+
+def api_time(moment: datetime) -> str:
+    """A UTC time as the API recommends it, cut to whole seconds."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%S+0000")
+
+
+def filter_hash(request: ApiRequest) -> str:
+    """Fingerprint of what a cursor is valid for: path, scope and filters."""
+    text = "\0".join((request.path, request.subdomain or "", *(f"{name}={value}" for name, value in request.params)))
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()

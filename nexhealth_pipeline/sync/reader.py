@@ -1,0 +1,251 @@
+"""Reading one slice under its lock: its passes, then what is known of it, then its log row's end."""
+
+import logging
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+import psycopg
+
+from nexhealth_pipeline.errors import Cancelled, NoAccess, PipelineError, ServerFailed
+from nexhealth_pipeline.sync.loader import Loader
+from nexhealth_pipeline.sync.lock import SliceLock
+from nexhealth_pipeline.sync.months import CHANGES, month_keys
+from nexhealth_pipeline.sync.options import SyncOptions
+from nexhealth_pipeline.sync.pass_reader import PassReader
+from nexhealth_pipeline.sync.plan import passes_of
+from nexhealth_pipeline.sync.session import SyncSession
+from nexhealth_pipeline.sync.slices import Slice, SliceResult, Status
+from nexhealth_pipeline.warehouse.connect import driver_errors
+from nexhealth_pipeline.warehouse.knowledge import record_capability, record_freshness
+from nexhealth_pipeline.warehouse.state import PassState
+from nexhealth_pipeline.warehouse.sync_log import Counts, SyncLog
+
+__all__ = ["SliceReader"]
+
+_log = logging.getLogger(__name__)
+
+
+class SliceReader:
+    """Reads one slice. Every failure but the database's (and bugs) is in the result, not raised."""
+
+    def __init__(self, session: SyncSession, piece: Slice, options: SyncOptions) -> None:
+        self.session = session
+        self.slice = piece
+        self.options = options
+        self.counts = Counts()
+        self.states: list[PassState] = []
+        """State of each pass after it."""
+        self.read_anything = False
+        """Whether any pass was not fresh already."""
+        self._log_row: SyncLog | None = None
+        self._watermark_from: datetime | None = None
+        self._began = time.monotonic()
+
+    def read(self) -> SliceResult:
+        """Read the slice. Raises WarehouseError: no other slice would fare better."""
+        with driver_errors(f"loading {self.slice.collection.table}"), self.session.pool.connection() as connection:
+            try:
+                with SliceLock(connection, self.slice, self.session.stop):
+                    return self._read_locked(connection)
+            except Cancelled as stopped:
+                return self._result(Status.CANCELLED, reason=str(stopped))
+
+    def _read_locked(self, connection: psycopg.Connection) -> SliceResult:
+        if not self.options.dry_run:
+            self._log_row = self._open_log(connection)
+        self.loader = Loader(connection, self.slice, run_id=self.session.run_id, dry_run=self.options.dry_run)
+        self.loader.open()
+        try:
+            self.passes(connection)
+        except PipelineError as failure:
+            return self._fail(connection, failure)
+        return self._succeed(connection)
+
+    def passes(self, connection: psycopg.Connection) -> None:
+        """Make every pass of the slice that is not fresh already."""
+        self._require_owner(connection)
+        for plan in passes_of(self.slice, datetime.now(UTC).date()):
+            reader = PassReader(
+                self.session, connection, self.slice, plan, self.options, self.loader, self.committing(connection)
+            )
+            self._watermark_from = _earlier(self._watermark_from, reader.stored.watermark)
+            if reader.fresh:
+                self.states.append(reader.stored)
+                continue
+            self.read_anything = True
+            try:
+                reader.read()
+            finally:
+                if reader.resumed_at is not None and self._log_row is not None:
+                    self._log_row.resumed(connection, reader.resumed_at)
+            self.states.append(reader.state)
+
+    def committing(self, connection: psycopg.Connection) -> "_Committing":
+        """What each transaction ends with: the log's counts, and progress for whoever watches."""
+        return _Committing(self, connection)
+
+    def _require_owner(self, connection: psycopg.Connection) -> None:
+        """A sibling's rows come with its database's owner, which must have been read first."""
+        location = self.slice.location
+        if location is None or location.is_owner or not self._owner_reads():
+            return
+        row = connection.execute(
+            "SELECT bool_and(watermark IS NOT NULL) FROM nexhealth_sync_state"
+            " WHERE collection = %s AND institution_id = %s AND location_id = %s AND window_key = %s",
+            (self.slice.collection.name, self.slice.institution_id, location.owner_id, self.slice.window_key),
+        ).fetchone()
+        if not self.options.dry_run and not (row and row[0]):
+            raise ServerFailed(
+                f"{self.slice.label}: shares an EHR database with location {location.owner_id}, "
+                "whose read is not complete: read that location first"
+            )
+
+    def _owner_reads(self) -> bool:
+        return any(pass_.reader == "owner" for pass_ in self.slice.collection.passes)
+
+    def _open_log(self, connection: psycopg.Connection) -> SyncLog:
+        piece = self.slice
+        return SyncLog.open(
+            connection,
+            run_id=self.session.run_id,
+            asset=piece.collection.table,
+            collection=piece.collection.name,
+            institution_id=piece.institution_id or None,
+            location_id=piece.location_id or None,
+            partition_key=piece.partition_key,
+            mode=self.options.mode.value,
+        )
+
+    def _fail(self, connection: psycopg.Connection, failure: PipelineError) -> SliceResult:
+        self.counts.add(
+            Counts(
+                requests=failure.requests,
+                retries=failure.retries,
+                throttled_seconds=failure.throttled_seconds,
+                bytes=failure.bytes,
+            )
+        )
+        status = Status.CANCELLED if isinstance(failure, Cancelled) else Status.FAILED
+        if isinstance(failure, NoAccess) and self.slice.collection.may_be_disabled:
+            status = Status.SKIPPED
+            self._capability(connection, "not_enabled", "403")
+        self._close_log(connection, status, str(failure))
+        return self._result(status, reason=str(failure), exit_status=failure.exit_status)
+
+    def _succeed(self, connection: psycopg.Connection) -> SliceResult:
+        if self.options.dry_run:
+            self.loader.classify(self.counts)
+        elif not self.options.partial:
+            with connection.transaction():
+                self._remember(connection)
+        status = Status.SUCCEEDED if self.read_anything else Status.SKIPPED
+        reason = None if self.read_anything else "already read completely since this sync began"
+        self._close_log(connection, status, reason)
+        return self._result(status, reason=reason, complete=not self.options.partial)
+
+    def _remember(self, connection: psycopg.Connection) -> None:
+        """Freshness and capability of a slice that was read to its end."""
+        through, full = self.as_of(), _least(state.last_full_at for state in self.states)
+        if self.slice.collection.window is not None:
+            through, full = self._windowed_freshness(connection)
+        record_freshness(
+            connection,
+            institution_id=self.slice.institution_id,
+            location_id=self.slice.location_id,
+            collection=self.slice.collection.name,
+            complete_through=through,
+            last_full_at=full,
+            changed=bool(self.counts.inserted or self.counts.updated),
+        )
+        if self.slice.institution_id and self.read_anything and self.slice.window_key != CHANGES:
+            self._capability(connection, *(("supported", "rows") if self.counts.records_read else ("empty", "no rows")))
+
+    def as_of(self) -> datetime | None:
+        """Every change up to here is in the warehouse: the earliest start of the slice's passes."""
+        return _least(state.watermark for state in self.states)
+
+    def _windowed_freshness(self, connection: psycopg.Connection) -> tuple[datetime | None, datetime | None]:
+        """Of all months of the location together; nothing while one of them was never complete."""
+        piece = self.slice
+        rows = connection.execute(
+            "SELECT window_key = %s, count(DISTINCT window_key) FILTER (WHERE watermark IS NOT NULL), min(watermark),"
+            " min(last_full_at) FROM nexhealth_sync_state"
+            " WHERE collection = %s AND institution_id = %s AND location_id = %s GROUP BY 1",
+            (CHANGES, piece.collection.name, piece.institution_id, piece.location_id),
+        ).fetchall()
+        found = {is_changes: (months, watermark, full) for is_changes, months, watermark, full in rows}
+        months, watermark, full = found.get(False, (0, None, None))
+        if months < len(month_keys(datetime.now(UTC).date())):
+            return None, None
+        changed_through = found.get(True, (0, None, None))[1]
+        return max(filter(None, (watermark, changed_through)), default=None), full
+
+    def _capability(self, connection: psycopg.Connection, status: str, evidence: str) -> None:
+        if self.options.dry_run:
+            return
+        record_capability(
+            connection,
+            institution_id=self.slice.institution_id,
+            location_id=self.slice.location_id,
+            collection=self.slice.collection.name,
+            status=status,
+            evidence=evidence,
+        )
+
+    def _close_log(self, connection: psycopg.Connection, status: Status, reason: str | None) -> None:
+        if self._log_row is not None:
+            self._log_row.finish(
+                connection,
+                status.value,
+                self.counts,
+                error=reason,
+                watermark_from=self._watermark_from,
+                watermark_to=self.as_of() if status is Status.SUCCEEDED else None,
+            )
+        _log.info(
+            "slice read",
+            extra={"nexhealth": {"slice": self.slice.label, "status": status.value, **self.counts.as_dict()}},
+        )
+
+    def _result(
+        self, status: Status, *, reason: str | None = None, complete: bool = False, exit_status: int = 0
+    ) -> SliceResult:
+        loader = getattr(self, "loader", None)
+        return SliceResult(
+            slice=self.slice,
+            status=status,
+            counts=self.counts,
+            seconds=time.monotonic() - self._began,
+            complete=complete,
+            as_of=self.as_of() if complete else None,
+            reason=reason,
+            exit_status=exit_status,
+            changes=loader.changes if loader else [],
+            new_notes=loader.new_notes if loader else 0,
+        )
+
+
+class _Committing:
+    """Called inside each transaction of a slice with what it counted."""
+
+    def __init__(self, reader: SliceReader, connection: psycopg.Connection) -> None:
+        self._reader = reader
+        self._connection = connection
+
+    def __call__(self, counts: Counts) -> None:
+        reader = self._reader
+        reader.counts.add(counts)
+        if reader._log_row is not None:
+            reader._log_row.progress(self._connection, reader.counts)
+        reader.session.progress(reader.slice.label, reader.counts.pages, reader.counts.records_read)
+
+
+def _earlier(left: datetime | None, right: datetime | None) -> datetime | None:
+    return right if left is None else left if right is None else min(left, right)
+
+
+def _least(moments: Iterable[datetime | None]) -> datetime | None:
+    """The earliest of `moments`; None where one is unknown or there is none."""
+    known = list(moments)
+    return None if not known or any(moment is None for moment in known) else min(filter(None, known))

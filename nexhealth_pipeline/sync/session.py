@@ -1,0 +1,95 @@
+"""Everything a sync needs, opened once: database, run lock, client, budget; and its end."""
+
+import logging
+import threading
+import uuid
+from collections.abc import Callable
+from collections.abc import Collection as AnyCollection
+from types import TracebackType
+
+from nexhealth_pipeline.client.client import NexHealthClient
+from nexhealth_pipeline.settings import Settings
+from nexhealth_pipeline.sync.practice import Practices, load_practices
+from nexhealth_pipeline.sync.slices import SliceResult
+from nexhealth_pipeline.warehouse.budget import PostgresBudget
+from nexhealth_pipeline.warehouse.connect import connect, pool
+from nexhealth_pipeline.warehouse.migrate import check
+from nexhealth_pipeline.warehouse.runs import RunLock, close_dead_runs
+from nexhealth_pipeline.warehouse.state import PassKey, PassState, load_states
+
+__all__ = ["SyncSession"]
+
+_log = logging.getLogger(__name__)
+
+
+class SyncSession:
+    """One run of the pipeline, as a context: holds the run's lock and closes what it opened.
+
+    `url` is the warehouse, already at this release's schema (`warehouse.migrate.upgrade`). Setting `stop`
+    ends the run on a committed page.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        url: str,
+        *,
+        run_id: str | None = None,
+        stop: threading.Event | None = None,
+        on_progress: Callable[[str, int, int], None] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.url = url
+        self.run_id = run_id or str(uuid.uuid4())
+        self.stop = stop or threading.Event()
+        self._on_progress = on_progress
+        self._keys = settings.api_keys()
+        self._status = "succeeded"
+
+    def __enter__(self) -> "SyncSession":
+        check(self.url)
+        with connect(self.url, autocommit=True) as connection:
+            for dead in close_dead_runs(connection):
+                _log.warning("closed a dead run", extra={"nexhealth": {"run_id": dead}})
+        self.lock = RunLock(self.url, self.run_id).__enter__()
+        # One connection a slice in work, and one to plan with; opened on demand.
+        self.pool = pool(self.url, self.settings.concurrency + 4, autocommit=True)
+        self.client = NexHealthClient(
+            api_url=self.settings.api_url,
+            api_keys=self._keys,
+            budget_for=lambda key_hash: PostgresBudget(self.url, key_hash, self.settings.rate_share, stop=self.stop),
+            timeout_seconds=self.settings.timeout_seconds,
+            stop=self.stop,
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        status = "failed" if kind is not None else "cancelled" if self.stop.is_set() else self._status
+        try:
+            self.lock.finish(status)
+        finally:
+            self.client.close()
+            self.pool.close()
+            self.lock.__exit__(kind, error, trace)
+
+    def practices(self, subdomains: AnyCollection[str] = ()) -> Practices:
+        """Institutions and locations the warehouse knows, those of the settings unless given."""
+        with self.pool.connection() as connection:
+            return load_practices(connection, subdomains or self.settings.subdomains)
+
+    def states(self, collections: list[str]) -> dict[PassKey, PassState]:
+        """Stored states, for planning."""
+        with self.pool.connection() as connection:
+            return load_states(connection, collections)
+
+    def progress(self, label: str, pages: int, records: int) -> None:
+        """Tell whoever watches that a slice has come so far."""
+        if self._on_progress is not None:
+            self._on_progress(label, pages, records)
+
+    def note(self, result: SliceResult) -> None:
+        """Remember how a slice ended, for the run's own status."""
+        if result.status == "failed":
+            self._status = "failed"

@@ -1,0 +1,90 @@
+"""A slice: what is read, logged and materialized as one; and what came of reading it."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+from nexhealth_pipeline.catalog.collection import Collection
+from nexhealth_pipeline.sync.practice import Institution, Location
+from nexhealth_pipeline.warehouse.merge import Change
+from nexhealth_pipeline.warehouse.sync_log import Counts
+
+__all__ = ["Slice", "SliceResult", "Status"]
+
+
+class Status(StrEnum):
+    """How reading a slice ended; the words of `nexhealth_sync_logs.status`."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """One collection at one institution, location or location and month."""
+
+    collection: Collection
+    institution: Institution | None = None
+    """None for key-wide collections."""
+    location: Location | None = None
+    window_key: str = ""
+    """Month `YYYY-MM`, `changes`, or empty."""
+    members: tuple[Location, ...] = ()
+    """Locations to ask one by one, where an institution-wide list needs it."""
+
+    @property
+    def institution_id(self) -> int:
+        """0 for key-wide collections."""
+        return self.institution.id if self.institution else 0
+
+    @property
+    def location_id(self) -> int:
+        """0 where the slice is not one location's."""
+        return self.location.id if self.location else 0
+
+    @property
+    def subdomain(self) -> str | None:
+        """Scope of its requests."""
+        return self.institution.subdomain if self.institution else None
+
+    @property
+    def partition_key(self) -> str | None:
+        """Key of its Dagster partition: subdomain, location key, `location|YYYY-MM`, or None."""
+        if self.location is None:
+            return self.subdomain
+        return f"{self.location.key}|{self.window_key}" if self.window_key else self.location.key
+
+    @property
+    def label(self) -> str:
+        """Short name for people: collection and partition."""
+        return f"{self.collection.name} {self.partition_key}" if self.partition_key else self.collection.name
+
+    @property
+    def rank(self) -> int:
+        """Order of reading: databases' owners, then siblings, then lists under patients."""
+        if self.collection.per_patient:
+            return 2
+        return 0 if self.location is None or self.location.is_owner else 1
+
+
+@dataclass(slots=True)
+class SliceResult:
+    """What came of one slice."""
+
+    slice: Slice
+    status: Status
+    counts: Counts
+    seconds: float
+    complete: bool = False
+    """The slice has been read completely (in this run, or before and is current enough)."""
+    as_of: datetime | None = None
+    """Every change up to here is in the warehouse, where complete."""
+    reason: str | None = None
+    """Why it was skipped or failed; holds no record's values."""
+    exit_status: int = 0
+    changes: list[Change] = field(default_factory=list)
+    """Months that changed, for windowed collections."""
+    new_notes: int = 0
+    """Faults that are new in quarantine."""

@@ -1,0 +1,344 @@
+"""One rate budget per API key for all processes and hosts that share a database.
+
+NexHealth limits requests per key in sliding windows (API.md C.3). PostgreSQL is what all our
+processes share, so each grant is one call of a function there: it locks the rows of all classes
+of the request, looks whether every one has room, and either counts the request in all of them or
+in none. Rows are locked in one order (no deadlock) and the clock is read after the locks.
+
+How a window is counted. The window is cut into `BUCKETS` buckets; the row holds one count per
+bucket, and a grant needs fewer than N grants in the current bucket and the `BUCKETS` before it.
+Any stretch as long as the window touches at most BUCKETS + 1 buckets, so no sliding window ever
+holds more than N grants; the price is that a slot comes free up to one bucket (2 %) late. A list of
+the last N grant times would be exact to the microsecond, but it is 13 kB a row for 1,600 grants a
+minute, rewritten at each grant (0.2 kB here; measured in `benchmarks`), and a changed share would
+have to resize it. Here the share only changes N.
+
+The window is made `MARGIN` + `JITTER_SECONDS` longer than documented: what the API counts is the
+arrival, and a request arrives a few milliseconds after its grant, not always equally many.
+
+If the database cannot be asked, nothing is sent (BudgetUnavailable).
+"""
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import psycopg
+
+from nexhealth_pipeline.catalog.limits import LIMITS, Limit, RateClass
+from nexhealth_pipeline.errors import BudgetUnavailable, Cancelled
+
+__all__ = ["BUCKETS", "BUDGET_DDL", "JITTER_SECONDS", "MARGIN", "PostgresBudget"]
+
+BUCKETS = 50
+"""Parts of a window. More waste less of the limit and make the row larger."""
+MARGIN = 0.01
+"""Part of a window added to it, for clocks that run differently."""
+JITTER_SECONDS = 0.02
+"""Seconds added to each window for the unequal time between grant and arrival."""
+_LONGEST_SLEEP = 5.0
+"""Seconds between questions, however long the wait: a block may be lifted, or the share raised."""
+_STOP_POLL = 0.2
+"""Seconds between looks at `stop` while standing in line."""
+# What a crash of the server forgets is under a second of grants: no need to wait for its disk.
+# Read committed, because a waiter for a row's lock must see what the one before it wrote.
+_SESSION = """
+SELECT set_config('synchronous_commit', 'off', false),
+       set_config('default_transaction_isolation', 'read committed', false),
+       set_config('lock_timeout', '20s', false),
+       set_config('statement_timeout', '30s', false)
+"""
+
+BUDGET_DDL = """
+CREATE TABLE IF NOT EXISTS nexhealth_rate_budget (
+    key_hash text NOT NULL,
+    rate_class text NOT NULL,
+    bucket_seconds double precision NOT NULL,
+    last_bucket bigint NOT NULL,
+    counts integer[] NOT NULL,
+    blocked_until double precision NOT NULL DEFAULT 0,
+    PRIMARY KEY (key_hash, rate_class)
+) WITH (fillfactor = 20);
+
+COMMENT ON TABLE nexhealth_rate_budget IS 'Requests granted lately per API key and rate class';
+COMMENT ON COLUMN nexhealth_rate_budget.key_hash IS 'Hash of the API key; PHI class none';
+COMMENT ON COLUMN nexhealth_rate_budget.rate_class IS 'Which documented limit; PHI class none';
+COMMENT ON COLUMN nexhealth_rate_budget.bucket_seconds IS 'Length of one bucket; PHI class none';
+COMMENT ON COLUMN nexhealth_rate_budget.last_bucket IS
+    'Number of the newest bucket, counted from 1970; PHI class none';
+COMMENT ON COLUMN nexhealth_rate_budget.counts IS
+    'Grants per bucket; bucket b is element b modulo the length; PHI class none';
+COMMENT ON COLUMN nexhealth_rate_budget.blocked_until IS
+    'Seconds since 1970 until which nobody may send (after a 429); PHI class none';
+
+-- Locks the rows of all classes (made where missing), in the order given; then the clock.
+CREATE OR REPLACE FUNCTION nexhealth_rate_lock(p_key_hash text, p_classes text[], p_seconds double precision[], p_buckets integer)
+RETURNS double precision LANGUAGE plpgsql AS $$
+DECLARE
+    i integer;
+BEGIN
+    FOR i IN 1 .. cardinality(p_classes) LOOP
+        PERFORM 1 FROM nexhealth_rate_budget
+            WHERE key_hash = p_key_hash AND rate_class = p_classes[i] FOR UPDATE;
+        IF NOT FOUND THEN
+            INSERT INTO nexhealth_rate_budget (key_hash, rate_class, bucket_seconds, last_bucket, counts)
+                VALUES (p_key_hash, p_classes[i], p_seconds[i], 0, array_fill(0, ARRAY[p_buckets + 1]))
+                ON CONFLICT DO NOTHING;
+            PERFORM 1 FROM nexhealth_rate_budget
+                WHERE key_hash = p_key_hash AND rate_class = p_classes[i] FOR UPDATE;
+        END IF;
+    END LOOP;
+    RETURN extract(epoch FROM clock_timestamp());
+END $$;
+
+-- 0 = granted and counted in every class; else seconds to wait, and nothing was counted.
+CREATE OR REPLACE FUNCTION nexhealth_rate_acquire(
+    p_key_hash text, p_classes text[], p_allowed integer[], p_seconds double precision[], p_buckets integer)
+RETURNS double precision LANGUAGE plpgsql AS $$
+DECLARE
+    size integer := p_buckets + 1;
+    moment double precision;
+    latest bigint[] := '{}';
+    tallies integer[] := '{}';       -- all classes' counts, one after the other
+    wait double precision := 0;
+    r nexhealth_rate_budget;
+    c integer[];
+    b bigint;
+    total integer;
+    i integer;
+BEGIN
+    moment := nexhealth_rate_lock(p_key_hash, p_classes, p_seconds, p_buckets);
+    FOR i IN 1 .. cardinality(p_classes) LOOP
+        SELECT * INTO STRICT r FROM nexhealth_rate_budget
+            WHERE key_hash = p_key_hash AND rate_class = p_classes[i];
+        b := floor(moment / p_seconds[i]);
+        c := r.counts;
+        IF r.bucket_seconds <> p_seconds[i] OR cardinality(c) <> size OR r.last_bucket > b + 1 THEN
+            -- Another release's buckets, or a clock that was put back: everything counts as now.
+            total := (SELECT sum(x) FROM unnest(c) AS x);
+            c := array_fill(0, ARRAY[size]);
+            c[b % size + 1] := least(total, p_allowed[i]);
+        ELSIF r.last_bucket > b THEN
+            b := r.last_bucket;      -- a clock a moment behind
+        ELSIF b - r.last_bucket >= size THEN
+            c := array_fill(0, ARRAY[size]);
+        ELSE
+            WHILE r.last_bucket < b LOOP
+                r.last_bucket := r.last_bucket + 1;
+                c[r.last_bucket % size + 1] := 0;
+            END LOOP;
+        END IF;
+        total := (SELECT sum(x) FROM unnest(c) AS x);
+        IF total >= p_allowed[i] THEN
+            -- Room comes when the oldest buckets that hold the surplus have left the window.
+            FOR back IN REVERSE p_buckets .. 0 LOOP
+                total := total - c[(b - back) % size + 1];
+                IF total < p_allowed[i] THEN
+                    wait := greatest(wait, (b - back + size) * p_seconds[i] - moment);
+                    EXIT;
+                END IF;
+            END LOOP;
+        END IF;
+        IF r.blocked_until > moment THEN
+            wait := greatest(wait, r.blocked_until - moment);
+        END IF;
+        latest := latest || b;
+        tallies := tallies || c;
+    END LOOP;
+    IF wait > 0 THEN
+        RETURN wait;
+    END IF;
+    FOR i IN 1 .. cardinality(p_classes) LOOP
+        c := tallies[(i - 1) * size + 1 : i * size];
+        c[latest[i] % size + 1] := c[latest[i] % size + 1] + 1;
+        UPDATE nexhealth_rate_budget
+            SET counts = c, last_bucket = latest[i], bucket_seconds = p_seconds[i]
+            WHERE key_hash = p_key_hash AND rate_class = p_classes[i];
+    END LOOP;
+    RETURN 0;
+END $$;
+
+CREATE OR REPLACE FUNCTION nexhealth_rate_throttle(
+    p_key_hash text, p_classes text[], p_seconds double precision[], p_buckets integer, p_block double precision)
+RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    moment double precision;
+BEGIN
+    moment := nexhealth_rate_lock(p_key_hash, p_classes, p_seconds, p_buckets);
+    UPDATE nexhealth_rate_budget SET blocked_until = greatest(blocked_until, moment + p_block)
+        WHERE key_hash = p_key_hash AND rate_class = ANY (p_classes);
+END $$;
+"""
+"""Table and functions, for a migration; may run again on top of itself."""
+
+
+class PostgresBudget:
+    """The shared budget of one API key. Implements `client.budget.Budget`; thread-safe and fork-safe.
+
+    `share` is the part of each documented limit to use (at least one request a window).
+    Setting `stop` ends a wait with Cancelled.
+    """
+
+    def __init__(
+        self,
+        conninfo: str,
+        key_hash: str,
+        share: float,
+        *,
+        limits: Mapping[RateClass, Limit] = LIMITS,
+        stop: threading.Event | None = None,
+    ) -> None:
+        self._conninfo, self._key_hash, self._stop = conninfo, key_hash, stop
+        self._allowed = {name: max(1, int(limit.requests * share)) for name, limit in limits.items()}
+        self._bucket_seconds = {
+            name: (limit.window_seconds * (1 + MARGIN) + JITTER_SECONDS) / BUCKETS for name, limit in limits.items()
+        }
+        self._inherited: list[psycopg.Connection] = []
+        self._connection: psycopg.Connection | None = None
+        self._begin_in_this_process()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._key_hash[:8]})"
+
+    def acquire(self, classes: tuple[RateClass, ...]) -> float:
+        """Block until one request that counts in all of `classes` may be sent; seconds waited.
+
+        Raises BudgetUnavailable, Cancelled.
+        """
+        self._after_fork()
+        names = sorted(classes)
+        question = (
+            self._key_hash,
+            [str(name) for name in names],
+            [self._allowed[name] for name in names],
+            [self._bucket_seconds[name] for name in names],
+            BUCKETS,
+        )
+        began = time.monotonic()
+        waited = False
+        # One thread of this process asks for a set of classes at a time; the others stand in line.
+        with self._line(tuple(names)).turn(self._stop):
+            while wait := self._ask("SELECT nexhealth_rate_acquire(%s, %s, %s, %s, %s)", question):
+                waited = True
+                self._pause(min(wait, _LONGEST_SLEEP))
+        return time.monotonic() - began if waited else 0.0
+
+    def throttle(self, classes: tuple[RateClass, ...], seconds: float) -> None:
+        """Let no process send in `classes` for `seconds` from now. Raises BudgetUnavailable."""
+        self._after_fork()
+        names = sorted(classes)
+        self._ask(
+            "SELECT nexhealth_rate_throttle(%s, %s, %s, %s, %s)",
+            (self._key_hash, [str(n) for n in names], [self._bucket_seconds[n] for n in names], BUCKETS, seconds),
+        )
+
+    def close(self) -> None:
+        """Close the connection; the next use opens another."""
+        with self._asking:
+            if self._connection is not None and self._pid == os.getpid():
+                self._connection.close()
+            self._connection = None
+
+    def _ask(self, query: str, parameters: tuple[object, ...]) -> float:
+        """The answer of one function call; a connection that died meanwhile is replaced once."""
+        with self._asking:
+            for last in (False, True):
+                try:
+                    row = self._connected().execute(query, parameters).fetchone()
+                    return float(row[0] or 0) if row else 0.0
+                except psycopg.Error as error:
+                    lost = self._connection is None or self._connection.broken or self._connection.closed
+                    code = error.sqlstate
+                if last or not lost:
+                    break
+                self._connection = None
+        raise BudgetUnavailable(_why(code))
+
+    def _connected(self) -> psycopg.Connection:
+        if self._connection is None:
+            connection = psycopg.connect(
+                self._conninfo, autocommit=True, connect_timeout=10, application_name="nexhealth rate budget"
+            )
+            connection.execute(_SESSION)
+            self._connection = connection
+        return self._connection
+
+    def _pause(self, seconds: float) -> None:
+        if self._stop is None:
+            time.sleep(seconds)
+        elif self._stop.wait(seconds):
+            raise Cancelled("stopped while waiting for the rate budget")
+
+    def _line(self, names: tuple[RateClass, ...]) -> "_Line":
+        with self._asking:
+            return self._lines.setdefault(names, _Line())
+
+    def _begin_in_this_process(self) -> None:
+        self._pid = os.getpid()
+        self._asking = threading.Lock()
+        self._lines: dict[tuple[RateClass, ...], _Line] = {}
+
+    def _after_fork(self) -> None:
+        """A forked child must neither use nor close its parent's connection."""
+        if self._pid != os.getpid():
+            if self._connection is not None:
+                self._inherited.append(self._connection)
+            self._connection = None
+            self._begin_in_this_process()
+
+
+class _Line:
+    """Threads take turns in the order they came."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._busy = False
+        self._waiting: deque[threading.Event] = deque()
+
+    @contextmanager
+    def turn(self, stop: threading.Event | None) -> Iterator[None]:
+        self._take(stop)
+        try:
+            yield
+        finally:
+            self._pass_on()
+
+    def _take(self, stop: threading.Event | None) -> None:
+        with self._mutex:
+            if not self._busy:
+                self._busy = True
+                return
+            called = threading.Event()
+            self._waiting.append(called)
+        while not called.wait(None if stop is None else _STOP_POLL):
+            if stop is not None and stop.is_set():
+                self._leave(called)
+                raise Cancelled("stopped while waiting for the rate budget")
+
+    def _leave(self, called: threading.Event) -> None:
+        with self._mutex:
+            if called in self._waiting:
+                self._waiting.remove(called)
+                return
+        self._pass_on()  # it was called at this very moment
+
+    def _pass_on(self) -> None:
+        with self._mutex:
+            if self._waiting:
+                self._waiting.popleft().set()
+            else:
+                self._busy = False
+
+
+def _why(sqlstate: str | None) -> str:
+    fixes = {
+        "42P01": "its table is missing: run `nexhealth db upgrade`",
+        "42883": "its function is missing: run `nexhealth db upgrade`",
+        "42501": "the database role may not use table nexhealth_rate_budget: grant SELECT, INSERT, UPDATE on it",
+        "25006": "the database is read-only: connect to the primary server (DATABASE_URL)",
+    }
+    reason = fixes.get(sqlstate or "", "the database does not answer: check DATABASE_URL")
+    return f"the shared rate budget cannot be asked, so nothing is sent to NexHealth: {reason}"

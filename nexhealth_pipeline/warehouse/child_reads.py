@@ -1,0 +1,99 @@
+"""Which patients' lists (documents and the like) are due, and which have been read.
+
+A location's slice holds the patients whose lowest-id active location it is; patients that no active
+location lists fall to the institution's lowest-id active location.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import psycopg
+
+__all__ = ["DuePatient", "due_patients", "record_child_reads"]
+
+
+@dataclass(frozen=True, slots=True)
+class DuePatient:
+    """A patient whose list is to be read, with the version that makes it due."""
+
+    id: int
+    version: datetime | None
+
+
+_DUE = """
+WITH active AS (
+    SELECT id FROM nexhealth_locations
+    WHERE institution_id = %(institution)s AND NOT coalesce(inactive, false) AND deleted_at IS NULL
+), home AS (
+    SELECT patient_id, min(location_id) AS location_id FROM nexhealth_patient_locations
+    WHERE institution_id = %(institution)s AND gone_at IS NULL AND location_id IN (SELECT id FROM active)
+    GROUP BY patient_id
+), mine AS (
+    SELECT p.id, p.updated_at, r.read_at, r.patient_version, r.patient_id IS NULL AS unread
+    FROM nexhealth_patients p
+    LEFT JOIN home h ON h.patient_id = p.id
+    LEFT JOIN nexhealth_child_reads r
+        ON r.collection = %(collection)s AND r.institution_id = p.institution_id AND r.patient_id = p.id
+    WHERE p.institution_id = %(institution)s AND p.deleted_at IS NULL
+      AND coalesce(h.location_id, (SELECT min(id) FROM active)) = %(location)s
+), rotation AS (
+    SELECT id FROM mine WHERE read_at < clock_timestamp() - %(rest)s
+    ORDER BY read_at
+    LIMIT least(%(cap)s, (SELECT ceil(count(*)::numeric / %(nights)s)::int FROM mine))
+)
+SELECT id, updated_at FROM mine
+WHERE unread OR patient_version IS DISTINCT FROM updated_at OR read_at < %(read_before)s OR id IN (SELECT id FROM rotation)
+ORDER BY id
+"""
+
+
+def due_patients(
+    connection: psycopg.Connection,
+    *,
+    collection: str,
+    institution_id: int,
+    location_id: int,
+    read_before: datetime | None,
+    rotation_days: int,
+    rotation_cap: int,
+) -> list[DuePatient]:
+    """Patients never read, changed since, read before `read_before`, or next in rotation; by id."""
+    rows = connection.execute(
+        _DUE,
+        {
+            "collection": collection,
+            "institution": institution_id,
+            "location": location_id,
+            "read_before": read_before,
+            "nights": rotation_days,
+            "cap": rotation_cap,
+            # One night's worth of rest, so that a second sync of the same day rotates nothing.
+            "rest": timedelta(hours=20),
+        },
+    )
+    return [DuePatient(*row) for row in rows]
+
+
+def record_child_reads(
+    connection: psycopg.Connection,
+    *,
+    collection: str,
+    institution_id: int,
+    reads: Iterable[tuple[DuePatient, datetime, int]],
+) -> None:
+    """Note (patient, time of the request, rows) of lists read; the caller commits them with the rows."""
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            "INSERT INTO nexhealth_child_reads (collection, institution_id, patient_id, read_at, patient_version, rows)"
+            " VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (collection, institution_id, patient_id) DO UPDATE SET"
+            " read_at = excluded.read_at, patient_version = excluded.patient_version, rows = excluded.rows",
+            _rows(collection, institution_id, reads),
+        )
+
+
+def _rows(
+    collection: str, institution_id: int, reads: Iterable[tuple[DuePatient, datetime, int]]
+) -> Iterator[tuple[str, int, int, datetime, datetime | None, int]]:
+    for patient, read_at, rows in reads:
+        yield collection, institution_id, patient.id, read_at, patient.version, rows

@@ -1,0 +1,245 @@
+"""Which databases to use, and connections to them whose errors can be shown to anybody.
+
+A driver's error text may quote the server's DETAIL, and with it a row. So whatever leaves this module
+names address, database, role, setting and fix, never the driver's words.
+
+`DATABASE_URL` names the warehouse; without it the embedded server is started and leased for the life of
+this process. Dagster's own storage is a second database on the same server.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import platformdirs
+import psycopg
+from psycopg import conninfo, errors, sql
+from psycopg_pool import ConnectionPool, PoolTimeout
+
+from nexhealth_pipeline.errors import InvalidSetting, MissingRights, WarehouseError, WarehouseUnreachable
+from nexhealth_pipeline.settings import Settings
+from nexhealth_pipeline.warehouse.embedded import ensure
+
+__all__ = [
+    "DAGSTER_DATABASE",
+    "OLDEST_SERVER",
+    "WAREHOUSE_DATABASE",
+    "Pool",
+    "connect",
+    "dagster_url",
+    "driver_errors",
+    "home_folder",
+    "normalised_url",
+    "pool",
+    "warehouse_url",
+]
+
+WAREHOUSE_DATABASE = "nexhealth"
+"""The warehouse on the embedded server."""
+DAGSTER_DATABASE = "dagster"
+"""Dagster's storage, on the warehouse's server."""
+OLDEST_SERVER = 15
+"""Oldest PostgreSQL release that is supported; the tests run on it where one is found."""
+
+_CONNECT_SECONDS = 10
+"""Longest wait for one address of a server, unless the URL sets `connect_timeout`."""
+_POOL_WAIT_SECONDS = 30.0
+_SCHEMES = ("postgresql", "postgres", "postgresql+psycopg2", "postgresql+psycopg")
+_URL = re.compile(r"(?P<scheme>[a-z0-9+]+)://(?P<server>[^/?]*)(?:/(?P<database>[^?]*))?(?P<query>\?.*)?", re.DOTALL)
+
+_REASONS = (
+    ("password authentication failed", "refuses role {user} or its password: correct the user and password in it"),
+    ("no password supplied", "asks for a password for role {user}: add it"),
+    ("no pg_hba.conf entry", "does not let role {user} in from here: add this machine to its pg_hba.conf"),
+    ("permission denied for database", "does not let role {user} into {dbname}: GRANT CONNECT ON DATABASE to it"),
+    ('role "', "has no role {user}: create it, or correct the user"),
+    ('database "', "has no database {dbname}: create it, or correct the name"),
+    ("too many", "has no connection left: raise its max_connections, or end other clients"),
+    ("connection slots", "has no connection left: raise its max_connections, or end other clients"),
+    ("starting up", "is still starting: try again in a moment"),
+    ("shutting down", "is stopping: start it again"),
+    ("SSL", "and this client cannot agree on encryption: correct sslmode"),
+    ("invalid", "cannot be asked: correct the port or the option in its address that has no valid value"),
+    ("bad value", "cannot be asked: correct the option in its address that has no valid value"),
+)
+"""Words in libpq's English message -> what to say instead. Without a match the generic text is used."""
+
+
+def home_folder(settings: Settings) -> Path:
+    """The folder of the embedded default: NEXHEALTH_HOME, `.nexhealth` of a checkout, or the user's data folder."""
+    if settings.home is not None:
+        return settings.home.expanduser().absolute()
+    checkout = Path(__file__).resolve().parents[2]
+    if (checkout / "pyproject.toml").is_file() and os.access(checkout, os.W_OK):
+        return checkout / ".nexhealth"
+    return platformdirs.user_data_path("nexhealth-pipeline", appauthor=False)
+
+
+def warehouse_url(
+    settings: Settings, *, database_name: str = WAREHOUSE_DATABASE, linger_seconds: float = 0, tcp: bool = False
+) -> str:
+    """The libpq URL of the warehouse.
+
+    `database_name`, `linger_seconds` and `tcp` (see :func:`.embedded.ensure`) are for the embedded server,
+    which is started where DATABASE_URL is unset; the database is created if it is not there.
+
+    Raises InvalidSetting for a DATABASE_URL that is none, WarehouseError where the server cannot start.
+    """
+    if settings.database_url is not None:
+        return normalised_url(settings.database_url.get_secret_value(), "DATABASE_URL")
+    server = ensure(home_folder(settings), linger_seconds=linger_seconds, tcp=tcp)
+    server.create_database(database_name)
+    return server.tcp_url(database_name) if tcp else server.url(database_name)
+
+
+def dagster_url(settings: Settings, *, database_name: str = DAGSTER_DATABASE) -> str:
+    """The libpq URL of Dagster's storage: DAGSTER_DATABASE_URL, else `database_name` beside the warehouse.
+
+    The database is created if it is not there. Raises MissingRights, with the statement to run, where the
+    role may not create it; InvalidSetting and WarehouseError as :func:`warehouse_url`.
+    """
+    if settings.dagster_database_url is not None:
+        return normalised_url(settings.dagster_database_url.get_secret_value(), "DAGSTER_DATABASE_URL")
+    if settings.database_url is None:
+        return warehouse_url(settings, database_name=database_name)
+    beside = warehouse_url(settings)
+    _create_beside(beside, database_name)
+    return _with_database(beside, database_name)
+
+
+def normalised_url(url: str, setting: str) -> str:
+    """`url` as `postgresql://...`. Raises InvalidSetting naming `setting`, never the value: it holds a password."""
+    match = _URL.fullmatch(url.strip())
+    if match is None or match["scheme"] not in _SCHEMES:
+        raise InvalidSetting(
+            f"{setting}: not a PostgreSQL address: write postgresql://user:password@host:5432/database"
+        )
+    url = "postgresql" + url.strip()[len(match["scheme"]) :]
+    try:
+        conninfo.conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        raise InvalidSetting(
+            f"{setting}: cannot be read as an address: percent-encode special characters of the password "
+            "(@ is %40, / is %2F, % is %25), and check the options after the question mark"
+        ) from None
+    return url
+
+
+def _with_database(url: str, name: str) -> str:
+    match = _URL.fullmatch(url)
+    assert match is not None
+    query = re.sub(r"(?<=[?&])dbname=[^&]*&?", "", match["query"] or "").rstrip("?&")
+    return f"postgresql://{match['server']}/{quote(name, safe='')}{query}"
+
+
+def _create_beside(url: str, name: str) -> None:
+    """Create database `name` on the server of `url` unless it exists. Raises MissingRights."""
+    with connect(url, autocommit=True) as connection:
+        if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone():
+            return
+        statement = sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name))
+        try:
+            connection.execute(statement)
+        except (errors.DuplicateDatabase, errors.UniqueViolation):
+            return  # another process was faster
+        except errors.InsufficientPrivilege:
+            owner = sql.SQL("{} OWNER {};").format(statement, sql.Identifier(connection.info.user))
+            raise MissingRights(
+                f"role {connection.info.user} may not create the database for Dagster's history. Run as an "
+                f"administrator:\n    {owner.as_string(connection)}\nor set DAGSTER_DATABASE_URL"
+            ) from None
+
+
+def connect(url: str, *, autocommit: bool = False, application_name: str = "nexhealth") -> psycopg.Connection:
+    """A connection to `url`, for use as a context manager.
+
+    Raises WarehouseUnreachable where there is none to be had, WarehouseError where the server is too old.
+    """
+    try:
+        connection = psycopg.connect(url, autocommit=autocommit, **_options(url, application_name))
+    except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
+        raise WarehouseUnreachable(_unreachable(url, str(error))) from None
+    version = connection.info.server_version // 10_000
+    if version < OLDEST_SERVER:
+        connection.close()
+        raise WarehouseError(
+            f"PostgreSQL at {_address(url)} is release {version}: {OLDEST_SERVER} or newer is needed, upgrade it"
+        )
+    return connection
+
+
+class Pool(ConnectionPool[psycopg.Connection]):
+    """psycopg's pool, raising this package's errors. Make it after forking: it has threads."""
+
+    def getconn(self, timeout: float | None = None) -> psycopg.Connection:
+        """A connection of the pool. Raises WarehouseUnreachable where none comes free in time."""
+        try:
+            return super().getconn(timeout)
+        except PoolTimeout:
+            address = _address(str(self.conninfo))
+            raise WarehouseUnreachable(f"no connection to PostgreSQL at {address} came free in time") from None
+
+
+def pool(url: str, size: int, *, autocommit: bool = False, application_name: str = "nexhealth") -> Pool:
+    """An open pool of up to `size` connections; dead ones are replaced before they are handed out.
+
+    Close it, or use it as a context manager. Raises WarehouseUnreachable at once where nothing answers.
+    """
+    connect(url, application_name=application_name).close()
+    return Pool(
+        url,
+        kwargs={"autocommit": autocommit, **_options(url, application_name)},
+        min_size=0,
+        max_size=size,
+        timeout=_POOL_WAIT_SECONDS,
+        check=ConnectionPool.check_connection,
+        open=True,
+    )
+
+
+@contextmanager
+def driver_errors(doing: str) -> Iterator[None]:
+    """Map the driver's errors while `doing` something ("writing nexhealth_patients") to this package's.
+
+    Raises WarehouseUnreachable where the connection was lost, MissingRights, else WarehouseError; each
+    with the server's five-character error code, whose meaning is in PostgreSQL's appendix A.
+    """
+    try:
+        yield
+    except errors.InsufficientPrivilege:
+        raise MissingRights(f"{doing}: the database role lacks a right (42501)") from None
+    except psycopg.OperationalError as error:
+        raise WarehouseUnreachable(f"{doing}: the connection to PostgreSQL was lost{_code(error)}") from None
+    except psycopg.Error as error:
+        raise WarehouseError(f"{doing}: PostgreSQL refused{_code(error)}") from None
+
+
+def _code(error: psycopg.Error) -> str:
+    return f" ({error.sqlstate} {type(error).__name__})" if error.sqlstate else ""
+
+
+def _options(url: str, application_name: str) -> dict[str, Any]:
+    """Connection parameters that count unless `url` sets them itself."""
+    defaults = {"application_name": application_name, "connect_timeout": _CONNECT_SECONDS}
+    given = conninfo.conninfo_to_dict(url)
+    return {name: value for name, value in defaults.items() if name not in given}
+
+
+def _address(url: str) -> str:
+    """Host and port of `url`, for people."""
+    given = conninfo.conninfo_to_dict(url)
+    host = str(given.get("host") or given.get("hostaddr") or "the local socket")
+    return host if host.startswith("/") or " " in host else f"{host}:{given.get('port') or 5432}"
+
+
+def _unreachable(url: str, message: str) -> str:
+    given = conninfo.conninfo_to_dict(url)
+    names = {"user": given.get("user") or "(the operating system's)", "dbname": given.get("dbname") or "(the role's)"}
+    for words, reason in _REASONS:
+        if words in message:
+            return f"PostgreSQL at {_address(url)} {reason.format(**names)}"
+    return f"no PostgreSQL answers at {_address(url)}: start it, or correct DATABASE_URL"

@@ -1,0 +1,331 @@
+"""The embedded PostgreSQL: started on demand, shared by processes, gone when the last of them has gone.
+
+`ensure(home)` gives a running server and takes a lease on it for the rest of this process's life: a
+shared file lock that the kernel drops however the process ends, and that forked children share. A small
+supervisor process (`supervisor.py`) waits until no lease is left and stops the server. Nothing here
+trusts a process number: running means that the server answers.
+
+    a user is killed            its lease is dropped by the kernel, nothing else happens
+    the server is killed        the supervisor ends; the next `ensure` starts both, PostgreSQL recovers
+    the supervisor is killed    the server goes on; the next `ensure`, or a user's exit, starts a new one
+    all are killed              the next `ensure` adopts or restarts what it finds
+
+The server is reached through a Unix socket in a folder that only its account and root may enter. As
+root it runs as `nobody`. It is for demos and trials: it has no encryption and no backups.
+"""
+
+import atexit
+import contextlib
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import psycopg
+from psycopg import pq, sql
+
+from nexhealth_pipeline.errors import WarehouseError, WarehouseUnreachable
+from nexhealth_pipeline.warehouse import supervisor
+from nexhealth_pipeline.warehouse.account import Account, server_account
+from nexhealth_pipeline.warehouse.binaries import bin_folder, bin_folder_for
+from nexhealth_pipeline.warehouse.locks import exclusive, shared_lock, try_exclusive
+from nexhealth_pipeline.warehouse.place import Place, check_home, find_place
+from nexhealth_pipeline.warehouse.supervisor import SUPERUSER, Order, accepts
+
+__all__ = ["EmbeddedServer", "ensure", "release"]
+
+_START_SECONDS = 180.0
+"""Longest start: crash recovery may have 2 GB of log to replay."""
+_STARTS = 4
+"""A server that was killed may leave processes that end a moment later; until then a start is refused."""
+_PAUSE_SECONDS = 0.02
+_TRY_AGAIN_SECONDS = 0.5
+_UNUSED_SECONDS = 5.0
+_PASSED_ON = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedServer:
+    """A running server that this process holds a lease on."""
+
+    place: Place
+
+    @property
+    def psql(self) -> Path:
+        """The `psql` that comes with the server."""
+        return bin_folder() / "psql"
+
+    def url(self, database: str) -> str:
+        """URL for libpq of `database` through the socket. It holds no secret."""
+        port = f"&port={self.place.tcp_port}" if self.place.tcp_port else ""
+        return f"postgresql://{SUPERUSER}@/{quote(database, safe='')}?host={quote(str(self.place.socket))}{port}"
+
+    def tcp_url(self, database: str) -> str:
+        """URL for libpq of `database` through 127.0.0.1, password included: print it only where it was asked for.
+
+        Raises WarehouseError where the server was not started with `tcp=True`.
+        """
+        if self.place.tcp_port is None:
+            raise WarehouseError(
+                "the embedded PostgreSQL does not listen on 127.0.0.1: ask with `nexhealth db url --tcp`"
+            )
+        password = self.place.password_file.read_text(encoding="utf-8").strip()
+        return f"postgresql://{SUPERUSER}:{password}@127.0.0.1:{self.place.tcp_port}/{quote(database, safe='')}"
+
+    def create_database(self, name: str) -> None:
+        """Create database `name` unless it exists. Raises WarehouseUnreachable."""
+        with self._administrator() as connection:
+            if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone():
+                return
+            with contextlib.suppress(psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation):
+                connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))
+
+    def clients(self) -> int:
+        """How many clients are connected now. Raises WarehouseUnreachable."""
+        with self._administrator() as connection:
+            row = connection.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+            ).fetchone()
+        return int(row[0]) if row else 0
+
+    @contextlib.contextmanager
+    def _administrator(self) -> Iterator[psycopg.Connection]:
+        try:
+            with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+                yield connection
+        except psycopg.OperationalError:
+            raise WarehouseUnreachable(
+                f"the embedded PostgreSQL ended while it was used: try again, or see the end of {self.place.log}"
+            ) from None
+
+
+@dataclass(slots=True)
+class _Lease:
+    server: EmbeddedServer
+    descriptor: int
+
+
+_leases: dict[Path, _Lease] = {}
+_guard = threading.RLock()
+
+
+def ensure(home: Path, *, linger_seconds: float = 0, durable: bool = True, tcp: bool = False) -> EmbeddedServer:
+    """A running server with its state in `home`, leased until this process and its forked children end.
+
+    `linger_seconds`: how long it stays up after the last user, and then while any client is connected.
+    `durable=False` trades safety after a power cut for speed (tests); it counts when the server starts.
+    `tcp=True` makes it listen on 127.0.0.1 with a password as well, from now on at every start.
+
+    Raises WarehouseError where the server cannot be made or started, or where TCP is asked for while
+    somebody uses a server without; no lease is held then.
+    """
+    home = home.expanduser().absolute()
+    with _guard:
+        lease = _leases.get(home)
+        if lease is None or not _healthy(lease.server) or (tcp and lease.server.place.tcp_port is None):
+            lease = _start(home, durable=durable, tcp=tcp)
+        if linger_seconds > 0:
+            _ask_to_linger(lease.server.place, linger_seconds)
+        return lease.server
+
+
+def release(home: Path) -> None:
+    """Give this process's lease on the server of `home` back before the process ends."""
+    with _guard:
+        lease = _leases.pop(home.expanduser().absolute(), None)
+        if lease is not None:
+            os.close(lease.descriptor)
+
+
+def _healthy(server: EmbeddedServer) -> bool:
+    """Whether the server answers and somebody will stop it in the end."""
+    if not _answers(server):
+        return False
+    lock = try_exclusive(server.place.supervisor_lock)
+    if lock is None:
+        return True
+    os.close(lock)
+    return False
+
+
+def _answers(server: EmbeddedServer) -> bool:
+    return pq.PGconn.ping(server.url("postgres").encode()) == pq.Ping.OK
+
+
+def _start(home: Path, *, durable: bool, tcp: bool) -> _Lease:
+    """Make what is missing of place, data, lease, supervisor and server."""
+    check_home(home)
+    account = server_account()
+    with exclusive(home / "postgres" / "start.lock", _START_SECONDS):
+        place = find_place(home, account)
+        _make_data(place, account, durable=durable)
+        if tcp and place.tcp_port is None:
+            release(home)
+            _end_unused(place)
+            place = place.with_tcp()
+        if home not in _leases:
+            descriptor = shared_lock(place.users_lock, _START_SECONDS)
+            _leases[home] = _Lease(EmbeddedServer(place), descriptor)
+        lease = _leases[home]
+        try:
+            lease.server = _bring_up(place, account, durable=durable)
+        except BaseException:
+            release(home)
+            raise
+    return lease
+
+
+def _end_unused(place: Place) -> None:
+    """Let a server that nobody uses end. Raises WarehouseError where somebody does."""
+    if not accepts(place.socket_file):
+        return
+    if not EmbeddedServer(place).clients():
+        (place.folder / "linger").unlink(missing_ok=True)
+        deadline = time.monotonic() + _UNUSED_SECONDS
+        while accepts(place.socket_file) and time.monotonic() < deadline:
+            time.sleep(_PAUSE_SECONDS)
+    if accepts(place.socket_file):
+        raise WarehouseError(
+            "the embedded PostgreSQL is in use and does not listen on 127.0.0.1 yet: "
+            "end the other nexhealth processes, then ask for TCP again"
+        )
+
+
+def _make_data(place: Place, account: Account | None, *, durable: bool) -> None:
+    """Run initdb once; a run that was cut short leaves only `data.new`, which the next one replaces."""
+    if place.data.is_dir():
+        _check_version(place)
+        return
+    new = place.folder / "data.new"
+    if new.exists():
+        shutil.rmtree(new)
+    new.mkdir(mode=0o700)
+    password = place.socket / "password"
+    password.write_text(secrets.token_urlsafe(32), encoding="utf-8")
+    password.chmod(0o600)
+    if account is not None:
+        account.own(new)
+        account.own(password)
+    programs = bin_folder_for(account, place.folder)
+    _run_initdb(programs, new, password, account, durable=durable)
+    shutil.copyfile(password, place.password_file)
+    place.password_file.chmod(0o600)
+    password.unlink()
+    new.rename(place.data)
+
+
+def _run_initdb(programs: Path, data: Path, password: Path, account: Account | None, *, durable: bool) -> None:
+    command = [str(programs / "initdb"), "-D", str(data), "-U", SUPERUSER, "-E", "UTF8", "--no-instructions"]
+    command += ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+    command += ["--auth-local=trust", "--auth-host=scram-sha-256", f"--pwfile={password}"]
+    command += [] if durable else ["--no-sync"]
+    options = account.options() if account else {}
+    done = subprocess.run(command, check=False, cwd="/", env=_environment(), capture_output=True, text=True, **options)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise WarehouseError(f"the embedded PostgreSQL cannot be made in {data.parent}: {last}")
+
+
+def _check_version(place: Place) -> None:
+    """Refuse data of another major release: PostgreSQL would, in its log only."""
+    found = (place.data / "PG_VERSION").read_text().strip()
+    done = subprocess.run([bin_folder() / "postgres", "-V"], check=True, capture_output=True, text=True)
+    ours = done.stdout.split()[-1].split(".")[0]
+    if found != ours:
+        raise WarehouseError(
+            f"{place.data} was made by PostgreSQL {found}, this is PostgreSQL {ours}: install the release that "
+            "made it, dump it, and load it into a new NEXHEALTH_HOME"
+        )
+
+
+def _bring_up(place: Place, account: Account | None, *, durable: bool) -> EmbeddedServer:
+    """The server, once it answers and a supervisor watches it."""
+    if not accepts(place.socket_file):
+        (place.folder / "linger").unlink(missing_ok=True)
+        place = place.with_usable_port()
+    server = EmbeddedServer(place)
+    deadline = time.monotonic() + _START_SECONDS
+    started = 0
+    while time.monotonic() < deadline:
+        lock = try_exclusive(place.supervisor_lock)
+        if lock is None:
+            if _answers(server):
+                return server
+            time.sleep(_PAUSE_SECONDS)
+        elif started < _STARTS:
+            if started:
+                time.sleep(_TRY_AGAIN_SECONDS)
+            _spawn_supervisor(place, lock, account, durable=durable)
+            started += 1
+        else:
+            os.close(lock)
+            break
+    raise WarehouseUnreachable(f"the embedded PostgreSQL does not start: see the end of {place.log}")
+
+
+def _spawn_supervisor(place: Place, lock: int, account: Account | None, *, durable: bool) -> None:
+    """Start a supervisor and hand it the lock. It leaves this process at once, so none is left to collect."""
+    order = Order(
+        folder=str(place.folder),
+        socket=str(place.socket),
+        programs=str(bin_folder_for(account, place.folder)),
+        port=place.port,
+        tcp=place.tcp_port is not None,
+        durable=durable,
+        uid=account.uid if account else -1,
+        gid=account.gid if account else -1,
+        lock=lock,
+    )
+    command = [sys.executable, "-I", supervisor.__file__, order.text()]
+    try:
+        subprocess.run(command, check=True, cwd="/", env=_environment(), stdin=subprocess.DEVNULL, pass_fds=(lock,))
+    except (OSError, subprocess.CalledProcessError):
+        raise WarehouseError(f"the embedded PostgreSQL's supervisor does not start with {sys.executable}") from None
+    finally:
+        os.close(lock)
+
+
+def _environment() -> dict[str, str]:
+    """What the server's processes get to see of the environment: no secret, no PG*, no locale."""
+    return {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+
+
+def _ask_to_linger(place: Place, seconds: float) -> None:
+    """Write down until when the server stays up; a later time already written down stands."""
+    mark = place.folder / "linger"
+    until = time.monotonic() + seconds  # one clock for all processes since the machine's start
+    with contextlib.suppress(OSError, ValueError):
+        until = max(until, float(mark.read_text()))
+    new = mark.with_suffix(".new")
+    new.write_text(str(until))
+    new.replace(mark)
+
+
+def _after_fork() -> None:
+    """A child keeps the leases; only the thread lock may have been held by a thread it does not have."""
+    global _guard  # noqa: PLW0603
+    _guard = threading.RLock()
+
+
+def _leave() -> None:
+    """At exit: where the supervisor was killed, start one that stops the server once all have gone."""
+    for lease in list(_leases.values()):
+        place = lease.server.place
+        lock = try_exclusive(place.supervisor_lock) if place.folder.is_dir() else None
+        if lock is None:
+            continue
+        if accepts(place.socket_file):
+            _spawn_supervisor(place, lock, server_account(), durable=True)
+        else:
+            os.close(lock)
+
+
+os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_leave)

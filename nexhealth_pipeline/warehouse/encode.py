@@ -1,0 +1,180 @@
+"""From a record's JSON bytes to one line of COPY text for its collection's stage.
+
+The line holds key and source columns, the raw record, a content hash and which declared keys were
+absent (an absent key keeps its old value, an explicit null overwrites it). What cannot be loaded is
+noted for quarantine: a bad field becomes null, a record without a usable key is refused whole.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+import msgspec
+
+from nexhealth_pipeline.catalog.collection import Collection, Column, SqlType
+from nexhealth_pipeline.errors import RecordRefused
+from nexhealth_pipeline.warehouse.values import CONVERTERS, Converter, json_text
+
+__all__ = ["Encoded", "Note", "RecordEncoder"]
+
+_decode = msgspec.json.Decoder(dict[str, object]).decode
+_ABSENT = object()
+_NULL = "\\N"
+_COPY_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Why a record (or one field of it) could not be loaded. Holds PHI in `raw`: never log it."""
+
+    record_id: str
+    field: str
+    rule: str
+    loaded: bool
+    raw: bytes
+
+    @property
+    def fingerprint(self) -> bytes:
+        """The same for the same fault of the same content, so that a re-read adds no second note."""
+        digest = hashlib.blake2b(self.raw, digest_size=16)
+        digest.update(f"\0{self.field}\0{self.rule}".encode())
+        return digest.digest()
+
+    def __repr__(self) -> str:
+        return f"Note(field={self.field!r}, rule={self.rule!r}, loaded={self.loaded})"
+
+
+@dataclass(slots=True)
+class Encoded:
+    """Lines for COPY, and what could not be loaded."""
+
+    lines: list[str]
+    notes: list[Note]
+    ids: list[int]
+    """Value of `id` per line, where the collection has one (membership, rotation)."""
+
+
+class RecordEncoder:
+    """Encodes records of one collection; made once per slice, cheap per record."""
+
+    def __init__(self, collection: Collection, institution_id: int | None) -> None:
+        self._collection = collection
+        self._institution = None if institution_id is None else str(institution_id)
+        self._columns = tuple((column, column.path, CONVERTERS[column.type]) for column in collection.columns)
+        self._request_columns = collection.from_request
+
+    @property
+    def stage_columns(self) -> tuple[str, ...]:
+        """Names of the line's columns, in order."""
+        return (
+            "institution_id",
+            *(column.name for column in self._request_columns),
+            *(column.name for column in self._collection.columns),
+            "raw",
+            "source_read_at",
+            "row_hash",
+            "absent",
+        )
+
+    def encode(self, records: list[bytes], read_at: datetime, request: Mapping[str, int]) -> Encoded:
+        """Encode one answer's records, read at `read_at`; `request` fills the `from_request` columns."""
+        encoded = Encoded([], [], [])
+        known = [str(request[column.name]) for column in self._request_columns]
+        read_text = read_at.isoformat()
+        for raw in records:
+            try:
+                encoded.lines.append(self._line(raw, known, read_text, encoded))
+            except RecordRefused as refused:
+                encoded.notes.append(Note("", refused.field, refused.rule, loaded=False, raw=raw))
+        return encoded
+
+    def _line(self, raw: bytes, known: list[str], read_text: str, encoded: Encoded) -> str:
+        record = _parse(raw)
+        absent: list[str] = []
+        faults: list[RecordRefused] = []
+        values = [self._value(record, column, path, convert, absent, faults) for column, path, convert in self._columns]
+        institution = self._institution or self._institution_of(record)
+        fields = [_NULL if value is None else value.translate(_COPY_ESCAPES) for value in values]
+        content = "\t".join(fields) + "\0" + ",".join(absent)
+        row_hash = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+        for fault in faults:
+            encoded.notes.append(Note(str(record.get("id", "")), fault.field, fault.rule, loaded=True, raw=raw))
+        identifier = record.get("id")
+        if isinstance(identifier, int | str):
+            encoded.ids.append(int(identifier))
+        return "\t".join(
+            (
+                institution,
+                *known,
+                *fields,
+                self._raw_text(raw, record).translate(_COPY_ESCAPES),
+                read_text,
+                "\\\\x" + row_hash,
+                "{" + ",".join(absent) + "}" if absent else _NULL,
+            )
+        )
+
+    def _value(
+        self,
+        record: dict[str, object],
+        column: Column,
+        path: tuple[str, ...],
+        convert: Converter,
+        absent: list[str],
+        faults: list[RecordRefused],
+    ) -> str | None:
+        """One column's text; notes an absent key, turns a bad value of a plain column into null."""
+        value: object = record
+        for key in path:
+            value = value.get(key, _ABSENT) if isinstance(value, dict) else (None if value is None else _ABSENT)
+            if value is _ABSENT:
+                absent.append(column.name)
+                break
+        value = None if value is _ABSENT else value
+        try:
+            text = convert(value)
+        except RecordRefused as refused:
+            fault = RecordRefused(column.name, refused.rule)
+            if column.name in self._collection.key:
+                raise fault from None
+            faults.append(fault)
+            return None
+        if text is None and column.name in self._collection.key:
+            raise RecordRefused(column.name, "missing, and it is part of the key")
+        return text
+
+    def _institution_of(self, record: dict[str, object]) -> str:
+        value: object = record
+        for key in self._collection.institution_at or ():
+            value = value.get(key) if isinstance(value, dict) else None
+        text = CONVERTERS[SqlType.BIGINT](value)
+        if text is None:
+            raise RecordRefused("institution_id", "missing, and it is part of the key")
+        return text
+
+    def _raw_text(self, raw: bytes, record: dict[str, object]) -> str:
+        """The record's JSON without the keys too sensitive to keep and without NUL."""
+        dropped = [_drop(record, path) for path in self._collection.sensitive]
+        if any(dropped) or b"\\u0000" in raw:
+            return json_text(record)
+        return raw.decode()
+
+
+def _parse(raw: bytes) -> dict[str, object]:
+    """A record's object; refuses what is no JSON object, NaN, lone surrogates, absurd nesting."""
+    try:
+        return _decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise RecordRefused("", "not a JSON object that can be stored") from None
+
+
+def _drop(record: dict[str, object], path: tuple[str, ...]) -> bool:
+    """Remove the key at `path`; whether it was there."""
+    holder: object = record
+    for key in path[:-1]:
+        holder = holder.get(key) if isinstance(holder, dict) else None
+    if isinstance(holder, dict) and path[-1] in holder:
+        del holder[path[-1]]
+        return True
+    return False

@@ -1,0 +1,170 @@
+"""What is known about a slice beside its rows: freshness, capabilities, patients' locations.
+
+Each is written in the transaction of the rows it speaks of; the caller commits.
+"""
+
+from collections.abc import Iterable
+from datetime import datetime
+
+import psycopg
+
+__all__ = [
+    "close_membership",
+    "forget_seen",
+    "record_capability",
+    "record_freshness",
+    "record_membership",
+    "record_seen",
+]
+
+
+def record_freshness(
+    connection: psycopg.Connection,
+    *,
+    institution_id: int,
+    location_id: int,
+    collection: str,
+    complete_through: datetime | None,
+    last_full_at: datetime | None,
+    changed: bool,
+) -> None:
+    """Note how fresh a collection is at a location (0 = institution-wide), with the source's own status."""
+    connection.execute(
+        """
+        INSERT INTO nexhealth_freshness AS f
+            (institution_id, location_id, collection, complete_through, last_full_at, last_change_at,
+             source_read_status, source_read_status_at)
+        SELECT %(institution)s, %(location)s, %(collection)s, %(through)s, %(full)s,
+               CASE WHEN %(changed)s THEN clock_timestamp() END, s.read_status, s.read_status_at
+        FROM (VALUES (1)) one LEFT JOIN LATERAL (
+            SELECT read_status, read_status_at FROM nexhealth_sync_status
+            WHERE institution_id = %(institution)s
+              AND (%(location)s = 0 OR locations @> jsonb_build_array(jsonb_build_object('id', %(location)s::bigint)))
+            ORDER BY read_status_at NULLS FIRST LIMIT 1) s ON true
+        ON CONFLICT (institution_id, location_id, collection) DO UPDATE SET
+            complete_through = coalesce(excluded.complete_through, f.complete_through),
+            last_full_at = coalesce(excluded.last_full_at, f.last_full_at),
+            last_change_at = coalesce(excluded.last_change_at, f.last_change_at),
+            source_read_status = excluded.source_read_status,
+            source_read_status_at = excluded.source_read_status_at
+        """,
+        {
+            "institution": institution_id,
+            "location": location_id,
+            "collection": collection,
+            "through": complete_through,
+            "full": last_full_at,
+            "changed": changed,
+        },
+    )
+
+
+def record_capability(
+    connection: psycopg.Connection,
+    *,
+    institution_id: int,
+    location_id: int,
+    collection: str,
+    status: str,
+    evidence: str,
+) -> None:
+    """Note whether a practice offers a collection; `since` moves only when the status changes.
+
+    "empty" never replaces "supported": a list that held rows once is supported.
+    """
+    connection.execute(
+        """
+        INSERT INTO nexhealth_capabilities AS c (institution_id, location_id, collection, status, evidence)
+        VALUES (%s, %s, %s, %s, %s)
+        ON CONFLICT (institution_id, location_id, collection) DO UPDATE
+            SET status = excluded.status, evidence = excluded.evidence, since = clock_timestamp()
+            WHERE c.status <> excluded.status AND NOT (c.status = 'supported' AND excluded.status = 'empty')
+        """,
+        (institution_id, location_id, collection, status, evidence),
+    )
+
+
+def record_membership(
+    connection: psycopg.Connection,
+    *,
+    institution_id: int,
+    location_id: int,
+    patient_ids: Iterable[int],
+    seen_at: datetime,
+) -> None:
+    """Note that a location lists these patients; a membership that stands is not touched."""
+    connection.execute(
+        """
+        INSERT INTO nexhealth_patient_locations AS l (institution_id, patient_id, location_id, first_seen)
+        SELECT DISTINCT %(institution)s, u.id, %(location)s, %(seen)s::timestamptz
+        FROM unnest(%(ids)s::bigint[]) AS u(id)
+        WHERE NOT EXISTS (
+            SELECT FROM nexhealth_patient_locations p
+            WHERE p.institution_id = %(institution)s AND p.patient_id = u.id AND p.location_id = %(location)s
+              AND p.gone_at IS NULL)
+        ON CONFLICT (institution_id, patient_id, location_id) DO UPDATE SET gone_at = NULL
+            WHERE l.gone_at IS NOT NULL
+        """,
+        {"institution": institution_id, "location": location_id, "ids": list(patient_ids), "seen": seen_at},
+    )
+
+
+def record_seen(
+    connection: psycopg.Connection,
+    collection: str,
+    institution_id: int,
+    location_id: int,
+    pass_name: str,
+    *,
+    ids: Iterable[int],
+) -> None:
+    """Note ids met by a pass whose absences will be judged when it is complete."""
+    connection.execute(
+        "INSERT INTO nexhealth_seen (collection, institution_id, location_id, pass, id)"
+        " SELECT DISTINCT %s, %s::bigint, %s::bigint, %s, unnest(%s::bigint[]) ON CONFLICT DO NOTHING",
+        (collection, institution_id, location_id, pass_name, list(ids)),
+    )
+
+
+def close_membership(
+    connection: psycopg.Connection,
+    collection: str,
+    institution_id: int,
+    location_id: int,
+    pass_name: str,
+    *,
+    judge: bool,
+) -> int:
+    """End a complete membership pass: patients it did not meet are gone from the location.
+
+    With `judge` false (an unreadable record, say) nothing is marked; an empty answer never marks
+    anything. Returns the rows marked and forgets the ids seen.
+    """
+    key = (collection, institution_id, location_id, pass_name)
+    marked = 0
+    if judge:
+        done = connection.execute(
+            """
+            UPDATE nexhealth_patient_locations l SET gone_at = clock_timestamp()
+            WHERE l.institution_id = %(i)s AND l.location_id = %(l)s AND l.gone_at IS NULL
+              AND EXISTS (SELECT FROM nexhealth_seen s WHERE (s.collection, s.institution_id, s.location_id, s.pass)
+                          = (%(c)s, %(i)s, %(l)s, %(p)s))
+              AND NOT EXISTS (SELECT FROM nexhealth_seen s
+                              WHERE (s.collection, s.institution_id, s.location_id, s.pass, s.id)
+                                    = (%(c)s, %(i)s, %(l)s, %(p)s, l.patient_id))
+            """,
+            {"c": collection, "i": institution_id, "l": location_id, "p": pass_name},
+        )
+        marked = done.rowcount
+    forget_seen(connection, *key)
+    return marked
+
+
+def forget_seen(
+    connection: psycopg.Connection, collection: str, institution_id: int, location_id: int, pass_name: str
+) -> None:
+    """Empty what `record_seen` noted for a pass."""
+    connection.execute(
+        "DELETE FROM nexhealth_seen WHERE (collection, institution_id, location_id, pass) = (%s, %s, %s, %s)",
+        (collection, institution_id, location_id, pass_name),
+    )

@@ -1,0 +1,264 @@
+"""From encoded lines to rows: COPY into a temporary stage, then one merge.
+
+The stage is first filtered against the target by a join, so that unchanged rows are not even locked
+(ON CONFLICT alone wrote 216 MB of WAL for 200,000 unchanged rows, filtered first it wrote none).
+A row is taken when it is new, or when its content differs and its version is not older:
+
+- newer `updated_at`, or the same one read later; without `updated_at`, read later, and only if its
+  request began after the last complete pass of the slice (`not_before`);
+- a row tombstoned by absence comes back by a newer `updated_at` or by a read begun after the tombstone.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+import psycopg
+from psycopg import sql
+
+from nexhealth_pipeline.catalog.collection import Collection
+from nexhealth_pipeline.warehouse.encode import RecordEncoder
+from nexhealth_pipeline.warehouse.tables import table_columns
+
+__all__ = ["Change", "Merged", "Stage"]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Changed rows of one location and month (first of month, UTC) of a windowed collection."""
+
+    location_id: int
+    month: str
+    rows: int
+
+
+@dataclass(slots=True)
+class Merged:
+    """What one merge did, in rows."""
+
+    inserted: int = 0
+    updated: int = 0
+
+
+class Stage:
+    """The temporary table of one collection on one connection, and the merge out of it."""
+
+    def __init__(self, connection: psycopg.Connection, collection: Collection, encoder: RecordEncoder) -> None:
+        self._connection = connection
+        self._collection = collection
+        self._columns = encoder.stage_columns
+        self._name = f"stage_{collection.name}"
+        self._sql = _MergeSql(collection, self._name, self._columns)
+
+    def open(self) -> None:
+        """Create the stage, or empty it where this connection already has one."""
+        types = {column.name: column.type.value for column in table_columns(self._collection)}
+        types |= {"row_hash": "bytea", "absent": "text[]"}
+        columns = sql.SQL(", ").join(
+            sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(types[name])) for name in self._columns
+        )
+        name = sql.Identifier(self._name)
+        self._connection.execute(
+            sql.SQL("CREATE TEMP TABLE IF NOT EXISTS {} (stage_row integer GENERATED ALWAYS AS IDENTITY, {})").format(
+                name, columns
+            )
+        )
+        self._connection.execute(sql.SQL("TRUNCATE {}").format(name))
+
+    def copy(self, lines: list[str]) -> None:
+        """Append encoded lines."""
+        if not lines:
+            return
+        statement = sql.SQL("COPY {} ({}) FROM STDIN").format(
+            sql.Identifier(self._name), sql.SQL(", ").join(map(sql.Identifier, self._columns))
+        )
+        with self._connection.cursor() as cursor, cursor.copy(statement) as copy:
+            copy.write("\n".join(lines) + "\n")
+
+    def merge(self, not_before: datetime | None) -> Merged:
+        """Write new and changed rows to the target, then empty the stage; the caller commits."""
+        self._connection.execute(self._sql.keep_absent)
+        row = self._connection.execute(self._sql.write, {"not_before": not_before}).fetchone()
+        self._connection.execute(sql.SQL("TRUNCATE {}").format(sql.Identifier(self._name)))
+        return Merged(*row) if row else Merged()
+
+    def classify(self, not_before: datetime | None, *, target_exists: bool) -> Merged:
+        """What `merge` would do, writing nothing; the stage keeps its rows."""
+        statement = self._sql.classify if target_exists else self._sql.count_new
+        if target_exists:
+            self._connection.execute(self._sql.keep_absent)
+        row = self._connection.execute(statement, {"not_before": not_before}).fetchone()
+        return Merged(*row) if row else Merged()
+
+    def changes(self, not_before: datetime | None) -> list[Change]:
+        """Locations and months whose rows `merge` is about to change; old and new place of a moved row."""
+        if self._sql.places is None:
+            return []
+        self._connection.execute(self._sql.keep_absent)
+        rows = self._connection.execute(self._sql.places, {"not_before": not_before}).fetchall()
+        return [Change(location, month, count) for location, month, count in rows]
+
+
+class _MergeSql:
+    """The statements of one collection."""
+
+    def __init__(self, collection: Collection, stage: str, columns: tuple[str, ...]) -> None:
+        self._collection = collection
+        self._stage = sql.Identifier(stage)
+        self._target = sql.Identifier(collection.table)
+        self._written = [name for name in columns if name != "absent"]
+        source = [column.name for column in collection.columns]
+        self._content = [name for name in source if name not in collection.key]
+        self.keep_absent = self._keep_absent()
+        self.write = self._write()
+        self.classify = sql.SQL(
+            "{}SELECT count(*) FILTER (WHERE is_new), count(*) FILTER (WHERE NOT is_new) FROM changed"
+        ).format(self._changed())
+        self.count_new = sql.SQL("SELECT count(DISTINCT ({})), 0 FROM {}").format(
+            self._names("s", collection.key, bare=True), self._stage
+        )
+        self.places = self._places() if collection.window else None
+
+    def _names(self, alias: str, names: "list[str] | tuple[str, ...]", *, bare: bool = False) -> sql.Composed:
+        parts = [sql.Identifier(name) if bare else sql.Identifier(alias, name) for name in names]
+        return sql.SQL(", ").join(parts)
+
+    def _same_key(self) -> sql.Composed:
+        return sql.SQL(" AND ").join(
+            sql.SQL("{} = {}").format(sql.Identifier("s", name), sql.Identifier("t", name))
+            for name in self._collection.key
+        )
+
+    def _revived(self) -> sql.SQL | sql.Composed:
+        if self._collection.soft_delete:
+            return sql.SQL("false")
+        newer = self._version_is("s", ">", "t") or sql.SQL("false")
+        return sql.SQL("(t.deleted_by = 'absence' AND (s.source_read_at > t.deleted_at OR {}))").format(newer)
+
+    def _version_is(self, left: str, operator: str, right: str) -> sql.Composed | None:
+        version = self._collection.version
+        if version is None:
+            return None
+        return sql.SQL("{} {} {}").format(
+            sql.Identifier(left, version), sql.SQL(operator), sql.Identifier(right, version)
+        )
+
+    def _not_older(self) -> sql.Composed:
+        """The version guard between stage row s and target row t."""
+        if self._collection.version is None:
+            return sql.SQL(
+                "(s.source_read_at >= t.source_read_at"
+                " AND (%(not_before)s::timestamptz IS NULL OR s.source_read_at >= %(not_before)s))"
+            ).format()
+        return sql.SQL(
+            "(CASE WHEN {same} OR s.{v} IS NULL OR t.{v} IS NULL"
+            " THEN s.source_read_at >= t.source_read_at ELSE {newer} END)"
+        ).format(
+            same=self._version_is("s", "=", "t"),
+            newer=self._version_is("s", ">", "t"),
+            v=sql.Identifier(self._collection.version),
+        )
+
+    def _differs(self) -> sql.Composed:
+        """Content differs; the hash is asked first, the columns only where it differs."""
+        return sql.SQL("(s.row_hash <> t.row_hash AND ({}) IS DISTINCT FROM ({}))").format(
+            sql.SQL("ROW({})").format(self._names("s", self._content)),
+            sql.SQL("ROW({})").format(self._names("t", self._content)),
+        )
+
+    def _keep_absent(self) -> sql.Composed:
+        """Give keys that were absent from a changed record the value the target has."""
+        assignments = sql.SQL(", ").join(
+            sql.SQL("{name} = CASE WHEN {text} = ANY(s.absent) THEN t.{name} ELSE s.{name} END").format(
+                name=sql.Identifier(name), text=sql.Literal(name)
+            )
+            for name in self._content
+        )
+        return sql.SQL(
+            "UPDATE {} s SET {} FROM {} t WHERE {} AND s.absent IS NOT NULL AND s.row_hash <> t.row_hash"
+        ).format(self._stage, assignments, self._target, self._same_key())
+
+    def _changed(self) -> sql.Composed:
+        """CTEs: the newest staged row per key, then those to write."""
+        version = self._collection.version
+        newest_first = (
+            sql.SQL("{} DESC NULLS LAST, ").format(sql.Identifier(version)) if version else sql.SQL("").format()
+        )
+        return sql.SQL(
+            "WITH newest AS MATERIALIZED (SELECT DISTINCT ON ({key}) * FROM {stage}"
+            " ORDER BY {key}, {newest_first} source_read_at DESC, stage_row DESC),"
+            " changed AS MATERIALIZED (SELECT s.*, t.source_read_at IS NULL AS is_new{was}"
+            " FROM newest s LEFT JOIN {target} t ON {same_key}"
+            " WHERE t.source_read_at IS NULL OR ({not_older} AND {differs}) OR {revived}) "
+        ).format(
+            key=self._names("s", self._collection.key, bare=True),
+            stage=self._stage,
+            newest_first=newest_first,
+            target=self._target,
+            same_key=self._same_key(),
+            not_older=self._not_older(),
+            differs=self._differs(),
+            revived=self._revived(),
+            was=self._was(),
+        )
+
+    def _was(self) -> sql.Composed:
+        window = self._collection.window
+        if window is None:
+            return sql.SQL("").format()
+        return sql.SQL(", t.{} AS was_at, t.location_id AS was_location").format(sql.Identifier(window.column))
+
+    def _write(self) -> sql.Composed:
+        assignments = [
+            sql.SQL("{0} = excluded.{0}").format(sql.Identifier(name))
+            for name in self._written
+            if name not in self._collection.key
+        ]
+        assignments.append(sql.SQL("synced_at = excluded.synced_at").format())
+        assignments.append(sql.SQL("deleted_by = excluded.deleted_by").format())
+        if not self._collection.soft_delete:
+            assignments.append(sql.SQL("deleted_at = NULL").format())
+        return sql.SQL(
+            "{changed}, written AS (INSERT INTO {target} AS t ({columns}, synced_at, deleted_by)"
+            " SELECT {columns}, clock_timestamp(), {deleted_by} FROM changed s"
+            " ON CONFLICT ({key}) DO UPDATE SET {assignments} WHERE {guard}"
+            " RETURNING (t.xmax = 0) AS inserted)"
+            " SELECT count(*) FILTER (WHERE inserted), count(*) FILTER (WHERE NOT inserted) FROM written"
+        ).format(
+            changed=self._changed(),
+            target=self._target,
+            columns=self._names("s", self._written, bare=True),
+            deleted_by=sql.SQL("CASE WHEN deleted_at IS NOT NULL THEN 'source' END")
+            if self._collection.soft_delete
+            else sql.SQL("NULL::text"),
+            key=self._names("s", self._collection.key, bare=True),
+            assignments=sql.SQL(", ").join(assignments),
+            guard=self._conflict_guard(),
+        )
+
+    def _conflict_guard(self) -> sql.Composed:
+        """The guard once more, for a row that another process wrote since the filter ran."""
+        version = self._collection.version
+        if version is None:
+            return sql.SQL(
+                "t.source_read_at <= excluded.source_read_at"
+                " AND (t.row_hash <> excluded.row_hash OR t.deleted_by = 'absence')"
+            ).format()
+        return sql.SQL(
+            "((t.{v} IS NULL OR excluded.{v} IS NULL OR t.{v} < excluded.{v}"
+            " OR (t.{v} = excluded.{v} AND t.source_read_at <= excluded.source_read_at))"
+            " AND t.row_hash <> excluded.row_hash)"
+            " OR (t.deleted_by = 'absence' AND excluded.source_read_at > t.deleted_at)"
+        ).format(v=sql.Identifier(version))
+
+    def _places(self) -> sql.Composed:
+        window = self._collection.window
+        assert window is not None
+        return sql.SQL(
+            "{changed}, places AS ("
+            " SELECT location_id, {column} AS at FROM changed"
+            " UNION ALL SELECT was_location, was_at FROM changed WHERE was_at IS NOT NULL"
+            " AND (was_location, date_trunc('month', was_at, 'UTC'))"
+            " IS DISTINCT FROM (location_id, date_trunc('month', {column}, 'UTC')))"
+            " SELECT location_id, to_char(at AT TIME ZONE 'UTC', 'YYYY-MM'), count(*) FROM places"
+            " WHERE location_id IS NOT NULL AND at IS NOT NULL GROUP BY 1, 2"
+        ).format(changed=self._changed(), column=sql.Identifier(window.column))

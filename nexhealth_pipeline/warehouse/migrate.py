@@ -1,0 +1,104 @@
+"""Bringing a warehouse's schema to this release, and telling whether it is there.
+
+Alembic owns system tables, functions and roles; :mod:`.tables` owns the collections' tables.
+"""
+
+from pathlib import Path
+
+import psycopg
+
+from nexhealth_pipeline.errors import MissingRights, WarehouseNewer, WarehouseOutdated, WarehouseRefused
+from nexhealth_pipeline.warehouse.connect import connect
+from nexhealth_pipeline.warehouse.tables import ensure_tables, missing_tables
+
+__all__ = ["HEAD", "check", "current_revision", "declare_kind", "upgrade"]
+
+_VERSIONS = Path(__file__).parent / "migrations" / "versions"
+HEAD: str = max(path.stem[1:5] for path in _VERSIONS.glob("m[0-9]*.py"))
+"""Number of the newest migration."""
+_LOCK = 0x4E48_0002
+
+
+def current_revision(connection: psycopg.Connection) -> str | None:
+    """Number of the migration the warehouse is at; None = never set up."""
+    with connection.transaction():
+        exists = connection.execute("SELECT to_regclass('public.nexhealth_alembic_version')").fetchone()
+        if exists is None or exists[0] is None:
+            return None
+        row = connection.execute("SELECT version_num FROM nexhealth_alembic_version").fetchone()
+    return None if row is None else str(row[0])
+
+
+def upgrade(url: str) -> list[str]:
+    """Bring an empty or older warehouse up to date; returns the changes made, one text each.
+
+    Raises WarehouseNewer when a newer release wrote it, MissingRights when the role may not create.
+    """
+    with connect(url) as connection:
+        revision = current_revision(connection)
+        _refuse_newer(revision)
+        try:
+            changes = [] if revision == HEAD else _migrate(url)
+            return changes + ensure_tables(connection)
+        except psycopg.errors.InsufficientPrivilege:
+            raise MissingRights(
+                "the database role may not create tables: GRANT CREATE, USAGE ON SCHEMA public TO it, "
+                "or run `nexhealth db upgrade` with a role that may"
+            ) from None
+
+
+def check(url: str) -> None:
+    """Raise WarehouseOutdated or WarehouseNewer unless the warehouse fits this release."""
+    with connect(url) as connection:
+        revision = current_revision(connection)
+        _refuse_newer(revision)
+        if revision != HEAD:
+            raise WarehouseOutdated(
+                f"the warehouse is at migration {revision or 'none'}, this release needs {HEAD}: "
+                "run `nexhealth db upgrade`"
+            )
+        missing = missing_tables(connection)
+        if missing:
+            raise WarehouseOutdated(f"the warehouse lacks {missing[0]}: run `nexhealth db upgrade`")
+
+
+def declare_kind(url: str, kind: str) -> None:
+    """Remember that the warehouse holds `kind` ("sandbox" or "real") data.
+
+    Raises WarehouseRefused when it holds the other kind.
+    """
+    with connect(url) as connection:
+        connection.execute("INSERT INTO nexhealth_warehouse (kind) VALUES (%s) ON CONFLICT DO NOTHING", (kind,))
+        row = connection.execute("SELECT kind FROM nexhealth_warehouse").fetchone()
+    if row is not None and row[0] != kind:
+        raise WarehouseRefused(
+            f"this warehouse holds {row[0]} data and {kind} data must not be mixed into it: "
+            "set DATABASE_URL to another database"
+        )
+
+
+def _refuse_newer(revision: str | None) -> None:
+    if revision is not None and revision > HEAD:
+        raise WarehouseNewer(
+            f"the warehouse is at migration {revision}, this release knows {HEAD}: install a newer nexhealth-pipeline"
+        )
+
+
+def _migrate(url: str) -> list[str]:
+    """Run alembic to HEAD under a lock, so that several processes may start at once."""
+    from alembic import command
+    from alembic.config import Config
+    from sqlalchemy import create_engine, text
+    from sqlalchemy.pool import NullPool
+
+    config = Config()
+    config.set_main_option("script_location", str(_VERSIONS.parent).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    engine = create_engine("postgresql+psycopg://", creator=lambda: connect(url), poolclass=NullPool)
+    with engine.connect() as connection:
+        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
+        connection.commit()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+        connection.commit()
+    return [f"migrated to {HEAD}"]

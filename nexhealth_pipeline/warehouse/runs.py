@@ -1,0 +1,111 @@
+"""Which runs live: each holds a session advisory lock for as long as its process does.
+
+A run that was killed leaves its rows open and its lock free; whoever starts next finds them so and
+closes them as interrupted. Dagster's DefaultRunLauncher does not notice a dead worker by itself.
+"""
+
+import hashlib
+import os
+import socket
+import threading
+from types import TracebackType
+
+import psycopg
+
+from nexhealth_pipeline.warehouse.connect import connect
+
+__all__ = ["RunLock", "close_dead_runs", "lock_key"]
+
+
+def lock_key(*parts: object) -> int:
+    """A 64-bit advisory lock key for a name made of `parts`."""
+    text = "\0".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
+
+
+class RunLock:
+    """Holds the run's lock, and its row in `nexhealth_runs`, while in context."""
+
+    def __init__(self, url: str, run_id: str) -> None:
+        self.run_id = run_id
+        self._url = url
+        self._connection: psycopg.Connection | None = None
+        self._guard = threading.Lock()
+
+    def __enter__(self) -> "RunLock":
+        self._take()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def keep(self) -> None:
+        """Take the lock again if the server dropped the connection (a restart of PostgreSQL)."""
+        with self._guard:
+            try:
+                if self._connection is not None:
+                    self._connection.execute("SELECT 1")
+                    return
+            except psycopg.OperationalError:
+                pass
+            self._take()
+
+    def finish(self, status: str) -> None:
+        """Close the run's row with `status` (succeeded, failed, cancelled), and log rows left open as failed."""
+        self.keep()
+        assert self._connection is not None
+        self._connection.execute(
+            "UPDATE nexhealth_runs SET status = %s, finished_at = clock_timestamp() WHERE run_id = %s",
+            (status, self.run_id),
+        )
+        self._connection.execute(
+            "UPDATE nexhealth_sync_logs SET status = 'failed', finished_at = clock_timestamp(),"
+            " error = 'the run ended before this slice did' WHERE run_id = %s AND status = 'running'",
+            (self.run_id,),
+        )
+
+    def _take(self) -> None:
+        connection = connect(self._url, autocommit=True, application_name="nexhealth run lock")
+        connection.execute("SELECT pg_advisory_lock(%s)", (lock_key("run", self.run_id),))
+        connection.execute(
+            "INSERT INTO nexhealth_runs (run_id, host, pid) VALUES (%s, %s, %s)"
+            " ON CONFLICT (run_id) DO UPDATE SET host = excluded.host, pid = excluded.pid,"
+            " status = 'running', finished_at = NULL",
+            (self.run_id, socket.gethostname(), os.getpid()),
+        )
+        self._connection = connection
+
+
+def close_dead_runs(connection: psycopg.Connection) -> list[str]:
+    """Mark runs whose lock is free, and their open log rows, as interrupted; returns their ids.
+
+    `connection` must be in autocommit mode.
+    """
+    open_runs = [row[0] for row in connection.execute("SELECT run_id FROM nexhealth_runs WHERE finished_at IS NULL")]
+    return [run_id for run_id in open_runs if _close_if_dead(connection, run_id)]
+
+
+def _close_if_dead(connection: psycopg.Connection, run_id: str) -> bool:
+    key = lock_key("run", run_id)
+    row = connection.execute("SELECT pg_try_advisory_lock(%s)", (key,)).fetchone()
+    if row is None or not row[0]:
+        return False
+    try:
+        with connection.transaction():
+            done = connection.execute(
+                "UPDATE nexhealth_runs SET status = 'interrupted', finished_at = clock_timestamp()"
+                " WHERE run_id = %s AND finished_at IS NULL",
+                (run_id,),
+            )
+            connection.execute(
+                "UPDATE nexhealth_sync_logs SET status = 'interrupted', finished_at = clock_timestamp(),"
+                " error = 'the process ended without closing this row' WHERE run_id = %s AND status = 'running'",
+                (run_id,),
+            )
+        return done.rowcount > 0
+    finally:
+        connection.execute("SELECT pg_advisory_unlock(%s)", (key,))

@@ -1,0 +1,97 @@
+"""`nexhealth_sync_logs`: the history a person reads. Never read to decide anything."""
+
+from dataclasses import dataclass, fields
+from datetime import datetime
+
+import psycopg
+
+__all__ = ["Counts", "SyncLog"]
+
+
+@dataclass(slots=True)
+class Counts:
+    """What reading a slice did and cost. Records and rows are counts, `bytes` are of bodies as received."""
+
+    pages: int = 0
+    records_read: int = 0
+    inserted: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    quarantined: int = 0
+    tombstoned: int = 0
+    requests: int = 0
+    retries: int = 0
+    throttled_seconds: float = 0.0
+    bytes: int = 0
+
+    def add(self, other: "Counts") -> None:
+        """Add `other` to this."""
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
+    def as_dict(self) -> dict[str, int | float]:
+        """The counts by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+class SyncLog:
+    """The log row of one slice in one run."""
+
+    def __init__(self, row_id: int) -> None:
+        self.row_id = row_id
+
+    @classmethod
+    def open(
+        cls,
+        connection: psycopg.Connection,
+        *,
+        run_id: str,
+        asset: str,
+        collection: str,
+        institution_id: int | None,
+        location_id: int | None,
+        partition_key: str | None,
+        mode: str,
+    ) -> "SyncLog":
+        """Write a row that says running; the caller commits."""
+        row = connection.execute(
+            "INSERT INTO nexhealth_sync_logs (run_id, asset, collection, institution_id, location_id, partition_key,"
+            " mode, status) VALUES (%s, %s, %s, %s, %s, %s, %s, 'running') RETURNING id",
+            (run_id, asset, collection, institution_id, location_id, partition_key, mode),
+        ).fetchone()
+        assert row is not None
+        return cls(row[0])
+
+    def progress(self, connection: psycopg.Connection, counts: Counts) -> None:
+        """Bring the counts up to date; the caller commits them with the rows they count."""
+        names = [field.name for field in fields(Counts)]
+        assignments = ", ".join(f"{name} = %({name})s" for name in names)
+        connection.execute(
+            f"UPDATE nexhealth_sync_logs SET {assignments} WHERE id = %(id)s",  # noqa: S608 - names of a dataclass
+            {**counts.as_dict(), "id": self.row_id},
+        )
+
+    def resumed(self, connection: psycopg.Connection, page: int) -> None:
+        """Remember that the pass went on after `page` pages of an earlier run."""
+        connection.execute(
+            "UPDATE nexhealth_sync_logs SET resumed_at_page = %s WHERE id = %s AND resumed_at_page IS NULL",
+            (page, self.row_id),
+        )
+
+    def finish(
+        self,
+        connection: psycopg.Connection,
+        status: str,
+        counts: Counts,
+        *,
+        error: str | None = None,
+        watermark_from: datetime | None = None,
+        watermark_to: datetime | None = None,
+    ) -> None:
+        """Close the row with `status`; the caller commits."""
+        self.progress(connection, counts)
+        connection.execute(
+            "UPDATE nexhealth_sync_logs SET status = %s, finished_at = clock_timestamp(), error = %s,"
+            " watermark_from = %s, watermark_to = %s WHERE id = %s",
+            (status, error, watermark_from, watermark_to, self.row_id),
+        )

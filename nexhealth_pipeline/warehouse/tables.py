@@ -1,0 +1,143 @@
+"""Tables of the collections, made and widened from the catalog.
+
+Additive only: a missing table or column is created and recorded in `nexhealth_schema_changes`; a type
+change or a drop needs a migration. Runs under an advisory lock, so several processes may start at once.
+"""
+
+from collections.abc import Iterable
+from functools import cache
+
+import psycopg
+from psycopg import sql
+
+from nexhealth_pipeline.catalog.collection import Collection, Column, Phi, SqlType
+from nexhealth_pipeline.catalog.collections import DECLARED
+
+__all__ = ["create_table", "ensure_tables", "missing_tables", "table_columns"]
+
+_LOCK = 0x4E48_0001
+"""Advisory lock of schema changes ("NH" and a number)."""
+
+_SYSTEM: tuple[Column, ...] = (
+    Column("raw", SqlType.JSONB, Phi.CLINICAL, "The record as received, less the keys too sensitive to keep.", ()),
+    Column("synced_at", SqlType.TIMESTAMPTZ, Phi.NONE, "When this row was last written.", ()),
+    Column("source_read_at", SqlType.TIMESTAMPTZ, Phi.NONE, "When the request was made that supplied the content.", ()),
+    Column("deleted_at", SqlType.TIMESTAMPTZ, Phi.NONE, "When the record was deleted; null = present.", ()),
+    Column("deleted_by", SqlType.TEXT, Phi.NONE, "source = the API says so, absence = a complete read lacked it.", ()),
+)
+_HASH_DOC = "Fingerprint of the declared columns. PHI class: none."
+
+
+@cache
+def table_columns(collection: Collection) -> tuple[Column, ...]:
+    """All columns of a collection's table but `row_hash`, in table order."""
+    institution = Column("institution_id", SqlType.BIGINT, Phi.ID, "Institution the record belongs to.", ())
+    columns = (institution, *collection.from_request, *collection.columns)
+    names = {column.name for column in columns}
+    return (*columns, *(column for column in _SYSTEM if column.name not in names))
+
+
+def create_table(connection: psycopg.Connection, collection: Collection) -> None:
+    """Create the collection's table with key, indexes and comments; the caller commits."""
+    table = sql.Identifier(collection.table)
+    columns = [
+        sql.SQL("{} {}{}").format(
+            sql.Identifier(column.name),
+            sql.SQL(column.type.value),
+            sql.SQL(" NOT NULL" if column.name in (*collection.key, "synced_at", "source_read_at") else ""),
+        )
+        for column in table_columns(collection)
+    ]
+    connection.execute(
+        sql.SQL("CREATE TABLE IF NOT EXISTS {} ({}, row_hash bytea NOT NULL, PRIMARY KEY ({}))").format(
+            table, sql.SQL(", ").join(columns), sql.SQL(", ").join(map(sql.Identifier, collection.key))
+        )
+    )
+    for index in collection.indexes:
+        name = f"{collection.table}_{'_'.join(index)}_idx"[:63]
+        connection.execute(
+            sql.SQL("CREATE INDEX IF NOT EXISTS {} ON {} ({})").format(
+                sql.Identifier(name), table, sql.SQL(", ").join(map(sql.Identifier, index))
+            )
+        )
+
+
+def ensure_tables(connection: psycopg.Connection, collections: Iterable[Collection] = DECLARED) -> list[str]:
+    """Create what is missing, add new columns, bring comments up to date; commits.
+
+    Returns the changes made, one text each; a warehouse that is up to date costs two queries.
+    """
+    collections = tuple(collections)
+    with connection.transaction():
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+        present = _present(connection, collections)
+        changes: list[str] = []
+        for collection in collections:
+            changes += _ensure_one(connection, collection, present.get(collection.table, {}))
+        for change in changes:
+            connection.execute("INSERT INTO nexhealth_schema_changes (change) VALUES (%s)", (change,))
+    return changes
+
+
+def missing_tables(connection: psycopg.Connection, collections: Iterable[Collection] = DECLARED) -> list[str]:
+    """Names of collection tables or columns that `ensure_tables` would add."""
+    collections = tuple(collections)
+    present = _present(connection, collections)
+    missing = []
+    for collection in collections:
+        have = present.get(collection.table, {})
+        missing += [
+            f"{collection.table}.{column.name}" for column in table_columns(collection) if column.name not in have
+        ]
+    return missing
+
+
+def _present(connection: psycopg.Connection, collections: tuple[Collection, ...]) -> dict[str, dict[str, str | None]]:
+    """Columns that exist, with their comments, by table; the table's own comment is under ""."""
+    rows = connection.execute(
+        """
+        SELECT c.relname, coalesce(a.attname, ''), d.description
+        FROM pg_class c
+        LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+        LEFT JOIN pg_description d ON d.objoid = c.oid AND d.objsubid = a.attnum AND d.classoid = 'pg_class'::regclass
+        WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY(%s)
+        UNION ALL
+        SELECT c.relname, '', obj_description(c.oid, 'pg_class')
+        FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY(%s)
+        """,
+        ([collection.table for collection in collections],) * 2,
+    ).fetchall()
+    present: dict[str, dict[str, str | None]] = {}
+    for table, name, comment in rows:
+        present.setdefault(table, {})[name] = comment
+    return present
+
+
+def _ensure_one(connection: psycopg.Connection, collection: Collection, have: dict[str, str | None]) -> list[str]:
+    changes = []
+    if not have:
+        create_table(connection, collection)
+        changes.append(f"created table {collection.table}")
+    for column in table_columns(collection):
+        if have and column.name not in have:
+            connection.execute(
+                sql.SQL("ALTER TABLE {} ADD COLUMN {} {}").format(
+                    sql.Identifier(collection.table), sql.Identifier(column.name), sql.SQL(column.type.value)
+                )
+            )
+            changes.append(f"added column {collection.table}.{column.name}")
+    _comment(connection, collection, have)
+    return changes
+
+
+def _comment(connection: psycopg.Connection, collection: Collection, have: dict[str, str | None]) -> None:
+    """Write the comments that differ from the catalog's."""
+    table = sql.Identifier(collection.table)
+    if have.get("") != collection.doc:
+        connection.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(table, sql.Literal(collection.doc)))
+    wanted = {column.name: f"{column.doc} PHI class: {column.phi.value}." for column in table_columns(collection)}
+    for name, comment in {**wanted, "row_hash": _HASH_DOC}.items():
+        if have.get(name) != comment:
+            connection.execute(
+                sql.SQL("COMMENT ON COLUMN {}.{} IS {}").format(table, sql.Identifier(name), sql.Literal(comment))
+            )

@@ -1,0 +1,154 @@
+"""From one JSON value to the text PostgreSQL's COPY takes, strictly.
+
+PostgreSQL accepts 'now', 'yesterday' and 'infinity' as dates, and quotes rejected values in its
+errors; so every value is checked here and nothing is left for the server to refuse.
+A converter returns text, or None for null, or raises RecordRefused with the rule that was broken.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from datetime import date, datetime
+
+import msgspec
+
+from nexhealth_pipeline.catalog.collection import SqlType
+from nexhealth_pipeline.errors import RecordRefused
+
+__all__ = ["CONVERTERS", "Converter", "json_text", "replace_nul"]
+
+Converter = Callable[[object], str | None]
+
+_NUL, _NUL_SIGN = "\x00", "\u2400"
+_BIGINT_MAX = 2**63 - 1
+_INTEGER = re.compile(r"[+-]?\d{1,19}")
+_NUMBER = re.compile(r"[+-]?\d{1,30}(\.\d{1,30})?")
+_DATE = re.compile(r"\d{4}-\d\d-\d\d")
+_TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)? ?(Z|UTC|[+-]\d\d(:?\d\d)?)")
+_YEARS = range(1900, 2201)
+_encode_json = msgspec.json.Encoder().encode
+
+
+def replace_nul(text: str) -> str:
+    """NUL, which PostgreSQL's text cannot hold, as the sign for it."""
+    return text.replace(_NUL, _NUL_SIGN) if _NUL in text else text
+
+
+def _text(value: object) -> str | None:
+    if isinstance(value, str):
+        return replace_nul(value)
+    if value is None:
+        return None
+    return replace_nul(_encode_json(value).decode())
+
+
+def _bigint(value: object) -> str | None:
+    if isinstance(value, int) and not isinstance(value, bool):
+        number = value
+    elif value is None or value == "":
+        return None
+    elif isinstance(value, str) and _INTEGER.fullmatch(value):
+        number = int(value)
+    else:
+        raise RecordRefused("", "not an integer")
+    if not -_BIGINT_MAX <= number <= _BIGINT_MAX:
+        raise RecordRefused("", "integer outside the range of bigint")
+    return str(number)
+
+
+def _boolean(value: object) -> str | None:
+    if value is True:
+        return "t"
+    if value is False:
+        return "f"
+    if value is None or value == "":
+        return None
+    if value in ("true", "false"):
+        return str(value)[0]
+    raise RecordRefused("", "not true or false")
+
+
+def _numeric(value: object) -> str | None:
+    if value is None or value == "":
+        return None
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and _NUMBER.fullmatch(str(value)):
+        return str(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return format(value, "f") if abs(value) < 1e30 else _refuse_number()
+    return _refuse_number()
+
+
+def _refuse_number() -> str:
+    raise RecordRefused("", "not a decimal number of up to 30 digits")
+
+
+def _double(value: object) -> str | None:
+    if isinstance(value, float) and math.isfinite(value):
+        return repr(value)
+    return _numeric(value)
+
+
+def _date(value: object) -> str | None:
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str) or not _DATE.fullmatch(value):
+        raise RecordRefused("", "not a date of the form YYYY-MM-DD")
+    try:
+        year = date.fromisoformat(value).year
+    except ValueError:
+        raise RecordRefused("", "no such day in the calendar") from None
+    if year not in _YEARS:
+        raise RecordRefused("", "year outside 1900-2200")
+    return value
+
+
+def _timestamptz(value: object) -> str | None:
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str) or not _TIME.fullmatch(value):
+        raise RecordRefused("", "not an ISO 8601 time with a zone")
+    text = value.replace(" UTC", "Z").replace("UTC", "Z").replace(" +", "+").replace(" -", "-")
+    try:
+        year = datetime.fromisoformat(text).year
+    except ValueError:
+        raise RecordRefused("", "no such moment") from None
+    if year not in _YEARS:
+        raise RecordRefused("", "year outside 1900-2200")
+    return text
+
+
+def json_text(value: object) -> str:
+    """`value` as JSON that jsonb takes: NUL in texts and keys replaced."""
+    encoded = _encode_json(value)
+    if b"\\u0000" in encoded:
+        encoded = _encode_json(_without_nul(value))
+    return encoded.decode()
+
+
+def _without_nul(value: object) -> object:
+    if isinstance(value, str):
+        return replace_nul(value)
+    if isinstance(value, list):
+        return [_without_nul(item) for item in value]
+    if isinstance(value, dict):
+        return {replace_nul(key): _without_nul(item) for key, item in value.items()}
+    return value
+
+
+def _jsonb(value: object) -> str | None:
+    return None if value is None else json_text(value)
+
+
+CONVERTERS: dict[SqlType, Converter] = {
+    SqlType.TEXT: _text,
+    SqlType.BIGINT: _bigint,
+    SqlType.BOOLEAN: _boolean,
+    SqlType.NUMERIC: _numeric,
+    SqlType.DOUBLE: _double,
+    SqlType.DATE: _date,
+    SqlType.TIMESTAMPTZ: _timestamptz,
+    SqlType.JSONB: _jsonb,
+}
+"""How each column type is written."""

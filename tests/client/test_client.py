@@ -1,0 +1,616 @@
+"""The client against a real server on loopback; each test breaks one thing."""
+
+import gzip
+import json
+import logging
+import threading
+import time
+from email.utils import formatdate
+
+import pytest
+
+from nexhealth_pipeline.catalog.limits import RateClass
+from nexhealth_pipeline.catalog.paging import Paging
+from nexhealth_pipeline.client.client import hash_of_key
+from nexhealth_pipeline.client.request import ApiRequest
+from nexhealth_pipeline.errors import (
+    ApiError,
+    BadRequest,
+    Cancelled,
+    CursorExpired,
+    InvalidSetting,
+    KeyRefused,
+    MissingSetting,
+    NoAccess,
+    NotFound,
+    PipelineError,
+    ProtocolBroken,
+    RateLimited,
+    ServerFailed,
+    Unreachable,
+)
+from tests.client.stub import KEY, Reply, Stub, envelope, listing, refusal
+
+LIST = ApiRequest("/patients", (("location_id", "12"),), "demo", Paging.CURSOR, per_page=2)
+ONE = ApiRequest("/patients/7", (), "demo")
+
+
+def ids(pages):
+    return [json.loads(record)["id"] for page in pages for record in page.records]
+
+
+# ---- what is sent ----------------------------------------------------------------------------
+
+
+def test_a_list_request_carries_version_token_subdomain_and_explicit_paging(client, stub):
+    """per_page defaults to 5 on the server; a subdomain outside the query is ignored there."""
+    stub.script(listing([1], None, more=False))
+    list(client.pages(LIST))
+    (seen,) = stub.data_requests
+    assert seen.query == {"subdomain": "demo", "location_id": "12", "per_page": "2", "end_cursor": ""}
+    assert seen.headers["Nex-Api-Version"] == "v3.0.0"
+    assert seen.headers["Authorization"] == f"Bearer {stub.tokens[0]}"
+    assert seen.headers["Accept"] == "application/json"
+    assert seen.headers["User-Agent"].startswith("nexhealth-pipeline/")
+
+
+def test_the_token_is_asked_with_the_bare_key_and_no_body(client, stub):
+    stub.script(envelope([]))
+    client.get(ONE)
+    seen = stub.seen[0]
+    assert (seen.method, seen.path, seen.query) == ("POST", "/authenticates", {})
+    assert seen.headers["Authorization"] == KEY
+    assert seen.headers["Content-Length"] == "0"
+
+
+def test_shared_operations_get_the_v2_accept_header_as_well(client, stub):
+    client.get(ApiRequest("/locations", legacy_accept=True))
+    (seen,) = stub.data_requests
+    assert seen.headers["Accept"] == "application/vnd.Nexhealth+json;version=2"
+    assert seen.headers["Nex-Api-Version"] == "v3.0.0"
+
+
+def test_a_plus_in_a_parameter_arrives_as_a_plus(client, stub):
+    """API.md H: `+0000` unencoded becomes a blank."""
+    client.get(ApiRequest("/patients", (("updated_since", "2024-01-01T00:00:00+0000"), ("ids[]", "4")), "demo"))
+    assert stub.data_requests[0].query["updated_since"] == "2024-01-01T00:00:00+0000"
+    assert stub.data_requests[0].query["ids[]"] == "4"
+
+
+def test_a_login_in_netrc_does_not_replace_the_token(client, stub, tmp_path, monkeypatch):
+    """requests takes Basic credentials for the host from ~/.netrc where no auth is given."""
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login someone password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    client.get(ONE)
+    assert stub.data_requests[0].headers["Authorization"].startswith("Bearer ")
+
+
+def test_every_request_is_granted_by_the_budget_first(client, stub, budget):
+    stub.script(refusal(500), listing([1], None, more=False))
+    list(client.pages(LIST))
+    assert budget.grants == [
+        (RateClass.GENERAL, RateClass.OTHER),
+        (RateClass.GENERAL, RateClass.PATIENTS),
+        (RateClass.GENERAL, RateClass.PATIENTS),
+    ] or sorted(budget.grants) == sorted(
+        [(RateClass.GENERAL, RateClass.OTHER)] + 2 * [(RateClass.GENERAL, RateClass.PATIENTS)]
+    )
+    assert len(budget.grants) == len(stub.seen)
+
+
+# ---- pages -----------------------------------------------------------------------------------
+
+
+def test_pages_follow_the_cursor_to_the_end(client, stub):
+    stub.script(listing([1, 2], "c2", more=True), listing([3, 4], "c4", more=True), listing([5], "c5", more=False))
+    pages = list(client.pages(LIST))
+    assert ids(pages) == [1, 2, 3, 4, 5]
+    assert [page.number for page in pages] == [1, 2, 3]
+    assert [seen.query["end_cursor"] for seen in stub.data_requests] == ["", "c2", "c4"]
+    assert [page.has_next for page in pages] == [True, True, False]
+
+
+def test_a_resumed_pass_goes_on_after_its_cursor_with_its_page_number(client, stub):
+    stub.script(listing([5], "c5", more=False))
+    (page,) = client.pages(LIST, cursor="c4", page=2)
+    assert (page.number, stub.data_requests[0].query["end_cursor"]) == (3, "c4")
+
+
+def test_records_are_the_bytes_received(client, stub):
+    """Key order, blanks, big numbers and escapes survive for `raw jsonb`."""
+    record = '{"b" : 1.50, "a":123456789012345678901234567890, "n":"O\\u0027Hara \\ud83d\\ude00"}'
+    stub.script(Reply(body=f'{{"code":true,"data":[ {record} ,{{}}]}}'.encode()))
+    assert client.get(ONE).records == [record.encode(), b"{}"]
+
+
+@pytest.mark.parametrize(("data", "count"), [(None, 0), ({"id": 1}, 1), ([], 0), ([{"id": 1}, {"id": 2}], 2)])
+def test_data_may_be_null_an_object_or_a_list(client, stub, data, count):
+    stub.script(envelope(data))
+    assert len(client.get(ONE).records) == count
+
+
+def test_nested_lists_are_exploded_where_the_request_says_so(client, stub):
+    institutions = [{"id": 1, "locations": [{"id": 10}, {"id": 11}]}, {"id": 2, "locations": None}, {"id": 3}]
+    stub.script(envelope(institutions, count=3))
+    page = client.get(ApiRequest("/locations", records_at=("locations",)))
+    assert ids([page]) == [10, 11]
+    assert page.total == 3
+
+
+def test_page_numbers_count_up_until_a_short_page(client, stub):
+    request = ApiRequest("/nex_staff", (), "demo", Paging.PAGE, per_page=2)
+    stub.script(envelope([{"id": 1}, {"id": 2}]), envelope([{"id": 3}]))
+    assert ids(client.pages(request)) == [1, 2, 3]
+    assert [seen.query["page"] for seen in stub.data_requests] == ["1", "2"]
+
+
+def test_page_numbers_stop_at_the_stated_total(client, stub):
+    request = ApiRequest("/nex_staff", (), "demo", Paging.PAGE, per_page=2)
+    stub.script(envelope([{"id": 1}, {"id": 2}], count=2))
+    assert ids(client.pages(request)) == [1, 2]
+
+
+def test_page_numbers_resume_after_the_committed_pages(client, stub):
+    request = ApiRequest("/nex_staff", (), "demo", Paging.PAGE, per_page=2)
+    stub.script(envelope([{"id": 9}]))
+    list(client.pages(request, page=4))
+    assert stub.data_requests[0].query["page"] == "5"
+
+
+def test_a_warning_in_the_description_is_handed_on_without_values(client, stub):
+    """API.md A.4: a 200 may say that a parameter was ignored; it must not leak what else it says."""
+    stub.script(envelope([], description="the include parameter is ignored for Anna O'Neil 1990-01-02 a@b.c"))
+    warning = client.get(ONE).warning
+    assert warning.startswith("the include parameter is ignored for")
+    assert not {"Anna", "Neil", "1990", "a@b.c"} & set(warning.replace(";", " ").split())
+
+
+def test_requested_at_is_the_apis_time(client, stub):
+    """A workstation an hour off must not move watermarks."""
+    stub.authenticate = lambda seen: _dated(stub.issue(seen), 3600)
+    stub.answer = lambda seen: _dated(envelope([]), 3600)
+    page = client.get(ONE)
+    assert abs(page.requested_at.timestamp() - time.time() - 3600) < 2.5
+    assert abs(client.clock.skew - 3600) < 2.5
+
+
+def _dated(reply: Reply, ahead: float) -> Reply:
+    head = f"HTTP/1.1 {reply.status} OK\r\nDate: {formatdate(time.time() + ahead, usegmt=True)}\r\n"
+    reply.raw = f"{head}Content-Length: {len(reply.body)}\r\nConnection: close\r\n\r\n".encode() + reply.body
+    return reply
+
+
+# ---- the paging contract ---------------------------------------------------------------------
+
+BROKEN_PASSES = {
+    "the cursor does not move": [listing([1], "a", more=True), listing([2], "a", more=True)],
+    "leads back": [listing([1], "a", more=True), listing([2], "b", more=True), listing([3], "a", more=True)],
+    "repeats one": [listing([1], "a", more=True), listing([1], "b", more=True)],
+    "an empty page": [listing([1], "a", more=True), listing([], "b", more=True)],
+    "without a cursor": [listing([1], "a", more=True), listing([2], None, more=True)],
+}
+
+
+@pytest.mark.parametrize(("words", "replies"), BROKEN_PASSES.items(), ids=BROKEN_PASSES)
+def test_pages_that_contradict_the_contract_for_ever_are_an_error(client, stub, words, replies):
+    """Promise 2: never a success, never an endless loop."""
+    stub.script(*replies)
+    with pytest.raises(ProtocolBroken, match=words) as caught:
+        list(client.pages(LIST))
+    assert f"page {len(replies)}" in str(caught.value)
+    assert caught.value.requests == 3
+
+
+def test_the_last_page_repeating_the_one_before_is_an_error(client, stub):
+    """Doubled rows would hide that the real last page is missing."""
+    stub.script(listing([1], "a", more=True), listing([1], "a", more=False))
+    with pytest.raises(ProtocolBroken, match="repeats"):
+        list(client.pages(LIST))
+
+
+def test_a_page_repeated_once_is_asked_for_again(client, stub):
+    stub.script(listing([1], "a", more=True), listing([1], "a", more=True), listing([2], "b", more=False))
+    pages = list(client.pages(LIST))
+    assert ids(pages) == [1, 2]
+    assert (pages[1].requests, pages[1].retries) == (2, 1)
+    assert [seen.query["end_cursor"] for seen in stub.data_requests] == ["", "a", "a"]
+
+
+def test_a_list_answer_without_page_info_is_never_taken_as_the_last_page(client, stub):
+    stub.script(envelope([{"id": 1}]))
+    with pytest.raises(ServerFailed):
+        list(client.pages(LIST))
+
+
+def test_a_refused_cursor_has_an_error_of_its_own(client, stub):
+    stub.script(listing([1], "a", more=True), refusal(400, "Invalid cursor"))
+    with pytest.raises(CursorExpired):
+        list(client.pages(LIST))
+
+
+def test_a_refused_first_request_is_no_expired_cursor(client, stub):
+    stub.script(refusal(400, "Missing parameter start", "Missing parameter end"))
+    with pytest.raises(BadRequest, match="Missing parameter start; Missing parameter end") as caught:
+        list(client.pages(LIST))
+    assert type(caught.value) is BadRequest
+    assert len(stub.data_requests) == 1
+
+
+# ---- failures that pass ----------------------------------------------------------------------
+
+GOOD = envelope([{"id": 1}])
+PASSING = {
+    "408": refusal(408),
+    "429": refusal(429),
+    "500": refusal(500),
+    "502 html": Reply(502, b"<html>bad gateway</html>"),
+    "503": refusal(503),
+    "cut body": Reply(200, GOOD.body[:10], {"Content-Length": str(len(GOOD.body))}),
+    "cut chunked body": Reply(raw=b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{"cod'),
+    "cut without a length": Reply(raw=b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + GOOD.body[:-2]),
+    "no answer": Reply(raw=b""),
+    "half a header": Reply(raw=b"HTTP/1.1 200 OK\r\nConten"),
+    "malformed json": Reply(200, b'{"code":true,"data":[{"id":1},]}'),
+    "html with 200": Reply(200, b"<html>please log in</html>"),
+    "empty with 200": Reply(200, b""),
+    "json that is no envelope": Reply(200, b"[]"),
+    "envelope without data": Reply(200, b'{"code":true}'),
+    "wrong types": Reply(200, b'{"code":"yes","data":[]}'),
+    "code false with 200": Reply(200, b'{"code":false,"error":"try again","data":null}'),
+    "bad gzip": Reply(200, b"no gzip", {"Content-Encoding": "gzip"}),
+    "html 404 of a proxy": Reply(404, b"<html>nothing here</html>"),
+}
+
+
+@pytest.mark.parametrize("bad", PASSING.values(), ids=PASSING)
+def test_failures_that_pass_are_repeated_and_counted(client, stub, bad):
+    stub.script(bad, bad, GOOD)
+    page = client.get(ONE)
+    assert ids([page]) == [1]
+    assert (page.requests, page.retries) == (4, 2)  # with /authenticates
+
+
+@pytest.mark.parametrize("bad", PASSING.values(), ids=PASSING)
+def test_failures_of_the_token_request_are_repeated_by_the_same_table(client, stub, bad):
+    if bad.status == 404:
+        pytest.skip("a 404 of /authenticates is a wrong address")
+    replies = [bad, bad]
+    stub.authenticate = lambda seen: replies.pop() if replies else stub.issue(seen)
+    stub.script(GOOD)
+    page = client.get(ONE)
+    assert (page.requests, page.retries) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("reply", "error", "attempts"),
+    [
+        (refusal(500), ServerFailed, 10),
+        (refusal(429), RateLimited, 10),
+        (PASSING["malformed json"], ServerFailed, 6),
+        (PASSING["code false with 200"], ServerFailed, 6),
+        (PASSING["no answer"], Unreachable, 10),
+        (refusal(302, Location="http://127.0.0.1:9/"), ServerFailed, 2),
+    ],
+)
+def test_failures_that_stay_end_as_a_typed_error_with_what_they_cost(client, stub, reply, error, attempts):
+    stub.script(reply)
+    with pytest.raises(error) as caught:
+        client.get(ONE)
+    assert len(stub.data_requests) == attempts
+    assert (caught.value.requests, caught.value.retries) == (attempts + 1, attempts - 1)
+    assert f"{attempts} attempts" in str(caught.value)
+    assert "/patients/7 (subdomain demo)" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("reply", "error"),
+    [
+        (refusal(400, "Missing parameter start"), BadRequest),
+        (refusal(403, "You don't have access to perform this action"), NoAccess),
+        (refusal(404, "Location with id 12 not found"), NotFound),
+        (refusal(415), BadRequest),
+        (refusal(422), BadRequest),
+        (refusal(409), BadRequest),
+        (Reply(200, b'{"code":false,"error":["You don\'t have access to perform this action"]}'), NoAccess),
+    ],
+)
+def test_refusals_are_not_repeated(client, stub, reply, error):
+    stub.script(reply)
+    with pytest.raises(error) as caught:
+        client.get(ONE)
+    assert type(caught.value) is error
+    assert caught.value.status == reply.status
+    assert len(stub.data_requests) == 1
+
+
+def test_a_404_without_an_envelope_never_says_that_a_record_is_gone(client, stub):
+    """Absence is confirmed by 404 (DESIGN 3b); a proxy's 404 page must not delete anything."""
+    stub.script(Reply(404, b"<html>no route</html>"))
+    with pytest.raises(ServerFailed):
+        client.get(ONE)
+
+
+def test_backoff_doubles_up_to_its_bound(client, stub, naps):
+    stub.script(refusal(500))
+    with pytest.raises(ServerFailed):
+        client.get(ONE)
+    assert naps.slept == [0.25, 0.5, 1, 2, 4, 8, 15, 15, 15]
+
+
+def test_patience_ends_the_tries_before_their_number_does(make_client, stub, naps):
+    stub.script(refusal(500))
+    with pytest.raises(ServerFailed, match="3 attempts"):
+        make_client(retry={"patience_seconds": 1.5}).get(ONE)
+    assert sum(naps.slept) < 1.5
+
+
+def test_waiting_for_the_budget_does_not_use_up_patience(make_client, stub, budget, naps):
+    """A full minute's window may be used up by others; that is no failure of the API."""
+    budget.on_acquire = lambda: naps.slept.append(budget.wait)
+    budget.wait = 100.0
+    stub.script(refusal(500), GOOD)
+    page = make_client(retry={"patience_seconds": 50.0}).get(ONE)
+    assert page.throttled_seconds == 300.0
+
+
+def test_retry_after_in_seconds_is_respected_by_everybody(client, stub, naps, budget):
+    stub.script(refusal(429, Retry_After="17"), GOOD)
+    page = client.get(ONE)
+    assert naps.slept == [17.0] == budget.throttled
+    assert page.throttled_seconds == 17.0
+
+
+def test_retry_after_as_a_date_is_read_against_the_apis_clock(client, stub, naps):
+    stub.script(refusal(429, Retry_After=formatdate(time.time() + 40, usegmt=True)), GOOD)
+    client.get(ONE)
+    assert 37 < naps.slept[0] < 41
+
+
+def test_retry_after_is_bounded(client, stub, naps):
+    stub.script(refusal(503, Retry_After="86400"), GOOD)
+    client.get(ONE)
+    assert naps.slept == [120.0]
+
+
+@pytest.mark.parametrize("header", ["0", "-5", "soon", "Thu, 01 Jan 1970 00:00:00 GMT", ""])
+def test_a_useless_retry_after_falls_back_to_backoff(client, stub, naps, header):
+    stub.script(refusal(429, Retry_After=header), GOOD)
+    client.get(ONE)
+    assert naps.slept == [0.25]
+
+
+def test_an_unreachable_host_is_named_as_such(make_client):
+    client = make_client(api_url="http://127.0.0.1:9", retry={"attempts": 2})
+    with pytest.raises(Unreachable, match="NEXHEALTH_API_URL"):
+        client.get(ONE)
+
+
+def test_silence_ends_as_no_answer_in_time(make_client, stub):
+    stub.answer = lambda seen: time.sleep(0.15) or GOOD
+    with pytest.raises(Unreachable, match="no answer in time"):
+        make_client(timeout_seconds=0.05, retry={"attempts": 1}).get(ONE)
+
+
+def test_an_answer_that_drips_is_given_up_as_a_whole(make_client, stub):
+    """A byte now and then resets every read timeout."""
+    stub.script(Reply(200, headers={"Content-Length": "1000"}, chunks=[b"x"] * 10, pause=0.02))
+    with pytest.raises(Unreachable, match="too long"):
+        make_client(answer_seconds=0.05).get(ONE)
+
+
+def test_a_decompression_bomb_is_refused_without_being_unpacked(make_client, stub):
+    bomb = gzip.compress(b" " * 20_000_000)
+    stub.script(Reply(200, bomb, {"Content-Encoding": "gzip"}))
+    with pytest.raises(ServerFailed, match="larger than"):
+        make_client(body_limit=100_000).get(ONE)
+
+
+def test_gzip_is_understood(client, stub):
+    stub.script(Reply(200, gzip.compress(GOOD.body), {"Content-Encoding": "gzip"}))
+    page = client.get(ONE)
+    assert ids([page]) == [1]
+
+
+@pytest.mark.parametrize(
+    "poison", ['{"id":2,"x":NaN}', '{"id":2,"x":"\\ud800"}', '{"id":2,"x":' + "[" * 3000 + "]" * 3000 + "}"]
+)
+def test_one_record_no_parser_takes_does_not_stop_its_page(client, stub, poison):
+    """Promise 7: the loader puts that record into quarantine; the others load."""
+    stub.script(
+        Reply(body=f'{{"code":true,"data":[{{"id":1}}, {poison},{{"id":3,"s":"a,]}}\\""}}],"count":3}}'.encode())
+    )
+    page = client.get(ONE)
+    assert page.records == [b'{"id":1}', poison.encode(), b'{"id":3,"s":"a,]}\\""}']
+    assert (page.total, page.retries) == (3, 0)
+
+
+# ---- tokens and keys -------------------------------------------------------------------------
+
+
+def test_a_401_gets_one_new_token_and_the_same_page_again(client, stub):
+    stub.script(listing([1], "a", more=True), refusal(401), listing([2], "b", more=False))
+    pages = list(client.pages(LIST))
+    assert ids(pages) == [1, 2]
+    assert [seen.query["end_cursor"] for seen in stub.data_requests] == ["", "a", "a"]
+    assert len(stub.tokens) == 2
+    assert (pages[1].requests, pages[1].retries) == (3, 1)
+
+
+def test_a_second_401_means_the_key_is_refused(client, stub):
+    stub.script(refusal(401))
+    with pytest.raises(KeyRefused) as caught:
+        client.get(ONE)
+    assert len(stub.tokens) == 2
+    assert caught.value.requests == 4
+
+
+def test_a_key_that_authenticates_refuses_is_named_as_such(client, stub):
+    stub.authenticate = lambda seen: refusal(401, f"key {KEY} unknown")
+    with pytest.raises(KeyRefused, match="NEXHEALTH_API_KEY") as caught:
+        client.get(ONE)
+    assert len(stub.seen) == 1
+    assert "unknown" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [400, 404, 415, 422])
+def test_other_refusals_of_authenticates_never_look_like_a_missing_record(client, stub, status):
+    stub.authenticate = lambda seen: refusal(status)
+    with pytest.raises(ServerFailed, match="NEXHEALTH_API_URL"):
+        client.get(ONE)
+
+
+def test_short_lived_tokens_are_renewed_before_they_expire(client, stub, naps):
+    stub.lifetime = 20.0
+    stub.script(GOOD)
+    for _ in range(4):
+        client.get(ONE)
+    assert len(stub.tokens) == 1
+    naps.slept.append(15.9)
+    client.get(ONE)
+    assert len(stub.tokens) == 1
+    naps.slept.append(0.5)
+    client.get(ONE)
+    assert len(stub.tokens) == 2
+
+
+def test_a_token_that_expires_in_the_queue_for_the_budget_is_not_sent(client, stub, budget, naps):
+    """A full window makes a request wait for up to a minute; tokens may live 20 s."""
+    stub.lifetime = 20.0
+    waits = [0.0, 30.0, 0.0, 0.0]
+    budget.on_acquire = lambda: naps.slept.append(waits.pop(0) if waits else 0.0)
+    stub.script(GOOD)
+    client.get(ONE)
+    assert len(stub.tokens) == 2
+    assert [seen.headers["Authorization"] for seen in stub.data_requests] == [f"Bearer {stub.tokens[1]}"]
+
+
+def test_threads_share_one_token(client, stub):
+    gate = threading.Barrier(8)
+    errors = []
+
+    def read():
+        gate.wait()
+        try:
+            client.get(ONE)
+        except PipelineError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=read) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert len(stub.tokens) == 1
+
+
+def test_the_cost_of_a_token_lands_on_exactly_one_page(client, stub):
+    """The log's sums must equal what the server counted."""
+    stub.script(GOOD)
+    pages = [client.get(ONE) for _ in range(3)]
+    assert sum(page.requests for page in pages) == len(stub.seen) == 4
+
+
+def test_an_institution_with_a_key_of_its_own_uses_it(make_client, stub):
+    hashes = []
+    client = make_client(
+        api_keys={"": KEY, "demo": "sk-own", "twin": "sk-own"},
+        budget_for=lambda key_hash: hashes.append(key_hash) or _Free(),
+    )
+    for subdomain in ("demo", "twin", "other"):
+        client.get(ApiRequest("/providers", (), subdomain))
+    keys = [seen.headers["Authorization"] for seen in stub.seen if seen.path == "/authenticates"]
+    assert keys == ["sk-own", KEY]
+    assert hashes == [hash_of_key("sk-own"), hash_of_key(KEY)]
+    assert client.key_names() == ("", "demo")
+
+
+class _Free:
+    def acquire(self, classes):
+        return 0.0
+
+    def throttle(self, classes, seconds):
+        pass
+
+
+def test_a_request_without_a_key_for_it_names_the_setting(make_client):
+    client = make_client(api_keys={"demo": "sk-own"})
+    with pytest.raises(MissingSetting, match="other"):
+        client.get(ApiRequest("/providers", (), "other"))
+    assert client.get(ApiRequest("/institutions", key_name="demo")).records == []
+
+
+@pytest.mark.parametrize("key", ["", "two words", "line\nbreak", "naïve"])
+def test_a_key_that_no_header_can_hold_is_refused_at_once(make_client, key):
+    with pytest.raises(InvalidSetting, match="NEXHEALTH_API_KEY") as caught:
+        make_client(api_keys={"": key})
+    assert not key or key not in str(caught.value)
+
+
+def test_a_token_that_no_header_can_hold_is_a_malformed_answer(client, stub):
+    stub.authenticate = lambda seen: envelope({"token": "a\r\nX-Evil: 1"})
+    with pytest.raises(ServerFailed):
+        client.get(ONE)
+
+
+# ---- secrets and patient data ----------------------------------------------------------------
+
+
+def test_a_redirect_never_carries_the_token_elsewhere(client, stub):
+    from tests.client.stub import running
+
+    with running(Stub()) as other:
+        stub.script(refusal(302, Location=f"{other.url}/steal"))
+        with pytest.raises(ServerFailed, match="redirect"):
+            client.get(ONE)
+        assert other.seen == []
+
+
+@pytest.mark.parametrize("reply", [*PASSING.values(), refusal(400, "Canary Canaryson a@b.c 1990-01-02"), refusal(401)])
+def test_no_error_log_or_repr_holds_key_token_or_body(make_client, stub, caplog, reply):
+    """Dagster stores messages and tracebacks; exceptions of `requests` hold the request and its token."""
+    caplog.set_level(logging.DEBUG, logger="nexhealth_pipeline")
+    if reply.status == 200 and reply.raw is None:
+        reply = Reply(200, b'{"code":true,"data":[{"name":"Canaryson"}', dict(reply.headers))
+    stub.script(reply)
+    client = make_client(retry={"attempts": 2})
+    with pytest.raises(ApiError) as caught:
+        client.get(ONE)
+    texts = [caplog.text, *(str(vars(record)) for record in caplog.records), repr(client), *_chain(caught.value)]
+    for secret in (KEY, *stub.tokens, "Canary", "1990", "a@b.c"):
+        assert not [text for text in texts if secret in text]
+
+
+def _chain(error):
+    while error is not None:
+        assert type(error).__module__.startswith("nexhealth_pipeline")
+        yield repr(error)
+        yield str(vars(error))
+        error = error.__cause__ or error.__context__
+
+
+def test_a_page_and_its_parts_do_not_print_records(client, stub):
+    stub.script(envelope([{"name": "Canaryson"}]))
+    assert "Canaryson" not in repr(client.get(ONE))
+
+
+# ---- stopping --------------------------------------------------------------------------------
+
+
+def test_stopping_ends_a_long_wait_at_once(make_client, stub, stop):
+    client = make_client(stop=stop, retry={"sleep": None, "first_wait": 60.0, "longest_wait": 60.0})
+    stub.script(refusal(500))
+    threading.Timer(0.05, stop.set).start()
+    began = time.monotonic()
+    with pytest.raises(Cancelled) as caught:
+        client.get(ONE)
+    assert time.monotonic() - began < 2
+    assert caught.value.requests == 2
+
+
+def test_nothing_is_sent_after_stopping(make_client, stub, stop):
+    client = make_client(stop=stop)
+    stop.set()
+    with pytest.raises(Cancelled):
+        client.get(ONE)
+    assert stub.seen == []

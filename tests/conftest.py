@@ -1,0 +1,116 @@
+"""Fixtures for every test: one embedded PostgreSQL for the whole session, a fresh database for each test.
+
+All workers of pytest-xdist share one server through the same leases that `nexhealth` processes share it
+with; the last worker that ends takes it down. Each test's database is a copy of a template, so that
+migrations run once.
+"""
+
+import fcntl
+import importlib.util
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+
+TEMPLATE = "nexhealth_template"
+HOME_VARIABLE = "NEXHEALTH_TEST_HOME"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The controlling process names the session's home and hands it to its workers; settings stay out."""
+    for name in [name for name in os.environ if name.startswith(("NEXHEALTH_", "DAGSTER_", "DATABASE_URL"))]:
+        if name != HOME_VARIABLE or not hasattr(config, "workerinput"):
+            del os.environ[name]
+    if not hasattr(config, "workerinput"):
+        name = f"nexhealth-tests-{uuid.uuid4().hex[:12]}"  # made by the first test that needs it
+        os.environ[HOME_VARIABLE] = str(Path(tempfile.gettempdir()) / name)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """After the last worker: wait until the server has gone, then remove its folder."""
+    if hasattr(config, "workerinput"):
+        return
+    from nexhealth_pipeline.warehouse import embedded
+
+    home = Path(os.environ.pop(HOME_VARIABLE))
+    embedded.release(home)
+    _await_end(home / "postgres" / "server" / "supervisor.lock")
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def _await_end(lock: Path) -> None:
+    deadline = time.monotonic() + 30
+    while lock.exists() and time.monotonic() < deadline:
+        with lock.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.05)
+            else:
+                return
+
+
+@contextmanager
+def _only_one(lock: Path) -> Iterator[None]:
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session")
+def server_url() -> str:
+    """Database `postgres` of the session's server, as its superuser."""
+    from nexhealth_pipeline.warehouse import embedded
+
+    return embedded.ensure(Path(os.environ[HOME_VARIABLE]), durable=False).url("postgres")
+
+
+@pytest.fixture(scope="session")
+def template(server_url: str) -> str:
+    """Name of a database at the newest migration, made by whichever worker comes first."""
+    building = f"{TEMPLATE}_building"
+    with (
+        _only_one(Path(os.environ[HOME_VARIABLE]) / "template.lock"),
+        psycopg.connect(server_url, autocommit=True) as db,
+    ):
+        if not db.execute("SELECT 1 FROM pg_database WHERE datname = %s", (TEMPLATE,)).fetchone():
+            db.execute(f"DROP DATABASE IF EXISTS {building}")
+            db.execute(f"CREATE DATABASE {building} TEMPLATE template0")
+            if importlib.util.find_spec("nexhealth_pipeline.warehouse.migrate") is not None:
+                from nexhealth_pipeline.warehouse import migrate
+
+                migrate.upgrade(_database(server_url, building))
+            db.execute(f"ALTER DATABASE {building} RENAME TO {TEMPLATE}")
+    return TEMPLATE
+
+
+@pytest.fixture
+def database_url(server_url: str, template: str) -> Iterator[str]:
+    """A warehouse at the newest migration, empty, for one test alone."""
+    yield from _fresh(server_url, template)
+
+
+@pytest.fixture
+def empty_database_url(server_url: str) -> Iterator[str]:
+    """A database without any table, for tests of migrations."""
+    yield from _fresh(server_url, "template0")
+
+
+def _fresh(server_url: str, source: str) -> Iterator[str]:
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(server_url, autocommit=True) as db:
+        db.execute(f"CREATE DATABASE {name} TEMPLATE {source} STRATEGY FILE_COPY")
+    yield _database(server_url, name)
+    with psycopg.connect(server_url, autocommit=True) as db:
+        db.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _database(server_url: str, name: str) -> str:
+    return server_url.replace("@/postgres?", f"@/{name}?")

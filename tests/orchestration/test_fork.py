@@ -1,0 +1,137 @@
+"""Side by side in forked children: answers, errors, Ctrl-C, and nobody left behind.
+
+Each test runs a small script: the test process has threads of its own, and one does not fork from those.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+
+SLEEPER = """
+import os, sys, time
+from nexhealth_pipeline.orchestration.fork import run_side_by_side
+def sleeper():
+    print("child", os.getpid(), flush=True)
+    while True:
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            if {stubborn}:
+                print("stays", flush=True)
+                continue
+            print("stopped", flush=True)
+            raise
+print([outcome.status for outcome in run_side_by_side([sleeper, sleeper])], flush=True)
+"""
+
+
+def _python(script: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _children(process: "subprocess.Popen[str]") -> list[int]:
+    assert process.stdout is not None
+    return [int(process.stdout.readline().split()[1]) for _ in range(2)]
+
+
+def test_each_task_answers_for_itself_and_one_that_fails_leaves_the_others_alone() -> None:
+    """Order must hold, and an error must keep its exit status and its text across the fork."""
+    script = """
+import os, signal
+from nexhealth_pipeline.errors import Unreachable
+from nexhealth_pipeline.orchestration.fork import run_side_by_side
+def unreachable(): raise Unreachable("no answer")
+def bug(): raise ZeroDivisionError
+def killed(): os.kill(os.getpid(), signal.SIGKILL)
+def leaves(): raise SystemExit(7)
+ticks = []
+outcomes = run_side_by_side(
+    [lambda: {"rows": 200_000 * [1]}, unreachable, bug, killed, lambda: os.getpid(), leaves],
+    tick=lambda: ticks.append(1), every=0.01,
+)
+assert len(outcomes[0].result["rows"]) == 200_000 and outcomes[4].result != os.getpid() and ticks
+print([outcome.status for outcome in outcomes], outcomes[1].message)
+"""
+    output, errors = _python(script).communicate(timeout=30)
+    assert output == "[0, 3, 1, -9, 0, 1] no answer\n", errors
+    assert "ZeroDivisionError" in errors
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_parent_stops_every_child_gently(sent: signal.Signals) -> None:
+    """SIGTERM reaches the parent alone: without passing it on, children would sync on unseen."""
+    with _python(SLEEPER.format(stubborn=False)) as process:
+        _children(process)
+        process.send_signal(sent)
+        output, errors = process.communicate(timeout=30)
+    assert output.splitlines() == ["stopped", "stopped", "[130, 130]"], errors
+
+
+def test_a_second_signal_ends_children_that_do_not_stop() -> None:
+    """A child that waits for a dead network must not hold the terminal."""
+    with _python(SLEEPER.format(stubborn=True)) as process:
+        assert process.stdout is not None
+        _children(process)
+        process.send_signal(signal.SIGINT)
+        assert [process.stdout.readline() for _ in range(2)] == ["stays\n", "stays\n"]
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=30)
+    assert output == "[-9, -9]\n"
+
+
+def test_children_stop_when_their_parent_is_killed() -> None:
+    """After kill -9 of the command nothing of it may run on."""
+    with _python(SLEEPER.format(stubborn=False)) as process:
+        pids = _children(process)
+        process.kill()
+        process.communicate(timeout=30)
+    assert _gone(pids)
+
+
+def test_a_process_with_threads_is_not_forked() -> None:
+    """A lock that another thread holds stays locked in the child: a hang once in a thousand runs."""
+    script = """
+import threading
+from nexhealth_pipeline.orchestration.fork import run_side_by_side
+done = threading.Event()
+threading.Thread(target=done.wait).start()
+try:
+    run_side_by_side([lambda: None])
+except RuntimeError as error:
+    print(error)
+finally:
+    done.set()
+"""
+    output, errors = _python(script).communicate(timeout=30)
+    assert "before any thread" in output, errors
+
+
+def _gone(pids: list[int]) -> bool:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        if not any(_runs(pid) for pid in pids):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return Path("/proc").exists() is False and _answers(pid)
+
+
+def _answers(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

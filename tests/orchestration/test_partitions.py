@@ -1,0 +1,67 @@
+"""Keys of partitions: what is written is read back, and no key can break Dagster's own."""
+
+import dagster as dg
+import pytest
+from dagster._core.definitions.partitions.context import partition_loading_context
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nexhealth_pipeline.errors import InvalidSetting
+from nexhealth_pipeline.orchestration import partitions
+
+SUBDOMAIN = st.from_regex(r"[A-Za-z0-9_.-]{1,40}", fullmatch=True)
+
+
+@given(subdomain=SUBDOMAIN, location_id=st.integers(min_value=0, max_value=2**63))
+def test_a_location_key_reads_back_as_the_location_it_was_made_of(subdomain: str, location_id: int) -> None:
+    """A subdomain may hold dots; the id is what follows the last one."""
+    key = partitions.location_key(subdomain, location_id)
+    assert partitions.parse_location_key(key) == (subdomain, location_id)
+    month_key = partitions.location_month_key(key, "2026-02")
+    assert partitions.parse_location_month_key(str(month_key)) == ((subdomain, location_id), "2026-02")
+
+
+@pytest.mark.parametrize("subdomain", ["", "a|b", "a b", "a...b,c", "ä", "a\n", "x" * 201])
+def test_a_subdomain_that_dagster_would_stumble_over_is_refused_by_name(subdomain: str) -> None:
+    """A key with `|` is accepted by Dagster and then breaks the schedule of every location."""
+    with pytest.raises(InvalidSetting, match="partition key"):
+        partitions.location_key(subdomain, 1)
+
+
+@pytest.mark.parametrize("key", ["", "acme", "acme.", ".7", "acme.x", "acme.7 ", "acme.-7", "acme.²"])
+def test_a_text_that_is_no_location_key_is_refused_with_an_example(key: str) -> None:
+    """The user types these."""
+    with pytest.raises(InvalidSetting, match=r"acme\.12"):
+        partitions.parse_location_key(key)
+
+
+@pytest.mark.parametrize("key", ["acme.7", "acme.7|", "acme.7|2026-13", "acme.7|2026-1", "|2026-01"])
+def test_a_text_that_is_no_location_and_month_is_refused(key: str) -> None:
+    """A wrong month must not silently mean another one."""
+    with pytest.raises(InvalidSetting):
+        partitions.parse_location_month_key(key)
+
+
+def test_months_begin_at_the_fixed_first_one_and_reach_two_years_ahead() -> None:
+    """Months that vanish would orphan history; months that are missing would hide bookings."""
+    now = dg.MonthlyPartitionsDefinition  # the definition under test is built on it
+    assert isinstance(partitions.MONTHS, now)
+    with partition_loading_context(effective_dt=_utc("2026-11-23")):
+        keys = partitions.MONTHS.get_partition_keys()
+    assert (keys[0], keys[-1], len(keys)) == ("2024-07", "2028-11", 53)
+
+
+def test_keys_are_added_once_and_checked_before_any_is_added() -> None:
+    """Discovery runs at every sync; a bad key among good ones must not leave half of them."""
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert partitions.add_keys(instance, partitions.LOCATIONS, ["a.1", "a.2", "a.1"]) == ["a.1", "a.2"]
+        assert partitions.add_keys(instance, partitions.LOCATIONS, ["a.2", "a.3"]) == ["a.3"]
+        with pytest.raises(InvalidSetting):
+            partitions.add_keys(instance, partitions.LOCATIONS, ["a.4", "a|5"])
+        assert list(instance.get_dynamic_partitions("nexhealth_locations")) == ["a.1", "a.2", "a.3"]
+
+
+def _utc(day: str) -> "object":
+    from datetime import UTC, datetime
+
+    return datetime.fromisoformat(day).replace(tzinfo=UTC)

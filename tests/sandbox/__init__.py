@@ -1,0 +1,1 @@
+"""Tests of the sandbox: is it the API that API.md describes?"""

@@ -1,0 +1,266 @@
+"""Addresses of databases and connections to them: every refusal names the fix and no secret."""
+
+import shutil
+import socket
+import tempfile
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import conninfo
+
+from nexhealth_pipeline.errors import InvalidSetting, MissingRights, WarehouseError, WarehouseUnreachable
+from nexhealth_pipeline.settings import Settings, load_settings
+from nexhealth_pipeline.warehouse import connect as module
+from nexhealth_pipeline.warehouse.connect import (
+    connect,
+    dagster_url,
+    driver_errors,
+    home_folder,
+    normalised_url,
+    pool,
+    warehouse_url,
+)
+from nexhealth_pipeline.warehouse.embedded import EmbeddedServer, ensure, release
+
+SECRET = "hunter2-canary"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[EmbeddedServer]:
+    """A server that also listens on TCP, where a password is asked for."""
+    home = Path(tempfile.mkdtemp(prefix="nexhealth-tests-"))
+    home.chmod(0o711)
+    yield ensure(home, durable=False, tcp=True)
+    release(home)
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def settings(**values: object) -> Settings:
+    return load_settings({name: str(value) for name, value in values.items()}, environ={}, env_file=None)
+
+
+def text_of(error: BaseException) -> str:
+    """All that a stored traceback would show."""
+    return "".join(traceback.format_exception(error))
+
+
+def changed(url: str, **parts: object) -> str:
+    """The address of `url` with other parts, in libpq's other form."""
+    return conninfo.make_conninfo(url, **parts)
+
+
+@pytest.mark.parametrize(
+    "scheme", ["postgresql", "postgres", "postgresql+psycopg2", "postgresql+psycopg"], ids=lambda scheme: scheme
+)
+def test_the_usual_spellings_of_an_address_are_taken(scheme: str) -> None:
+    """Hosting services hand out `postgres://`, SQLAlchemy users write the driver into it."""
+    given = settings(DATABASE_URL=f" {scheme}://me:p%40ss@db.example:6432/ware?sslmode=require ")
+    assert warehouse_url(given) == "postgresql://me:p%40ss@db.example:6432/ware?sslmode=require"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"mysql://me:{SECRET}@host/db",
+        f"host=here password={SECRET}",
+        f"postgresql://me:{SECRET}%zz@host/db",
+        f"postgresql://me:{SECRET}@host/db?nonsense=1",
+    ],
+)
+def test_what_is_no_address_is_refused_by_setting_and_never_shown(address: str) -> None:
+    """The value holds a password; the message goes to logs and screens."""
+    with pytest.raises(InvalidSetting, match="DATABASE_URL") as caught:
+        normalised_url(address, "DATABASE_URL")
+    assert SECRET not in text_of(caught.value)
+
+
+def test_without_an_address_the_embedded_server_is_used(server: EmbeddedServer) -> None:
+    """The demo keeps to databases of its own, so that nothing synthetic meets real rows."""
+    here = settings(NEXHEALTH_HOME=server.place.record.parents[1])
+    urls = [
+        warehouse_url(here),
+        dagster_url(here),
+        warehouse_url(here, database_name="demo"),
+        dagster_url(here, database_name="demo_dagster"),
+    ]
+    names = []
+    for url in urls:
+        with connect(url) as connection:
+            names.append(connection.info.dbname)
+    assert names == ["nexhealth", "dagster", "demo", "demo_dagster"]
+
+
+def test_dagsters_storage_is_made_beside_the_warehouse(server: EmbeddedServer) -> None:
+    """One DATABASE_URL is enough to begin with."""
+    server.create_database("ware")
+    with_address = settings(DATABASE_URL=server.tcp_url("ware"))
+    url = dagster_url(with_address, database_name="beside ware")
+    assert dagster_url(with_address, database_name="beside ware") == url
+    with connect(url) as connection:
+        assert connection.info.dbname == "beside ware"
+
+
+def test_dagsters_own_address_wins() -> None:
+    """Production may keep Dagster's history elsewhere; nothing is created there."""
+    given = settings(DATABASE_URL="postgresql://a/b", DAGSTER_DATABASE_URL="postgres://c/d")
+    assert dagster_url(given) == "postgresql://c/d"
+
+
+@pytest.mark.parametrize(
+    ("warehouse", "expected"),
+    [
+        ("postgresql://u:p@h:1/ware?sslmode=require", "postgresql://u:p@h:1/dagster?sslmode=require"),
+        ("postgresql:///ware?host=/run/pg", "postgresql:///dagster?host=/run/pg"),
+        ("postgresql://h1:1,h2:2", "postgresql://h1:1,h2:2/dagster"),
+        ("postgresql://h?dbname=ware&user=u", "postgresql://h/dagster?user=u"),
+    ],
+)
+def test_the_second_database_has_the_address_of_the_first(
+    monkeypatch: pytest.MonkeyPatch, warehouse: str, expected: str
+) -> None:
+    """Sockets, several hosts and options must survive; another server would have to be a surprise."""
+    monkeypatch.setattr(module, "_create_beside", lambda url, name: None)
+    assert dagster_url(settings(DATABASE_URL=warehouse)) == expected
+
+
+def test_a_role_that_may_not_create_databases_is_told_what_to_run(server: EmbeddedServer) -> None:
+    """Many hosts give out roles without CREATEDB; the administrator needs the statement."""
+    with connect(server.url("postgres"), autocommit=True) as connection:
+        connection.execute('CREATE ROLE "limited role" LOGIN')
+    url = server.url("postgres").replace("postgres@", "limited%20role@")
+    with pytest.raises(MissingRights) as caught:
+        dagster_url(settings(DATABASE_URL=url), database_name="beyond")
+    assert 'CREATE DATABASE "beyond" OWNER "limited role";' in str(caught.value)
+    assert "DAGSTER_DATABASE_URL" in str(caught.value)
+
+
+def test_where_nothing_listens_the_address_is_named() -> None:
+    """The first mistake everybody makes."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        with pytest.raises(WarehouseUnreachable) as caught:
+            connect(f"postgresql://me:{SECRET}@127.0.0.1:{port}/db")
+    assert f"no PostgreSQL answers at 127.0.0.1:{port}" in str(caught.value)
+    assert SECRET not in text_of(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({"password": SECRET}, "refuses role postgres or its password"),
+        ({"user": "nobody-known"}, "refuses role nobody-known or its password"),
+        ({"dbname": "not_there"}, "has no database not_there"),
+        ({"sslmode": "require"}, "sslmode"),
+        ({"port": "many"}, "correct the port"),
+        ({"connect_timeout": "soon"}, "correct the option"),
+    ],
+)
+def test_a_refused_connection_says_what_to_correct(
+    server: EmbeddedServer, parts: dict[str, object], words: str
+) -> None:
+    """Each mistake has its own fix; the driver's own text is not passed on."""
+    with pytest.raises(WarehouseUnreachable, match=words) as caught:
+        connect(changed(server.tcp_url("postgres"), **parts))
+    shown = text_of(caught.value)
+    assert SECRET not in shown
+    assert "FATAL" not in shown
+
+
+def test_a_missing_password_and_a_missing_role_are_told_apart(server: EmbeddedServer) -> None:
+    """One needs an addition to the address, the other an administrator."""
+    with pytest.raises(WarehouseUnreachable, match="asks for a password for role postgres"):
+        connect(f"postgresql://postgres@127.0.0.1:{server.place.tcp_port}/postgres")
+    with pytest.raises(WarehouseUnreachable, match="has no role stranger"):
+        connect(server.url("postgres").replace("postgres@", "stranger@"))
+
+
+def test_a_database_that_does_not_let_the_role_in_is_told_apart_from_a_missing_one(server: EmbeddedServer) -> None:
+    """Both errors of PostgreSQL begin alike; "create it" would be the wrong advice."""
+    with connect(server.url("postgres"), autocommit=True) as connection:
+        connection.execute("CREATE ROLE outsider LOGIN")
+        connection.execute("CREATE DATABASE closed")
+        connection.execute("REVOKE CONNECT ON DATABASE closed FROM PUBLIC")
+    with pytest.raises(WarehouseUnreachable, match="GRANT CONNECT"):
+        connect(server.url("closed").replace("postgres@", "outsider@"))
+
+
+def test_a_server_too_old_is_refused_by_its_release(server_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statements would fail one by one, in the middle of a load."""
+    monkeypatch.setattr(module, "OLDEST_SERVER", 99)
+    with pytest.raises(WarehouseError, match="is release 18: 99 or newer is needed"):
+        connect(server_url)
+
+
+def test_a_connection_carries_its_name_and_the_addresss_own_options_win(server_url: str) -> None:
+    """`pg_stat_activity` tells an administrator who holds a lock."""
+    show = "SHOW application_name"
+    with connect(server_url, application_name="nexhealth-sync") as connection:
+        assert connection.execute(show).fetchone() == ("nexhealth-sync",)
+    with connect(server_url + "&application_name=mine") as connection:
+        assert connection.execute(show).fetchone() == ("mine",)
+
+
+def test_a_pool_replaces_connections_that_died(server_url: str) -> None:
+    """After a restart of the server the next batch must not fail on a dead socket."""
+    with pool(server_url, 2) as connections:
+        with connections.connection() as connection:
+            pid = connection.info.backend_pid
+        with connect(server_url, autocommit=True) as other:
+            other.execute("SELECT pg_terminate_backend(%s)", (pid,))
+        with connections.connection() as connection:
+            assert connection.info.backend_pid != pid
+
+
+def test_a_pool_that_is_used_up_says_so_in_our_words(server_url: str) -> None:
+    """psycopg's PoolTimeout is no error of this package."""
+    in_time = pytest.raises(WarehouseUnreachable, match="came free in time")
+    with pool(server_url, 1) as connections, connections.connection(), in_time:
+        connections.getconn(timeout=0.05)
+
+
+def test_a_pool_to_nowhere_fails_at_once(server_url: str) -> None:
+    """psycopg would open it and let the first user wait for half a minute."""
+    with pytest.raises(WarehouseUnreachable, match="has no database not_there"):
+        pool(changed(server_url, dbname="not_there"), 2)
+
+
+@pytest.mark.parametrize(
+    ("statement", "kind"),
+    [
+        ("SELECT pg_terminate_backend(pg_backend_pid())", WarehouseUnreachable),
+        ("SELECT 'Canary'::date", WarehouseError),
+        ("SET ROLE pg_monitor; CREATE TABLE public.t (i int)", MissingRights),
+    ],
+)
+def test_driver_errors_become_ours_without_a_value(
+    empty_database_url: str, statement: str, kind: type[Exception]
+) -> None:
+    """Dagster stores every traceback, and the driver's text quotes the row."""
+    with (
+        pytest.raises(kind, match="writing nexhealth_patients") as caught,
+        driver_errors("writing nexhealth_patients"),
+        psycopg.connect(empty_database_url) as connection,
+    ):
+        connection.execute(statement)
+    assert type(caught.value) is kind
+    assert "invalid input syntax" not in text_of(caught.value)
+
+
+def test_the_home_is_the_setting_else_the_checkout_else_the_users_data_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clone keeps its state beside it; an installed wheel has no folder of its own to write to."""
+    checkout = tmp_path / "clone"
+    inside = checkout / "nexhealth_pipeline" / "warehouse" / "connect.py"
+    inside.parent.mkdir(parents=True)
+    monkeypatch.setattr(module, "__file__", str(inside))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+    assert home_folder(settings(NEXHEALTH_HOME="mine")) == tmp_path / "mine"
+    assert home_folder(settings()).name == "nexhealth-pipeline"
+    (checkout / "pyproject.toml").touch()
+    assert home_folder(settings()) == checkout / ".nexhealth"

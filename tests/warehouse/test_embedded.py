@@ -1,0 +1,474 @@
+"""The embedded server under everything that may happen to it, with real processes and real signals."""
+
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from nexhealth_pipeline.errors import WarehouseError
+from nexhealth_pipeline.warehouse import embedded
+from nexhealth_pipeline.warehouse.account import server_account
+from nexhealth_pipeline.warehouse.embedded import ensure, release
+
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+
+USER = """
+import sys
+from pathlib import Path
+from nexhealth_pipeline.warehouse.embedded import ensure
+home, linger, durable = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3] == "durable"
+for line in sys.stdin:
+    print(ensure(home, linger_seconds=linger, durable=durable).url("postgres"), flush=True)
+"""
+"""A process that uses the server: takes a lease for each line it gets, and ends with its input."""
+
+
+class User:
+    """One process that uses the server of `home`."""
+
+    def __init__(self, home: Path, *, linger: float = 0, durable: bool = False, **options: object) -> None:
+        command = [sys.executable, "-c", USER, str(home), str(linger), "durable" if durable else ""]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(command, **{**pipes, **options})
+
+    def ask(self) -> None:
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def url(self) -> str:
+        return self.process.stdout.readline().strip()
+
+    def ensure(self) -> str:
+        self.ask()
+        return self.url()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.close()
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait(timeout=30)
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A folder with a space in its path; after the test nothing may run from it."""
+    root = Path(tempfile.mkdtemp(prefix="nexhealth tests "))
+    root.chmod(0o711)
+    yield root / "a home"
+    release(root / "a home")
+    until(lambda: not processes_of(root), "no process is left")
+    for record in root.rglob("place.json"):
+        for private in re.findall(r"/var/tmp/nexhealth-\w+", record.read_text()):
+            shutil.rmtree(private)
+    shutil.rmtree(root)
+
+
+def until(condition: Callable[[], object], what: str, seconds: float = 15) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"after {seconds} s still not: {what}"
+        time.sleep(0.05)
+
+
+def processes_of(folder: Path) -> dict[int, str]:
+    """Processes, users aside, whose command line names `folder`."""
+    listing = subprocess.run(["ps", "-ww", "-eo", "pid=,args="], check=True, capture_output=True, text=True).stdout
+    found = (line.strip().split(" ", 1) for line in listing.splitlines() if str(folder) in line)
+    return {int(pid): command for pid, command in found if " -c " not in command.split("postgres")[0]}
+
+
+def postmaster(home: Path) -> int:
+    return int((home / "postgres/server/data/postmaster.pid").read_text().split()[0])
+
+
+def supervisor(home: Path) -> int:
+    return int((home / "postgres/server/supervisor.lock").read_text())
+
+
+def value(url: str, query: str) -> object:
+    with psycopg.connect(url) as connection:
+        return connection.execute(query).fetchone()[0]
+
+
+def started_at(url: str) -> object:
+    return value(url, "SELECT pg_postmaster_start_time()")
+
+
+def test_first_use_makes_and_starts_a_server_and_later_uses_find_it(home: Path) -> None:
+    """The whole promise of the embedded default, in a path with a space."""
+    server = ensure(home, durable=False)
+    assert value(server.url("postgres"), "SHOW server_encoding") == "UTF8"
+    assert ensure(home) == server
+    server.create_database("a b/c?d")
+    server.create_database("a b/c?d")
+    assert value(server.url("a b/c?d"), "SELECT current_database()") == "a b/c?d"
+
+
+def test_writes_are_durable_unless_a_test_says_otherwise(home: Path) -> None:
+    """A convenience for tests that leaked into the default would lose a user's rows in a power cut."""
+    url = ensure(home).url("postgres")
+    assert [value(url, f"SHOW {name}") for name in ("fsync", "synchronous_commit", "full_page_writes")] == ["on"] * 3
+
+
+def test_two_processes_share_one_server_and_the_last_one_out_stops_it(home: Path) -> None:
+    """A server stopped under a second user would fail its run; one never stopped would be left behind."""
+    first, second = User(home), User(home)
+    url = first.ensure()
+    assert second.ensure() == url
+    began = started_at(url)
+    first.close()
+    time.sleep(0.2)
+    assert started_at(url) == began
+    second.close()
+    until(lambda: not processes_of(home), "the server has stopped")
+
+
+def test_many_processes_that_start_at_once_get_one_server(home: Path) -> None:
+    """Starts race when `dagster dev` brings up its processes together."""
+    users = [User(home) for _ in range(6)]
+    for user in users:
+        user.ask()
+    urls = {user.url() for user in users}
+    assert len(urls) == 1
+    assert len([command for command in processes_of(home).values() if "supervisor.py" in command]) == 1
+    for user in users:
+        user.close()
+
+
+def test_a_killed_user_leaves_nothing_behind(home: Path) -> None:
+    """kill -9 runs no clean-up code; the kernel has to drop the lease."""
+    user = User(home)
+    user.ensure()
+    assert processes_of(home)
+    user.kill()
+    until(lambda: not processes_of(home), "the server has stopped")
+
+
+def test_a_killed_server_comes_back_with_what_was_committed(home: Path) -> None:
+    """The out-of-memory killer picks the biggest process: the database."""
+    url = ensure(home).url("postgres")
+    with psycopg.connect(url) as connection:
+        connection.execute("CREATE TABLE kept AS SELECT generate_series(1, 1000) AS number")
+    os.kill(postmaster(home), signal.SIGKILL)
+    until(lambda: not any("supervisor.py" in command for command in processes_of(home).values()), "its end was noticed")
+    assert ensure(home).url("postgres") == url
+    assert value(url, "SELECT count(*) FROM kept") == 1000
+
+
+def test_a_start_right_after_the_server_was_killed_waits_for_its_remains(home: Path) -> None:
+    """PostgreSQL refuses to start while a backend of the killed server lives: that passes in a moment."""
+    url = ensure(home, durable=False).url("postgres")
+    with psycopg.connect(url), psycopg.connect(url):
+        os.kill(postmaster(home), signal.SIGKILL)
+        assert value(ensure(home, durable=False).url("postgres"), "SELECT 1") == 1
+
+
+def test_a_killed_supervisor_is_replaced_by_the_next_ensure(home: Path) -> None:
+    """The server goes on without it, but nobody would ever stop it."""
+    user = User(home)
+    url = user.ensure()
+    began, killed = started_at(url), supervisor(home)
+    os.kill(killed, signal.SIGKILL)
+    assert user.ensure() == url
+    assert started_at(url) == began
+    assert supervisor(home) != killed
+    user.close()
+    until(lambda: not processes_of(home), "the server has stopped")
+
+
+def test_a_killed_supervisor_is_replaced_when_the_last_user_leaves(home: Path) -> None:
+    """A process that asks for the server once and works for hours never calls ensure again."""
+    user = User(home)
+    user.ensure()
+    killed = supervisor(home)
+    os.kill(killed, signal.SIGKILL)
+    until(lambda: killed not in processes_of(home), "the supervisor is dead")
+    user.close()
+    until(lambda: not processes_of(home), "the server has stopped")
+
+
+def test_when_all_are_killed_the_next_user_takes_over_what_it_finds(home: Path) -> None:
+    """A server nobody watches is adopted: a second one on the same data would be refused."""
+    user = User(home)
+    url = user.ensure()
+    began = started_at(url)
+    os.kill(supervisor(home), signal.SIGKILL)
+    user.kill()
+    assert started_at(url) == began
+    heir = User(home)
+    assert heir.ensure() == url
+    assert started_at(url) == began
+    heir.close()
+    until(lambda: not processes_of(home), "the server has stopped")
+
+
+def test_a_supervisor_that_is_asked_to_end_stops_its_server(home: Path) -> None:
+    """SIGTERM is what a machine that shuts down sends to everybody."""
+    ensure(home, durable=False)
+    os.kill(supervisor(home), signal.SIGTERM)
+    until(lambda: not processes_of(home), "the server has stopped")
+
+
+def test_a_forked_child_keeps_the_lease_of_its_parent(home: Path) -> None:
+    """One shell command runs several jobs as forked children; the server must outlive the parent."""
+    code = f"""
+import os, sys, time
+from pathlib import Path
+from nexhealth_pipeline.warehouse.embedded import ensure
+home = Path({str(home)!r})
+url = ensure(home, durable=False).url("postgres")
+if os.fork():
+    os._exit(0)
+sys.stdin.read()
+assert ensure(home).url("postgres") == url
+print(url, flush=True)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    parent.wait(timeout=30)
+    began = (home / "postgres/server/data/postmaster.pid").read_text()
+    time.sleep(0.2)  # two looks of the supervisor
+    parent.stdin.close()
+    assert parent.stdout.read().startswith("postgresql://")
+    parent.stdout.close()
+    assert not (home / "postgres/server/data/postmaster.pid").exists() or began.split()[0] == str(postmaster(home))
+    until(lambda: not processes_of(home), "the server has stopped")
+
+
+def test_a_server_asked_to_linger_stays_for_a_while_and_then_for_its_clients(home: Path) -> None:
+    """`nexhealth db url` ends before the tool that reads its output has connected."""
+    user = User(home, linger=1.0)
+    url = user.ensure()
+    user.close()
+    time.sleep(0.2)
+    with psycopg.connect(url) as connection:
+        until(lambda: float((home / "postgres/server/linger").read_text()) < time.monotonic() - 0.3, "time is up")
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+    until(lambda: not processes_of(home), "the server has stopped")
+
+
+def test_an_initdb_that_was_cut_short_is_done_again(home: Path) -> None:
+    """Ctrl-C in the first seconds of the first command must not break every later one."""
+    half = home / "postgres/server/data.new"
+    half.mkdir(parents=True)
+    (half / "PG_VERSION").write_text("18")
+    assert value(ensure(home, durable=False).url("postgres"), "SELECT 1") == 1
+
+
+def test_a_process_number_used_again_by_a_stranger_does_not_stop_the_start(home: Path) -> None:
+    """After a container's restart the dead server's number belongs to anything, often to ourselves."""
+    user = User(home)
+    user.ensure()
+    pid_file = home / "postgres/server/data/postmaster.pid"
+    content = pid_file.read_text()
+    user.close()
+    until(lambda: not processes_of(home), "the server has stopped")
+    pid_file.write_text(content.replace(content.split("\n")[0], str(os.getpid()), 1))
+    shutil.chown(pid_file, *(2 * [pid_file.parent.stat().st_uid]))
+    assert value(ensure(home, durable=False).url("postgres"), "SELECT 1") == 1
+
+
+def test_a_home_too_deep_for_a_socket_gets_a_short_folder_for_it(home: Path) -> None:
+    """A socket's path may have about 100 bytes; a checkout's may have more."""
+    deep = home / ("deep" * 20) / "er"
+    server = ensure(deep, durable=False)
+    try:
+        assert value(server.url("postgres"), "SELECT 1") == 1
+        assert len(str(server.place.socket)) < 60
+        assert stat.S_IMODE(server.place.socket.stat().st_mode) == 0o700
+        assert server.place.data.is_relative_to(deep)
+    finally:
+        release(deep)
+        until(lambda: not processes_of(home), "the server has stopped")
+
+
+def test_tcp_asks_for_a_password_and_keeps_its_port(home: Path) -> None:
+    """Every local account can connect to a TCP port; only the socket's folder is private."""
+    server = ensure(home, durable=False)
+    with pytest.raises(WarehouseError, match="db url --tcp"):
+        server.tcp_url("postgres")
+    server = ensure(home, durable=False, tcp=True)
+    assert value(server.tcp_url("postgres"), "SELECT host(inet_server_addr())") == "127.0.0.1"
+    assert value(server.url("postgres"), "SELECT inet_server_addr() IS NULL") is True
+    with pytest.raises(psycopg.OperationalError, match="no password"):
+        psycopg.connect(re.sub(":[^:@]+@", "@", server.tcp_url("postgres")))
+    release(home)
+    until(lambda: not processes_of(home), "the server has stopped")
+    assert ensure(home, durable=False).tcp_url("postgres") == server.tcp_url("postgres")
+
+
+def test_tcp_is_refused_while_others_use_a_server_without_it(home: Path) -> None:
+    """Listening needs a restart, which would break the others' work."""
+    other = User(home)
+    url = other.ensure()
+    began = started_at(url)
+    with psycopg.connect(url), pytest.raises(WarehouseError, match="end the other nexhealth processes"):
+        ensure(home, durable=False, tcp=True)
+    assert started_at(url) == began
+    other.close()
+
+
+def test_no_value_of_a_row_reaches_the_servers_log(home: Path) -> None:
+    """Errors quote the row; the log is a plain file that nobody guards like a database."""
+    url = ensure(home, durable=False).url("postgres")
+    failures = (
+        "INSERT INTO held VALUES (1, 'Canary')",
+        "SELECT 'Canary'::date",
+        "INSERT INTO held VALUES ('Canary', '')",
+        "DO $$ BEGIN RAISE EXCEPTION 'Canary' USING DETAIL = 'Canary'; END $$",
+        "DO $$ BEGIN RAISE WARNING 'Canary'; END $$",
+    )
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CREATE TABLE held (id int PRIMARY KEY, name text)")
+        connection.execute("INSERT INTO held VALUES (1, 'Canary')")
+        for statement in failures[:-1]:
+            with pytest.raises(psycopg.Error):
+                connection.execute(statement)
+        connection.execute(failures[-1])
+    log = (home / "postgres/server/server.log").read_text()
+    assert "ready to accept connections" in log
+    assert "Canary" not in log
+
+
+def test_the_servers_processes_do_not_see_the_users_secrets(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment is readable for as long as its process lives, and the server may outlive its user."""
+    monkeypatch.setenv("NEXHEALTH_API_KEY", "canary-key")
+    monkeypatch.setenv("PGOPTIONS", "-c nonsense=1")
+    monkeypatch.setenv("LC_ALL", "xx_XX.nonsense")
+    ensure(home, durable=False)
+    if not Path("/proc/self/environ").exists():
+        pytest.skip("this system has no /proc")
+    for pid in (postmaster(home), supervisor(home)):
+        assert b"canary-key" not in Path(f"/proc/{pid}/environ").read_bytes()
+
+
+def test_what_is_kept_is_closed_to_other_accounts(home: Path) -> None:
+    """Data, socket, log and password: whoever reads them reads patients."""
+    server = ensure(home, durable=False)
+    modes = {
+        path.name: stat.S_IMODE(path.stat().st_mode)
+        for path in (server.place.data, server.place.socket, server.place.log, server.place.password_file)
+    }
+    assert modes == {"data": 0o700, "socket": 0o700, "server.log": 0o600, "password": 0o600}
+
+
+def test_data_of_another_release_is_refused_by_name(home: Path) -> None:
+    """A newer wheel would otherwise fail with a hint in a log file only."""
+    ensure(home, durable=False)
+    release(home)
+    until(lambda: not processes_of(home), "the server has stopped")
+    (home / "postgres/server/data/PG_VERSION").write_text("15\n")
+    with pytest.raises(WarehouseError, match="made by PostgreSQL 15, this is PostgreSQL 18"):
+        ensure(home, durable=False)
+
+
+def test_a_server_that_cannot_start_is_an_error_that_names_its_log(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason is in the log; without its name nobody finds it."""
+    monkeypatch.setattr(embedded, "_STARTS", 1)
+    ensure(home, durable=False)
+    release(home)
+    until(lambda: not processes_of(home), "the server has stopped")
+    (home / "postgres/server/data/global/pg_control").unlink()
+    with pytest.raises(WarehouseError, match=r"server\.log"):
+        ensure(home, durable=False)
+
+
+@AS_ROOT
+def test_root_runs_the_server_as_an_account_without_rights(home: Path) -> None:
+    """PostgreSQL refuses root; the modes of folders above the home stay as they are."""
+    ensure(home, durable=False)
+    account = server_account()
+    assert account is not None
+    assert Path(f"/proc/{postmaster(home)}").stat().st_uid == account.uid
+    assert (home / "postgres/server/data").stat().st_uid == account.uid
+    assert stat.S_IMODE(home.parent.stat().st_mode) == 0o711
+
+
+@AS_ROOT
+def test_below_a_folder_closed_to_others_root_uses_a_private_folder_and_records_it(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root's own home is 0700: data, socket and the programs of a virtual environment there are out of reach."""
+    closed = home / "closed"
+    closed.mkdir(parents=True)
+    closed.chmod(0o700)
+    programs = closed / "site-packages"
+    installed = embedded.bin_folder().parents[1]
+    shutil.copytree(installed, programs / installed.name, ignore=shutil.ignore_patterns("include"))
+    shutil.copytree(installed.with_suffix(".libs"), programs / installed.with_suffix(".libs").name)
+    monkeypatch.setattr(
+        "nexhealth_pipeline.warehouse.binaries.bin_folder", lambda: programs / installed.name / "pginstall" / "bin"
+    )
+    server = ensure(closed / ".nexhealth", durable=False)
+    try:
+        assert str(server.place.folder).startswith("/var/tmp/nexhealth-")
+        assert str(server.place.folder) in (closed / ".nexhealth/postgres/place.json").read_text()
+        assert value(server.url("postgres"), "SELECT 1") == 1
+        assert stat.S_IMODE(closed.stat().st_mode) == 0o700
+        running = str(Path(f"/proc/{(server.place.data / 'postmaster.pid').read_text().split()[0]}/exe").readlink())
+        assert running.startswith(str(server.place.folder))
+    finally:
+        release(closed / ".nexhealth")
+        until(lambda: not processes_of(server.place.folder), "the server has stopped")
+
+
+@AS_ROOT
+def test_a_home_of_another_user_is_refused_with_the_setting_to_change(home: Path) -> None:
+    """Two accounts cannot share one data folder; a permission error from PostgreSQL would not say so."""
+    (home / "postgres").mkdir(parents=True)
+    os.chown(home / "postgres", 65534, 65534)
+    with pytest.raises(WarehouseError, match="NEXHEALTH_HOME"):
+        ensure(home, durable=False)
+
+
+@AS_ROOT
+def test_an_ordinary_user_runs_the_server_directly(home: Path) -> None:
+    """No account to switch to, no folder to hand over, and a server of its own."""
+    account = server_account()
+    assert account is not None
+    python = _python_for(account.options())
+    home.mkdir()
+    account.own(home)
+    command = [python, "-c", USER, str(home), "0", ""]
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run(
+        command,
+        input="\n\n",
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+        env=environment,
+        **account.options(),
+    )
+    assert done.stderr == ""
+    assert done.stdout.count("postgresql://") == 2
+    assert (home / "postgres/server/data").stat().st_uid == account.uid
+    until(lambda: not processes_of(home), "the server has stopped")
+
+
+def _python_for(options: dict[str, object]) -> str:
+    """An interpreter of this very release that another account can start and import this project with."""
+    release_name = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    for candidate in (sys.executable, shutil.which(release_name), f"/usr/bin/{release_name}"):
+        command = [str(candidate), "-c", "import nexhealth_pipeline.warehouse.embedded"]
+        try:
+            done = subprocess.run(command, check=False, capture_output=True, cwd="/", env=environment, **options)
+        except OSError:
+            continue
+        if done.returncode == 0:
+            return str(candidate)
+    pytest.skip(f"no {release_name} that another account can start")
