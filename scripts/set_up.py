@@ -89,7 +89,7 @@ def make_venv(folder: Path) -> None:
 
 def install(folder: Path, *arguments: str) -> None:
     """`pip install` in the environment `folder`, undisturbed by the user's habits elsewhere."""
-    options = ("--disable-pip-version-check", "--no-input", "-q", "install", "--no-user")
+    options = ("--disable-pip-version-check", "--no-input", "-qq", "install", "--no-user")
     run(str(python_of(folder)), "-I", "-m", "pip", *options, *arguments)
 
 

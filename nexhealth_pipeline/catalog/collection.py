@@ -144,6 +144,8 @@ class Collection:
     per_location_if: str | None = None
     """Flag of the institution that makes this institution-wide list one to ask per location."""
     window: Window | None = None
+    patient_filter: str | None = None
+    """Query parameter that limits the list to one patient; used when one patient is refreshed."""
     soft_delete: str | None = None
     """The API's own deletion time, where it has one."""
     may_be_disabled: bool = False

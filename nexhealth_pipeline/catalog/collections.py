@@ -388,6 +388,7 @@ APPOINTMENTS = Collection(
     scope=Scope.LOCATION_MONTH,
     passes=(Pass("kept", (("cancelled", "false"),)), Pass("cancelled", (("cancelled", "true"),))),
     window=Window("start", "end", "start_time"),
+    patient_filter="patient_ids[]",
     increment="updated_since",
     sort="updated_at",
     version="updated_at",
@@ -476,6 +477,7 @@ INSURANCE_COVERAGES = Collection(
     increment="updated_since",
     version="updated_at",
     may_be_disabled=True,
+    patient_filter="patient_id",
     soft_after=("patients", "insurance_plans"),
     columns=flatten(
         _id(),

@@ -153,7 +153,7 @@ class RetryPolicy:
     attempts: int = 10
     """Requests in all, the first one included."""
     patience_seconds: float = 600.0
-    """Longest time for one page, waits for the rate budget not counted."""
+    """Longest time for one page, waits for the rate budget and for a token not counted."""
     first_wait: float = 0.5
     """Before the second attempt; doubles with each one after."""
     longest_wait: float = 30.0

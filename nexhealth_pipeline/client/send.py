@@ -114,7 +114,8 @@ class _Course:
     """What happened to one exchange so far."""
 
     started: float
-    waited_for_budget: float = 0.0
+    getting_ready: float = 0.0
+    """Seconds in which the request could not be sent yet: budget and token, which has a patience of its own."""
     kinds: Counter[str] = field(default_factory=Counter)
     refused_before: bool = False
 
@@ -144,7 +145,9 @@ class Sender:
         return result
 
     def _attempt(self, exchange: Exchange[T], cost: Cost, course: _Course) -> T | _Failure:
-        credential = self._granted(exchange, cost, course)
+        began = self._policy.monotonic()
+        credential = self._granted(exchange, cost)
+        course.getting_ready += self._policy.monotonic() - began
         answer = self._transport.exchange(
             exchange.where.method,
             exchange.where.path,
@@ -163,7 +166,7 @@ class Sender:
             course.kinds[result.kind] += 1
         return result
 
-    def _granted(self, exchange: Exchange[T], cost: Cost, course: _Course) -> str:
+    def _granted(self, exchange: Exchange[T], cost: Cost) -> str:
         """A credential that still lives after the wait for the budget, and a grant not older than that.
 
         A grant that lay while a token was renewed would arrive in somebody else's window, so it is
@@ -171,9 +174,7 @@ class Sender:
         """
         for _ in range(_GRANTS):
             credential = exchange.credential.current(cost)
-            waited = exchange.budget.acquire(rate_classes(exchange.where.path))
-            cost.throttled_seconds += waited
-            course.waited_for_budget += waited
+            cost.throttled_seconds += exchange.budget.acquire(rate_classes(exchange.where.path))
             if self._stop is not None and self._stop.is_set():
                 raise Cancelled("stopped before asking NexHealth")
             if exchange.credential.fresh(credential):
@@ -225,7 +226,7 @@ class Sender:
 
     def _gives_up(self, state: RetryCallState, course: _Course) -> bool:
         failure = _failure_of(state)
-        spent = self._policy.monotonic() - course.started - course.waited_for_budget
+        spent = self._policy.monotonic() - course.started - course.getting_ready
         return (
             state.attempt_number >= self._policy.attempts
             or 0 < failure.rule.tries <= course.kinds[failure.kind]

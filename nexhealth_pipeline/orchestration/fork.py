@@ -25,6 +25,9 @@ from nexhealth_pipeline.errors import PipelineError
 __all__ = ["Outcome", "run_side_by_side"]
 
 
+_STOP = (signal.SIGINT, signal.SIGTERM)
+
+
 class Outcome(NamedTuple):
     """How one task ended."""
 
@@ -56,7 +59,8 @@ def run_side_by_side(
     alive = os.pipe()
     children: list[_Child] = []
     with _signals_passed_to(children):
-        children.extend(_fork(task, alive) for task in tasks)
+        with _signals_held():  # or one could come when a child is there and not yet in the list
+            children.extend(_fork(task, alive) for task in tasks)
         os.close(alive[0])
         try:
             answers = _gather(children, tick, every)
@@ -80,6 +84,7 @@ def _fork(task: Callable[[], Any], alive: tuple[int, int]) -> _Child:
         os.close(alive[1])
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP)
         threading.Thread(target=_stop_with_parent, args=(alive[0],), daemon=True).start()
         status, text = _call(task)
         with os.fdopen(reply, "w", encoding="utf-8") as stream:
@@ -147,12 +152,21 @@ def _signals_passed_to(children: Sequence[_Child]) -> Iterator[None]:
         for child in children:
             _send(child.pid, signal.SIGINT if received == 1 else signal.SIGKILL)
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in _STOP}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP)
 
 
 def _send(pid: int, number: int) -> None:

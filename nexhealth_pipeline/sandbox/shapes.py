@@ -43,6 +43,11 @@ def _basic_location(row: Row) -> Record:
     return {name: "" if value is None else value for name, value in record.items()}
 
 
+def _basic_appointment(row: Row) -> Record:
+    record = _pick(row.record(), _BASIC_APPOINTMENT)
+    return {name: value for name, value in record.items() if value is not None}
+
+
 def _rows_of(state: State, collection: str, ids: Iterable[int]) -> list[Row]:
     rows = state.store(collection).rows
     return [rows[number] for number in ids if number in rows]
@@ -174,10 +179,10 @@ def _visits(state: State, patient: Row, includes: Collection[str], now: str) -> 
     found: Record = {}
     if "upcoming_appts" in includes:
         upcoming = [row for row in kept if row.facts["start_time"] > now]
-        found["upcoming_appts"] = [_pick(row.record(), _BASIC_APPOINTMENT) for row in upcoming]
+        found["upcoming_appts"] = [_basic_appointment(row) for row in upcoming]
     visited = [row for row in kept if row.facts["start_time"] <= now and row.value("checked_out")]
     if "last_visited_appointment" in includes and visited:
-        found["last_visited_appointment"] = _pick(visited[-1].record(), _BASIC_APPOINTMENT)
+        found["last_visited_appointment"] = _basic_appointment(visited[-1])
     return found
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from collections.abc import Collection as AnyCollection
 from types import TracebackType
 
+from nexhealth_pipeline.client.budget import Budget
 from nexhealth_pipeline.client.client import NexHealthClient
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.sync.practice import Practices, load_practices
@@ -26,7 +27,7 @@ class SyncSession:
     """One run of the pipeline, as a context: holds the run's lock and closes what it opened.
 
     `url` is the warehouse, already at this release's schema (`warehouse.migrate.upgrade`). Setting `stop`
-    ends the run on a committed page.
+    ends the run on a committed page. `budget_for` replaces the budget that all processes share (tests).
     """
 
     def __init__(
@@ -37,12 +38,14 @@ class SyncSession:
         run_id: str | None = None,
         stop: threading.Event | None = None,
         on_progress: Callable[[str, int, int], None] | None = None,
+        budget_for: Callable[[str], Budget] | None = None,
     ) -> None:
         self.settings = settings
         self.url = url
         self.run_id = run_id or str(uuid.uuid4())
         self.stop = stop or threading.Event()
         self._on_progress = on_progress
+        self._budget_for = budget_for or self._shared_budget
         self._keys = settings.api_keys()
         self._status = "succeeded"
 
@@ -57,7 +60,7 @@ class SyncSession:
         self.client = NexHealthClient(
             api_url=self.settings.api_url,
             api_keys=self._keys,
-            budget_for=lambda key_hash: PostgresBudget(self.url, key_hash, self.settings.rate_share, stop=self.stop),
+            budget_for=self._budget_for,
             timeout_seconds=self.settings.timeout_seconds,
             stop=self.stop,
         )
@@ -73,6 +76,9 @@ class SyncSession:
             self.client.close()
             self.pool.close()
             self.lock.__exit__(kind, error, trace)
+
+    def _shared_budget(self, key_hash: str) -> Budget:
+        return PostgresBudget(self.url, key_hash, self.settings.rate_share, stop=self.stop)
 
     def practices(self, subdomains: AnyCollection[str] = ()) -> Practices:
         """Institutions and locations the warehouse knows, those of the settings unless given."""

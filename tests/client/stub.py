@@ -110,6 +110,7 @@ def running(stub: Stub) -> Iterator[Stub]:
 
     class HandlerClass(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
             parts = urlsplit(self.path)

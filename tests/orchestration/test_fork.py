@@ -8,32 +8,55 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system"),
+    pytest.mark.timeout(30),
+]
 
 SLEEPER = """
 import os, sys, time
 from nexhealth_pipeline.orchestration.fork import run_side_by_side
+def say(text):
+    os.write(1, (text + "\\n").encode())  # in one piece, or two children's lines mix
 def sleeper():
-    print("child", os.getpid(), flush=True)
+    first = True
     while True:
         try:
+            if first:
+                first = False
+                say(f"child {{os.getpid()}}")
             time.sleep(60)
         except KeyboardInterrupt:
             if {stubborn}:
-                print("stays", flush=True)
+                say("stays")
                 continue
-            print("stopped", flush=True)
+            say("stopped")
             raise
 print([outcome.status for outcome in run_side_by_side([sleeper, sleeper])], flush=True)
 """
 
 
-def _python(script: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@contextmanager
+def _python(script: str) -> "Iterator[subprocess.Popen[str]]":
+    """A running script, ended with its children (they notice) whatever the test does."""
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _run(script: str) -> tuple[str, str]:
+    with _python(script) as process:
+        return process.communicate(timeout=20)
 
 
 def _children(process: "subprocess.Popen[str]") -> list[int]:
@@ -59,7 +82,7 @@ outcomes = run_side_by_side(
 assert len(outcomes[0].result["rows"]) == 200_000 and outcomes[4].result != os.getpid() and ticks
 print([outcome.status for outcome in outcomes], outcomes[1].message)
 """
-    output, errors = _python(script).communicate(timeout=30)
+    output, errors = _run(script)
     assert output == "[0, 3, 1, -9, 0, 1] no answer\n", errors
     assert "ZeroDivisionError" in errors
 
@@ -70,7 +93,7 @@ def test_a_signal_to_the_parent_stops_every_child_gently(sent: signal.Signals) -
     with _python(SLEEPER.format(stubborn=False)) as process:
         _children(process)
         process.send_signal(sent)
-        output, errors = process.communicate(timeout=30)
+        output, errors = process.communicate(timeout=20)
     assert output.splitlines() == ["stopped", "stopped", "[130, 130]"], errors
 
 
@@ -82,7 +105,7 @@ def test_a_second_signal_ends_children_that_do_not_stop() -> None:
         process.send_signal(signal.SIGINT)
         assert [process.stdout.readline() for _ in range(2)] == ["stays\n", "stays\n"]
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=20)
     assert output == "[-9, -9]\n"
 
 
@@ -91,7 +114,7 @@ def test_children_stop_when_their_parent_is_killed() -> None:
     with _python(SLEEPER.format(stubborn=False)) as process:
         pids = _children(process)
         process.kill()
-        process.communicate(timeout=30)
+        process.communicate(timeout=20)
     assert _gone(pids)
 
 
@@ -109,7 +132,7 @@ except RuntimeError as error:
 finally:
     done.set()
 """
-    output, errors = _python(script).communicate(timeout=30)
+    output, errors = _run(script)
     assert "before any thread" in output, errors
 
 

@@ -1,0 +1,206 @@
+"""One patient, now: the record, its address, guarantor, and every list that can be limited to it.
+
+A partial read: it moves no watermark, completes no slice and materializes nothing.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import date, datetime
+from functools import partial
+
+import msgspec
+import psycopg
+
+from nexhealth_pipeline.catalog.collection import Collection
+from nexhealth_pipeline.catalog.collections import COLLECTIONS
+from nexhealth_pipeline.client.page import Page
+from nexhealth_pipeline.client.request import ApiRequest
+from nexhealth_pipeline.errors import InvalidSetting, NoAccess, NotFound, PipelineError
+from nexhealth_pipeline.sync.loader import Loader
+from nexhealth_pipeline.sync.months import CHANGES
+from nexhealth_pipeline.sync.plan import passes_of
+from nexhealth_pipeline.sync.practice import Institution, Location, Practices
+from nexhealth_pipeline.sync.session import SyncSession
+from nexhealth_pipeline.sync.slices import Slice, SliceResult, Status
+from nexhealth_pipeline.warehouse.child_reads import DuePatient, record_child_reads
+from nexhealth_pipeline.warehouse.connect import driver_errors
+from nexhealth_pipeline.warehouse.knowledge import record_membership
+from nexhealth_pipeline.warehouse.sync_log import Counts, SyncLog
+
+__all__ = ["refresh_patient"]
+
+_PATIENTS, _ADDRESSES = COLLECTIONS["patients"], COLLECTIONS["patient_addresses"]
+_LIST_KEYS = frozenset(column.path[0] for column in _PATIENTS.columns) | {"institution_id"}
+_Answers = list[tuple[Page, Mapping[str, int]]]
+
+
+def refresh_patient(session: SyncSession, practices: Practices, patient_id: int) -> list[SliceResult]:
+    """Read everything about one patient; one result a collection.
+
+    Raises InvalidSetting when no institution knows the patient, ApiError and WarehouseError.
+    """
+    with driver_errors("refreshing a patient"), session.pool.connection() as connection:
+        institution, page = _find(session, connection, practices, patient_id)
+        return _Refresh(session, connection, practices, institution, patient_id).run(page)
+
+
+def _find(
+    session: SyncSession, connection: psycopg.Connection, practices: Practices, patient_id: int
+) -> tuple[Institution, Page]:
+    """The institution of the patient and the answer that proved it; known institutions are asked first."""
+    rows = connection.execute("SELECT institution_id FROM nexhealth_patients WHERE id = %s", (patient_id,)).fetchall()
+    known = {row[0] for row in rows}
+    for institution in sorted(practices.institutions, key=lambda one: one.id not in known):
+        try:
+            return institution, session.client.get(_single(institution, patient_id))
+        except NotFound:
+            continue
+    raise InvalidSetting(f"patient {patient_id}: no institution that the key reaches has it")
+
+
+def _single(institution: Institution, patient_id: int) -> ApiRequest:
+    return ApiRequest(f"/patients/{patient_id}", (("include[]", "address"),), institution.subdomain)
+
+
+@dataclass
+class _Refresh:
+    session: SyncSession
+    connection: psycopg.Connection
+    practices: Practices
+    institution: Institution
+    patient_id: int
+
+    def run(self, page: Page) -> list[SliceResult]:
+        record = msgspec.json.decode(page.records[0], type=dict[str, msgspec.Raw])
+        locations = self._locations(record)
+        home = locations[0] if locations else None
+        results = [self._read(_PATIENTS, home, partial(self._people, page, record))]
+        self._remember_locations(record, page.requested_at)
+        results.append(self._read(_ADDRESSES, home, partial(self._address, page, record)))
+        for collection in COLLECTIONS.values():
+            if collection.per_patient and not collection.on_demand:
+                results.append(self._read(collection, home, partial(self._children, collection, home)))
+            elif collection.patient_filter:
+                results.append(self._read(collection, home, partial(self._filtered, collection, locations)))
+        return results
+
+    def _locations(self, record: Mapping[str, msgspec.Raw]) -> list[Location]:
+        """Active locations that list the patient; all of the institution's where the answer names none."""
+        ids = set(msgspec.json.decode(record.get("location_ids", msgspec.Raw(b"null")), type=list[int] | None) or ())
+        active = self.practices.active(self.institution.id)
+        return [location for location in active if location.id in ids] or list(active)
+
+    def _people(self, page: Page, record: Mapping[str, msgspec.Raw]) -> _Answers:
+        """The patient and the guarantor, both cut to the shape that lists give."""
+        answers: _Answers = [(_list_shape(page, record), {})]
+        guarantor = msgspec.json.decode(record.get("guarantor_id", msgspec.Raw(b"null")), type=int | None)
+        if guarantor and guarantor != self.patient_id:
+            try:
+                other = self.session.client.get(_single(self.institution, guarantor))
+            except NotFound:
+                return answers
+            fields = msgspec.json.decode(other.records[0], type=dict[str, msgspec.Raw])
+            answers.append((_list_shape(other, fields), {}))
+        return answers
+
+    def _address(self, page: Page, record: Mapping[str, msgspec.Raw]) -> _Answers:
+        address = bytes(record.get("address", msgspec.Raw(b"null")))
+        records = [] if address.strip() == b"null" else [address]
+        # The answer is the patient's, whose cost is counted there.
+        free = replace(page, records=records, requests=0, retries=0, throttled_seconds=0.0, bytes=0)
+        return [(free, {"patient_id": self.patient_id})]
+
+    def _children(self, collection: Collection, home: Location | None) -> _Answers:
+        known = {"patient_id": self.patient_id, "location_id": home.id if home else 0}
+        requests = [plan.request for plan in passes_of(Slice(collection, self.institution), self._today())]
+        answers: _Answers = []
+        for request in requests:
+            path = request.path.format(patient_id=self.patient_id)
+            answers += [(page, known) for page in self.session.client.pages(replace(request, path=path))]
+        return answers
+
+    def _remember_children(self, collection: Collection, answers: _Answers) -> None:
+        version = self.connection.execute(
+            "SELECT updated_at FROM nexhealth_patients WHERE institution_id = %s AND id = %s",
+            (self.institution.id, self.patient_id),
+        ).fetchone()
+        rows = sum(len(page.records) for page, _ in answers)
+        read = (DuePatient(self.patient_id, version[0] if version else None), answers[0][0].requested_at, rows)
+        record_child_reads(
+            self.connection, collection=collection.name, institution_id=self.institution.id, reads=[read]
+        )
+
+    def _filtered(self, collection: Collection, locations: list[Location]) -> _Answers:
+        """A list limited to the patient; of windowed ones everything, at each of the patient's locations."""
+        pieces = [Slice(collection, self.institution)]
+        if collection.window:
+            pieces = [Slice(collection, self.institution, location, CHANGES) for location in locations]
+        only = (collection.patient_filter or "", str(self.patient_id))
+        return [
+            (page, {})
+            for piece in pieces
+            for plan in passes_of(piece, self._today())
+            for page in self.session.client.pages(replace(plan.request, params=(*plan.request.params, only)))
+        ]
+
+    def _today(self) -> date:
+        return self.session.client.clock.now().date()
+
+    def _remember_locations(self, record: Mapping[str, msgspec.Raw], seen_at: datetime) -> None:
+        ids = msgspec.json.decode(record.get("location_ids", msgspec.Raw(b"null")), type=list[int] | None)
+        if ids is None:
+            return
+        with self.connection.transaction():
+            for location_id in ids:
+                record_membership(
+                    self.connection,
+                    institution_id=self.institution.id,
+                    location_id=location_id,
+                    patient_ids=[self.patient_id],
+                    seen_at=seen_at,
+                )
+            self.connection.execute(
+                "UPDATE nexhealth_patient_locations SET gone_at = clock_timestamp()"
+                " WHERE institution_id = %s AND patient_id = %s AND gone_at IS NULL AND location_id <> ALL(%s)",
+                (self.institution.id, self.patient_id, ids),
+            )
+
+    def _read(self, collection: Collection, home: Location | None, fetch: Callable[[], _Answers]) -> SliceResult:
+        """Read and load one collection with a log row of its own."""
+        piece = Slice(collection, self.institution, home)
+        began = self.session.client.clock.now()
+        log = SyncLog.open(
+            self.connection,
+            run_id=self.session.run_id,
+            asset=collection.table,
+            collection=collection.name,
+            institution_id=self.institution.id,
+            location_id=home.id if home else None,
+            partition_key=None,
+            mode="patient",
+        )
+        loader = Loader(self.connection, piece, run_id=self.session.run_id, dry_run=False)
+        counts, status, reason, exit_status = Counts(), Status.SUCCEEDED, None, 0
+        try:
+            answers = fetch()
+            with self.connection.transaction():
+                loader.open()
+                counts = loader.load(answers, None).counts
+                if collection.per_patient and not collection.on_demand:
+                    self._remember_children(collection, answers)
+        except PipelineError as failure:
+            skipped = isinstance(failure, NoAccess) and collection.may_be_disabled
+            status, reason = Status.SKIPPED if skipped else Status.FAILED, str(failure)
+            exit_status = failure.exit_status
+        log.finish(self.connection, status.value, counts, error=reason)
+        seconds = (self.session.client.clock.now() - began).total_seconds()
+        result = SliceResult(piece, status, counts, seconds, reason=reason, exit_status=exit_status)
+        result.new_notes = loader.new_notes
+        self.session.note(result)
+        return result
+
+
+def _list_shape(page: Page, record: Mapping[str, msgspec.Raw]) -> Page:
+    """The answer with its one record cut to the keys that lists give: `raw` is always the list's shape."""
+    kept = {name: value for name, value in record.items() if name in _LIST_KEYS}
+    return replace(page, records=[msgspec.json.encode(kept)])

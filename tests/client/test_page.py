@@ -1,0 +1,96 @@
+"""Envelopes and records, byte by byte."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nexhealth_pipeline.client.page import BodyMalformed, decode_envelope, records_of
+from nexhealth_pipeline.client.split import split_envelope
+from nexhealth_pipeline.client.words import vendor_words
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+    max_leaves=12,
+)
+RECORDS = st.lists(st.dictionaries(st.text(max_size=4), VALUES, max_size=4), max_size=5)
+
+
+@given(RECORDS, st.booleans(), st.booleans())
+def test_cutting_by_brackets_gives_the_records_a_parser_gives(records, spaced, ascii_only):
+    """The tolerant path must never cut inside a record."""
+    separators = (" , ", " : ") if spaced else (",", ":")
+    envelope = {"code": True, "error": ["],{"], "data": records, "page_info": {"data": [1], "has_next_page": False}}
+    body = json.dumps(envelope, separators=separators, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+    parts = split_envelope(body)
+    assert parts is not None
+    assert [json.loads(element) for element in parts.elements] == records
+    assert json.loads(parts.rest) == envelope | {"data": None}
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"data":[}', b'{"data":[{]}', b'{"data":[1', b"]", b"", b'{"code":true}', b'{"data":1}']
+)
+def test_brackets_that_do_not_match_are_no_envelope(body):
+    assert split_envelope(body) is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"{}",
+        b"<html>",
+        b'{"code":true,"data":"text"}',
+        b'{"code":true,"data":7}',
+        b'{"code":1,"data":[]}',
+        b'{"code":true,"data":[],"page_info":{"has_next_page":"no"}}',
+        b'{"code":true,"data":[NaN],"count":NaN}',
+        b'{"code":true,"data":[{"id":1}',
+        b'\xff{"code":true,"data":[]}',
+    ],
+)
+def test_what_is_no_answer_is_malformed(body):
+    with pytest.raises(BodyMalformed):
+        decode_envelope(body)
+
+
+def test_description_and_error_may_be_text_list_or_null():
+    for text in ('"missing parameter"', '["missing parameter"]', "null", "[]", '[null, 3, "missing parameter"]'):
+        body = f'{{"code":false,"error":{text},"description":[],"data":null}}'.encode()
+        assert decode_envelope(body).words in ("missing parameter", "")
+
+
+def test_an_end_cursor_may_be_a_number_or_null():
+    for text, cursor in (("null", ""), ("17", "17"), ('"a="', "a=")):
+        body = f'{{"code":true,"data":[],"page_info":{{"has_next_page":true,"end_cursor":{text}}}}}'.encode()
+        assert decode_envelope(body).end_cursor == cursor
+
+
+def test_a_nested_list_that_is_none_is_malformed():
+    envelope = decode_envelope(b'{"code":true,"data":[{"locations":"x"}]}')
+    with pytest.raises(BodyMalformed):
+        records_of(envelope, ("locations",))
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("Missing parameter start", "Missing parameter start"),
+        ("Location with id 348511 not found", "Location with id … not found"),
+        ("You don't have access to perform this action", "You don't have access to perform this action"),
+        ("Anna O'Neil born 1990-01-02 has a@b.c", "… … born … has …"),
+        ("Smith", ""),
+        ("", ""),
+    ],
+)
+def test_only_the_vendors_own_words_are_quoted(text, kept):
+    assert vendor_words([text]) == kept
+
+
+def test_quotes_are_short():
+    assert len(vendor_words(["a word " * 1000])) == 200

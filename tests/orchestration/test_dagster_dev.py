@@ -1,0 +1,155 @@
+"""Plain `dagster dev` in a folder with a space, with nothing set, keeps its history and leaves nobody behind."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from nexhealth_pipeline.settings import load_settings
+from nexhealth_pipeline.warehouse import connect, embedded
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the repository's own files in a path with a space."""
+    folder = tmp_path / "a checkout"
+    folder.mkdir()
+    shutil.copytree(
+        REPO / "nexhealth_pipeline", folder / "nexhealth_pipeline", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    for name in ("pyproject.toml", "dagster.yaml", "workspace.yaml"):
+        shutil.copy(REPO / name, folder / name)
+    return folder
+
+
+@pytest.mark.dagster
+@pytest.mark.timeout(180)
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes through /proc")
+def test_dagster_dev_comes_up_with_nothing_set_and_each_of_its_processes_can_be_ended(checkout: Path) -> None:
+    """The first thing a newcomer types. A process that stays would hold the port and the server."""
+    with _dagster_dev(checkout) as (session, port):
+        answer = _ask(port, "{ assetNodes { assetKey { path } } runsOrError { ... on Runs { results { runId } } } }")
+        assert answer["assetNodes"]
+        assert answer["runsOrError"] == {"results": []}
+        assert len(_members(session)) >= 4
+        assert not (checkout / "history").exists(), "the storage must be PostgreSQL"
+        assert (checkout / ".nexhealth" / "postgres").is_dir()
+        for pid in sorted(_members(session)):
+            _end(pid)
+        _wait_until(lambda: not _members(session), "processes stay", 30)
+    _server_has_gone(checkout)
+
+
+@contextmanager
+def _dagster_dev(checkout: Path) -> Iterator[tuple[int, int]]:
+    """`dagster dev`, ready to answer: its session and port. What is left of it is killed by pid."""
+    port = _free_port()
+    log = checkout / "dagster-dev.log"
+    environment = {"PATH": os.environ["PATH"], "HOME": str(checkout)}
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dagster", "dev", "--port", str(port)],
+            cwd=checkout,
+            env=environment,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        _wait_until(lambda: process.poll() is not None or _answers(port), "the webserver does not answer", 120)
+        assert process.poll() is None, log.read_text()
+        yield process.pid, port
+    finally:
+        for pid in _members(process.pid):
+            _end(pid, signal.SIGKILL)
+        process.wait(30)
+
+
+def _server_has_gone(checkout: Path) -> None:
+    """The embedded server ends with its last user. This process becomes one to learn where it is, and leaves."""
+    home = checkout / ".nexhealth"
+    settings = load_settings({"NEXHEALTH_HOME": str(home)}, environ={}, env_file=None)
+    with psycopg.connect(connect.dagster_url(settings)) as db:
+        assert db.execute("SELECT count(*) FROM event_logs").fetchone() == (0,), "the history is not in this server"
+    embedded.release(home)
+    _wait_until(lambda: not _naming(str(checkout)), "a server stays", 30)
+
+
+def _members(session: int) -> list[int]:
+    """Living processes of a session: all that `dagster dev` started."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                state, _, _, sid = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if int(sid) == session and state != "Z":
+                found.append(int(folder.name))
+    return found
+
+
+def _naming(text: str) -> list[int]:
+    """Processes with `text` in their command line."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                if text.encode() in (folder / "cmdline").read_bytes():
+                    found.append(int(folder.name))
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+    return found
+
+
+def _end(pid: int, sent: signal.Signals = signal.SIGTERM) -> None:
+    try:
+        os.kill(pid, sent)
+    except ProcessLookupError:
+        return
+
+
+def _wait_until(true: Any, otherwise: str, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.1)
+
+
+def _answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/server_info", timeout=1) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def _ask(port: int, query: str) -> dict[str, Any]:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/graphql",
+        json.dumps({"query": query}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        data: dict[str, Any] = json.loads(answer.read())["data"]
+    return data
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])

@@ -1,0 +1,135 @@
+"""Dagster's records in PostgreSQL: the right driver, few connections, and no event lost or misplaced."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import psycopg
+import pytest
+
+from nexhealth_pipeline.errors import WarehouseUnreachable
+from nexhealth_pipeline.orchestration.storage import EVENT_BATCH_SIZE, NexHealthDagsterStorage, psycopg2_url
+
+REPO = Path(__file__).resolve().parents[2]
+LOCATIONS = dg.DynamicPartitionsDefinition(name="test_locations")
+
+pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
+
+
+@pytest.fixture
+def instance(empty_database_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    """The repository's instance, on a database of the test's own."""
+    monkeypatch.setenv("DAGSTER_DATABASE_URL", empty_database_url)
+    monkeypatch.setenv("NEXHEALTH_HOME", str(tmp_path))
+    monkeypatch.setenv("DAGSTER_EVENT_BATCH_SIZE", str(EVENT_BATCH_SIZE))
+    with dg.DagsterInstance.from_config(str(REPO)) as opened:
+        yield opened
+
+
+@dg.multi_asset(
+    specs=[dg.AssetSpec("one", skippable=True), dg.AssetSpec("two", skippable=True)],
+    partitions_def=LOCATIONS,
+    can_subset=True,
+    backfill_policy=dg.BackfillPolicy.single_run(),
+)
+def two_assets(context: dg.AssetExecutionContext) -> Iterator[dg.AssetMaterialization]:
+    """Reads every slice of asset `one`, fails at the last of asset `two`."""
+    keys = context.partition_keys
+    for key in keys:
+        yield dg.AssetMaterialization("one", partition=key, metadata={"rows": 1})
+        if key != keys[-1]:
+            yield dg.AssetMaterialization("two", partition=key, metadata={"rows": 1})
+    raise dg.Failure("the last slice of two")
+
+
+DEFS = dg.Definitions(
+    assets=[two_assets], jobs=[dg.define_asset_job("both", selection="*")], executor=dg.in_process_executor
+)
+
+
+def _run(instance: dg.DagsterInstance, partitions: int) -> dg.ExecuteInProcessResult:
+    keys = [f"demo.{number}" for number in range(partitions)]
+    instance.add_dynamic_partitions("test_locations", keys)
+    return DEFS.resolve_job_def("both").execute_in_process(
+        instance=instance,
+        tags={"dagster/asset_partition_range_start": keys[0], "dagster/asset_partition_range_end": keys[-1]},
+        raise_on_error=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("libpq", "sqlalchemy"),
+    [
+        ("postgresql://u@h:5433/db", "postgresql+psycopg2://u@h:5433/db"),
+        ("postgresql://u:p%40%2F%25@h/db?sslmode=require", "postgresql+psycopg2://u:p%40%2F%25@h/db?sslmode=require"),
+        ("postgresql://u@/db?host=/a%20b/c&port=7", "postgresql+psycopg2://u@/db?host=%2Fa+b%2Fc&port=7"),
+        ("postgresql://u@%2Fa%20b%2Fc/db", "postgresql+psycopg2://u@/db?host=%2Fa+b%2Fc"),
+        ("postgresql://u@h1:1,h2:2/db", "postgresql+psycopg2://u@/db?host=h1%2Ch2&port=1%2C2"),
+        ("postgresql:///db", "postgresql+psycopg2:///db"),
+    ],
+)
+def test_every_form_of_address_that_libpq_takes_keeps_its_meaning(libpq: str, sqlalchemy: str) -> None:
+    """With a plain `postgresql://` the first event of every run fails under SQLAlchemy 2.1."""
+    assert psycopg2_url(libpq) == sqlalchemy
+
+
+def test_a_run_over_partitions_colours_exactly_the_slices_that_were_read(instance: dg.DagsterInstance) -> None:
+    """Events are written in bulk: none may be lost, doubled, or put to another asset's account."""
+    result = _run(instance, 40)
+    assert not result.success
+    one, two = dg.AssetKey("one"), dg.AssetKey("two")
+    assert instance.get_materialized_partitions(one) == {f"demo.{number}" for number in range(40)}
+    assert instance.get_materialized_partitions(two) == {f"demo.{number}" for number in range(39)}
+    unread = instance.event_log_storage.get_latest_asset_partition_materialization_attempts_without_materializations
+    assert unread(one) == {}
+    assert [(key, run) for key, (run, _) in unread(two).items()] == [("demo.39", result.run_id)]
+    counts = {
+        kind: len(instance.get_records_for_run(result.run_id, of_type=kind, limit=1000).records)
+        for kind in (dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED, dg.DagsterEventType.ASSET_MATERIALIZATION)
+    }
+    assert list(counts.values()) == [80, 79]
+    for record in instance.get_asset_records([one, two]):
+        assert record.asset_entry.last_run_id == result.run_id
+        assert record.asset_entry.last_materialization is not None
+
+
+def test_a_process_keeps_few_connections_and_outlives_their_loss(
+    instance: dg.DagsterInstance, empty_database_url: str
+) -> None:
+    """Thirty runs must fit into a server's hundred connections; a server that restarts must not fail a run."""
+    with psycopg.connect(empty_database_url, autocommit=True) as db:
+        others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        _run(instance, 3)
+        count = db.execute(f"SELECT count(*) {others}").fetchone()
+        assert count is not None
+        assert 1 <= count[0] <= 3
+        db.execute(f"SELECT pg_terminate_backend(pid) {others}")
+        assert len(_run(instance, 3).asset_materializations_for_node("two_assets")) == 5
+
+
+def test_an_unreachable_database_is_named_without_its_address() -> None:
+    """The address may hold a password."""
+    with pytest.raises(WarehouseUnreachable, match="DAGSTER_DATABASE_URL") as caught:
+        NexHealthDagsterStorage("postgresql+psycopg2://u:secret@127.0.0.1:1/db")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.dagster
+def test_processes_that_start_at_once_on_an_empty_database_all_start(empty_database_url: str, tmp_path: Path) -> None:
+    """Webserver, daemon and forked runs of a first start all want to create the same tables."""
+    script = f"""
+import dagster
+from nexhealth_pipeline.orchestration.fork import run_side_by_side
+def opens():
+    with dagster.DagsterInstance.from_config({str(REPO)!r}) as instance:
+        return instance.get_runs_count()
+print([(outcome.result, outcome.status) for outcome in run_side_by_side([opens] * 4)])
+"""
+    environment = {"DAGSTER_DATABASE_URL": empty_database_url, "NEXHEALTH_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "[(0, 0), (0, 0), (0, 0), (0, 0)]\n", done.stderr
+    assert "Retrying" not in done.stderr

@@ -1,0 +1,49 @@
+"""A sync of the sandbox into a warehouse, without rate limits."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from nexhealth_pipeline.catalog.collection import Scope
+from nexhealth_pipeline.catalog.collections import DECLARED
+from nexhealth_pipeline.settings import Settings
+from nexhealth_pipeline.sync.options import SyncOptions
+from nexhealth_pipeline.sync.plan import due_slices
+from nexhealth_pipeline.sync.runner import run_slices
+from nexhealth_pipeline.sync.session import SyncSession
+from nexhealth_pipeline.sync.slices import SliceResult
+
+
+class Unlimited:
+    """A budget that never makes anybody wait."""
+
+    def acquire(self, classes: object) -> float:
+        return 0.0
+
+    def throttle(self, classes: object, seconds: float) -> None:
+        return None
+
+
+def open_session(settings: Settings, **more: object) -> SyncSession:
+    assert settings.database_url is not None
+    url = settings.database_url.get_secret_value()
+    return SyncSession(settings, url, budget_for=lambda _: Unlimited(), **more)  # type: ignore[arg-type]
+
+
+def sync_all(
+    settings: Settings, options: SyncOptions | None = None, only: set[str] | None = None, **more: object
+) -> list[SliceResult]:
+    """Discovery, then everything that is due: what `nexhealth sync` does, in this process."""
+    options = options or SyncOptions()
+    today = datetime.now(UTC).date()
+    assets = [collection for collection in DECLARED if collection.is_asset]
+    with open_session(settings, **more) as session:
+        practice = [collection for collection in assets if collection.scope is Scope.PRACTICE]
+        results = list(run_slices(session, due_slices(practice, session.practices(), {}, options, today), options))
+        rest = [one for one in assets if one.scope is not Scope.PRACTICE and (only is None or one.name in only)]
+        practices = session.practices()
+        states = session.states([collection.name for collection in rest])
+        results += run_slices(session, due_slices(rest, practices, states, options, today), options)
+    return results
+
+
+Rows = Callable[[str], list[tuple[object, ...]]]

@@ -1,0 +1,154 @@
+"""A full sync leaves the warehouse equal to the API, hidden rows included, and a second one changes nothing."""
+
+import json
+
+import pytest
+
+from nexhealth_pipeline.catalog.collection import Collection
+from nexhealth_pipeline.catalog.collections import DECLARED
+from nexhealth_pipeline.sandbox import SandboxServer, truth
+from nexhealth_pipeline.settings import Settings
+from nexhealth_pipeline.sync.options import Mode, SyncOptions
+from nexhealth_pipeline.sync.slices import Status
+
+from .kit import Rows, sync_all
+
+ASSETS = [collection for collection in DECLARED if collection.is_asset]
+
+
+def canonical(institution: object, record: object) -> str:
+    return json.dumps([institution, record], sort_keys=True)
+
+
+def without_sensitive(collection: Collection, record: dict) -> dict:
+    record = json.loads(json.dumps(record).replace("\\u0000", "\u2400"))
+    for path in collection.sensitive:
+        holder = record
+        for key in path[:-1]:
+            holder = holder.get(key) or {}
+        holder.pop(path[-1], None)
+    return record
+
+
+def expected(box: SandboxServer, collection: Collection) -> list[str]:
+    rows = truth(box.state, collection.name)
+    return sorted(canonical(row["institution_id"], without_sensitive(collection, row["record"])) for row in rows)
+
+
+def stored(rows: Rows, collection: Collection) -> list[str]:
+    return sorted(canonical(*row) for row in rows(f"SELECT institution_id, raw FROM {collection.table}"))
+
+
+def assert_equal(box: SandboxServer, rows: Rows) -> None:
+    for collection in ASSETS:
+        assert stored(rows, collection) == expected(box, collection), collection.name
+
+
+def writes(rows: Rows) -> dict[str, int]:
+    rows("SELECT pg_stat_force_next_flush()")
+    tables = [collection.table for collection in DECLARED] + ["nexhealth_patient_locations"]
+    return dict(
+        rows(
+            "SELECT relname, n_tup_ins + n_tup_upd + n_tup_del FROM pg_stat_user_tables"
+            f" WHERE relname IN ({', '.join(repr(table) for table in tables)})"
+        )
+    )
+
+
+@pytest.fixture
+def synced(settings: Settings) -> Settings:
+    results = sync_all(settings, SyncOptions(mode=Mode.FULL))
+    assert {result.status for result in results} == {Status.SUCCEEDED}, [r.reason for r in results if r.reason]
+    return settings
+
+
+def test_a_full_sync_equals_the_api_for_every_collection(synced: Settings, box: SandboxServer, rows: Rows) -> None:
+    assert_equal(box, rows)
+
+
+def test_every_typed_column_holds_what_the_record_says(synced: Settings, rows: Rows) -> None:
+    """A column filled from the wrong path would still leave `raw` right."""
+    for collection in ASSETS:
+        for column in collection.columns:
+            path = "{" + ",".join(column.path) + "}"
+            typed = f"nullif(raw #>> '{path}', '')" if column.type != "text" else f"raw #>> '{path}'"
+            if column.type == "jsonb":
+                typed = f"nullif(raw #> '{path}', 'null')"
+            query = (
+                f'SELECT count(*) FROM {collection.table} WHERE "{column.name}" IS DISTINCT FROM'
+                f" ({typed})::{column.type.value}"
+            )
+            assert rows(query) == [(0,)], f"{collection.name}.{column.name}"
+
+
+def test_a_second_full_sync_asks_the_same_and_writes_no_row(synced: Settings, box: SandboxServer, rows: Rows) -> None:
+    asked = len(box.requests)
+    before = writes(rows)
+    sync_all(synced, SyncOptions(mode=Mode.FULL))
+    assert len(box.requests) == 2 * asked
+    assert writes(rows) == before
+
+
+def test_membership_of_two_locations_with_one_database_equals_the_server(
+    synced: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    want = {
+        (row["record"]["id"], location)
+        for row in truth(box.state, "patients")
+        for location in row["location_ids"]
+        if location not in inactive(rows)
+    }
+    assert set(rows("SELECT patient_id, location_id FROM nexhealth_patient_locations WHERE gone_at IS NULL")) == want
+
+
+def inactive(rows: Rows) -> set[object]:
+    return {row[0] for row in rows("SELECT id FROM nexhealth_locations WHERE inactive")}
+
+
+def test_an_incremental_sync_brings_exactly_the_changes(synced: Settings, box: SandboxServer, rows: Rows) -> None:
+    patient = box.state.ids("patients")[3]
+    appointment, moved = box.state.ids("appointments")[5:7]
+    box.state.update("patients", patient, {"first_name": "Zoë Ó'Test"})
+    box.state.cancel(appointment)
+    box.state.move(moved, days=45)
+    box.state.create("documents", patient_id=patient)
+    before = writes(rows)
+    results = sync_all(synced)
+    changed = {result.slice.collection.name: 0 for result in results}
+    for result in results:
+        changed[result.slice.collection.name] += result.counts.inserted + result.counts.updated
+    assert {name: count for name, count in changed.items() if count} == {
+        "patients": 1,
+        "appointments": 2,
+        "documents": 1,
+    }
+    after = writes(rows)
+    assert sum(after.values()) - sum(before.values()) == 4
+    assert_equal(box, rows)
+
+
+def test_a_dry_run_reports_what_a_sync_would_do_and_writes_nothing(
+    settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    sync_all(settings, SyncOptions(mode=Mode.FULL), only={"patients"})
+    box.state.update("patients", box.state.ids("patients")[0], {"last_name": "Testerson"})
+    before, logs = writes(rows), rows("SELECT count(*) FROM nexhealth_sync_logs")
+    results = sync_all(settings, SyncOptions(dry_run=True))
+    patients = [result.counts for result in results if result.slice.collection.name == "patients"]
+    appointments = [result.counts for result in results if result.slice.collection.name == "appointments"]
+    assert sum(counts.updated for counts in patients) == 1
+    assert sum(counts.inserted for counts in patients) == 0
+    assert sum(counts.inserted for counts in appointments) >= len(box.state.ids("appointments"))
+    assert writes(rows) == before
+    assert rows("SELECT count(*) FROM nexhealth_sync_logs") == logs
+    assert rows("SELECT count(*) FROM nexhealth_sync_state WHERE collection = 'appointments'") == [(0,)]
+
+
+def test_the_log_holds_the_counts_of_each_slice(synced: Settings, box: SandboxServer, rows: Rows) -> None:
+    assert rows("SELECT DISTINCT status FROM nexhealth_sync_logs") == [("succeeded",)]
+    totals = rows("SELECT sum(requests), count(DISTINCT run_id) FROM nexhealth_sync_logs")
+    assert totals == [(len(box.requests), 1)]
+    bad = rows(
+        "SELECT count(*) FROM nexhealth_sync_logs WHERE records_read <> inserted + updated + unchanged + quarantined"
+    )
+    assert bad == [(0,)]

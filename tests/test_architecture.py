@@ -1,0 +1,146 @@
+"""The directions in which the rooms of the package may import each other, and what each must do without.
+
+The rooms are described in README; the order is: catalog <- client, warehouse <- sync <- webhooks <-
+orchestration <- cli, with errors and settings below all and the sandbox apart, as an independent witness.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "nexhealth_pipeline"
+ROOT = Path(__file__).parents[1] / PACKAGE
+BASE = {"", "errors", "settings"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "": set(),
+    "errors": set(),
+    "settings": {"errors"},
+    "catalog": {"errors"},
+    "client": BASE | {"catalog"},
+    "warehouse": BASE | {"catalog"},
+    "sync": BASE | {"catalog", "client", "warehouse"},
+    "webhooks": BASE | {"catalog", "client", "warehouse", "sync"},
+    "orchestration": BASE | {"catalog", "client", "warehouse", "sync", "webhooks"},
+    "definitions": BASE | {"orchestration"},
+    "sandbox": set(),
+    "cli": BASE | {"catalog", "client", "warehouse", "sync", "webhooks", "orchestration", "definitions", "sandbox"},
+    "__main__": {"cli"},
+}
+WITH_DAGSTER = {"orchestration", "definitions", "cli"}
+MODULES = sorted(ROOT.rglob("*.py"))
+IDS = [str(path.relative_to(ROOT)) for path in MODULES]
+every_module = pytest.mark.parametrize("path", MODULES, ids=IDS)
+
+
+def room_of(path: Path) -> str:
+    """The room a file belongs to: its folder or, directly in the package, its name."""
+    first = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    return "" if first == "__init__" else first
+
+
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def imported(node: ast.AST, path: Path) -> Iterator[str]:
+    """Full names of what one statement imports, relative forms resolved."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        base = node.module or ""
+        if node.level:
+            package = [PACKAGE, *path.relative_to(ROOT).parts[:-1]]
+            base = ".".join([*package[: len(package) - node.level + 1], *([base] if base else [])])
+        yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def at_import_time(node: ast.AST) -> Iterator[ast.AST]:
+    """Every statement that runs when the module is imported: all but bodies of functions and type-only blocks."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
+            continue
+        yield child
+        yield from at_import_time(child)
+
+
+def test_every_room_is_known() -> None:
+    """A new room has to be given its place here before anything imports it."""
+    assert {room_of(path) for path in MODULES} <= set(MAY_IMPORT)
+
+
+@every_module
+def test_imports_go_one_way(path: Path) -> None:
+    """A cycle between rooms cannot be taken apart later; a client that knows tables cannot be used alone."""
+    room = room_of(path)
+    for node in ast.walk(tree_of(path)):
+        for name in imported(node, path):
+            parts = name.split(".")
+            if parts[0] != PACKAGE:
+                continue
+            target = parts[1] if len(parts) > 1 and parts[1] in MAY_IMPORT else ""
+            assert target in MAY_IMPORT[room] | {room}, f"{room} must not import {name}"
+
+
+@every_module
+def test_dagster_stays_above_and_heavy_libraries_inside_functions(path: Path) -> None:
+    """`sync` must work from a plain script; pandas costs every run process 70 MB and seconds."""
+    tree = tree_of(path)
+    everywhere = {name.split(".")[0] for node in ast.walk(tree) for name in imported(node, path)}
+    at_top = {name.split(".")[0] for node in at_import_time(tree) for name in imported(node, path)}
+    assert "pandas" not in at_top
+    if room_of(path) not in WITH_DAGSTER:
+        assert not {name for name in everywhere if name.startswith("dagster")}
+
+
+@every_module
+def test_annotations_are_real_where_dagster_reads_them(path: Path) -> None:
+    """Dagster inspects annotations of assets and resources; as texts they break the definitions."""
+    names = {name for node in ast.walk(tree_of(path)) for name in imported(node, path)}
+    assert room_of(path) not in {"orchestration", "definitions"} or "__future__.annotations" not in names
+
+
+def order(name: str) -> tuple[int, str]:
+    """Constants, then classes, then the rest; the order that ruff keeps as well."""
+    return (0 if name.isupper() else 1 if name[0].isupper() else 2), name
+
+
+@every_module
+def test_every_module_says_what_it_offers(path: Path) -> None:
+    """`__all__` is the list a reader and a colleague go by: sorted, complete, and true."""
+    tree = tree_of(path)
+    assert ast.get_docstring(tree), "a module says what it is for"
+    if path.name in {"__init__.py", "__main__.py"} or "migrations" in path.parts:
+        return
+    offered = exported(tree)
+    assert offered is not None, "no __all__"
+    assert offered == sorted(offered, key=order)
+    definitions = [
+        node for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+    ]
+    public = {node.name for node in definitions if not node.name.startswith("_")}
+    assert public <= set(offered), "a public function or class is missing: list it or begin its name with _"
+    assert set(offered) <= public | assigned(tree), "it lists a name that this module does not define"
+
+
+def exported(tree: ast.Module) -> list[str] | None:
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return list(ast.literal_eval(node.value))
+    return None
+
+
+def assigned(tree: ast.Module) -> set[str]:
+    """Names bound at the top by assignment or import."""
+    names: set[str] = set()
+    for node in at_import_time(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.TypeAlias if hasattr(ast, "TypeAlias") else ()):
+            names.add(node.name.id)
+    return names

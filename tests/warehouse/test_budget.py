@@ -1,0 +1,270 @@
+"""The shared budget against a real PostgreSQL, from several real processes."""
+
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from nexhealth_pipeline.catalog.limits import LIMITS, Limit, RateClass, rate_classes
+from nexhealth_pipeline.errors import BudgetUnavailable, Cancelled
+from nexhealth_pipeline.warehouse.budget import BUDGET_DDL, PostgresBudget
+
+GENERAL, PATIENTS, OTHER = RateClass.GENERAL, RateClass.PATIENTS, RateClass.OTHER
+WIDE = {name: Limit(10_000, 1.0) for name in RateClass}
+SPAWN = multiprocessing.get_context("spawn")
+
+
+@pytest.fixture
+def url(database_url: str) -> str:
+    with psycopg.connect(database_url, autocommit=True) as db:
+        db.execute(BUDGET_DDL)
+    return database_url
+
+
+@pytest.fixture
+def budget_of(url: str) -> Iterator:
+    made: list[PostgresBudget] = []
+
+    def make(share: float = 1.0, limits: dict[RateClass, Limit] = WIDE, key: str = "k", **options) -> PostgresBudget:
+        made.append(PostgresBudget(url, key, share, limits=limits, **options))
+        return made[-1]
+
+    yield make
+    for budget in made:
+        budget.close()
+
+
+def only(requests: int, seconds: float, name: RateClass = PATIENTS) -> dict[RateClass, Limit]:
+    """Wide limits but one."""
+    return {**WIDE, name: Limit(requests, seconds)}
+
+
+def most_in_any_window(moments: list[float], seconds: float) -> int:
+    moments = sorted(moments)
+    first = worst = 0
+    for last, moment in enumerate(moments):
+        while moments[first] <= moment - seconds:
+            first += 1
+        worst = max(worst, last - first + 1)
+    return worst
+
+
+def _work(url: str, limits: dict[RateClass, Limit], begin: float, seconds: float, out) -> None:
+    """One process with three threads that take all they get."""
+    stop = threading.Event()
+    budget = PostgresBudget(url, "k", 1.0, limits=limits, stop=stop)
+    moments: list[float] = []
+
+    def take() -> None:
+        try:
+            while True:
+                budget.acquire((GENERAL, PATIENTS))
+                moments.append(time.time())
+        except Cancelled:
+            return
+
+    threads = [threading.Thread(target=take) for _ in range(3)]
+    time.sleep(max(0.0, begin - time.time()))
+    for thread in threads:
+        thread.start()
+    time.sleep(seconds)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    budget.close()
+    out.put(moments)
+
+
+def test_four_processes_never_exceed_a_window_and_use_the_share(url):
+    """Promise 8. Windows of 0.5 s, so that ten of them fit into the test."""
+    limits = only(40, 0.5)
+    out = SPAWN.Queue()
+    begin, seconds = time.time() + 1.5, 5.0
+    workers = [SPAWN.Process(target=_work, args=(url, limits, begin, seconds, out)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    results = [out.get(timeout=60) for _ in workers]
+    for worker in workers:
+        worker.join()
+    moments = [moment for result in results for moment in result]
+    assert most_in_any_window(moments, 0.5) <= 40
+    assert len(moments) >= 0.9 * 40 * seconds / 0.5
+    assert min(map(len, results)) * 3 >= max(map(len, results))
+
+
+def test_a_request_counts_in_all_its_classes_or_in_none(budget_of, url):
+    """A grant counted in the wide class while the narrow one waits would waste the wide one."""
+    stop = threading.Event()
+    budget = budget_of(limits={**WIDE, RateClass.APPOINTMENT_LIST: Limit(2, 60.0)}, stop=stop)
+    classes = rate_classes("/appointments")
+    assert [budget.acquire(classes) for _ in range(2)] == [0.0, 0.0]
+    threading.Timer(0.1, stop.set).start()
+    with pytest.raises(Cancelled):
+        budget.acquire(classes)
+    with psycopg.connect(url) as db:
+        rows = db.execute(
+            "SELECT rate_class, (SELECT sum(n) FROM unnest(counts) n) FROM nexhealth_rate_budget"
+        ).fetchall()
+    assert dict(rows) == {"general": 2, "patients": 2, "appointment_list": 2}
+
+
+def test_a_full_class_does_not_hold_up_another(budget_of):
+    stop = threading.Event()
+    budget = budget_of(limits=only(1, 60.0), stop=stop)
+    budget.acquire((GENERAL, PATIENTS))
+    waiting = threading.Thread(target=_until_cancelled, args=(budget, (GENERAL, PATIENTS)))
+    waiting.start()
+    assert budget.acquire((GENERAL, OTHER)) == 0.0
+    stop.set()
+    waiting.join()
+
+
+def _until_cancelled(budget: PostgresBudget, classes: tuple[RateClass, ...]) -> None:
+    with pytest.raises(Cancelled):
+        budget.acquire(classes)
+
+
+def test_the_wait_is_reported(budget_of):
+    budget = budget_of(limits=only(1, 0.1))
+    assert budget.acquire((PATIENTS,)) == 0.0
+    assert 0.09 < budget.acquire((PATIENTS,)) < 1.0
+
+
+def test_throttle_stops_every_process_in_these_classes_only(budget_of):
+    """A 429 met by one is respected by all (other objects stand for other processes)."""
+    one, other = budget_of(), budget_of()
+    one.throttle((GENERAL, PATIENTS), 0.3)
+    began = time.monotonic()
+    assert other.acquire((OTHER,)) == 0.0
+    other.acquire((GENERAL, OTHER))
+    assert time.monotonic() - began > 0.25
+
+
+def test_a_shorter_throttle_never_shortens_a_longer_one(budget_of):
+    budget = budget_of()
+    budget.throttle((PATIENTS,), 0.3)
+    budget.throttle((PATIENTS,), 0.01)
+    assert budget.acquire((PATIENTS,)) > 0.2
+
+
+def test_keys_do_not_share_a_budget(budget_of):
+    budget_of(limits=only(1, 60.0), key="a").acquire((PATIENTS,))
+    assert budget_of(limits=only(1, 60.0), key="b").acquire((PATIENTS,)) == 0.0
+
+
+def test_a_changed_share_remembers_what_was_granted(budget_of):
+    """A restart with another share must not begin with an empty window."""
+    large, small = budget_of(1.0, only(10, 0.4)), budget_of(0.5, only(10, 0.4))
+    for _ in range(8):
+        large.acquire((PATIENTS,))
+    assert small.acquire((PATIENTS,)) > 0.1
+    assert large.acquire((PATIENTS,)) == 0.0
+
+
+def test_another_window_length_counts_old_grants_as_new(budget_of):
+    """A release with other limits reads rows of the one before."""
+    budget_of(limits=only(3, 60.0)).acquire((PATIENTS,))
+    budget = budget_of(limits=only(2, 0.2))
+    assert budget.acquire((PATIENTS,)) == 0.0
+    assert budget.acquire((PATIENTS,)) > 0.1
+
+
+def test_a_server_clock_put_back_neither_forgets_nor_blocks_for_long(budget_of, url):
+    """After an NTP step of an hour the row's newest bucket lies in the future."""
+    budget = budget_of(limits=only(1, 0.2))
+    budget.acquire((PATIENTS,))
+    with psycopg.connect(url, autocommit=True) as db:
+        db.execute("UPDATE nexhealth_rate_budget SET last_bucket = last_bucket + 900000")
+    assert 0.1 < budget.acquire((PATIENTS,)) < 2
+
+
+def test_a_share_below_one_request_still_grants_one(budget_of):
+    assert budget_of(0.001, only(10, 60.0)).acquire((PATIENTS,)) == 0.0
+
+
+def test_stopping_ends_the_wait_of_every_thread_in_line(budget_of):
+    stop = threading.Event()
+    budget = budget_of(limits=only(1, 60.0), stop=stop)
+    budget.acquire((PATIENTS,))
+    threads = [threading.Thread(target=_until_cancelled, args=(budget, (PATIENTS,))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    stop.set()
+    for thread in threads:
+        thread.join(5)
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_threads_are_served_in_the_order_they_came(budget_of):
+    budget = budget_of(limits=only(1, 0.1))
+    budget.acquire((PATIENTS,))
+    order: list[int] = []
+    threads = [
+        threading.Thread(target=lambda n=number: (budget.acquire((PATIENTS,)), order.append(n))) for number in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.01)
+    for thread in threads:
+        thread.join()
+    assert order == [0, 1, 2, 3]
+
+
+def test_a_lost_connection_is_replaced_once(budget_of, url):
+    budget = budget_of()
+    budget.acquire((PATIENTS,))
+    with psycopg.connect(url, autocommit=True) as db:
+        db.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE '%rate budget'")
+    assert budget.acquire((PATIENTS,)) == 0.0
+
+
+def test_an_unreachable_database_lets_nothing_through():
+    """Fail closed: without the shared count the limit cannot be kept."""
+    budget = PostgresBudget("postgresql://someone:hunter2@127.0.0.1:9/none", "k", 1.0)
+    with pytest.raises(BudgetUnavailable) as caught:
+        budget.acquire((PATIENTS,))
+    assert "hunter2" not in str(caught.value) + repr(budget)
+    assert caught.value.__context__ is None
+
+
+def test_a_missing_table_names_the_command(server_url):
+    with pytest.raises(BudgetUnavailable, match="nexhealth db upgrade"):
+        PostgresBudget(server_url, "k", 1.0).acquire((PATIENTS,))
+
+
+def test_the_definition_may_run_again(url, budget_of):
+    budget_of(limits=only(1, 60.0)).acquire((PATIENTS,))
+    with psycopg.connect(url, autocommit=True) as db:
+        db.execute(BUDGET_DDL)
+        assert db.execute("SELECT count(*) FROM nexhealth_rate_budget").fetchone() == (1,)
+
+
+def test_a_forked_child_opens_a_connection_of_its_own(budget_of, url, tmp_path: Path):
+    """Two processes on one socket would read each other's answers."""
+    budget = budget_of()
+    budget.acquire((PATIENTS,))
+    child = os.fork()
+    if child == 0:
+        try:
+            budget.acquire((PATIENTS,))
+            (tmp_path / "done").touch()
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert (tmp_path / "done").exists()
+    assert budget.acquire((PATIENTS,)) == 0.0
+    with psycopg.connect(url) as db:
+        assert db.execute("SELECT sum(n) FROM nexhealth_rate_budget, unnest(counts) n").fetchone() == (3,)
+
+
+def test_the_documented_limits_fit_the_row(budget_of):
+    """With the real figures: 80 in any second is what the general class gives at the default share."""
+    budget = budget_of(0.8, LIMITS)
+    waits = [budget.acquire(rate_classes("/providers")) for _ in range(81)]
+    assert sum(waits[:80]) < 0.5
+    assert waits[80] > 0
