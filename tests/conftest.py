@@ -40,8 +40,9 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     from nexhealth_pipeline.warehouse import embedded
 
     home = Path(os.environ.pop(HOME_VARIABLE))
-    embedded.release(home)
-    _await_end(home / "postgres" / "server" / "supervisor.lock")
+    for used in (home, home / "oldest"):
+        embedded.release(used)
+        _await_end(used / "postgres" / "server" / "supervisor.lock")
     shutil.rmtree(home, ignore_errors=True)
 
 
@@ -75,20 +76,7 @@ def server_url() -> str:
 @pytest.fixture(scope="session")
 def template(server_url: str) -> str:
     """Name of a database at the newest migration, made by whichever worker comes first."""
-    building = f"{TEMPLATE}_building"
-    with (
-        _only_one(Path(os.environ[HOME_VARIABLE]) / "template.lock"),
-        psycopg.connect(server_url, autocommit=True) as db,
-    ):
-        if not db.execute("SELECT 1 FROM pg_database WHERE datname = %s", (TEMPLATE,)).fetchone():
-            db.execute(f"DROP DATABASE IF EXISTS {building}")
-            db.execute(f"CREATE DATABASE {building} TEMPLATE template0")
-            if importlib.util.find_spec("nexhealth_pipeline.warehouse.migrate") is not None:
-                from nexhealth_pipeline.warehouse import migrate
-
-                migrate.upgrade(_database(server_url, building))
-            db.execute(f"ALTER DATABASE {building} RENAME TO {TEMPLATE}")
-    return TEMPLATE
+    return _make_template(server_url)
 
 
 @pytest.fixture
@@ -101,6 +89,52 @@ def database_url(server_url: str, template: str) -> Iterator[str]:
 def empty_database_url(server_url: str) -> Iterator[str]:
     """A database without any table, for tests of migrations."""
     yield from _fresh(server_url, "template0")
+
+
+@pytest.fixture(scope="session")
+def oldest_server_url() -> str:
+    """Like `server_url`, of the oldest supported PostgreSQL that is installed on this machine."""
+    from nexhealth_pipeline.warehouse import binaries, embedded
+
+    programs = _installed_programs()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(binaries, "bin_folder", lambda: programs)
+        home = Path(os.environ[HOME_VARIABLE]) / "oldest"
+        return embedded.ensure(home, durable=False).url("postgres")
+
+
+@pytest.fixture
+def oldest_database_url(oldest_server_url: str) -> Iterator[str]:
+    """Like `database_url`, on the oldest supported PostgreSQL that is installed on this machine."""
+    yield from _fresh(oldest_server_url, _make_template(oldest_server_url))
+
+
+def _installed_programs() -> Path:
+    """Folder of the oldest PostgreSQL >= 15 the system has; skips the test where there is none."""
+    from nexhealth_pipeline.warehouse.connect import OLDEST_SERVER
+
+    folders = [*Path("/usr/lib/postgresql").glob("[0-9]*/bin"), *Path("/usr").glob("pgsql-[0-9]*/bin")]
+    releases = {int(folder.parent.name.removeprefix("pgsql-")): folder for folder in folders}
+    usable = {release: folder for release, folder in releases.items() if release >= OLDEST_SERVER}
+    if not usable:
+        pytest.skip(f"no PostgreSQL {OLDEST_SERVER} or newer is installed beside the embedded one")
+    return usable[min(usable)]
+
+
+def _make_template(server_url: str) -> str:
+    """Make the template once per server: built under another name, so that nobody sees half of it."""
+    building = f"{TEMPLATE}_building"
+    lock = Path(os.environ[HOME_VARIABLE]) / "template.lock"
+    with _only_one(lock), psycopg.connect(server_url, autocommit=True) as db:
+        if not db.execute("SELECT 1 FROM pg_database WHERE datname = %s", (TEMPLATE,)).fetchone():
+            db.execute(f"DROP DATABASE IF EXISTS {building}")
+            db.execute(f"CREATE DATABASE {building} TEMPLATE template0")
+            if importlib.util.find_spec("nexhealth_pipeline.warehouse.migrate") is not None:
+                from nexhealth_pipeline.warehouse import migrate
+
+                migrate.upgrade(_database(server_url, building))
+            db.execute(f"ALTER DATABASE {building} RENAME TO {TEMPLATE}")
+    return TEMPLATE
 
 
 def _fresh(server_url: str, source: str) -> Iterator[str]:

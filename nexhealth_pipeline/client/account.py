@@ -23,6 +23,7 @@ class PageAccount:
     def __init__(self, paging: Paging, cursor: str) -> None:
         self._paging = paging
         self._asked = cursor
+        self._content = b""
         self._seen = _Memory()
         if cursor:
             self._seen.add(_digest([cursor.encode()]))
@@ -38,15 +39,16 @@ class PageAccount:
                 return "the cursor does not move"
             if _digest([page.end_cursor.encode()]) in self._seen:
                 return "the cursor leads back to a page already read"
-        if page.records and _digest(page.records) in self._seen:
+        self._content = _digest(page.records)
+        if page.records and self._content in self._seen:
             return "the page repeats one already read"
         return None
 
     def accept(self, page: Page) -> None:
-        """Remember a page that is handed on."""
+        """Remember a page that is handed on, just judged to have no problem."""
         self._asked = page.end_cursor
         if page.records:
-            self._seen.add(_digest(page.records))
+            self._seen.add(self._content)
         if page.end_cursor:
             self._seen.add(_digest([page.end_cursor.encode()]))
 
@@ -71,8 +73,4 @@ class _Memory:
 
 def _digest(parts: list[bytes]) -> bytes:
     """A short hash of a page's records, or of a cursor (one part; a cursor is never a record)."""
-    digest = blake2b(digest_size=12)
-    for part in parts:
-        digest.update(len(part).to_bytes(8))
-        digest.update(part)
-    return digest.digest()
+    return blake2b(b"\0".join(parts), digest_size=12).digest()

@@ -45,7 +45,7 @@ class LocalBudget:
         *,
         limits: Mapping[RateClass, Limit] = LIMITS,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] | None = None,
         stop: threading.Event | None = None,
     ) -> None:
         self._limits = limits
@@ -53,7 +53,8 @@ class LocalBudget:
             name: deque[float](maxlen=max(1, int(limit.requests * share))) for name, limit in limits.items()
         }
         self._blocked_until = dict.fromkeys(limits, 0.0)
-        self._clock, self._sleep, self._stop = clock, sleep, stop
+        self._clock, self._stop = clock, stop
+        self._sleep = sleep or (time.sleep if stop is None else stop.wait)
         self._lock = threading.Lock()
 
     def acquire(self, classes: tuple[RateClass, ...]) -> float:

@@ -4,6 +4,7 @@ Written against ASGI directly, without a framework: a small answer then costs te
 """
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -24,7 +25,9 @@ from .routes import find_route
 from .state import State
 from .times import Clock
 
-__all__ = ["App"]
+__all__ = ["App", "Receive", "Scope", "Send"]
+
+logger = logging.getLogger(__name__)
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -101,6 +104,9 @@ class App:
             return self._route(request, fault)
         except ApiError as error:
             return failure(error.status, error.messages)
+        except Exception:  # a record broken on purpose may break a filter: the real server would answer 500 too
+            logger.exception("the sandbox could not answer", extra={"nexhealth": {"path": request.path}})
+            return failure(500, ["Internal server error"])
 
     def _route(self, request: _Request, fault: PageFault | None) -> Reply:
         check_version(request.version)
@@ -135,7 +141,7 @@ class App:
         """The answer a fault makes of this request."""
         match rule.kind:
             case "status":
-                return failure(rule.status, ["Something went wrong"])
+                return failure(rule.status, [rule.message])
             case "throttle":
                 return self._throttled(rule.seconds, rule.retry_after)
             case "malformed":
@@ -143,7 +149,7 @@ class App:
             case "html":
                 return Reply(200, _HTML, "text/html; charset=utf-8")
             case "code_false":
-                return failure(200, ["Something went wrong"])
+                return failure(200, [rule.message])
             case "token_expired":
                 self.auth.revoke(request.authorization)
                 return failure(401, ["Signature has expired"])

@@ -36,8 +36,8 @@ KINDS_OF_FAULT: dict[str, str] = {
 class FaultRule:
     """Which requests go wrong, and how.
 
-    A request matches when its path matches the regular expression `path` (from the start to the end), the query
-    contains `query` (a regular expression), and method, subdomain and location are those given. Of the matching
+    A request matches when its whole path matches the regular expression `path`, the expression `query` is found in
+    its query string as sent (percent-encoded), and method, subdomain and location are those given. Of the matching
     requests the rule skips the first `skip`, then fires with `probability`, at most `count` times; `nth` (1-based)
     fires for that one only. With `per_url` all three count per URL: `count=2, per_url=True` spoils the first two
     answers of every page.
@@ -57,6 +57,7 @@ class FaultRule:
     status: int = 500
     seconds: float = 1.0
     retry_after: str = "seconds"
+    message: str = "Something went wrong"
     target: str = "http://other.example.com/"
     id: int = 0
     fired: int = 0

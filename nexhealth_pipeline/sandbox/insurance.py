@@ -12,7 +12,20 @@ from .times import stamp
 __all__ = ["coverage_rows", "plan_rows"]
 
 _OTHER_RELATIONS = (
-    *(["spouse", "child", "child", "employee", "handicap_dep", "signif_other", "injured_plaintiff", "life_partner", "dependent", "other"]),
+    *(
+        [
+            "spouse",
+            "child",
+            "child",
+            "employee",
+            "handicap_dep",
+            "signif_other",
+            "injured_plaintiff",
+            "life_partner",
+            "dependent",
+            "other",
+        ]
+    ),
 )
 _TYPES = ("dental", "dental", "dental", "medical", "vision", None)
 

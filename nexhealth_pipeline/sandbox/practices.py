@@ -141,7 +141,20 @@ def _location(plan: PracticePlan, place: LocationPlan, base: datetime, rng: Rand
 
 
 _FEATURES = (
-    *(["messaging", "campaigns", "reviews", "recalls", "reminders", "online_booking", "waitlist", "forms", "payments", "enterprise"]),
+    *(
+        [
+            "messaging",
+            "campaigns",
+            "reviews",
+            "recalls",
+            "reminders",
+            "online_booking",
+            "waitlist",
+            "forms",
+            "payments",
+            "enterprise",
+        ]
+    ),
     "insurance_verification",
     "ledger_sync",
 )

@@ -14,7 +14,6 @@ from .rows import Row
 __all__ = ["ROUTES", "Route", "Scope", "find_route"]
 
 
-
 class Scope(Enum):
     """What a request must be addressed to."""
 
@@ -63,7 +62,20 @@ class Route:
 _BY_UPDATE = ("updated_at", "-updated_at")
 _COLORS = ("green", "red")
 _FEATURES = (
-    *(["messaging", "campaigns", "reviews", "recalls", "reminders", "online_booking", "waitlist", "forms", "payments", "ledger_sync"]),
+    *(
+        [
+            "messaging",
+            "campaigns",
+            "reviews",
+            "recalls",
+            "reminders",
+            "online_booking",
+            "waitlist",
+            "forms",
+            "payments",
+            "ledger_sync",
+        ]
+    ),
     *(["enterprise", "insurance_verification"]),
 )
 _PHONES = ("phone_number", "cell_phone_number", "home_phone_number", "work_phone_number")

@@ -125,9 +125,28 @@ _KINDS = (
         indexes=("location_id", "patient_id"),
         blank=_nulls(
             *(
-                ["patient_id", "provider_id", "provider_name", "confirmed", "patient_missed", "note", "appointment_type_id", "checkin_at"]
+                [
+                    "patient_id",
+                    "provider_id",
+                    "provider_name",
+                    "confirmed",
+                    "patient_missed",
+                    "note",
+                    "appointment_type_id",
+                    "checkin_at",
+                ]
             ),
-            *(["location_id", "foreign_id", "misc", "last_sync_time", "patient_confirmed", "created_by_user_id", "is_guardian"]),
+            *(
+                [
+                    "location_id",
+                    "foreign_id",
+                    "misc",
+                    "last_sync_time",
+                    "patient_confirmed",
+                    "created_by_user_id",
+                    "is_guardian",
+                ]
+            ),
             *(["patient_confirmed_at", "cancelled_at", "is_new_clients_patient", "confirmed_at", "sooner_if_possible"]),
             *(["operatory_id", "checked_out", "checked_out_at", "referrer", "is_past_patient"]),
         )
@@ -158,7 +177,20 @@ _KINDS = (
     Kind(
         "insurance_plans",
         blank=_nulls(
-            *(["payer_id", "name", "address", "address2", "city", "state", "zip_code", "country_code", "group_num", "employer_name"]),
+            *(
+                [
+                    "payer_id",
+                    "name",
+                    "address",
+                    "address2",
+                    "city",
+                    "state",
+                    "zip_code",
+                    "country_code",
+                    "group_num",
+                    "employer_name",
+                ]
+            ),
             *(["foreign_id", "deleted_at"]),
         ),
         facts=("deleted_at",),

@@ -5,7 +5,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Self
 import uvicorn
 
 from .api import Api
-from .app import App
+from .app import App, Receive, Scope, Send
 from .auth import SANDBOX_API_KEY, Auth
 from .faults import Faults
 from .journal import Journal, Origin
@@ -55,6 +55,10 @@ def _world(origin: Origin) -> World:
     )
 
 
+def _made_from(world: World) -> tuple[int, datetime, int, float]:
+    return world.seed, world.base, world.patients, world.appointments_per_patient
+
+
 def build_app(
     *,
     seed: int | None = None,
@@ -71,12 +75,13 @@ def build_app(
 ) -> App:
     """The application with its world. See SandboxServer for the arguments. Raises ValueError as it does."""
     journal = Journal(Path(state_dir)) if state_dir is not None else None
-    if world is None:
-        kept = journal.origin() if journal else None
-        origin = _wanted(kept, seed, base, patients, appointments_per_patient, clock)
-        world = _world(origin)
-        if journal and kept is None:
-            journal.begin(origin)
+    kept = journal.origin() if journal else None
+    if world is not None:
+        seed, base, patients, appointments_per_patient = _made_from(world)
+    origin = _wanted(kept, seed, base, patients, appointments_per_patient, clock)
+    world = world or _world(origin)
+    if journal and kept is None:
+        journal.begin(origin)
     secret = sha256(f"sandbox:{world.seed}".encode()).digest()
     state = State(world, clock, journal)
     return App(
@@ -90,9 +95,21 @@ def build_app(
     )
 
 
-def _uvicorn(app: App) -> uvicorn.Server:
-    # A cut answer makes uvicorn report an unfinished response: expected here, so its own log is silent.
-    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+def _expected(record: logging.LogRecord) -> bool:
+    """False for uvicorn's complaint about an unfinished answer: that is how a cut one is made."""
+    return "without completing response" not in record.getMessage()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that looks every 10 ms, not every 100, whether it should stop: tests start hundreds."""
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):
+            await asyncio.sleep(0.01)
+
+
+def _uvicorn(app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> uvicorn.Server:
+    logging.getLogger("uvicorn.error").addFilter(_expected)
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -105,7 +122,7 @@ def _uvicorn(app: App) -> uvicorn.Server:
         timeout_graceful_shutdown=1,
         backlog=512,
     )
-    return uvicorn.Server(config)
+    return _Server(config)
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -168,19 +185,49 @@ class SandboxServer:
             clock=clock,
         )
         self.api_key = next(iter(api_keys or {SANDBOX_API_KEY: None}))
-        self.state, self.faults, self.requests = self.app.state, self.app.faults, self.app.requests
-        self.limits, self.auth = self.app.limits, self.app.auth
         self._host, self._port = host, port
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
         self.url = ""
+
+    @property
+    def state(self) -> State:
+        """The data, and the changes that can be made to it."""
+        return self.app.state
+
+    @property
+    def faults(self) -> Faults:
+        """The faults in force."""
+        return self.app.faults
+
+    @property
+    def requests(self) -> RequestLog:
+        """What was asked so far."""
+        return self.app.requests
+
+    @property
+    def limits(self) -> Limits:
+        """The rate limits."""
+        return self.app.limits
+
+    @property
+    def auth(self) -> Auth:
+        """Keys and tokens."""
+        return self.app.auth
+
+    def replace(self, app: App) -> None:
+        """Serve another application (see build_app) from the next request on: cheaper than another server."""
+        self.app = app
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, receive, send)
 
     def start(self) -> Self:
         """Bind, serve in a daemon thread, and return once requests are accepted."""
         self.app.stopping = False
         listener = _bind(self._host, self._port)
         self.url = _address(listener)
-        self._server = _uvicorn(self.app)
+        self._server = _uvicorn(self._answer)
         self._thread = threading.Thread(target=self._run, args=(self._server, listener), name="sandbox", daemon=True)
         self._thread.start()
         while not self._server.started and self._thread.is_alive():

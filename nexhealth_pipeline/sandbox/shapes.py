@@ -11,16 +11,53 @@ from .state import State
 __all__ = ["extend", "list_shape", "location_groups", "single_shape", "truth"]
 
 _USER = (
-    *(["id", "email", "first_name", "middle_name", "last_name", "name", "created_at", "updated_at", "institution_id", "foreign_id"]),
+    *(
+        [
+            "id",
+            "email",
+            "first_name",
+            "middle_name",
+            "last_name",
+            "name",
+            "created_at",
+            "updated_at",
+            "institution_id",
+            "foreign_id",
+        ]
+    ),
     *(["foreign_id_type", "bio", "inactive", "last_sync_time"]),
 )
 _BASIC_LOCATION = (
-    *(["id", "name", "street_address", "street_address_2", "city", "state", "zip_code", "phone_number", "email", "inactive"]),
+    *(
+        [
+            "id",
+            "name",
+            "street_address",
+            "street_address_2",
+            "city",
+            "state",
+            "zip_code",
+            "phone_number",
+            "email",
+            "inactive",
+        ]
+    ),
 )
 _BASIC_APPOINTMENT = ("id", "provider_id", "provider_name", "start_time", "end_time", "location_id", "confirmed")
 _BASIC_TYPE = ("id", "name", "parent_type", "parent_id", "minutes", "bookable_online")
 _INNER_COVERAGE = (
-    *(["id", "subscription_relation", "patient_id", "priority", "plan_id", "subscriber_num", "effective_date", "expiration_date"]),
+    *(
+        [
+            "id",
+            "subscription_relation",
+            "patient_id",
+            "priority",
+            "plan_id",
+            "subscriber_num",
+            "effective_date",
+            "expiration_date",
+        ]
+    ),
 )
 _UNKEPT = ("procedures", "adjustments", "charges", "payments", "patient_alerts")
 """Includes of collections that the sandbox has no data for: always empty."""

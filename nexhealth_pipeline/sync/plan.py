@@ -16,7 +16,10 @@ from nexhealth_pipeline.sync.practice import Location, Practices
 from nexhealth_pipeline.sync.slices import Slice
 from nexhealth_pipeline.warehouse.state import PassKey, PassState
 
-__all__ = ["PassPlan", "api_time", "due_slices", "filter_hash", "passes_of", "slices_of"]
+__all__ = ["PER_PAGE", "PassPlan", "api_time", "due_slices", "filter_hash", "passes_of", "slices_of"]
+
+PER_PAGE = 1000
+"""Records a page: the most the API gives (API.md D.1), because requests are what is scarce."""
 
 States = Mapping[PassKey, PassState]
 
@@ -133,6 +136,7 @@ def _plan(piece: Slice, pass_: Pass, location: Location | None, today: date) -> 
         params=tuple(params),
         subdomain=piece.subdomain,
         paging=collection.paging,
+        per_page=PER_PAGE,
         legacy_accept=collection.legacy_accept,
         records_at=collection.records_at,
     )

@@ -17,6 +17,7 @@ root it runs as `nobody`. It is for demos and trials: it has no encryption and n
 import atexit
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -32,9 +33,8 @@ import psycopg
 from psycopg import pq, sql
 
 from nexhealth_pipeline.errors import WarehouseError, WarehouseUnreachable
-from nexhealth_pipeline.warehouse import supervisor
+from nexhealth_pipeline.warehouse import binaries, supervisor
 from nexhealth_pipeline.warehouse.account import Account, server_account
-from nexhealth_pipeline.warehouse.binaries import bin_folder, bin_folder_for
 from nexhealth_pipeline.warehouse.locks import exclusive, shared_lock, try_exclusive
 from nexhealth_pipeline.warehouse.place import Place, check_home, find_place
 from nexhealth_pipeline.warehouse.supervisor import SUPERUSER, Order, accepts
@@ -48,6 +48,8 @@ _STARTS = 4
 _PAUSE_SECONDS = 0.02
 _TRY_AGAIN_SECONDS = 0.5
 _UNUSED_SECONDS = 5.0
+_BUILTIN_LOCALE = 17
+"""Release that brought a locale of its own, the same on every system."""
 _PASSED_ON = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 
 
@@ -60,7 +62,7 @@ class EmbeddedServer:
     @property
     def psql(self) -> Path:
         """The `psql` that comes with the server."""
-        return bin_folder() / "psql"
+        return binaries.bin_folder() / "psql"
 
     def url(self, database: str) -> str:
         """URL for libpq of `database` through the socket. It holds no secret."""
@@ -201,7 +203,7 @@ def _end_unused(place: Place) -> None:
 def _make_data(place: Place, account: Account | None, *, durable: bool) -> None:
     """Run initdb once; a run that was cut short leaves only `data.new`, which the next one replaces."""
     if place.data.is_dir():
-        _check_version(place)
+        _check_release(place)
         return
     new = place.folder / "data.new"
     if new.exists():
@@ -213,7 +215,7 @@ def _make_data(place: Place, account: Account | None, *, durable: bool) -> None:
     if account is not None:
         account.own(new)
         account.own(password)
-    programs = bin_folder_for(account, place.folder)
+    programs = binaries.bin_folder_for(account, place.folder)
     _run_initdb(programs, new, password, account, durable=durable)
     shutil.copyfile(password, place.password_file)
     place.password_file.chmod(0o600)
@@ -222,9 +224,10 @@ def _make_data(place: Place, account: Account | None, *, durable: bool) -> None:
 
 
 def _run_initdb(programs: Path, data: Path, password: Path, account: Account | None, *, durable: bool) -> None:
-    command = [str(programs / "initdb"), "-D", str(data), "-U", SUPERUSER, "-E", "UTF8", "--no-instructions"]
-    command += ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
-    command += ["--auth-local=trust", "--auth-host=scram-sha-256", f"--pwfile={password}"]
+    command = [str(programs / "initdb"), "-D", str(data), "-U", SUPERUSER, "-E", "UTF8", "--locale=C"]
+    if _release(programs) >= _BUILTIN_LOCALE:  # characters are known as such; text still sorts by code point
+        command += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+    command += ["--auth-local=trust", "--auth-host=scram-sha-256", f"--pwfile={password}", "--no-instructions"]
     command += [] if durable else ["--no-sync"]
     options = account.options() if account else {}
     done = subprocess.run(command, check=False, cwd="/", env=_environment(), capture_output=True, text=True, **options)
@@ -233,11 +236,16 @@ def _run_initdb(programs: Path, data: Path, password: Path, account: Account | N
         raise WarehouseError(f"the embedded PostgreSQL cannot be made in {data.parent}: {last}")
 
 
-def _check_version(place: Place) -> None:
+def _release(programs: Path) -> int:
+    """Major release of the programs in a folder."""
+    done = subprocess.run([programs / "postgres", "-V"], check=True, capture_output=True, text=True)
+    return int(re.findall(r"\) (\d+)", done.stdout)[0])
+
+
+def _check_release(place: Place) -> None:
     """Refuse data of another major release: PostgreSQL would, in its log only."""
     found = (place.data / "PG_VERSION").read_text().strip()
-    done = subprocess.run([bin_folder() / "postgres", "-V"], check=True, capture_output=True, text=True)
-    ours = done.stdout.split()[-1].split(".")[0]
+    ours = str(_release(binaries.bin_folder()))
     if found != ours:
         raise WarehouseError(
             f"{place.data} was made by PostgreSQL {found}, this is PostgreSQL {ours}: install the release that "
@@ -275,7 +283,7 @@ def _spawn_supervisor(place: Place, lock: int, account: Account | None, *, durab
     order = Order(
         folder=str(place.folder),
         socket=str(place.socket),
-        programs=str(bin_folder_for(account, place.folder)),
+        programs=str(binaries.bin_folder_for(account, place.folder)),
         port=place.port,
         tcp=place.tcp_port is not None,
         durable=durable,

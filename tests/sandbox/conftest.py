@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from nexhealth_pipeline.sandbox import SandboxServer
+from nexhealth_pipeline.sandbox import SandboxServer, build_app
 
 from .calls import BASE, Caller, HandClock
 
@@ -23,12 +23,19 @@ def clock() -> HandClock:
     return HandClock()
 
 
+@pytest.fixture(scope="module")
+def changing_server() -> Iterator[SandboxServer]:
+    """The server under `caller`; each test gets a world of its own on it."""
+    with SandboxServer(patients=1, appointments_per_patient=0, base=BASE) as server:
+        yield server
+
+
 @pytest.fixture
-def caller(clock: HandClock) -> Iterator[Caller]:
-    """A caller of a server of its own, with a clock to turn, 20 second tokens and limits switched off."""
-    with SandboxServer(
-        patients=60, appointments_per_patient=5, base=BASE, limits=False, token_seconds=20, clock=clock
-    ) as server:
-        caller = Caller(server)
-        yield caller
-        caller.close()
+def caller(changing_server: SandboxServer, clock: HandClock) -> Iterator[Caller]:
+    """A caller of a fresh world, with a clock to turn, 20 second tokens and limits switched off."""
+    changing_server.replace(
+        build_app(patients=60, appointments_per_patient=5, base=BASE, limits=False, token_seconds=20, clock=clock)
+    )
+    caller = Caller(changing_server)
+    yield caller
+    caller.close()

@@ -18,8 +18,29 @@ SPEC = Path(__file__).resolve().parents[3] / "shared" / "nexhealth" / "openapi-v
 pytestmark = pytest.mark.skipif(not SPEC.exists(), reason="the vendor's OpenAPI file is not beside this checkout")
 
 HOMES = ((WILLOW, NORTH), (WILLOW, SOUTH), (WILLOW, 348513), (HARBOR, PIER), (HARBOR, ISLAND))
-PATIENT_INCLUDES = ["upcoming_appts", "last_visited_appointment", "children", "guarantor", "procedures", "insurance_coverages", "adjustments", "charges", "payments", "patient_alerts", "address", "provider"]
-APPOINTMENT_INCLUDES = ["patient", "guarantor", "descriptors", "booking_details", "procedures", "operatory", "appointment_type"]
+PATIENT_INCLUDES = [
+    "upcoming_appts",
+    "last_visited_appointment",
+    "children",
+    "guarantor",
+    "procedures",
+    "insurance_coverages",
+    "adjustments",
+    "charges",
+    "payments",
+    "patient_alerts",
+    "address",
+    "provider",
+]
+APPOINTMENT_INCLUDES = [
+    "patient",
+    "guarantor",
+    "descriptors",
+    "booking_details",
+    "procedures",
+    "operatory",
+    "appointment_type",
+]
 
 NEVER_SENT = {"/patients/{id}": {"appointments"}}
 """Keys of a schema that no include asks for."""

@@ -7,8 +7,17 @@ import pytest
 
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import Settings, load_settings
+from nexhealth_pipeline.sync import months
 
-from .kit import Rows
+from .kit import Rows, first_test_month
+
+
+@pytest.fixture(autouse=True)
+def _few_months(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Eight months instead of fifty: the code is the same, the tests are not about how many there are."""
+    if "all_months" not in request.keywords:
+        monkeypatch.setattr(months, "FIRST_MONTH", first_test_month())
+        monkeypatch.setattr(months, "MONTHS_AHEAD", 3)
 
 
 @pytest.fixture

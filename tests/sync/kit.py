@@ -1,7 +1,7 @@
 """A sync of the sandbox into a warehouse, without rate limits."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.catalog.collections import DECLARED
@@ -47,3 +47,10 @@ def sync_all(
 
 
 Rows = Callable[[str], list[tuple[object, ...]]]
+
+
+def first_test_month() -> date:
+    """Four months ago: the first month owns everything earlier, so nothing is missed."""
+    today = datetime.now(UTC).date()
+    index = today.year * 12 + today.month - 1 - 4
+    return date(index // 12, index % 12 + 1, 1)

@@ -1,6 +1,7 @@
 """A full sync leaves the warehouse equal to the API, hidden rows included, and a second one changes nothing."""
 
 import json
+import time
 
 import pytest
 
@@ -45,7 +46,11 @@ def assert_equal(box: SandboxServer, rows: Rows) -> None:
 
 
 def writes(rows: Rows) -> dict[str, int]:
-    rows("SELECT pg_stat_force_next_flush()")
+    """Writes per table so far; backends report them when they end, so wait until all have."""
+    others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    while rows(others) != [(0,)]:
+        time.sleep(0.02)
+    rows("SELECT pg_stat_clear_snapshot()")
     tables = [collection.table for collection in DECLARED] + ["nexhealth_patient_locations"]
     return dict(
         rows(
@@ -101,6 +106,11 @@ def test_membership_of_two_locations_with_one_database_equals_the_server(
     assert set(rows("SELECT patient_id, location_id FROM nexhealth_patient_locations WHERE gone_at IS NULL")) == want
 
 
+def subdomain_of(rows: Rows, collection: str, row_id: int) -> str:
+    query = f"SELECT i.subdomain FROM nexhealth_{collection} c JOIN nexhealth_institutions i USING (institution_id) WHERE c.id = {row_id}"
+    return str(rows(query)[0][0])
+
+
 def inactive(rows: Rows) -> set[object]:
     return {row[0] for row in rows("SELECT id FROM nexhealth_locations WHERE inactive")}
 
@@ -111,7 +121,8 @@ def test_an_incremental_sync_brings_exactly_the_changes(synced: Settings, box: S
     box.state.update("patients", patient, {"first_name": "Zoë Ó'Test"})
     box.state.cancel(appointment)
     box.state.move(moved, days=45)
-    box.state.create("documents", patient_id=patient)
+    subdomain = subdomain_of(rows, "patients", patient)
+    box.state.create("documents", subdomain=subdomain, patient_id=patient)
     before = writes(rows)
     results = sync_all(synced)
     changed = {result.slice.collection.name: 0 for result in results}

@@ -179,7 +179,7 @@ def test_a_server_clock_put_back_neither_forgets_nor_blocks_for_long(budget_of, 
     budget = budget_of(limits=only(1, 0.2))
     budget.acquire((PATIENTS,))
     with psycopg.connect(url, autocommit=True) as db:
-        db.execute("UPDATE nexhealth_rate_budget SET last_bucket = last_bucket + 900000")
+        db.execute("UPDATE nexhealth_rate_budget SET last_bucket = last_bucket + 900000, blocked_until = 1e11")
     assert 0.1 < budget.acquire((PATIENTS,)) < 2
 
 
@@ -233,8 +233,10 @@ def test_an_unreachable_database_lets_nothing_through():
 
 
 def test_a_missing_table_names_the_command(server_url):
+    budget = PostgresBudget(server_url, "k", 1.0)
     with pytest.raises(BudgetUnavailable, match="nexhealth db upgrade"):
-        PostgresBudget(server_url, "k", 1.0).acquire((PATIENTS,))
+        budget.acquire((PATIENTS,))
+    budget.close()
 
 
 def test_the_definition_may_run_again(url, budget_of):

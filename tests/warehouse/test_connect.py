@@ -195,6 +195,13 @@ def test_a_server_too_old_is_refused_by_its_release(server_url: str, monkeypatch
         connect(server_url)
 
 
+def test_the_oldest_supported_server_takes_the_newest_warehouse(oldest_database_url: str) -> None:
+    """Development happens on the newest release; what it has and the oldest lacks would slip in."""
+    with connect(oldest_database_url) as connection:
+        assert connection.info.server_version // 10_000 >= module.OLDEST_SERVER
+        assert connection.execute("SELECT to_regclass('public.nexhealth_sync_logs') IS NOT NULL").fetchone() == (True,)
+
+
 def test_a_connection_carries_its_name_and_the_addresss_own_options_win(server_url: str) -> None:
     """`pg_stat_activity` tells an administrator who holds a lock."""
     show = "SHOW application_name"

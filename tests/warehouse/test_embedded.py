@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from nexhealth_pipeline.errors import WarehouseError
-from nexhealth_pipeline.warehouse import embedded
+from nexhealth_pipeline.warehouse import binaries, embedded
 from nexhealth_pipeline.warehouse.account import server_account
 from nexhealth_pipeline.warehouse.embedded import ensure, release
 
@@ -405,12 +405,10 @@ def test_below_a_folder_closed_to_others_root_uses_a_private_folder_and_records_
     closed.mkdir(parents=True)
     closed.chmod(0o700)
     programs = closed / "site-packages"
-    installed = embedded.bin_folder().parents[1]
+    installed = binaries.bin_folder().parents[1]
     shutil.copytree(installed, programs / installed.name, ignore=shutil.ignore_patterns("include"))
     shutil.copytree(installed.with_suffix(".libs"), programs / installed.with_suffix(".libs").name)
-    monkeypatch.setattr(
-        "nexhealth_pipeline.warehouse.binaries.bin_folder", lambda: programs / installed.name / "pginstall" / "bin"
-    )
+    monkeypatch.setattr(binaries, "bin_folder", lambda: programs / installed.name / "pginstall" / "bin")
     server = ensure(closed / ".nexhealth", durable=False)
     try:
         assert str(server.place.folder).startswith("/var/tmp/nexhealth-")

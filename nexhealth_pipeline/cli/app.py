@@ -1,0 +1,94 @@
+"""All commands in one group, and the one place where a command's end becomes an exit status.
+
+0 done; 1 done with something new to look at; 2 wrong use or configuration; 3 no slice could be read;
+4 the database could not be used; 130 stopped by the user. An error is one line on stderr.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+import click
+
+from nexhealth_pipeline.cli.database import database
+from nexhealth_pipeline.cli.demo import demo
+from nexhealth_pipeline.cli.dev import dev
+from nexhealth_pipeline.cli.examine import doctor
+from nexhealth_pipeline.cli.later import LATER
+from nexhealth_pipeline.cli.sandbox import sandbox
+from nexhealth_pipeline.cli.status import status
+from nexhealth_pipeline.cli.sync import sync
+from nexhealth_pipeline.errors import PipelineError
+
+__all__ = ["STOPPED", "cli", "main"]
+
+STOPPED = 130
+"""Exit status after Ctrl-C."""
+
+
+class _InOrder(click.Group):
+    """A group that lists its commands as they were added: what one needs first comes first."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="nexhealth-pipeline", message="%(version)s")
+def cli() -> None:
+    """Copies a dental practice's data out of NexHealth into PostgreSQL and keeps the copy right.
+
+    Without an account, begin with `nexhealth demo`; with one, set NEXHEALTH_API_KEY and DATABASE_URL
+    (or put them into .env), then `nexhealth doctor` and `nexhealth sync`.
+    """
+
+
+for _command in (demo, sync, status, doctor, dev, database, sandbox, *LATER):
+    cli.add_command(_command)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line `args` (those of the process) and return its exit status."""
+    try:
+        result = cli.main(args=None if args is None else list(args), prog_name="nexhealth", standalone_mode=False)
+    except PipelineError as error:
+        return _say(str(error), error.exit_status)
+    except click.UsageError as error:
+        error.show()
+        return 2
+    except click.ClickException as error:
+        return _say(error.format_message(), 2)
+    except (KeyboardInterrupt, click.Abort):
+        return _say("stopped", STOPPED)
+    except BrokenPipeError:
+        return _reader_gone()
+    except Exception as error:  # noqa: BLE001 - the last line of defence: never a traceback with values
+        return _unexpected(error)
+    return result if isinstance(result, int) else 0
+
+
+def _say(text: str, exit_status: int) -> int:
+    click.echo(f"nexhealth: {text}", err=True)
+    return exit_status
+
+
+def _unexpected(error: BaseException) -> int:
+    """One line for a bug: type and place. Its message may quote a row, so it is never shown."""
+    from nexhealth_pipeline.log import places
+
+    passed = places(error)
+    where = f" at {passed[-1]}" if passed else ""
+    if os.environ.get("NEXHEALTH_LOG_LEVEL") == "DEBUG":
+        for place in passed:
+            click.echo(f"  {place}", err=True)
+        hint = "this is a bug; report the lines above"
+    else:
+        hint = "this is a bug; NEXHEALTH_LOG_LEVEL=DEBUG shows the way there"
+    return _say(f"unexpected {type(error).__name__}{where}: {hint}", 1)
+
+
+def _reader_gone() -> int:
+    """Whoever read our output has enough (`nexhealth status | head`)."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE

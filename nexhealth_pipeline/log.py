@@ -1,0 +1,118 @@
+"""Structured logging, set up in one place: JSON lines to stderr, or short text lines on a terminal.
+
+A message is a fixed short text; what varies is in `extra={"nexhealth": {...}}`: ids and counts. What a
+driver or a library says about an error may quote a row, so nothing of an exception is written but its
+type, the places it passed, and the message of this package's own errors, which hold no values. Other
+libraries are heard from WARNING on, with exceptions among their arguments reduced to their types.
+"""
+
+import json
+import logging
+import sys
+import traceback
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+from nexhealth_pipeline.errors import PipelineError
+
+__all__ = ["JsonLines", "TerminalLines", "WithoutDriverText", "described", "places", "set_up"]
+
+_ROOM = "nexhealth_pipeline"
+
+
+def set_up(level: str = "INFO", *, stream: TextIO | None = None, terminal: bool | None = None) -> None:
+    """Log this package from `level` on, everything else from WARNING on, to `stream` (stderr).
+
+    Text lines where `terminal` says so (None: ask the stream), else JSON lines. Calling it again replaces
+    what it set up before.
+    """
+    stream = stream or sys.stderr
+    handler = _Handler(stream)
+    handler.setFormatter(TerminalLines() if _is_terminal(stream, terminal) else JsonLines())
+    handler.addFilter(WithoutDriverText())
+    root = logging.getLogger()
+    for old in [one for one in root.handlers if isinstance(one, _Handler)]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(logging.WARNING)
+    logging.getLogger(_ROOM).setLevel(level)
+    logging.captureWarnings(capture=True)
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """The one handler that :func:`set_up` made. A line that cannot be written is dropped, not traced."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say nothing: the standard library would print the record's arguments."""
+
+
+def _is_terminal(stream: TextIO, told: bool | None) -> bool:
+    return stream.isatty() if told is None else told
+
+
+class WithoutDriverText(logging.Filter):
+    """Reduces exceptions in a record to what may be shown."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Replace exceptions among the arguments, and the traceback by `error` and `places`."""
+        if isinstance(record.msg, BaseException):
+            record.msg, record.args = described(record.msg), None
+        if isinstance(record.args, tuple):
+            record.args = tuple(described(one) if isinstance(one, BaseException) else one for one in record.args)
+        if record.exc_info and record.exc_info[1] is not None:
+            record.__dict__["nexhealth_error"] = described(record.exc_info[1])
+            record.__dict__["nexhealth_places"] = places(record.exc_info[1])
+        record.exc_info = record.exc_text = record.stack_info = None
+        return True
+
+
+def described(error: BaseException) -> str:
+    """The type of `error`, and the message where it is one of this package's own."""
+    name = type(error).__name__
+    return f"{name}: {error}" if isinstance(error, PipelineError) else name
+
+
+def places(error: BaseException) -> list[str]:
+    """Where `error` passed, innermost last: `file:line in function`, no source text and no values."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return [f"{frame.filename}:{frame.lineno} in {frame.name}" for frame in frames]
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    given = getattr(record, "nexhealth", None)
+    fields: dict[str, Any] = dict(given) if isinstance(given, dict) else {}
+    for name in ("error", "places"):
+        value = getattr(record, f"nexhealth_{name}", None)
+        if value:
+            fields[name] = value
+    return fields
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: `at` (UTC), `level`, `logger`, `message`, then the record's fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line of `record`."""
+        line = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        return json.dumps(_fields(record) | line, default=_text, ensure_ascii=False)
+
+
+class TerminalLines(logging.Formatter):
+    """One text line for a person: time, level, message, fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line of `record`."""
+        at = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
+        fields = "".join(f" {name}={_text(value)}" for name, value in _fields(record).items())
+        return f"{at} {record.levelname:<7} {record.getMessage()}{fields}"
+
+
+def _text(value: object) -> str:
+    if isinstance(value, BaseException):
+        return described(value)
+    return str(value)

@@ -1,0 +1,67 @@
+"""A state folder serves the same data again, changes included."""
+
+from pathlib import Path
+
+import pytest
+
+from nexhealth_pipeline.sandbox import State, build_app, build_world, truth
+from nexhealth_pipeline.sandbox.rows import KINDS
+
+from .calls import BASE, NORTH, WILLOW, HandClock
+
+SIZES = {"patients": 40, "appointments_per_patient": 2}
+
+
+def _everything(state: State) -> dict[str, list[dict[str, object]]]:
+    return {name: truth(state, name) for name in KINDS}
+
+
+def test_a_later_start_with_the_folder_serves_the_same_rows_and_changes(tmp_path: Path) -> None:
+    """Risk: a second `make demo` must find nothing changed."""
+    first = build_app(state_dir=tmp_path, seed=5, base=BASE, **SIZES, clock=HandClock()).state
+    visits = first.ids("appointments")
+    first.cancel(visits[0])
+    first.move(visits[1], days=3)
+    first.delete("appointments", visits[2])
+    first.delete("insurance_plans", first.ids("insurance_plans")[0])
+    patient = first.create("patients", {"last_name": "O'Néw 🌱"}, subdomain=WILLOW, location_ids=[NORTH]).id
+    first.create("documents", subdomain=WILLOW, patient_id=patient)
+    later = HandClock(BASE.timestamp() + 90 * 86400)
+    again = build_app(state_dir=tmp_path, clock=later).state
+    assert _everything(again) == _everything(first)
+    again.update("patients", patient, {"email": "later@example.com"})
+    third = build_app(state_dir=tmp_path, seed=5, clock=later).state
+    assert _everything(third) == _everything(again)
+
+
+@pytest.mark.parametrize("other", [{"seed": 6}, {"patients": 41}, {"appointments_per_patient": 9.0}])
+def test_another_world_in_the_same_folder_is_refused(tmp_path: Path, other: dict[str, float]) -> None:
+    """Risk: two worlds mixed in one warehouse."""
+    build_app(state_dir=tmp_path, seed=5, base=BASE, **SIZES)
+    with pytest.raises(ValueError, match="another"):
+        build_app(state_dir=tmp_path, **other)
+
+
+def test_a_change_cut_short_by_a_crash_is_left_out(tmp_path: Path) -> None:
+    """Risk: a half-written line must not keep the sandbox from starting."""
+    first = build_app(state_dir=tmp_path, seed=5, base=BASE, **SIZES)
+    first.state.cancel(first.state.ids("appointments")[0])
+    with (tmp_path / "changes.jsonl").open("ab") as file:
+        file.write(b'{"op":"put","collec')
+    assert _everything(build_app(state_dir=tmp_path).state) == _everything(first.state)
+
+
+def test_a_folder_of_another_format_names_itself_and_the_fix(tmp_path: Path) -> None:
+    """Risk: an upgrade that serves half-understood data."""
+    (tmp_path / "world.json").write_text('{"format": 0}')
+    with pytest.raises(ValueError, match="delete that folder"):
+        build_app(state_dir=tmp_path)
+
+
+def test_a_ready_made_world_is_remembered_too(tmp_path: Path) -> None:
+    """Risk: a folder without an origin would be filled with another world at the next start."""
+    world = build_world(9, base=BASE, **SIZES)
+    first = build_app(state_dir=tmp_path, world=world)
+    assert _everything(build_app(state_dir=tmp_path).state) == _everything(first.state)
+    with pytest.raises(ValueError, match="another seed"):
+        build_app(state_dir=tmp_path, world=build_world(10, base=BASE, **SIZES))

@@ -1,0 +1,89 @@
+"""Starting and stopping, in a thread and in the foreground, and what the sandbox may import."""
+
+import ast
+import json
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import requests
+
+import nexhealth_pipeline.sandbox as sandbox
+from nexhealth_pipeline.sandbox import SANDBOX_API_KEY, SandboxServer
+
+from .calls import BASE, Caller
+
+SMALL = {"patients": 20, "appointments_per_patient": 1, "base": BASE}
+
+
+def test_it_serves_on_a_free_port_and_leaves_no_thread(caller: Caller) -> None:
+    """Risk: tests run side by side; nothing may be left behind."""
+    with SandboxServer(**SMALL) as server:
+        assert server.url != caller.server.url
+        other = Caller(server)
+        assert other.get("/institutions").status_code == 200
+        other.close()
+        assert sum(thread.name == "sandbox" for thread in threading.enumerate()) == 2
+    assert sum(thread.name == "sandbox" for thread in threading.enumerate()) == 1
+    with pytest.raises(requests.ConnectionError):
+        requests.get(server.url + "/institutions", timeout=1)
+
+
+def test_a_taken_port_is_an_error_at_once(caller: Caller) -> None:
+    """Risk: two demos at the same time."""
+    port = int(caller.server.url.rpartition(":")[2])
+    with pytest.raises(OSError, match="in use"):
+        SandboxServer(**SMALL, port=port).start()
+
+
+def test_stopping_does_not_wait_for_a_hanging_answer() -> None:
+    """Risk: a test suite that waits for its own timeouts."""
+    with SandboxServer(**SMALL) as server:
+        server.faults.add("hang", seconds=60)
+        with pytest.raises(requests.Timeout):
+            requests.get(server.url + "/institutions", timeout=0.05)
+    assert not any(thread.name == "sandbox" for thread in threading.enumerate())
+
+
+def test_serve_tells_its_address_and_ends_on_a_signal(tmp_path: Path) -> None:
+    """Risk: `nexhealth sandbox` runs it as a process of its own."""
+    script = (
+        "import sys; from nexhealth_pipeline.sandbox import serve; "
+        "serve(port=0, state_dir=sys.argv[1], patients=20, appointments_per_patient=1, "
+        "on_ready=lambda url: print(url, flush=True))"
+    )
+    child = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout is not None
+        url = child.stdout.readline().strip()
+        answer = requests.post(url + "/authenticates", headers={"Authorization": SANDBOX_API_KEY}, timeout=5)
+        assert answer.status_code == 201
+        child.send_signal(signal.SIGINT)
+        assert child.wait(timeout=5) == 0
+    finally:
+        child.kill()
+        child.wait()
+        if child.stdout:
+            child.stdout.close()
+    assert json.loads((tmp_path / "world.json").read_text())["patients"] == 20
+
+
+def test_the_sandbox_imports_nothing_else_of_the_package() -> None:
+    """Risk: a witness that shares code with the accused."""
+    for path in Path(sandbox.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level <= 1, path
+                assert not (node.module or "").startswith("nexhealth_pipeline"), path
+            if isinstance(node, ast.Import):
+                assert not any(name.name.startswith("nexhealth_pipeline") for name in node.names), path
+
+
+def test_every_public_name_is_there_and_sorted() -> None:
+    """Risk: the command line imports from here."""
+    assert all(hasattr(sandbox, name) for name in sandbox.__all__)
+    constants = [name for name in sandbox.__all__ if name.isupper()]
+    assert constants == sorted(constants)
