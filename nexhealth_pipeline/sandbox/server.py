@@ -114,6 +114,7 @@ def _uvicorn(app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> uvicorn.
         app,
         log_config=None,
         access_log=False,
+        interface="asgi3",
         lifespan="off",
         ws="none",
         date_header=False,

@@ -9,6 +9,7 @@ from types import TracebackType
 
 from nexhealth_pipeline.client.budget import Budget
 from nexhealth_pipeline.client.client import NexHealthClient
+from nexhealth_pipeline.client.retry import RetryPolicy
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.sync.practice import Practices, load_practices
 from nexhealth_pipeline.sync.slices import SliceResult
@@ -27,7 +28,8 @@ class SyncSession:
     """One run of the pipeline, as a context: holds the run's lock and closes what it opened.
 
     `url` is the warehouse, already at this release's schema (`warehouse.migrate.upgrade`). Setting `stop`
-    ends the run on a committed page. `budget_for` replaces the budget that all processes share (tests).
+    ends the run on a committed page. `budget_for` and `retry` replace the budget that all
+    processes share and the client's patience (tests).
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class SyncSession:
         stop: threading.Event | None = None,
         on_progress: Callable[[str, int, int], None] | None = None,
         budget_for: Callable[[str], Budget] | None = None,
+        retry: RetryPolicy | None = None,
     ) -> None:
         self.settings = settings
         self.url = url
@@ -46,6 +49,7 @@ class SyncSession:
         self.stop = stop or threading.Event()
         self._on_progress = on_progress
         self._budget_for = budget_for or self._shared_budget
+        self._retry = retry
         self._keys = settings.api_keys()
         self._status = "succeeded"
 
@@ -62,6 +66,7 @@ class SyncSession:
             api_keys=self._keys,
             budget_for=self._budget_for,
             timeout_seconds=self.settings.timeout_seconds,
+            retry=self._retry,
             stop=self.stop,
         )
         return self

@@ -12,7 +12,7 @@ import pytest
 import requests
 
 import nexhealth_pipeline.sandbox as sandbox
-from nexhealth_pipeline.sandbox import SANDBOX_API_KEY, SandboxServer
+from nexhealth_pipeline.sandbox import SANDBOX_API_KEY, SandboxServer, build_app
 
 from .calls import BASE, Caller
 
@@ -32,6 +32,16 @@ def test_it_serves_on_a_free_port_and_leaves_no_thread(caller: Caller) -> None:
         requests.get(server.url + "/institutions", timeout=1)
 
 
+def test_a_running_server_can_be_given_another_world(caller: Caller) -> None:
+    """Risk: a server per test costs a tenth of a second; the world must really be exchanged."""
+    before = caller.server.state
+    caller.server.replace(build_app(**SMALL, limits=False))
+    caller.authenticate()
+    assert caller.server.state is not before
+    assert caller.get("/institutions").status_code == 200
+    assert len(caller.server.requests) == 2
+
+
 def test_a_taken_port_is_an_error_at_once(caller: Caller) -> None:
     """Risk: two demos at the same time."""
     port = int(caller.server.url.rpartition(":")[2])
@@ -41,11 +51,12 @@ def test_a_taken_port_is_an_error_at_once(caller: Caller) -> None:
 
 def test_stopping_does_not_wait_for_a_hanging_answer() -> None:
     """Risk: a test suite that waits for its own timeouts."""
+    before = threading.active_count()
     with SandboxServer(**SMALL) as server:
         server.faults.add("hang", seconds=60)
         with pytest.raises(requests.Timeout):
             requests.get(server.url + "/institutions", timeout=0.05)
-    assert not any(thread.name == "sandbox" for thread in threading.enumerate())
+    assert threading.active_count() == before
 
 
 def test_serve_tells_its_address_and_ends_on_a_signal(tmp_path: Path) -> None:

@@ -179,7 +179,9 @@ def test_a_server_clock_put_back_neither_forgets_nor_blocks_for_long(budget_of, 
     budget = budget_of(limits=only(1, 0.2))
     budget.acquire((PATIENTS,))
     with psycopg.connect(url, autocommit=True) as db:
-        db.execute("UPDATE nexhealth_rate_budget SET last_bucket = last_bucket + 900000, blocked_until = 1e11")
+        db.execute(
+            "UPDATE nexhealth_rate_budget SET last_bucket = last_bucket + 900000, blocked_until = 1e11, next_at = 1e11"
+        )
     assert 0.1 < budget.acquire((PATIENTS,)) < 2
 
 
@@ -264,9 +266,16 @@ def test_a_forked_child_opens_a_connection_of_its_own(budget_of, url, tmp_path: 
         assert db.execute("SELECT sum(n) FROM nexhealth_rate_budget, unnest(counts) n").fetchone() == (3,)
 
 
-def test_the_documented_limits_fit_the_row(budget_of):
-    """With the real figures: 80 in any second is what the general class gives at the default share."""
+def test_a_second_is_filled_evenly_so_that_late_arrivals_do_not_meet_the_next_ones(budget_of):
+    """Eight grants at once, arriving 0.3 s late, and the next eight would be 16 in one second of the API."""
     budget = budget_of(0.8, LIMITS)
-    waits = [budget.acquire(rate_classes("/providers")) for _ in range(81)]
-    assert sum(waits[:80]) < 0.5
-    assert waits[80] > 0
+    began = time.monotonic()
+    for _ in range(5):
+        budget.acquire(rate_classes("/appointments"))
+    assert 4 / 8 - 0.06 <= time.monotonic() - began < 1.0
+
+
+def test_a_minute_is_not_paced(budget_of):
+    """A small practice should not wait for a rate it never comes near."""
+    budget = budget_of(0.8, {**WIDE, PATIENTS: LIMITS[PATIENTS]})
+    assert sum(budget.acquire((GENERAL, PATIENTS)) for _ in range(50)) < 0.2

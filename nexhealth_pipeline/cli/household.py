@@ -1,0 +1,117 @@
+"""The processes that a command starts beside itself, and their common end.
+
+Each is the head of a process group of its own, so that Ctrl-C in a terminal reaches only the command,
+which then ends them in order; grandchildren end with their group. See :mod:`.keeper` for the end.
+"""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from nexhealth_pipeline.cli import keeper
+from nexhealth_pipeline.errors import PipelineError
+
+__all__ = ["Household", "end_like_interrupt", "nexhealth_command"]
+
+
+def nexhealth_command(*args: str) -> list[str]:
+    """The command line of `nexhealth args` with this interpreter; a module in the working folder cannot hide ours."""
+    return [sys.executable, "-P", "-m", "nexhealth_pipeline.cli", *args]
+
+
+class Household:
+    """Starts processes; all of them and their children have ended when the context ends.
+
+    `grace` is how many seconds they get to end by themselves. Has no threads: the command may fork.
+    """
+
+    def __init__(self, grace: float) -> None:
+        self._grace = grace
+        self._members: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Self:
+        self._keeper = subprocess.Popen(
+            [sys.executable, "-I", "-S", keeper.__file__, str(self._grace)],
+            stdin=subprocess.PIPE,
+            cwd="/",
+            start_new_session=True,
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._notes().close()
+        groups = [member.pid for member in self._members.values()]
+        try:
+            self._keeper.wait()
+        except KeyboardInterrupt:  # the user does not want to wait
+            keeper.end_groups(groups, 0)
+            self._keeper.wait()
+        if self._keeper.returncode:  # it was killed
+            keeper.end_groups(groups, self._grace)
+        for member in self._members.values():
+            member.wait()
+            if member.stdout is not None:
+                member.stdout.close()
+
+    def start(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str] | None = None,
+        folder: Path | None = None,
+        answers: bool = False,
+    ) -> None:
+        """Start a process called `name` in `folder`; with `answers` its standard output is for :meth:`answer`."""
+        member = subprocess.Popen(
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if answers else None,
+            env=dict(os.environ if environment is None else environment),
+            cwd=folder,
+            start_new_session=True,
+        )
+        self._members[name] = member
+        self._notes().write(f"{member.pid}\n".encode())
+        self._notes().flush()
+
+    def answer(self, name: str, within: float) -> str:
+        """The first line that `name` prints. Raises PipelineError where it ends, or says nothing, within so many s."""
+        stream = self._members[name].stdout
+        assert stream is not None
+        deadline = time.monotonic() + within
+        line = b""
+        while not line.endswith(b"\n"):
+            ready, _, _ = select.select([stream], [], [], max(0.0, deadline - time.monotonic()))
+            part = os.read(stream.fileno(), 4096) if ready else b""
+            if not part:
+                raise PipelineError(f"the {name} does not start: see its messages above")
+            line += part
+        return line.decode().strip()
+
+    def ended(self) -> str | None:
+        """Name of a process that ended by itself, or None."""
+        return next((name for name, member in self._members.items() if member.poll() is not None), None)
+
+    def pids(self) -> dict[str, int]:
+        """Process number of each, by name."""
+        return {name: member.pid for name, member in self._members.items()}
+
+    def _notes(self) -> IO[bytes]:
+        assert self._keeper.stdin is not None
+        return self._keeper.stdin
+
+
+def end_like_interrupt() -> None:
+    """Let SIGTERM and SIGHUP end this process as Ctrl-C does, through every `finally`."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)

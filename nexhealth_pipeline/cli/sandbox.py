@@ -1,0 +1,67 @@
+"""`nexhealth sandbox`, and the sandbox process that `demo` and `dev` start."""
+
+from pathlib import Path
+
+import click
+
+from nexhealth_pipeline.cli.household import Household, nexhealth_command
+from nexhealth_pipeline.errors import InvalidSetting
+
+__all__ = ["sandbox", "start_sandbox", "state_folder"]
+
+_START_SECONDS = 60.0
+"""Longest time to make the synthetic practices (measured: 2 s)."""
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; it asks for no real key.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8089, show_default=True, help="Port; 0 takes a free one."
+)
+@click.option("--seed", type=int, help="Which synthetic practices; the same number makes the same ones.")
+@click.option(
+    "--state",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder that keeps the practices and every change made to them; without it they are made anew each time.",
+)
+@click.option("--limits/--no-limits", default=True, show_default=True, help="NexHealth's documented rate limits.")
+def sandbox(host: str, port: int, seed: int | None, state: Path | None, *, limits: bool) -> None:
+    """The local NexHealth alone: synthetic practices behind NexHealth's API, until Ctrl-C.
+
+    Prints its address on stdout, and how to use it on stderr.
+    """
+    from nexhealth_pipeline.sandbox import serve
+
+    try:
+        serve(host, port, seed, state, limits=limits, on_ready=_announce)
+    except ValueError as error:
+        raise InvalidSetting(f"--state {str(state)!r}: {error}") from None
+    except OSError as error:
+        raise InvalidSetting(f"--host {host} --port {port}: cannot be listened on ({error.strerror})") from None
+
+
+def _announce(url: str) -> None:
+    from nexhealth_pipeline.sandbox import SANDBOX_API_KEY
+
+    click.echo(url)
+    click.echo(
+        "The sandbox serves until Ctrl-C. To sync it, in another shell:\n"
+        f"  export NEXHEALTH_API_URL={url} NEXHEALTH_API_KEY={SANDBOX_API_KEY}\n"
+        f"  nexhealth sync\nWhat else it can do (changes, faults, request log): {url}/sandbox/stats",
+        err=True,
+    )
+
+
+def state_folder(home: Path) -> Path:
+    """Where the demo's sandbox keeps its practices between runs."""
+    return home / "sandbox"
+
+
+def start_sandbox(household: Household, home: Path) -> str:
+    """Start the demo's sandbox as a process of `household`; returns its address once it can be asked.
+
+    Raises PipelineError where it does not start.
+    """
+    command = nexhealth_command("sandbox", "--port", "0", "--state", str(state_folder(home)))
+    household.start("sandbox", command, answers=True)
+    return household.answer("sandbox", _START_SECONDS)

@@ -1,0 +1,110 @@
+"""A server that misbehaves: passing faults change nothing, lasting ones fail their slice and no other."""
+
+import pytest
+
+from nexhealth_pipeline.client.retry import RetryPolicy
+from nexhealth_pipeline.sandbox import SandboxServer
+from nexhealth_pipeline.settings import Settings
+from nexhealth_pipeline.sync.options import Mode, SyncOptions
+from nexhealth_pipeline.sync.slices import Status
+
+from .kit import Rows, sync_all
+from .test_full import assert_equal
+
+QUICK = RetryPolicy(sleep=lambda _: None)
+FULL = SyncOptions(mode=Mode.FULL)
+
+
+def test_passing_faults_on_lists_patients_and_tokens_change_nothing(
+    settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """5 % errors of each kind, two malformed answers for each page, tokens that expire all the time."""
+    box.faults.add("status", probability=0.05, status=500)
+    box.faults.add("throttle", probability=0.03, retry_after="seconds", seconds=0)
+    box.faults.add("throttle", probability=0.03, retry_after="date", seconds=0)
+    box.faults.add("throttle", probability=0.03, retry_after="none")
+    box.faults.add("cut", probability=0.03)
+    box.faults.add("malformed", path="/(patients|providers).*", count=2, per_url=True)
+    box.faults.add("token_expired", probability=0.05, path="/(?!authenticates).*")
+    box.faults.add("status", path="/authenticates", probability=0.2, status=503)
+    results = sync_all(settings, FULL, retry=QUICK)
+    assert {result.status for result in results} == {Status.SUCCEEDED}, [r.reason for r in results if r.reason]
+    assert_equal(box, rows)
+    total = rows("SELECT sum(requests), sum(retries) > 0 FROM nexhealth_sync_logs")
+    assert total == [(len(box.requests), True)]
+
+
+@pytest.mark.parametrize("kind", ["malformed", "html", "code_false", "status", "repeated_page", "cursor_loop"])
+def test_a_lasting_fault_fails_its_slice_and_no_other(
+    kind: str, settings: Settings, box: SandboxServer, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never a success: a list cut short by a bad page would look like deleted patients."""
+    monkeypatch.setattr("nexhealth_pipeline.sync.plan.PER_PAGE", 5)
+    location = rows_location(settings, rows)
+    box.faults.add(kind, path="/patients", location_id=location, skip=1)
+    results = sync_all(settings, FULL, only={"patients", "operatories", "providers"}, retry=QUICK)
+    failed = [result for result in results if result.status is Status.FAILED]
+    assert [(result.slice.collection.name, result.slice.location_id) for result in failed] == [("patients", location)]
+    assert f"location {location}" in (failed[0].reason or "") or str(location) in (failed[0].reason or "")
+    assert rows(
+        f"SELECT status FROM nexhealth_sync_logs WHERE collection = 'patients' AND location_id = {location}"
+    ) == [("failed",)]
+    state = rows(
+        f"SELECT watermark FROM nexhealth_sync_state WHERE collection = 'patients' AND location_id = {location}"
+    )
+    assert state in ([], [(None,)])
+    box.faults.clear()
+    healed = sync_all(settings, SyncOptions(mode=Mode.INCREMENTAL), retry=QUICK)
+    assert {result.status for result in healed} == {Status.SUCCEEDED}
+    assert_equal(box, rows)
+
+
+def rows_location(settings: Settings, rows: Rows) -> int:
+    """A location that owns a database alone."""
+    sync_all(settings, FULL, only=set())
+    query = (
+        "SELECT (locations->0->>'id')::bigint FROM nexhealth_sync_status WHERE jsonb_array_length(locations) = 1"
+        " AND NOT EXISTS (SELECT FROM nexhealth_locations l WHERE l.id = (locations->0->>'id')::bigint AND l.inactive)"
+        " ORDER BY 1 LIMIT 1"
+    )
+    return int(str(rows(query)[0][0]))
+
+
+def test_a_bad_record_goes_to_quarantine_and_the_rest_loads(settings: Settings, box: SandboxServer, rows: Rows) -> None:
+    """One record that cannot be stored must not stop a practice's load, nor be lost."""
+    first, second = box.state.ids("patients")[:2]
+    box.state.update("patients", first, {"bio": {"date_of_birth": "2024-02-30"}})
+    box.state.update("patients", second, {"email": "nul\x00@example.com"})
+    results = sync_all(settings, FULL, only={"patients"})
+    assert {result.status for result in results} == {Status.SUCCEEDED}
+    assert sum(result.new_notes for result in results) == 1
+    assert rows("SELECT record_id, field, loaded FROM nexhealth_quarantine") == [
+        (str(first), "bio_date_of_birth", True)
+    ]
+    assert rows(f"SELECT bio_date_of_birth FROM nexhealth_patients WHERE id = {first}") == [(None,)]
+    assert rows(f"SELECT email FROM nexhealth_patients WHERE id = {second}") == [("nul\u2400@example.com",)]
+    again = sync_all(settings, FULL, only={"patients"})
+    assert sum(result.new_notes for result in again) == 0
+
+
+def test_an_older_version_never_replaces_a_newer_one(settings: Settings, box: SandboxServer, rows: Rows) -> None:
+    patient = box.state.ids("patients")[0]
+    sync_all(settings, FULL, only={"patients"})
+    rows_before = rows(f"SELECT first_name, updated_at FROM nexhealth_patients WHERE id = {patient}")
+    box.state.update("patients", patient, {"first_name": "Older", "updated_at": "2001-01-01T00:00:00.000Z"})
+    sync_all(settings, FULL, only={"patients"})
+    assert rows(f"SELECT first_name, updated_at FROM nexhealth_patients WHERE id = {patient}") == rows_before
+
+
+def test_no_access_to_insurance_is_recorded_and_fails_nothing(
+    settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """The vendor enables finance per practice; until then 403 is an answer, not an outage."""
+    box.faults.add(
+        "status", path="/insurance_plans", status=403, message="You don't have access to perform this action"
+    )
+    results = sync_all(settings, FULL, only={"insurance_plans", "providers"})
+    assert {str(result.status) for result in results} == {"succeeded", "skipped"}
+    assert rows("SELECT DISTINCT collection, status FROM nexhealth_capabilities WHERE status = 'not_enabled'") == [
+        ("insurance_plans", "not_enabled")
+    ]
