@@ -163,7 +163,6 @@ def test_a_changed_share_remembers_what_was_granted(budget_of):
     for _ in range(8):
         large.acquire((PATIENTS,))
     assert small.acquire((PATIENTS,)) > 0.1
-    assert large.acquire((PATIENTS,)) == 0.0
 
 
 def test_another_window_length_counts_old_grants_as_new(budget_of):

@@ -1,0 +1,100 @@
+"""What a sync would ask the API, how often, and how long the rate limits make that take. Asks nothing."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from math import ceil
+
+import psycopg
+from psycopg import sql
+
+from nexhealth_pipeline.catalog.collection import Collection, Scope
+from nexhealth_pipeline.catalog.collections import COLLECTIONS
+from nexhealth_pipeline.catalog.limits import LIMITS, RateClass, rate_classes
+from nexhealth_pipeline.sync.months import CHANGES
+from nexhealth_pipeline.sync.options import Mode, SyncOptions
+from nexhealth_pipeline.sync.plan import PER_PAGE, passes_of
+from nexhealth_pipeline.sync.slices import Slice
+from nexhealth_pipeline.warehouse.child_reads import due_patients
+
+__all__ = ["Explained", "explain", "floor_seconds"]
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """What one collection costs."""
+
+    collection: str
+    path: str
+    slices: int
+    requests: int
+    """An estimate: lists grow, and an increment's size is known only when it is asked for."""
+    why: str
+
+
+def explain(connection: psycopg.Connection, slices: list[Slice], options: SyncOptions, today: date) -> list[Explained]:
+    """One line a collection for `slices` (from `plan.due_slices`), and discovery's three requests."""
+    by_collection: dict[str, list[Slice]] = {
+        name: [Slice(one)] for name, one in COLLECTIONS.items() if one.scope is Scope.PRACTICE
+    }
+    for piece in slices:
+        by_collection.setdefault(piece.collection.name, []).append(piece)
+    return [_explained(connection, COLLECTIONS[name], pieces, options, today) for name, pieces in by_collection.items()]
+
+
+def floor_seconds(requests_by_path: Mapping[str, int], share: float) -> float:
+    """The least time the documented limits allow: the slowest rate class, since classes overlap.
+
+    `share` is the part of the limits in use (NEXHEALTH_RATE_SHARE).
+    """
+    by_class: Counter[RateClass] = Counter()
+    for path, requests in requests_by_path.items():
+        for rate_class in rate_classes(path):
+            by_class[rate_class] += requests
+    return max(
+        (
+            requests * LIMITS[rate_class].window_seconds / (LIMITS[rate_class].requests * share)
+            for rate_class, requests in by_class.items()
+        ),
+        default=0.0,
+    )
+
+
+def _explained(
+    connection: psycopg.Connection, collection: Collection, pieces: list[Slice], options: SyncOptions, today: date
+) -> Explained:
+    if collection.per_patient:
+        requests = sum(_due(connection, piece, options) for piece in pieces) * len(collection.passes)
+        return Explained(collection.name, collection.path, len(pieces), requests, "one request a patient that is due")
+    passes = sum(len(passes_of(piece, today)) for piece in pieces)
+    whole = options.mode is Mode.FULL and collection.window is None
+    pages = sum(ceil(rows / PER_PAGE) for rows in _rows(connection, collection)) if whole else 0
+    return Explained(collection.name, collection.path, len(pieces), max(passes, pages), _why(collection, pieces))
+
+
+def _why(collection: Collection, pieces: list[Slice]) -> str:
+    if collection.window is None:
+        return f"{len(collection.passes)} pass(es) a slice, {PER_PAGE} records a page"
+    changes = sum(piece.window_key == CHANGES for piece in pieces)
+    return f"{len(pieces) - changes} month(s) and {changes} change read(s), {len(collection.passes)} passes each"
+
+
+def _due(connection: psycopg.Connection, piece: Slice, options: SyncOptions) -> int:
+    due = due_patients(
+        connection,
+        collection=piece.collection.name,
+        institution_id=piece.institution_id,
+        location_id=piece.location_id,
+        # Everything read so far is due again in a full sync.
+        read_before=datetime.now(UTC) if options.mode is Mode.FULL else None,
+        rotation_days=options.rotation_days,
+        rotation_cap=options.rotation_cap,
+    )
+    return len(due)
+
+
+def _rows(connection: psycopg.Connection, collection: Collection) -> list[int]:
+    """Rows the warehouse holds, per institution."""
+    query = sql.SQL("SELECT count(*) FROM {} GROUP BY institution_id").format(sql.Identifier(collection.table))
+    return [row[0] for row in connection.execute(query)]

@@ -1,0 +1,47 @@
+"""One patient on demand: everything about that patient, nothing else, and no watermark moves."""
+
+import pytest
+
+from nexhealth_pipeline.errors import InvalidSetting
+from nexhealth_pipeline.sandbox import SandboxServer
+from nexhealth_pipeline.settings import Settings
+from nexhealth_pipeline.sync.options import Mode, SyncOptions
+from nexhealth_pipeline.sync.patient import refresh_patient
+from nexhealth_pipeline.sync.slices import SliceResult
+
+from .kit import Rows, open_session, sync_all
+from .test_full import assert_equal, subdomain_of
+
+
+def refresh(settings: Settings, patient_id: int) -> dict[str, SliceResult]:
+    with open_session(settings) as session:
+        results = refresh_patient(session, session.practices(), patient_id)
+    return {result.slice.collection.name: result for result in results}
+
+
+def test_one_patient_is_refreshed_with_everything_about_it(settings: Settings, box: SandboxServer, rows: Rows) -> None:
+    sync_all(settings, SyncOptions(mode=Mode.FULL))
+    patient, guarantor = rows(
+        "SELECT p.id, p.guarantor_id FROM nexhealth_patients p JOIN nexhealth_appointments a ON a.patient_id = p.id"
+        " WHERE p.guarantor_id NOT IN (0, p.id) LIMIT 1"
+    )[0]
+    state = rows("SELECT * FROM nexhealth_sync_state ORDER BY 1, 2, 3, 4, 5")
+    box.state.update("patients", int(str(patient)), {"first_name": "Changed"})
+    box.state.update("patients", int(str(guarantor)), {"first_name": "Payer"})
+    box.state.create("documents", subdomain=subdomain_of(rows, "patients", int(str(patient))), patient_id=patient)
+    appointment = rows(f"SELECT id FROM nexhealth_appointments WHERE patient_id = {patient} LIMIT 1")[0][0]
+    box.state.update("appointments", int(str(appointment)), {"note": "changed"})
+    results = refresh(settings, int(str(patient)))
+    assert results["patients"].counts.updated == 2
+    assert results["documents"].counts.inserted == 1
+    assert results["appointments"].counts.updated == 1
+    assert {str(result.status) for result in results.values()} == {"succeeded"}
+    assert rows("SELECT patient_id FROM nexhealth_patient_addresses") == [(patient,)]
+    assert rows("SELECT * FROM nexhealth_sync_state ORDER BY 1, 2, 3, 4, 5") == state
+    assert_equal(box, rows)
+
+
+def test_a_patient_nobody_knows_is_named(settings: Settings, box: SandboxServer) -> None:
+    sync_all(settings, only=set())
+    with pytest.raises(InvalidSetting, match="patient 7: no institution"):
+        refresh(settings, 7)
