@@ -11,11 +11,14 @@ import logging
 import sys
 import traceback
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from nexhealth_pipeline.errors import PipelineError
 
-__all__ = ["JsonLines", "TerminalLines", "WithoutDriverText", "described", "places", "set_up"]
+if TYPE_CHECKING:
+    from nexhealth_pipeline.settings import Settings
+
+__all__ = ["JsonLines", "TerminalLines", "WithoutDriverText", "described", "places", "set_up", "set_up_for"]
 
 _ROOM = "nexhealth_pipeline"
 
@@ -37,6 +40,15 @@ def set_up(level: str = "INFO", *, stream: TextIO | None = None, terminal: bool 
     root.setLevel(logging.WARNING)
     logging.getLogger(_ROOM).setLevel(level)
     logging.captureWarnings(capture=True)
+
+
+def set_up_for(settings: "Settings", *, quiet: bool = False) -> None:
+    """Log a command at the level of `settings`; where none was chosen, only warnings on a terminal or if `quiet`.
+
+    On a terminal a progress bar stands where the lines would go.
+    """
+    chosen = "log_level" in settings.model_fields_set
+    set_up("WARNING" if not chosen and (quiet or sys.stderr.isatty()) else settings.log_level)
 
 
 class _Handler(logging.StreamHandler[TextIO]):

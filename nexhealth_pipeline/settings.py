@@ -63,6 +63,8 @@ class Settings(BaseModel):
     """IANA time zone of both crons."""
     log_level: Annotated[str, Field(alias="NEXHEALTH_LOG_LEVEL", pattern="^(DEBUG|INFO|WARNING|ERROR)$")] = "INFO"
     """Least severe level that is logged."""
+    data_kind: Annotated[str, Field(alias="NEXHEALTH_DATA_KIND", pattern="^(real|sandbox)$")] = "real"
+    """What the API serves, so that synthetic and real data never meet; `demo` and `dev --demo` say sandbox."""
 
     @field_validator("subdomains", mode="before")
     @classmethod

@@ -40,9 +40,9 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     from nexhealth_pipeline.warehouse import embedded
 
     home = Path(os.environ.pop(HOME_VARIABLE))
-    for used in (home, home / "oldest"):
-        embedded.release(used)
-        _await_end(used / "postgres" / "server" / "supervisor.lock")
+    for lock in [*home.glob("postgres/server/supervisor.lock"), *home.glob("*/postgres/server/supervisor.lock")]:
+        embedded.release(lock.parents[2])
+        _await_end(lock)
     shutil.rmtree(home, ignore_errors=True)
 
 
@@ -107,6 +107,23 @@ def oldest_server_url() -> str:
 def oldest_database_url(oldest_server_url: str) -> Iterator[str]:
     """Like `database_url`, on the oldest supported PostgreSQL that is installed on this machine."""
     yield from _fresh(oldest_server_url, _make_template(oldest_server_url))
+
+
+@pytest.fixture
+def own_home() -> Iterator[Path]:
+    """A NEXHEALTH_HOME, not made yet, for a test that needs an embedded server of its own.
+
+    Not below `tmp_path`: that is closed to the account of root's server, which would then keep its data
+    below /var/tmp, where nobody removes it.
+    """
+    from nexhealth_pipeline.warehouse import embedded
+
+    root = Path(tempfile.mkdtemp(prefix="nexhealth tests "))
+    root.chmod(0o711)
+    yield root / "a home"
+    embedded.release(root / "a home")
+    _await_end(root / "a home" / "postgres" / "server" / "supervisor.lock")
+    shutil.rmtree(root)
 
 
 def _installed_programs() -> Path:

@@ -4,6 +4,7 @@
 4 the database could not be used; 130 stopped by the user. An error is one line on stderr.
 """
 
+import logging
 import os
 import signal
 import sys
@@ -25,6 +26,7 @@ __all__ = ["STOPPED", "cli", "main"]
 
 STOPPED = 130
 """Exit status after Ctrl-C."""
+_LEVEL = "NEXHEALTH_LOG_LEVEL"
 
 
 class _InOrder(click.Group):
@@ -79,12 +81,12 @@ def _unexpected(error: BaseException) -> int:
 
     passed = places(error)
     where = f" at {passed[-1]}" if passed else ""
-    if os.environ.get("NEXHEALTH_LOG_LEVEL") == "DEBUG":
+    if logging.getLogger("nexhealth_pipeline").level == logging.DEBUG or os.environ.get(_LEVEL) == "DEBUG":
         for place in passed:
             click.echo(f"  {place}", err=True)
         hint = "this is a bug; report the lines above"
     else:
-        hint = "this is a bug; NEXHEALTH_LOG_LEVEL=DEBUG shows the way there"
+        hint = f"this is a bug; {_LEVEL}=DEBUG shows the way there"
     return _say(f"unexpected {type(error).__name__}{where}: {hint}", 1)
 
 

@@ -1,5 +1,6 @@
 """`nexhealth sandbox`, and the sandbox process that `demo` and `dev` start."""
 
+import sys
 from pathlib import Path
 
 import click
@@ -44,6 +45,8 @@ def _announce(url: str) -> None:
     from nexhealth_pipeline.sandbox import SANDBOX_API_KEY
 
     click.echo(url)
+    if not sys.stdout.isatty():  # a program reads the address
+        return
     click.echo(
         "The sandbox serves until Ctrl-C. To sync it, in another shell:\n"
         f"  export NEXHEALTH_API_URL={url} NEXHEALTH_API_KEY={SANDBOX_API_KEY}\n"

@@ -71,7 +71,9 @@ class NexHealthClient:
         )
         self._sender = Sender(self._transport, clock=self.clock, policy=self._policy, stop=stop)
         self._names = _checked(api_keys)
-        self._accounts = {key: _KeyAccount(key, budget_for, self._sender, self) for key in set(self._names.values())}
+        self._accounts = {
+            key: _KeyAccount(key, budget_for, self._sender, self._policy) for key in set(self._names.values())
+        }
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(keys={len(self._accounts)})"
@@ -154,13 +156,13 @@ class NexHealthClient:
 class _KeyAccount:
     """One API key: its token and its share of the limits."""
 
-    def __init__(self, key: str, budget_for: Callable[[str], Budget], sender: Sender, client: NexHealthClient) -> None:
+    def __init__(self, key: str, budget_for: Callable[[str], Budget], sender: Sender, policy: RetryPolicy) -> None:
         self._credential = BareKey(key)
         self._hash, self._budget_for = hash_of_key(key), budget_for
         self._budget: Budget | None = None
         self._lock = threading.Lock()
-        self._sender, self._clock = sender, client.clock
-        self.tokens = TokenKeeper(self._ask_token, monotonic=client._policy.monotonic)
+        self._sender = sender
+        self.tokens = TokenKeeper(self._ask_token, monotonic=policy.monotonic)
 
     @property
     def budget(self) -> Budget:

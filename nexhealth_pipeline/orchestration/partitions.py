@@ -19,14 +19,13 @@ from dagster import (
 )
 
 from nexhealth_pipeline.errors import InvalidSetting
+from nexhealth_pipeline.sync.months import FIRST_MONTH, MONTHS_AHEAD
 
 __all__ = [
-    "FIRST_MONTH",
     "INSTITUTIONS",
     "LOCATIONS",
     "LOCATION_MONTHS",
     "MONTHS",
-    "MONTHS_AHEAD",
     "LocationKey",
     "add_keys",
     "location_key",
@@ -35,16 +34,13 @@ __all__ = [
     "parse_location_month_key",
 ]
 
-FIRST_MONTH = "2024-07"
-"""The first month slice; it owns everything earlier. Fixed, so that keys never vanish."""
-MONTHS_AHEAD = 24
-"""Month slices after the current one; the last owns everything later."""
-
 LOCATIONS = DynamicPartitionsDefinition(name="nexhealth_locations")
 """One key a location: `<subdomain>.<location_id>`."""
 INSTITUTIONS = DynamicPartitionsDefinition(name="nexhealth_institutions")
 """One key an institution: its subdomain."""
-MONTHS = MonthlyPartitionsDefinition(start_date=FIRST_MONTH, fmt="%Y-%m", timezone="UTC", end_offset=MONTHS_AHEAD + 1)
+MONTHS = MonthlyPartitionsDefinition(
+    start_date=f"{FIRST_MONTH:%Y-%m}", fmt="%Y-%m", timezone="UTC", end_offset=MONTHS_AHEAD + 1
+)
 """One key a month: `2024-07`. The offset counts the current month, too."""
 LOCATION_MONTHS = MultiPartitionsDefinition({"location": LOCATIONS, "month": MONTHS})
 """One key a location and month: `<subdomain>.<location_id>|2024-07`."""

@@ -24,8 +24,8 @@ REPO = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A copy of the repository's own files in a path with a space."""
+def checkout(tmp_path: Path) -> Iterator[Path]:
+    """A copy of the repository's own files in a path with a space; its server's folder is removed after use."""
     folder = tmp_path / "a checkout"
     folder.mkdir()
     shutil.copytree(
@@ -33,7 +33,8 @@ def checkout(tmp_path: Path) -> Path:
     )
     for name in ("pyproject.toml", "dagster.yaml", "workspace.yaml"):
         shutil.copy(REPO / name, folder / name)
-    return folder
+    yield folder
+    shutil.rmtree(_server_folder(folder))
 
 
 @pytest.mark.dagster
@@ -86,7 +87,14 @@ def _server_has_gone(checkout: Path) -> None:
     with psycopg.connect(connect.dagster_url(settings)) as db:
         assert db.execute("SELECT count(*) > 0 FROM daemon_heartbeats").fetchone() == (True,), "not this server"
     embedded.release(home)
-    _wait_until(lambda: not _naming(str(checkout)), "a server stays", 30)
+    folder = str(_server_folder(checkout))
+    _wait_until(lambda: not _naming(str(checkout)) and not _naming(folder), "a server stays", 30)
+
+
+def _server_folder(checkout: Path) -> Path:
+    """Where the embedded server of `checkout` keeps its data: for root, below /var/tmp."""
+    base = checkout / ".nexhealth" / "postgres"
+    return base / str(json.loads((base / "place.json").read_text())["folder"])
 
 
 def _members(session: int) -> list[int]:

@@ -76,6 +76,6 @@ def test_the_instance_is_ours_in_every_part(
         assert not opened.telemetry_enabled
         assert opened.run_monitoring_enabled
         assert opened.run_retries_enabled
-        assert not opened.run_retries_asset_op_failure if hasattr(opened, "run_retries_asset_op_failure") else True
+        assert not opened.run_retries_retry_on_asset_or_op_failure
         with DagsterInstance.get() as again:
             assert again.get_ref() == opened.get_ref()

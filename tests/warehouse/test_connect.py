@@ -1,8 +1,7 @@
 """Addresses of databases and connections to them: every refusal names the fix and no secret."""
 
-import shutil
+import os
 import socket
-import tempfile
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,11 +30,9 @@ SECRET = "hunter2-canary"
 @pytest.fixture(scope="module")
 def server() -> Iterator[EmbeddedServer]:
     """A server that also listens on TCP, where a password is asked for."""
-    home = Path(tempfile.mkdtemp(prefix="nexhealth-tests-"))
-    home.chmod(0o711)
+    home = Path(os.environ["NEXHEALTH_TEST_HOME"]) / f"tcp-{os.getpid()}"
     yield ensure(home, durable=False, tcp=True)
     release(home)
-    shutil.rmtree(home, ignore_errors=True)
 
 
 def settings(**values: object) -> Settings:

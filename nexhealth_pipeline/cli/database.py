@@ -1,0 +1,102 @@
+"""`nexhealth db`: the warehouse's address, its migrations, a SQL shell."""
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import click
+
+from nexhealth_pipeline.cli.realm import Realm, account
+from nexhealth_pipeline.cli.realm import demo as demo_realm
+from nexhealth_pipeline.errors import ConfigurationError
+
+__all__ = ["database"]
+
+_LINGER_SECONDS = 600.0
+"""How long the embedded server stays up after its address was asked for, and then while a client is connected."""
+
+_demo_option = click.option("--demo", is_flag=True, help="The demo's warehouse instead of the account's.")
+
+
+@click.group("db")
+def database() -> None:
+    """The warehouse: its address, migrations, a SQL shell."""
+
+
+@database.command()
+@click.option("--tcp", is_flag=True, help="An address on 127.0.0.1 with a password, for tools that know no socket.")
+@_demo_option
+def url(*, tcp: bool, demo: bool) -> None:
+    """Print the warehouse's address, and only that; it may hold a password.
+
+    The embedded PostgreSQL then stays up for 10 minutes, and after that while any client is connected.
+    """
+    click.echo(_realm(demo).warehouse_url(linger_seconds=_LINGER_SECONDS, tcp=tcp))
+
+
+@database.command()
+@_demo_option
+def upgrade(*, demo: bool) -> None:
+    """Bring the warehouse's tables up to this release; changes nothing where they are."""
+    from nexhealth_pipeline.warehouse.migrate import upgrade as bring_up
+
+    changes = bring_up(_realm(demo).warehouse_url())
+    click.echo("\n".join(changes) if changes else "the warehouse is up to date")
+
+
+@database.command(context_settings={"ignore_unknown_options": True})
+@_demo_option
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+def psql(args: tuple[str, ...], *, demo: bool) -> int:
+    """Open a SQL shell on the warehouse; ARGS go to psql (-c "SELECT 1").
+
+    Uses the embedded PostgreSQL's own psql, or the system's where DATABASE_URL is set and there is one.
+    """
+    realm = _realm(demo)
+    address = realm.warehouse_url()
+    program = _psql(realm)
+    command, environment = _without_password(str(program), address, args)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends a query, not the shell
+    try:
+        return subprocess.run(command, check=False, env=environment, preexec_fn=_default_interrupt).returncode  # noqa: PLW1509
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _realm(demo: bool) -> Realm:  # noqa: FBT001
+    return demo_realm() if demo else account()
+
+
+def _psql(realm: Realm) -> Path:
+    """The program: as new as the server where that can be told."""
+    from nexhealth_pipeline.warehouse.connect import home_folder
+
+    if realm.settings.database_url is None:
+        from nexhealth_pipeline.warehouse.embedded import ensure
+
+        return ensure(home_folder(realm.settings)).psql
+    found = shutil.which("psql")
+    if found is not None:
+        return Path(found)
+    from nexhealth_pipeline.warehouse.binaries import bin_folder
+
+    program = bin_folder() / "psql"
+    if not program.is_file():
+        raise ConfigurationError("psql: not found; install PostgreSQL's client, or use the address of `nexhealth db url`")
+    return program
+
+
+def _without_password(program: str, address: str, args: tuple[str, ...]) -> tuple[list[str], dict[str, str]]:
+    """Command line and environment: other users of the machine can read the first."""
+    from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+    given = conninfo_to_dict(address)
+    password = given.pop("password", None)
+    environment = dict(os.environ) | ({"PGPASSWORD": str(password)} if password else {})
+    return [program, "-d", make_conninfo("", **given), *args], environment
+
+
+def _default_interrupt() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -1,0 +1,174 @@
+"""`nexhealth dev`: Dagster's pages and daemon, with a local NexHealth where there is no account."""
+
+import os
+import socket
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import click
+
+from nexhealth_pipeline.cli.household import Household, end_like_interrupt
+from nexhealth_pipeline.cli.realm import Realm, account, demo_environment, demo_home, real_environment
+from nexhealth_pipeline.cli.realm import demo as demo_realm
+from nexhealth_pipeline.errors import InvalidSetting, PipelineError
+
+__all__ = ["dev"]
+
+_PORT = 3000
+"""Dagster's own default, taken where it is free."""
+_GRACE_SECONDS = 20.0
+"""For runs to end on a committed page."""
+_READY_SECONDS = 120.0
+_LOOK_SECONDS = 0.3
+
+
+@click.command()
+@click.option("--demo", is_flag=True, help="The local NexHealth, even though an API key is set.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address of Dagster's pages; they ask no password.")
+@click.option("--port", type=click.IntRange(1, 65535), help=f"Port of Dagster's pages.  [default: {_PORT} or a free one]")
+def dev(*, demo: bool, host: str, port: int | None) -> int:
+    """Dagster's pages and daemon, until Ctrl-C.
+
+    Without an API key, or with --demo, it also starts the demo's local NexHealth and works on the demo's
+    databases, ignoring every setting but NEXHEALTH_HOME.
+    """
+    from nexhealth_pipeline.log import set_up_for
+
+    end_like_interrupt()
+    realm = None if demo else _account_with_key()
+    set_up_for((realm or demo_realm()).settings)
+    port = _checked_port(host, port) if port else _usable_port(host)
+    try:
+        with Household(_GRACE_SECONDS) as household:
+            _start(household, realm, host, port)
+            _until_ready(household, host, port)
+            click.echo(f"\nDagster is at http://{_shown(host)}:{port} (Ctrl-C ends everything)\n")
+            return _until_one_ends(household)
+    except KeyboardInterrupt:
+        click.echo("\nended, with everything it had started", err=True)
+        return 0
+
+
+def _account_with_key() -> Realm | None:
+    """The account's realm; None where no key is set."""
+    realm = account()
+    has_key = realm.settings.api_key is not None or realm.settings.api_keys_file is not None
+    return realm if has_key else None
+
+
+def _start(household: Household, realm: Realm | None, host: str, port: int) -> None:
+    """Start everything; with `realm` None the demo's. Raises ConfigurationError, WarehouseError."""
+    from nexhealth_pipeline.cli.embedded_warning import warn_once
+    from nexhealth_pipeline.orchestration.instance import workspace_file
+
+    if realm is None:
+        realm, environment, folder = _demo(household)
+    else:
+        warn_once(realm)
+        environment, folder = _real(realm)
+    _prepare(realm)
+    environment["DAGSTER_HOME"] = str(folder)
+    workspace = ["-w", str(workspace_file(folder))]
+    python = [sys.executable, "-P", "-m"]
+    pages = [*python, "dagster_webserver", "-h", host, "-p", str(port), *workspace]
+    household.start("webserver", pages, environment=environment, folder=folder)
+    household.start("daemon", [*python, "dagster._daemon", "run", *workspace], environment=environment, folder=folder)
+
+
+def _demo(household: Household) -> tuple[Realm, dict[str, str], Path]:
+    """The demo's realm, and environment and folder for Dagster; starts the sandbox.
+
+    Dagster's folder is the packaged one: Dagster reads `.env` of a checkout beside its dagster.yaml.
+    """
+    from nexhealth_pipeline.cli.sandbox import start_sandbox
+    from nexhealth_pipeline.orchestration.instance import dagster_home
+
+    realm = demo_realm(start_sandbox(household, demo_home()))
+    click.echo(f"A local NexHealth with synthetic practices is at {realm.settings.api_url}")
+    folder = dagster_home(realm.settings, start=Path("/"))
+    return realm, demo_environment(realm), folder
+
+
+def _real(realm: Realm) -> tuple[dict[str, str], Path]:
+    from nexhealth_pipeline.orchestration.instance import dagster_home
+
+    realm.warehouse_url()  # this process keeps the embedded server up
+    return real_environment(realm), dagster_home(realm.settings, chosen=os.environ.get("DAGSTER_HOME"))
+
+
+def _prepare(realm: Realm) -> None:
+    """Bring the warehouse up to date, and refuse one that holds the other kind of data."""
+    from nexhealth_pipeline.warehouse.migrate import declare_kind, upgrade
+
+    url = realm.warehouse_url()
+    upgrade(url)
+    declare_kind(url, realm.kind)
+
+
+def _usable_port(host: str) -> int:
+    return _PORT if _is_free(host, _PORT) else _free_port(host)
+
+
+def _checked_port(host: str, port: int) -> int:
+    if not _is_free(host, port):
+        raise InvalidSetting(f"--host {host} --port {port}: cannot be listened on; leave out --port to take a free one")
+    return port
+
+
+def _is_free(host: str, port: int) -> bool:
+    try:
+        with _listener(host, port):
+            return True
+    except OSError:
+        return False
+
+
+def _free_port(host: str) -> int:
+    try:
+        with _listener(host, 0) as listener:
+            return int(listener.getsockname()[1])
+    except OSError:
+        raise InvalidSetting(f"--host {host}: not an address of this machine") from None
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _shown(host: str) -> str:
+    """The host as a browser on this machine takes it."""
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+
+
+def _until_ready(household: Household, host: str, port: int) -> None:
+    """Wait until Dagster's pages answer. Raises PipelineError where they do not."""
+    address = f"http://{_shown(host)}:{port}/server_info"
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    deadline = time.monotonic() + _READY_SECONDS
+    while time.monotonic() < deadline:
+        name = household.ended()
+        if name is not None:
+            raise PipelineError(f"the {name} does not start: see its messages above")
+        try:
+            with direct.open(address, timeout=2):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(_LOOK_SECONDS)
+    raise PipelineError(f"Dagster's pages do not answer at {address}: see the messages above")
+
+
+def _until_one_ends(household: Household) -> int:
+    while (name := household.ended()) is None:
+        time.sleep(_LOOK_SECONDS)
+    click.echo(f"nexhealth: the {name} ended by itself, so everything ends; its last messages are above", err=True)
+    return 1

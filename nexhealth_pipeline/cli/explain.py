@@ -1,0 +1,105 @@
+"""What `nexhealth sync --explain` prints: the requests a sync would send, how many, and how long they take."""
+
+from collections import Counter
+from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING, Any
+
+from nexhealth_pipeline.cli.realm import Realm
+from nexhealth_pipeline.cli.tables import number, table
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from nexhealth_pipeline.orchestration.launch import SyncRequest
+    from nexhealth_pipeline.sync.explain import Explained
+    from nexhealth_pipeline.sync.options import SyncOptions
+    from nexhealth_pipeline.sync.slices import Slice
+
+__all__ = ["explained", "explained_lines"]
+
+
+def explained(realm: Realm, request: "SyncRequest") -> dict[str, Any]:
+    """Per collection path, slices and requests; the least seconds. Sends nothing.
+
+    Raises InvalidSetting for an unknown location, WarehouseError.
+    """
+    from nexhealth_pipeline.sync.explain import explain, floor_seconds
+    from nexhealth_pipeline.warehouse.connect import connect
+    from nexhealth_pipeline.warehouse.migrate import check
+
+    url = realm.warehouse_url()
+    check(url)
+    today = datetime.now(UTC).date()
+    with connect(url, autocommit=True) as connection:
+        slices, known = _slices(connection, realm, request, today)
+        found = explain(connection, slices, _options(realm, request), today)
+    floor = floor_seconds(_per_path(found), realm.settings.rate_share)
+    return {
+        "collections": [{name: getattr(one, name) for name in one.__slots__} for one in found],
+        "requests": sum(one.requests for one in found),
+        "floor_seconds": round(floor, 1),
+        "rate_share": realm.settings.rate_share,
+        "locations_known": known,
+    }
+
+
+def explained_lines(found: dict[str, Any]) -> list[str]:
+    """The same for people."""
+    rows = [
+        [one["collection"], f"GET {one['path']}", number(one["slices"]), number(one["requests"]), one["why"]]
+        for one in found["collections"]
+    ]
+    lines = table(("collection", "request", "slices", "requests", ""), rows, right="  >>")
+    lines += [
+        "",
+        f"about {found['requests']:,} requests; NexHealth's rate limits, of which {found['rate_share']:.0%} are used, "
+        f"allow them in no less than {found['floor_seconds']:,.0f} s",
+        "Nothing was asked or written.",
+    ]
+    if not found["locations_known"]:
+        lines.append(
+            "No location is known yet, so this is the discovery alone: `nexhealth sync --resource locations` reads them."
+        )
+    return lines
+
+
+def _per_path(found: "list[Explained]") -> dict[str, int]:
+    requests: Counter[str] = Counter()
+    for one in found:
+        requests[one.path] += one.requests
+    return requests
+
+
+def _options(realm: Realm, request: "SyncRequest") -> "SyncOptions":
+    from nexhealth_pipeline.sync.options import SyncOptions
+
+    settings = realm.settings
+    return SyncOptions(mode=request.mode, start=request.start, end=request.end, overlap=settings.overlap)
+
+
+def _slices(
+    connection: "psycopg.Connection", realm: Realm, request: "SyncRequest", today: date
+) -> tuple[list["Slice"], int]:
+    """The slices that the sync would read after discovery, and how many locations are known."""
+    from nexhealth_pipeline.catalog.collection import Scope
+    from nexhealth_pipeline.catalog.collections import COLLECTIONS
+    from nexhealth_pipeline.sync.plan import due_slices
+    from nexhealth_pipeline.sync.practice import load_practices
+    from nexhealth_pipeline.warehouse.state import load_states
+
+    practices = load_practices(connection, realm.settings.subdomains)
+    chosen = {practices.find(text).key for text in request.locations}
+    institutions = {key.rpartition(".")[0] for key in chosen}
+    collections = [
+        one
+        for one in COLLECTIONS.values()
+        if one.is_asset and one.scope is not Scope.PRACTICE and (one.name in request.resources or not request.resources)
+    ]
+    states = load_states(connection, [one.name for one in collections])
+    due = due_slices(collections, practices, states, _options(realm, request), today)
+    wanted = [
+        piece
+        for piece in due
+        if not chosen or (piece.location.key in chosen if piece.location else piece.subdomain in institutions)
+    ]
+    return wanted, len(practices.locations)

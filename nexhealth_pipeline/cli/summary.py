@@ -1,0 +1,57 @@
+"""How a sync ended, for people: a table of collections, the failures by name, the time beside its floor."""
+
+from typing import TYPE_CHECKING
+
+from nexhealth_pipeline.cli.tables import number, seconds, table
+from nexhealth_pipeline.warehouse.sync_log import Counts
+
+if TYPE_CHECKING:
+    from nexhealth_pipeline.orchestration.launch import CollectionSummary, SyncSummary
+
+__all__ = ["summary_lines"]
+
+_COUNTED = ("records_read", "inserted", "updated", "unchanged", "quarantined", "pages", "requests", "retries")
+_HEAD = ("collection", "slices", "failed", "read", "inserted", "updated", "unchanged", "quarantined", "pages", "requests")
+
+
+def summary_lines(summary: "SyncSummary", *, dry_run: bool = False) -> list[str]:
+    """Everything to print about a sync that ended."""
+    lines = ["Nothing was written: a dry run. What it would have done:", ""] if dry_run else []
+    lines += table(
+        (*_HEAD, "retries", "seconds"),
+        [*map(_row, summary.collections), _total(summary)],
+        right=" " + ">" * (len(_HEAD) + 1),
+    )
+    lines += ["", _time(summary)]
+    lines += [f"failed: {label}: {reason}" for label, reason in summary.failures]
+    if summary.new_notes:
+        lines.append(f"{summary.new_notes:,} new notes in nexhealth_quarantine: fields or records that could not be read")
+    return lines
+
+
+def _row(collection: "CollectionSummary") -> list[str]:
+    counts = [number(getattr(collection.counts, name)) for name in _COUNTED]
+    return [
+        collection.name,
+        number(collection.slices),
+        number(collection.failed),
+        *counts,
+        seconds(collection.seconds),
+    ]
+
+
+def _total(summary: "SyncSummary") -> list[str]:
+    counts = Counts()
+    for collection in summary.collections:
+        counts.add(collection.counts)
+    slices = sum(collection.slices for collection in summary.collections)
+    failed = sum(collection.failed for collection in summary.collections)
+    figures = [number(getattr(counts, name)) for name in _COUNTED]
+    return ["all", number(slices), number(failed), *figures, seconds(summary.seconds)]
+
+
+def _time(summary: "SyncSummary") -> str:
+    return (
+        f"{summary.seconds:,.1f} s in all; the API's rate limits allow no less than {summary.floor_seconds:,.1f} s "
+        "for these requests"
+    )

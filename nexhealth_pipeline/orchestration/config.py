@@ -1,0 +1,56 @@
+"""What a run may be told in Dagit's launchpad, and how it becomes options of a sync."""
+
+from datetime import date, datetime
+
+from dagster import Config
+from pydantic import Field
+
+from nexhealth_pipeline.errors import InvalidSetting
+from nexhealth_pipeline.settings import Settings
+from nexhealth_pipeline.sync.options import Mode, SyncOptions
+
+__all__ = ["SyncConfig"]
+
+
+class SyncConfig(Config):
+    """Run config of every sync; all fields have defaults."""
+
+    mode: str = Field(default="incremental", description="incremental (since the watermark) or full (read all again)")
+    concurrency: int | None = Field(default=None, description="slices read at once; default NEXHEALTH_CONCURRENCY")
+    batch_pages: int | None = Field(default=None, description="pages a transaction; default NEXHEALTH_BATCH_PAGES")
+    start: str | None = Field(default=None, description="first day (YYYY-MM-DD) of a window of appointments")
+    end: str | None = Field(default=None, description="last day (YYYY-MM-DD) of a window of appointments")
+    dry_run: bool = Field(default=False, description="read everything, write nothing, report what would be written")
+    partitions: list[str] = Field(default=[], description="partition keys, where the run has no partition tag")
+    fresh_after: str | None = Field(default=None, description="skip what a pass begun after this time has completed")
+
+    def options(self, settings: Settings, fresh_after: datetime) -> SyncOptions:
+        """The options of the sync. Raises InvalidSetting naming field and value."""
+        try:
+            mode = Mode(self.mode)
+        except ValueError:
+            raise InvalidSetting(f"mode {self.mode!r}: use one of {', '.join(Mode)}") from None
+        return SyncOptions(
+            mode=mode,
+            concurrency=self.concurrency or settings.concurrency,
+            batch_pages=self.batch_pages or settings.batch_pages,
+            overlap=settings.overlap,
+            start=_day("start", self.start),
+            end=_day("end", self.end),
+            dry_run=self.dry_run,
+            fresh_after=_moment(self.fresh_after) or fresh_after,
+        )
+
+
+def _day(name: str, text: str | None) -> date | None:
+    try:
+        return date.fromisoformat(text) if text else None
+    except ValueError:
+        raise InvalidSetting(f"{name} {text!r}: write a day as YYYY-MM-DD") from None
+
+
+def _moment(text: str | None) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text) if text else None
+    except ValueError:
+        raise InvalidSetting(f"fresh_after {text!r}: write a time as ISO 8601 with a zone") from None

@@ -1,0 +1,56 @@
+"""The Dagster resource through which assets and ops reach NexHealth and the warehouse."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+from dagster import ConfigurableResource
+from pydantic import Field
+
+from nexhealth_pipeline.settings import Settings, load_settings
+from nexhealth_pipeline.sync.session import SyncSession
+from nexhealth_pipeline.warehouse.connect import connect, warehouse_url
+from nexhealth_pipeline.warehouse.migrate import declare_kind, upgrade
+
+__all__ = ["NexHealthResource"]
+
+
+class NexHealthResource(ConfigurableResource):
+    """Settings of the environment, with what is given here on top; secrets by `EnvVar` only.
+
+    Nothing is opened until a run asks, so definitions load with no variable set.
+    """
+
+    api_key: str | None = Field(default=None, description="NexHealth API key; default NEXHEALTH_API_KEY.")
+    api_url: str | None = Field(default=None, description="Root of the API; default NEXHEALTH_API_URL.")
+    database_url: str | None = Field(default=None, description="The warehouse; default DATABASE_URL.")
+
+    def settings(self) -> Settings:
+        """The settings in force. Raises InvalidSetting."""
+        given = {
+            "NEXHEALTH_API_KEY": self.api_key,
+            "NEXHEALTH_API_URL": self.api_url,
+            "DATABASE_URL": self.database_url,
+        }
+        return load_settings({name: value for name, value in given.items() if value})
+
+    @contextmanager
+    def session(self, run_id: str, stop: threading.Event) -> Iterator[SyncSession]:
+        """A sync session of a Dagster run, the warehouse upgraded first.
+
+        Raises MissingSetting without a key, WarehouseError.
+        """
+        settings = self.settings()
+        settings.api_keys()  # said before anything is started
+        url = warehouse_url(settings)
+        upgrade(url)
+        declare_kind(url, settings.data_kind)
+        with SyncSession(settings, url, run_id=run_id, stop=stop) as session:
+            yield session
+
+    @contextmanager
+    def warehouse(self) -> Iterator[psycopg.Connection]:
+        """A connection for sensors and schedules, in autocommit mode. Raises WarehouseError."""
+        with connect(warehouse_url(self.settings()), autocommit=True) as connection:
+            yield connection

@@ -1,0 +1,69 @@
+"""One exchange: bounded in time and size, no redirect, no login but ours."""
+
+import gzip
+import json
+import time
+
+import pytest
+
+from nexhealth_pipeline.client.request import ApiRequest
+from nexhealth_pipeline.errors import (
+    ServerFailed,
+    Unreachable,
+)
+from tests.client.stub import Reply, Stub, envelope, refusal, running
+
+ONE = ApiRequest("/patients/7", (), "demo")
+GOOD = envelope([{"id": 1}])
+
+
+def ids(pages):
+    return [json.loads(record)["id"] for page in pages for record in page.records]
+
+
+def test_an_unreachable_host_is_named_as_such(make_client):
+    client = make_client(api_url="http://127.0.0.1:9", retry={"attempts": 2})
+    with pytest.raises(Unreachable, match="NEXHEALTH_API_URL"):
+        client.get(ONE)
+
+
+def test_silence_ends_as_no_answer_in_time(make_client, stub):
+    stub.answer = lambda seen: time.sleep(0.15) or GOOD
+    with pytest.raises(Unreachable, match="no answer in time"):
+        make_client(timeout_seconds=0.05, retry={"attempts": 1}).get(ONE)
+
+
+def test_an_answer_that_drips_is_given_up_as_a_whole(make_client, stub):
+    """A byte now and then resets every read timeout."""
+    stub.script(Reply(200, headers={"Content-Length": "1000"}, chunks=[b"x"] * 10, pause=0.02))
+    with pytest.raises(Unreachable, match="too long"):
+        make_client(answer_seconds=0.05).get(ONE)
+
+
+def test_a_decompression_bomb_is_refused_without_being_unpacked(make_client, stub):
+    bomb = gzip.compress(b" " * 20_000_000)
+    stub.script(Reply(200, bomb, {"Content-Encoding": "gzip"}))
+    with pytest.raises(ServerFailed, match="larger than"):
+        make_client(body_limit=100_000).get(ONE)
+
+
+def test_gzip_is_understood(client, stub):
+    stub.script(Reply(200, gzip.compress(GOOD.body), {"Content-Encoding": "gzip"}))
+    page = client.get(ONE)
+    assert ids([page]) == [1]
+
+
+def test_a_login_in_netrc_does_not_replace_the_token(client, stub, tmp_path, monkeypatch):
+    """requests takes Basic credentials for the host from ~/.netrc where no auth is given."""
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login someone password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    client.get(ONE)
+    assert stub.data_requests[0].headers["Authorization"].startswith("Bearer ")
+
+
+def test_a_redirect_never_carries_the_token_elsewhere(client, stub):
+    with running(Stub()) as other:
+        stub.script(refusal(302, Location=f"{other.url}/steal"))
+        with pytest.raises(ServerFailed, match="redirect"):
+            client.get(ONE)
+        assert other.seen == []
