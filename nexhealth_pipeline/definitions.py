@@ -2,14 +2,20 @@
 
 import dagster as dg
 
-from nexhealth_pipeline.orchestration.partitions import LOCATIONS
+from nexhealth_pipeline.orchestration.assets import ASSETS
+from nexhealth_pipeline.orchestration.jobs import JOBS
+from nexhealth_pipeline.orchestration.resource import NexHealthResource
+from nexhealth_pipeline.orchestration.schedules import SCHEDULES
+from nexhealth_pipeline.orchestration.sensors import SENSORS
 
 __all__ = ["defs"]
 
-
-@dg.asset(partitions_def=LOCATIONS, group_name="practice")
-def nexhealth_placeholder() -> None:
-    """Stands here until the catalog's assets do."""
-
-
-defs = dg.Definitions(assets=[nexhealth_placeholder], executor=dg.in_process_executor)
+defs = dg.Definitions(
+    assets=ASSETS,
+    jobs=JOBS,
+    schedules=SCHEDULES,
+    sensors=SENSORS,
+    resources={"nexhealth": NexHealthResource()},
+    # One process a run: steps of their own would pay the start-up again, and threads inside read side by side.
+    executor=dg.in_process_executor,
+)

@@ -54,7 +54,7 @@ def set_up_for(settings: "Settings", *, quiet: bool = False) -> None:
 class _Handler(logging.StreamHandler[TextIO]):
     """The one handler that :func:`set_up` made. A line that cannot be written is dropped, not traced."""
 
-    def handleError(self, record: logging.LogRecord) -> None:
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         """Say nothing: the standard library would print the record's arguments."""
 
 

@@ -65,7 +65,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return _say("stopped", STOPPED)
     except BrokenPipeError:
         return _reader_gone()
-    except Exception as error:  # noqa: BLE001 - the last line of defence: never a traceback with values
+    except Exception as error:  # the last line of defence: never a traceback with values
         return _unexpected(error)
     return result if isinstance(result, int) else 0
 

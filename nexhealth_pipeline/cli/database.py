@@ -22,16 +22,16 @@ _demo_option = click.option("--demo", is_flag=True, help="The demo's warehouse i
 
 @click.group("db")
 def database() -> None:
-    """The warehouse: its address, migrations, a SQL shell."""
+    """The warehouse's address, its migrations, a SQL shell."""
 
 
 @database.command()
 @click.option("--tcp", is_flag=True, help="An address on 127.0.0.1 with a password, for tools that know no socket.")
 @_demo_option
 def url(*, tcp: bool, demo: bool) -> None:
-    """Print the warehouse's address, and only that; it may hold a password.
+    """Print the warehouse's address.
 
-    The embedded PostgreSQL then stays up for 10 minutes, and after that while any client is connected.
+    Only that is on stdout; it may hold a password. The embedded PostgreSQL then stays up for 10 minutes, and after that while any client is connected.
     """
     click.echo(_realm(demo).warehouse_url(linger_seconds=_LINGER_SECONDS, tcp=tcp))
 
@@ -39,7 +39,7 @@ def url(*, tcp: bool, demo: bool) -> None:
 @database.command()
 @_demo_option
 def upgrade(*, demo: bool) -> None:
-    """Bring the warehouse's tables up to this release; changes nothing where they are."""
+    """Bring the warehouse's tables up to this release."""
     from nexhealth_pipeline.warehouse.migrate import upgrade as bring_up
 
     changes = bring_up(_realm(demo).warehouse_url())
@@ -50,9 +50,9 @@ def upgrade(*, demo: bool) -> None:
 @_demo_option
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def psql(args: tuple[str, ...], *, demo: bool) -> int:
-    """Open a SQL shell on the warehouse; ARGS go to psql (-c "SELECT 1").
+    """Open a SQL shell on the warehouse.
 
-    Uses the embedded PostgreSQL's own psql, or the system's where DATABASE_URL is set and there is one.
+    ARGS go to psql: `nexhealth db psql -- -c "SELECT 1"`. Uses the embedded PostgreSQL's own psql, or the system's where DATABASE_URL is set and there is one.
     """
     realm = _realm(demo)
     address = realm.warehouse_url()
@@ -60,12 +60,12 @@ def psql(args: tuple[str, ...], *, demo: bool) -> int:
     command, environment = _without_password(str(program), address, args)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends a query, not the shell
     try:
-        return subprocess.run(command, check=False, env=environment, preexec_fn=_default_interrupt).returncode  # noqa: PLW1509
+        return subprocess.run(command, check=False, env=environment, preexec_fn=_default_interrupt).returncode
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def _realm(demo: bool) -> Realm:  # noqa: FBT001
+def _realm(demo: bool) -> Realm:
     return demo_realm() if demo else account()
 
 
@@ -84,7 +84,9 @@ def _psql(realm: Realm) -> Path:
 
     program = bin_folder() / "psql"
     if not program.is_file():
-        raise ConfigurationError("psql: not found; install PostgreSQL's client, or use the address of `nexhealth db url`")
+        raise ConfigurationError(
+            "psql: not found; install PostgreSQL's client, or use the address of `nexhealth db url`"
+        )
     return program
 
 

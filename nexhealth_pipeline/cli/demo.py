@@ -19,8 +19,9 @@ _GRACE_SECONDS = 3.0
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else on stdout.")
 def demo(*, as_json: bool) -> int:
-    """Try everything without an account: a local NexHealth, and a full sync of it.
+    """Try everything without an account.
 
+    Starts a local NexHealth with synthetic practices and reads all of it into PostgreSQL, through Dagster.
     Ignores every setting but NEXHEALTH_HOME and works in databases of its own, so it never meets real data.
     The local NexHealth keeps its practices: a second demo reads all of them again and changes no row.
     """

@@ -27,8 +27,12 @@ _LOOK_SECONDS = 0.3
 
 @click.command()
 @click.option("--demo", is_flag=True, help="The local NexHealth, even though an API key is set.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address of Dagster's pages; they ask no password.")
-@click.option("--port", type=click.IntRange(1, 65535), help=f"Port of Dagster's pages.  [default: {_PORT} or a free one]")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address of Dagster's pages; they ask no password."
+)
+@click.option(
+    "--port", type=click.IntRange(1, 65535), help=f"Port of Dagster's pages.  [default: {_PORT} or a free one]"
+)
 def dev(*, demo: bool, host: str, port: int | None) -> int:
     """Dagster's pages and daemon, until Ctrl-C.
 
@@ -147,7 +151,7 @@ def _listener(host: str, port: int) -> socket.socket:
 
 def _shown(host: str) -> str:
     """The host as a browser on this machine takes it."""
-    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104 - nothing is bound here
 
 
 def _until_ready(household: Household, host: str, port: int) -> None:

@@ -50,17 +50,19 @@ def explained_lines(found: dict[str, Any]) -> list[str]:
         for one in found["collections"]
     ]
     lines = table(("collection", "request", "slices", "requests", ""), rows, right="  >>")
-    lines += [
-        "",
-        f"about {found['requests']:,} requests; NexHealth's rate limits, of which {found['rate_share']:.0%} are used, "
-        f"allow them in no less than {found['floor_seconds']:,.0f} s",
-        "Nothing was asked or written.",
-    ]
+    lines += ["", _figures(found), "Nothing was asked or written."]
     if not found["locations_known"]:
         lines.append(
             "No location is known yet, so this is the discovery alone: `nexhealth sync --resource locations` reads them."
         )
     return lines
+
+
+def _figures(found: dict[str, Any]) -> str:
+    return (
+        f"about {found['requests']:,} requests; NexHealth's rate limits, of which {found['rate_share']:.0%} are used, "
+        f"allow them in no less than {found['floor_seconds']:,.0f} s"
+    )
 
 
 def _per_path(found: "list[Explained]") -> dict[str, int]:

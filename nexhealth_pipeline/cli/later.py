@@ -18,7 +18,9 @@ def _later(name: str, doc: str) -> click.Command:
     def refuse() -> None:
         raise not_in_this_version(f"nexhealth {name}")
 
-    return click.Command(name, callback=refuse, help=f"{doc} Not in this version.", context_settings=_ANYTHING, hidden=True)
+    return click.Command(
+        name, callback=refuse, help=f"{doc} Not in this version.", context_settings=_ANYTHING, hidden=True
+    )
 
 
 LATER = (

@@ -79,8 +79,9 @@ def demo_home() -> Path:
     from nexhealth_pipeline.warehouse.connect import home_folder
 
     name, file = "NEXHEALTH_HOME", Path(".env")
-    sources = [dotenv_values(file) if file.is_file() else {}, os.environ]
-    found = os.environ.get(INTERNAL_PREFIX + name) or next((one[name] for one in sources[::-1] if one.get(name)), None)
+    found = os.environ.get(INTERNAL_PREFIX + name) or os.environ.get(name)
+    if not found and file.is_file():
+        found = dotenv_values(file).get(name)
     return home_folder(load_settings({name: found} if found else {}, environ={}, env_file=None))
 
 
@@ -102,7 +103,7 @@ def is_sandbox_key(settings: "Settings") -> bool:
 
 
 def demo_environment(realm: Realm) -> dict[str, str]:
-    """This process's environment without any setting, plus the demo's as choices that win over everything.
+    """The environment of this process without any setting, plus the demo's as choices that win over everything.
 
     Starts the embedded server: its address is among them.
     """
@@ -116,7 +117,7 @@ def demo_environment(realm: Realm) -> dict[str, str]:
 
 
 def real_environment(realm: Realm) -> dict[str, str]:
-    """This process's environment plus every setting made, in the form that `.env` does not win over."""
+    """The environment of this process plus every setting made, in the form that `.env` does not win over."""
     from nexhealth_pipeline.settings import internal_environment
 
     return dict(os.environ) | internal_environment(explicit_choices(realm.settings))
@@ -154,5 +155,7 @@ def _without_settings(environ: Mapping[str, str]) -> dict[str, str]:
 
     ours = {field.alias for field in Settings.model_fields.values()} | {"DAGSTER_HOME"}
     return {
-        name: value for name, value in environ.items() if name not in ours and not name.startswith("NEXHEALTH_INTERNAL_")
+        name: value
+        for name, value in environ.items()
+        if name not in ours and not name.startswith("NEXHEALTH_INTERNAL_")
     }

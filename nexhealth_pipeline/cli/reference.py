@@ -11,7 +11,9 @@ def reference() -> str:
     """Every visible command with its options, in Markdown."""
     parts = ["| command | does |", "|---|---|"]
     commands = list(visible_commands())
-    parts += [f"| [`{path}`](#{_anchor(path)}) | {_cell(command.get_short_help_str(200))} |" for path, command in commands]
+    parts += [
+        f"| [`{path}`](#{_anchor(path)}) | {_cell(command.get_short_help_str(200))} |" for path, command in commands
+    ]
     for path, command in commands:
         parts += ["", *_section(path, command)]
     return "\n".join(parts) + "\n"

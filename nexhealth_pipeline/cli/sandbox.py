@@ -27,7 +27,9 @@ _START_SECONDS = 60.0
 )
 @click.option("--limits/--no-limits", default=True, show_default=True, help="NexHealth's documented rate limits.")
 def sandbox(host: str, port: int, seed: int | None, state: Path | None, *, limits: bool) -> None:
-    """The local NexHealth alone: synthetic practices behind NexHealth's API, until Ctrl-C.
+    """Serve a local NexHealth until Ctrl-C.
+
+    Synthetic practices behind NexHealth's API.
 
     Prints its address on stdout, and how to use it on stderr.
     """

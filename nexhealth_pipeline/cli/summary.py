@@ -11,7 +11,18 @@ if TYPE_CHECKING:
 __all__ = ["summary_lines"]
 
 _COUNTED = ("records_read", "inserted", "updated", "unchanged", "quarantined", "pages", "requests", "retries")
-_HEAD = ("collection", "slices", "failed", "read", "inserted", "updated", "unchanged", "quarantined", "pages", "requests")
+_HEAD = (
+    "collection",
+    "slices",
+    "failed",
+    "read",
+    "inserted",
+    "updated",
+    "unchanged",
+    "quarantined",
+    "pages",
+    "requests",
+)
 
 
 def summary_lines(summary: "SyncSummary", *, dry_run: bool = False) -> list[str]:
@@ -25,7 +36,9 @@ def summary_lines(summary: "SyncSummary", *, dry_run: bool = False) -> list[str]
     lines += ["", _time(summary)]
     lines += [f"failed: {label}: {reason}" for label, reason in summary.failures]
     if summary.new_notes:
-        lines.append(f"{summary.new_notes:,} new notes in nexhealth_quarantine: fields or records that could not be read")
+        lines.append(
+            f"{summary.new_notes:,} new notes in nexhealth_quarantine: fields or records that could not be read"
+        )
     return lines
 
 

@@ -85,13 +85,15 @@ class _Options:
 @click.option("--start", type=_Day(), help="Only appointments that start on this day or later.")
 @click.option("--end", type=_Day(), help="Only appointments that start on this day or earlier.")
 @click.option("--dry-run", is_flag=True, help="Read all of it, write nothing, report what would be written.")
-@click.option("--explain", is_flag=True, help="Only say which requests it would send, how many, and how long they take.")
+@click.option(
+    "--explain", is_flag=True, help="Only say which requests it would send, how many, and how long they take."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else on stdout.")
 @click.option("--allow-mass-delete", is_flag=True, hidden=True)
 def sync(*, explain: bool, as_json: bool, allow_mass_delete: bool, **asked: Any) -> int:
-    """Copy what changed in NexHealth into the warehouse, through Dagster: the run shows there as well.
+    """Copy what changed into the warehouse.
 
-    Ctrl-C ends it on a committed page (exit status 130); the next sync goes on from there. Exit status 0: done;
+    Runs through Dagster, whose pages show it as well. Ctrl-C ends it on a committed page (exit status 130); the next sync goes on from there. Exit status 0: done;
     1: done, with a failed slice or a refused record to look at; 2: wrong use; 3: nothing could be read;
     4: the database could not be used.
     """

@@ -16,7 +16,7 @@ from nexhealth_pipeline.warehouse.migrate import declare_kind, upgrade
 __all__ = ["NexHealthResource"]
 
 
-class NexHealthResource(ConfigurableResource):
+class NexHealthResource(ConfigurableResource[None]):
     """Settings of the environment, with what is given here on top; secrets by `EnvVar` only.
 
     Nothing is opened until a run asks, so definitions load with no variable set.

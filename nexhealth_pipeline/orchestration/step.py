@@ -6,34 +6,32 @@ that the counts in Dagster add up to those of `nexhealth_sync_logs`. Events are 
 runs under handlers that raise at any point when the run is stopped, even inside a database call.
 """
 
+import itertools
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from datetime import datetime
+from contextlib import contextmanager, suppress
+from types import TracebackType
 
 import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
 from dagster._core.events import (
     AssetMaterializationPlannedData,
-    AssetObservationData,
     DagsterEvent,
     DagsterEventBatchMetadata,
-    DagsterEventType,
     generate_event_batch_id,
 )
 from dagster._core.execution.context.system import StepExecutionContext
 from dagster._utils.interrupts import capture_interrupts, check_captured_interrupt
 
 from nexhealth_pipeline.errors import PipelineError
-from nexhealth_pipeline.orchestration.metadata import result_metadata
 from nexhealth_pipeline.sync.options import SyncOptions
 from nexhealth_pipeline.sync.runner import run_slices
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice, SliceResult, Status
 
-__all__ = ["Listener", "chosen_partitions", "listen", "one_line_failures", "read_slices"]
+__all__ = ["Event", "Listener", "chosen_partitions", "listen", "listeners", "one_line_failures", "read_slices"]
 
 Context = dg.AssetExecutionContext | dg.OpExecutionContext
 Event = dg.AssetMaterialization | dg.AssetObservation
@@ -41,6 +39,8 @@ Listener = Callable[[SliceResult], None]
 
 _listeners: list[Listener] = []
 _PROGRESS_SECONDS = 15.0
+_POLL_SECONDS = 0.2
+_NAMED_FAILURES = 20
 
 
 @contextmanager
@@ -53,13 +53,19 @@ def listen(listener: Listener) -> Iterator[None]:
         _listeners.remove(listener)
 
 
+def listeners() -> tuple[Listener, ...]:
+    """Those who listen now."""
+    return tuple(_listeners)
+
+
 @contextmanager
 def one_line_failures() -> Iterator[None]:
     """End the step by one line that says what to do, instead of a traceback."""
     try:
         yield
     except PipelineError as error:
-        raise dg.Failure(description=str(error), allow_retries=False) from None
+        metadata = {"exit_status": error.exit_status}
+        raise dg.Failure(description=str(error), metadata=metadata, allow_retries=False) from None
 
 
 def chosen_partitions(context: dg.AssetExecutionContext, keys: Sequence[str]) -> list[str]:
@@ -75,33 +81,143 @@ def read_slices(
     session: SyncSession,
     slices: Sequence[Slice],
     options: SyncOptions,
-    stop: threading.Event,
     events_of: Callable[[SliceResult], Iterable[Event]],
 ) -> list[SliceResult]:
     """Read `slices` and report each as it ends. Ends the run as canceled when it is stopped.
 
     Raises Failure naming the slices that failed, after all others were read; WarehouseError.
     """
-    done: queue.Queue[SliceResult | BaseException | None] = queue.Queue()
     results: list[SliceResult] = []
     progress = _Progress(context, len(slices))
-    with capture_interrupts():
-        worker = threading.Thread(target=_work, args=(session, slices, options, done), name="nexhealth-slices")
-        worker.start()
-        try:
-            for batch in _batches(done, stop, options.dry_run or _canceled(context)):
-                results += batch
-                _report(context, [event for result in batch for event in events_of(result)])
-                progress.tell(results)
-                for listener in _listeners:
-                    for result in batch:
-                        listener(result)
-        finally:
-            stop_on_error = worker.is_alive()
-            if stop_on_error:
-                stop.set()
-            worker.join()
-    if stop.is_set():
+    with capture_interrupts(), _Worker(session, slices, options) as worker:
+        for batch in worker.batches():
+            results += batch
+            _report(context, [event for result in batch for event in events_of(result)])
+            for result, listener in itertools.product(batch, _listeners):
+                listener(result)
+            progress.tell(results)
+    if session.stop.is_set():
         _end_canceled(context)
     _raise_failures(results)
     return results
+
+
+class _Worker:
+    """Reads slices on a thread of its own, so that the step's thread can notice that it is stopped."""
+
+    def __init__(self, session: SyncSession, slices: Sequence[Slice], options: SyncOptions) -> None:
+        self._session, self._slices, self._options = session, slices, options
+        self._done: queue.Queue[SliceResult | BaseException | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._work, name="nexhealth-slices")
+
+    def __enter__(self) -> "_Worker":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._session.stop.set()
+        self._thread.join()
+
+    def batches(self) -> Iterator[list[SliceResult]]:
+        """Results as they come, several at once where they come fast. Raises what ended the reading."""
+        while True:
+            if check_captured_interrupt():
+                self._session.stop.set()
+            batch, ended = self._drain()
+            if batch:
+                yield batch
+            if isinstance(ended, BaseException):
+                raise ended
+            if ended:
+                return
+
+    def _drain(self) -> tuple[list[SliceResult], BaseException | bool]:
+        batch: list[SliceResult] = []
+        with suppress(queue.Empty):
+            item = self._done.get(timeout=_POLL_SECONDS)
+            while isinstance(item, SliceResult):
+                batch.append(item)
+                item = self._done.get_nowait()
+            return batch, item if item is not None else True
+        return batch, False
+
+    def _work(self) -> None:
+        try:
+            for result in run_slices(self._session, self._slices, self._options):
+                self._done.put(result)
+            self._done.put(None)
+        except BaseException as error:
+            self._done.put(error)
+
+
+class _Progress:
+    """A line in the run's log every now and then: each one costs an event in Dagster's database."""
+
+    def __init__(self, context: Context, planned: int) -> None:
+        self._context, self._planned = context, planned
+        self._told = time.monotonic()
+
+    def tell(self, results: Sequence[SliceResult]) -> None:
+        done = len(results) == self._planned
+        if not done and time.monotonic() - self._told < _PROGRESS_SECONDS:
+            return
+        self._told = time.monotonic()
+        failed = sum(result.status is Status.FAILED for result in results)
+        records = sum(result.counts.records_read for result in results)
+        changed = sum(result.counts.inserted + result.counts.updated for result in results)
+        self._context.log.info(
+            f"{len(results)} of {self._planned} slices read, {failed} failed; {records} records, {changed} changed"
+        )
+
+
+def _plan(context: dg.AssetExecutionContext, keys: Sequence[str]) -> None:
+    """The planned events that Dagster writes by itself for a run with partition tags."""
+    step, run = context.get_step_execution_context(), context.run
+    events = [
+        DagsterEvent.build_asset_materialization_planned_event(
+            run.job_name,
+            step.step.key,
+            AssetMaterializationPlannedData(asset, partition=key, partitions_subset=None),
+        )
+        for asset in sorted(context.selected_asset_keys)
+        for key in keys
+    ]
+    batch = generate_event_batch_id()  # type: ignore[no-untyped-call]
+    for index, event in enumerate(events):
+        metadata = DagsterEventBatchMetadata(batch, is_end=index == len(events) - 1)
+        context.instance.report_dagster_event(event, run.run_id, batch_metadata=metadata)
+
+
+def _report(context: Context, events: Sequence[Event]) -> None:
+    step: StepExecutionContext = context.get_step_execution_context()
+    batch = generate_event_batch_id()  # type: ignore[no-untyped-call]
+    for index, event in enumerate(events):
+        metadata = DagsterEventBatchMetadata(batch, is_end=index == len(events) - 1)
+        if isinstance(event, dg.AssetMaterialization):
+            DagsterEvent.asset_materialization(step, event, metadata)
+        else:
+            DagsterEvent.asset_observation(step, event, metadata)
+
+
+def _end_canceled(context: Context) -> None:
+    """Dagster calls a run canceled only if it was being canceled when the exception arrived."""
+    record = context.instance.get_run_by_id(context.run.run_id)
+    if record is not None and record.status not in (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED):
+        context.instance.report_run_canceling(record, message="stopped by the user, on a committed page")
+    raise DagsterExecutionInterruptedError
+
+
+def _raise_failures(results: Sequence[SliceResult]) -> None:
+    failed = [result for result in results if result.status is Status.FAILED]
+    if not failed:
+        return
+    lines = [f"{result.slice.label}: {result.reason}" for result in failed[:_NAMED_FAILURES]]
+    more = [f"and {len(failed) - _NAMED_FAILURES} more"] if len(failed) > _NAMED_FAILURES else []
+    raise dg.Failure(
+        description=f"{len(failed)} of {len(results)} slices failed, the others are done:\n" + "\n".join(lines + more),
+        metadata={"failed_slices": [result.slice.label for result in failed[:_NAMED_FAILURES]]},
+        allow_retries=False,
+    )

@@ -61,8 +61,8 @@ class FaultRule:
     target: str = "http://other.example.com/"
     id: int = 0
     fired: int = 0
-    _seen: Counter[str] = field(default_factory=Counter, repr=False)
-    _done: Counter[str] = field(default_factory=Counter, repr=False)
+    _seen: Counter[str] = field(default_factory=Counter, init=False, repr=False)
+    _done: Counter[str] = field(default_factory=Counter, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS_OF_FAULT:
@@ -119,7 +119,7 @@ class Faults:
 
     def add(self, rule: FaultRule | str, **options: Any) -> FaultRule:
         """Put a rule in force: a FaultRule, or a kind with its options. Raises ValueError or TypeError for a bad one."""
-        made = replace(rule, **options) if isinstance(rule, FaultRule) else FaultRule(rule, **options)
+        made = replace(rule, fired=0, **options) if isinstance(rule, FaultRule) else FaultRule(rule, **options)
         with self._lock:
             self._last_id += 1
             made.id = self._last_id

@@ -85,7 +85,7 @@ _TYPES = (
 _DOCUMENT_TYPES = ("Health History and Patient Forms", "Consent", "X-ray", "Insurance card", "Lab slip", "Old scans")
 
 
-def source_name(place: LocationPlan) -> str:
+def _source_name(place: LocationPlan) -> str:
     """Name of the data source that reads this location's EHR database."""
     return f"DataSource {place.database}"
 
@@ -171,7 +171,7 @@ def _sync(plan: PracticePlan, database: int, base: datetime) -> Row:
     record: Record = {
         "institution_id": plan.id,
         "sync_source_type": "DataSource",
-        "sync_source_name": source_name(places[0]),
+        "sync_source_name": _source_name(places[0]),
         "emr": {"id": number, "name": name, "display_name": display, "type": kind},
         "read_status": "red" if offline else "green",
         "read_status_at": stamp(_last_sync(places[0], base)),

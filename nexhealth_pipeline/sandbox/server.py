@@ -152,7 +152,7 @@ class SandboxServer:
     reach (None = all). `limits=False` switches rate limits off, `limit_scale=0.1` makes them ten times tighter.
     `clock` decides tokens, limits, changes and the Date header.
 
-    Raises OSError where the port is taken.
+    Raises OSError where the port is taken, RuntimeError where the server cannot start.
     """
 
     def __init__(
@@ -233,6 +233,8 @@ class SandboxServer:
         self._thread.start()
         while not self._server.started and self._thread.is_alive():
             time.sleep(0.002)
+        if not self._server.started:
+            raise RuntimeError("the sandbox's server ended while it was starting")
         return self
 
     def _run(self, server: uvicorn.Server, listener: socket.socket) -> None:

@@ -203,7 +203,9 @@ class SliceReader:
                 watermark_from=self._watermark_from,
                 watermark_to=self.as_of() if status is Status.SUCCEEDED else None,
             )
-        _log.info(
+        # A line a slice would be an event each in Dagster's database: only what needs a look is told by default.
+        _log.log(
+            logging.WARNING if status is Status.FAILED else logging.DEBUG,
             "slice read",
             extra={"nexhealth": {"slice": self.slice.label, "status": status.value, **self.counts.as_dict()}},
         )

@@ -6,6 +6,7 @@ noted for quarantine: a bad field becomes null, a record without a usable key is
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,6 +22,10 @@ __all__ = ["Encoded", "Note", "RecordEncoder"]
 _decode = msgspec.json.Decoder(dict[str, object]).decode
 _ABSENT = object()
 _NULL = "\\N"
+_INDEXED_BYTES = 1000
+"""Longest text of an indexed column: an entry of two must fit into a third of PostgreSQL's 8 KB page."""
+_ODD_NUMBER = re.compile(rb"[eE]-\d{4}|\d{4000}")
+"""Perhaps a number with more than the 16,383 decimals that PostgreSQL's numeric, and so jsonb, holds."""
 _COPY_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
@@ -63,6 +68,9 @@ class RecordEncoder:
         self._institution = None if institution_id is None else str(institution_id)
         self._columns = tuple((column, column.path, CONVERTERS[column.type]) for column in collection.columns)
         self._request_columns = collection.from_request
+        names = [column.name for column in collection.columns]
+        self._id_at = names.index("id") if "id" in names else None
+        self._indexed = {*collection.key, *(name for index in collection.indexes for name in index)}
 
     @property
     def stage_columns(self) -> tuple[str, ...]:
@@ -87,10 +95,14 @@ class RecordEncoder:
                 encoded.lines.append(self._line(raw, known, read_text, encoded))
             except RecordRefused as refused:
                 encoded.notes.append(Note("", refused.field, refused.rule, loaded=False, raw=raw))
+            except RecursionError:
+                encoded.notes.append(Note("", "", "nested too deep", loaded=False, raw=raw))
         return encoded
 
     def _line(self, raw: bytes, known: list[str], read_text: str, encoded: Encoded) -> str:
         record = _parse(raw)
+        # Before anything is taken from it: a jsonb column may hold the whole object around a dropped key.
+        stored = self._stored_text(raw, record)
         absent: list[str] = []
         faults: list[RecordRefused] = []
         values = [self._value(record, column, path, convert, absent, faults) for column, path, convert in self._columns]
@@ -99,16 +111,16 @@ class RecordEncoder:
         content = "\t".join(fields) + "\0" + ",".join(absent)
         row_hash = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
         for fault in faults:
-            encoded.notes.append(Note(str(record.get("id", "")), fault.field, fault.rule, loaded=True, raw=raw))
-        identifier = record.get("id")
-        if isinstance(identifier, int | str):
+            note = Note(str(record.get("id", "")), fault.field, fault.rule, loaded=True, raw=stored.encode())
+            encoded.notes.append(note)
+        if self._id_at is not None and (identifier := values[self._id_at]) is not None:
             encoded.ids.append(int(identifier))
         return "\t".join(
             (
                 institution,
                 *known,
                 *fields,
-                self._raw_text(raw, record).translate(_COPY_ESCAPES),
+                stored.translate(_COPY_ESCAPES),
                 read_text,
                 "\\\\x" + row_hash,
                 "{" + ",".join(absent) + "}" if absent else _NULL,
@@ -125,15 +137,14 @@ class RecordEncoder:
         faults: list[RecordRefused],
     ) -> str | None:
         """One column's text; notes an absent key, turns a bad value of a plain column into null."""
-        value: object = record
-        for key in path:
-            value = value.get(key, _ABSENT) if isinstance(value, dict) else (None if value is None else _ABSENT)
+        try:
+            value = _at(record, path)
             if value is _ABSENT:
                 absent.append(column.name)
-                break
-        value = None if value is _ABSENT else value
-        try:
+                value = None
             text = convert(value)
+            if column.name in self._indexed:
+                _require_short(text)
         except RecordRefused as refused:
             fault = RecordRefused(column.name, refused.rule)
             if column.name in self._collection.key:
@@ -153,10 +164,10 @@ class RecordEncoder:
             raise RecordRefused("institution_id", "missing, and it is part of the key")
         return text
 
-    def _raw_text(self, raw: bytes, record: dict[str, object]) -> str:
-        """The record's JSON without the keys too sensitive to keep and without NUL."""
+    def _stored_text(self, raw: bytes, record: dict[str, object]) -> str:
+        """Remove the keys too sensitive to keep from `record`; its JSON without them and without NUL."""
         dropped = [_drop(record, path) for path in self._collection.sensitive]
-        if any(dropped) or b"\\u0000" in raw:
+        if any(dropped) or b"\\u0000" in raw or _maybe_odd(raw):
             return json_text(record)
         return raw.decode()
 
@@ -167,6 +178,31 @@ def _parse(raw: bytes) -> dict[str, object]:
         return _decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise RecordRefused("", "not a JSON object that can be stored") from None
+
+
+def _maybe_odd(raw: bytes) -> bool:
+    """Whether `raw` may hold a number that jsonb refuses; the search is spared where it cannot."""
+    return (len(raw) > 4000 or b"e-" in raw or b"E-" in raw) and _ODD_NUMBER.search(raw) is not None
+
+
+def _require_short(text: str | None) -> None:
+    """Raise RecordRefused for what PostgreSQL could not put into an index (its error would end the load)."""
+    if text is not None and len(text) > _INDEXED_BYTES // 4 and len(text.encode()) > _INDEXED_BYTES:
+        raise RecordRefused("", f"longer than {_INDEXED_BYTES} bytes in an indexed column")
+
+
+def _at(record: dict[str, object], path: tuple[str, ...]) -> object:
+    """The value at `path`; null below a null, _ABSENT where a key is missing. Raises RecordRefused."""
+    value: object = record
+    for key in path:
+        if value is None or value == "":
+            return None
+        if not isinstance(value, dict):
+            raise RecordRefused("", "the object around it is none")
+        value = value.get(key, _ABSENT)
+        if value is _ABSENT:
+            break
+    return value
 
 
 def _drop(record: dict[str, object], path: tuple[str, ...]) -> bool:

@@ -38,7 +38,7 @@ def record_freshness(
                CASE WHEN %(changed)s THEN clock_timestamp() END, s.read_status, s.read_status_at
         FROM (VALUES (1)) one LEFT JOIN LATERAL (
             SELECT read_status, read_status_at FROM nexhealth_sync_status
-            WHERE institution_id = %(institution)s
+            WHERE institution_id = %(institution)s AND deleted_at IS NULL
               AND (%(location)s = 0 OR locations @> jsonb_build_array(jsonb_build_object('id', %(location)s::bigint)))
             ORDER BY read_status_at NULLS FIRST LIMIT 1) s ON true
         ON CONFLICT (institution_id, location_id, collection) DO UPDATE SET

@@ -128,9 +128,8 @@ class _MergeSql:
             for name in self._collection.key
         )
 
-    def _revived(self) -> sql.SQL | sql.Composed:
-        if self._collection.soft_delete:
-            return sql.SQL("false")
+    def _revived(self) -> sql.Composed:
+        """What brings back a row that a complete read had lacked; the API's own deletions are plain content."""
         newer = self._version_is("s", ">", "t") or sql.SQL("false")
         return sql.SQL("(t.deleted_by = 'absence' AND (s.source_read_at > t.deleted_at OR {}))").format(newer)
 
@@ -160,7 +159,9 @@ class _MergeSql:
 
     def _differs(self) -> sql.Composed:
         """Content differs; the hash is asked first, the columns only where it differs."""
-        return sql.SQL("(s.row_hash <> t.row_hash AND ({}) IS DISTINCT FROM ({}))").format(
+        return sql.SQL(
+            "(s.row_hash <> t.row_hash AND t.deleted_by IS DISTINCT FROM 'absence' AND ({}) IS DISTINCT FROM ({}))"
+        ).format(
             sql.SQL("ROW({})").format(self._names("s", self._content)),
             sql.SQL("ROW({})").format(self._names("t", self._content)),
         )
@@ -168,14 +169,21 @@ class _MergeSql:
     def _keep_absent(self) -> sql.Composed:
         """Give keys that were absent from a changed record the value the target has."""
         assignments = sql.SQL(", ").join(
-            sql.SQL("{name} = CASE WHEN {text} = ANY(s.absent) THEN t.{name} ELSE s.{name} END").format(
-                name=sql.Identifier(name), text=sql.Literal(name)
+            sql.SQL("{name} = CASE WHEN {text} = ANY(s.absent) THEN {kept} ELSE s.{name} END").format(
+                name=sql.Identifier(name), text=sql.Literal(name), kept=self._kept(name)
             )
             for name in self._content
         )
         return sql.SQL(
-            "UPDATE {} s SET {} FROM {} t WHERE {} AND s.absent IS NOT NULL AND s.row_hash <> t.row_hash"
+            "UPDATE {} s SET {} FROM {} t WHERE {} AND s.absent IS NOT NULL"
+            " AND (s.row_hash <> t.row_hash OR t.deleted_by = 'absence')"
         ).format(self._stage, assignments, self._target, self._same_key())
+
+    def _kept(self, name: str) -> sql.Composed:
+        """The target's value of a column; a deletion time that only we inferred is not the source's."""
+        if name == self._collection.soft_delete:
+            return sql.SQL("CASE WHEN t.deleted_by = 'absence' THEN NULL ELSE t.{} END").format(sql.Identifier(name))
+        return sql.SQL("{}").format(sql.Identifier("t", name))
 
     def _changed(self) -> sql.Composed:
         """CTEs: the newest staged row per key, then those to write."""
@@ -219,7 +227,8 @@ class _MergeSql:
             assignments.append(sql.SQL("deleted_at = NULL").format())
         return sql.SQL(
             "{changed}, written AS (INSERT INTO {target} AS t ({columns}, synced_at, deleted_by)"
-            " SELECT {columns}, clock_timestamp(), {deleted_by} FROM changed s"
+            # In the order of the key, so that two merges of the same rows wait for each other in no circle.
+            " SELECT {columns}, clock_timestamp(), {deleted_by} FROM changed s ORDER BY {key}"
             " ON CONFLICT ({key}) DO UPDATE SET {assignments} WHERE {guard}"
             " RETURNING (t.xmax = 0) AS inserted)"
             " SELECT count(*) FILTER (WHERE inserted), count(*) FILTER (WHERE NOT inserted) FROM written"
@@ -240,14 +249,14 @@ class _MergeSql:
         version = self._collection.version
         if version is None:
             return sql.SQL(
-                "t.source_read_at <= excluded.source_read_at"
-                " AND (t.row_hash <> excluded.row_hash OR t.deleted_by = 'absence')"
+                "CASE WHEN t.deleted_by = 'absence' THEN excluded.source_read_at > t.deleted_at"
+                " ELSE t.source_read_at <= excluded.source_read_at AND t.row_hash <> excluded.row_hash END"
             ).format()
         return sql.SQL(
-            "((t.{v} IS NULL OR excluded.{v} IS NULL OR t.{v} < excluded.{v}"
-            " OR (t.{v} = excluded.{v} AND t.source_read_at <= excluded.source_read_at))"
-            " AND t.row_hash <> excluded.row_hash)"
-            " OR (t.deleted_by = 'absence' AND excluded.source_read_at > t.deleted_at)"
+            "CASE WHEN t.deleted_by = 'absence' THEN excluded.source_read_at > t.deleted_at OR excluded.{v} > t.{v}"
+            " WHEN t.row_hash = excluded.row_hash THEN false"
+            " WHEN t.{v} IS NULL OR excluded.{v} IS NULL OR t.{v} = excluded.{v}"
+            " THEN t.source_read_at <= excluded.source_read_at ELSE t.{v} < excluded.{v} END"
         ).format(v=sql.Identifier(version))
 
     def _places(self) -> sql.Composed:

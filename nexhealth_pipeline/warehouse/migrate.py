@@ -8,7 +8,7 @@ from pathlib import Path
 import psycopg
 
 from nexhealth_pipeline.errors import MissingRights, WarehouseNewer, WarehouseOutdated, WarehouseRefused
-from nexhealth_pipeline.warehouse.connect import connect
+from nexhealth_pipeline.warehouse.connect import connect, driver_errors
 from nexhealth_pipeline.warehouse.tables import ensure_tables, missing_tables
 
 __all__ = ["HEAD", "check", "current_revision", "declare_kind", "upgrade"]
@@ -35,21 +35,22 @@ def upgrade(url: str) -> list[str]:
     Raises WarehouseNewer when a newer release wrote it, MissingRights when the role may not create.
     """
     with connect(url) as connection:
-        revision = current_revision(connection)
-        _refuse_newer(revision)
         try:
-            changes = [] if revision == HEAD else _migrate(url)
-            return changes + ensure_tables(connection)
-        except psycopg.errors.InsufficientPrivilege:
+            with driver_errors("upgrading the warehouse"):
+                revision = current_revision(connection)
+                _refuse_newer(revision)
+                changes = [] if revision == HEAD else _migrate(url)
+                return changes + ensure_tables(connection)
+        except MissingRights:
             raise MissingRights(
-                "the database role may not create tables: GRANT CREATE, USAGE ON SCHEMA public TO it, "
-                "or run `nexhealth db upgrade` with a role that may"
+                f"the database role {connection.info.user} may not create or alter the warehouse's tables: "
+                "GRANT CREATE, USAGE ON SCHEMA public TO it, or run `nexhealth db upgrade` with the role that owns them"
             ) from None
 
 
 def check(url: str) -> None:
-    """Raise WarehouseOutdated or WarehouseNewer unless the warehouse fits this release."""
-    with connect(url) as connection:
+    """Raise WarehouseOutdated or WarehouseNewer unless the warehouse fits this release, MissingRights unread."""
+    with connect(url) as connection, driver_errors("reading the warehouse's release"):
         revision = current_revision(connection)
         _refuse_newer(revision)
         if revision != HEAD:
@@ -67,7 +68,7 @@ def declare_kind(url: str, kind: str) -> None:
 
     Raises WarehouseRefused when it holds the other kind.
     """
-    with connect(url) as connection:
+    with connect(url) as connection, driver_errors("declaring the warehouse's kind"):
         connection.execute("INSERT INTO nexhealth_warehouse (kind) VALUES (%s) ON CONFLICT DO NOTHING", (kind,))
         row = connection.execute("SELECT kind FROM nexhealth_warehouse").fetchone()
     if row is not None and row[0] != kind:
@@ -89,16 +90,21 @@ def _migrate(url: str) -> list[str]:
     from alembic import command
     from alembic.config import Config
     from sqlalchemy import create_engine, text
+    from sqlalchemy.exc import DBAPIError
     from sqlalchemy.pool import NullPool
 
     config = Config()
     config.set_main_option("script_location", str(_VERSIONS.parent).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     engine = create_engine("postgresql+psycopg://", creator=lambda: connect(url), poolclass=NullPool)
-    with engine.connect() as connection:
-        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
-        connection.commit()
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
-        connection.commit()
+    try:
+        with engine.connect() as connection:
+            connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
+            connection.commit()
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+            connection.commit()
+    except DBAPIError as error:
+        # SQLAlchemy wraps the driver's error, with the statement and the server's words.
+        raise (error.orig or error) from None
     return [f"migrated to {HEAD}"]

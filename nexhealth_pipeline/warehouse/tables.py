@@ -53,17 +53,25 @@ def create_table(connection: psycopg.Connection, collection: Collection) -> None
             table, sql.SQL(", ").join(columns), sql.SQL(", ").join(map(sql.Identifier, collection.key))
         )
     )
-    for index in collection.indexes:
-        name = f"{collection.table}_{'_'.join(index)}_idx"[:63]
-        connection.execute(
-            sql.SQL("CREATE INDEX IF NOT EXISTS {} ON {} ({})").format(
-                sql.Identifier(name), table, sql.SQL(", ").join(map(sql.Identifier, index))
-            )
+    for name, index in _indexes(collection).items():
+        _create_index(connection, collection, name, index)
+
+
+def _indexes(collection: Collection) -> dict[str, tuple[str, ...]]:
+    """Columns of each index by its name, cut to the 63 bytes PostgreSQL keeps."""
+    return {f"{collection.table}_{'_'.join(index)}_idx"[:63]: index for index in collection.indexes}
+
+
+def _create_index(connection: psycopg.Connection, collection: Collection, name: str, index: tuple[str, ...]) -> None:
+    connection.execute(
+        sql.SQL("CREATE INDEX IF NOT EXISTS {} ON {} ({})").format(
+            sql.Identifier(name), sql.Identifier(collection.table), sql.SQL(", ").join(map(sql.Identifier, index))
         )
+    )
 
 
 def ensure_tables(connection: psycopg.Connection, collections: Iterable[Collection] = DECLARED) -> list[str]:
-    """Create what is missing, add new columns, bring comments up to date; commits.
+    """Create what is missing, add new columns and indexes, bring comments up to date; commits.
 
     Returns the changes made, one text each; a warehouse that is up to date costs two queries.
     """
@@ -93,7 +101,7 @@ def missing_tables(connection: psycopg.Connection, collections: Iterable[Collect
 
 
 def _present(connection: psycopg.Connection, collections: tuple[Collection, ...]) -> dict[str, dict[str, str | None]]:
-    """Columns that exist, with their comments, by table; the table's own comment is under ""."""
+    """Columns that exist, with their comments, by table; the table's own is under "", an index under "name()"."""
     rows = connection.execute(
         """
         SELECT c.relname, coalesce(a.attname, ''), d.description
@@ -104,8 +112,12 @@ def _present(connection: psycopg.Connection, collections: tuple[Collection, ...]
         UNION ALL
         SELECT c.relname, '', obj_description(c.oid, 'pg_class')
         FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY(%s)
+        UNION ALL
+        SELECT c.relname, i.relname || '()', NULL
+        FROM pg_class c JOIN pg_index x ON x.indrelid = c.oid JOIN pg_class i ON i.oid = x.indexrelid
+        WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY(%s)
         """,
-        ([collection.table for collection in collections],) * 2,
+        ([collection.table for collection in collections],) * 3,
     ).fetchall()
     present: dict[str, dict[str, str | None]] = {}
     for table, name, comment in rows:
@@ -126,6 +138,10 @@ def _ensure_one(connection: psycopg.Connection, collection: Collection, have: di
                 )
             )
             changes.append(f"added column {collection.table}.{column.name}")
+    for name, index in _indexes(collection).items():
+        if have and f"{name}()" not in have:
+            _create_index(connection, collection, name, index)
+            changes.append(f"added index {name}")
     _comment(connection, collection, have)
     return changes
 

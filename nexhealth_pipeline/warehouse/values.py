@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable
 from datetime import date, datetime
+from decimal import Decimal
 
 import msgspec
 
@@ -20,11 +21,13 @@ __all__ = ["CONVERTERS", "Converter", "json_text", "replace_nul"]
 Converter = Callable[[object], str | None]
 
 _NUL, _NUL_SIGN = "\x00", "\u2400"
-_BIGINT_MAX = 2**63 - 1
-_INTEGER = re.compile(r"[+-]?\d{1,19}")
-_NUMBER = re.compile(r"[+-]?\d{1,30}(\.\d{1,30})?")
-_DATE = re.compile(r"\d{4}-\d\d-\d\d")
-_TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)? ?(Z|UTC|[+-]\d\d(:?\d\d)?)")
+_BIGINTS = range(-(2**63), 2**63)
+# ASCII: Python takes digits of every script for \d, PostgreSQL does not and would quote them in its error.
+_INTEGER = re.compile(r"[+-]?\d{1,19}", re.ASCII)
+_NUMBER = re.compile(r"[+-]?\d{1,30}(\.\d{1,30})?", re.ASCII)
+_DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+# Offsets up to 15:59, the widest that PostgreSQL takes.
+_TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)? ?(Z|UTC|[+-](0\d|1[0-5])(:?[0-5]\d)?)", re.ASCII)
 _YEARS = range(1900, 2201)
 _encode_json = msgspec.json.Encoder().encode
 
@@ -51,7 +54,7 @@ def _bigint(value: object) -> str | None:
         number = int(value)
     else:
         raise RecordRefused("", "not an integer")
-    if not -_BIGINT_MAX <= number <= _BIGINT_MAX:
+    if number not in _BIGINTS:
         raise RecordRefused("", "integer outside the range of bigint")
     return str(number)
 
@@ -76,7 +79,7 @@ def _numeric(value: object) -> str | None:
     if isinstance(value, int) and not isinstance(value, bool) and _NUMBER.fullmatch(str(value)):
         return str(value)
     if isinstance(value, float) and math.isfinite(value):
-        return format(value, "f") if abs(value) < 1e30 else _refuse_number()
+        return format(Decimal(repr(value)), "f") if abs(value) < 1e30 else _refuse_number()
     return _refuse_number()
 
 
@@ -109,7 +112,7 @@ def _timestamptz(value: object) -> str | None:
         return None
     if not isinstance(value, str) or not _TIME.fullmatch(value):
         raise RecordRefused("", "not an ISO 8601 time with a zone")
-    text = value.replace(" UTC", "Z").replace("UTC", "Z").replace(" +", "+").replace(" -", "-")
+    text = value.replace(" UTC", "Z").replace("UTC", "Z").replace(" Z", "Z").replace(" +", "+").replace(" -", "-")
     try:
         year = datetime.fromisoformat(text).year
     except ValueError:

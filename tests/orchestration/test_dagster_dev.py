@@ -34,7 +34,11 @@ def checkout(tmp_path: Path) -> Iterator[Path]:
     for name in ("pyproject.toml", "dagster.yaml", "workspace.yaml"):
         shutil.copy(REPO / name, folder / name)
     yield folder
-    shutil.rmtree(_server_folder(folder))
+    server = _server_folder(folder)
+    deadline = time.monotonic() + 30  # where the test failed, its server may be ending just now
+    while _naming(str(folder), str(server)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    shutil.rmtree(server, ignore_errors=True)
 
 
 @pytest.mark.dagster
@@ -43,9 +47,11 @@ def checkout(tmp_path: Path) -> Iterator[Path]:
 def test_dagster_dev_comes_up_with_nothing_set_and_each_of_its_processes_can_be_ended(checkout: Path) -> None:
     """The first thing a newcomer types. A process that stays would hold the port and the server."""
     with _dagster_dev(checkout) as (session, port):
-        answer = _ask(port, "{ assetNodes { assetKey { path } } runsOrError { ... on Runs { results { runId } } } }")
-        assert answer["assetNodes"]
-        assert answer["runsOrError"] == {"results": []}
+        _wait_until(lambda: _location(port) != "LOADING", "the code is not loaded", 60)
+        assert _location(port) == "LOADED"
+        assert _ask(port, "{ assetNodes { assetKey { path } } }")["assetNodes"]
+        runs = _ask(port, "{ runsOrError { ... on Runs { results { runId } } } }")["runsOrError"]
+        assert runs == {"results": []}
         assert len(_members(session)) >= 4
         assert not (checkout / "history").exists(), "the storage must be PostgreSQL"
         assert (checkout / ".nexhealth" / "postgres").is_dir()
@@ -88,7 +94,7 @@ def _server_has_gone(checkout: Path) -> None:
         assert db.execute("SELECT count(*) > 0 FROM daemon_heartbeats").fetchone() == (True,), "not this server"
     embedded.release(home)
     folder = str(_server_folder(checkout))
-    _wait_until(lambda: not _naming(str(checkout)) and not _naming(folder), "a server stays", 30)
+    _wait_until(lambda: not _naming(str(checkout), folder), "a server stays", 30)
 
 
 def _server_folder(checkout: Path) -> Path:
@@ -111,16 +117,17 @@ def _members(session: int) -> list[int]:
     return found
 
 
-def _naming(text: str) -> list[int]:
-    """Processes with `text` in their command line."""
+def _naming(*texts: str) -> list[int]:
+    """Processes with one of `texts` in their command line."""
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
-                if text.encode() in (folder / "cmdline").read_bytes():
-                    found.append(int(folder.name))
+                command = (folder / "cmdline").read_bytes()
             except (FileNotFoundError, ProcessLookupError):
                 continue
+            if any(text.encode() in command for text in texts):
+                found.append(int(folder.name))
     return found
 
 
@@ -155,6 +162,17 @@ def _ask(port: int, query: str) -> dict[str, Any]:
     with urllib.request.urlopen(request, timeout=30) as answer:
         data: dict[str, Any] = json.loads(answer.read())["data"]
     return data
+
+
+def _location(port: int) -> str:
+    """LOADING, LOADED, or why the code location could not be loaded."""
+    workspace = _ask(
+        port,
+        """{ workspaceOrError { ... on Workspace { locationEntries {
+            loadStatus locationOrLoadError { ... on PythonError { message } } } } } }""",
+    )["workspaceOrError"]
+    (entry,) = workspace["locationEntries"] or [{"loadStatus": "LOADING", "locationOrLoadError": None}]
+    return str((entry["locationOrLoadError"] or {}).get("message") or entry["loadStatus"])
 
 
 def _free_port() -> int:

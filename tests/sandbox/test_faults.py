@@ -11,7 +11,6 @@ from nexhealth_pipeline.sandbox import KINDS_OF_FAULT, FaultRule, Faults
 from .calls import ISLAND, NORTH, PIER, SOUTH, WILLOW, Caller, HandClock
 
 WHERE = {"subdomain": WILLOW, "location_id": NORTH}
-TOKENLESS = {"kind": "status", "path": "/authenticates"}
 
 
 @pytest.mark.parametrize("status", [500, 502, 503])
@@ -180,6 +179,15 @@ def test_a_rule_that_cannot_be_meant_is_refused() -> None:
             FaultRule(**options)
     with pytest.raises(TypeError):
         Faults().add("status", wrong=1)
+
+
+def test_a_rule_used_on_two_servers_counts_for_each_alone() -> None:
+    """Risk: a rule kept as a constant in a test module is used up by the first test."""
+    rule = FaultRule("status", count=1)
+    for _ in range(2):
+        faults = Faults()
+        faults.add(rule)
+        assert [faults.choose("GET", "/x", "") is not None for _ in range(2)] == [True, False]
 
 
 def test_the_log_tells_which_requests_were_spoilt(caller: Caller) -> None:

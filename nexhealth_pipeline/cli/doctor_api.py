@@ -1,0 +1,240 @@
+"""Doctor's questions to NexHealth: key, reach, institutions, locations, their offices, the clock."""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from nexhealth_pipeline.catalog.paging import Paging
+from nexhealth_pipeline.cli.doctor import Finding, Group, Level
+from nexhealth_pipeline.client.budget import LocalBudget
+from nexhealth_pipeline.client.client import NexHealthClient
+from nexhealth_pipeline.client.request import ApiRequest
+from nexhealth_pipeline.client.retry import RetryPolicy
+from nexhealth_pipeline.errors import ApiError, ConfigurationError, KeyRefused, RateLimited, Unreachable
+from nexhealth_pipeline.settings import Settings
+
+__all__ = ["CLOCK_SECONDS", "STALE", "api_findings"]
+
+CLOCK_SECONDS = 30.0
+"""A clock that is farther off is reported. Syncs correct for it (client/clock.py); crons and logs do not."""
+STALE = timedelta(hours=24)
+"""NexHealth reads an office every few minutes while its server runs; a day without is worth a look (API.md A.5)."""
+
+_TIMEOUT_SECONDS = 10.0
+_POLICY = RetryPolicy(attempts=2, patience_seconds=20.0, longest_retry_after=5.0)
+"""Gives up soon: whoever calls the doctor waits."""
+
+_Record = dict[str, Any]
+
+
+def api_findings(settings: Settings, locations: tuple[str, ...]) -> Iterator[Finding]:
+    """Findings about the key and what it reaches."""
+    try:
+        keys = settings.api_keys()
+        client = _client(settings, keys)
+    except ConfigurationError as error:
+        yield _failed("key", Group.SETTINGS, str(error), "Set NEXHEALTH_API_KEY (in the environment or in .env).")
+        return
+    try:
+        yield from _with_client(client, settings, locations)
+    finally:
+        client.close()
+
+
+def _client(settings: Settings, keys: dict[str, str]) -> NexHealthClient:
+    budget = LocalBudget(settings.rate_share)
+    return NexHealthClient(
+        api_url=settings.api_url,
+        api_keys=keys,
+        budget_for=lambda key_hash: budget,  # noqa: ARG005 - a handful of requests in all
+        timeout_seconds=min(_TIMEOUT_SECONDS, settings.timeout_seconds),
+        retry=_POLICY,
+    )
+
+
+def _with_client(client: NexHealthClient, settings: Settings, locations: tuple[str, ...]) -> Iterator[Finding]:
+    refusal = _refusal(client, settings)
+    yield from _clock(client)
+    if refusal is not None:
+        yield refusal
+        return
+    yield _ok("key", Group.SETTINGS, f"{settings.api_url} accepts the API key")
+    try:
+        yield from _reached(client, settings, locations)
+    except ApiError as error:
+        yield _failed("reach", Group.API, str(error), "Try again; if it stays, ask NexHealth's support.")
+
+
+def _refusal(client: NexHealthClient, settings: Settings) -> Finding | None:
+    """Why no token could be had, or None."""
+    try:
+        for name in client.key_names():
+            client.authenticate(name)
+    except KeyRefused:
+        return _failed(
+            "key",
+            Group.SETTINGS,
+            f"{settings.api_url} refuses the API key",
+            "Copy it again from NexHealth's developer portal, and see that it is the key of this environment.",
+        )
+    except Unreachable:
+        return _failed(
+            "reach",
+            Group.API,
+            f"{settings.api_url} does not answer",
+            "Check NEXHEALTH_API_URL, this machine's network, and a proxy or firewall between.",
+        )
+    except RateLimited:
+        return _failed(
+            "limit",
+            Group.API,
+            f"{settings.api_url} refuses requests for now: the key's rate limit is used up",
+            "Wait a minute; if other programs use the same key, lower NEXHEALTH_RATE_SHARE.",
+        )
+    except ApiError as error:
+        return _failed(
+            "reach",
+            Group.API,
+            f"{settings.api_url} answers, but not as NexHealth does: {error}",
+            "Check NEXHEALTH_API_URL; if it is right, NexHealth has a problem: try again later.",
+        )
+    return None
+
+
+def _clock(client: NexHealthClient) -> Iterator[Finding]:
+    skew = client.clock.skew
+    if skew is None:
+        return
+    if abs(skew) <= CLOCK_SECONDS:
+        yield _ok("clock", Group.SETTINGS, "this machine's clock agrees with NexHealth's")
+        return
+    side = "behind" if skew > 0 else "ahead of"
+    yield Finding(
+        "clock",
+        Level.WARNING,
+        Group.SETTINGS,
+        f"this machine's clock is {abs(skew):,.0f} s {side} NexHealth's",
+        "Turn on time synchronisation (NTP): syncs correct for it, schedules and logs do not.",
+    )
+
+
+def _reached(client: NexHealthClient, settings: Settings, wanted: tuple[str, ...]) -> Iterator[Finding]:
+    """Institutions, locations and offices that the keys reach. Raises ApiError."""
+    institutions = {one.get("id"): str(one.get("subdomain")) for one in _records(client, "/institutions")}
+    yield _subdomains(list(institutions.values()), settings)
+    places = [
+        (f"{institutions[place.get('institution_id')]}.{place.get('id')}", place)
+        for place in _records(client, "/locations", ("locations",))
+        if _chosen(institutions.get(place.get("institution_id")), settings)
+    ]
+    yield _active([key for key, place in places if not place.get("inactive")])
+    for text in wanted:
+        yield _location(client, text, places)
+    yield from _offices(client, dict(places), client.clock.now())
+
+
+def _chosen(subdomain: str | None, settings: Settings) -> bool:
+    return subdomain is not None and (not settings.subdomains or subdomain in settings.subdomains)
+
+
+def _active(keys: list[str]) -> Finding:
+    if keys:
+        return _ok("locations", Group.API, f"active locations: {', '.join(keys)}")
+    fix = "Ask NexHealth to enable locations for this key, or correct NEXHEALTH_SUBDOMAINS."
+    return _failed("locations", Group.API, "no active location is reachable", fix)
+
+
+def _subdomains(names: list[str], settings: Settings) -> Finding:
+    """Whether every institution that was named is reached."""
+    named = [*settings.subdomains, *(name for name in settings.api_keys() if name)]
+    unknown = [name for name in dict.fromkeys(named) if name not in names]
+    if unknown:
+        return _failed(
+            "subdomain",
+            Group.SETTINGS,
+            f"the key reaches no institution {', '.join(unknown)}",
+            f"Correct NEXHEALTH_SUBDOMAINS (or the keys file; capitals count): {', '.join(names) or 'none is reached'}.",
+        )
+    return _ok("subdomain", Group.SETTINGS, f"institutions reached: {', '.join(names)}")
+
+
+def _location(client: NexHealthClient, text: str, places: list[tuple[str, _Record]]) -> Finding:
+    """Whether one location can be read: found in the list, active, and answering."""
+    found = [
+        (key, place)
+        for key, place in places
+        if text in (key, str(place.get("id"))) or text.casefold() == str(place.get("name")).casefold()
+    ]
+    if len(found) != 1:
+        problem = "names several locations" if found else "is not reachable with this key"
+        choices = ", ".join(f"{key} ({place.get('name')})" for key, place in found or places)
+        return _failed("location", Group.SETTINGS, f"location {text!r} {problem}", f"Use one of: {choices}.")
+    key, place = found[0]
+    if place.get("inactive"):
+        fix = "Ask the practice or NexHealth to switch it on; syncs leave it out until then."
+        return _failed("location", Group.SETTINGS, f"location {key} is switched off in NexHealth", fix)
+    try:
+        params = (("location_id", str(place["id"])),)
+        client.get(ApiRequest("/operatories", params, key.rpartition(".")[0], Paging.CURSOR, per_page=1))
+    except ApiError as error:
+        fix = "Ask NexHealth to give this key access to the location."
+        return _failed("location", Group.API, f"location {key} is listed but cannot be read: {error}", fix)
+    return _ok("location", Group.API, f"location {key} can be read")
+
+
+def _offices(client: NexHealthClient, places: dict[str, _Record], now: datetime) -> Iterator[Finding]:
+    """Offices that NexHealth itself cannot read, or has not read for long."""
+    names = {place.get("id"): f"{key} ({place.get('name')})" for key, place in places.items()}
+    silent = False
+    for source in _records(client, "/sync_status"):
+        offices = [names[place.get("id")] for place in source.get("locations") or () if place.get("id") in names]
+        trouble = _office_trouble(source, now)
+        if offices and trouble:
+            silent = True
+            yield Finding(
+                "office",
+                Level.WARNING,
+                Group.API,
+                f"{', '.join(offices)}: {trouble}, so the copy cannot be newer than that",
+                "See that the office's server and NexHealth's synchronizer on it run.",
+            )
+    if not silent:
+        yield _ok("office", Group.API, "NexHealth's connection to every office is up")
+
+
+def _office_trouble(source: _Record, now: datetime) -> str | None:
+    """What is wrong with one source, or None."""
+    at = _time(source.get("read_status_at"))
+    since = f"since {at:%Y-%m-%d %H:%M} UTC" if at else "for an unknown time"
+    if source.get("read_status") != "green":
+        return f"offline: NexHealth has not read the office {since}"
+    if at is not None and now - at > STALE:
+        return f"said to be online, but NexHealth has not read the office {since}"
+    return None
+
+
+def _time(text: object) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(str(text))
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else None
+
+
+def _records(client: NexHealthClient, path: str, records_at: tuple[str, ...] = ()) -> list[_Record]:
+    """All records of a key-wide list, of every key. Raises ApiError."""
+    found: list[_Record] = []
+    for name in client.key_names():
+        request = ApiRequest(path, legacy_accept=True, records_at=records_at, key_name=name)
+        found += [msgspec.json.decode(record) for record in client.get(request).records]
+    return [record for record in found if isinstance(record, dict)]
+
+
+def _ok(check: str, group: Group, message: str) -> Finding:
+    return Finding(check, Level.OK, group, message)
+
+
+def _failed(check: str, group: Group, message: str, fix: str) -> Finding:
+    return Finding(check, Level.FAILED, group, message, fix)

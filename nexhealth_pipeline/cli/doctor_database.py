@@ -1,0 +1,170 @@
+"""Doctor's questions to PostgreSQL: reach, release, migrations, kind of data, rights, Dagster's storage."""
+
+from collections.abc import Iterator
+
+import psycopg
+from psycopg import sql
+
+from nexhealth_pipeline.cli.doctor import Finding, Group, Level
+from nexhealth_pipeline.cli.realm import Realm
+from nexhealth_pipeline.errors import PipelineError, WarehouseError, WarehouseNewer, WarehouseOutdated
+from nexhealth_pipeline.warehouse.connect import connect, driver_errors
+from nexhealth_pipeline.warehouse.migrate import HEAD, check, current_revision
+
+__all__ = ["database_findings"]
+
+
+def database_findings(realm: Realm) -> Iterator[Finding]:
+    """Findings about the warehouse and Dagster's storage beside it."""
+    try:
+        url = realm.warehouse_url()
+        connection = connect(url, autocommit=True)
+    except PipelineError as error:
+        group = Group.DATABASE if isinstance(error, WarehouseError) else Group.SETTINGS
+        yield _failed("database", str(error), "Nothing can be synced until the warehouse answers.", group)
+        return
+    try:
+        with connection, driver_errors("checking the warehouse"):
+            yield from _connected(connection, realm, url)
+    except PipelineError as error:
+        yield _failed("database", str(error), "Try again; if it stays, see the server's own log.")
+
+
+def _connected(connection: psycopg.Connection, realm: Realm, url: str) -> Iterator[Finding]:
+    release = connection.info.server_version // 10_000
+    yield _ok("database", f"PostgreSQL {release} answers, database {connection.info.dbname}")
+    yield from _rights(connection)
+    if _may_read(connection, "nexhealth_alembic_version") is not False:
+        yield _migrations(connection, url)
+    if _may_read(connection, "nexhealth_warehouse"):
+        yield from _kind(connection, realm)
+    yield from _dagster(connection, realm)
+
+
+def _migrations(connection: psycopg.Connection, url: str) -> Finding:
+    revision = current_revision(connection)
+    try:
+        check(url)
+    except WarehouseNewer as error:
+        return _failed("migrations", str(error), "Install that release here as well.")
+    except WarehouseOutdated as error:
+        if revision is None:
+            message = "the warehouse is empty: its tables were never made"
+        else:
+            message = str(error).partition(": run")[0]
+        return _failed("migrations", message, "Run `nexhealth db upgrade` (`nexhealth sync` does it by itself).")
+    return _ok("migrations", f"the warehouse is at migration {HEAD}, as this release needs")
+
+
+def _kind(connection: psycopg.Connection, realm: Realm) -> Iterator[Finding]:
+    """Whether the data there is of the kind that the key brings."""
+    row = connection.execute("SELECT kind FROM nexhealth_warehouse").fetchone()
+    if row is not None and row[0] != realm.kind:
+        yield _failed(
+            "kind",
+            f"the warehouse holds {row[0]} data, and the key brings {realm.kind} data",
+            "Set DATABASE_URL to another database: the two are never mixed.",
+        )
+
+
+def _may_read(connection: psycopg.Connection, table: str) -> bool | None:
+    """Whether the role may read a table; None where there is no such table."""
+    query = "SELECT has_table_privilege(to_regclass(%s), 'SELECT')"
+    row = connection.execute(query, (f"public.{table}",)).fetchone()
+    return row[0] if row else None
+
+
+_TABLE_RIGHTS = """
+SELECT r.right, array_agg(c.relname::text ORDER BY c.relname)
+FROM pg_class c, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS r("right")
+WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND c.relname LIKE 'nexhealth\\_%'
+  AND NOT has_table_privilege(c.oid, r.right)
+GROUP BY r.right ORDER BY r.right
+"""
+
+_NOT_OWNED = """
+SELECT count(*) FROM pg_class c
+WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND c.relname LIKE 'nexhealth\\_%'
+  AND NOT pg_has_role(c.relowner, 'MEMBER')
+"""
+
+_WIDE_RIGHTS = """
+SELECT has_database_privilege(current_database(), 'TEMPORARY'), has_schema_privilege('public', 'USAGE'),
+       has_schema_privilege('public', 'CREATE'), has_database_privilege(current_database(), 'CREATE'),
+       current_user::text, current_database()::text
+"""
+
+
+def _rights(connection: psycopg.Connection) -> Iterator[Finding]:
+    """What the role lacks to load rows, with the statements that give it."""
+    row = connection.execute(_WIDE_RIGHTS).fetchone()
+    assert row is not None
+    temporary, usage, create, _, user, name = row
+    role, base = (sql.Identifier(part).as_string(connection) for part in (user, name))
+    lacking = []
+    if not temporary:
+        lacking.append(("to make temporary tables", f"GRANT TEMPORARY ON DATABASE {base} TO {role};"))
+    if not (usage and create):
+        lacking.append(("to create in schema public", f"GRANT USAGE, CREATE ON SCHEMA public TO {role};"))
+    for right, tables in connection.execute(_TABLE_RIGHTS).fetchall():
+        what = f"{right} on {tables[0]}" + (f" and {len(tables) - 1} more" if len(tables) > 1 else "")
+        lacking.append((what, f"GRANT {right} ON ALL TABLES IN SCHEMA public TO {role};"))
+    for what, statement in lacking:
+        yield _failed("rights", f"database role {user} lacks the right {what}", f"As an administrator: {statement}")
+    if not lacking:
+        yield _ok("rights", f"database role {user} has the rights to load rows")
+        yield from _ownership(connection, user)
+
+
+def _ownership(connection: psycopg.Connection, user: str) -> Iterator[Finding]:
+    """Whether a newer release could widen the tables: only their owner may."""
+    row = connection.execute(_NOT_OWNED).fetchone()
+    if row and row[0]:
+        yield Finding(
+            "ownership",
+            Level.WARNING,
+            Group.DATABASE,
+            f"database role {user} does not own {row[0]} of the warehouse's tables",
+            "Run `nexhealth db upgrade` as their owner when a new release brings columns.",
+        )
+
+
+_BESIDE = """
+SELECT d.oid IS NOT NULL, has_database_privilege(d.oid, 'CONNECT'), r.rolsuper OR r.rolcreatedb, r.rolname::text
+FROM pg_roles r LEFT JOIN pg_database d ON d.datname = %s WHERE r.rolname = current_user
+"""
+
+
+def _dagster(connection: psycopg.Connection, realm: Realm) -> Iterator[Finding]:
+    """Whether Dagster's own storage is there, or can be made."""
+    if realm.settings.dagster_database_url is not None:
+        yield _dagster_elsewhere(realm)
+        return
+    row = connection.execute(_BESIDE, (realm.dagster_database,)).fetchone()
+    assert row is not None
+    exists, may_connect, may_create, user = row
+    name, role = (sql.Identifier(part).as_string(connection) for part in (realm.dagster_database, user))
+    if exists and not may_connect:
+        fix = f"As an administrator: GRANT CONNECT ON DATABASE {name} TO {role};"
+        yield _failed("dagster", f"database role {user} may not connect to {realm.dagster_database}", fix)
+    elif not exists and not may_create:
+        fix = f"As an administrator: CREATE DATABASE {name} OWNER {role}; or set DAGSTER_DATABASE_URL."
+        yield _failed("dagster", f"Dagster's database is missing and {user} may not create it", fix)
+    else:
+        yield _ok("dagster", "Dagster's database is there" if exists else "Dagster's database can be created")
+
+
+def _dagster_elsewhere(realm: Realm) -> Finding:
+    try:
+        connect(realm.dagster_url()).close()
+    except PipelineError as error:
+        return _failed("dagster", f"Dagster's database: {error}", "Correct DAGSTER_DATABASE_URL.")
+    return _ok("dagster", "Dagster's database answers")
+
+
+def _ok(check_name: str, message: str) -> Finding:
+    return Finding(check_name, Level.OK, Group.DATABASE, message)
+
+
+def _failed(check_name: str, message: str, fix: str, group: Group = Group.DATABASE) -> Finding:
+    return Finding(check_name, Level.FAILED, group, message, fix)

@@ -1,0 +1,53 @@
+"""`nexhealth doctor`: prints the findings of :mod:`.doctor`."""
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from nexhealth_pipeline.cli.later import not_in_this_version
+
+if TYPE_CHECKING:
+    from nexhealth_pipeline.cli.doctor import Finding
+
+__all__ = ["doctor"]
+
+_MARKS = {"ok": ("ok     ", "green"), "warning": ("WARNING", "yellow"), "failed": ("FAILED ", "red")}
+
+
+@click.command()
+@click.option("--location", "locations", metavar="KEY", multiple=True, help="Check this location, too; repeatable.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else on stdout.")
+@click.option("--openapi", metavar="FILE", hidden=True)
+def doctor(locations: tuple[str, ...], openapi: str | None, *, as_json: bool) -> int:
+    """Check key, reach, clock and database.
+
+    Says of everything that is wrong how to put it right.
+
+    Exit status 0: all good; 1: warnings only; else by what failed first: 2 settings, 3 the API, 4 the database.
+    """
+    if openapi is not None:
+        raise not_in_this_version("nexhealth doctor --openapi")
+    from nexhealth_pipeline.cli.doctor import examine, exit_status
+    from nexhealth_pipeline.cli.realm import account
+    from nexhealth_pipeline.log import set_up_for
+
+    realm = account()
+    set_up_for(realm.settings, quiet=True)
+    found = list(_shown(examine(realm, locations), as_json=as_json))
+    status = exit_status(found)
+    if as_json:
+        click.echo(json.dumps({"findings": [one.as_json() for one in found], "exit_status": status}))
+    return status
+
+
+def _shown(findings: "Iterable[Finding]", *, as_json: bool) -> "Iterator[Finding]":
+    """Pass findings on, printing each as it comes: a check may take seconds."""
+    for finding in findings:
+        if not as_json:
+            mark, colour = _MARKS[finding.level]
+            click.echo(f"{click.style(mark, fg=colour)} {finding.message}")
+            if finding.fix:
+                click.echo(f"        {finding.fix}")
+        yield finding

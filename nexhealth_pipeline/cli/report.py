@@ -1,0 +1,158 @@
+"""What `nexhealth status` knows: read from the warehouse in a few queries, changes nothing."""
+
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import psycopg
+
+__all__ = ["Fresh", "LastRun", "Problem", "Reading", "Report", "read_report"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """How fresh one collection is at one location (or of a whole institution)."""
+
+    place: str
+    """Location key, or the subdomain."""
+    name: str
+    collection: str
+    complete_through: datetime | None
+    last_full_at: datetime | None
+    last_change_at: datetime | None
+    source_read_status: str | None
+    source_read_status_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A slice that is being read."""
+
+    slice: str
+    run_id: str
+    started_at: datetime
+    pages: int
+    records: int
+    alive: bool
+    """False: its process is gone; the next sync goes on where it stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A slice whose latest read did not end well."""
+
+    slice: str
+    status: str
+    at: datetime
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LastRun:
+    """The run that began last, with its sums."""
+
+    run_id: str
+    status: str
+    started_at: datetime
+    finished_at: datetime | None
+    slices: int
+    done: int
+    records: int
+    inserted: int
+    updated: int
+    requests: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything `status` shows, as of the database's clock."""
+
+    now: datetime
+    kind: str | None
+    last_run: LastRun | None
+    reading: list[Reading]
+    problems: list[Problem]
+    fresh: list[Fresh]
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`; times are ISO 8601."""
+        return asdict(self)
+
+
+_FRESH = """
+SELECT CASE WHEN f.location_id <> 0 THEN concat_ws('.', i.subdomain, f.location_id)
+            ELSE coalesce(i.subdomain, 'everything') END,
+       coalesce(l.name, i.name, ''), f.collection, f.complete_through, f.last_full_at, f.last_change_at,
+       f.source_read_status, f.source_read_status_at
+FROM nexhealth_freshness f
+LEFT JOIN nexhealth_institutions i ON i.id = f.institution_id
+LEFT JOIN nexhealth_locations l ON l.institution_id = f.institution_id AND l.id = f.location_id
+ORDER BY f.institution_id, f.location_id, f.collection
+"""
+
+_READING = """
+SELECT concat_ws(' ', g.collection, g.partition_key), g.run_id, g.started_at, g.pages, g.records_read
+FROM nexhealth_sync_logs g WHERE g.status = 'running' ORDER BY g.id
+"""
+
+_PROBLEMS = """
+SELECT slice, status, at, error FROM (
+    SELECT DISTINCT ON (collection, institution_id, location_id, partition_key)
+           concat_ws(' ', collection, partition_key) AS slice, status, coalesce(finished_at, started_at) AS at, error
+    FROM nexhealth_sync_logs WHERE started_at > clock_timestamp() - interval '7 days'
+    ORDER BY collection, institution_id, location_id, partition_key, id DESC) latest
+WHERE status IN ('failed', 'interrupted') ORDER BY at DESC
+"""
+
+_LAST_RUN = """
+SELECT r.run_id, r.status, r.started_at, r.finished_at, count(g.id), count(g.id) FILTER (WHERE g.status <> 'running'),
+       coalesce(sum(g.records_read), 0)::bigint, coalesce(sum(g.inserted), 0)::bigint,
+       coalesce(sum(g.updated), 0)::bigint, coalesce(sum(g.requests), 0)::bigint
+FROM (SELECT * FROM nexhealth_runs ORDER BY started_at DESC LIMIT 1) r
+LEFT JOIN nexhealth_sync_logs g ON g.run_id = r.run_id
+GROUP BY r.run_id, r.status, r.started_at, r.finished_at
+"""
+
+_HELD = """
+SELECT (classid::bigint << 32) | objid::bigint FROM pg_locks
+WHERE locktype = 'advisory' AND objsubid = 1 AND granted
+  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+
+
+def read_report(connection: "psycopg.Connection") -> Report:
+    """The state of the warehouse behind `connection` (autocommit). Raises WarehouseError."""
+    from nexhealth_pipeline.warehouse.connect import driver_errors
+
+    with driver_errors("reading the warehouse's status"):
+        now = connection.execute("SELECT clock_timestamp()").fetchone()
+        kind = connection.execute("SELECT kind FROM nexhealth_warehouse").fetchone()
+        held = {row[0] for row in connection.execute(_HELD)}
+        run = connection.execute(_LAST_RUN).fetchone()
+        assert now is not None
+        return Report(
+            now=now[0],
+            kind=kind[0] if kind else None,
+            last_run=_last_run(run, held) if run else None,
+            reading=[_reading(row, held) for row in connection.execute(_READING)],
+            problems=[Problem(*row) for row in connection.execute(_PROBLEMS)],
+            fresh=[Fresh(*row) for row in connection.execute(_FRESH)],
+        )
+
+
+def _reading(row: tuple[Any, ...], held: set[int]) -> Reading:
+    piece, run_id, started_at, pages, records = row
+    return Reading(piece, run_id, started_at, pages, records, _alive(run_id, held))
+
+
+def _last_run(row: tuple[Any, ...], held: set[int]) -> LastRun:
+    run_id, status, *rest = row
+    return LastRun(run_id, "interrupted" if status == "running" and not _alive(run_id, held) else status, *rest)
+
+
+def _alive(run_id: str, held: set[int]) -> bool:
+    """Whether the run's lock is held: a process that was killed leaves its rows saying running."""
+    from nexhealth_pipeline.warehouse.runs import lock_key
+
+    return lock_key("run", run_id) in held

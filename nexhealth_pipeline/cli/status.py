@@ -1,0 +1,132 @@
+"""`nexhealth status`: how fresh each collection is at each location, and what is being read now."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+
+from nexhealth_pipeline.cli.realm import account
+from nexhealth_pipeline.cli.realm import demo as demo_realm
+from nexhealth_pipeline.cli.report import Report, read_report
+from nexhealth_pipeline.cli.tables import age, moment, table
+from nexhealth_pipeline.errors import WarehouseOutdated
+
+if TYPE_CHECKING:
+    import psycopg
+
+__all__ = ["status", "status_lines", "watch"]
+
+_EVERY_SECONDS = 2.0
+
+
+@click.command()
+@click.option("--watch", "watching", is_flag=True, help="Show it again every two seconds, until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object (with --watch one a line).")
+@click.option("--demo", is_flag=True, help="The demo's warehouse instead of the account's.")
+def status(*, watching: bool, as_json: bool, demo: bool) -> int:
+    """Show how fresh each collection is.
+
+    At each location; and what is being read now, and what went wrong.
+    """
+    from nexhealth_pipeline.warehouse.connect import connect
+    from nexhealth_pipeline.warehouse.migrate import check
+
+    url = (demo_realm() if demo else account()).warehouse_url()
+    try:
+        check(url)
+    except WarehouseOutdated:
+        if demo:
+            raise WarehouseOutdated(
+                "the demo's warehouse is empty or older than this release: run `nexhealth demo`"
+            ) from None
+        raise
+    with connect(url, autocommit=True) as connection:
+        if watching:
+            return watch(connection, as_json=as_json)
+        _print(read_report(connection), as_json=as_json)
+    return 0
+
+
+def _print(report: Report, *, as_json: bool) -> None:
+    click.echo(json.dumps(report.as_json(), default=str) if as_json else "\n".join(status_lines(report)))
+
+
+def watch(connection: "psycopg.Connection", *, as_json: bool, sleep: Callable[[float], None] = time.sleep) -> int:
+    """Show the report again and again; Ctrl-C is the way to end it, so it ends with 0."""
+    try:
+        if sys.stdout.isatty() and not as_json:
+            _watch_on_terminal(connection, sleep)
+        while True:
+            _print(read_report(connection), as_json=as_json)
+            sleep(_EVERY_SECONDS)
+    except KeyboardInterrupt:
+        return 0
+
+
+def _watch_on_terminal(connection: "psycopg.Connection", sleep: Callable[[float], None]) -> None:
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(auto_refresh=False, screen=True) as live:
+        while True:
+            live.update(Text("\n".join(status_lines(read_report(connection)))), refresh=True)
+            sleep(_EVERY_SECONDS)
+
+
+def status_lines(report: Report) -> list[str]:
+    """The report for people: what happens now first, what is long first seen last."""
+    lines = [_run_line(report)]
+    lines += _reading_lines(report)
+    lines += [f"{one.status}: {one.slice} at {moment(one.at)}: {one.error}" for one in report.problems]
+    lines += ["", *_fresh_lines(report)]
+    return lines
+
+
+def _run_line(report: Report) -> str:
+    run = report.last_run
+    if run is None:
+        return "Nothing was synced yet: run `nexhealth sync` (or see the demo's warehouse with --demo)."
+    when = f"since {moment(run.started_at)}" if run.finished_at is None else f"ended {moment(run.finished_at)} UTC"
+    return (
+        f"last run {run.run_id}: {run.status}, {when}; {run.done} of {run.slices} slices it began are done, "
+        f"{run.records:,} records read, {run.inserted:,} inserted, {run.updated:,} updated, {run.requests:,} requests"
+    )
+
+
+def _reading_lines(report: Report) -> list[str]:
+    return [
+        f"reading {one.slice}: {one.pages:,} pages, {one.records:,} records, since {age(one.started_at, report.now)}"
+        if one.alive
+        else f"interrupted: {one.slice} after {one.pages:,} pages; its process is gone, the next sync goes on there"
+        for one in report.reading
+    ]
+
+
+def _fresh_lines(report: Report) -> list[str]:
+    if not report.fresh:
+        return ["no collection was read completely yet"]
+    rows = [
+        [
+            one.place,
+            one.name,
+            one.collection,
+            moment(one.complete_through) or "not yet complete",
+            age(one.complete_through, report.now),
+            moment(one.last_full_at),
+            moment(one.last_change_at),
+            _source(one.source_read_status, age(one.source_read_status_at, report.now)),
+        ]
+        for one in report.fresh
+    ]
+    head = ("location", "name", "collection", "current to (UTC)", "age", "last read in full", "last change", "office")
+    return table(head, rows, right="    >")
+
+
+def _source(read_status: str | None, since: str) -> str:
+    """NexHealth's own connection to the office: what it cannot read, nobody can copy."""
+    if read_status is None:
+        return ""
+    return f"{'online' if read_status == 'green' else 'OFFLINE'}, read {since} ago" if since else read_status

@@ -1,0 +1,162 @@
+"""The catalog's collections as assets: one multi-asset per partition scope.
+
+One step reads many slices, so a run pays its start once and one collection's failure skips no other.
+"""
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from nexhealth_pipeline.catalog.collection import Collection, Scope
+from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
+from nexhealth_pipeline.errors import ConfigurationError
+from nexhealth_pipeline.orchestration.config import SyncConfig
+from nexhealth_pipeline.orchestration.metadata import collection_metadata, result_metadata
+from nexhealth_pipeline.orchestration.partitions import INSTITUTIONS, LOCATION_MONTHS, LOCATIONS, add_keys
+from nexhealth_pipeline.orchestration.resource import NexHealthResource
+from nexhealth_pipeline.orchestration.step import Event, chosen_partitions, one_line_failures, read_slices
+from nexhealth_pipeline.sync.plan import slices_of
+from nexhealth_pipeline.sync.session import SyncSession
+from nexhealth_pipeline.sync.slices import Slice, SliceResult
+
+__all__ = ["ASSETS", "PARTITIONS", "collections_in", "events_of", "fresh_after", "step_name"]
+
+PARTITIONS: dict[Scope, dg.PartitionsDefinition[str] | None] = {
+    Scope.PRACTICE: None,
+    Scope.INSTITUTION: INSTITUTIONS,
+    Scope.LOCATION: LOCATIONS,
+    Scope.LOCATION_MONTH: LOCATION_MONTHS,
+}
+"""Partitions of the assets of each scope."""
+
+_SCOPE_NAMES = {
+    Scope.PRACTICE: "practice",
+    Scope.INSTITUTION: "institutions",
+    Scope.LOCATION: "locations",
+    Scope.LOCATION_MONTH: "appointments",
+}
+
+
+def step_name(scope: Scope) -> str:
+    """Name of the step that reads a scope's collections: `read_locations` and so on."""
+    return f"read_{_SCOPE_NAMES[scope]}"
+
+
+def collections_in(scope: Scope) -> tuple[Collection, ...]:
+    """The collections whose assets have this scope."""
+    return tuple(collection for collection in DECLARED if collection.is_asset and collection.scope is scope)
+
+
+def events_of(result: SliceResult) -> Iterable[Event]:
+    """What Dagster is told of a slice: a materialization where it is complete, else an observation."""
+    asset, key = result.slice.collection.table, result.slice.partition_key
+    if result.complete:
+        yield dg.AssetMaterialization(asset, partition=key, metadata=result_metadata(result))
+    else:
+        yield dg.AssetObservation(asset, partition=key, metadata=result_metadata(result))
+
+
+def fresh_after(context: dg.AssetExecutionContext | dg.OpExecutionContext, session: SyncSession) -> datetime:
+    """Since when a complete slice need not be read again: the start of the run, or of the one it retries."""
+    root = context.run.tags.get("dagster/root_run_id")
+    with session.pool.connection() as connection:
+        row = connection.execute(
+            "SELECT coalesce((SELECT started_at FROM nexhealth_runs WHERE run_id = %s), clock_timestamp())", (root,)
+        ).fetchone()
+    assert row is not None
+    moment: datetime = row[0]
+    return moment
+
+
+def _spec(collection: Collection) -> dg.AssetSpec:
+    upstream = (*collection.after, *collection.soft_after)
+    return dg.AssetSpec(
+        collection.table,
+        group_name=collection.group,
+        description=collection.doc,
+        deps=[dg.AssetDep(COLLECTIONS[name].table, partition_mapping=_mapping(collection, name)) for name in upstream],
+        owners=["team:data-engineering"],
+        kinds={"nexhealth", "postgres"},
+        metadata=collection_metadata(collection),
+        skippable=True,
+        partitions_def=PARTITIONS[collection.scope],
+    )
+
+
+def _mapping(collection: Collection, upstream: str) -> dg.PartitionMapping | None:
+    """Lineage between scopes is for people: any partition may point to any."""
+    if collection.scope is COLLECTIONS[upstream].scope or COLLECTIONS[upstream].scope is Scope.PRACTICE:
+        return None
+    return dg.AllPartitionMapping()
+
+
+def _read(context: dg.AssetExecutionContext, config: SyncConfig, nexhealth: NexHealthResource, scope: Scope) -> None:
+    keys = chosen_partitions(context, config.partitions) if PARTITIONS[scope] else []
+    collections = [one for one in collections_in(scope) if dg.AssetKey(one.table) in context.selected_asset_keys]
+    with one_line_failures(), nexhealth.session(context.run.run_id, threading.Event()) as session:
+        options = config.options(session.settings, fresh_after(context, session))
+        slices = _slices(context, session, collections, scope, keys)
+        try:
+            read_slices(context, session, slices, options, (lambda _: ()) if options.dry_run else events_of)
+        finally:
+            if scope is Scope.PRACTICE and not options.dry_run:
+                _add_partitions(context.instance, session)
+
+
+def _slices(
+    context: dg.AssetExecutionContext,
+    session: SyncSession,
+    collections: Sequence[Collection],
+    scope: Scope,
+    keys: Sequence[str],
+) -> list[Slice]:
+    """The slices of the run's partitions; a partition of an inactive location is named and left out."""
+    practices = session.practices()
+    if scope is not Scope.PRACTICE and not practices.institutions:
+        raise ConfigurationError(
+            "no institution or location is known yet: run the job nexhealth_practice (or `nexhealth sync`) first"
+        )
+    wanted, today = set(keys), datetime.now(UTC).date()
+    slices = [
+        piece
+        for collection in collections
+        for piece in slices_of(collection, practices, today)
+        if scope is Scope.PRACTICE or piece.partition_key in wanted
+    ]
+    unknown = sorted(wanted - {piece.partition_key for piece in slices})
+    if unknown:
+        context.log.warning(
+            f"{len(unknown)} partitions skipped, their location is inactive or not reached by the key: "
+            + ", ".join(unknown[:5])
+        )
+    return slices
+
+
+def _add_partitions(instance: dg.DagsterInstance, session: SyncSession) -> None:
+    """Add the keys of what is known and active; nothing is ever deleted, least of all after a failed read."""
+    practices = session.practices()
+    add_keys(instance, INSTITUTIONS, [institution.subdomain for institution in practices.institutions])
+    add_keys(instance, LOCATIONS, [location.key for location in practices.active()])
+
+
+def _build(scope: Scope) -> dg.AssetsDefinition:
+    @dg.multi_asset(
+        name=step_name(scope),
+        specs=[_spec(collection) for collection in collections_in(scope)],
+        can_subset=True,
+        backfill_policy=dg.BackfillPolicy.single_run() if PARTITIONS[scope] else None,
+        description=f"Reads collections by {scope.value.replace('_', ' and ')}, slice by slice.",
+    )
+    def read(
+        context: dg.AssetExecutionContext, config: SyncConfig, nexhealth: NexHealthResource
+    ) -> Iterator[dg.MaterializeResult[None]]:
+        _read(context, config, nexhealth, scope)
+        yield from ()  # a generator: no output is expected of it
+
+    return read
+
+
+ASSETS: tuple[dg.AssetsDefinition, ...] = tuple(_build(scope) for scope in Scope)
+"""One multi-asset per scope."""

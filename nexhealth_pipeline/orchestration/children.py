@@ -1,0 +1,238 @@
+"""What the forked children of a sync do: discover and plan, or execute one Dagster run."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, date, datetime
+from typing import Any
+from uuid import uuid4
+
+import dagster as dg
+import psycopg
+
+from nexhealth_pipeline.catalog.collection import Collection, Scope
+from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
+from nexhealth_pipeline.errors import Cancelled, InvalidSetting, PipelineError, TryLater, WarehouseError
+from nexhealth_pipeline.orchestration.assets import PARTITIONS, step_name
+from nexhealth_pipeline.orchestration.dead_runs import fail_dead_runs
+from nexhealth_pipeline.orchestration.instance import open_instance
+from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, CHANGES_OP, PATIENT_JOB, PATIENT_OP, SCOPE_JOBS
+from nexhealth_pipeline.orchestration.launch import SyncRequest
+from nexhealth_pipeline.orchestration.step import listen
+from nexhealth_pipeline.settings import Settings, load_settings
+from nexhealth_pipeline.sync.months import CHANGES
+from nexhealth_pipeline.sync.options import Mode, SyncOptions
+from nexhealth_pipeline.sync.plan import due_slices
+from nexhealth_pipeline.sync.practice import Location, Practices, load_practices
+from nexhealth_pipeline.sync.slices import Slice, SliceResult
+from nexhealth_pipeline.warehouse.connect import connect
+from nexhealth_pipeline.warehouse.migrate import declare_kind, upgrade
+from nexhealth_pipeline.warehouse.state import load_states
+from nexhealth_pipeline.warehouse.sweeps import begin_sweep, finish_sweep
+
+__all__ = ["discover", "execute", "finish"]
+
+Job = dict[str, Any]
+"""One Dagster run to execute, as JSON: job, op, run_id, assets, config."""
+
+
+def discover(settings: Settings, url: str, request: SyncRequest, kind: str) -> dict[str, Any]:
+    """Read the practice collections and plan the runs of the rest.
+
+    Raises ConfigurationError, ApiError where nothing could be read, WarehouseError.
+    """
+    upgrade(url)
+    declare_kind(url, kind)
+    with open_instance(settings, chosen=os.environ.get("DAGSTER_HOME")) as instance:
+        with connect(url, autocommit=True) as connection:
+            fail_dead_runs(instance, connection)
+            began = _database_time(connection)
+        practice = _job(Scope.PRACTICE, _collections(Scope.PRACTICE, ()), [], {})
+        results = _run(instance, practice)
+    with connect(url, autocommit=True) as connection:
+        practices = load_practices(connection, settings.subdomains)
+        _require_practices(practices, results, settings)
+        sweep = None
+        if request.mode is Mode.FULL and not request.dry_run and request.patient is None:
+            sweep, began, _ = begin_sweep(connection, request.mode.value, _scope_hash(settings, request))
+        jobs, planned = _plan(connection, practices, request, began)
+    return {"run_id": practice["run_id"], "results": results, "jobs": jobs, "planned": planned, "sweep": sweep}
+
+
+def execute(job: Job) -> dict[str, Any]:
+    """Execute one Dagster run in this process; its slices' results. Raises WarehouseError, Cancelled."""
+    with open_instance(load_settings(), chosen=os.environ.get("DAGSTER_HOME")) as instance:
+        return {"results": _run(instance, job)}
+
+
+def finish(url: str, sweep: int) -> None:
+    """Note that a full sync came to its end by itself."""
+    with connect(url, autocommit=True) as connection:
+        finish_sweep(connection, sweep)
+
+
+def _run(instance: dg.DagsterInstance, job: Job) -> list[dict[str, Any]]:
+    from nexhealth_pipeline.definitions import defs
+
+    results: list[SliceResult] = []
+    # The whole choice of partitions of an asset shows best as a range; any other is planned by the step.
+    with listen(results.append):
+        outcome = defs.resolve_job_def(job["job"]).execute_in_process(
+            instance=instance,
+            run_id=job["run_id"],
+            run_config={
+                "ops": {job["op"]: {"config": job["config"]}} if job["config"] else {},
+                "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+            },
+            asset_selection=[dg.AssetKey(name) for name in job["assets"]] or None,
+            tags=job["tags"],
+            raise_on_error=False,
+        )
+    record = instance.get_run_by_id(job["run_id"])
+    if record is not None and record.status is dg.DagsterRunStatus.CANCELED:
+        raise Cancelled("stopped on a committed page; the next sync goes on from there")
+    if not outcome.success and not any(result.status == "failed" for result in results):
+        raise _failure(instance, job["run_id"])
+    return [_as_json(result) for result in results]
+
+
+def _failure(instance: dg.DagsterInstance, run_id: str) -> PipelineError:
+    """Why a run failed that read no slice: the text of its Failure."""
+    for entry in reversed(instance.all_logs(run_id)):
+        data = entry.dagster_event.event_specific_data if entry.dagster_event else None
+        failure = getattr(data, "user_failure_data", None)
+        if failure is not None:
+            status = (failure.metadata or {}).get("exit_status")
+            kind: type[PipelineError] = {2: InvalidSetting, 3: TryLater}.get(
+                int(status.value) if status else 4, WarehouseError
+            )
+            return kind(failure.description or "the run failed")
+        error = getattr(data, "error", None)
+        if error is not None:
+            return PipelineError(f"the run {run_id} failed: {error.cls_name}; its log is in Dagster")
+    return PipelineError(f"the run {run_id} failed; its log is in Dagster")
+
+
+def _as_json(result: SliceResult) -> dict[str, Any]:
+    return {
+        "collection": result.slice.collection.name,
+        "scope": result.slice.collection.scope,
+        "label": result.slice.label,
+        "status": result.status.value,
+        "reason": result.reason,
+        "exit_status": result.exit_status,
+        "counts": asdict(result.counts),
+        "seconds": result.seconds,
+        "new_notes": result.new_notes,
+    }
+
+
+def _require_practices(practices: Practices, results: list[dict[str, Any]], settings: Settings) -> None:
+    """Without one institution nothing can be planned; a failed discovery goes on with what is known."""
+    failed = [row for row in results if row["status"] == "failed"]
+    if not practices.institutions and failed:
+        kind = InvalidSetting if failed[0]["exit_status"] == InvalidSetting.exit_status else TryLater
+        raise kind(str(failed[0]["reason"]))
+    missing = set(settings.subdomains) - {institution.subdomain for institution in practices.institutions}
+    if missing:
+        raise InvalidSetting(
+            f"NEXHEALTH_SUBDOMAINS: the key reaches no institution {sorted(missing)[0]!r}; subdomains are case-sensitive"
+        )
+
+
+def _plan(
+    connection: psycopg.Connection,
+    practices: Practices,
+    request: SyncRequest,
+    began: datetime,
+) -> tuple[list[Job], int]:
+    if request.patient is not None:
+        return [_new_job(PATIENT_JOB, PATIENT_OP, (), {"patient_id": request.patient}, "1 patient")], 0
+    locations = [practices.find(text) for text in request.locations]
+    collections = [one for scope in list(Scope)[1:] for one in _collections(scope, request.resources)]
+    states = load_states(connection, [one.name for one in collections])
+    options = SyncOptions(mode=request.mode, start=request.start, end=request.end, dry_run=request.dry_run)
+    today = datetime.now(UTC).date()
+    slices = [
+        piece
+        for piece in due_slices(collections, practices, states, options, today)
+        if not locations or _chosen(piece, locations)
+    ]
+    config = _config(request, began)
+    jobs = [job for scope in list(Scope)[1:] if (job := _scope_job(scope, slices, config)) is not None]
+    changes = sorted({piece.location.key for piece in slices if piece.window_key == CHANGES and piece.location})
+    if changes:
+        jobs.append(_new_job(CHANGES_JOB, CHANGES_OP, (), {**config, "partitions": changes}, _named(changes)))
+    return jobs, len(slices)
+
+
+def _scope_job(scope: Scope, slices: Sequence[Slice], config: dict[str, Any]) -> Job | None:
+    mine = [piece for piece in slices if piece.collection.scope is scope and piece.window_key != CHANGES]
+    if not mine:
+        return None
+    keys = list(dict.fromkeys(piece.partition_key for piece in mine if piece.partition_key))
+    collections = list({piece.collection.name: piece.collection for piece in mine}.values())
+    return _job(scope, collections, keys, config)
+
+
+def _job(scope: Scope, collections: Sequence[Collection], keys: list[str], config: dict[str, Any]) -> Job:
+    if PARTITIONS[scope] is not None:
+        config = {**config, "partitions": keys}
+    assets = tuple(collection.table for collection in collections)
+    return _new_job(SCOPE_JOBS[scope], step_name(scope), assets, config, _named(keys))
+
+
+def _new_job(name: str, op: str, assets: tuple[str, ...], config: dict[str, Any], partitions: str) -> Job:
+    tags = {
+        # Without it the run shows under Runs, but not under its job.
+        ".dagster/repository": "__repository__@nexhealth_pipeline",
+        # A command that was killed is repeated by whoever gave it, not by the daemon.
+        "dagster/max_retries": "0",
+        "nexhealth/by": "command",
+    }
+    if partitions:
+        tags["nexhealth/partitions"] = partitions
+    return {"job": name, "op": op, "run_id": str(uuid4()), "assets": assets, "config": config, "tags": tags}
+
+
+def _named(keys: Sequence[str], most: int = 5) -> str:
+    more = f" +{len(keys) - most}" if len(keys) > most else ""
+    return ", ".join(keys[:most]) + more
+
+
+def _config(request: SyncRequest, began: datetime) -> dict[str, Any]:
+    config: dict[str, Any] = {"mode": request.mode.value, "dry_run": request.dry_run, "fresh_after": began.isoformat()}
+    for name, day in (("start", request.start), ("end", request.end)):
+        if isinstance(day, date):
+            config[name] = day.isoformat()
+    return config
+
+
+def _collections(scope: Scope, names: Sequence[str]) -> list[Collection]:
+    unknown = set(names) - {one.name for one in DECLARED if one.is_asset}
+    if unknown:
+        choices = ", ".join(name for name, one in COLLECTIONS.items() if one.is_asset)
+        raise InvalidSetting(f"resource {sorted(unknown)[0]!r} is not known; use one of: {choices}")
+    return [one for one in DECLARED if one.is_asset and one.scope is scope and (not names or one.name in names)]
+
+
+def _chosen(piece: Slice, locations: list[Location]) -> bool:
+    """Whether a slice belongs to the chosen locations; institution-wide lists go with their institution."""
+    if piece.location is None:
+        return piece.institution in {location.institution for location in locations}
+    return piece.location in locations
+
+
+def _database_time(connection: psycopg.Connection) -> datetime:
+    row = connection.execute("SELECT clock_timestamp()").fetchone()
+    assert row is not None
+    moment: datetime = row[0]
+    return moment
+
+
+def _scope_hash(settings: Settings, request: SyncRequest) -> str:
+    """What a full sync is about, so that only the same one is taken up."""
+    scope = [settings.subdomains, request.resources, request.locations, str(request.start), str(request.end)]
+    return hashlib.blake2b(json.dumps(scope).encode(), digest_size=12).hexdigest()

@@ -1,0 +1,218 @@
+"""A sync out of one command, recorded in Dagster: the command line's door.
+
+The jobs of a sync run side by side in forked children that share one start-up. A first child reads the
+practice collections and plans the rest, because a parent that is to fork must hold no connection; while
+the others run, the parent looks into `nexhealth_sync_logs` to show how far they are.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from typing import Any, Literal
+
+from nexhealth_pipeline.catalog.collection import Scope
+from nexhealth_pipeline.catalog.collections import COLLECTIONS
+from nexhealth_pipeline.errors import Cancelled, ConfigurationError, PipelineError, TryLater, WarehouseError
+from nexhealth_pipeline.orchestration.fork import Outcome, run_side_by_side
+from nexhealth_pipeline.settings import INTERNAL_PREFIX, Settings
+from nexhealth_pipeline.sync.explain import floor_seconds
+from nexhealth_pipeline.sync.options import Mode
+from nexhealth_pipeline.warehouse.connect import DAGSTER_DATABASE, WAREHOUSE_DATABASE, connect
+from nexhealth_pipeline.warehouse.connect import dagster_url as find_dagster_url
+from nexhealth_pipeline.warehouse.connect import warehouse_url as find_warehouse_url
+from nexhealth_pipeline.warehouse.sync_log import Counts
+
+__all__ = ["CollectionSummary", "Progress", "SyncRequest", "SyncSummary", "run_sync"]
+
+
+@dataclass(frozen=True, slots=True)
+class SyncRequest:
+    """What to sync. Empty = everything that the key reaches."""
+
+    mode: Mode
+    resources: tuple[str, ...] = ()
+    """Names of collections."""
+    locations: tuple[str, ...] = ()
+    """Keys, ids or names of locations."""
+    start: date | None = None
+    end: date | None = None
+    dry_run: bool = False
+    patient: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a sync is."""
+
+    label: str
+    """The slice that moved last."""
+    pages: int
+    records: int
+    done: int
+    """Slices ended."""
+    planned: int
+
+
+@dataclass(slots=True)
+class CollectionSummary:
+    """What came of one collection."""
+
+    name: str
+    slices: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    skipped: int = 0
+    counts: Counts = field(default_factory=Counts)
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class SyncSummary:
+    """What came of a sync."""
+
+    run_ids: list[str]
+    collections: list[CollectionSummary]
+    failures: list[tuple[str, str]]
+    """Label and reason of each failed slice."""
+    new_notes: int
+    seconds: float
+    floor_seconds: float
+    """The least time the rate limits in force allow for the requests made."""
+    exit_status: int
+
+    def as_json(self) -> dict[str, Any]:
+        """The summary as JSON can hold it."""
+        return asdict(self)
+
+
+def run_sync(
+    settings: Settings,
+    request: SyncRequest,
+    *,
+    kind: Literal["real", "sandbox"],
+    warehouse_database: str = WAREHOUSE_DATABASE,
+    dagster_database: str = DAGSTER_DATABASE,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> SyncSummary:
+    """Run a sync and wait for its end. Must be called before any thread or connection is open.
+
+    Raises ConfigurationError and WarehouseError for what stops it before anything is read; Cancelled.
+    """
+    import nexhealth_pipeline.definitions  # noqa: F401 - imported once, before the fork
+
+    began = time.monotonic()
+    url = find_warehouse_url(settings, database_name=warehouse_database)
+    _pass_on(
+        DATABASE_URL=url,
+        DAGSTER_DATABASE_URL=find_dagster_url(settings, database_name=dagster_database),
+        NEXHEALTH_DATA_KIND=kind,
+    )
+    from nexhealth_pipeline.orchestration.children import discover, execute, finish
+
+    first = run_side_by_side([lambda: discover(settings, url, request, kind)])[0]
+    _raise_unless_answered(first)
+    plan: dict[str, Any] = first.result
+    watch = _Watch(url, plan, on_progress)
+    outcomes = run_side_by_side([_task(execute, job) for job in plan["jobs"]], tick=watch.tick)
+    stopped = any(outcome.status == Cancelled.exit_status for outcome in outcomes)
+    results = plan["results"] + [row for outcome in outcomes if outcome.result for row in outcome.result["results"]]
+    if plan["sweep"] is not None and not stopped and all(outcome.result is not None for outcome in outcomes):
+        finish(url, plan["sweep"])
+    summary = _summarise(settings, plan, results, outcomes, time.monotonic() - began)
+    if stopped:
+        summary.exit_status = Cancelled.exit_status
+    return summary
+
+
+def _task(execute: Callable[[dict[str, Any]], Any], job: dict[str, Any]) -> Callable[[], Any]:
+    return lambda: execute(job)
+
+
+def _pass_on(**choices: str) -> None:
+    """Make Dagster's storage and the resource, which read the settings themselves, see the same."""
+    for name, value in choices.items():
+        os.environ[INTERNAL_PREFIX + name] = value
+
+
+def _raise_unless_answered(outcome: Outcome) -> None:
+    if outcome.result is not None:
+        return
+    if outcome.status == Cancelled.exit_status:
+        raise Cancelled("stopped before anything was read")
+    kinds: dict[int, type[PipelineError]] = {4: WarehouseError, 3: TryLater}
+    raise kinds.get(outcome.status, ConfigurationError if outcome.status == 2 else PipelineError)(
+        outcome.message or f"the first step ended with status {outcome.status}"
+    )
+
+
+class _Watch:
+    """Tells how far the runs are, from the log they keep."""
+
+    def __init__(self, url: str, plan: dict[str, Any], on_progress: Callable[[Progress], None] | None) -> None:
+        self._url, self._plan, self._on_progress = url, plan, on_progress
+        self._runs = [job["run_id"] for job in plan["jobs"]]
+
+    def tick(self) -> None:
+        """Called by the waiting parent twice a second."""
+        if self._on_progress is None:
+            return
+        with connect(self._url, autocommit=True, application_name="nexhealth progress") as connection:
+            row = connection.execute(
+                "SELECT count(*) FILTER (WHERE status <> 'running'), coalesce(sum(pages), 0),"
+                " coalesce(sum(records_read), 0) FROM nexhealth_sync_logs WHERE run_id = ANY(%s)",
+                (self._runs,),
+            ).fetchone()
+            last = connection.execute(
+                "SELECT collection || coalesce(' ' || partition_key, '') FROM nexhealth_sync_logs"
+                " WHERE run_id = ANY(%s) AND status = 'running' ORDER BY id DESC LIMIT 1",
+                (self._runs,),
+            ).fetchone()
+        done, pages, records = row or (0, 0, 0)
+        self._on_progress(Progress(last[0] if last else "", int(pages), int(records), done, self._plan["planned"]))
+
+
+def _summarise(
+    settings: Settings,
+    plan: dict[str, Any],
+    results: list[dict[str, Any]],
+    outcomes: list[Outcome],
+    seconds: float,
+) -> SyncSummary:
+    by_name: dict[str, CollectionSummary] = {}
+    for row in results:
+        summary = by_name.setdefault(row["collection"], CollectionSummary(row["collection"]))
+        summary.slices += 1
+        summary.succeeded += row["status"] == "succeeded"
+        summary.failed += row["status"] == "failed"
+        summary.skipped += row["status"] == "skipped"
+        summary.counts.add(Counts(**row["counts"]))
+        summary.seconds += row["seconds"]
+    requests = {COLLECTIONS[name].path: summary.counts.requests for name, summary in by_name.items()}
+    failures = [(row["label"], row["reason"]) for row in results if row["status"] == "failed"]
+    lost = [outcome for outcome in outcomes if outcome.result is None]
+    failures += [("run", outcome.message or f"ended with status {outcome.status}") for outcome in lost]
+    new_notes = sum(row["new_notes"] for row in results)
+    return SyncSummary(
+        run_ids=[plan["run_id"], *(job["run_id"] for job in plan["jobs"])],
+        collections=sorted(by_name.values(), key=lambda one: list(COLLECTIONS).index(one.name)),
+        failures=failures,
+        new_notes=new_notes,
+        seconds=seconds,
+        floor_seconds=floor_seconds(requests, settings.rate_share),
+        exit_status=_exit_status(results, outcomes, failures, new_notes),
+    )
+
+
+def _exit_status(
+    results: list[dict[str, Any]], outcomes: list[Outcome], failures: list[tuple[str, str]], new_notes: int
+) -> int:
+    """0 done, 1 something new to look at, 3 nothing could be read, 4 the database could not be used."""
+    if any(outcome.status == WarehouseError.exit_status for outcome in outcomes):
+        return WarehouseError.exit_status
+    read = [row for row in results if row["status"] in ("succeeded", "skipped") and row["scope"] != Scope.PRACTICE]
+    if failures and not read:
+        statuses = [row["exit_status"] for row in results if row["exit_status"]]
+        return statuses[0] if statuses else TryLater.exit_status
+    return 1 if failures or new_notes else 0

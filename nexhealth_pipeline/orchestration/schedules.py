@@ -1,0 +1,141 @@
+"""The nightly run and the morning catch-up: a few runs for any number of locations.
+
+A Dagster schedule launches one job, so there is one schedule per job and time of day, each asking for at
+most one run. The keys go into the run config, so that any choice of locations is one run. All run by
+default; without a key they skip and say so.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import dagster as dg
+import psycopg
+
+from nexhealth_pipeline.catalog.collection import Scope
+from nexhealth_pipeline.errors import PipelineError
+from nexhealth_pipeline.orchestration.assets import step_name
+from nexhealth_pipeline.orchestration.dead_runs import fail_dead_runs
+from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, CHANGES_OP, JOBS, SCOPE_JOBS
+from nexhealth_pipeline.orchestration.nightly import Due, due_at_night, due_in_the_morning
+from nexhealth_pipeline.orchestration.resource import NexHealthResource
+from nexhealth_pipeline.settings import Settings, load_settings
+from nexhealth_pipeline.warehouse.migrate import HEAD, current_revision
+
+__all__ = ["SCHEDULES"]
+
+_BUSY = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+]
+_Answer = dg.RunRequest | dg.SkipReason
+
+
+@dataclass(frozen=True)
+class _Timetable:
+    """When, and what is due then."""
+
+    name: str
+    cron: str
+    due: Callable[[psycopg.Connection, tuple[str, ...]], Due]
+    why: str
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A job, the step that its config is for, and its keys among what is due."""
+
+    job: str
+    step: str
+    keys: Callable[[Due], list[str]]
+
+
+_PRACTICE = _Target(SCOPE_JOBS[Scope.PRACTICE], step_name(Scope.PRACTICE), lambda _: [])
+_TARGETS = (
+    _Target(SCOPE_JOBS[Scope.INSTITUTION], step_name(Scope.INSTITUTION), lambda due: due.institutions),
+    _Target(SCOPE_JOBS[Scope.LOCATION], step_name(Scope.LOCATION), lambda due: due.locations),
+    _Target(SCOPE_JOBS[Scope.LOCATION_MONTH], step_name(Scope.LOCATION_MONTH), lambda due: due.months),
+    _Target(CHANGES_JOB, CHANGES_OP, lambda due: due.changes),
+)
+
+
+def _tick(
+    context: dg.ScheduleEvaluationContext, nexhealth: NexHealthResource, timetable: _Timetable, target: _Target
+) -> _Answer:
+    """The run of a tick, or why there is none."""
+    try:
+        settings = nexhealth.settings()
+        settings.api_keys()
+        keys = [] if target is _PRACTICE else _keys(context, nexhealth, settings, timetable, target)
+    except PipelineError as error:
+        return dg.SkipReason(str(error))
+    if not keys and target is not _PRACTICE:
+        return dg.SkipReason("nothing is due; a location is known once nexhealth_practice has read it")
+    busy = context.instance.get_runs(dg.RunsFilter(job_name=target.job, statuses=_BUSY), limit=1)
+    if busy:
+        return dg.SkipReason(f"run {busy[0].run_id} of {target.job} is still going; the next tick takes up the rest")
+    config = {"ops": {target.step: {"config": {"partitions": keys}}}} if keys else {}
+    return dg.RunRequest(run_config=config, tags={"nexhealth/partitions": str(len(keys) or 1)})
+
+
+def _keys(
+    context: dg.ScheduleEvaluationContext,
+    nexhealth: NexHealthResource,
+    settings: Settings,
+    timetable: _Timetable,
+    target: _Target,
+) -> list[str]:
+    with nexhealth.warehouse() as connection:
+        if current_revision(connection) != HEAD:
+            return []
+        fail_dead_runs(context.instance, connection)
+        return target.keys(timetable.due(connection, settings.subdomains))
+
+
+def _schedule(timetable: _Timetable, target: _Target, timezone: str) -> dg.ScheduleDefinition:
+    @dg.schedule(
+        name=f"{timetable.name}_{target.job.removeprefix('nexhealth_')}",
+        cron_schedule=timetable.cron,
+        execution_timezone=timezone,
+        job=next(job for job in JOBS if job.name == target.job),
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description=timetable.why,
+    )
+    def tick(context: dg.ScheduleEvaluationContext, nexhealth: NexHealthResource) -> _Answer:
+        return _tick(context, nexhealth, timetable, target)
+
+    return tick
+
+
+def _settings_for_crons() -> Settings:
+    """Crons and time zone; other settings that cannot be read are told by the runs, not by loading the code."""
+    names = ("NEXHEALTH_NIGHTLY", "NEXHEALTH_CATCHUP", "NEXHEALTH_TIMEZONE")
+    try:
+        return load_settings()
+    except PipelineError:
+        given = {name: os.environ[name] for name in names if name in os.environ}
+        return load_settings(environ=given, env_file=None)
+
+
+def _schedules() -> list[dg.ScheduleDefinition]:
+    settings = _settings_for_crons()
+    nightly = _Timetable(
+        "nexhealth_nightly",
+        settings.nightly,
+        due_at_night,
+        "Every location's changes, however old their date; what was never complete is read in full.",
+    )
+    catchup = _Timetable(
+        "nexhealth_catchup",
+        settings.catchup,
+        due_in_the_morning,
+        "Locations whose office was offline at night, whose read failed, or that are new.",
+    )
+    timetables = [(nightly, target) for target in (_PRACTICE, *_TARGETS)] + [(catchup, one) for one in _TARGETS]
+    return [_schedule(timetable, target, settings.timezone) for timetable, target in timetables]
+
+
+SCHEDULES = _schedules()
+"""All schedules of the code location."""

@@ -1,0 +1,32 @@
+"""The one sensor of this release: runs whose process died are found by their lock."""
+
+import dagster as dg
+
+from nexhealth_pipeline.errors import PipelineError
+from nexhealth_pipeline.orchestration.dead_runs import fail_dead_runs
+from nexhealth_pipeline.orchestration.resource import NexHealthResource
+from nexhealth_pipeline.warehouse.migrate import HEAD, current_revision
+
+__all__ = ["SENSORS"]
+
+
+@dg.sensor(
+    name="nexhealth_dead_runs",
+    minimum_interval_seconds=60,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Fails runs whose process is gone, so that their slices are read again.",
+    job_name="nexhealth_practice",
+)
+def _dead_runs(context: dg.SensorEvaluationContext, nexhealth: NexHealthResource) -> dg.SkipReason:
+    try:
+        with nexhealth.warehouse() as connection:
+            if current_revision(connection) != HEAD:
+                return dg.SkipReason("the warehouse is not set up yet")
+            failed = fail_dead_runs(context.instance, connection)
+    except PipelineError as error:
+        return dg.SkipReason(str(error))
+    return dg.SkipReason(f"{len(failed)} dead runs found")
+
+
+SENSORS = [_dead_runs]
+"""All sensors of the code location."""

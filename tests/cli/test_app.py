@@ -1,0 +1,164 @@
+"""The command as a whole: cheap to start, every word documented, every end a status and a line."""
+
+import logging
+import subprocess
+import sys
+import time
+
+import click
+import pytest
+
+from nexhealth_pipeline import errors
+from nexhealth_pipeline.cli import app, reference
+from nexhealth_pipeline.cli.reference import visible_commands
+from tests.cli.conftest import Run
+
+HEAVY = ("dagster", "alembic", "rich", "psycopg", "pydantic", "uvicorn", "sqlalchemy", "requests")
+
+
+def test_help_starts_without_the_heavy_libraries() -> None:
+    """Shell completion and a forgotten option should not cost seconds."""
+    program = (
+        "import sys; from nexhealth_pipeline.cli import main; main(['--help'])\n"
+        f"print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stderr.strip() == "[]"
+    assert "doctor" in done.stdout
+
+
+def test_the_installed_script_shows_help_quickly() -> None:
+    """0.17 s measured; the bound leaves room for a busy machine."""
+    script = [sys.executable, "-m", "nexhealth_pipeline.cli", "--help"]
+    began = time.monotonic()
+    subprocess.run(script, check=True, capture_output=True)
+    assert time.monotonic() - began < 1.5
+
+
+@pytest.mark.parametrize("path", [path for path, _ in visible_commands()])
+def test_every_command_and_option_has_help(nexhealth: Run, path: str) -> None:
+    """What has no help is found by nobody."""
+    ended = nexhealth(*path.split()[1:], "--help")
+    command = dict(visible_commands())[path]
+    assert (ended.status, ended.err) == (0, "")
+    assert command.help
+    assert not command.get_short_help_str(60).endswith("...")
+    for option in command.params:
+        if isinstance(option, click.Option) and not option.hidden:
+            assert option.help, option.name
+            assert option.opts[0] in ended.out
+
+
+def test_the_commands_are_those_of_the_design() -> None:
+    """A renamed command breaks scripts: it must show in a diff."""
+    assert [path for path, _ in visible_commands()] == [
+        "nexhealth demo",
+        "nexhealth sync",
+        "nexhealth status",
+        "nexhealth doctor",
+        "nexhealth dev",
+        "nexhealth db url",
+        "nexhealth db upgrade",
+        "nexhealth db psql",
+        "nexhealth sandbox",
+    ]
+
+
+def test_the_reference_names_every_command_and_option() -> None:
+    """README's section is made by it, so that it cannot lag behind."""
+    text = reference()
+    for path, command in visible_commands():
+        assert f"#### {path}\n" in text
+        for option in command.params:
+            if isinstance(option, click.Option):
+                assert option.hidden == (
+                    f"`{option.opts[0]}" not in text.partition(f"#### {path}\n")[2].partition("####")[0]
+                )
+    assert "allow-mass-delete" not in text
+    assert all(line == line.rstrip() for line in text.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("args", "what"),
+    [
+        ("serve --port 1", "nexhealth serve"),
+        ("webhooks setup https://x", "nexhealth webhooks"),
+        ("quarantine list", "nexhealth quarantine"),
+        ("doctor --openapi file", "nexhealth doctor --openapi"),
+        ("sync --allow-mass-delete", "nexhealth sync --allow-mass-delete"),
+        ("sync --mode reconcile", "nexhealth sync --mode reconcile"),
+    ],
+)
+def test_what_comes_later_says_so(nexhealth: Run, args: str, what: str) -> None:
+    """A silent no-op would look like a deletion or a check that was made."""
+    ended = nexhealth(*args.split())
+    assert (ended.status, ended.out, ended.err) == (2, "", f"nexhealth: {what}: not in this version\n")
+
+
+def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setitem(app.cli.commands, "fail", click.Command("fail", callback=fail))
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (errors.MissingSetting("no key"), 2),
+        (errors.Unreachable("no answer"), 3),
+        (errors.WarehouseOutdated("old"), 4),
+        (errors.Cancelled("asked to stop"), 130),
+        (errors.PipelineError("something"), 1),
+    ],
+)
+def test_an_error_of_ours_is_one_line_and_its_status(
+    nexhealth: Run, monkeypatch: pytest.MonkeyPatch, error: errors.PipelineError, status: int
+) -> None:
+    """Scripts read the status, people the line; neither wants a traceback."""
+    raising(monkeypatch, error)
+    assert nexhealth("fail") == type(nexhealth("fail"))(status, "", f"nexhealth: {error}\n")
+
+
+def test_ctrl_c_is_130(nexhealth: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As every shell tool has it."""
+    raising(monkeypatch, KeyboardInterrupt())
+    assert nexhealth("fail").status == 130
+
+
+SECRET = "Jane Doe, born 1980"
+
+
+@pytest.mark.parametrize("level", ["INFO", "DEBUG"])
+def test_a_bug_is_one_line_with_its_place_and_never_shows_values(
+    nexhealth: Run, monkeypatch: pytest.MonkeyPatch, level: str
+) -> None:
+    """The text of a driver's error quotes rows."""
+    error = ValueError(SECRET)
+    error.__cause__ = RuntimeError(SECRET)
+    raising(monkeypatch, error)
+    ended = nexhealth("fail", NEXHEALTH_LOG_LEVEL=level)
+    assert ended.status == 1
+    assert SECRET not in ended.out + ended.err
+    assert "unexpected ValueError at " in ended.err
+    assert "test_app.py" in ended.err
+    assert (len(ended.err.splitlines()) > 1) == (level == "DEBUG")
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    """`nexhealth ... | head -1` must not end with a traceback."""
+    command = f"'{sys.executable}' -m nexhealth_pipeline.cli --help | head -1"
+    done = subprocess.run(["bash", "-c", command], check=False, capture_output=True, text=True)
+    assert done.stderr == ""
+
+
+def test_an_unknown_command_is_wrong_use(nexhealth: Run) -> None:
+    """Exit status 2, naming what was typed."""
+    ended = nexhealth("snyc")
+    assert ended.status == 2
+    assert "snyc" in ended.err
+
+
+def test_the_log_is_not_set_up_by_starting() -> None:
+    """Importing the command must not touch the logging of whoever imports it."""
+    assert not [one for one in logging.getLogger().handlers if type(one).__module__ == "nexhealth_pipeline.log"]

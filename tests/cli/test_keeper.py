@@ -1,0 +1,135 @@
+"""The end of processes that a command started, however the command ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from nexhealth_pipeline.cli import keeper
+from nexhealth_pipeline.cli.household import Household, nexhealth_command
+from nexhealth_pipeline.errors import PipelineError
+
+FAMILY = """
+import subprocess, sys, time, signal
+if "deaf" in sys.argv:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"])
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+"""A process that starts another one, as Dagster's pages start a code server."""
+
+OWNER = f"""
+import sys, time
+from nexhealth_pipeline.cli.household import Household
+with Household(5.0) as household:
+    household.start("family", [sys.executable, "-S", "-c", {FAMILY!r}], answers=True)
+    print(household.pids()["family"], household.answer("family", 20), flush=True)
+    time.sleep(60)
+"""
+
+
+def family(*words: str) -> list[str]:
+    return [sys.executable, "-S", "-c", FAMILY, *words]
+
+
+def runs(pid: int) -> bool:
+    """Whether a process runs; one that nobody collected does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def soon(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 10
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
+
+
+def test_all_generations_have_ended_when_the_context_ends() -> None:
+    """Dagster leaves its children behind at times; a left-over code server holds memory and a port."""
+    with Household(5.0) as household:
+        household.start("family", family(), answers=True)
+        child, grandchild = household.pids()["family"], int(household.answer("family", 20))
+        assert runs(child)
+        assert runs(grandchild)
+    assert not runs(child)
+    assert not runs(grandchild)
+
+
+def test_what_does_not_listen_is_killed_after_the_grace() -> None:
+    """A hung process must not keep the user from his shell."""
+    with Household(0.2) as household:
+        household.start("family", family("deaf"), answers=True)
+        child = household.pids()["family"]
+        household.answer("family", 20)
+    assert not runs(child)
+
+
+@pytest.fixture
+def owner() -> Iterator[tuple["subprocess.Popen[str]", list[int]]]:
+    with subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        pids = [int(word) for word in process.stdout.readline().split()]
+        yield process, pids
+        process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_nothing_is_left_after_the_command_was_ended(
+    owner: tuple["subprocess.Popen[str]", list[int]], number: signal.Signals
+) -> None:
+    """`kill -9` runs no code of ours: the keeper sees its pipe close."""
+    process, pids = owner
+    assert all(runs(pid) for pid in pids)
+    process.send_signal(number)
+    process.wait(timeout=10)
+    assert soon(lambda: not any(runs(pid) for pid in pids))
+
+
+def test_a_killed_keeper_is_stood_in_for() -> None:
+    """The command ends its processes itself then."""
+    with Household(2.0) as household:
+        household.start("family", family(), answers=True)
+        pids = [household.pids()["family"], int(household.answer("family", 20))]
+        household._keeper.kill()
+    assert not any(runs(pid) for pid in pids)
+
+
+def test_a_process_that_ends_by_itself_is_named() -> None:
+    """`dev` ends as a whole when one of its parts does, and says which."""
+    with Household(1.0) as household:
+        household.start("short", [sys.executable, "-S", "-c", ""])
+        assert soon(lambda: household.ended() == "short")
+
+
+def test_a_process_that_ends_without_an_answer_is_an_error() -> None:
+    """Waiting for an address that never comes would look like a hang."""
+    with Household(1.0) as household:
+        household.start("mute", [sys.executable, "-S", "-c", ""], answers=True)
+        with pytest.raises(PipelineError, match="the mute does not start"):
+            household.answer("mute", 20)
+
+
+def test_a_module_in_the_working_folder_hides_none_of_ours(tmp_path: Path) -> None:
+    """A practice's folder may hold a `click.py` of its own."""
+    (tmp_path / "click.py").write_text("raise SystemExit('wrong click')")
+    command = nexhealth_command("--version")
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.strip()
+
+
+def test_without_proc_a_group_is_judged_by_asking_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS has no /proc."""
+    monkeypatch.setattr(Path, "exists", lambda self: False)
+    assert keeper.lives(os.getpgid(0))
+    with subprocess.Popen([sys.executable, "-S", "-c", ""], start_new_session=True) as gone:
+        gone.wait()
+    assert not keeper.lives(gone.pid)

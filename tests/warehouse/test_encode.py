@@ -1,0 +1,284 @@
+"""From bytes to rows and back: nothing is lost, nothing ends the load, nothing is quoted."""
+
+import json
+import logging
+import os
+import traceback
+from dataclasses import replace
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nexhealth_pipeline.catalog.collection import Collection, Column, Phi, Scope, SqlType
+from nexhealth_pipeline.warehouse.encode import Note, RecordEncoder
+
+from .kit import GADGETS, NOON, Table, gadget
+
+RECORDS = 10_000 if os.environ.get("NEXHEALTH_SOAK") else 1_500
+"""Random records that go through COPY and merge; `make soak` sends more."""
+_PER_EXAMPLE = 30
+CANARY = "canary-5550100"
+HOSTILE = [
+    *(
+        "\\.",
+        "\\N",
+        "\\",
+        "a\tb",
+        "a\rb\nc",
+        "\u2028",
+        "\u0085",
+        "'; DROP TABLE nexhealth_gadgets; --",
+        "\x00",
+        "\\u0000",
+    ),
+    *("{}", "\\x00", "%s", "$1", "👩‍⚕️", "e\u0301", "\ufeff", "\uffff", "\x7f", " ", "NULL", '"', "null", "\x1b[0m"),
+]
+texts = st.one_of(
+    st.sampled_from(HOSTILE), st.text(max_size=40), st.text(st.sampled_from("\\\tnNt.\r\n\x00'\""), max_size=8)
+)
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**40), 10**40)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | texts,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
+    max_leaves=8,
+)
+records = st.fixed_dictionaries(
+    {"name": texts | st.none(), "note": texts | st.none(), "tags": values},
+    optional={
+        "price": st.fixed_dictionaries({"amount": st.just("1.00"), "currency": texts}),
+        "other": values,
+        "born": values,
+    },
+)
+
+
+def stored_form(value: Any) -> Any:
+    """What jsonb gives back for a JSON value: no NUL, no minus zero, of equal keys the last."""
+    if isinstance(value, str):
+        return value.replace("\x00", "\u2400")
+    if isinstance(value, list):
+        return [stored_form(item) for item in value]
+    if isinstance(value, dict):
+        return {stored_form(key): stored_form(item) for key, item in value.items()}
+    return value
+
+
+@pytest.fixture
+def table(connection: psycopg.Connection) -> Table:
+    return Table(connection)
+
+
+@given(batch=st.lists(st.tuples(records, st.booleans()), min_size=_PER_EXAMPLE, max_size=_PER_EXAMPLE))
+@settings(
+    max_examples=RECORDS // _PER_EXAMPLE,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+def test_any_record_comes_back_equal(table: Table, batch: list[tuple[dict[str, Any], bool]]) -> None:
+    """Risk: one odd text ends the COPY, moves a column, or comes back as another."""
+    sent = [{"id": number, "updated_at": None, **record} for number, (record, _) in enumerate(batch)]
+    raw = [json.dumps(one, ensure_ascii=ascii_).encode() for one, (_, ascii_) in zip(sent, batch, strict=True)]
+    table.connection.execute("TRUNCATE nexhealth_gadgets")
+    table.notes.clear()
+    assert table.load(*raw) == (len(sent), 0)
+    assert {note.field for note in table.notes} <= {"born"}
+    got = table.connection.execute(
+        "SELECT id, name, note, price_currency, tags, raw FROM nexhealth_gadgets ORDER BY id"
+    ).fetchall()
+    for want, (number, name, note, currency, tags, raw_value) in zip(sent, got, strict=True):
+        want = stored_form(want)
+        assert (number, name, note, tags) == (want["id"], want["name"], want["note"], want["tags"])
+        assert currency == want.get("price", {}).get("currency")
+        assert raw_value == want
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=ascii)
+def test_hostile_texts_come_back_in_every_place(table: Table, text: str) -> None:
+    table.load(
+        gadget(1, name=text, note=text, tags=[text], price={"amount": "1", "currency": text}, extra={text: text})
+    )
+    want = text.replace("\x00", "\u2400")
+    assert [table.value(name) for name in ("name", "note", "price_currency")] == [want] * 3
+    assert (table.value("tags"), table.value("raw->'extra'")) == ([want], {want: want})
+
+
+def test_a_note_of_a_megabyte_comes_back(table: Table) -> None:
+    note = "é\\\n" * 300_000
+    table.load(gadget(note=note))
+    assert table.value("note") == note
+
+
+BAD_RECORDS = {
+    "lone surrogate": b'{"id": 2, "name": "\\ud800"}',
+    "NaN": b'{"id": 2, "weight": NaN}',
+    "Infinity": b'{"id": 2, "weight": -Infinity}',
+    "number out of range": b'{"id": 2, "weight": 1e400}',
+    "5,000-digit integer": b'{"id": 2, "weight": ' + b"9" * 5000 + b"}",
+    "id over 2^64": b'{"id": 18446744073709551617}',
+    "id of 400 digits": b'{"id": ' + b"9" * 400 + b"}",
+    "id as float": b'{"id": 2.0}',
+    "id of 20 digits in a text": b'{"id": "12345678901234567890"}',
+    "id as text": b'{"id": "canary-5550100"}',
+    "id as object": b'{"id": {"canary-5550100": 1}}',
+    "no id": b'{"name": "canary-5550100"}',
+    "null id": b'{"id": null}',
+    "true as id": b'{"id": true}',
+    "no object": b'["canary-5550100"]',
+    "null": b"null",
+    "cut": b'{"id": 2, "name": "canary-5550100',
+    "invalid UTF-8": b'{"id": 2, "name": "\xff"}',
+    "NUL byte": b'{"id": 2, "name": "\x00"}',
+    "control character": b'{"id": 2, "name": "\x01"}',
+    "nested 100,000 deep": b'{"id": 2, "tags": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "nested deep, with a NUL": b'{"id": 2, "tags": ' + b"[" * 900 + b'"\\u0000"' + b"]" * 900 + b"}",
+}
+
+
+@pytest.mark.parametrize("raw", BAD_RECORDS.values(), ids=BAD_RECORDS.keys())
+def test_one_bad_record_is_noted_and_the_rest_loads(table: Table, raw: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    inserted, _ = table.load(gadget(1), raw, gadget(3))
+    if inserted == 3:  # storable after all: as good as noted
+        assert not table.notes
+        return
+    assert inserted == 2
+    (note,) = table.notes
+    assert (note.loaded, note.raw) == (False, raw)
+    assert note.rule
+    assert CANARY not in caplog.text + repr(note) + note.rule + note.field
+
+
+STORABLE = {
+    "many decimals": '{"id": 1, "x": 0.%s1}' % ("0" * 20_000),
+    "tiny": '{"id": 1, "x": 1e-200000}',
+    "tiny with plus": '{"id": 1, "x": 1E-20000}',
+    "400-digit integer": '{"id": 1, "x": %s}' % ("9" * 400),
+    "the same key twice": '{"id": 1, "x": 1, "x": 2}',
+    "blanks and newlines": '\n{ "id" :\t1 }\r\n',
+    "500 deep": '{"id": 1, "x": %s}' % ("[" * 500 + "]" * 500),
+    "id in a text": '{"id": "1"}',
+}
+
+
+@pytest.mark.parametrize("raw", STORABLE.values(), ids=STORABLE.keys())
+def test_odd_but_storable_records_are_stored(table: Table, raw: str) -> None:
+    """Risk: jsonb refuses numbers that JSON allows, and its error quotes the record."""
+    assert table.load(raw.encode()) == (1, 0)
+    assert table.value("raw") == json.loads(raw)
+    assert not [note for note in table.notes if note.field != "id"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("born", "yesterday"),
+        ("born", CANARY),
+        ("start_time", "2024-01-01T00:00:00"),
+        ("location_id", 2**64),
+        ("active", CANARY),
+        ("weight", CANARY),
+        ("price", CANARY),
+        ("price", {"amount": CANARY, "currency": "USD"}),
+        ("maker", [CANARY]),
+        ("name", "".join(chr(0x4E00 + index % 20_000) for index in range(3000))),
+    ],
+)
+def test_a_bad_field_becomes_null_and_is_noted(table: Table, field: str, value: object) -> None:
+    """Risk: one unreadable date keeps a patient out; or a name too long for the index ends every load for ever."""
+    assert table.load(gadget(**{field: value})) == (1, 0)
+    column = {"price": "price", "maker": "maker_city"}.get(field, field)
+    assert table.value(column) is None
+    assert table.value("raw")[field] == value
+    assert {note.field.split("_")[0] for note in table.notes} == {field.split("_", maxsplit=1)[0]}
+    for note in table.notes:
+        assert note.loaded
+        assert note.record_id == "1"
+        assert CANARY not in repr(note) + note.rule + note.field
+
+
+def test_a_long_text_without_index_is_kept(table: Table) -> None:
+    table.load(gadget(note="".join(chr(0x4E00 + index % 20_000) for index in range(30_000))))
+    assert not table.notes
+    assert table.value("length(note)") == 30_000
+
+
+def test_what_is_too_sensitive_to_keep_is_nowhere(table: Table, connection: psycopg.Connection) -> None:
+    """Risk: `raw` lacks the number, but a jsonb column around it, or the quarantine, still has it."""
+    record = gadget(tin=CANARY, box={"ssn": CANARY, "colour": "red"}, born="never")
+    table.load(record)
+    whole = connection.execute("SELECT g::text FROM nexhealth_gadgets g").fetchall()
+    assert CANARY not in str(whole)
+    assert table.value("box") == {"colour": "red"}
+    (note,) = table.notes
+    assert CANARY.encode() not in note.raw
+    assert b"never" in note.raw
+
+
+def test_a_sensitive_value_that_changes_rewrites_nothing(table: Table) -> None:
+    table.load(gadget(tin="1", box={"ssn": "1"}))
+    assert table.load(gadget(tin="2", box={"ssn": "2"})) == (0, 0)
+
+
+def test_a_record_of_a_collection_without_id_may_have_any_id(connection: psycopg.Connection) -> None:
+    """Risk: sync_status and claim payouts have no id of ours; an `id` of theirs must not be read as one."""
+    collection = Collection(
+        name="gadgets",
+        group="practice",
+        doc="Without an id.",
+        path="/gadgets",
+        scope=Scope.PRACTICE,
+        key=("institution_id", "name"),
+        institution_at=("owner", "id"),
+        columns=(Column("name", SqlType.TEXT, Phi.NONE, "Name.", ("name",)),),
+    )
+    table = Table(connection, collection)
+    table.encoder = RecordEncoder(collection, None)
+    good, bad = b'{"id": "abc", "name": "n", "owner": {"id": 5}}', b'{"name": "m", "owner": {"id": "canary-5550100"}}'
+    assert table.load(good, bad, b'{"name": "", "owner": {"id": 5}}', b'{"name": "o"}') == (2, 0)
+    assert connection.execute("SELECT institution_id, name FROM nexhealth_gadgets ORDER BY 2").fetchall() == [
+        (5, ""),
+        (5, "n"),
+    ]
+    assert [(note.field, note.loaded) for note in table.notes] == [("", False), ("institution_id", False)]
+    encoded = table.encoder.encode([good], NOON, {})
+    assert encoded.ids == []
+
+
+def test_ids_are_those_of_the_lines() -> None:
+    encoded = RecordEncoder(GADGETS, 1).encode([b'{"id": 5}', b"[]", b'{"id": "6"}', b'{"id": null}'], NOON, {})
+    assert encoded.ids == [5, 6]
+    assert len(encoded.lines) == len(encoded.ids)
+
+
+def test_columns_of_the_request_are_filled_from_it(connection: psycopg.Connection) -> None:
+    collection = replace(GADGETS, from_request=(Column("patient_id", SqlType.BIGINT, Phi.ID, "Whose.", ()),))
+    table = Table(connection, collection, request={"patient_id": 99, "location_id": 1})
+    table.load(gadget())
+    assert table.value("patient_id") == 99
+
+
+def test_the_same_fault_has_the_same_fingerprint_and_another_one_another() -> None:
+    def note(**changes: Any) -> bytes:
+        base: dict[str, Any] = {"record_id": "1", "field": "born", "rule": "r", "loaded": True, "raw": b"{}"}
+        return Note(**(base | changes)).fingerprint
+
+    assert note() == note()
+    assert len({note(), note(field="x"), note(rule="x"), note(raw=b"{ }")}) == 4
+
+
+def test_no_error_of_the_database_quotes_a_record(table: Table) -> None:
+    """Should a value ever get past the checks, `driver_errors` around the load drops the server's words."""
+    from nexhealth_pipeline.errors import WarehouseError
+    from nexhealth_pipeline.warehouse.connect import driver_errors
+
+    table.connection.execute("ALTER TABLE nexhealth_gadgets ADD CHECK (name <> 'canary-5550100')")
+    with pytest.raises(WarehouseError) as caught, driver_errors("loading nexhealth_gadgets"):
+        table.load(gadget(name=CANARY))
+    assert CANARY not in "".join(traceback.format_exception(caught.value))
