@@ -33,12 +33,13 @@ def set_up(level: str = "INFO", *, stream: TextIO | None = None, terminal: bool 
     handler = _Handler(stream)
     handler.setFormatter(TerminalLines() if _is_terminal(stream, terminal) else JsonLines())
     handler.addFilter(WithoutDriverText())
-    root = logging.getLogger()
-    for old in [one for one in root.handlers if isinstance(one, _Handler)]:
-        root.removeHandler(old)
-    root.addHandler(handler)
+    handler.setLevel(level)  # Dagster lowers the logger's own during a run
+    root, room = logging.getLogger(), logging.getLogger(_ROOM)
+    # First in the room as well, before Dagster's handler, which puts a run's name before each message.
+    for logger in (root, room):
+        logger.handlers[:] = [handler, *(one for one in logger.handlers if not isinstance(one, _Handler))]
     root.setLevel(logging.WARNING)
-    logging.getLogger(_ROOM).setLevel(level)
+    room.setLevel(level)
     logging.captureWarnings(capture=True)
 
 
@@ -53,6 +54,12 @@ def set_up_for(settings: "Settings", *, quiet: bool = False) -> None:
 
 class _Handler(logging.StreamHandler[TextIO]):
     """The one handler that :func:`set_up` made. A line that cannot be written is dropped, not traced."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the record, once: it comes by way of its own logger and of the root."""
+        if not record.__dict__.setdefault("nexhealth_written", False):
+            record.__dict__["nexhealth_written"] = True
+            super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         """Say nothing: the standard library would print the record's arguments."""

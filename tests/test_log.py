@@ -20,10 +20,10 @@ THEIRS = logging.getLogger("psycopg.pool")
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
     root, room = logging.getLogger(), logging.getLogger("nexhealth_pipeline")
-    handlers, levels = list(root.handlers), (root.level, room.level)
+    handlers, levels = (list(root.handlers), list(room.handlers)), (root.level, room.level)
     yield
     logging.captureWarnings(capture=False)
-    root.handlers[:] = handlers
+    root.handlers[:], room.handlers[:] = handlers
     root.setLevel(levels[0])
     room.setLevel(levels[1])
 
@@ -129,3 +129,24 @@ def test_the_setting_decides_and_quiet_commands_only_warn() -> None:
     assert room.level == logging.WARNING
     set_up_for(load_settings({"NEXHEALTH_LOG_LEVEL": "DEBUG"}, environ={}, env_file=None), quiet=True)
     assert room.level == logging.DEBUG
+
+
+def test_a_handler_that_rewrites_records_comes_after_ours(stream: io.StringIO) -> None:
+    """Dagster puts job, run and step before each message: ours would no longer be fixed texts."""
+
+    class Rewriting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            record.msg = f"a run - {record.msg}"
+
+    room = logging.getLogger("nexhealth_pipeline")
+    room.addHandler(Rewriting())
+    OURS.info("slice read")
+    assert [line["message"] for line in lines(stream)] == ["slice read"]
+
+
+def test_a_level_that_somebody_lowers_does_not_count(stream: io.StringIO) -> None:
+    """Dagster sets the level of managed loggers when a run begins."""
+    set_up("WARNING", stream=stream)
+    logging.getLogger("nexhealth_pipeline").setLevel("INFO")
+    OURS.info("slice read")
+    assert lines(stream) == []

@@ -38,7 +38,7 @@ def demo(*, as_json: bool) -> int:
         shut_in_demo(realm)
         _say("Reading all of it within NexHealth's documented rate limits ...", as_json=as_json)
         status = run(realm, _everything(), as_json=as_json)
-    if not as_json:
+    if status in (0, 1) and not as_json:
         click.echo("\n".join(_what_next(realm)))
     return status
 

@@ -4,7 +4,7 @@ import contextlib
 
 import click
 
-from nexhealth_pipeline.cli.realm import Realm
+from nexhealth_pipeline.cli.realm import Realm, is_sandbox_key
 
 __all__ = ["EMBEDDED_WARNING", "holds_real_data_embedded", "warn_once"]
 
@@ -19,7 +19,7 @@ def holds_real_data_embedded(realm: Realm) -> bool:
     """Whether a real key and the embedded server come together."""
     settings = realm.settings
     has_key = settings.api_key is not None or settings.api_keys_file is not None
-    return has_key and realm.kind == "real" and settings.database_url is None
+    return has_key and realm.kind == "real" and settings.database_url is None and not is_sandbox_key(settings)
 
 
 def warn_once(realm: Realm) -> None:

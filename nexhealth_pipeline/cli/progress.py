@@ -37,9 +37,10 @@ def showing_progress(*, json: bool) -> Iterator["Show | None"]:
 @contextmanager
 def _bar() -> Iterator["Show"]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
 
-    bar = Progress(
+    bar = Bar(
         TextColumn("reading"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -53,7 +54,7 @@ def _bar() -> Iterator["Show"]:
     task = bar.add_task("", total=None)
 
     def show(progress: "Progress") -> None:
-        bar.update(task, completed=progress.done, total=progress.planned or None, description=_latest(progress))
+        bar.update(task, completed=progress.done, total=progress.planned or None, description=_totals(progress))
         bar.refresh()
 
     with bar:
@@ -61,23 +62,21 @@ def _bar() -> Iterator["Show"]:
 
 
 class BarlessLines:
-    """A line on stdout when `every` seconds have passed since the last, and one at the end of all slices."""
+    """A line on stdout whenever `every` seconds have passed."""
 
     def __init__(self, every: float = _LINE_SECONDS, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._every, self._clock = every, clock
         self._next = clock() + every
-        self._last = ""
 
     def __call__(self, progress: "Progress") -> None:
         """Tell of `progress` if it is time."""
         now = self._clock()
         if now < self._next:
             return
-        line = f"{progress.done} of {progress.planned} slices read; {_latest(progress)}"
-        if line != self._last:
-            click.echo(line)
-        self._last, self._next = line, now + self._every
+        click.echo(f"{progress.done} of {progress.planned} slices, {_totals(progress)}")
+        self._next = now + self._every
 
 
-def _latest(progress: "Progress") -> str:
-    return f"{progress.label}: {progress.records:,} records on {progress.pages:,} pages" if progress.label else ""
+def _totals(progress: "Progress") -> str:
+    latest = f"; {progress.label}" if progress.label else ""
+    return f"{progress.records:,} records on {progress.pages:,} pages{latest}"

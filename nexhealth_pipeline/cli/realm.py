@@ -59,7 +59,7 @@ def account() -> Realm:
     from nexhealth_pipeline.warehouse.connect import DAGSTER_DATABASE, WAREHOUSE_DATABASE
 
     settings = load_settings()
-    kind: Literal["real", "sandbox"] = "sandbox" if is_sandbox_key(settings) else "real"
+    kind: Literal["real", "sandbox"] = "sandbox" if settings.data_kind == "sandbox" else "real"
     return Realm(settings, kind, WAREHOUSE_DATABASE, DAGSTER_DATABASE)
 
 
@@ -89,12 +89,12 @@ def _demo_choices(home: Path, api_url: str | None) -> dict[str, str]:
     """The demo's settings by environment name. The address of its database follows from its home."""
     from nexhealth_pipeline.sandbox.auth import SANDBOX_API_KEY
 
-    choices = {"NEXHEALTH_HOME": str(home), "NEXHEALTH_API_KEY": SANDBOX_API_KEY}
+    choices = {"NEXHEALTH_HOME": str(home), "NEXHEALTH_API_KEY": SANDBOX_API_KEY, "NEXHEALTH_DATA_KIND": "sandbox"}
     return choices | ({"NEXHEALTH_API_URL": api_url} if api_url else {})
 
 
 def is_sandbox_key(settings: "Settings") -> bool:
-    """Whether the only key is the one that every sandbox takes: then the data is synthetic."""
+    """Whether the only key is the one that every sandbox takes: nothing real can come of it."""
     if settings.api_key is None or settings.api_keys_file is not None:
         return False
     from nexhealth_pipeline.sandbox.auth import SANDBOX_API_KEY

@@ -51,7 +51,7 @@ def _announce(url: str) -> None:
         return
     click.echo(
         "The sandbox serves until Ctrl-C. To sync it, in another shell:\n"
-        f"  export NEXHEALTH_API_URL={url} NEXHEALTH_API_KEY={SANDBOX_API_KEY}\n"
+        f"  export NEXHEALTH_API_URL={url} NEXHEALTH_API_KEY={SANDBOX_API_KEY} NEXHEALTH_DATA_KIND=sandbox\n"
         f"  nexhealth sync\nWhat else it can do (changes, faults, request log): {url}/sandbox/stats",
         err=True,
     )

@@ -66,5 +66,5 @@ def _total(summary: "SyncSummary") -> list[str]:
 def _time(summary: "SyncSummary") -> str:
     return (
         f"{summary.seconds:,.1f} s in all; the API's rate limits allow no less than {summary.floor_seconds:,.1f} s "
-        "for these requests"
+        "for these requests (a collection's seconds add up over slices that were read side by side)"
     )

@@ -20,6 +20,7 @@ from nexhealth_pipeline.orchestration.dead_runs import fail_dead_runs
 from nexhealth_pipeline.orchestration.instance import open_instance
 from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, CHANGES_OP, PATIENT_JOB, PATIENT_OP, SCOPE_JOBS
 from nexhealth_pipeline.orchestration.launch import SyncRequest
+from nexhealth_pipeline.orchestration.partitions import partition_tags
 from nexhealth_pipeline.orchestration.step import listen
 from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.sync.months import CHANGES
@@ -77,7 +78,6 @@ def _run(instance: dg.DagsterInstance, job: Job) -> list[dict[str, Any]]:
     from nexhealth_pipeline.definitions import defs
 
     results: list[SliceResult] = []
-    # The whole choice of partitions of an asset shows best as a range; any other is planned by the step.
     with listen(results.append):
         outcome = defs.resolve_job_def(job["job"]).execute_in_process(
             instance=instance,
@@ -87,7 +87,7 @@ def _run(instance: dg.DagsterInstance, job: Job) -> list[dict[str, Any]]:
                 "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
             },
             asset_selection=[dg.AssetKey(name) for name in job["assets"]] or None,
-            tags=job["tags"],
+            tags={**job["tags"], **partition_tags(instance, _definition(job), job["config"].get("partitions", ()))},
             raise_on_error=False,
         )
     record = instance.get_run_by_id(job["run_id"])
@@ -98,21 +98,22 @@ def _run(instance: dg.DagsterInstance, job: Job) -> list[dict[str, Any]]:
     return [_as_json(result) for result in results]
 
 
+def _definition(job: Job) -> dg.PartitionsDefinition[str] | None:
+    """The partitions of the job's assets; None for op jobs, whose keys are config alone."""
+    return next((PARTITIONS[scope] for scope, name in SCOPE_JOBS.items() if name == job["job"]), None)
+
+
 def _failure(instance: dg.DagsterInstance, run_id: str) -> PipelineError:
-    """Why a run failed that read no slice: the text of its Failure."""
-    for entry in reversed(instance.all_logs(run_id)):
-        data = entry.dagster_event.event_specific_data if entry.dagster_event else None
-        failure = getattr(data, "user_failure_data", None)
-        if failure is not None:
-            status = (failure.metadata or {}).get("exit_status")
-            kind: type[PipelineError] = {2: InvalidSetting, 3: TryLater}.get(
-                int(status.value) if status else 4, WarehouseError
-            )
-            return kind(failure.description or "the run failed")
-        error = getattr(data, "error", None)
-        if error is not None:
-            return PipelineError(f"the run {run_id} failed: {error.cls_name}; its log is in Dagster")
-    return PipelineError(f"the run {run_id} failed; its log is in Dagster")
+    """Why a run failed that read no slice: the text of its Failure, else the kind of its error."""
+    details = [entry.dagster_event.event_specific_data for entry in instance.all_logs(run_id) if entry.dagster_event]
+    for detail in details:
+        told = getattr(detail, "user_failure_data", None)
+        if told is not None and told.metadata and "exit_status" in told.metadata:
+            kinds: dict[object, type[PipelineError]] = {2: InvalidSetting, 3: TryLater, 4: WarehouseError}
+            kind = kinds.get(told.metadata["exit_status"].value, PipelineError)
+            return kind(told.description or "the run failed")
+    names = [error.cls_name for detail in details if (error := getattr(detail, "error", None)) is not None]
+    return PipelineError(f"the run failed ({names[0] if names else 'no error told'}); its log is in Dagster")
 
 
 def _as_json(result: SliceResult) -> dict[str, Any]:

@@ -7,7 +7,7 @@ start, in UTC. A key may hold letters, digits, `_`, `.` and `-` only: Dagster jo
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from dagster import (
@@ -16,7 +16,11 @@ from dagster import (
     MonthlyPartitionsDefinition,
     MultiPartitionKey,
     MultiPartitionsDefinition,
+    PartitionKeyRange,
+    PartitionsDefinition,
 )
+from dagster._core.definitions.partitions.context import partition_loading_context
+from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from nexhealth_pipeline.errors import InvalidSetting
 from nexhealth_pipeline.sync.months import FIRST_MONTH, MONTHS_AHEAD
@@ -32,6 +36,7 @@ __all__ = [
     "location_month_key",
     "parse_location_key",
     "parse_location_month_key",
+    "partition_tags",
 ]
 
 LOCATIONS = DynamicPartitionsDefinition(name="nexhealth_locations")
@@ -89,6 +94,27 @@ def add_keys(instance: DagsterInstance, definition: DynamicPartitionsDefinition,
     if new:
         instance.add_dynamic_partitions(name, new)
     return new
+
+
+def partition_tags(
+    instance: DagsterInstance, definition: PartitionsDefinition[str] | None, keys: Sequence[str]
+) -> dict[str, str]:
+    """Tags that tell Dagster which partitions a run is about, as far as tags can.
+
+    They hold one contiguous range (of two dimensions: a box). Any other choice is tagged with its first key
+    and planned in full by the step: without a tag Dagster refuses a run whose upstream is partitioned.
+    """
+    if definition is None or not keys:
+        return {}
+    with partition_loading_context(dynamic_partitions_store=instance):
+        ordered = [key for key in definition.get_partition_keys() if key in set(keys)]
+        whole = len(ordered) == len(set(keys)) and ordered == _between(definition, ordered[0], ordered[-1])
+    first, last = (ordered[0], ordered[-1]) if whole else (keys[0], keys[0])
+    return {ASSET_PARTITION_RANGE_START_TAG: first, ASSET_PARTITION_RANGE_END_TAG: last}
+
+
+def _between(definition: PartitionsDefinition[str], first: str, last: str) -> list[str]:
+    return list(definition.get_partition_keys_in_range(PartitionKeyRange(first, last)))
 
 
 def _checked(key: str) -> str:

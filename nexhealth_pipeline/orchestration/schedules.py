@@ -14,10 +14,11 @@ import psycopg
 
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.errors import PipelineError
-from nexhealth_pipeline.orchestration.assets import step_name
+from nexhealth_pipeline.orchestration.assets import PARTITIONS, step_name
 from nexhealth_pipeline.orchestration.dead_runs import fail_dead_runs
 from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, CHANGES_OP, JOBS, SCOPE_JOBS
 from nexhealth_pipeline.orchestration.nightly import Due, due_at_night, due_in_the_morning
+from nexhealth_pipeline.orchestration.partitions import partition_tags
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
 from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.warehouse.migrate import HEAD, current_revision
@@ -50,13 +51,18 @@ class _Target:
     job: str
     step: str
     keys: Callable[[Due], list[str]]
+    partitions: dg.PartitionsDefinition[str] | None = None
+
+
+def _asset_target(scope: Scope, keys: Callable[[Due], list[str]]) -> _Target:
+    return _Target(SCOPE_JOBS[scope], step_name(scope), keys, PARTITIONS[scope])
 
 
 _PRACTICE = _Target(SCOPE_JOBS[Scope.PRACTICE], step_name(Scope.PRACTICE), lambda _: [])
 _TARGETS = (
-    _Target(SCOPE_JOBS[Scope.INSTITUTION], step_name(Scope.INSTITUTION), lambda due: due.institutions),
-    _Target(SCOPE_JOBS[Scope.LOCATION], step_name(Scope.LOCATION), lambda due: due.locations),
-    _Target(SCOPE_JOBS[Scope.LOCATION_MONTH], step_name(Scope.LOCATION_MONTH), lambda due: due.months),
+    _asset_target(Scope.INSTITUTION, lambda due: due.institutions),
+    _asset_target(Scope.LOCATION, lambda due: due.locations),
+    _asset_target(Scope.LOCATION_MONTH, lambda due: due.months),
     _Target(CHANGES_JOB, CHANGES_OP, lambda due: due.changes),
 )
 
@@ -77,7 +83,8 @@ def _tick(
     if busy:
         return dg.SkipReason(f"run {busy[0].run_id} of {target.job} is still going; the next tick takes up the rest")
     config = {"ops": {target.step: {"config": {"partitions": keys}}}} if keys else {}
-    return dg.RunRequest(run_config=config, tags={"nexhealth/partitions": str(len(keys) or 1)})
+    tags = partition_tags(context.instance, target.partitions, keys)
+    return dg.RunRequest(run_config=config, tags={**tags, "nexhealth/partitions": str(len(keys) or 1)})
 
 
 def _keys(

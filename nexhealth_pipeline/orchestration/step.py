@@ -69,11 +69,11 @@ def one_line_failures() -> Iterator[None]:
 
 
 def chosen_partitions(context: dg.AssetExecutionContext, keys: Sequence[str]) -> list[str]:
-    """The run's partitions: those of its tags, else `keys` of its config, which are planned here."""
-    if context.get_step_execution_context().has_partitions:
-        return list(context.partition_keys)
-    _plan(context, keys)
-    return list(keys)
+    """The run's partitions: those of its tags, and those of its config, which are planned here."""
+    tagged = list(context.partition_keys) if context.get_step_execution_context().has_partitions else []
+    others = [key for key in dict.fromkeys(keys) if key not in set(tagged)]
+    _plan(context, others)
+    return tagged + others
 
 
 def read_slices(

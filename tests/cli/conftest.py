@@ -35,13 +35,13 @@ def as_before() -> Iterator[None]:
     """Commands own their process; a test's process goes on."""
     environment, folder = dict(os.environ), Path.cwd()
     root, room = logging.getLogger(), logging.getLogger("nexhealth_pipeline")
-    handlers, levels = list(root.handlers), (root.level, room.level)
+    handlers, levels = (list(root.handlers), list(room.handlers)), (root.level, room.level)
     signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
     logging.captureWarnings(capture=False)
     for number, handler in signals.items():
         signal.signal(number, handler)
-    root.handlers[:] = handlers
+    root.handlers[:], room.handlers[:] = handlers
     root.setLevel(levels[0])
     room.setLevel(levels[1])
     os.chdir(folder)

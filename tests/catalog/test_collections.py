@@ -1,0 +1,271 @@
+"""Declarations against the vendor's OpenAPI file: nothing invented, nothing forgotten, hidden rows asked for."""
+
+import ast
+import json
+import re
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nexhealth_pipeline.catalog import collections as module
+from nexhealth_pipeline.catalog.collection import Collection, Column, Phi, Reader, Scope, SqlType
+from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
+from nexhealth_pipeline.catalog.paging import Paging
+
+SPEC = Path(__file__).resolve().parents[3] / "shared" / "nexhealth" / "openapi-v3.0.0.json"
+with_spec = pytest.mark.skipif(not SPEC.exists(), reason="the vendor's OpenAPI file is not beside this checkout")
+each = pytest.mark.parametrize("collection", DECLARED, ids=lambda collection: collection.name)
+
+UNDECLARED: dict[str, dict[str, str]] = {
+    "locations": {"institution_id": "is the key column institution_id, read by institution_at"},
+    "sync_status": {"institution_id": "is the key column institution_id, read by institution_at"},
+    "providers": {
+        "tin": "too sensitive to keep",
+        "institution_id": "is the key column institution_id; the request names it",
+    },
+    "patients": {
+        "bio.ssn": "too sensitive to keep",
+        "institution_id": "is the key column institution_id; the request names it",
+    },
+}
+"""Properties of the vendor's schema that no column holds, and why."""
+
+HIDDEN: dict[str, dict[str, set[str]]] = {
+    "providers": {"inactive": {"true", "false"}},
+    "patients": {"location_strict": {"true", "false"}},
+    "document_types": {"active": {"true", "false"}},
+    "insurance_plans": {"include_deleted": {"true"}},
+    "insurance_coverages": {"active": {"true", "false"}},
+    "appointments": {"cancelled": {"true", "false"}},
+}
+"""Parameters by which the API hides rows, and what has to be asked for to see all (API.md E)."""
+
+SYSTEM = {"institution_id", "raw", "synced_at", "source_read_at", "row_hash", "deleted_by"}
+
+
+@cache
+def spec() -> dict[str, Any]:
+    return json.loads(SPEC.read_text())  # type: ignore[no-any-return]
+
+
+def resolved(node: dict[str, Any]) -> dict[str, Any]:
+    while "$ref" in node:
+        target: Any = spec()
+        for part in node["$ref"].removeprefix("#/").split("/"):
+            target = target[part]
+        node = target
+    if "allOf" in node:
+        merged: dict[str, Any] = {}
+        for part in node["allOf"]:
+            merged |= resolved(part).get("properties", {})
+        return node | {"properties": merged}
+    return node
+
+
+def operation(collection: Collection) -> dict[str, Any]:
+    path = collection.path.replace("{patient_id}", "{id}")
+    assert path in spec()["paths"], f"the API has no {path}"
+    return spec()["paths"][path]["get"]  # type: ignore[no-any-return]
+
+
+def parameters(collection: Collection) -> dict[str, dict[str, Any]]:
+    found = [resolved(parameter) for parameter in operation(collection).get("parameters", [])]
+    return {parameter["name"]: parameter for parameter in found if parameter["in"] == "query"}
+
+
+def entity(collection: Collection) -> dict[str, Any]:
+    """Schema of one record in the collection's answer."""
+    (media,) = resolved(operation(collection)["responses"]["200"])["content"].values()
+    node = resolved(resolved(media["schema"])["properties"]["data"])
+    for key in ("", *collection.records_at):
+        node = resolved(node["properties"][key]) if key else node
+        node = resolved(node["items"]) if node.get("type") == "array" else node
+    return node
+
+
+def property_at(collection: Collection, path: tuple[str, ...]) -> dict[str, Any] | None:
+    node = entity(collection)
+    for key in path:
+        properties = node.get("properties", {})
+        if key not in properties:
+            return None
+        node = resolved(properties[key])
+    return node
+
+
+TYPES: dict[SqlType, set[str]] = {
+    SqlType.BIGINT: {"integer", "string"},
+    SqlType.TEXT: {"string"},
+    SqlType.BOOLEAN: {"boolean"},
+    SqlType.TIMESTAMPTZ: {"string"},
+    SqlType.DATE: {"string"},
+    SqlType.NUMERIC: {"string", "number"},
+    SqlType.DOUBLE: {"number"},
+    SqlType.JSONB: {"object", "array"},
+}
+
+
+@with_spec
+@each
+def test_every_declared_column_is_a_property_of_its_type(collection: Collection) -> None:
+    """Risk: a column at a misspelt path stays null for ever."""
+    for column in collection.columns:
+        found = property_at(collection, column.path)
+        assert found is not None, f"{column.name}: the schema has no {'.'.join(column.path)}"
+        assert found.get("type", "object") in TYPES[column.type], (column.name, found)
+        is_time = found.get("format") == "date-time"
+        assert is_time == (column.type is SqlType.TIMESTAMPTZ) or column.type is SqlType.TEXT, column.name
+
+
+@with_spec
+@each
+def test_every_property_is_declared_or_has_a_reason(collection: Collection) -> None:
+    """Risk: a field of the API is left out without anybody having decided so."""
+    declared = {column.path for column in collection.columns}
+    exceptions = UNDECLARED.get(collection.name, {})
+    met: set[str] = set()
+    for path in _leaves(entity(collection), (), declared):
+        name = ".".join(path)
+        if path not in declared and path[:1] not in declared:
+            assert name in exceptions, f"{collection.name}.{name} is in the schema and no column holds it"
+            met.add(name)
+    assert met == set(exceptions), "an exception that no longer is one"
+
+
+def _leaves(node: dict[str, Any], path: tuple[str, ...], declared: set[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Paths of properties; inside an object only where its fields are declared one by one."""
+    found: list[tuple[str, ...]] = []
+    for name, inner in node.get("properties", {}).items():
+        below = (*path, name)
+        flattened = any(other[: len(below)] == below and len(other) > len(below) for other in declared)
+        found += _leaves(resolved(inner), below, declared) if flattened else [below]
+    return found
+
+
+@with_spec
+@each
+def test_what_a_pass_asks_exists_and_what_is_required_is_asked(collection: Collection) -> None:
+    """Risk: a parameter the API does not know is ignored in silence, and rows stay hidden."""
+    known = parameters(collection)
+    asked = {name for pass_ in collection.passes for name, _ in pass_.params}
+    asked |= {name for name in (collection.increment, collection.patient_filter) if name}
+    asked |= {"sort"} if collection.sort else set()
+    asked |= {collection.window.start, collection.window.end} if collection.window else set()
+    assert asked <= set(known)
+    required = {name for name, parameter in known.items() if parameter.get("required")}
+    by_plan = {"subdomain"}
+    if collection.scope in (Scope.LOCATION, Scope.LOCATION_MONTH) and not collection.per_patient:
+        by_plan.add("location_id")
+    assert required <= by_plan | asked
+    assert (collection.paging is Paging.CURSOR) == ("end_cursor" in known)
+    media = next(iter(resolved(operation(collection)["responses"]["200"])["content"]))
+    assert collection.legacy_accept == ("version=2" in media)
+    for pass_ in collection.passes:
+        for name, value in pass_.params:
+            schema = known[name]["schema"]
+            assert value in schema.get("items", schema).get("enum", ["true", "false"])
+
+
+@each
+def test_rows_hidden_by_default_are_asked_for(collection: Collection) -> None:
+    """Promise 1: inactive, deleted and cancelled rows are part of the copy."""
+    for name, needed in HIDDEN.get(collection.name, {}).items():
+        assert {value for pass_ in collection.passes for key, value in pass_.params if key == name} == needed
+
+
+@with_spec
+@each
+def test_a_default_that_hides_rows_is_listed(collection: Collection) -> None:
+    """A boolean parameter with a default filters; it has to be known above."""
+    filters = {
+        name
+        for name, parameter in parameters(collection).items()
+        if parameter["schema"].get("type") == "boolean" and "default" in parameter["schema"]
+    }
+    assert filters <= set(HIDDEN.get(collection.name, {}))
+
+
+@each
+def test_names_are_valid_and_nothing_is_declared_twice(collection: Collection) -> None:
+    names = [column.name for column in (*collection.from_request, *collection.columns)]
+    assert [name for name, count in Counter(names).items() if count > 1] == []
+    assert all(re.fullmatch(r"[a-z][a-z0-9_]{0,57}", name) for name in [collection.name, *names])
+    reserved = SYSTEM | (set() if collection.soft_delete else {"deleted_at"})
+    assert not reserved & set(names)
+    assert len(collection.table) <= 63
+
+
+@each
+def test_every_reference_points_to_something(collection: Collection) -> None:
+    names = {column.name for column in (*collection.from_request, *collection.columns)} | {"institution_id"}
+    assert set(collection.key) <= names
+    assert collection.key[0] == "institution_id"
+    assert {name for index in collection.indexes for name in index} <= names
+    for name in (collection.version, collection.soft_delete):
+        assert name is None or name in names
+    if collection.window is not None:
+        assert {collection.window.column, "location_id"} <= names
+    assert {*collection.after, *collection.soft_after} <= set(COLLECTIONS)
+    assert all(DECLARED.index(COLLECTIONS[name]) < DECLARED.index(collection) for name in collection.after)
+    assert collection.scope is Scope.PRACTICE or collection.institution_at is None
+    assert collection.scope is not Scope.PRACTICE or collection.institution_at
+    assert ("{patient_id}" in collection.path) == collection.per_patient
+
+
+@each
+def test_index_names_stay_apart_when_they_are_cut(collection: Collection) -> None:
+    names = [f"{collection.table}_{'_'.join(index)}_idx"[:63] for index in collection.indexes]
+    assert len(set(names)) == len(names)
+
+
+@each
+def test_passes_have_names_and_only_one_says_who_is_listed(collection: Collection) -> None:
+    assert len({pass_.name for pass_ in collection.passes}) == len(collection.passes)
+    assert sum(pass_.membership for pass_ in collection.passes) <= 1
+    assert all(not pass_.membership or pass_.reader is Reader.SHARED for pass_ in collection.passes)
+
+
+@each
+def test_everything_is_described(collection: Collection) -> None:
+    """Comments, asset descriptions and README come from here."""
+    texts = [collection.doc, *(column.doc for column in (*collection.from_request, *collection.columns))]
+    assert all(re.fullmatch(r"[^\s].*[.]", text) for text in texts), [text for text in texts if not text.endswith(".")]
+    assert collection.group in {"practice", "patients", "scheduling", "insurance", "ledger", "clinical"}
+
+
+@pytest.mark.parametrize(
+    "name", ["email", "phone", "address", "city", "zip", "birth", "first_name", "note", "filename"]
+)
+def test_a_patients_particulars_have_a_phi_class(name: str) -> None:
+    """Risk: an analyst's role without PHI reads a column that was declared harmless."""
+    personal = ["patients", "patient_addresses", "documents", "appointments", "insurance_coverages"]
+    columns: list[Column] = [column for one in personal for column in COLLECTIONS[one].columns if name in column.name]
+    assert all(column.phi is not Phi.NONE for column in columns), [column.name for column in columns]
+
+
+@each
+def test_nothing_is_kept_that_is_too_sensitive(collection: Collection) -> None:
+    kept = {column.path for column in collection.columns}
+    assert not kept & set(collection.sensitive)
+    assert not {path for path in kept if path[-1] in ("ssn", "tin", "social_security_number")}
+
+
+def test_the_catalog_is_pure_data() -> None:
+    """Adding a collection is adding a declaration: no branches, no loops, no imports of other rooms."""
+    tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+    logic = (ast.If, ast.For, ast.While, ast.Try, ast.With, ast.ClassDef, ast.Lambda, ast.AsyncFunctionDef)
+    assert not [type(node).__name__ for node in ast.walk(tree) if isinstance(node, logic)]
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef):
+            assert isinstance(node.body[-1], ast.Return)
+            assert len(node.body) <= 2
+    sources = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert sources == {"nexhealth_pipeline.catalog.collection", "nexhealth_pipeline.catalog.paging"}
+
+
+def test_names_are_unique_and_every_declaration_is_listed() -> None:
+    written = [value for value in vars(module).values() if isinstance(value, Collection)]
+    assert sorted(one.name for one in written) == sorted(one.name for one in DECLARED) == sorted(COLLECTIONS)

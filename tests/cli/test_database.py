@@ -1,0 +1,108 @@
+"""`nexhealth db`: the address alone, migrations, a SQL shell."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from nexhealth_pipeline.cli import database
+from nexhealth_pipeline.warehouse import embedded
+from tests.cli.conftest import Run
+
+HOME = "NEXHEALTH_HOME"
+
+
+@pytest.fixture
+def shared_home(server_url: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The session's embedded server, not asked to stay after its end."""
+    monkeypatch.setattr(database, "_LINGER_SECONDS", 0.0)
+    return {HOME: os.environ["NEXHEALTH_TEST_HOME"]}
+
+
+@pytest.fixture
+def own_home(tmp_path: Path) -> Iterator[Path]:
+    """An embedded server for one test alone."""
+    yield tmp_path / "home"
+    (tmp_path / "home" / "postgres" / "server" / "linger").unlink(missing_ok=True)
+    embedded.release(tmp_path / "home")
+
+
+def test_the_address_alone_is_on_stdout_and_leads_to_the_warehouse(nexhealth: Run, shared_home: dict[str, str]) -> None:
+    """`psql $(nexhealth db url)` must work."""
+    ended = nexhealth("db", "url", **shared_home)
+    assert (ended.status, ended.err, ended.out.count("\n")) == (0, "", 1)
+    with psycopg.connect(ended.out.strip()) as connection:
+        assert connection.info.dbname == "nexhealth"
+
+
+def test_the_demo_has_an_address_of_its_own(nexhealth: Run, shared_home: dict[str, str]) -> None:
+    """Its rows are nowhere else; a DATABASE_URL in the environment does not count."""
+    ended = nexhealth("db", "url", "--demo", **shared_home, DATABASE_URL="postgresql://real/warehouse")
+    with psycopg.connect(ended.out.strip()) as connection:
+        assert connection.info.dbname == "demo"
+
+
+def test_an_address_of_the_settings_is_given_back_as_it_is(nexhealth: Run) -> None:
+    """It was asked for, password and all; no server is started."""
+    ended = nexhealth("db", "url", DATABASE_URL="postgres://me:word@db.example/ware")
+    assert (ended.status, ended.out) == (0, "postgresql://me:word@db.example/ware\n")
+
+
+def test_the_embedded_server_stays_up_for_whoever_asked_and_listens_if_asked_to(nexhealth: Run, own_home: Path) -> None:
+    """The command ends at once; a BI tool that got the address comes minutes later."""
+    ended = nexhealth("db", "url", "--tcp", **{HOME: str(own_home)})
+    assert ended.out.startswith("postgresql://postgres:")
+    assert "@127.0.0.1:" in ended.out
+    with psycopg.connect(ended.out.strip()) as connection:
+        assert connection.info.dbname == "nexhealth"
+    place = embedded.ensure(own_home).place
+    stays = float((place.folder / "linger").read_text()) - time.monotonic()
+    assert 590 < stays <= 600
+
+
+def test_upgrade_says_what_it_made_and_then_that_nothing_is_left(nexhealth: Run, empty_database_url: str) -> None:
+    """Whoever deploys wants to see it in their log."""
+    first = nexhealth("db", "upgrade", DATABASE_URL=empty_database_url)
+    assert first.status == 0
+    assert "created table nexhealth_patients" in first.out
+    second = nexhealth("db", "upgrade", DATABASE_URL=empty_database_url)
+    assert (second.status, second.out) == (0, "the warehouse is up to date\n")
+
+
+def test_upgrade_refuses_a_newer_warehouse(nexhealth: Run, database_url: str) -> None:
+    """An older release must not write what it does not understand."""
+    with psycopg.connect(database_url) as connection:
+        connection.execute("UPDATE nexhealth_alembic_version SET version_num = '9999'")
+    ended = nexhealth("db", "upgrade", DATABASE_URL=database_url)
+    assert ended.status == 4
+    assert "install a newer" in ended.err
+
+
+def test_psql_runs_on_the_embedded_server_with_the_words_given(nexhealth: Run, shared_home: dict[str, str]) -> None:
+    """Nobody needs to install PostgreSQL to look at the rows; psql's status is the command's."""
+    ended = nexhealth("db", "psql", "--", "-At", "-c", "SELECT current_database()", **shared_home)
+    assert (ended.status, ended.out) == (0, "nexhealth\n")
+    assert nexhealth("db", "psql", "--demo", "-c", "SELECT nonsense", **shared_home).status == 1
+
+
+def test_psql_gets_the_password_where_other_users_cannot_read_it() -> None:
+    """A command line is world-readable."""
+    address = "postgresql://me:pass%20word@db.example:6432/ware?sslmode=require"
+    command, environment = database._without_password("psql", address, ("-c", "SELECT 1"))
+    assert not [word for word in command if "pass" in word]
+    assert environment["PGPASSWORD"] == "pass word"
+    assert "sslmode=require" in command[2]
+    assert command[-2:] == ["-c", "SELECT 1"]
+
+
+def test_psql_of_a_database_url_is_the_systems_or_the_embedded_one(
+    nexhealth: Run, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine without PostgreSQL's client still gets its shell."""
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    ended = nexhealth("db", "psql", "-c", "SELECT 1 AS one", DATABASE_URL=database_url)
+    assert ended.status == 0
+    assert "one" in ended.out

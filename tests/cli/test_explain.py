@@ -1,0 +1,74 @@
+"""`nexhealth sync --explain`: figures before a single request."""
+
+import json
+
+import psycopg
+import pytest
+
+from nexhealth_pipeline.sandbox import SANDBOX_API_KEY, SandboxServer
+from tests.cli.conftest import Run
+
+PRACTICES = """
+INSERT INTO nexhealth_institutions (institution_id, id, name, subdomain, raw, synced_at, source_read_at, row_hash)
+VALUES (7, 7, 'Acme Dental', 'acme', '{}', now(), now(), '');
+INSERT INTO nexhealth_locations (institution_id, id, name, synced_at, source_read_at, row_hash)
+SELECT 7, id, 'Acme ' || id, now(), now(), '' FROM generate_series(1, 5) AS id;
+"""
+
+
+@pytest.fixture
+def account(shared_sandbox: SandboxServer, database_url: str) -> dict[str, str]:
+    """An account whose practices are known."""
+    with psycopg.connect(database_url) as connection:
+        connection.execute(PRACTICES)
+    return {
+        "NEXHEALTH_API_URL": shared_sandbox.url,
+        "NEXHEALTH_API_KEY": SANDBOX_API_KEY,
+        "DATABASE_URL": database_url,
+    }
+
+
+def test_it_counts_requests_and_asks_nothing(
+    nexhealth: Run, account: dict[str, str], shared_sandbox: SandboxServer
+) -> None:
+    """Whoever shares a key with others wants to know before."""
+    asked = len(shared_sandbox.requests.matching(".*"))
+    ended = nexhealth("sync", "--explain", "--mode", "full", **account)
+    assert ended.status == 0
+    assert len(shared_sandbox.requests.matching(".*")) == asked
+    assert "GET /appointments" in ended.out
+    assert "Nothing was asked or written." in ended.out
+
+
+def test_filters_make_it_less(nexhealth: Run, account: dict[str, str]) -> None:
+    """One location of five costs about a fifth."""
+
+    def requests(*filters: str) -> dict[str, int]:
+        found = json.loads(nexhealth("sync", "--explain", "--json", *filters, **account).out)
+        return {one["collection"]: one["requests"] for one in found["collections"]}
+
+    everything, one = requests(), requests("--location", "Acme 3", "--resource", "appointments")
+    assert set(one) == {"institutions", "locations", "sync_status", "appointments"}
+    assert one["appointments"] * 5 == everything["appointments"]
+
+
+def test_an_unknown_location_is_named_with_the_choices(nexhealth: Run, account: dict[str, str]) -> None:
+    """As in a sync."""
+    ended = nexhealth("sync", "--explain", "--location", "Nowhere", **account)
+    assert ended.status == 2
+    assert "'Nowhere'" in ended.err
+    assert "acme.3 (Acme 3)" in ended.err
+
+
+def test_a_fresh_warehouse_explains_its_discovery(nexhealth: Run, database_url: str) -> None:
+    """Before the first sync no location is known; saying 3 requests and no more would be a lie."""
+    ended = nexhealth("sync", "--explain", NEXHEALTH_API_KEY=SANDBOX_API_KEY, DATABASE_URL=database_url)
+    assert ended.status == 0
+    assert "No location is known yet" in ended.out
+
+
+def test_a_warehouse_without_tables_is_not_touched(nexhealth: Run, empty_database_url: str) -> None:
+    """It does nothing, so it makes no tables either."""
+    ended = nexhealth("sync", "--explain", NEXHEALTH_API_KEY=SANDBOX_API_KEY, DATABASE_URL=empty_database_url)
+    assert ended.status == 4
+    assert "nexhealth db upgrade" in ended.err

@@ -1,0 +1,48 @@
+"""`nexhealth sandbox` as a process."""
+
+import signal
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nexhealth_pipeline.cli.household import nexhealth_command
+from tests.cli.conftest import Run
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
+    command = nexhealth_command("sandbox", "--port", "0", "--seed", "7", "--state", str(tmp_path / "state"))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        yield process
+        process.kill()
+
+
+def test_it_prints_its_address_serves_there_and_ends_on_ctrl_c(process: "subprocess.Popen[str]") -> None:
+    """The address alone is on stdout, for `export NEXHEALTH_API_URL=$(...)` and for our own commands."""
+    assert process.stdout is not None
+    url = process.stdout.readline().strip()
+    with urllib.request.urlopen(f"{url}/sandbox/stats", timeout=10) as answer:
+        assert b'"seed":7' in answer.read()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (out, err, process.returncode) == ("", "", 0)
+
+
+def test_a_taken_port_is_named(nexhealth: Run, closed_port: int) -> None:
+    """The one thing that goes wrong."""
+    ended = nexhealth("sandbox", "--port", str(closed_port), "--seed", "1")
+    assert ended.status == 2
+    assert f"--port {closed_port}" in ended.err
+
+
+def test_a_state_of_other_practices_is_refused(nexhealth: Run, tmp_path: Path) -> None:
+    """It would silently serve others than asked for."""
+    (tmp_path / "world.json").write_text(
+        '{"format":1,"seed":1,"base":"2026-01-01T00:00:00+00:00","patients":5,"appointments_per_patient":1.0}'
+    )
+    ended = nexhealth("sandbox", "--seed", "2", "--state", str(tmp_path), "--port", "0")
+    assert ended.status == 2
+    assert "another seed" in ended.err

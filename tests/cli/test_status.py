@@ -1,0 +1,138 @@
+"""`nexhealth status`: freshness, what is being read, what went wrong; and never a dead run as a live one."""
+
+import json
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from nexhealth_pipeline.cli.report import read_report
+from nexhealth_pipeline.cli.status import watch
+from nexhealth_pipeline.warehouse.runs import RunLock
+from tests.cli.conftest import Run
+
+ROWS = """
+INSERT INTO nexhealth_institutions (institution_id, id, name, subdomain, synced_at, source_read_at, row_hash)
+VALUES (7, 7, 'Acme Dental', 'acme', now(), now(), '');
+INSERT INTO nexhealth_locations (institution_id, id, name, synced_at, source_read_at, row_hash)
+VALUES (7, 12, 'Acme Île d''Or', now(), now(), '');
+INSERT INTO nexhealth_freshness VALUES
+    (0, 0, 'institutions', now() - interval '5 minutes', now(), NULL, NULL, NULL),
+    (7, 0, 'providers', now() - interval '3 days', now(), now(), 'green', now() - interval '10 minutes'),
+    (7, 12, 'patients', now() - interval '5 hours', now(), now(), 'red', now() - interval '2 days'),
+    (7, 12, 'appointments', NULL, NULL, NULL, NULL, NULL);
+INSERT INTO nexhealth_sync_logs (run_id, asset, collection, institution_id, location_id, partition_key, mode, status,
+    pages, records_read, started_at, error)
+VALUES ('old', 'a', 'patients', 7, 12, 'acme.12', 'full', 'failed', 1, 10, now() - interval '2 hours', 'was down'),
+       ('old', 'a', 'patients', 7, 12, 'acme.12', 'full', 'succeeded', 9, 90, now() - interval '1 hour', NULL),
+       ('old', 'a', 'documents', 7, 12, 'acme.12', 'full', 'failed', 1, 10, now() - interval '1 hour', 'the API keeps failing'),
+       ('run-1', 'a', 'appointments', 7, 12, 'acme.12|2026-01', 'full', 'running', 4, 4000, now() - interval '3 minutes', NULL),
+       ('gone', 'a', 'operatories', 7, 12, 'acme.12', 'full', 'running', 2, 20, now() - interval '1 hour', NULL);
+INSERT INTO nexhealth_runs (run_id, host, pid, started_at) VALUES ('gone', 'h', 1, now() - interval '1 hour');
+"""
+
+
+@pytest.fixture
+def connection(database_url: str) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def busy(connection: psycopg.Connection, database_url: str) -> Iterator[str]:
+    """A warehouse in the middle of a sync, whose process holds its lock."""
+    connection.execute(ROWS)
+    with RunLock(database_url, "run-1"):
+        yield database_url
+
+
+def test_it_shows_each_collection_at_each_location_by_name(nexhealth: Run, busy: str) -> None:
+    """Ids alone tell an office manager nothing."""
+    ended = nexhealth("status", DATABASE_URL=busy)
+    assert (ended.status, ended.err) == (0, "")
+    rows = ended.out.splitlines()
+    (patients,) = [line for line in rows if line.startswith("acme.12") and " patients " in line]
+    assert "Acme Île d'Or" in patients
+    assert " 5 h " in patients
+    assert "OFFLINE, read 2 d ago" in patients
+    (appointments,) = [line for line in rows if line.startswith("acme.12") and " appointments " in line]
+    assert "not yet complete" in appointments
+    assert any(line.startswith("everything") and "institutions" in line for line in rows)
+
+
+def test_it_shows_what_is_being_read_and_what_was_cut_off(nexhealth: Run, busy: str) -> None:
+    """A killed process leaves rows that say running; calling it progress would let somebody wait for ever."""
+    out = nexhealth("status", DATABASE_URL=busy).out
+    assert "reading appointments acme.12|2026-01: 4 pages, 4,000 records, since 3 min" in out
+    assert "interrupted: operatories acme.12 after 2 pages" in out
+    assert "last run run-1: running" in out
+
+
+def test_a_failure_is_shown_until_the_slice_was_read_again(nexhealth: Run, busy: str) -> None:
+    """What is mended needs nobody's eye."""
+    out = nexhealth("status", DATABASE_URL=busy).out
+    assert "failed: documents acme.12" in out
+    assert "the API keeps failing" in out
+    assert "was down" not in out
+
+
+def test_a_last_run_whose_process_is_gone_is_interrupted(connection: psycopg.Connection) -> None:
+    """Its row says running until the next sync closes it."""
+    connection.execute("INSERT INTO nexhealth_runs (run_id, host, pid) VALUES ('gone', 'h', 1)")
+    run = read_report(connection).last_run
+    assert run is not None
+    assert run.status == "interrupted"
+
+
+def test_json_has_everything(nexhealth: Run, busy: str) -> None:
+    """For a monitor."""
+    found = json.loads(nexhealth("status", "--json", DATABASE_URL=busy).out)
+    assert {one["collection"] for one in found["fresh"]} == {"institutions", "providers", "patients", "appointments"}
+    assert [(one["slice"], one["alive"]) for one in found["reading"]] == [
+        ("appointments acme.12|2026-01", True),
+        ("operatories acme.12", False),
+    ]
+    assert found["last_run"]["run_id"] == "run-1"
+
+
+def test_an_empty_warehouse_says_what_to_do(nexhealth: Run, database_url: str) -> None:
+    """The first thing after `db upgrade`."""
+    ended = nexhealth("status", DATABASE_URL=database_url)
+    assert ended.status == 0
+    assert "Nothing was synced yet" in ended.out
+
+
+def test_a_warehouse_without_tables_is_an_error_that_names_the_fix(nexhealth: Run, empty_database_url: str) -> None:
+    """Not a driver's "relation does not exist"."""
+    ended = nexhealth("status", DATABASE_URL=empty_database_url)
+    assert ended.status == 4
+    assert "nexhealth db upgrade" in ended.err
+
+
+def test_watching_shows_it_again_until_ctrl_c_which_is_no_failure(
+    connection: psycopg.Connection, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C is the way to end it."""
+    naps: list[float] = []
+
+    def nap(seconds: float) -> None:
+        naps.append(seconds)
+        if len(naps) == 3:
+            raise KeyboardInterrupt
+
+    assert watch(connection, as_json=True, sleep=nap) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert all(json.loads(line)["fresh"] == [] for line in lines)
+
+
+def test_watching_on_a_terminal_draws_and_ends_alike(
+    connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The screen is given back."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+
+    def nap(_seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    assert watch(connection, as_json=False, sleep=nap) == 0

@@ -1,0 +1,237 @@
+"""`nexhealth sync`: what is asked for reaches the run, and its end becomes words, JSON and a status."""
+
+import json
+import os
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nexhealth_pipeline import errors
+from nexhealth_pipeline.cli import sync as module
+from nexhealth_pipeline.orchestration import launch
+from nexhealth_pipeline.orchestration.launch import CollectionSummary, Progress, SyncRequest, SyncSummary
+from nexhealth_pipeline.sandbox import SANDBOX_API_KEY
+from nexhealth_pipeline.sync.options import Mode
+from nexhealth_pipeline.warehouse.sync_log import Counts
+from tests.cli.conftest import REAL_KEY, Run
+
+KEY = {"NEXHEALTH_API_KEY": REAL_KEY, "DATABASE_URL": "postgresql://host/db"}
+
+
+def summary(exit_status: int = 0, **changes: Any) -> SyncSummary:
+    counts = Counts(pages=3, records_read=2500, inserted=2000, updated=100, unchanged=399, quarantined=1, requests=4)
+    values: dict[str, Any] = {
+        "run_ids": ["r1"],
+        "collections": [
+            CollectionSummary("patients", 2, 2, 0, 0, counts, 12.34),
+            CollectionSummary("appointments", 5, 4, 1, 0, Counts(pages=10, requests=12), 3.0),
+        ],
+        "failures": [],
+        "new_notes": 0,
+        "seconds": 15.5,
+        "floor_seconds": 14.0,
+        "exit_status": exit_status,
+    }
+    return SyncSummary(**(values | changes))
+
+
+class FakeRun:
+    """Stands for Dagster's part, which has tests of its own."""
+
+    def __init__(self) -> None:
+        self.requests: list[SyncRequest] = []
+        self.options: dict[str, Any] = {}
+        self.end: SyncSummary | errors.PipelineError = summary()
+
+    def __call__(self, settings: object, request: SyncRequest, **options: Any) -> SyncSummary:
+        self.requests.append(request)
+        self.options = options
+        if options["on_progress"] is not None:
+            options["on_progress"](Progress("patients acme.1", 2, 2000, 1, 7))
+        if isinstance(self.end, errors.PipelineError):
+            raise self.end
+        return self.end
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> FakeRun:
+    fake = FakeRun()
+    monkeypatch.setattr(launch, "run_sync", fake)
+    return fake
+
+
+def test_every_filter_reaches_the_run(nexhealth: Run, ran: FakeRun) -> None:
+    """A filter that is lost on the way reads, and bills, everything."""
+    words = "sync --mode full --resource patients --resource nexhealth_appointments --location acme.1 --location North"
+    ended = nexhealth(*words.split(), "--start", "2026-01-01", "--end", "2026-01-31", "--dry-run", **KEY)
+    assert ended.status == 0
+    assert ran.requests == [
+        SyncRequest(
+            mode=Mode.FULL,
+            resources=("patients", "appointments"),
+            locations=("acme.1", "North"),
+            start=date(2026, 1, 1),
+            end=date(2026, 1, 31),
+            dry_run=True,
+        )
+    ]
+    assert ran.options["kind"] == "real"
+    assert (ran.options["warehouse_database"], ran.options["dagster_database"]) == ("nexhealth", "dagster")
+    assert "Nothing was written" in ended.out
+
+
+def test_without_words_it_is_an_incremental_sync_of_everything(nexhealth: Run, ran: FakeRun) -> None:
+    """The command of every day."""
+    assert nexhealth("sync", **KEY, NEXHEALTH_DATA_KIND="sandbox").status == 0
+    assert ran.requests == [SyncRequest(mode=Mode.INCREMENTAL)]
+    assert ran.options["kind"] == "sandbox"
+
+
+def test_the_table_has_a_row_a_collection_a_total_and_the_floor(nexhealth: Run, ran: FakeRun) -> None:
+    """What was done, what it cost, and how near to the API's own limit it was."""
+    ran.end = summary(1, failures=[("appointments acme.1|2026-01", "the API keeps failing")], new_notes=3)
+    ended = nexhealth("sync", **KEY)
+    assert ended.status == 1
+    rows = {line.split()[0]: line.split()[1:] for line in ended.out.splitlines() if line.strip()}
+    assert rows["patients"] == ["2", "2,500", "2,000", "100", "399", "1", "3", "4", "12.3"]
+    assert rows["appointments"] == ["5", "1", "10", "12", "3.0"]
+    assert rows["all"] == ["7", "1", "2,500", "2,000", "100", "399", "1", "13", "16", "15.5"]
+    assert "15.5 s in all; the API's rate limits allow no less than 14.0 s" in ended.out
+    assert "failed: appointments acme.1|2026-01: the API keeps failing" in ended.out
+    assert "3 new notes in nexhealth_quarantine" in ended.out
+
+
+def test_json_is_one_object_and_nothing_else_on_stdout(nexhealth: Run, ran: FakeRun) -> None:
+    """A script parses stdout as a whole."""
+    ended = nexhealth("sync", "--json", **KEY)
+    assert json.loads(ended.out) == json.loads(json.dumps(ran.end.as_json()))  # type: ignore[union-attr]
+    assert ended.out.count("\n") == 1
+
+
+def test_an_error_with_json_is_an_object_and_a_line(nexhealth: Run, ran: FakeRun) -> None:
+    """The script still gets JSON, the person still gets a line."""
+    ran.end = errors.Unreachable("no answer")
+    ended = nexhealth("sync", "--json", **KEY)
+    assert ended.status == 3
+    assert json.loads(ended.out) == {"error": "no answer", "exit_status": 3}
+    assert ended.err == "nexhealth: no answer\n"
+
+
+@pytest.mark.parametrize("status", [0, 1, 3, 4, 130])
+def test_the_runs_status_is_the_commands(nexhealth: Run, ran: FakeRun, status: int) -> None:
+    """Cron and scripts decide by it."""
+    ran.end = summary(status)
+    assert nexhealth("sync", **KEY).status == status
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("--mode quick", ("'quick'", "incremental", "full")),
+        ("--resource patient", ("'patient'", "patients", "insurance_coverages")),
+        ("--resource patient_addresses", ("'patient_addresses'", "patients")),
+        ("--start 31.01.2026", ("'31.01.2026'", "YYYY-MM-DD")),
+        ("--end 2024-02-30", ("'2024-02-30'", "YYYY-MM-DD")),
+        ("--start 2026-02-01 --end 2026-01-01", ("2026-02-01", "2026-01-01")),
+        ("--start 2026-02-01 --resource providers", ("providers", "appointments")),
+        ("--patient 0", ("0",)),
+        ("--patient seven", ("'seven'",)),
+        ("--patient 7 --resource patients", ("--patient",)),
+        ("--patient 7 --dry-run", ("--patient", "--dry-run")),
+        ("--patient 7 --mode full --explain", ("--explain", "--patient")),
+        ("--colour red", ("--colour",)),
+    ],
+)
+def test_wrong_use_is_2_and_names_value_and_choices(
+    nexhealth: Run, ran: FakeRun, words: str, named: tuple[str, ...]
+) -> None:
+    """Nothing is started, and the message is enough to correct it."""
+    ended = nexhealth("sync", *words.split(), **KEY)
+    assert (ended.status, ended.out, ran.requests) == (2, "", [])
+    assert [word for word in named if word not in ended.err] == []
+
+
+def test_without_a_key_the_setting_is_named(nexhealth: Run, ran: FakeRun) -> None:
+    """Before an embedded server is made for nothing."""
+    ended = nexhealth("sync")
+    assert (ended.status, ran.requests) == (2, [])
+    assert "NEXHEALTH_API_KEY is not set" in ended.err
+
+
+def test_flags_win_over_the_environment_and_that_over_dotenv(nexhealth: Run, ran: FakeRun) -> None:
+    """`.env` holds the account; the environment of a shell changes one thing for one run."""
+    Path(".env").write_text(
+        f"NEXHEALTH_API_KEY={REAL_KEY}\nDATABASE_URL=postgresql://host/db\nNEXHEALTH_LOG_LEVEL=ERROR\n"
+    )
+    assert nexhealth("sync").status == 0
+    assert nexhealth("sync", NEXHEALTH_LOG_LEVEL="LOUD").status == 2
+
+
+class TestEmbeddedWarning:
+    """A real practice's data on a server without encryption."""
+
+    def test_it_is_said_once_and_loudly(self, nexhealth: Run, ran: FakeRun, tmp_path: os.PathLike[str]) -> None:
+        """Once a machine: what is said every night is read by nobody."""
+        environment = {"NEXHEALTH_API_KEY": REAL_KEY, "NEXHEALTH_HOME": str(tmp_path)}
+        first, second = nexhealth("sync", **environment), nexhealth("sync", **environment)
+        assert "WARNING" in first.err
+        assert "Set DATABASE_URL" in first.err
+        assert "no encryption" not in second.err
+
+    @pytest.mark.parametrize(
+        "environment",
+        [
+            KEY,
+            {"NEXHEALTH_API_KEY": SANDBOX_API_KEY},
+            {"NEXHEALTH_API_KEY": REAL_KEY, "NEXHEALTH_DATA_KIND": "sandbox"},
+        ],
+    )
+    def test_it_is_not_said_where_it_is_not_so(
+        self, nexhealth: Run, ran: FakeRun, tmp_path: os.PathLike[str], environment: dict[str, str]
+    ) -> None:
+        """Synthetic data may lie anywhere."""
+        assert nexhealth("sync", NEXHEALTH_HOME=str(tmp_path), **environment).err == ""
+
+
+class TestProgress:
+    """Lines where there is no terminal."""
+
+    def lines(self, capsys: pytest.CaptureFixture[str], times: list[float]) -> list[str]:
+        from nexhealth_pipeline.cli.progress import BarlessLines
+
+        clock: Callable[[], float] = iter(times).__next__
+        show = BarlessLines(5.0, clock=clock)
+        for number in range(1, len(times)):
+            show(Progress("patients acme.1", number, 1000 * number, number, 7))
+        return capsys.readouterr().out.splitlines()
+
+    def test_a_line_comes_only_now_and_then(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """A log of an hour with a line a page would hide what matters."""
+        assert self.lines(capsys, [0.0, 1.0, 4.9, 5.0, 9.9, 30.0]) == [
+            "3 of 7 slices, 3,000 records on 3 pages; patients acme.1",
+            "5 of 7 slices, 5,000 records on 5 pages; patients acme.1",
+        ]
+
+    def test_a_terminal_gets_a_bar_without_a_thread(
+        self, nexhealth: Run, ran: FakeRun, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The run forks: a thread that draws would hold locks in the child."""
+        import threading
+
+        monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+        before = threading.active_count()
+        seen: list[int] = []
+        shown = module.showing_progress(json=False)
+        with shown as show:
+            assert show is not None
+            show(Progress("patients acme.1", 2, 2000, 1, 7))
+            seen.append(threading.active_count())
+        assert seen == [before]
+
+    def test_json_gets_none(self) -> None:
+        """Nothing but the object."""
+        with module.showing_progress(json=True) as show:
+            assert show is None
