@@ -19,13 +19,14 @@ python3 scripts/set_up.py --usable; \
 exit 1
 endef
 
-.PHONY: help venv demo test check format lock
+.PHONY: help venv demo test check format docs lock
 
 help:
 	@echo "make demo     a local NexHealth, a full sync of it, and what is where"
 	@echo "make test     all tests but the long ones      (PYTEST_ARGS=...)"
 	@echo "make check    format, lint, types, import directions"
 	@echo "make format   put the code into its format"
+	@echo "make docs     write README's reference sections"
 	@echo "make lock     resolve pyproject.toml again     (LOCK_ARGS=--upgrade)"
 
 venv:
@@ -46,6 +47,9 @@ check: venv
 format: venv
 	@$(RUN) ruff check -q --fix .
 	@$(RUN) ruff format -q .
+
+docs: venv
+	@.venv/bin/python scripts/write_docs.py
 
 lock:
 	$(call set_up,--lock $(LOCK_ARGS))

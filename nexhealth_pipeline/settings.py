@@ -27,7 +27,7 @@ INTERNAL_PREFIX = "NEXHEALTH_INTERNAL_"
 class Settings(BaseModel):
     """All settings, validated. Secrets print as stars; build with :func:`load_settings`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False, use_attribute_docstrings=True)
 
     api_key: Annotated[SecretStr | None, Field(alias="NEXHEALTH_API_KEY")] = None
     """The organisation's NexHealth API key."""

@@ -18,6 +18,9 @@ from typing import IO, Self
 from nexhealth_pipeline.cli import keeper
 from nexhealth_pipeline.errors import PipelineError
 
+_STDERR = 2
+"""What the processes say goes there: standard output is for what the command itself has to say."""
+
 __all__ = ["Household", "end_like_interrupt", "nexhealth_command"]
 
 
@@ -75,7 +78,7 @@ class Household:
         member = subprocess.Popen(
             list(command),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE if answers else None,
+            stdout=subprocess.PIPE if answers else _STDERR,
             env=dict(os.environ if environment is None else environment),
             cwd=folder,
             start_new_session=True,

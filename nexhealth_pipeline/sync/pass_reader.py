@@ -23,6 +23,7 @@ from nexhealth_pipeline.sync.options import Mode, SyncOptions
 from nexhealth_pipeline.sync.plan import PassPlan, api_time, filter_hash
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice
+from nexhealth_pipeline.sync.wide_window import pages_in_parts
 from nexhealth_pipeline.warehouse.encode import RecordEncoder
 from nexhealth_pipeline.warehouse.knowledge import close_membership, forget_seen, record_membership, record_seen
 from nexhealth_pipeline.warehouse.state import PassState, load_state, save_state
@@ -140,6 +141,9 @@ class PassReader:
         if self._slice.collection.scope is Scope.PRACTICE:
             for name in self._session.client.key_names():
                 yield from self._session.client.pages(replace(request, key_name=name))
+        elif (window := self._slice.collection.window) is not None:
+            client, state = self._session.client, self.state
+            yield from pages_in_parts(client, request, window, cursor=state.cursor, page=state.page)
         else:
             yield from self._session.client.pages(request, cursor=self.state.cursor, page=self.state.page)
 

@@ -1,7 +1,9 @@
 """Running `nexhealth` in this process, leaving its settings, working folder, signals and logging as they were."""
 
+import json
 import logging
 import os
+import shutil
 import signal
 import socket
 from collections.abc import Iterator
@@ -77,6 +79,15 @@ def sandbox() -> Iterator[SandboxServer]:
     """A sandbox for one test, with a key of its own beside the known one."""
     with SandboxServer(patients=5, appointments_per_patient=1, limits=False, api_keys={REAL_KEY: None}) as server:
         yield server
+
+
+def small_world(home: Path) -> None:
+    """Let the demo's sandbox below `home` serve few patients: it starts a second sooner."""
+    state = home / "sandbox"
+    shutil.rmtree(state, ignore_errors=True)
+    state.mkdir(parents=True)
+    origin = {"format": 1, "seed": 1, "base": "2026-01-01T00:00:00+00:00", "patients": 5}
+    (state / "world.json").write_text(json.dumps(origin | {"appointments_per_patient": 1.0}))
 
 
 @pytest.fixture

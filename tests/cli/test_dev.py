@@ -1,0 +1,180 @@
+"""`nexhealth dev`: ports, readiness, and an end that leaves nothing behind."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nexhealth_pipeline.cli import dev
+from nexhealth_pipeline.cli.household import Household, nexhealth_command
+from nexhealth_pipeline.warehouse import embedded
+from tests.cli.conftest import REAL_KEY, Run, small_world
+from tests.cli.test_keeper import soon
+
+PAGES = """
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Answer(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers()
+    def log_message(self, *args): pass
+HTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
+"""
+"""Stands for Dagster's pages."""
+
+
+def standing_in(monkeypatch: pytest.MonkeyPatch, program: str) -> list[object]:
+    """Let `dev` start `program` instead of Dagster; returns the realms it was asked for."""
+    realms: list[object] = []
+
+    def start(household: Household, realm: object, host: str, port: int) -> None:
+        realms.append(realm)
+        household.start("webserver", [sys.executable, "-S", "-c", program, str(port)])
+
+    monkeypatch.setattr(dev, "_start", start)
+    return realms
+
+
+def interrupt_when_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C once the pages answer."""
+
+    def interrupted(_household: Household) -> int:
+        signal.raise_signal(signal.SIGTERM)
+        return 1
+
+    monkeypatch.setattr(dev, "_until_one_ends", interrupted)
+
+
+def test_it_prints_its_address_and_ends_with_0_when_asked_to(nexhealth: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM (a service manager) is Ctrl-C; no key means the demo."""
+    realms = standing_in(monkeypatch, PAGES)
+    interrupt_when_ready(monkeypatch)
+    ended = nexhealth("dev", "--port", str(dev._free_port("127.0.0.1")))
+    assert ended.status == 0
+    assert "Dagster is at http://127.0.0.1:" in ended.out
+    assert "ended, with everything it had started" in ended.err
+    assert realms == [None]
+
+
+def test_a_key_means_the_account_and_demo_wins_over_it(nexhealth: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real data must not come up in a demo, nor a demo in place of real data."""
+    realms = standing_in(monkeypatch, PAGES)
+    interrupt_when_ready(monkeypatch)
+    nexhealth("dev", NEXHEALTH_API_KEY=REAL_KEY)
+    nexhealth("dev", "--demo", NEXHEALTH_API_KEY=REAL_KEY)
+    assert realms[0] is not None
+    assert realms[1] is None
+
+
+def test_a_part_that_ends_by_itself_ends_everything_and_is_named(
+    nexhealth: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon that died unseen would be found out by missing nights."""
+    standing_in(monkeypatch, "")
+    ended = nexhealth("dev")
+    assert ended.status == 1
+    assert "the webserver does not start" in ended.err
+    standing_in(monkeypatch, PAGES.replace("serve_forever()", "handle_request()"))
+    ended = nexhealth("dev")
+    assert ended.status == 1
+    assert "the webserver ended by itself" in ended.err
+
+
+def test_a_taken_port_that_was_asked_for_is_wrong_use(nexhealth: Run) -> None:
+    """Another port than the one in the bookmark would be no help."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = nexhealth("dev", "--port", str(port))
+    assert ended.status == 2
+    assert f"--port {port}" in ended.err
+
+
+def test_a_taken_default_port_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    """3000 is everybody's default."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(dev, "_PORT", port)
+        assert dev._usable_port("127.0.0.1") != port
+    assert dev._usable_port("127.0.0.1") == port
+
+
+def test_a_host_that_is_none_of_this_machine_is_wrong_use(nexhealth: Run) -> None:
+    """An address of the documentation's range is nobody's."""
+    ended = nexhealth("dev", "--host", "192.0.2.1")
+    assert ended.status == 2
+    assert "192.0.2.1" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]"), ("127.0.0.1", "127.0.0.1")]
+)
+def test_the_address_printed_works_in_a_browser(host: str, shown: str) -> None:
+    """ "Everywhere" is no address to go to."""
+    assert dev._shown(host) == shown
+
+
+def family(mark: str) -> list[int]:
+    """Processes whose environment holds `mark` and that have not ended."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            if mark.encode() in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+        except (OSError, ValueError):
+            continue
+    return [pid for pid in found if pid != os.getpid()]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "a home"
+    embedded.release(tmp_path / "a home")
+
+
+@pytest.mark.dagster
+@pytest.mark.skipif(not Path("/proc").exists(), reason="counts processes through /proc")
+def test_dagsters_pages_show_the_assets_and_ctrl_c_leaves_no_process(home: Path, tmp_path: Path) -> None:
+    """The real thing once: webserver, daemon, code servers, sandbox; in a folder with a space and a bad `.env`."""
+    (tmp_path / ".env").write_text("NEXHEALTH_SUBDOMAINS=acme\nNEXHEALTH_RATE_SHARE=none\n")
+    small_world(home)
+    mark = f"family-of-{os.getpid()}-{time.monotonic_ns()}"
+    environment = os.environ | {"NEXHEALTH_HOME": str(home), "MARK": mark}
+    with subprocess.Popen(
+        nexhealth_command("dev", "--demo"),
+        env=environment,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        watchdog = threading.Timer(120, process.kill)
+        watchdog.start()
+        try:
+            assert process.stdout is not None
+            url = next(line.split()[3] for line in process.stdout if line.startswith("Dagster is at"))
+            assets = _assets(url)
+            assert len(family(mark)) >= 6
+        finally:
+            process.send_signal(signal.SIGINT)
+            status = process.wait(timeout=60)
+            watchdog.cancel()
+    assert "nexhealth_patients" in assets
+    assert status == 0
+    assert soon(lambda: not family(mark))
+
+
+def _assets(url: str) -> set[str]:
+    """Names of the assets that Dagster's pages know."""
+    query = {"query": "{ assetNodes { assetKey { path } } }"}
+    request = urllib.request.Request(f"{url}/graphql", json.dumps(query).encode(), {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return {"/".join(one["assetKey"]["path"]) for one in json.load(answer)["data"]["assetNodes"]}

@@ -1,0 +1,51 @@
+"""A server that refuses a wide window is asked for its halves, and no appointment is lost between them."""
+
+import pytest
+
+from nexhealth_pipeline.sandbox import SandboxServer
+from nexhealth_pipeline.settings import Settings
+from nexhealth_pipeline.sync.options import Mode, SyncOptions
+from nexhealth_pipeline.sync.slices import Status
+
+from .kit import Rows, sync_all
+from .test_full import assert_equal
+
+
+def test_changes_are_read_in_parts_where_the_whole_window_is_refused(
+    settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """The span that the API takes is not documented: 400 must not mean that changes stop coming."""
+    sync_all(settings, SyncOptions(mode=Mode.FULL))
+    ids = box.state.ids("appointments")
+    for appointment in (ids[0], ids[len(ids) // 2], ids[-1]):
+        box.state.update("appointments", appointment, {"note": "changed"})
+    box.faults.add("status", path="/appointments", query="start=1900.*end=2200|end=2200.*start=1900", status=400)
+    results = sync_all(settings)
+    assert {result.status for result in results} == {Status.SUCCEEDED}, [r.reason for r in results if r.reason]
+    assert_equal(box, rows)
+
+
+def test_a_refusal_that_is_not_about_the_width_is_a_failure(settings: Settings, box: SandboxServer) -> None:
+    sync_all(settings, SyncOptions(mode=Mode.FULL), only=set())
+    box.faults.add("status", path="/appointments", status=400)
+    results = sync_all(settings, only={"appointments"})
+    assert {result.status for result in results if result.slice.collection.window} == {Status.FAILED}
+
+
+@pytest.mark.parametrize("width_days", [40, 4000])
+def test_halves_share_their_middle(width_days: int) -> None:
+    """A row exactly in the middle comes twice rather than never."""
+    from datetime import UTC, datetime, timedelta
+
+    from nexhealth_pipeline.catalog.collection import Window
+    from nexhealth_pipeline.client.request import ApiRequest
+    from nexhealth_pipeline.sync.plan import api_time
+    from nexhealth_pipeline.sync.wide_window import _bounds, _halves
+
+    window = Window("start", "end", "start_time")
+    start = datetime(2020, 1, 1, tzinfo=UTC)
+    end = start + timedelta(days=width_days)
+    early, late = _halves(ApiRequest("/appointments", (("start", api_time(start)), ("end", api_time(end)))), window)
+    assert _bounds(early, window)[0] == start
+    assert _bounds(early, window)[1] == _bounds(late, window)[0]
+    assert _bounds(late, window)[1] == end
