@@ -6,6 +6,7 @@ load `.env` over the environment, so `nexhealth` hands its explicit choices down
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from datetime import timedelta
@@ -22,6 +23,10 @@ __all__ = ["INTERNAL_PREFIX", "Settings", "internal_environment", "load_settings
 
 INTERNAL_PREFIX = "NEXHEALTH_INTERNAL_"
 """Before a setting's environment name: the choice of a `nexhealth` command for its children."""
+
+
+_CRON = re.compile(r"([\d*,/A-Za-z#L-]+ +){4}[\d*,/A-Za-z#L-]+")
+"""Five fields; whether the numbers make sense is Dagster's to say."""
 
 
 class Settings(BaseModel):
@@ -72,6 +77,13 @@ class Settings(BaseModel):
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("nightly", "catchup")
+    @classmethod
+    def _cron(cls, value: str) -> str:
+        if not _CRON.fullmatch(value.strip()):
+            raise ValueError("not a cron line of five fields, for example 0 2 * * *")
+        return value.strip()
 
     @field_validator("timezone")
     @classmethod

@@ -25,7 +25,13 @@ from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice
 from nexhealth_pipeline.sync.wide_window import pages_in_parts
 from nexhealth_pipeline.warehouse.encode import RecordEncoder
-from nexhealth_pipeline.warehouse.knowledge import close_membership, forget_seen, record_membership, record_seen
+from nexhealth_pipeline.warehouse.knowledge import (
+    UNREADABLE,
+    close_membership,
+    forget_seen,
+    record_membership,
+    record_seen,
+)
 from nexhealth_pipeline.warehouse.state import PassState, load_state, save_state
 from nexhealth_pipeline.warehouse.sync_log import Counts
 
@@ -59,7 +65,6 @@ class PassReader:
         self.state = self.stored
         self.resumed_at: int | None = None
         """Pages that an earlier run had committed."""
-        self._unreadable = 0
 
     @property
     def fresh(self) -> bool:
@@ -196,14 +201,15 @@ class PassReader:
         for page in batch:
             counts.add(cost_of(page))
             encoded = encoder.encode(page.records, page.requested_at, {})
-            counts.quarantined += sum(not note.loaded for note in encoded.notes)
-            self._unreadable += counts.quarantined
+            unreadable = sum(not note.loaded for note in encoded.notes)
+            counts.quarantined += unreadable
             if not self._options.dry_run:
                 self._remember_members(encoded.ids, page.requested_at)
-                record_seen(self._connection, *self._seen_key(), ids=encoded.ids)
+                record_seen(self._connection, *self._seen_key(), ids=[*encoded.ids, *[UNREADABLE] * bool(unreadable)])
         counts.unchanged = counts.records_read - counts.quarantined
         if ends and not self._options.dry_run:
-            close_membership(self._connection, *self._seen_key(), judge=not self._unreadable)
+            began = self.state.pass_started_at or batch[0].requested_at
+            close_membership(self._connection, *self._seen_key(), began=began)
         return counts
 
     def _remember_members(self, ids: list[int], seen_at: datetime) -> None:

@@ -86,15 +86,15 @@ class _Refresh:
 
     def _locations(self, record: Mapping[str, msgspec.Raw]) -> list[Location]:
         """Active locations that list the patient; all of the institution's where the answer names none."""
-        ids = set(msgspec.json.decode(record.get("location_ids", msgspec.Raw(b"null")), type=list[int] | None) or ())
+        ids = set(_location_ids(record) or ())
         active = self.practices.active(self.institution.id)
         return [location for location in active if location.id in ids] or list(active)
 
     def _people(self, page: Page, record: Mapping[str, msgspec.Raw]) -> _Answers:
         """The patient and the guarantor, both cut to the shape that lists give."""
         answers: _Answers = [(_list_shape(page, record), {})]
-        guarantor = msgspec.json.decode(record.get("guarantor_id", msgspec.Raw(b"null")), type=int | None)
-        if guarantor and guarantor != self.patient_id:
+        guarantor = _decoded(record, "guarantor_id")
+        if isinstance(guarantor, int) and guarantor > 0 and guarantor != self.patient_id:
             try:
                 other = self.session.client.get(_single(self.institution, guarantor))
             except NotFound:
@@ -147,7 +147,7 @@ class _Refresh:
         return self.session.client.clock.now().date()
 
     def _remember_locations(self, record: Mapping[str, msgspec.Raw], seen_at: datetime) -> None:
-        ids = msgspec.json.decode(record.get("location_ids", msgspec.Raw(b"null")), type=list[int] | None)
+        ids = _location_ids(record)
         if ids is None:
             return
         with self.connection.transaction():
@@ -198,6 +198,22 @@ class _Refresh:
         result.new_notes = loader.new_notes
         self.session.note(result)
         return result
+
+
+def _decoded(record: Mapping[str, msgspec.Raw], name: str) -> object:
+    """A field's value; None where it is absent or cannot be read (the loader says so)."""
+    try:
+        return msgspec.json.decode(record.get(name, msgspec.Raw(b"null")))
+    except msgspec.DecodeError:
+        return None
+
+
+def _location_ids(record: Mapping[str, msgspec.Raw]) -> list[int] | None:
+    """Ids of the locations that list the patient; None where the answer does not say."""
+    ids = _decoded(record, "location_ids")
+    if not isinstance(ids, list):
+        return None
+    return [one for one in ids if isinstance(one, int)]
 
 
 def _list_shape(page: Page, record: Mapping[str, msgspec.Raw]) -> Page:

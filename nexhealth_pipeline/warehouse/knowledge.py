@@ -9,6 +9,7 @@ from datetime import datetime
 import psycopg
 
 __all__ = [
+    "UNREADABLE",
     "close_membership",
     "forget_seen",
     "record_capability",
@@ -16,6 +17,10 @@ __all__ = [
     "record_membership",
     "record_seen",
 ]
+
+
+UNREADABLE = -1
+"""Stands among the ids seen for a record whose id could not be read; no patient has it."""
 
 
 def record_freshness(
@@ -133,31 +138,31 @@ def close_membership(
     location_id: int,
     pass_name: str,
     *,
-    judge: bool,
+    began: datetime,
 ) -> int:
     """End a complete membership pass: patients it did not meet are gone from the location.
 
-    With `judge` false (an unreadable record, say) nothing is marked; an empty answer never marks
-    anything. Returns the rows marked and forgets the ids seen.
+    Left alone are patients first seen after the pass `began`. Nothing is marked where the answer was empty
+    or held a record that could not be read (`UNREADABLE` was seen). Returns the rows marked and forgets
+    the ids seen.
     """
     key = (collection, institution_id, location_id, pass_name)
-    marked = 0
-    if judge:
-        done = connection.execute(
-            """
-            UPDATE nexhealth_patient_locations l SET gone_at = clock_timestamp()
-            WHERE l.institution_id = %(i)s AND l.location_id = %(l)s AND l.gone_at IS NULL
-              AND EXISTS (SELECT FROM nexhealth_seen s WHERE (s.collection, s.institution_id, s.location_id, s.pass)
-                          = (%(c)s, %(i)s, %(l)s, %(p)s))
-              AND NOT EXISTS (SELECT FROM nexhealth_seen s
-                              WHERE (s.collection, s.institution_id, s.location_id, s.pass, s.id)
-                                    = (%(c)s, %(i)s, %(l)s, %(p)s, l.patient_id))
-            """,
-            {"c": collection, "i": institution_id, "l": location_id, "p": pass_name},
+    done = connection.execute(
+        """
+        WITH seen AS (
+            SELECT id FROM nexhealth_seen
+            WHERE (collection, institution_id, location_id, pass) = (%(c)s, %(i)s, %(l)s, %(p)s)
         )
-        marked = done.rowcount
+        UPDATE nexhealth_patient_locations m SET gone_at = clock_timestamp()
+        WHERE m.institution_id = %(i)s AND m.location_id = %(l)s AND m.gone_at IS NULL AND m.first_seen < %(began)s
+          AND EXISTS (SELECT FROM seen) AND NOT EXISTS (SELECT FROM seen WHERE id = %(unreadable)s)
+          AND NOT EXISTS (SELECT FROM seen WHERE id = m.patient_id)
+        """,
+        {"c": collection, "i": institution_id, "l": location_id, "p": pass_name, "began": began}
+        | {"unreadable": UNREADABLE},
+    )
     forget_seen(connection, *key)
-    return marked
+    return done.rowcount
 
 
 def forget_seen(

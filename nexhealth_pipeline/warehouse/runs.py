@@ -69,7 +69,10 @@ class RunLock:
         )
 
     def _take(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
         connection = connect(self._url, autocommit=True, application_name="nexhealth run lock")
+        self._connection = connection
         connection.execute("SELECT pg_advisory_lock(%s)", (lock_key("run", self.run_id),))
         connection.execute(
             "INSERT INTO nexhealth_runs (run_id, host, pid) VALUES (%s, %s, %s)"
@@ -77,7 +80,6 @@ class RunLock:
             " status = 'running', finished_at = NULL",
             (self.run_id, socket.gethostname(), os.getpid()),
         )
-        self._connection = connection
 
 
 def close_dead_runs(connection: psycopg.Connection) -> list[str]:

@@ -10,10 +10,11 @@ from tests.conftest import _fresh
 
 Rows = Callable[[str], list[tuple[Any, ...]]]
 _SYSTEM = (
-    "nexhealth_schema_changes, nexhealth_runs, nexhealth_sweeps, nexhealth_sync_state, nexhealth_sync_logs,"
-    " nexhealth_child_reads, nexhealth_seen, nexhealth_freshness, nexhealth_capabilities,"
-    " nexhealth_patient_locations, nexhealth_quarantine, nexhealth_patients, nexhealth_locations, nexhealth_sync_status"
+    *("schema_changes", "runs", "sweeps", "sync_state", "sync_logs", "child_reads", "seen", "freshness"),
+    *("capabilities", "patient_locations", "quarantine", "patients", "locations", "sync_status"),
 )
+_CLEAN = "; ".join(["DROP TABLE IF EXISTS nexhealth_gadgets", *(f"DELETE FROM nexhealth_{name}" for name in _SYSTEM)])
+"""Not TRUNCATE: that makes new files for each table, and costs a test more than all else."""
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def connection(shared_url: str) -> Iterator[psycopg.Connection]:
     """An autocommit connection; what a test leaves behind is removed after it."""
     with psycopg.connect(shared_url, autocommit=True) as connection:
         yield connection
-        connection.execute(f"DROP TABLE IF EXISTS nexhealth_gadgets; TRUNCATE {_SYSTEM}")
+        connection.execute(_CLEAN)
 
 
 @pytest.fixture

@@ -1,0 +1,122 @@
+"""Which patients' lists are due."""
+
+from datetime import datetime
+from typing import Any
+
+import psycopg
+import pytest
+
+from nexhealth_pipeline.catalog.collections import COLLECTIONS
+from nexhealth_pipeline.warehouse.child_reads import DuePatient, due_patients, record_child_reads
+from nexhealth_pipeline.warehouse.knowledge import record_membership
+
+from .conftest import Rows
+from .kit import INSTITUTION, MINUTE, NOON, Table
+
+VERSION = "2026-03-01T10:00:00+00:00"
+
+
+@pytest.fixture
+def practice(connection: psycopg.Connection) -> psycopg.Connection:
+    """Active locations 3 and 4, an inactive 2; patients 1 to 4 listed at 3, 3 and 4, 4, and nowhere."""
+    offices = Table(connection, COLLECTIONS["locations"])
+    for number in (2, 3, 4):
+        record: dict[str, Any] = {"id": number, "inactive": number == 2, "institution_id": INSTITUTION}
+        offices.load(record)
+    patients = Table(connection, COLLECTIONS["patients"])
+    patients.load(*({"id": number, "updated_at": VERSION} for number in range(1, 5)))
+    for location, ids in ((3, [1, 2]), (4, [2, 3]), (2, [1, 3])):
+        record_membership(connection, institution_id=INSTITUTION, location_id=location, patient_ids=ids, seen_at=NOON)
+    return connection
+
+
+def due(connection: psycopg.Connection, location_id: int = 3, **changes: Any) -> list[int]:
+    given: dict[str, Any] = {"read_before": None, "rotation_days": 30, "rotation_cap": 500} | changes
+    found = due_patients(
+        connection, collection="documents", institution_id=INSTITUTION, location_id=location_id, **given
+    )
+    return [patient.id for patient in found]
+
+
+def read(connection: psycopg.Connection, *ids: int, hours_ago: float = 0, version: str | None = VERSION) -> None:
+    moment = connection.execute("SELECT clock_timestamp() - make_interval(secs => %s)", (hours_ago * 3600,)).fetchone()
+    assert moment is not None
+    of = None if version is None else datetime.fromisoformat(version)
+    record_child_reads(
+        connection,
+        collection="documents",
+        institution_id=INSTITUTION,
+        reads=[(DuePatient(number, of), moment[0], 2) for number in ids],
+    )
+
+
+def test_a_patient_belongs_to_the_lowest_active_location_that_lists_it(practice: psycopg.Connection) -> None:
+    """Each patient's list is one request: it must be in exactly one slice. Nowhere listed = the lowest of all."""
+    assert due(practice, 3) == [1, 2, 4]
+    assert due(practice, 4) == [3]
+    assert due(practice, 2) == []
+
+
+def test_a_patient_who_left_a_location_is_read_at_the_next(practice: psycopg.Connection) -> None:
+    practice.execute("UPDATE nexhealth_patient_locations SET gone_at = now() WHERE patient_id = 2 AND location_id = 3")
+    assert due(practice, 4) == [2, 3]
+
+
+def test_a_read_list_is_due_again_when_the_patient_changed(practice: psycopg.Connection) -> None:
+    read(practice, 1, 2, 4)
+    assert due(practice) == []
+    Table(practice, COLLECTIONS["patients"]).load(
+        {"id": 2, "updated_at": "2026-03-02T00:00:00Z"}, read_at=NOON + MINUTE
+    )
+    assert due(practice) == [2]
+
+
+def test_a_patient_without_a_version_is_read_once(practice: psycopg.Connection) -> None:
+    practice.execute("UPDATE nexhealth_patients SET updated_at = NULL WHERE id = 1")
+    read(practice, 2, 4)
+    assert due(practice) == [1]
+    read(practice, 1, version=None)
+    assert due(practice) == []
+
+
+def test_a_full_read_asks_for_all_that_were_read_before_it_began(practice: psycopg.Connection) -> None:
+    """The resume point of a killed full read: what it had read is not asked again."""
+    read(practice, 1, 2, hours_ago=2)
+    read(practice, 4, hours_ago=0)
+    began = practice.execute("SELECT clock_timestamp() - interval '1 hour'").fetchone()
+    assert began is not None
+    assert due(practice, read_before=began[0]) == [1, 2]
+
+
+def test_a_deleted_patients_list_is_not_read(practice: psycopg.Connection) -> None:
+    practice.execute("UPDATE nexhealth_patients SET deleted_at = now(), deleted_by = 'absence' WHERE id = 1")
+    assert due(practice) == [2, 4]
+
+
+@pytest.mark.parametrize(("days", "cap", "count"), [(30, 500, 2), (60, 500, 1), (30, 1, 1), (1, 500, 60), (1, 7, 7)])
+def test_rotation_takes_a_nights_share_oldest_first(
+    practice: psycopg.Connection, days: int, cap: int, count: int
+) -> None:
+    """Documents change without their patient; within a month every list has been looked at again."""
+    patients = range(101, 161)
+    practice.execute("DELETE FROM nexhealth_patients")
+    Table(practice, COLLECTIONS["patients"]).load(*({"id": number, "updated_at": VERSION} for number in patients))
+    for number in patients:
+        read(practice, number, hours_ago=24 + number)  # the highest id is the oldest
+    expected = sorted(patients)[-count:]
+    assert due(practice, rotation_days=days, rotation_cap=cap) == expected
+
+
+def test_a_second_sync_of_the_same_day_rotates_nothing(practice: psycopg.Connection) -> None:
+    read(practice, 1, 2, 4, hours_ago=19)
+    assert due(practice, rotation_days=1) == []
+    read(practice, 1, 2, 4, hours_ago=21)
+    assert due(practice, rotation_days=1) == [1, 2, 4]
+
+
+def test_what_was_read_is_noted_once_a_patient(practice: psycopg.Connection, rows: Rows) -> None:
+    read(practice, 1)
+    record_child_reads(
+        practice, collection="documents", institution_id=INSTITUTION, reads=[(DuePatient(1, None), NOON, 5)]
+    )
+    assert rows("SELECT patient_id, read_at, patient_version, rows FROM nexhealth_child_reads") == [(1, NOON, None, 5)]

@@ -1,0 +1,147 @@
+"""What is known beside the rows: freshness, capabilities, which location lists whom."""
+
+from typing import Any
+
+import psycopg
+import pytest
+
+from nexhealth_pipeline.catalog.collections import COLLECTIONS
+from nexhealth_pipeline.warehouse.knowledge import (
+    UNREADABLE,
+    close_membership,
+    forget_seen,
+    record_capability,
+    record_freshness,
+    record_membership,
+    record_seen,
+)
+
+from .conftest import Rows
+from .kit import MINUTE, NOON, Table
+
+KEY: tuple[Any, ...] = ("patients", 7, 3, "members")
+LATER = NOON + MINUTE
+
+
+def fresh(connection: psycopg.Connection, location_id: int = 3, **changes: Any) -> None:
+    given: dict[str, Any] = {"complete_through": NOON, "last_full_at": NOON, "changed": True} | changes
+    record_freshness(connection, institution_id=7, location_id=location_id, collection="patients", **given)
+
+
+def test_freshness_is_noted_once_a_slice(connection: psycopg.Connection, rows: Rows) -> None:
+    fresh(connection)
+    fresh(connection, complete_through=NOON + MINUTE, last_full_at=None, changed=False)
+    (row,) = rows("SELECT complete_through, last_full_at, last_change_at IS NOT NULL FROM nexhealth_freshness")
+    assert row == (NOON + MINUTE, NOON, True)
+
+
+def test_a_read_that_completes_nothing_takes_no_freshness_away(connection: psycopg.Connection, rows: Rows) -> None:
+    fresh(connection)
+    fresh(connection, complete_through=None, last_full_at=None, changed=False)
+    assert rows("SELECT complete_through, last_full_at FROM nexhealth_freshness") == [(NOON, NOON)]
+
+
+def test_nothing_changed_yet_is_said(connection: psycopg.Connection, rows: Rows) -> None:
+    fresh(connection, changed=False)
+    assert rows("SELECT last_change_at FROM nexhealth_freshness") == [(None,)]
+
+
+def source(name: str, status: str, minutes: int, locations: list[int]) -> dict[str, Any]:
+    return {
+        "sync_source_type": "DataSource",
+        "sync_source_name": name,
+        "read_status": status,
+        "read_status_at": (NOON + minutes * MINUTE).isoformat(),
+        "locations": [{"id": number} for number in locations],
+        "institution_id": 7,
+    }
+
+
+@pytest.mark.parametrize(("location_id", "status"), [(3, "green"), (4, "red"), (9, None), (0, "red")])
+def test_freshness_carries_the_status_of_the_sources_own_copy(
+    connection: psycopg.Connection, rows: Rows, location_id: int, status: str | None
+) -> None:
+    """The office may be offline: our copy is then as fresh as NexHealth's, which is not fresh. 0 = the worst of all."""
+    table = Table(connection, COLLECTIONS["sync_status"])
+    table.load(source("a", "green", 5, [3]), source("b", "red", 0, [4, 5]), source("c", "gone", -9, [3]))
+    connection.execute("UPDATE nexhealth_sync_status SET deleted_at = now() WHERE sync_source_name = 'c'")
+    fresh(connection, location_id)
+    assert rows("SELECT source_read_status FROM nexhealth_freshness") == [(status,)]
+
+
+def test_a_capability_keeps_its_date_until_it_changes(connection: psycopg.Connection, rows: Rows) -> None:
+    def note(status: str) -> tuple[Any, ...]:
+        record_capability(
+            connection, institution_id=7, location_id=3, collection="insurance_plans", status=status, evidence="e"
+        )
+        return rows("SELECT status, since FROM nexhealth_capabilities")[0]
+
+    first = note("not_enabled")
+    assert note("not_enabled") == first
+    empty = note("empty")
+    assert (empty[0], empty[1] > first[1]) == ("empty", True)
+    supported = note("supported")
+    assert supported[0] == "supported"
+    assert note("empty") == supported
+    assert note("not_enabled")[0] == "not_enabled"
+
+
+def members(connection: psycopg.Connection, *ids: int, location_id: int = 3, minutes: int = 0) -> None:
+    record_membership(
+        connection, institution_id=7, location_id=location_id, patient_ids=ids, seen_at=NOON + minutes * MINUTE
+    )
+
+
+LISTED = "SELECT patient_id, location_id FROM nexhealth_patient_locations WHERE gone_at IS NULL ORDER BY 1, 2"
+
+
+def test_a_membership_that_stands_is_not_touched(connection: psycopg.Connection, rows: Rows) -> None:
+    members(connection, 1, 2, 2)
+    where = "SELECT ctid, xmin, xmax, first_seen FROM nexhealth_patient_locations ORDER BY patient_id"
+    before = rows(where)
+    members(connection, 1, 2, minutes=5)
+    assert rows(where) == before
+    members(connection)
+    assert rows(LISTED) == [(1, 3), (2, 3)]
+
+
+def seen(connection: psycopg.Connection, *ids: int) -> None:
+    record_seen(connection, *KEY, ids=ids)
+
+
+def test_whom_a_complete_pass_did_not_meet_is_gone_and_may_return(connection: psycopg.Connection, rows: Rows) -> None:
+    members(connection, 1, 2)
+    members(connection, 1, location_id=4)
+    seen(connection, 2)
+    seen(connection, 2, 5)
+    assert close_membership(connection, *KEY, began=LATER) == 1
+    assert rows(LISTED) == [(1, 4), (2, 3)]
+    assert rows("SELECT * FROM nexhealth_seen") == []
+    members(connection, 1, minutes=9)
+    assert rows(LISTED) == [(1, 3), (1, 4), (2, 3)]
+    assert rows("SELECT DISTINCT first_seen FROM nexhealth_patient_locations") == [(NOON,)]
+
+
+def test_an_empty_answer_or_an_unreadable_record_marks_nobody(connection: psycopg.Connection, rows: Rows) -> None:
+    """Risk: a list that came back empty by mistake empties a practice."""
+    members(connection, 1, 2)
+    assert close_membership(connection, *KEY, began=LATER) == 0
+    seen(connection, 1, UNREADABLE)
+    assert close_membership(connection, *KEY, began=LATER) == 0
+    assert rows(LISTED) == [(1, 3), (2, 3)]
+    assert rows("SELECT * FROM nexhealth_seen") == []
+
+
+def test_a_patient_first_seen_after_the_pass_began_is_left_alone(connection: psycopg.Connection, rows: Rows) -> None:
+    """Risk: a patient refreshed on demand meanwhile, whom the pass's early pages could not hold, is gone at once."""
+    members(connection, 1, 2)
+    seen(connection, 1)
+    assert close_membership(connection, *KEY, began=NOON) == 0
+    assert rows(LISTED) == [(1, 3), (2, 3)]
+
+
+def test_forgetting_one_pass_leaves_the_others(connection: psycopg.Connection, rows: Rows) -> None:
+    seen(connection, 1)
+    record_seen(connection, "patients", 7, 4, "members", ids=[1])
+    forget_seen(connection, *KEY)
+    assert rows("SELECT location_id FROM nexhealth_seen") == [(4,)]

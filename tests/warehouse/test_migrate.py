@@ -1,0 +1,120 @@
+"""Bringing a database to this release, from wherever it is, by whoever may."""
+
+import threading
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from psycopg import conninfo
+
+from nexhealth_pipeline.catalog.collections import DECLARED
+from nexhealth_pipeline.errors import MissingRights, WarehouseNewer, WarehouseOutdated, WarehouseRefused
+from nexhealth_pipeline.warehouse import migrate
+from nexhealth_pipeline.warehouse.connect import connect
+
+from .conftest import Rows
+
+ROLE = "nexhealth_test_guest"
+
+
+@pytest.fixture
+def guest_url(empty_database_url: str) -> Iterator[str]:
+    """The empty database, as a role that may connect and nothing else."""
+    with psycopg.connect(empty_database_url, autocommit=True) as db:
+        db.execute(f"DROP ROLE IF EXISTS {ROLE}")
+        db.execute(f"CREATE ROLE {ROLE} LOGIN")
+        db.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+    yield conninfo.make_conninfo(empty_database_url, user=ROLE)
+    with psycopg.connect(empty_database_url, autocommit=True) as db:
+        db.execute(f"DROP OWNED BY {ROLE}")
+        db.execute(f"DROP ROLE {ROLE}")
+
+
+def tables(url: str) -> set[str]:
+    with psycopg.connect(url) as db:
+        found = db.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
+    return {row[0] for row in found}
+
+
+def test_an_empty_database_gets_every_table(empty_database_url: str) -> None:
+    with pytest.raises(WarehouseOutdated, match="nexhealth db upgrade"):
+        migrate.check(empty_database_url)
+    changes = migrate.upgrade(empty_database_url)
+    assert changes[0] == f"migrated to {migrate.HEAD}"
+    assert {collection.table for collection in DECLARED} <= tables(empty_database_url)
+    assert {"nexhealth_sync_logs", "nexhealth_alembic_version"} <= tables(empty_database_url)
+    migrate.check(empty_database_url)
+
+
+def test_a_warehouse_that_is_up_to_date_is_left_alone(shared_url: str, rows: Rows) -> None:
+    before = rows("SELECT relname, oid FROM pg_class WHERE relname LIKE 'nexhealth%' ORDER BY 1")
+    assert migrate.upgrade(shared_url) == []
+    migrate.check(shared_url)
+    assert rows("SELECT relname, oid FROM pg_class WHERE relname LIKE 'nexhealth%' ORDER BY 1") == before
+
+
+def test_a_newer_warehouse_is_refused_and_not_touched(database_url: str) -> None:
+    """Risk: an old release that meets a newer schema writes rows the newer one misreads."""
+    with psycopg.connect(database_url) as db:
+        db.execute("UPDATE nexhealth_alembic_version SET version_num = '9999'")
+        db.execute("DROP TABLE nexhealth_operatories")
+    for act in (migrate.upgrade, migrate.check):
+        with pytest.raises(WarehouseNewer, match=r"9999.*install a newer"):
+            act(database_url)
+    assert "nexhealth_operatories" not in tables(database_url)
+
+
+def test_a_warehouse_without_a_declared_table_is_outdated(database_url: str) -> None:
+    with psycopg.connect(database_url) as db:
+        db.execute("ALTER TABLE nexhealth_operatories DROP COLUMN name")
+    with pytest.raises(WarehouseOutdated, match=r"nexhealth_operatories\.name"):
+        migrate.check(database_url)
+    assert migrate.upgrade(database_url) == ["added column nexhealth_operatories.name"]
+
+
+def test_processes_that_upgrade_at_once_both_succeed(empty_database_url: str) -> None:
+    """Risk: the schedule's runs and a shell start on a fresh database in the same second."""
+    done: list[list[str]] = []
+    ready = threading.Barrier(2)
+
+    def start() -> None:
+        ready.wait(10)
+        done.append(migrate.upgrade(empty_database_url))
+
+    threads = [threading.Thread(target=start) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(done) == 2
+    assert sum("created table nexhealth_patients" in changes for changes in done) == 1
+    migrate.check(empty_database_url)
+
+
+def test_a_role_that_may_not_create_is_told_which_right_it_lacks(guest_url: str) -> None:
+    """Risk: alembic runs through SQLAlchemy, which wraps the driver's error in one of its own."""
+    with pytest.raises(MissingRights, match=rf"{ROLE}.*GRANT CREATE") as caught:
+        migrate.upgrade(guest_url)
+    assert caught.value.__suppress_context__
+    assert tables(guest_url) == set()
+
+
+def test_a_role_that_may_not_read_is_told_so(empty_database_url: str, guest_url: str) -> None:
+    migrate.upgrade(empty_database_url)
+    for act in (migrate.upgrade, migrate.check, lambda url: migrate.declare_kind(url, "real")):
+        with pytest.raises(MissingRights):
+            act(guest_url)
+
+
+def test_a_warehouse_holds_sandbox_or_real_data_never_both(database_url: str) -> None:
+    migrate.declare_kind(database_url, "sandbox")
+    migrate.declare_kind(database_url, "sandbox")
+    with pytest.raises(WarehouseRefused, match="set DATABASE_URL"):
+        migrate.declare_kind(database_url, "real")
+
+
+def test_the_revision_is_that_of_the_newest_migration(shared_url: str, empty_database_url: str) -> None:
+    with connect(shared_url) as db:
+        assert migrate.current_revision(db) == migrate.HEAD
+    with connect(empty_database_url) as db:
+        assert migrate.current_revision(db) is None

@@ -1,0 +1,44 @@
+"""What could not be loaded is kept, once."""
+
+import psycopg
+
+from nexhealth_pipeline.warehouse.encode import Note
+from nexhealth_pipeline.warehouse.quarantine import quarantine
+
+from .conftest import Rows
+
+NOTE = Note(
+    "12", "born", "no such day in the calendar", loaded=True, raw=b'{"id": 12, "born": "2024-02-30", "x": "\xff\x00"}'
+)
+
+
+def store(connection: psycopg.Connection, *notes: Note, institution_id: int = 7, run_id: str = "r1") -> int:
+    return quarantine(
+        connection, notes, collection="gadgets", institution_id=institution_id, location_id=3, run_id=run_id
+    )
+
+
+def test_a_note_holds_reason_and_bytes(connection: psycopg.Connection, rows: Rows) -> None:
+    assert store(connection, NOTE) == 1
+    assert rows(
+        "SELECT collection, institution_id, location_id, record_id, field, rule, loaded, raw, run_id, resolved_at"
+        " FROM nexhealth_quarantine"
+    ) == [("gadgets", 7, 3, "12", "born", NOTE.rule, True, NOTE.raw, "r1", None)]
+
+
+def test_the_same_fault_read_again_is_not_new(connection: psycopg.Connection, rows: Rows) -> None:
+    """Risk: a nightly sync ends with "something new to look at" for ever."""
+    assert store(connection, NOTE, NOTE) == 1
+    assert store(connection, NOTE, run_id="r2") == 0
+    assert rows("SELECT run_id FROM nexhealth_quarantine") == [("r1",)]
+
+
+def test_another_institution_field_or_content_is_new(connection: psycopg.Connection) -> None:
+    other_field = Note("12", "start_time", NOTE.rule, loaded=True, raw=NOTE.raw)
+    other_content = Note("12", "born", NOTE.rule, loaded=True, raw=b"{}")
+    assert store(connection, NOTE, other_field, other_content) == 3
+    assert store(connection, NOTE, institution_id=8) == 1
+
+
+def test_nothing_to_note_costs_nothing(connection: psycopg.Connection) -> None:
+    assert store(connection) == 0

@@ -1,0 +1,127 @@
+"""A dead run's rows are closed; a live one's never."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from nexhealth_pipeline.warehouse.runs import RunLock, close_dead_runs, lock_key
+from nexhealth_pipeline.warehouse.sync_log import Counts, SyncLog
+
+from .conftest import Rows
+
+_HOLDER = """
+import sys
+from nexhealth_pipeline.warehouse.runs import RunLock
+with RunLock(sys.argv[1], sys.argv[2]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+RUNS = "SELECT run_id, status, finished_at IS NOT NULL FROM nexhealth_runs ORDER BY 1"
+LOGS = "SELECT run_id, status, finished_at IS NOT NULL, error FROM nexhealth_sync_logs ORDER BY 1"
+
+
+def log_row(connection: psycopg.Connection, run_id: str) -> SyncLog:
+    return SyncLog.open(
+        connection,
+        run_id=run_id,
+        asset="nexhealth_gadgets",
+        collection="gadgets",
+        institution_id=7,
+        location_id=3,
+        partition_key="x.3",
+        mode="full",
+    )
+
+
+@pytest.fixture
+def holder(shared_url: str, connection: psycopg.Connection) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the lock of run `elsewhere`."""
+    command = [sys.executable, "-c", _HOLDER, shared_url, "elsewhere"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def wait_until_free(connection: psycopg.Connection, run_id: str) -> None:
+    """The server notices within milliseconds that a killed client's socket is closed."""
+    connection.execute("SELECT pg_advisory_lock(%s)", (lock_key("run", run_id),))
+    connection.execute("SELECT pg_advisory_unlock(%s)", (lock_key("run", run_id),))
+
+
+def test_a_killed_runs_rows_are_closed_and_a_live_ones_are_not(
+    connection: psycopg.Connection, shared_url: str, rows: Rows, holder: subprocess.Popen[str]
+) -> None:
+    """Risk: progress that never moves again; or a run that is declared dead while it works."""
+    with RunLock(shared_url, "mine"):
+        for run_id in ("elsewhere", "mine"):
+            log_row(connection, run_id)
+        assert close_dead_runs(connection) == []
+        holder.kill()
+        holder.wait()
+        wait_until_free(connection, "elsewhere")
+        assert close_dead_runs(connection) == ["elsewhere"]
+        assert rows(RUNS) == [("elsewhere", "interrupted", True), ("mine", "running", False)]
+        assert [row[:3] for row in rows(LOGS)] == [("elsewhere", "interrupted", True), ("mine", "running", False)]
+        assert rows(LOGS)[0][3]
+        assert close_dead_runs(connection) == []
+
+
+def test_closing_leaves_no_lock_behind(connection: psycopg.Connection, shared_url: str, rows: Rows) -> None:
+    with RunLock(shared_url, "mine"):
+        pass
+    wait_until_free(connection, "mine")
+    assert close_dead_runs(connection) == ["mine"]
+    held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+    assert rows(held) == [(0,)]
+
+
+def test_a_finished_run_says_how_and_closes_log_rows_left_open(
+    connection: psycopg.Connection, shared_url: str, rows: Rows
+) -> None:
+    with RunLock(shared_url, "mine") as lock:
+        log_row(connection, "mine")
+        done = log_row(connection, "mine")
+        done.finish(connection, "succeeded", Counts(pages=2))
+        lock.finish("cancelled")
+    assert rows(RUNS) == [("mine", "cancelled", True)]
+    assert sorted(row[1] for row in rows(LOGS)) == ["failed", "succeeded"]
+    assert close_dead_runs(connection) == []
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_run_takes_its_lock_again_when_the_server_dropped_it(
+    connection: psycopg.Connection, shared_url: str, rows: Rows
+) -> None:
+    """PostgreSQL may be restarted under a run of hours."""
+    with RunLock(shared_url, "mine") as lock:
+        (pid,) = rows("SELECT pid FROM pg_locks WHERE locktype = 'advisory'")[0]
+        connection.execute("SELECT pg_terminate_backend(%s)", (pid,))
+        wait_until_free(connection, "mine")
+        close_dead_runs(connection)
+        lock.keep()
+        assert close_dead_runs(connection) == []
+        assert rows(RUNS) == [("mine", "running", False)]
+        lock.finish("succeeded")
+    assert rows(RUNS) == [("mine", "succeeded", True)]
+
+
+def test_keeping_a_lock_that_stands_changes_nothing(
+    shared_url: str, connection: psycopg.Connection, rows: Rows
+) -> None:
+    with RunLock(shared_url, "mine") as lock:
+        before = rows("SELECT xmin, * FROM nexhealth_runs")
+        lock.keep()
+        assert rows("SELECT xmin, * FROM nexhealth_runs") == before
+
+
+def test_lock_keys_are_stable_and_apart() -> None:
+    """Two releases, and two hosts, have to agree on them."""
+    assert lock_key("run", "abc") == lock_key("run", "abc")
+    keys = {lock_key("run", "a"), lock_key("slice", "a"), lock_key("slice", "a", 1), lock_key("slice", "a1")}
+    assert len(keys) == 4
+    assert all(-(2**63) <= key < 2**63 for key in keys)

@@ -1,0 +1,59 @@
+"""What the next sync starts from."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import psycopg
+import pytest
+
+from nexhealth_pipeline.warehouse.state import PassKey, PassState, load_state, load_states, save_state
+
+from .kit import MINUTE, NOON
+
+KEY = PassKey("gadgets", 7, 3, "2026-03", "all")
+STARTED = PassState(KEY, pass_started_at=NOON, mode="full", filter_hash="f", cursor="c", page=4, records=80, run_id="r")
+
+
+def test_a_pass_never_read_has_an_empty_state(connection: psycopg.Connection) -> None:
+    assert load_state(connection, KEY) == PassState(KEY)
+    assert not PassState(KEY).unfinished
+
+
+def test_a_state_comes_back_as_it_was_saved(connection: psycopg.Connection) -> None:
+    state = replace(STARTED, watermark=NOON - MINUTE, since=NOON - 2 * MINUTE, complete_at=NOON, last_full_at=NOON)
+    save_state(connection, STARTED)
+    save_state(connection, state)
+    assert load_state(connection, KEY) == state
+    assert load_states(connection, ["gadgets", "others"]) == {KEY: state}
+    assert load_states(connection, ["others"]) == {}
+
+
+@pytest.mark.parametrize(
+    "change", [{"institution_id": 8}, {"location_id": 4}, {"window_key": "changes"}, {"pass_name": "x"}]
+)
+def test_passes_do_not_share_a_state(connection: psycopg.Connection, change: dict[str, object]) -> None:
+    save_state(connection, STARTED)
+    other = replace(KEY, **change)  # type: ignore[arg-type]
+    assert load_state(connection, other) == PassState(other)
+
+
+def test_a_state_is_gone_with_the_transaction_of_its_rows(connection: psycopg.Connection) -> None:
+    """Risk: a cursor that is ahead of the rows skips a page for ever."""
+    with connection.transaction():
+        save_state(connection, STARTED)
+        raise psycopg.Rollback
+    assert load_state(connection, KEY) == PassState(KEY)
+
+
+def test_a_complete_pass_moves_the_watermark_to_its_start() -> None:
+    """Not to its end: what changed while it ran may have been missed."""
+    assert STARTED.unfinished
+    done = STARTED.completed(NOON + timedelta(hours=1))
+    assert not done.unfinished
+    assert (done.watermark, done.complete_at, done.last_full_at) == (NOON, NOON + timedelta(hours=1), NOON)
+    assert done.cursor == ""
+
+
+def test_a_complete_read_of_changes_is_no_full_one() -> None:
+    before = replace(STARTED, since=NOON - MINUTE, last_full_at=NOON - 9 * MINUTE)
+    assert before.completed(NOON + MINUTE).last_full_at == NOON - 9 * MINUTE

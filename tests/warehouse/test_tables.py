@@ -1,0 +1,184 @@
+"""Tables follow the catalog: made, widened, described; never narrowed."""
+
+import threading
+from dataclasses import replace
+
+import psycopg
+import pytest
+
+from nexhealth_pipeline.catalog.collection import Column, Phi, SqlType, column, flatten
+from nexhealth_pipeline.catalog.collections import DECLARED
+from nexhealth_pipeline.warehouse.tables import create_table, ensure_tables, missing_tables, table_columns
+
+from .conftest import Rows
+from .kit import GADGETS, SOFT_DELETED, Table, gadget
+
+WIDER = replace(
+    GADGETS,
+    columns=flatten(GADGETS.columns, column("colour", SqlType.TEXT, Phi.NONE, 'Colour, 100 % of it\'s "look".')),
+    indexes=(*GADGETS.indexes, ("colour",), ("institution_id", "name")),
+)
+
+
+def comments(connection: psycopg.Connection, table: str) -> dict[str, str | None]:
+    return dict(
+        connection.execute(
+            "SELECT attname, col_description(attrelid, attnum) FROM pg_attribute"
+            " WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped",
+            (table,),
+        ).fetchall()
+    )
+
+
+def queries(connection: psycopg.Connection, run: object) -> int:
+    """Statements sent while `run` runs, transaction control left out."""
+    sent: list[object] = []
+
+    class Counting(psycopg.Cursor):
+        def execute(self, *args: object, **more: object) -> psycopg.Cursor:
+            sent.append(args[0])
+            return super().execute(*args, **more)  # type: ignore[arg-type]
+
+    connection.cursor_factory = Counting
+    run()  # type: ignore[operator]
+    connection.cursor_factory = psycopg.Cursor
+    return len(sent)
+
+
+def test_a_table_has_key_types_comments_and_indexes_of_its_declaration(
+    connection: psycopg.Connection, rows: Rows
+) -> None:
+    assert ensure_tables(connection, [GADGETS]) == ["created table nexhealth_gadgets"]
+    types = dict(
+        rows(
+            "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute"
+            " WHERE attrelid = 'nexhealth_gadgets'::regclass AND attnum > 0"
+        )
+    )
+    assert types["price"] == "numeric"
+    assert types["start_time"] == "timestamp with time zone"
+    assert types["raw"] == types["tags"] == "jsonb"
+    assert types["row_hash"] == "bytea"
+    assert list(types)[:2] == ["institution_id", "id"]
+    assert rows("SELECT obj_description('nexhealth_gadgets'::regclass)") == [("A made-up thing.",)]
+    indexes = {row[0] for row in rows("SELECT indexdef FROM pg_indexes WHERE tablename = 'nexhealth_gadgets'")}
+    assert any("UNIQUE" in text and "(institution_id, id)" in text for text in indexes)
+    assert any("(location_id, start_time)" in text for text in indexes)
+    assert len(indexes) == 3
+
+
+def test_every_column_has_a_comment_with_its_phi_class(connection: psycopg.Connection) -> None:
+    """An analyst's role is built from these classes."""
+    found = comments(connection, "nexhealth_patients")
+    assert found["first_name"] == "First name. PHI class: demographic."
+    assert found["raw"] is not None
+    for collection in DECLARED:
+        for name, comment in comments(connection, collection.table).items():
+            assert comment, f"{collection.table}.{name}"
+            assert any(comment.endswith(f"PHI class: {phi.value}.") for phi in Phi), comment
+
+
+def test_a_new_column_and_index_widen_the_table_and_are_recorded(
+    connection: psycopg.Connection, other: psycopg.Connection, rows: Rows
+) -> None:
+    """Risk: a collection that gains an index in a release never gets it in a warehouse that is older."""
+    table = Table(connection)
+    table.load(gadget())
+    changes = ensure_tables(connection, [WIDER])
+    assert changes == [
+        "added column nexhealth_gadgets.colour",
+        "added index nexhealth_gadgets_colour_idx",
+        "added index nexhealth_gadgets_institution_id_name_idx",
+    ]
+    assert [row[0] for row in rows("SELECT change FROM nexhealth_schema_changes ORDER BY id")][1:] == changes
+    assert comments(connection, "nexhealth_gadgets")["colour"] == 'Colour, 100 % of it\'s "look". PHI class: none.'
+    wide = Table(other, WIDER)  # another process
+    assert wide.load(gadget(2, colour="blue")) == (1, 0)
+    assert wide.load(gadget(1)) == (0, 0)
+    assert table.value("colour") is None
+
+
+def test_a_column_that_the_catalog_dropped_stays(connection: psycopg.Connection) -> None:
+    Table(connection, WIDER).load(gadget(colour="blue"))
+    assert ensure_tables(connection, [GADGETS]) == []
+    table = Table(connection)
+    table.load(gadget(note="x", updated_at="2026-04-01T00:00:00Z"))
+    assert table.value("colour") == "blue"
+
+
+def test_changed_words_become_the_new_comments(connection: psycopg.Connection) -> None:
+    ensure_tables(connection, [GADGETS])
+    first = replace(GADGETS.columns[0], doc="Another meaning.", phi=Phi.NONE)
+    renamed = replace(GADGETS, doc="Another thing.", columns=(first, *GADGETS.columns[1:]))
+    assert ensure_tables(connection, [renamed]) == []
+    assert comments(connection, "nexhealth_gadgets")["id"] == "Another meaning. PHI class: none."
+
+
+def test_tables_that_are_up_to_date_cost_two_queries_and_change_nothing(connection: psycopg.Connection) -> None:
+    assert queries(connection, lambda: ensure_tables(connection)) == 2
+    assert ensure_tables(connection) == []
+    assert queries(connection, lambda: missing_tables(connection)) == 1
+
+
+def test_missing_names_tables_and_columns(connection: psycopg.Connection) -> None:
+    assert "nexhealth_gadgets.id" in missing_tables(connection, [GADGETS])
+    ensure_tables(connection, [GADGETS])
+    assert missing_tables(connection, [GADGETS]) == []
+    assert missing_tables(connection, [WIDER]) == ["nexhealth_gadgets.colour"]
+
+
+def test_processes_that_start_at_once_make_a_table_once(connection: psycopg.Connection, shared_url: str) -> None:
+    """Risk: two runs of one schedule meet in CREATE TABLE, and one of them fails."""
+    changes: list[list[str]] = []
+    ready = threading.Barrier(4)
+
+    def start() -> None:
+        with psycopg.connect(shared_url, autocommit=True) as own:
+            ready.wait(10)
+            changes.append(ensure_tables(own, [WIDER]))
+
+    threads = [threading.Thread(target=start) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert sorted(map(len, changes)) == [0, 0, 0, 1]
+
+
+def test_widening_under_a_reader_waits_for_it_and_succeeds(
+    connection: psycopg.Connection, other: psycopg.Connection
+) -> None:
+    ensure_tables(connection, [GADGETS])
+    other.autocommit = False
+    other.execute("SELECT count(*) FROM nexhealth_gadgets")
+    done: list[list[str]] = []
+    widening = threading.Thread(target=lambda: done.append(ensure_tables(connection, [WIDER])))
+    widening.start()
+    widening.join(0.05)
+    assert not done
+    other.rollback()
+    widening.join(10)
+    assert len(done[0]) == 3
+
+
+def test_a_change_that_fails_leaves_nothing_behind(connection: psycopg.Connection, rows: Rows) -> None:
+    broken = replace(WIDER, indexes=(("no_such_column",),))
+    ensure_tables(connection, [GADGETS])
+    with pytest.raises(psycopg.errors.UndefinedColumn):
+        ensure_tables(connection, [broken])
+    assert missing_tables(connection, [WIDER]) == ["nexhealth_gadgets.colour"]
+    assert rows("SELECT count(*) FROM nexhealth_schema_changes WHERE change LIKE '%colour%'") == [(0,)]
+
+
+def test_columns_of_the_system_give_way_to_declared_ones() -> None:
+    """`deleted_at` of a soft-deleted collection is the API's own."""
+    names = [one.name for one in table_columns(SOFT_DELETED)]
+    assert names.count("deleted_at") == 1
+    (deleted_at,) = [one for one in table_columns(SOFT_DELETED) if one.name == "deleted_at"]
+    assert deleted_at.doc == "Deleted, by the API."
+
+
+def test_a_column_of_the_request_stands_in_the_table(connection: psycopg.Connection) -> None:
+    whose = replace(GADGETS, from_request=(Column("patient_id", SqlType.BIGINT, Phi.ID, "Whose.", ()),))
+    create_table(connection, whose)
+    assert "patient_id" in comments(connection, "nexhealth_gadgets")
