@@ -115,6 +115,7 @@ class Household:
 
 
 def end_like_interrupt() -> None:
-    """Let SIGTERM and SIGHUP end this process as Ctrl-C does, through every `finally`."""
+    """Let SIGTERM and SIGHUP end this process as Ctrl-C does, through every `finally`; not where they are ignored."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup`
+            signal.signal(number, signal.default_int_handler)

@@ -67,14 +67,16 @@ class BarlessLines:
     def __init__(self, every: float = _LINE_SECONDS, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._every, self._clock = every, clock
         self._next = clock() + every
+        self._last: Progress | None = None
 
     def __call__(self, progress: "Progress") -> None:
         """Tell of `progress` if it is time."""
         now = self._clock()
         if now < self._next:
             return
-        click.echo(f"{progress.done} of {progress.planned} slices, {_totals(progress)}")
-        self._next = now + self._every
+        waits = "" if progress != self._last else " (waiting for the rate limits, or for an answer)"
+        click.echo(f"{progress.done} of {progress.planned} slices, {_totals(progress)}{waits}")
+        self._last, self._next = progress, now + self._every
 
 
 def _totals(progress: "Progress") -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import psycopg
 
-__all__ = ["Fresh", "LastRun", "Problem", "Reading", "Report", "read_report"]
+__all__ = ["Fresh", "Problem", "Reading", "Report", "Run", "read_report"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,8 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class LastRun:
-    """The run that began last, with its sums."""
+class Run:
+    """One of the runs that began last, with its sums; a sync is several runs side by side."""
 
     run_id: str
     status: str
@@ -70,7 +70,8 @@ class Report:
 
     now: datetime
     kind: str | None
-    last_run: LastRun | None
+    runs: list[Run]
+    """The latest first."""
     reading: list[Reading]
     problems: list[Problem]
     fresh: list[Fresh]
@@ -105,13 +106,13 @@ SELECT slice, status, at, error FROM (
 WHERE status IN ('failed', 'interrupted') ORDER BY at DESC
 """
 
-_LAST_RUN = """
+_RUNS = """
 SELECT r.run_id, r.status, r.started_at, r.finished_at, count(g.id), count(g.id) FILTER (WHERE g.status <> 'running'),
        coalesce(sum(g.records_read), 0)::bigint, coalesce(sum(g.inserted), 0)::bigint,
        coalesce(sum(g.updated), 0)::bigint, coalesce(sum(g.requests), 0)::bigint
-FROM (SELECT * FROM nexhealth_runs ORDER BY started_at DESC LIMIT 1) r
+FROM (SELECT * FROM nexhealth_runs ORDER BY started_at DESC LIMIT 5) r
 LEFT JOIN nexhealth_sync_logs g ON g.run_id = r.run_id
-GROUP BY r.run_id, r.status, r.started_at, r.finished_at
+GROUP BY r.run_id, r.status, r.started_at, r.finished_at ORDER BY r.started_at DESC
 """
 
 _HELD = """
@@ -129,12 +130,11 @@ def read_report(connection: "psycopg.Connection") -> Report:
         now = connection.execute("SELECT clock_timestamp()").fetchone()
         kind = connection.execute("SELECT kind FROM nexhealth_warehouse").fetchone()
         held = {row[0] for row in connection.execute(_HELD)}
-        run = connection.execute(_LAST_RUN).fetchone()
         assert now is not None
         return Report(
             now=now[0],
             kind=kind[0] if kind else None,
-            last_run=_last_run(run, held) if run else None,
+            runs=[_run(row, held) for row in connection.execute(_RUNS)],
             reading=[_reading(row, held) for row in connection.execute(_READING)],
             problems=[Problem(*row) for row in connection.execute(_PROBLEMS)],
             fresh=[Fresh(*row) for row in connection.execute(_FRESH)],
@@ -146,9 +146,9 @@ def _reading(row: tuple[Any, ...], held: set[int]) -> Reading:
     return Reading(piece, run_id, started_at, pages, records, _alive(run_id, held))
 
 
-def _last_run(row: tuple[Any, ...], held: set[int]) -> LastRun:
+def _run(row: tuple[Any, ...], held: set[int]) -> Run:
     run_id, status, *rest = row
-    return LastRun(run_id, "interrupted" if status == "running" and not _alive(run_id, held) else status, *rest)
+    return Run(run_id, "interrupted" if status == "running" and not _alive(run_id, held) else status, *rest)
 
 
 def _alive(run_id: str, held: set[int]) -> bool:

@@ -11,7 +11,7 @@ import click
 from nexhealth_pipeline.cli.realm import account
 from nexhealth_pipeline.cli.realm import demo as demo_realm
 from nexhealth_pipeline.cli.report import Report, read_report
-from nexhealth_pipeline.cli.tables import age, moment, table
+from nexhealth_pipeline.cli.tables import age, moment, number, table
 from nexhealth_pipeline.errors import WarehouseOutdated
 
 if TYPE_CHECKING:
@@ -78,22 +78,30 @@ def _watch_on_terminal(connection: "psycopg.Connection", sleep: Callable[[float]
 
 def status_lines(report: Report) -> list[str]:
     """The report for people: what happens now first, what is long first seen last."""
-    lines = [_run_line(report)]
-    lines += _reading_lines(report)
+    lines = _run_lines(report)
+    lines += ["", *_reading_lines(report)]
     lines += [f"{one.status}: {one.slice} at {moment(one.at)}: {one.error}" for one in report.problems]
     lines += ["", *_fresh_lines(report)]
     return lines
 
 
-def _run_line(report: Report) -> str:
-    run = report.last_run
-    if run is None:
-        return "Nothing was synced yet: run `nexhealth sync` (or see the demo's warehouse with --demo)."
-    when = f"since {moment(run.started_at)}" if run.finished_at is None else f"ended {moment(run.finished_at)} UTC"
-    return (
-        f"last run {run.run_id}: {run.status}, {when}; {run.done} of {run.slices} slices it began are done, "
-        f"{run.records:,} records read, {run.inserted:,} inserted, {run.updated:,} updated, {run.requests:,} requests"
-    )
+def _run_lines(report: Report) -> list[str]:
+    """The latest runs, those that run first."""
+    if not report.runs:
+        return ["Nothing was synced yet: run `nexhealth sync` (the demo's warehouse is shown with --demo)."]
+    rows = [
+        [
+            run.run_id,
+            run.status,
+            moment(run.started_at),
+            moment(run.finished_at),
+            f"{run.done} of {run.slices}",
+            *map(number, (run.records, run.inserted, run.updated, run.requests)),
+        ]
+        for run in sorted(report.runs, key=lambda run: run.finished_at is not None)
+    ]
+    head = ("latest runs", "status", "began (UTC)", "ended", "slices", "read", "inserted", "updated", "requests")
+    return table(head, rows, right="    >>>>>")
 
 
 def _reading_lines(report: Report) -> list[str]:

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from nexhealth_pipeline.cli.tables import number, seconds, table
+from nexhealth_pipeline.errors import Cancelled
 from nexhealth_pipeline.warehouse.sync_log import Counts
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ def summary_lines(summary: "SyncSummary", *, dry_run: bool = False) -> list[str]
     )
     lines += ["", _time(summary)]
     lines += [f"failed: {label}: {reason}" for label, reason in summary.failures]
+    if summary.exit_status == Cancelled.exit_status:
+        lines.append("stopped on a committed page: the next sync goes on from there")
     if summary.new_notes:
         lines.append(
             f"{summary.new_notes:,} new notes in nexhealth_quarantine: fields or records that could not be read"

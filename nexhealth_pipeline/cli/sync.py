@@ -71,7 +71,8 @@ class _Options:
     type=click.Choice(_MODES),
     default="incremental",
     show_default=True,
-    help="incremental: what changed since the last sync, and all that was never read. full: everything again.",
+    help="incremental: what changed since the last sync, and all that was never read. full: everything again. "
+    "reconcile: not in this version.",
 )
 @click.option("--resource", "resources", type=_Resource(), multiple=True, help="Only this collection; repeatable.")
 @click.option(
@@ -130,10 +131,12 @@ def _windowed(resources: Sequence[str]) -> list[str]:
 
 
 def _begin(realm: Realm) -> None:
-    """Logging, and the one loud word about real data on the embedded server."""
+    """Signals, logging, and the one loud word about real data on the embedded server."""
     from nexhealth_pipeline.cli.embedded_warning import warn_once
+    from nexhealth_pipeline.cli.household import end_like_interrupt
     from nexhealth_pipeline.log import set_up_for
 
+    end_like_interrupt()
     set_up_for(realm.settings)
     warn_once(realm)
 

@@ -11,12 +11,17 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from nexhealth_pipeline.cli import dev
 from nexhealth_pipeline.cli.household import Household, nexhealth_command
+from nexhealth_pipeline.cli.realm import Realm, account
+from nexhealth_pipeline.errors import WarehouseRefused
+from nexhealth_pipeline.settings import load_settings
 from nexhealth_pipeline.warehouse import embedded
+from nexhealth_pipeline.warehouse.migrate import declare_kind
 from tests.cli.conftest import REAL_KEY, Run, small_world
 from tests.cli.test_keeper import soon
 
@@ -122,6 +127,50 @@ def test_the_address_printed_works_in_a_browser(host: str, shown: str) -> None:
     assert dev._shown(host) == shown
 
 
+class FakeHousehold:
+    """Remembers what it was to start."""
+
+    def __init__(self) -> None:
+        self.started: dict[str, tuple[list[str], dict[str, Any]]] = {}
+
+    def start(self, name: str, command: list[str], **options: Any) -> None:
+        self.started[name] = (command, options)
+
+
+@pytest.fixture
+def real(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Realm:
+    """An account, from a folder without a `dagster.yaml`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NEXHEALTH_API_KEY", REAL_KEY)
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("NEXHEALTH_HOME", str(tmp_path / "home"))
+    return account()
+
+
+def test_an_account_gets_dagster_on_its_own_warehouse(real: Realm, tmp_path: Path, database_url: str) -> None:
+    """Its settings reach Dagster's processes as choices, and no secret stands on a command line."""
+    household = FakeHousehold()
+    dev._start(cast("Household", household), real, "127.0.0.1", 4321)
+    assert set(household.started) == {"webserver", "daemon"}
+    for command, options in household.started.values():
+        assert REAL_KEY not in " ".join(command)
+        assert options["folder"] == tmp_path / "home" / "dagster"
+        assert options["environment"]["DAGSTER_HOME"] == str(options["folder"])
+        seen = load_settings(environ=options["environment"] | {"DATABASE_URL": "what .env says"}, env_file=None)
+        assert seen.database_url is not None
+        assert seen.database_url.get_secret_value() == database_url
+    assert "4321" in household.started["webserver"][0]
+
+
+def test_a_warehouse_of_the_other_kind_is_refused_before_anything_starts(real: Realm, database_url: str) -> None:
+    """Runs would refuse it one by one."""
+    declare_kind(database_url, "sandbox")
+    household = FakeHousehold()
+    with pytest.raises(WarehouseRefused, match="holds sandbox data"):
+        dev._start(cast("Household", household), real, "127.0.0.1", 4321)
+    assert household.started == {}
+
+
 def family(mark: str) -> list[int]:
     """Processes whose environment holds `mark` and that have not ended."""
     found = []
@@ -161,20 +210,27 @@ def test_dagsters_pages_show_the_assets_and_ctrl_c_leaves_no_process(home: Path,
         try:
             assert process.stdout is not None
             url = next(line.split()[3] for line in process.stdout if line.startswith("Dagster is at"))
-            assets = _assets(url)
+            loaded, assets = _loaded(url)
             assert len(family(mark)) >= 6
         finally:
             process.send_signal(signal.SIGINT)
             status = process.wait(timeout=60)
             watchdog.cancel()
-    assert "nexhealth_patients" in assets
+    assert "nexhealth_patients" in assets, loaded
     assert status == 0
     assert soon(lambda: not family(mark))
 
 
-def _assets(url: str) -> set[str]:
-    """Names of the assets that Dagster's pages know."""
-    query = {"query": "{ assetNodes { assetKey { path } } }"}
-    request = urllib.request.Request(f"{url}/graphql", json.dumps(query).encode(), {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return {"/".join(one["assetKey"]["path"]) for one in json.load(answer)["data"]["assetNodes"]}
+QUERY = """{
+  workspaceOrError { ... on Workspace { locationEntries { locationOrLoadError { ... on PythonError { message } } } } }
+  assetNodes { assetKey { path } }
+}"""
+
+
+def _loaded(url: str) -> tuple[object, set[str]]:
+    """What Dagster's pages say of the code location, and the assets they know."""
+    body = json.dumps({"query": QUERY}).encode()
+    request = urllib.request.Request(f"{url}/graphql", body, {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        data = json.load(answer)["data"]
+    return data["workspaceOrError"], {"/".join(one["assetKey"]["path"]) for one in data["assetNodes"]}

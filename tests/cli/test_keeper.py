@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nexhealth_pipeline.cli import keeper
-from nexhealth_pipeline.cli.household import Household, nexhealth_command
+from nexhealth_pipeline.cli.household import Household, end_like_interrupt, nexhealth_command
 from nexhealth_pipeline.errors import PipelineError
 
 FAMILY = """
@@ -124,6 +124,15 @@ def test_a_module_in_the_working_folder_hides_none_of_ours(tmp_path: Path) -> No
     command = nexhealth_command("--version")
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout.strip()
+
+
+def test_a_signal_that_is_ignored_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`nohup nexhealth sync &` must outlive its terminal."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    end_like_interrupt()
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
 
 
 def test_without_proc_a_group_is_judged_by_asking_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

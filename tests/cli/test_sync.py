@@ -124,7 +124,9 @@ def test_an_error_with_json_is_an_object_and_a_line(nexhealth: Run, ran: FakeRun
 def test_the_runs_status_is_the_commands(nexhealth: Run, ran: FakeRun, status: int) -> None:
     """Cron and scripts decide by it."""
     ran.end = summary(status)
-    assert nexhealth("sync", **KEY).status == status
+    ended = nexhealth("sync", **KEY)
+    assert ended.status == status
+    assert ("stopped on a committed page" in ended.out) == (status == 130)
 
 
 @pytest.mark.parametrize(
@@ -214,6 +216,16 @@ class TestProgress:
             "3 of 7 slices, 3,000 records on 3 pages; patients acme.1",
             "5 of 7 slices, 5,000 records on 5 pages; patients acme.1",
         ]
+
+    def test_a_standstill_says_that_it_waits(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """Near the rate limit nothing moves for most of a minute: somebody would think it hangs."""
+        from nexhealth_pipeline.cli.progress import BarlessLines
+
+        show = BarlessLines(0.0)
+        for _ in range(2):
+            show(Progress("patients acme.1", 1, 1000, 1, 7))
+        first, second = capsys.readouterr().out.splitlines()
+        assert second == f"{first} (waiting for the rate limits, or for an answer)"
 
     def test_a_terminal_gets_a_bar_without_a_thread(
         self, nexhealth: Run, ran: FakeRun, monkeypatch: pytest.MonkeyPatch
