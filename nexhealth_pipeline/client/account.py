@@ -7,11 +7,16 @@ pass has seen and says what is wrong with the next page.
 
 from collections import deque
 from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from nexhealth_pipeline.catalog.paging import Paging
-from nexhealth_pipeline.client.page import Page
 
-__all__ = ["PageAccount"]
+if TYPE_CHECKING:
+    from nexhealth_pipeline.client.page import Page
+
+__all__ = ["PageAccount", "fingerprint"]
 
 _REMEMBERED = 65_536
 """Pages whose cursor and content are remembered: 65 million records at 1000 a page, a few MB."""
@@ -20,15 +25,17 @@ _REMEMBERED = 65_536
 class PageAccount:
     """Judges the pages of one pass, in order."""
 
-    def __init__(self, paging: Paging, cursor: str) -> None:
+    def __init__(self, paging: Paging, cursor: str, previous: str = "") -> None:
+        """`previous` is the fingerprint of the page before `cursor`, where an earlier run read it."""
         self._paging = paging
         self._asked = cursor
-        self._content = b""
         self._seen = _Memory()
+        if previous:
+            self._seen.add(previous)
         if cursor:
             self._seen.add(_digest([cursor.encode()]))
 
-    def problem(self, page: Page) -> str | None:
+    def problem(self, page: "Page") -> str | None:
         """What contradicts the paging contract, or None."""
         if page.has_next and not page.records:
             return "an empty page claims that more follow"
@@ -39,31 +46,55 @@ class PageAccount:
                 return "the cursor does not move"
             if _digest([page.end_cursor.encode()]) in self._seen:
                 return "the cursor leads back to a page already read"
-        self._content = _digest(page.records)
-        if page.records and self._content in self._seen:
+        if page.records and page.fingerprint in self._seen:
             return "the page repeats one already read"
         return None
 
-    def accept(self, page: Page) -> None:
+    def accept(self, page: "Page") -> None:
         """Remember a page that is handed on, just judged to have no problem."""
         self._asked = page.end_cursor
         if page.records:
-            self._seen.add(self._content)
+            self._seen.add(page.fingerprint)
         if page.end_cursor:
             self._seen.add(_digest([page.end_cursor.encode()]))
+
+
+def fingerprint(records: list[bytes]) -> str:
+    """What tells a page from others: which versions of which records, in order.
+
+    Not the bytes: the same records may come escaped differently, or with a field that moves with every
+    answer. Records without an id stand for themselves.
+    """
+    return _digest([_identity(record) for record in records]) if records else ""
+
+
+class _Identity(msgspec.Struct):
+    id: msgspec.Raw
+    updated_at: msgspec.Raw = msgspec.Raw(b"")
+
+
+_IDENTITY = msgspec.json.Decoder(_Identity)
+
+
+def _identity(record: bytes) -> bytes:
+    try:
+        found = _IDENTITY.decode(record)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return record
+    return bytes(found.id) + b"@" + bytes(found.updated_at)
 
 
 class _Memory:
     """A set that forgets its oldest members."""
 
     def __init__(self) -> None:
-        self._order: deque[bytes] = deque()
-        self._members: set[bytes] = set()
+        self._order: deque[str] = deque()
+        self._members: set[str] = set()
 
-    def __contains__(self, member: bytes) -> bool:
+    def __contains__(self, member: str) -> bool:
         return member in self._members
 
-    def add(self, member: bytes) -> None:
+    def add(self, member: str) -> None:
         if member not in self._members:
             self._members.add(member)
             self._order.append(member)
@@ -71,6 +102,6 @@ class _Memory:
             self._members.discard(self._order.popleft())
 
 
-def _digest(parts: list[bytes]) -> bytes:
+def _digest(parts: list[bytes]) -> str:
     """A short hash of a page's records, or of a cursor (one part; a cursor is never a record)."""
-    return blake2b(b"\0".join(parts), digest_size=12).digest()
+    return blake2b(b"\0".join(parts), digest_size=12).hexdigest()

@@ -17,7 +17,7 @@ from datetime import datetime
 import msgspec
 
 from nexhealth_pipeline.catalog.paging import Paging
-from nexhealth_pipeline.client.account import PageAccount
+from nexhealth_pipeline.client.account import PageAccount, fingerprint
 from nexhealth_pipeline.client.auth import BareKey, Token, TokenKeeper, token_lifetime, usable_header
 from nexhealth_pipeline.client.budget import Budget
 from nexhealth_pipeline.client.clock import ApiClock
@@ -89,13 +89,13 @@ class NexHealthClient:
         with cost.charged_to_failure():
             return self._page(request, "", 1, cost)
 
-    def pages(self, request: ApiRequest, *, cursor: str = "", page: int = 0) -> Iterator[Page]:
-        """The pages after `cursor` and after `page` pages already committed.
+    def pages(self, request: ApiRequest, *, cursor: str = "", page: int = 0, previous: str = "") -> Iterator[Page]:
+        """The pages after `cursor` and after `page` pages already committed, the last one with fingerprint `previous`.
 
         Raises ApiError: ProtocolBroken where pages contradict each other, CursorExpired where the
         API refuses to go on from a cursor; Cancelled.
         """
-        account = PageAccount(request.paging, cursor)
+        account = PageAccount(request.paging, cursor, previous)
         while True:
             found = self._accounted(request, cursor, page + 1, account)
             account.accept(found)
@@ -231,6 +231,7 @@ def _to_page(request: ApiRequest, number: int, cost: Cost, envelope: Envelope, r
         bytes=cost.bytes,
         warning=envelope.words or None,
         total=envelope.total,
+        fingerprint=fingerprint(records),
     )
 
 

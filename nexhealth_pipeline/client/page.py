@@ -39,6 +39,8 @@ class Page:
     """The vendor's words about a parameter it ignored, without anything that may be a record's value."""
     total: int | None
     """`count`, where the API gives one."""
+    fingerprint: str = ""
+    """Which versions of which records it holds (`account.fingerprint`)."""
 
 
 class BodyMalformed(ValueError):

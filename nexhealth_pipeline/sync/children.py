@@ -21,7 +21,7 @@ from nexhealth_pipeline.sync.options import Mode
 from nexhealth_pipeline.sync.plan import PassPlan, passes_of
 from nexhealth_pipeline.sync.reader import SliceReader
 from nexhealth_pipeline.warehouse.child_reads import DuePatient, due_patients, record_child_reads
-from nexhealth_pipeline.warehouse.state import PassState, load_state, save_state
+from nexhealth_pipeline.warehouse.state import PassState, database_time, load_state, save_state
 from nexhealth_pipeline.warehouse.sync_log import Counts
 
 __all__ = ["ChildReader"]
@@ -35,13 +35,16 @@ _Read = tuple[DuePatient, list[Page]]
 class ChildReader(SliceReader):
     """Reads the lists of one location's due patients, several at a time."""
 
+    _patients_as_of: datetime | None = None
+
     def passes(self, connection: psycopg.Connection) -> None:
         """One way through all due patients; the passes of the declaration are requests of each of them."""
         plans = passes_of(self.slice, datetime.now(UTC).date())
         key = replace(plans[0].key, pass_name="patients")
         stored = PassState(key) if self.options.dry_run else load_state(connection, key)
         self._watermark_from = stored.watermark
-        state = self._begin(stored)
+        self._patients_as_of = self._upstream(connection)
+        state = self._begin(connection, stored)
         if state is None:
             self.states.append(stored)
             return
@@ -54,10 +57,25 @@ class ChildReader(SliceReader):
             save_state(connection, state)
         self.states.append(state)
 
-    def _begin(self, stored: PassState) -> PassState | None:
+    def as_of(self) -> datetime | None:
+        """No later than the patients themselves: a list cannot be due for a change that was not seen."""
+        own = super().as_of()
+        return None if own is None or self._patients_as_of is None else min(own, self._patients_as_of)
+
+    def _upstream(self, connection: psycopg.Connection) -> datetime | None:
+        """Up to when the patients of the location's database are complete; None = never were."""
+        location = self.slice.location
+        row = connection.execute(
+            "SELECT CASE WHEN bool_and(watermark IS NOT NULL) THEN min(watermark) END FROM nexhealth_sync_state"
+            " WHERE collection = ANY(%s) AND institution_id = %s AND location_id = %s",
+            (list(self.slice.collection.after), self.slice.institution_id, location.owner_id if location else 0),
+        ).fetchone()
+        return row[0] if row else None
+
+    def _begin(self, connection: psycopg.Connection, stored: PassState) -> PassState | None:
         """The state to read under: an unfinished full read gone on with, or a new one; None = fresh."""
         after, full = self.options.fresh_after, self.options.mode is Mode.FULL
-        last = stored.last_full_at if full else stored.watermark
+        last = stored.full_at if full else stored.fresh_at
         if after and not self.options.partial and not stored.unfinished and last and last >= after:
             return None
         started = stored.pass_started_at
@@ -68,6 +86,7 @@ class ChildReader(SliceReader):
         return replace(
             stored,
             pass_started_at=now,
+            begun_at=database_time(connection),
             mode=self.options.mode.value,
             # Any time does: it only tells a read of what is due from a read of everything.
             since=None if full else stored.watermark,
@@ -81,7 +100,7 @@ class ChildReader(SliceReader):
             collection=self.slice.collection.name,
             institution_id=self.slice.institution_id,
             location_id=self.slice.location_id,
-            read_before=state.pass_started_at if state.since is None else None,
+            read_before=state.begun_at if state.since is None else None,
             rotation_days=self.options.rotation_days,
             rotation_cap=self.options.rotation_cap,
         )
@@ -120,11 +139,7 @@ class ChildReader(SliceReader):
                 connection,
                 collection=self.slice.collection.name,
                 institution_id=self.slice.institution_id,
-                reads=[
-                    (patient, min(page.requested_at for page in answers), sum(len(page.records) for page in answers))
-                    for patient, answers in batch
-                    if answers
-                ],
+                reads=[(patient, sum(len(page.records) for page in answers)) for patient, answers in batch if answers],
             )
         return loaded.counts
 

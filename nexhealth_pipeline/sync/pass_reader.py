@@ -16,7 +16,7 @@ from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.client.page import Page
 from nexhealth_pipeline.client.prefetch import prefetched
 from nexhealth_pipeline.client.request import ApiRequest
-from nexhealth_pipeline.errors import CursorExpired, PipelineError
+from nexhealth_pipeline.errors import CursorExpired, PipelineError, ProtocolBroken
 from nexhealth_pipeline.sync.loader import Loader, cost_of
 from nexhealth_pipeline.sync.months import CHANGES
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
@@ -32,7 +32,7 @@ from nexhealth_pipeline.warehouse.knowledge import (
     record_membership,
     record_seen,
 )
-from nexhealth_pipeline.warehouse.state import PassState, load_state, save_state
+from nexhealth_pipeline.warehouse.state import PassState, database_time, load_state, save_state
 from nexhealth_pipeline.warehouse.sync_log import Counts
 
 __all__ = ["PassReader"]
@@ -71,7 +71,7 @@ class PassReader:
         """Whether a pass begun late enough is already complete."""
         after = self._options.fresh_after
         state = self.stored
-        complete = state.last_full_at if self._options.mode is Mode.FULL else state.watermark
+        complete = state.full_at if self._options.mode is Mode.FULL else state.fresh_at
         return bool(after and not self._options.partial and not state.unfinished and complete and complete >= after)
 
     def read(self) -> None:
@@ -84,6 +84,11 @@ class PassReader:
             self.state = self._anew()
             self.resumed_at = None
             self._read()
+        except ProtocolBroken:
+            # What was committed of this pass cannot be trusted to be all of it: the next sync begins it anew.
+            if not self._options.partial:
+                save_state(self._connection, replace(self.state, cursor=""))
+            raise
 
     def _resumable(self) -> PassState | None:
         """The stored state, where it is of an unfinished pass that this one may go on with."""
@@ -104,11 +109,13 @@ class PassReader:
         return replace(
             self.stored,
             pass_started_at=None,
+            begun_at=database_time(self._connection),
             mode=self._options.mode.value,
             since=since,
             filter_hash=filter_hash(self._request(since)),
             cursor="",
             page=0,
+            page_hash="",
             records=0,
             run_id=self._session.run_id,
         )
@@ -148,9 +155,14 @@ class PassReader:
                 yield from self._session.client.pages(replace(request, key_name=name))
         elif (window := self._slice.collection.window) is not None:
             client, state = self._session.client, self.state
-            yield from pages_in_parts(client, request, window, cursor=state.cursor, page=state.page)
+            yield from pages_in_parts(
+                client, request, window, cursor=state.cursor, page=state.page, previous=state.page_hash
+            )
         else:
-            yield from self._session.client.pages(request, cursor=self.state.cursor, page=self.state.page)
+            state = self.state
+            yield from self._session.client.pages(
+                request, cursor=state.cursor, page=state.page, previous=state.page_hash
+            )
 
     def _read(self) -> None:
         whole = self._slice.collection.scope is Scope.PRACTICE
@@ -166,6 +178,7 @@ class PassReader:
             self.state,
             pass_started_at=self.state.pass_started_at or batch[0].requested_at,
             cursor=last.end_cursor,
+            page_hash=last.fingerprint,
             page=self.state.page + len(batch),
             records=self.state.records + sum(len(page.records) for page in batch),
             run_id=self._session.run_id,

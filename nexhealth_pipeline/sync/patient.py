@@ -30,7 +30,25 @@ from nexhealth_pipeline.warehouse.sync_log import Counts, SyncLog
 __all__ = ["refresh_patient"]
 
 _PATIENTS, _ADDRESSES = COLLECTIONS["patients"], COLLECTIONS["patient_addresses"]
-_LIST_KEYS = frozenset(column.path[0] for column in _PATIENTS.columns) | {"institution_id"}
+_SINGLE_ONLY = frozenset(
+    [
+        "location_ids",
+        "address",
+        "children",
+        "guarantor",
+        "last_visited_appointment",
+        "upcoming_appts",
+        "appointments",
+        "procedures",
+        "insurance_coverages",
+        "adjustments",
+        "charges",
+        "payments",
+        "patient_alerts",
+        "provider",
+    ]
+)
+"""Keys that only the single-patient read has (API.md E.2, E.3)."""
 _Answers = list[tuple[Page, Mapping[str, int]]]
 
 
@@ -125,7 +143,7 @@ class _Refresh:
             (self.institution.id, self.patient_id),
         ).fetchone()
         rows = sum(len(page.records) for page, _ in answers)
-        read = (DuePatient(self.patient_id, version[0] if version else None), answers[0][0].requested_at, rows)
+        read = (DuePatient(self.patient_id, version[0] if version else None), rows)
         record_child_reads(
             self.connection, collection=collection.name, institution_id=self.institution.id, reads=[read]
         )
@@ -217,6 +235,6 @@ def _location_ids(record: Mapping[str, msgspec.Raw]) -> list[int] | None:
 
 
 def _list_shape(page: Page, record: Mapping[str, msgspec.Raw]) -> Page:
-    """The answer with its one record cut to the keys that lists give: `raw` is always the list's shape."""
-    kept = {name: value for name, value in record.items() if name in _LIST_KEYS}
+    """The answer with its one record without the keys that lists lack: `raw` is always the list's shape."""
+    kept = {name: value for name, value in record.items() if name not in _SINGLE_ONLY}
     return replace(page, records=[msgspec.json.encode(kept)])

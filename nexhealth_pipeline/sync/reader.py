@@ -142,7 +142,7 @@ class SliceReader:
         status = Status.SUCCEEDED if self.read_anything else Status.SKIPPED
         reason = None if self.read_anything else "already read completely since this sync began"
         self._close_log(connection, status, reason)
-        return self._result(status, reason=reason, complete=not self.options.partial)
+        return self._result(status, reason=reason, complete=not self.options.partial and self.as_of() is not None)
 
     def _remember(self, connection: psycopg.Connection) -> None:
         """Freshness and capability of a slice that was read to its end."""

@@ -26,13 +26,19 @@ _log = logging.getLogger(__name__)
 
 
 def pages_in_parts(
-    client: NexHealthClient, request: ApiRequest, window: Window, *, cursor: str = "", page: int = 0
+    client: NexHealthClient,
+    request: ApiRequest,
+    window: Window,
+    *,
+    cursor: str = "",
+    page: int = 0,
+    previous: str = "",
 ) -> Iterator[Page]:
     """The pages of `request`, whose parameters `window.start` and `window.end` bound it.
 
     Raises ApiError, as the client does, where a window of `NARROWEST` is refused as well.
     """
-    pages = client.pages(request, cursor=cursor, page=page)
+    pages = client.pages(request, cursor=cursor, page=page, previous=previous)
     try:
         first = next(pages)
     except (BadRequest, ServerFailed, Unreachable):

@@ -4,7 +4,7 @@ A location's slice holds the patients whose lowest-id active location it is; pat
 location lists fall to the institution's lowest-id active location.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -80,20 +80,13 @@ def record_child_reads(
     *,
     collection: str,
     institution_id: int,
-    reads: Iterable[tuple[DuePatient, datetime, int]],
+    reads: Iterable[tuple[DuePatient, int]],
 ) -> None:
-    """Note (patient, time of the request, rows) of lists read; the caller commits them with the rows."""
+    """Note (patient, rows) of lists read just now; the caller commits them with the rows."""
     with connection.cursor() as cursor:
         cursor.executemany(
             "INSERT INTO nexhealth_child_reads (collection, institution_id, patient_id, read_at, patient_version, rows)"
-            " VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (collection, institution_id, patient_id) DO UPDATE SET"
+            " VALUES (%s, %s, %s, clock_timestamp(), %s, %s) ON CONFLICT (collection, institution_id, patient_id) DO UPDATE SET"
             " read_at = excluded.read_at, patient_version = excluded.patient_version, rows = excluded.rows",
-            _rows(collection, institution_id, reads),
+            [(collection, institution_id, patient.id, patient.version, rows) for patient, rows in reads],
         )
-
-
-def _rows(
-    collection: str, institution_id: int, reads: Iterable[tuple[DuePatient, datetime, int]]
-) -> Iterator[tuple[str, int, int, datetime, datetime | None, int]]:
-    for patient, read_at, rows in reads:
-        yield collection, institution_id, patient.id, read_at, patient.version, rows

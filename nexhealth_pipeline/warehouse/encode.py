@@ -94,10 +94,16 @@ class RecordEncoder:
             try:
                 encoded.lines.append(self._line(raw, known, read_text, encoded))
             except RecordRefused as refused:
-                encoded.notes.append(Note("", refused.field, refused.rule, loaded=False, raw=raw))
+                encoded.notes.append(Note("", refused.field, refused.rule, loaded=False, raw=self._blotted(raw)))
             except RecursionError:
-                encoded.notes.append(Note("", "", "nested too deep", loaded=False, raw=raw))
+                encoded.notes.append(Note("", "", "nested too deep", loaded=False, raw=self._blotted(raw)))
         return encoded
+
+    def _blotted(self, raw: bytes) -> bytes:
+        """The bytes of a record that may not even be JSON, without the values of keys too sensitive to keep."""
+        for path in self._collection.sensitive:
+            raw = re.sub(rb'("%s"\s*:\s*)("(?:[^"\\]|\\.)*"?|[^,}\]\s]+)' % path[-1].encode(), rb"\1null", raw)
+        return raw
 
     def _line(self, raw: bytes, known: list[str], read_text: str, encoded: Encoded) -> str:
         record = _parse(raw)

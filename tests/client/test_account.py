@@ -4,14 +4,14 @@ from datetime import UTC, datetime
 
 from nexhealth_pipeline.catalog.paging import Paging
 from nexhealth_pipeline.client import account as account_module
-from nexhealth_pipeline.client.account import PageAccount
+from nexhealth_pipeline.client.account import PageAccount, fingerprint
 from nexhealth_pipeline.client.page import Page
 
 
 def page(content: str, cursor: str = "", *, more: bool = False) -> Page:
     records = [content.encode()] if content else []
     now = datetime(2026, 1, 1, tzinfo=UTC)
-    return Page(1, records, cursor, more, now, 1, 0, 0.0, 10, None, None)
+    return Page(1, records, cursor, more, now, 1, 0, 0.0, 10, None, None, fingerprint(records))
 
 
 def read(account: PageAccount, *pages: Page) -> list[str | None]:
@@ -54,3 +54,17 @@ def test_memory_is_bounded(monkeypatch):
     read(account, *(page(f"r{n}", f"c{n}", more=True) for n in range(100)))
     assert len(account._seen._order) == len(account._seen._members) == 20
     assert account.problem(page("new", "c99", more=True)) is not None
+
+
+def test_the_same_records_written_differently_are_a_repeated_page():
+    """Risk: another escaping, or a field that moves with every answer, hides that rows are missing."""
+    first = [b'{"id": 1, "updated_at": "t", "name": "\\u00e9"}', b'{"id": 2}']
+    second = [b'{"name": "x", "updated_at": "t", "id": 1}', b'{"id": 2, "now": 7}']
+    assert fingerprint(first) == fingerprint(second)
+    assert fingerprint(first) != fingerprint([b'{"id": 1, "updated_at": "u"}', b'{"id": 2}'])
+
+
+def test_a_page_read_by_an_earlier_run_is_known_again():
+    """Risk: each resumed run commits the repeated page once more, until the list looks complete."""
+    account = PageAccount(Paging.CURSOR, "c1", page("r1", "c1", more=True).fingerprint)
+    assert account.problem(page("r1", "c2", more=True)) == "the page repeats one already read"

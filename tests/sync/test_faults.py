@@ -109,3 +109,25 @@ def test_no_access_to_insurance_is_recorded_and_fails_nothing(
     assert rows("SELECT DISTINCT collection, status FROM nexhealth_capabilities WHERE status = 'not_enabled'") == [
         ("insurance_plans", "not_enabled")
     ]
+
+
+def test_documents_are_no_fresher_than_their_patients(settings: Settings, box: SandboxServer, rows: Rows) -> None:
+    """Nobody due because patients could not be read must not look like a copy that is up to date."""
+    sync_all(settings, FULL, only={"patients", "documents"})
+    fresh = "SELECT location_id, complete_through FROM nexhealth_freshness WHERE collection = 'documents' ORDER BY 1"
+    before = rows(fresh)
+    box.faults.add("status", path="/patients", status=400)
+    results = sync_all(settings, only={"patients", "documents"})
+    assert {str(r.status) for r in results if r.slice.collection.name == "patients"} == {"failed"}
+    patients = dict(
+        rows("SELECT location_id, complete_through FROM nexhealth_freshness WHERE collection = 'patients' ORDER BY 1")
+    )
+    assert all(through <= max(patients.values()) for _, through in rows(fresh))
+    assert [location for location, _ in rows(fresh)] == [location for location, _ in before]
+
+
+def test_documents_of_patients_never_read_are_not_complete(settings: Settings, box: SandboxServer) -> None:
+    box.faults.add("status", path="/patients", status=400)
+    results = sync_all(settings, only={"patients", "documents"})
+    documents = [result for result in results if result.slice.collection.name == "documents"]
+    assert {(str(result.status), result.complete) for result in documents} == {("succeeded", False)}

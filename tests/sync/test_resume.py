@@ -10,11 +10,14 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from nexhealth_pipeline.client.retry import RetryPolicy
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.sandbox.log import Asked
+from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.sync.months import month_keys
+from nexhealth_pipeline.sync.options import Mode, SyncOptions
 
-from .kit import Rows
+from .kit import Rows, sync_all
 from .test_full import assert_equal
 
 SCRIPT = Path(__file__).with_name("plain_sync.py")
@@ -114,3 +117,40 @@ def test_a_killed_sync_goes_on_at_the_next_page(seed: int, box: SandboxServer, d
     assert_equal(box, rows)
     assert rows("SELECT count(*) FROM nexhealth_sync_logs WHERE status = 'running'") == [(0,)]
     assert rows("SELECT count(*) > 0 FROM nexhealth_sync_logs WHERE status = 'interrupted'") == [(True,)]
+
+
+def test_a_server_that_repeats_pages_is_never_believed_however_often_it_is_asked(
+    settings: Settings, box: SandboxServer, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each new sync resumed one page further and committed the repeated page, until the list looked complete."""
+    monkeypatch.setattr("nexhealth_pipeline.sync.plan.PER_PAGE", 5)
+    box.faults.add("repeated_page", path="/patients")
+    for _ in range(6):
+        results = sync_all(
+            settings, SyncOptions(batch_pages=1), only={"patients"}, retry=RetryPolicy(sleep=lambda _: None)
+        )
+        read = [result for result in results if result.slice.collection.name == "patients"]
+        assert {str(result.status) for result in read} == {"failed"}
+    box.faults.clear()
+    sync_all(settings)
+    assert_equal(box, rows)
+
+
+@pytest.mark.parametrize("ahead", [-7200, 300, 7200])
+def test_a_clock_of_the_api_that_is_off_hides_no_change(
+    ahead: int, database_url: str, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is fresh is judged by the database's clock: by the API's, a sync right after another read nothing."""
+    with SandboxServer(patients=30, limits=False, clock=lambda: time.time() + ahead) as box:
+        settings = load_settings(
+            {"NEXHEALTH_API_URL": box.url, "NEXHEALTH_API_KEY": box.api_key, "DATABASE_URL": database_url},
+            environ={},
+            env_file=None,
+        )
+        for mode in (Mode.FULL, Mode.FULL, Mode.INCREMENTAL):
+            box.state.update("patients", box.state.ids("patients")[0], {"first_name": mode})
+            now = rows("SELECT clock_timestamp()")[0][0]
+            assert isinstance(now, datetime)
+            results = sync_all(settings, SyncOptions(mode=mode, fresh_after=now), only={"patients", "documents"})
+            assert {str(result.status) for result in results} == {"succeeded"}
+            assert rows("SELECT count(*) FROM nexhealth_patients WHERE first_name = '" + mode + "'") == [(1,)]

@@ -54,21 +54,26 @@ CREATE TABLE nexhealth_sync_state (
     pass text NOT NULL,
     watermark timestamptz,
     pass_started_at timestamptz,
+    begun_at timestamptz,
     mode text NOT NULL,
     since timestamptz,
     filter_hash text NOT NULL,
     cursor text NOT NULL,
     page integer NOT NULL,
+    page_hash text NOT NULL,
     records bigint NOT NULL,
     complete_at timestamptz,
     last_full_at timestamptz,
+    fresh_at timestamptz,
+    full_at timestamptz,
     run_id text NOT NULL,
     PRIMARY KEY (collection, institution_id, location_id, window_key, pass)
 );
 COMMENT ON TABLE nexhealth_sync_state IS
     'What the next sync starts from. pass_started_at, mode, since, filter_hash, cursor, page and records are of the '
     'pass read last; it is unfinished while watermark differs from pass_started_at. watermark = start of the last '
-    'complete pass, complete_at = its end, last_full_at = start of the last complete pass that read everything.';
+    'complete pass, complete_at = its end, last_full_at = start of the last complete pass that read everything. '
+    'Those are times of the API; begun_at, fresh_at and full_at are the same in the time of this database.';
 
 CREATE TABLE nexhealth_sync_logs (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
