@@ -102,7 +102,7 @@ AUTH_STATUS: Mapping[int, Rule] = {
 """What differs for `/authenticates`: a missing token must never look like a missing record."""
 
 FAULTS: Mapping[Fault, Rule] = {
-    Fault.NO_CONNECTION: Rule(Action.RETRY, Unreachable, "no connection: check NEXHEALTH_API_URL and the network"),
+    Fault.NO_CONNECTION: Rule(Action.RETRY, Unreachable, "no connection: check NEXHEALTH_API_URL and the network", 7),
     Fault.NO_TLS: Rule(Action.RETRY, Unreachable, "no secure connection (TLS): check NEXHEALTH_API_URL and proxies", 3),
     Fault.TIMEOUT: Rule(Action.RETRY, Unreachable, "no answer in time"),
     Fault.TOO_SLOW: Rule(Action.RETRY, Unreachable, "the answer took too long to arrive as a whole", 3),

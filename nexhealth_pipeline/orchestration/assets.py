@@ -3,7 +3,6 @@
 One step reads many slices, so a run pays its start once and one collection's failure skips no other.
 """
 
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
@@ -16,8 +15,18 @@ from nexhealth_pipeline.orchestration.config import SyncConfig
 from nexhealth_pipeline.orchestration.metadata import collection_metadata, result_metadata
 from nexhealth_pipeline.orchestration.partitions import INSTITUTIONS, LOCATION_MONTHS, LOCATIONS, add_keys
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
-from nexhealth_pipeline.orchestration.step import Event, chosen_partitions, one_line_failures, read_slices
+from nexhealth_pipeline.orchestration.step import (
+    Context,
+    Event,
+    chosen_partitions,
+    raise_failures,
+    read,
+    report,
+    step,
+)
 from nexhealth_pipeline.sync.plan import slices_of
+from nexhealth_pipeline.sync.practice import Practices
+from nexhealth_pipeline.sync.runner import run_slices
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice, SliceResult
 
@@ -37,6 +46,7 @@ _SCOPE_NAMES = {
     Scope.LOCATION: "locations",
     Scope.LOCATION_MONTH: "appointments",
 }
+_NAMED_KEYS = 5
 
 
 def step_name(scope: Scope) -> str:
@@ -58,16 +68,24 @@ def events_of(result: SliceResult) -> Iterable[Event]:
         yield dg.AssetObservation(asset, partition=key, metadata=result_metadata(result))
 
 
-def fresh_after(context: dg.AssetExecutionContext | dg.OpExecutionContext, session: SyncSession) -> datetime:
-    """Since when a complete slice need not be read again: the start of the run, or of the one it retries."""
-    root = context.run.tags.get("dagster/root_run_id")
+def fresh_after(context: Context, session: SyncSession) -> datetime:
+    """Since when a complete slice need not be read again: the start of the run, or of the one it goes on with."""
     with session.pool.connection() as connection:
         row = connection.execute(
-            "SELECT coalesce((SELECT started_at FROM nexhealth_runs WHERE run_id = %s), clock_timestamp())", (root,)
+            "SELECT coalesce((SELECT started_at FROM nexhealth_runs WHERE run_id = %s), clock_timestamp())",
+            (_first_attempt(context.instance, context.run).run_id,),
         ).fetchone()
     assert row is not None
     moment: datetime = row[0]
     return moment
+
+
+def _first_attempt(instance: dg.DagsterInstance, run: dg.DagsterRun) -> dg.DagsterRun:
+    """The run that `run` repeats, as the daemon does after a crash, or "re-execute from failure" in Dagit."""
+    if not run.tags.keys() & {"dagster/retry_number", "dagster/is_resume_retry"}:
+        return run
+    parent = instance.get_run_by_id(run.tags.get("dagster/parent_run_id", ""))
+    return run if parent is None else _first_attempt(instance, parent)
 
 
 def _spec(collection: Collection) -> dg.AssetSpec:
@@ -93,16 +111,24 @@ def _mapping(collection: Collection, upstream: str) -> dg.PartitionMapping | Non
 
 
 def _read(context: dg.AssetExecutionContext, config: SyncConfig, nexhealth: NexHealthResource, scope: Scope) -> None:
-    keys = chosen_partitions(context, config.partitions) if PARTITIONS[scope] else []
     collections = [one for one in collections_in(scope) if dg.AssetKey(one.table) in context.selected_asset_keys]
-    with one_line_failures(), nexhealth.session(context.run.run_id, threading.Event()) as session:
+    with step(context) as stop, nexhealth.session(context.run.run_id, stop) as session:
         options = config.options(session.settings, fresh_after(context, session))
+        keys = chosen_partitions(context, config.partitions, plan=not options.partial) if PARTITIONS[scope] else []
         slices = _slices(context, session, collections, scope, keys)
         try:
-            read_slices(context, session, slices, options, (lambda _: ()) if options.dry_run else events_of)
+            results = read(
+                context,
+                session,
+                lambda: run_slices(session, slices, options),
+                len(slices),
+                (lambda _: ()) if options.dry_run else events_of,
+            )
         finally:
             if scope is Scope.PRACTICE and not options.dry_run:
                 _add_partitions(context.instance, session)
+        if not stop.is_set():
+            raise_failures(results)
 
 
 def _slices(
@@ -113,25 +139,51 @@ def _slices(
     keys: Sequence[str],
 ) -> list[Slice]:
     """The slices of the run's partitions; a partition of an inactive location is named and left out."""
-    practices = session.practices()
-    if scope is not Scope.PRACTICE and not practices.institutions:
-        raise ConfigurationError(
-            "no institution or location is known yet: run the job nexhealth_practice (or `nexhealth sync`) first"
-        )
-    wanted, today = set(keys), datetime.now(UTC).date()
+    practices, wanted = session.practices(), set(keys)
+    if scope is not Scope.PRACTICE:
+        _require(practices, wanted)
     slices = [
         piece
         for collection in collections
-        for piece in slices_of(collection, practices, today)
+        for piece in slices_of(collection, practices, datetime.now(UTC).date())
         if scope is Scope.PRACTICE or piece.partition_key in wanted
     ]
-    unknown = sorted(wanted - {piece.partition_key for piece in slices})
-    if unknown:
-        context.log.warning(
-            f"{len(unknown)} partitions skipped, their location is inactive or not reached by the key: "
-            + ", ".join(unknown[:5])
-        )
+    _tell_skipped(context, collections, practices, sorted(wanted - {piece.partition_key for piece in slices}))
     return slices
+
+
+def _require(practices: Practices, wanted: set[str]) -> None:
+    """Refuse a run that could only read nothing and look like a success."""
+    if not practices.institutions:
+        raise ConfigurationError(
+            "no institution or location is known yet: run the job nexhealth_practice (or `nexhealth sync`) first"
+        )
+    if not wanted:
+        raise ConfigurationError("no partition is chosen: launch the run with partitions, or name some in its config")
+
+
+def _tell_skipped(
+    context: dg.AssetExecutionContext, collections: Sequence[Collection], practices: Practices, keys: Sequence[str]
+) -> None:
+    """Keys are never deleted, so some may stand for what can no longer be read: said in the log and on the asset."""
+    if not keys:
+        return
+    inactive = {location.key for location in practices.locations if location.inactive}
+    reasons = {
+        key: "its location is inactive" if key.partition("|")[0] in inactive else "the API key does not reach it"
+        for key in keys
+    }
+    named = ", ".join(f"{key} ({reasons[key]})" for key in keys[:_NAMED_KEYS])
+    more = f" and {len(keys) - _NAMED_KEYS} more" if len(keys) > _NAMED_KEYS else ""
+    context.log.warning(f"{len(keys)} partitions skipped: {named}{more}")
+    report(
+        context,
+        [
+            dg.AssetObservation(collection.table, partition=key, metadata={"skipped": reasons[key]})
+            for collection in collections
+            for key in keys
+        ],
+    )
 
 
 def _add_partitions(instance: dg.DagsterInstance, session: SyncSession) -> None:
@@ -149,13 +201,13 @@ def _build(scope: Scope) -> dg.AssetsDefinition:
         backfill_policy=dg.BackfillPolicy.single_run() if PARTITIONS[scope] else None,
         description=f"Reads collections by {scope.value.replace('_', ' and ')}, slice by slice.",
     )
-    def read(
+    def read_scope(
         context: dg.AssetExecutionContext, config: SyncConfig, nexhealth: NexHealthResource
     ) -> Iterator[dg.MaterializeResult[None]]:
         _read(context, config, nexhealth, scope)
         yield from ()  # a generator: no output is expected of it
 
-    return read
+    return read_scope
 
 
 ASSETS: tuple[dg.AssetsDefinition, ...] = tuple(_build(scope) for scope in Scope)

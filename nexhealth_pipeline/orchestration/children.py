@@ -4,23 +4,25 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, date, datetime
 from typing import Any
 from uuid import uuid4
 
 import dagster as dg
 import psycopg
+from dagster._core.events import RunFailureReason
 
 from nexhealth_pipeline.catalog.collection import Collection, Scope
 from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
 from nexhealth_pipeline.errors import Cancelled, InvalidSetting, PipelineError, TryLater, WarehouseError
 from nexhealth_pipeline.orchestration.assets import PARTITIONS, step_name
+from nexhealth_pipeline.orchestration.code_location import DEFINITIONS
 from nexhealth_pipeline.orchestration.dead_runs import fail_dead_runs
 from nexhealth_pipeline.orchestration.instance import open_instance
 from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, CHANGES_OP, PATIENT_JOB, PATIENT_OP, SCOPE_JOBS
-from nexhealth_pipeline.orchestration.launch import SyncRequest
 from nexhealth_pipeline.orchestration.partitions import partition_tags
+from nexhealth_pipeline.orchestration.request import SyncRequest
 from nexhealth_pipeline.orchestration.step import listen
 from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.sync.months import CHANGES
@@ -30,10 +32,10 @@ from nexhealth_pipeline.sync.practice import Location, Practices, load_practices
 from nexhealth_pipeline.sync.slices import Slice, SliceResult
 from nexhealth_pipeline.warehouse.connect import connect
 from nexhealth_pipeline.warehouse.migrate import declare_kind, upgrade
-from nexhealth_pipeline.warehouse.state import load_states
+from nexhealth_pipeline.warehouse.state import database_time, load_states
 from nexhealth_pipeline.warehouse.sweeps import begin_sweep, finish_sweep
 
-__all__ = ["discover", "execute", "finish"]
+__all__ = ["catch_up", "discover", "execute", "finish"]
 
 Job = dict[str, Any]
 """One Dagster run to execute, as JSON: job, op, run_id, assets, config."""
@@ -49,23 +51,54 @@ def discover(settings: Settings, url: str, request: SyncRequest, kind: str) -> d
     with open_instance(settings, chosen=os.environ.get("DAGSTER_HOME")) as instance:
         with connect(url, autocommit=True) as connection:
             fail_dead_runs(instance, connection)
-            began = _database_time(connection)
-        practice = _job(Scope.PRACTICE, _collections(Scope.PRACTICE, ()), [], {})
-        results = _run(instance, practice)
+            began = database_time(connection)
+            dry = request.dry_run and bool(load_practices(connection).institutions)
+        # What a dry run is to read must be known, so the very first one does write institutions and locations.
+        practice = _job(Scope.PRACTICE, _collections(Scope.PRACTICE, ()), [], {"dry_run": dry})
+        results, stopped = _run(instance, practice)
+    if stopped:
+        raise Cancelled("stopped while the institutions and locations were read")
     with connect(url, autocommit=True) as connection:
         practices = load_practices(connection, settings.subdomains)
         _require_practices(practices, results, settings)
-        sweep = None
+        sweep, fresh_after, taken_up = None, began, False
         if request.mode is Mode.FULL and not request.dry_run and request.patient is None:
-            sweep, began, _ = begin_sweep(connection, request.mode.value, _scope_hash(settings, request))
-        jobs, planned = _plan(connection, practices, request, began)
-    return {"run_id": practice["run_id"], "results": results, "jobs": jobs, "planned": planned, "sweep": sweep}
+            sweep, fresh_after, taken_up = begin_sweep(connection, request.mode.value, _scope_hash(settings, request))
+        jobs, planned = _plan(connection, practices, request, fresh_after)
+    return {
+        "run_id": practice["run_id"],
+        "results": results,
+        "jobs": jobs,
+        "planned": planned,
+        "sweep": sweep,
+        "catch_up_from": began.isoformat() if taken_up else None,
+    }
+
+
+def catch_up(settings: Settings, url: str, request: SyncRequest, since: str) -> dict[str, Any]:
+    """Plan the end of a full sync that took up a killed one: changes of what that one had read before `since`.
+
+    Lists without an increment stay as the killed sync read them, at most a day ago. Raises WarehouseError.
+    """
+    names = tuple(
+        one.name
+        for one in DECLARED
+        if (one.increment or one.per_patient)
+        and one.is_asset
+        and (not request.resources or one.name in request.resources)
+    )
+    with connect(url, autocommit=True) as connection:
+        practices = load_practices(connection, settings.subdomains)
+        changes = replace(request, mode=Mode.INCREMENTAL, resources=names)
+        jobs, planned = _plan(connection, practices, changes, datetime.fromisoformat(since)) if names else ([], 0)
+    return {"jobs": jobs, "planned": planned}
 
 
 def execute(job: Job) -> dict[str, Any]:
-    """Execute one Dagster run in this process; its slices' results. Raises WarehouseError, Cancelled."""
+    """Execute one Dagster run in this process: its slices' results, and whether it was stopped. Raises PipelineError."""
     with open_instance(load_settings(), chosen=os.environ.get("DAGSTER_HOME")) as instance:
-        return {"results": _run(instance, job)}
+        results, stopped = _run(instance, job)
+    return {"results": results, "stopped": stopped}
 
 
 def finish(url: str, sweep: int) -> None:
@@ -74,28 +107,35 @@ def finish(url: str, sweep: int) -> None:
         finish_sweep(connection, sweep)
 
 
-def _run(instance: dg.DagsterInstance, job: Job) -> list[dict[str, Any]]:
-    from nexhealth_pipeline.definitions import defs
-
+def _run(instance: dg.DagsterInstance, job: Job) -> tuple[list[dict[str, Any]], bool]:
     results: list[SliceResult] = []
     with listen(results.append):
-        outcome = defs.resolve_job_def(job["job"]).execute_in_process(
+        outcome = DEFINITIONS.resolve_job_def(job["job"]).execute_in_process(
             instance=instance,
             run_id=job["run_id"],
             run_config={
-                "ops": {job["op"]: {"config": job["config"]}} if job["config"] else {},
+                "ops": {job["op"]: {"config": job["config"]}},
                 "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
             },
             asset_selection=[dg.AssetKey(name) for name in job["assets"]] or None,
             tags={**job["tags"], **partition_tags(instance, _definition(job), job["config"].get("partitions", ()))},
             raise_on_error=False,
         )
-    record = instance.get_run_by_id(job["run_id"])
-    if record is not None and record.status is dg.DagsterRunStatus.CANCELED:
-        raise Cancelled("stopped on a committed page; the next sync goes on from there")
-    if not outcome.success and not any(result.status == "failed" for result in results):
+    stopped = _was_stopped(instance, job["run_id"])
+    if not outcome.success and not stopped and not any(result.status == "failed" for result in results):
         raise _failure(instance, job["run_id"])
-    return [_as_json(result) for result in results]
+    return [_as_json(result) for result in results], stopped
+
+
+def _was_stopped(instance: dg.DagsterInstance, run_id: str) -> bool:
+    """Whether the run was canceled; one that a signal met before its first slice Dagster takes for failed."""
+    run = instance.get_run_by_id(run_id)
+    if run is None:
+        return False
+    if run.tags.get("dagster/failure_reason") == RunFailureReason.UNEXPECTED_TERMINATION.value:
+        instance.report_run_canceled(run, message="stopped by the user before anything was read")
+        return True
+    return run.status is dg.DagsterRunStatus.CANCELED
 
 
 def _definition(job: Job) -> dg.PartitionsDefinition[str] | None:
@@ -131,9 +171,12 @@ def _as_json(result: SliceResult) -> dict[str, Any]:
 
 
 def _require_practices(practices: Practices, results: list[dict[str, Any]], settings: Settings) -> None:
-    """Without one institution nothing can be planned; a failed discovery goes on with what is known."""
+    """Without one institution nothing can be planned, and where nothing answers nothing else would.
+
+    A discovery that failed in part goes on with what is known.
+    """
     failed = [row for row in results if row["status"] == "failed"]
-    if not practices.institutions and failed:
+    if failed and (not practices.institutions or len(failed) == len(results)):
         kind = InvalidSetting if failed[0]["exit_status"] == InvalidSetting.exit_status else TryLater
         raise kind(str(failed[0]["reason"]))
     missing = set(settings.subdomains) - {institution.subdomain for institution in practices.institutions}
@@ -152,7 +195,12 @@ def _plan(
     if request.patient is not None:
         return [_new_job(PATIENT_JOB, PATIENT_OP, (), {"patient_id": request.patient}, "1 patient")], 0
     locations = [practices.find(text) for text in request.locations]
+    inactive = [location.key for location in locations if location.inactive]
+    if inactive:
+        raise InvalidSetting(f"location {inactive[0]} is inactive: NexHealth no longer reads its practice system")
     collections = [one for scope in list(Scope)[1:] for one in _collections(scope, request.resources)]
+    if request.start or request.end:
+        collections = [one for one in collections if one.window is not None]
     states = load_states(connection, [one.name for one in collections])
     options = SyncOptions(mode=request.mode, start=request.start, end=request.end, dry_run=request.dry_run)
     today = datetime.now(UTC).date()
@@ -224,13 +272,6 @@ def _chosen(piece: Slice, locations: list[Location]) -> bool:
     if piece.location is None:
         return piece.institution in {location.institution for location in locations}
     return piece.location in locations
-
-
-def _database_time(connection: psycopg.Connection) -> datetime:
-    row = connection.execute("SELECT clock_timestamp()").fetchone()
-    assert row is not None
-    moment: datetime = row[0]
-    return moment
 
 
 def _scope_hash(settings: Settings, request: SyncRequest) -> str:

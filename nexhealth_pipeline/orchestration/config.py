@@ -9,15 +9,19 @@ from nexhealth_pipeline.errors import InvalidSetting
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
 
-__all__ = ["SyncConfig"]
+__all__ = ["PatientConfig", "SyncConfig"]
 
 
 class SyncConfig(Config):
     """Run config of every sync; all fields have defaults."""
 
     mode: str = Field(default="incremental", description="incremental (since the watermark) or full (read all again)")
-    concurrency: int | None = Field(default=None, description="slices read at once; default NEXHEALTH_CONCURRENCY")
-    batch_pages: int | None = Field(default=None, description="pages a transaction; default NEXHEALTH_BATCH_PAGES")
+    concurrency: int | None = Field(
+        default=None, ge=1, le=64, description="slices read at once; default NEXHEALTH_CONCURRENCY"
+    )
+    batch_pages: int | None = Field(
+        default=None, ge=1, le=100, description="pages a transaction; default NEXHEALTH_BATCH_PAGES"
+    )
     start: str | None = Field(default=None, description="first day (YYYY-MM-DD) of a window of appointments")
     end: str | None = Field(default=None, description="last day (YYYY-MM-DD) of a window of appointments")
     dry_run: bool = Field(default=False, description="read everything, write nothing, report what would be written")
@@ -30,16 +34,25 @@ class SyncConfig(Config):
             mode = Mode(self.mode)
         except ValueError:
             raise InvalidSetting(f"mode {self.mode!r}: use one of {', '.join(Mode)}") from None
+        start, end = _day("start", self.start), _day("end", self.end)
+        if start and end and start > end:
+            raise InvalidSetting(f"start {start} is after end {end}")
         return SyncOptions(
             mode=mode,
             concurrency=self.concurrency or settings.concurrency,
             batch_pages=self.batch_pages or settings.batch_pages,
             overlap=settings.overlap,
-            start=_day("start", self.start),
-            end=_day("end", self.end),
+            start=start,
+            end=end,
             dry_run=self.dry_run,
             fresh_after=_moment(self.fresh_after) or fresh_after,
         )
+
+
+class PatientConfig(Config):
+    """Which patient to refresh."""
+
+    patient_id: int = Field(ge=1, description="NexHealth's id of the patient")
 
 
 def _day(name: str, text: str | None) -> date | None:
@@ -51,6 +64,9 @@ def _day(name: str, text: str | None) -> date | None:
 
 def _moment(text: str | None) -> datetime | None:
     try:
-        return datetime.fromisoformat(text) if text else None
+        moment = datetime.fromisoformat(text) if text else None
     except ValueError:
-        raise InvalidSetting(f"fresh_after {text!r}: write a time as ISO 8601 with a zone") from None
+        moment = None
+    if text and (moment is None or moment.tzinfo is None):
+        raise InvalidSetting(f"fresh_after {text!r}: write a time as ISO 8601 with a zone")
+    return moment

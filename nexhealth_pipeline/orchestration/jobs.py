@@ -4,25 +4,29 @@ A webhook or change read sees parts of many slices, so it is an op job: it repor
 rows changed and leaves how fresh the rest is to `nexhealth_freshness`.
 """
 
-import threading
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
-from pydantic import Field
 
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.orchestration.assets import ASSETS, collections_in, fresh_after, step_name
-from nexhealth_pipeline.orchestration.config import SyncConfig
-from nexhealth_pipeline.orchestration.metadata import result_metadata
+from nexhealth_pipeline.orchestration.config import PatientConfig, SyncConfig
+from nexhealth_pipeline.orchestration.metadata import as_of_metadata, result_metadata
+from nexhealth_pipeline.orchestration.nightly import complete_windows
+from nexhealth_pipeline.orchestration.partitions import location_month_key
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
-from nexhealth_pipeline.orchestration.step import Event, listeners, one_line_failures, read_slices
-from nexhealth_pipeline.sync.months import CHANGES
+from nexhealth_pipeline.orchestration.step import Event, raise_failures, read, step
+from nexhealth_pipeline.sync.months import CHANGES, month_keys
 from nexhealth_pipeline.sync.patient import refresh_patient
+from nexhealth_pipeline.sync.runner import run_slices
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice, SliceResult
-from nexhealth_pipeline.warehouse.state import load_states
+from nexhealth_pipeline.warehouse.merge import Change
 
 __all__ = ["CHANGES_JOB", "CHANGES_OP", "JOBS", "PATIENT_JOB", "PATIENT_OP", "SCOPE_JOBS"]
 
@@ -40,15 +44,9 @@ SCOPE_JOBS: dict[Scope, str] = {
 """Name of the asset job of each scope."""
 
 
-class PatientConfig(dg.Config):
-    """Which patient to refresh."""
-
-    patient_id: int = Field(description="NexHealth's id of the patient")
-
-
 @dg.op(name=CHANGES_OP, description="Reads what changed since the last read, however old its date.")
 def _read_changes(context: dg.OpExecutionContext, config: SyncConfig, nexhealth: NexHealthResource) -> None:
-    with one_line_failures(), nexhealth.session(context.run.run_id, threading.Event()) as session:
+    with step(context) as stop, nexhealth.session(context.run.run_id, stop) as session:
         options = replace(config.options(session.settings, fresh_after(context, session)), start=None, end=None)
         wanted = set(config.partitions)
         slices = [
@@ -57,43 +55,56 @@ def _read_changes(context: dg.OpExecutionContext, config: SyncConfig, nexhealth:
             for location in session.practices().active()
             if not wanted or location.key in wanted
         ]
-        read_slices(context, session, slices, options, lambda result: _change_events(session, result))
+        results = read(
+            context,
+            session,
+            lambda: run_slices(session, slices, options),
+            len(slices),
+            (lambda _: ()) if options.dry_run else partial(_change_events, session),
+        )
+        if not stop.is_set():
+            raise_failures(results)
 
 
-def _change_events(session: SyncSession, result: SliceResult) -> Iterable[Event]:
+def _change_events(session: SyncSession, result: SliceResult) -> Iterator[Event]:
     """The read itself as an observation; months with changed rows as materialized where they are complete."""
-    asset = result.slice.collection.table
-    yield dg.AssetObservation(asset, metadata=result_metadata(result))
+    piece, table = result.slice, result.slice.collection.table
+    yield dg.AssetObservation(table, metadata=result_metadata(result))
     if not result.changes or not result.complete:
         return
+    keys = {location.id: location.key for location in session.practices().active(piece.institution_id)}
     with session.pool.connection() as connection:
-        states = load_states(connection, [result.slice.collection.name])
-    unfinished = {(key.location_id, key.window_key) for key, state in states.items() if state.watermark is None}
-    known = {(key.location_id, key.window_key) for key in states}
-    keys = {location.id: location.key for location in session.practices().active()}
-    for change in result.changes:
-        place = (change.location_id, change.month)
-        if place in known and place not in unfinished and change.location_id in keys:
+        complete = complete_windows(connection, [change.location_id for change in result.changes])
+    for place, rows in _months(result.changes).items():
+        if place in complete and place[0] in keys:
             yield dg.AssetMaterialization(
-                asset,
-                partition=f"{keys[change.location_id]}|{change.month}",
-                metadata={"rows_changed": change.rows, "as_of": dg.MetadataValue.timestamp(result.as_of)}
-                if result.as_of
-                else {"rows_changed": change.rows},
+                table,
+                partition=location_month_key(keys[place[0]], place[1]),
+                metadata={**as_of_metadata(result), "rows_changed": rows},
             )
+
+
+def _months(changes: Iterable[Change]) -> Counter[tuple[int, str]]:
+    """Changed rows by location and month of a partition: the first and last months own what lies beyond them."""
+    months = month_keys(datetime.now(UTC).date())
+    rows: Counter[tuple[int, str]] = Counter()
+    for change in changes:
+        rows[change.location_id, min(max(change.month, months[0]), months[-1])] += change.rows
+    return rows
 
 
 @dg.op(name=PATIENT_OP, description="Reads everything about one patient, now.")
 def _read_patient(context: dg.OpExecutionContext, config: PatientConfig, nexhealth: NexHealthResource) -> None:
-    with one_line_failures(), nexhealth.session(context.run.run_id, threading.Event()) as session:
-        results = refresh_patient(session, session.practices(), config.patient_id)
-    for result in results:
-        context.log_event(dg.AssetObservation(result.slice.collection.table, metadata=result_metadata(result)))
-        for listener in listeners():
-            listener(result)
-    failed = [f"{result.slice.collection.name}: {result.reason}" for result in results if result.status == "failed"]
-    if failed:
-        raise dg.Failure(description="; ".join(failed), allow_retries=False)
+    with step(context) as stop, nexhealth.session(context.run.run_id, stop) as session:
+        results = read(
+            context,
+            session,
+            lambda: refresh_patient(session, session.practices(), config.patient_id),
+            0,
+            lambda result: [dg.AssetObservation(result.slice.collection.table, metadata=result_metadata(result))],
+        )
+        if not stop.is_set():
+            raise_failures(results)
 
 
 @dg.job(name=CHANGES_JOB, description="Brings changed appointments of all locations, however old their date.")

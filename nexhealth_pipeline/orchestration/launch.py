@@ -7,39 +7,29 @@ the others run, the parent looks into `nexhealth_sync_logs` to show how far they
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from datetime import date
+from functools import partial
 from typing import Any, Literal
+
+import psycopg
 
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.errors import Cancelled, ConfigurationError, PipelineError, TryLater, WarehouseError
+from nexhealth_pipeline.orchestration.children import catch_up, discover, execute, finish
 from nexhealth_pipeline.orchestration.fork import Outcome, run_side_by_side
+from nexhealth_pipeline.orchestration.request import SyncRequest
 from nexhealth_pipeline.settings import INTERNAL_PREFIX, Settings
 from nexhealth_pipeline.sync.explain import floor_seconds
-from nexhealth_pipeline.sync.options import Mode
 from nexhealth_pipeline.warehouse.connect import DAGSTER_DATABASE, WAREHOUSE_DATABASE, connect
 from nexhealth_pipeline.warehouse.connect import dagster_url as find_dagster_url
 from nexhealth_pipeline.warehouse.connect import warehouse_url as find_warehouse_url
 from nexhealth_pipeline.warehouse.sync_log import Counts
 
 __all__ = ["CollectionSummary", "Progress", "SyncRequest", "SyncSummary", "run_sync"]
-
-
-@dataclass(frozen=True, slots=True)
-class SyncRequest:
-    """What to sync. Empty = everything that the key reaches."""
-
-    mode: Mode
-    resources: tuple[str, ...] = ()
-    """Names of collections."""
-    locations: tuple[str, ...] = ()
-    """Keys, ids or names of locations."""
-    start: date | None = None
-    end: date | None = None
-    dry_run: bool = False
-    patient: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +90,6 @@ def run_sync(
 
     Raises ConfigurationError and WarehouseError for what stops it before anything is read; Cancelled.
     """
-    import nexhealth_pipeline.definitions  # noqa: F401 - imported once, before the fork
-
     began = time.monotonic()
     url = find_warehouse_url(settings, database_name=warehouse_database)
     _pass_on(
@@ -109,16 +97,18 @@ def run_sync(
         DAGSTER_DATABASE_URL=find_dagster_url(settings, database_name=dagster_database),
         NEXHEALTH_DATA_KIND=kind,
     )
-    from nexhealth_pipeline.orchestration.children import discover, execute, finish
-
-    first = run_side_by_side([lambda: discover(settings, url, request, kind)])[0]
+    first = run_side_by_side([partial(discover, settings, url, request, kind)])[0]
     _raise_unless_answered(first)
     plan: dict[str, Any] = first.result
-    watch = _Watch(url, plan, on_progress)
-    outcomes = run_side_by_side([_task(execute, job) for job in plan["jobs"]], tick=watch.tick)
-    stopped = any(outcome.status == Cancelled.exit_status for outcome in outcomes)
+    outcomes = _execute(url, plan, on_progress)
+    if plan["catch_up_from"] is not None and _undisturbed(outcomes):
+        second = run_side_by_side([partial(catch_up, settings, url, request, plan["catch_up_from"])])[0]
+        _raise_unless_answered(second)
+        plan["jobs"] += second.result["jobs"]
+        outcomes += _execute(url, second.result, on_progress)
+    stopped = any(map(_was_stopped, outcomes))
     results = plan["results"] + [row for outcome in outcomes if outcome.result for row in outcome.result["results"]]
-    if plan["sweep"] is not None and not stopped and all(outcome.result is not None for outcome in outcomes):
+    if plan["sweep"] is not None and _undisturbed(outcomes):
         finish(url, plan["sweep"])
     summary = _summarise(settings, plan, results, outcomes, time.monotonic() - began)
     if stopped:
@@ -126,8 +116,18 @@ def run_sync(
     return summary
 
 
-def _task(execute: Callable[[dict[str, Any]], Any], job: dict[str, Any]) -> Callable[[], Any]:
-    return lambda: execute(job)
+def _execute(url: str, plan: dict[str, Any], on_progress: Callable[[Progress], None] | None) -> list[Outcome]:
+    """Execute the runs of a plan side by side."""
+    return run_side_by_side([partial(execute, job) for job in plan["jobs"]], tick=_Watch(url, plan, on_progress).tick)
+
+
+def _undisturbed(outcomes: list[Outcome]) -> bool:
+    """Whether every run came to its end by itself, with failed slices or without."""
+    return all(outcome.result is not None and not _was_stopped(outcome) for outcome in outcomes)
+
+
+def _was_stopped(outcome: Outcome) -> bool:
+    return outcome.status == Cancelled.exit_status or bool(outcome.result and outcome.result["stopped"])
 
 
 def _pass_on(**choices: str) -> None:
@@ -155,9 +155,12 @@ class _Watch:
         self._runs = [job["run_id"] for job in plan["jobs"]]
 
     def tick(self) -> None:
-        """Called by the waiting parent twice a second."""
-        if self._on_progress is None:
-            return
+        """Called by the waiting parent twice a second. A look that fails is left out: the runs go on."""
+        if self._on_progress is not None:
+            with suppress(PipelineError, psycopg.Error):
+                self._on_progress(self._look())
+
+    def _look(self) -> Progress:
         with connect(self._url, autocommit=True, application_name="nexhealth progress") as connection:
             row = connection.execute(
                 "SELECT count(*) FILTER (WHERE status <> 'running'), coalesce(sum(pages), 0),"
@@ -170,7 +173,7 @@ class _Watch:
                 (self._runs,),
             ).fetchone()
         done, pages, records = row or (0, 0, 0)
-        self._on_progress(Progress(last[0] if last else "", int(pages), int(records), done, self._plan["planned"]))
+        return Progress(last[0] if last else "", int(pages), int(records), done, self._plan["planned"])
 
 
 def _summarise(
@@ -189,7 +192,9 @@ def _summarise(
         summary.skipped += row["status"] == "skipped"
         summary.counts.add(Counts(**row["counts"]))
         summary.seconds += row["seconds"]
-    requests = {COLLECTIONS[name].path: summary.counts.requests for name, summary in by_name.items()}
+    requests: Counter[str] = Counter()
+    for name, summary in by_name.items():
+        requests[COLLECTIONS[name].path] += summary.counts.requests
     failures = [(row["label"], row["reason"]) for row in results if row["status"] == "failed"]
     lost = [outcome for outcome in outcomes if outcome.result is None]
     failures += [("run", outcome.message or f"ended with status {outcome.status}") for outcome in lost]
@@ -209,10 +214,16 @@ def _exit_status(
     results: list[dict[str, Any]], outcomes: list[Outcome], failures: list[tuple[str, str]], new_notes: int
 ) -> int:
     """0 done, 1 something new to look at, 3 nothing could be read, 4 the database could not be used."""
-    if any(outcome.status == WarehouseError.exit_status for outcome in outcomes):
-        return WarehouseError.exit_status
-    read = [row for row in results if row["status"] in ("succeeded", "skipped") and row["scope"] != Scope.PRACTICE]
+    for decisive in (WarehouseError.exit_status, ConfigurationError.exit_status):
+        if any(outcome.status == decisive for outcome in outcomes):
+            return decisive
+    read = [row for row in results if row["scope"] != Scope.PRACTICE and _was_read(row)]
     if failures and not read:
         statuses = [row["exit_status"] for row in results if row["exit_status"]]
         return statuses[0] if statuses else TryLater.exit_status
     return 1 if failures or new_notes else 0
+
+
+def _was_read(row: dict[str, Any]) -> bool:
+    """Whether the API answered for a slice, or had answered since the sync that is gone on with began."""
+    return bool(row["counts"]["pages"]) or (row["status"] == "skipped" and not row["exit_status"])

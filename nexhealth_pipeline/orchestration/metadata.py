@@ -1,6 +1,5 @@
 """What an asset says of itself, and what each materialization says of its slice. Ids and counts only."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
@@ -9,7 +8,7 @@ from nexhealth_pipeline.catalog.collection import Collection
 from nexhealth_pipeline.sync.slices import SliceResult
 from nexhealth_pipeline.warehouse.tables import table_columns
 
-__all__ = ["collection_metadata", "result_metadata"]
+__all__ = ["as_of_metadata", "collection_metadata", "result_metadata"]
 
 
 def collection_metadata(collection: Collection) -> dict[str, Any]:
@@ -32,14 +31,19 @@ def collection_metadata(collection: Collection) -> dict[str, Any]:
     }
 
 
-def result_metadata(result: SliceResult, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def result_metadata(result: SliceResult) -> dict[str, Any]:
     """Counts and costs of one slice, named as in `nexhealth_sync_logs`."""
     metadata: dict[str, Any] = {**result.counts.as_dict(), "seconds": round(result.seconds, 3)}
     metadata["throttled_seconds"] = round(result.counts.throttled_seconds, 3)
-    if result.as_of is not None:
-        metadata["as_of"] = dg.MetadataValue.timestamp(result.as_of)
+    metadata["status"] = result.status.value
+    metadata.update(as_of_metadata(result))
     if result.slice.location is not None:
-        metadata["location"] = result.slice.location.name
+        metadata["location"] = f"{result.slice.location.name} ({result.slice.location.key})"
     if result.reason:
         metadata["reason"] = result.reason
-    return {**metadata, **(extra or {})}
+    return metadata
+
+
+def as_of_metadata(result: SliceResult) -> dict[str, Any]:
+    """Up to when every change is in the warehouse, where that is known."""
+    return {} if result.as_of is None else {"as_of": dg.MetadataValue.timestamp(result.as_of)}

@@ -106,9 +106,10 @@ def partition_tags(
     """
     if definition is None or not keys:
         return {}
+    wanted = set(keys)
     with partition_loading_context(dynamic_partitions_store=instance):
-        ordered = [key for key in definition.get_partition_keys() if key in set(keys)]
-        whole = len(ordered) == len(set(keys)) and ordered == _between(definition, ordered[0], ordered[-1])
+        ordered = [key for key in definition.get_partition_keys() if key in wanted]
+        whole = 0 < len(ordered) == len(wanted) and ordered == _between(definition, ordered[0], ordered[-1])
     first, last = (ordered[0], ordered[-1]) if whole else (keys[0], keys[0])
     return {ASSET_PARTITION_RANGE_START_TAG: first, ASSET_PARTITION_RANGE_END_TAG: last}
 

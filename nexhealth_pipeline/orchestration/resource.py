@@ -10,7 +10,7 @@ from pydantic import Field
 
 from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.sync.session import SyncSession
-from nexhealth_pipeline.warehouse.connect import connect, warehouse_url
+from nexhealth_pipeline.warehouse.connect import connect, driver_errors, warehouse_url
 from nexhealth_pipeline.warehouse.migrate import declare_kind, upgrade
 
 __all__ = ["NexHealthResource"]
@@ -52,5 +52,8 @@ class NexHealthResource(ConfigurableResource[None]):
     @contextmanager
     def warehouse(self) -> Iterator[psycopg.Connection]:
         """A connection for sensors and schedules, in autocommit mode. Raises WarehouseError."""
-        with connect(warehouse_url(self.settings()), autocommit=True) as connection:
+        with (
+            connect(warehouse_url(self.settings()), autocommit=True) as connection,
+            driver_errors("reading what is due"),
+        ):
             yield connection

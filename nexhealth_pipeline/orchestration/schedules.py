@@ -27,9 +27,9 @@ __all__ = ["SCHEDULES"]
 
 _BUSY = [
     dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.STARTING,
     dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
 ]
 _Answer = dg.RunRequest | dg.SkipReason
 

@@ -15,17 +15,17 @@ __all__ = ["SENSORS"]
     minimum_interval_seconds=60,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Fails runs whose process is gone, so that their slices are read again.",
-    job_name="nexhealth_practice",
 )
 def _dead_runs(context: dg.SensorEvaluationContext, nexhealth: NexHealthResource) -> dg.SkipReason:
     try:
+        nexhealth.settings().api_keys()
         with nexhealth.warehouse() as connection:
             if current_revision(connection) != HEAD:
                 return dg.SkipReason("the warehouse is not set up yet")
             failed = fail_dead_runs(context.instance, connection)
     except PipelineError as error:
         return dg.SkipReason(str(error))
-    return dg.SkipReason(f"{len(failed)} dead runs found")
+    return dg.SkipReason(f"{len(failed)} dead runs found" if failed else "no run is dead")
 
 
 SENSORS = [_dead_runs]

@@ -25,13 +25,13 @@ from dagster._core.events import (
 from dagster._core.execution.context.system import StepExecutionContext
 from dagster._utils.interrupts import capture_interrupts, check_captured_interrupt
 
-from nexhealth_pipeline.errors import PipelineError
-from nexhealth_pipeline.sync.options import SyncOptions
-from nexhealth_pipeline.sync.runner import run_slices
+from nexhealth_pipeline.errors import Cancelled, PipelineError
+from nexhealth_pipeline.orchestration.log_fields import fields_in_messages
 from nexhealth_pipeline.sync.session import SyncSession
-from nexhealth_pipeline.sync.slices import Slice, SliceResult, Status
+from nexhealth_pipeline.sync.slices import SliceResult, Status
+from nexhealth_pipeline.warehouse.connect import driver_errors
 
-__all__ = ["Event", "Listener", "chosen_partitions", "listen", "listeners", "one_line_failures", "read_slices"]
+__all__ = ["Context", "Event", "Listener", "chosen_partitions", "listen", "raise_failures", "read", "report", "step"]
 
 Context = dg.AssetExecutionContext | dg.OpExecutionContext
 Event = dg.AssetMaterialization | dg.AssetObservation
@@ -40,7 +40,9 @@ Listener = Callable[[SliceResult], None]
 _listeners: list[Listener] = []
 _PROGRESS_SECONDS = 15.0
 _POLL_SECONDS = 0.2
+_STATUS_SECONDS = 5.0
 _NAMED_FAILURES = 20
+_ENDING = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
 
 
 @contextmanager
@@ -53,62 +55,95 @@ def listen(listener: Listener) -> Iterator[None]:
         _listeners.remove(listener)
 
 
-def listeners() -> tuple[Listener, ...]:
-    """Those who listen now."""
-    return tuple(_listeners)
-
-
 @contextmanager
-def one_line_failures() -> Iterator[None]:
-    """End the step by one line that says what to do, instead of a traceback."""
-    try:
-        yield
-    except PipelineError as error:
-        metadata = {"exit_status": error.exit_status}
-        raise dg.Failure(description=str(error), metadata=metadata, allow_retries=False) from None
+def step(context: Context) -> Iterator[threading.Event]:
+    """The frame of a step's body; hands out the event that stops what it reads.
+
+    A signal sets that event and raises nothing. An error of ours ends the step by one line that says what
+    to do, instead of a traceback. A stopped step ends its run as canceled.
+    """
+    stop = threading.Event()
+    with capture_interrupts(), fields_in_messages():
+        try:
+            with driver_errors("a sync run"):
+                yield stop
+        except Cancelled:
+            stop.set()
+        except PipelineError as error:
+            metadata = {"exit_status": error.exit_status}
+            raise dg.Failure(description=str(error), metadata=metadata, allow_retries=False) from None
+    if stop.is_set():
+        _end_canceled(context)
 
 
-def chosen_partitions(context: dg.AssetExecutionContext, keys: Sequence[str]) -> list[str]:
-    """The run's partitions: those of its tags, and those of its config, which are planned here."""
+def chosen_partitions(context: dg.AssetExecutionContext, keys: Sequence[str], *, plan: bool) -> list[str]:
+    """The run's partitions: those of its tags, and `keys` of its config.
+
+    The latter are planned here if `plan`: a planned partition without a materialization is red when the run fails.
+    """
     tagged = list(context.partition_keys) if context.get_step_execution_context().has_partitions else []
     others = [key for key in dict.fromkeys(keys) if key not in set(tagged)]
-    _plan(context, others)
+    if plan:
+        _plan(context, others)
     return tagged + others
 
 
-def read_slices(
+def read(
     context: Context,
     session: SyncSession,
-    slices: Sequence[Slice],
-    options: SyncOptions,
+    work: Callable[[], Iterable[SliceResult]],
+    planned: int,
     events_of: Callable[[SliceResult], Iterable[Event]],
 ) -> list[SliceResult]:
-    """Read `slices` and report each as it ends. Ends the run as canceled when it is stopped.
+    """Do `work`, which reads `planned` slices, and report each as it ends. Sets `session.stop` when the run is stopped.
 
-    Raises Failure naming the slices that failed, after all others were read; WarehouseError.
+    Raises what `work` raises.
     """
     results: list[SliceResult] = []
-    progress = _Progress(context, len(slices))
-    with capture_interrupts(), _Worker(session, slices, options) as worker:
-        for batch in worker.batches():
+    progress = _Progress(context, planned)
+    with _Worker(work, session.stop) as worker:
+        for batch in worker.batches(_Watch(context)):
             results += batch
-            _report(context, [event for result in batch for event in events_of(result)])
+            report(context, [event for result in batch for event in events_of(result)])
             for result, listener in itertools.product(batch, _listeners):
                 listener(result)
             progress.tell(results)
-    if session.stop.is_set():
-        _end_canceled(context)
-    _raise_failures(results)
     return results
+
+
+def report(context: Context, events: Sequence[Event]) -> None:
+    """Write `events` in one batch."""
+    step_context: StepExecutionContext = context.get_step_execution_context()
+    batch = generate_event_batch_id()  # type: ignore[no-untyped-call]
+    for index, event in enumerate(events):
+        metadata = DagsterEventBatchMetadata(batch, is_end=index == len(events) - 1)
+        if isinstance(event, dg.AssetMaterialization):
+            DagsterEvent.asset_materialization(step_context, event, metadata)
+        else:
+            DagsterEvent.asset_observation(step_context, event, metadata)
+
+
+def raise_failures(results: Sequence[SliceResult]) -> None:
+    """End the step by naming the slices that failed, if any; all others are done."""
+    failed = [result for result in results if result.status is Status.FAILED]
+    if not failed:
+        return
+    lines = [f"{result.slice.label}: {result.reason}" for result in failed[:_NAMED_FAILURES]]
+    more = [f"and {len(failed) - _NAMED_FAILURES} more"] if len(failed) > _NAMED_FAILURES else []
+    raise dg.Failure(
+        description=f"{len(failed)} of {len(results)} slices failed, the others are done:\n" + "\n".join(lines + more),
+        metadata={"failed_slices": [result.slice.label for result in failed[:_NAMED_FAILURES]]},
+        allow_retries=False,
+    )
 
 
 class _Worker:
     """Reads slices on a thread of its own, so that the step's thread can notice that it is stopped."""
 
-    def __init__(self, session: SyncSession, slices: Sequence[Slice], options: SyncOptions) -> None:
-        self._session, self._slices, self._options = session, slices, options
+    def __init__(self, work: Callable[[], Iterable[SliceResult]], stop: threading.Event) -> None:
+        self._work, self._stop = work, stop
         self._done: queue.Queue[SliceResult | BaseException | None] = queue.Queue()
-        self._thread = threading.Thread(target=self._work, name="nexhealth-slices")
+        self._thread = threading.Thread(target=self._run, name="nexhealth-slices")
 
     def __enter__(self) -> "_Worker":
         self._thread.start()
@@ -118,14 +153,14 @@ class _Worker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            self._session.stop.set()
+            self._stop.set()
         self._thread.join()
 
-    def batches(self) -> Iterator[list[SliceResult]]:
+    def batches(self, told_to_stop: Callable[[], bool]) -> Iterator[list[SliceResult]]:
         """Results as they come, several at once where they come fast. Raises what ended the reading."""
         while True:
-            if check_captured_interrupt():
-                self._session.stop.set()
+            if not self._stop.is_set() and told_to_stop():
+                self._stop.set()
             batch, ended = self._drain()
             if batch:
                 yield batch
@@ -141,16 +176,33 @@ class _Worker:
             while isinstance(item, SliceResult):
                 batch.append(item)
                 item = self._done.get_nowait()
-            return batch, item if item is not None else True
+            return batch, True if item is None else item
         return batch, False
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         try:
-            for result in run_slices(self._session, self._slices, self._options):
+            for result in self._work():
                 self._done.put(result)
             self._done.put(None)
         except BaseException as error:
             self._done.put(error)
+
+
+class _Watch:
+    """Whether the run is to stop: by a signal, or because Dagit says so (a command's run has no launcher to tell it)."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._looked = time.monotonic()
+
+    def __call__(self) -> bool:
+        if check_captured_interrupt():
+            return True
+        if time.monotonic() - self._looked < _STATUS_SECONDS:
+            return False
+        self._looked = time.monotonic()
+        run = self._context.instance.get_run_by_id(self._context.run.run_id)
+        return run is not None and run.status in _ENDING
 
 
 class _Progress:
@@ -175,12 +227,10 @@ class _Progress:
 
 def _plan(context: dg.AssetExecutionContext, keys: Sequence[str]) -> None:
     """The planned events that Dagster writes by itself for a run with partition tags."""
-    step, run = context.get_step_execution_context(), context.run
+    step_key, run = context.get_step_execution_context().step.key, context.run
     events = [
         DagsterEvent.build_asset_materialization_planned_event(
-            run.job_name,
-            step.step.key,
-            AssetMaterializationPlannedData(asset, partition=key, partitions_subset=None),
+            run.job_name, step_key, AssetMaterializationPlannedData(asset, partition=key, partitions_subset=None)
         )
         for asset in sorted(context.selected_asset_keys)
         for key in keys
@@ -191,33 +241,9 @@ def _plan(context: dg.AssetExecutionContext, keys: Sequence[str]) -> None:
         context.instance.report_dagster_event(event, run.run_id, batch_metadata=metadata)
 
 
-def _report(context: Context, events: Sequence[Event]) -> None:
-    step: StepExecutionContext = context.get_step_execution_context()
-    batch = generate_event_batch_id()  # type: ignore[no-untyped-call]
-    for index, event in enumerate(events):
-        metadata = DagsterEventBatchMetadata(batch, is_end=index == len(events) - 1)
-        if isinstance(event, dg.AssetMaterialization):
-            DagsterEvent.asset_materialization(step, event, metadata)
-        else:
-            DagsterEvent.asset_observation(step, event, metadata)
-
-
 def _end_canceled(context: Context) -> None:
     """Dagster calls a run canceled only if it was being canceled when the exception arrived."""
     record = context.instance.get_run_by_id(context.run.run_id)
-    if record is not None and record.status not in (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED):
+    if record is not None and record.status not in _ENDING:
         context.instance.report_run_canceling(record, message="stopped by the user, on a committed page")
     raise DagsterExecutionInterruptedError
-
-
-def _raise_failures(results: Sequence[SliceResult]) -> None:
-    failed = [result for result in results if result.status is Status.FAILED]
-    if not failed:
-        return
-    lines = [f"{result.slice.label}: {result.reason}" for result in failed[:_NAMED_FAILURES]]
-    more = [f"and {len(failed) - _NAMED_FAILURES} more"] if len(failed) > _NAMED_FAILURES else []
-    raise dg.Failure(
-        description=f"{len(failed)} of {len(results)} slices failed, the others are done:\n" + "\n".join(lines + more),
-        metadata={"failed_slices": [result.slice.label for result in failed[:_NAMED_FAILURES]]},
-        allow_retries=False,
-    )

@@ -1,0 +1,242 @@
+"""Runs of the scopes' jobs: what becomes green, red or nothing, and that every count is told once."""
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import dagster as dg
+import pytest
+
+from nexhealth_pipeline.catalog.collection import Scope
+from nexhealth_pipeline.orchestration.assets import collections_in
+from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, CHANGES_OP, PATIENT_JOB, PATIENT_OP
+from nexhealth_pipeline.sync.months import month_keys
+
+from .kit import CLOSED, DESERT, HARBOR, ISLAND, NORTH, PIER, SOUTH, WILLOW, House
+
+MATERIALIZED = dg.DagsterEventType.ASSET_MATERIALIZATION
+OBSERVED = dg.DagsterEventType.ASSET_OBSERVATION
+PLANNED = dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED
+GREEN, RED = dg.AssetPartitionStatus.MATERIALIZED, dg.AssetPartitionStatus.FAILED
+
+
+def test_discovery_adds_the_keys_of_active_locations_and_never_deletes_one(house: House) -> None:
+    """A key that is taken away takes the history of its partitions along."""
+    result = house.run(Scope.PRACTICE)
+    assert result.success
+    assert house.partitions(result, MATERIALIZED) == {
+        ("institutions", None),
+        ("locations", None),
+        ("sync_status", None),
+    }
+    assert house.told(result) == house.logged(result)
+    active = {NORTH, SOUTH, DESERT, PIER, ISLAND}
+    assert set(house.instance.get_dynamic_partitions("nexhealth_locations")) == active
+    assert set(house.instance.get_dynamic_partitions("nexhealth_institutions")) == {WILLOW, HARBOR}
+    house.box.faults.add("status", path="/locations", status=403)
+    failed = house.run(Scope.PRACTICE)
+    assert not failed.success
+    assert "locations" in house.failure(failed)
+    assert set(house.instance.get_dynamic_partitions("nexhealth_locations")) == active
+    assert ("institutions", None) in house.partitions(failed, MATERIALIZED)
+
+
+def test_a_run_materializes_each_slice_with_its_counts_and_the_sync_log_tells_the_same(known: House) -> None:
+    """A user who watches Dagit and one who queries the log must not see two stories."""
+    result = known.run(Scope.LOCATION, [NORTH, SOUTH])
+    names = {collection.name for collection in collections_in(Scope.LOCATION)}
+    assert result.success
+    assert known.partitions(result, MATERIALIZED) == {(name, key) for name in names for key in (NORTH, SOUTH)}
+    assert known.told(result) == known.logged(result)
+    assert known.told(result)["inserted"] > 40
+    assert known.status("patients") == {NORTH: GREEN, SOUTH: GREEN}
+    (event,) = [
+        one
+        for one in known.events(result, MATERIALIZED)
+        if one.partition == NORTH and one.asset_key.path == ["nexhealth_patients"]
+    ]
+    said = event.event_specific_data.materialization.metadata
+    assert said["records_read"].value == known.one(
+        "SELECT records_read FROM nexhealth_sync_logs WHERE partition_key = %s AND collection = 'patients'", NORTH
+    )
+    assert said["location"].value.endswith(f"({NORTH})")
+    assert abs(said["as_of"].value - time.time()) < 60
+
+
+def test_a_failing_location_is_red_alone_and_its_repetition_reads_nothing_else(known: House) -> None:
+    """Fifty locations must not wait for one, nor be read again for it."""
+    known.box.faults.add("status", path="/operatories", location_id=348513, status=403, message="Jane Doe 555-1234")
+    result = known.run(Scope.LOCATION, [NORTH, DESERT, PIER], assets=["operatories", "document_types"])
+    assert not result.success
+    text = known.failure(result)
+    assert text.startswith("1 of 6 slices failed, the others are done:\n")
+    assert f"operatories {DESERT}" in text
+    assert "Jane" not in text
+    assert NORTH not in text
+    assert known.status("operatories") == {NORTH: GREEN, PIER: GREEN, DESERT: RED}
+    assert known.status("document_types") == {NORTH: GREEN, DESERT: GREEN, PIER: GREEN}
+    assert known.told(result) == known.logged(result)
+    known.box.faults.clear()
+    known.box.requests.clear()
+    again = known.run(
+        Scope.LOCATION,
+        [NORTH, DESERT, PIER],
+        assets=["operatories", "document_types"],
+        tags={
+            "dagster/asset_partition_range_start": NORTH,
+            "dagster/asset_partition_range_end": NORTH,
+            "dagster/parent_run_id": result.run_id,
+            "dagster/root_run_id": result.run_id,
+            "dagster/is_resume_retry": "true",
+        },
+    )
+    assert again.success
+    assert {(one.path, one.param("location_id")) for one in known.box.requests if one.method == "GET"} == {
+        ("/operatories", "348513")
+    }
+    assert known.status("operatories")[DESERT] is GREEN
+    known.box.requests.clear()
+    assert known.run(Scope.LOCATION, [DESERT], assets=["operatories"]).success
+    assert len(known.box.requests.matching("/operatories")) > 0, "a run of its own reads anew"
+
+
+def test_months_are_materialized_for_the_partitions_asked_for_only(known: House) -> None:
+    """A backfill of some months must touch no other, whether they form a box or not."""
+    first, second, third = month_keys(datetime.now(UTC).date())[1:4]
+    keys = [f"{PIER}|{first}", f"{PIER}|{third}", f"{ISLAND}|{second}"]
+    result = known.run(Scope.LOCATION_MONTH, keys)
+    assert result.success, known.failure(result)
+    assert known.partitions(result, MATERIALIZED) == {("appointments", key) for key in keys}
+    assert known.status("appointments") == dict.fromkeys(keys, GREEN)
+    assert known.told(result) == known.logged(result)
+
+
+def test_a_read_of_a_part_is_observed_and_turns_nothing_green_or_red(known: House) -> None:
+    """A window or a dry run says nothing about the slice as a whole, even when it fails."""
+    key = f"{PIER}|{month_keys(datetime.now(UTC).date())[2]}"
+    month = key[-7:]
+    windowed = known.run(Scope.LOCATION_MONTH, [key], start=f"{month}-05", end=f"{month}-06")
+    assert windowed.success
+    assert known.partitions(windowed, MATERIALIZED) == set()
+    assert known.partitions(windowed, OBSERVED) == {("appointments", key)}
+    assert known.told(windowed) == known.logged(windowed)
+    before = known.one("SELECT count(*) FROM nexhealth_sync_logs")
+    dry = known.run(Scope.LOCATION, [PIER, ISLAND], dry_run=True)
+    assert dry.success
+    assert known.events(dry) == []
+    assert known.one("SELECT count(*) FROM nexhealth_sync_logs") == before
+    assert known.one("SELECT count(*) FROM nexhealth_patients") == 0
+    assert known.status("patients") == {}
+
+
+def test_the_key_of_an_inactive_location_is_skipped_with_a_reason(known: House) -> None:
+    """Keys stay when a location goes; a run over all of them must not fail for that."""
+    known.instance.add_dynamic_partitions("nexhealth_locations", [CLOSED, "gone.1"])
+    result = known.run(Scope.LOCATION, [PIER, CLOSED, "gone.1"], assets=["operatories"])
+    assert result.success
+    assert known.partitions(result, MATERIALIZED) == {("operatories", PIER)}
+    reasons = {
+        event.partition: event.event_specific_data.asset_observation.metadata["skipped"].value
+        for event in known.events(result, OBSERVED)
+    }
+    assert reasons == {CLOSED: "its location is inactive", "gone.1": "the API key does not reach it"}
+    assert known.status("operatories") == {PIER: GREEN}
+
+
+def test_changed_months_are_materialized_and_the_change_read_itself_is_observed(known: House) -> None:
+    """41,000 months a night that did not change would be two minutes of writing nothing."""
+    keys = [f"{key}|{month}" for key in (PIER, ISLAND) for month in month_keys(datetime.now(UTC).date())]
+    assert known.run(Scope.LOCATION_MONTH, keys).success
+    appointment, pier = known.rows(
+        "SELECT id, to_char(start_time AT TIME ZONE 'UTC', 'YYYY-MM') FROM nexhealth_appointments"
+        " WHERE location_id = 348621 AND NOT cancelled"
+        " AND start_time BETWEEN now() - interval '60 days' AND now() + interval '60 days' ORDER BY id LIMIT 1"
+    )[0]
+    known.box.state.update("appointments", appointment, {"note": "changed"})
+    result = known.job(CHANGES_JOB, CHANGES_OP, config={"partitions": [PIER, ISLAND]})
+    assert result.success
+    assert known.partitions(result, MATERIALIZED) == {("appointments", f"{PIER}|{pier}")}
+    observed = known.events(result, OBSERVED)
+    assert len(observed) == 2
+    assert known.told(result) == known.logged(result)
+    assert known.told(result)["updated"] == 1
+    before = known.one("SELECT count(*) FROM nexhealth_sync_logs")
+    dry = known.job(CHANGES_JOB, CHANGES_OP, config={"partitions": [PIER], "dry_run": True})
+    assert dry.success
+    assert (known.events(dry), known.one("SELECT count(*) FROM nexhealth_sync_logs")) == ([], before)
+
+
+def test_one_patient_is_observed_with_what_it_cost(known: House) -> None:
+    """A partial read completes nothing, but is history like any other."""
+    assert known.run(Scope.LOCATION, [PIER], assets=["patients"]).success
+    patient = known.one("SELECT min(id) FROM nexhealth_patients")
+    result = known.job(PATIENT_JOB, PATIENT_OP, config={"patient_id": patient})
+    assert result.success
+    assert known.partitions(result, MATERIALIZED) == set()
+    assert {name for name, _ in known.partitions(result, OBSERVED)} >= {"patients", "documents", "appointments"}
+    assert known.told(result) == known.logged(result)
+    missing = known.job(PATIENT_JOB, PATIENT_OP, config={"patient_id": 999_999_999})
+    assert known.failure(missing) == "patient 999999999: no institution that the key reaches has it"
+
+
+@pytest.mark.parametrize("key", ["", "wrong-key"])
+def test_without_a_key_a_run_fails_with_one_line_that_says_what_to_do(
+    house: House, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """A newcomer who clicks Materialize must not be met by a traceback."""
+    monkeypatch.setenv("NEXHEALTH_API_KEY", key)
+    result = house.run(Scope.PRACTICE)
+    assert not result.success
+    text = house.failure(result)
+    if key:
+        assert "key" in text
+        assert key not in text
+    else:
+        assert "NEXHEALTH_API_KEY" in text
+        assert "nexhealth dev" in text
+        assert "\n" not in text
+    assert len(house.box.requests) == (2 if key else 0) or key
+
+
+def test_a_run_that_could_only_read_nothing_is_refused(house: House) -> None:
+    """Green and empty would look like done."""
+    house.instance.add_dynamic_partitions("nexhealth_locations", [PIER])
+    assert "nexhealth_practice" in house.failure(house.run(Scope.LOCATION, [PIER]))
+    house.run(Scope.PRACTICE)
+    text = house.failure(house.run(Scope.LOCATION, [], assets=["operatories"]))
+    assert text.startswith("no partition is chosen")
+
+
+@pytest.fixture
+def _interrupted(monkeypatch: pytest.MonkeyPatch, known: House) -> Iterator[None]:
+    """A signal that arrives when the first slice has been read."""
+    import os
+    import signal
+
+    from nexhealth_pipeline.orchestration import step
+
+    with step.listen(lambda _: os.kill(os.getpid(), signal.SIGTERM)):
+        yield
+
+
+@pytest.mark.usefixtures("_interrupted")
+def test_a_run_that_is_stopped_is_canceled_on_a_committed_page(known: House) -> None:
+    """What Terminate in Dagit and Ctrl-C do; nothing of it may look failed."""
+    result = known.run(Scope.LOCATION, [PIER, ISLAND], concurrency=1)
+    run = known.instance.get_run_by_id(result.run_id)
+    assert run is not None
+    assert run.status is dg.DagsterRunStatus.CANCELED
+    assert known.rows("SELECT status FROM nexhealth_runs WHERE run_id = %s", result.run_id) == [("cancelled",)]
+    assert known.told(result) == known.logged(result)
+    statuses = {row[0] for row in known.rows("SELECT status FROM nexhealth_sync_logs WHERE run_id = %s", result.run_id)}
+    assert statuses <= {"succeeded", "cancelled"}
+    colours = {colour for name in ("patients", "documents") for colour in known.status(name).values()}
+    assert RED not in colours
+
+
+def test_a_line_of_ours_reaches_the_run_with_its_fields(known: House) -> None:
+    """`extra` is lost in Dagster's own log; without ids and counts a line says nothing."""
+    known.box.faults.add("status", path="/operatories", location_id=348621, status=403)
+    result = known.run(Scope.LOCATION, [PIER], assets=["operatories"])
+    lines = [entry.user_message for entry in known.instance.all_logs(result.run_id) if entry.dagster_event is None]
+    assert any("slice read" in line and f"slice=operatories {PIER}" in line for line in lines), lines

@@ -1,0 +1,66 @@
+"""Run config: what a person types into Dagit's launchpad, checked with words that help."""
+
+from datetime import UTC, date, datetime
+
+import pytest
+from pydantic import ValidationError
+
+from nexhealth_pipeline.errors import InvalidSetting
+from nexhealth_pipeline.orchestration.config import PatientConfig, SyncConfig
+from nexhealth_pipeline.settings import load_settings
+from nexhealth_pipeline.sync.options import Mode
+
+SETTINGS = load_settings({"NEXHEALTH_CONCURRENCY": "3", "NEXHEALTH_BATCH_PAGES": "7"}, environ={}, env_file=None)
+NOW = datetime(2026, 11, 23, tzinfo=UTC)
+
+
+def test_an_empty_config_means_the_settings() -> None:
+    """Nobody should have to fill in a form for a run."""
+    options = SyncConfig().options(SETTINGS, NOW)
+    assert (options.mode, options.concurrency, options.batch_pages) == (Mode.INCREMENTAL, 3, 7)
+    assert (options.fresh_after, options.partial, options.overlap) == (NOW, False, SETTINGS.overlap)
+
+
+def test_what_is_given_wins() -> None:
+    config = SyncConfig(
+        mode="full", concurrency=9, start="2026-01-05", end="2026-01-05", fresh_after="2026-01-01T00:00:00+00:00"
+    )
+    options = config.options(SETTINGS, NOW)
+    assert (options.mode, options.concurrency) == (Mode.FULL, 9)
+    assert (options.start, options.end) == (date(2026, 1, 5), date(2026, 1, 5))
+    assert options.fresh_after == datetime(2026, 1, 1, tzinfo=UTC)
+    assert options.partial
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("mode", "ful", "use one of full, incremental"),
+        ("start", "05.01.2026", "YYYY-MM-DD"),
+        ("end", "2026-02-30", "YYYY-MM-DD"),
+        ("fresh_after", "yesterday", "ISO 8601 with a zone"),
+        ("fresh_after", "2026-01-01T00:00:00", "ISO 8601 with a zone"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_named_with_the_way_to_write_it(field: str, value: str, says: str) -> None:
+    """A launchpad has no help page."""
+    with pytest.raises(InvalidSetting) as caught:
+        SyncConfig(**{field: value}).options(SETTINGS, NOW)
+    assert str(caught.value).startswith(f"{field} '{value}': ")
+    assert says in str(caught.value)
+
+
+def test_a_window_that_ends_before_it_begins_is_refused() -> None:
+    """It would read nothing and look like a success."""
+    with pytest.raises(InvalidSetting, match="start 2026-02-01 is after end 2026-01-01"):
+        SyncConfig(start="2026-02-01", end="2026-01-01").options(SETTINGS, NOW)
+
+
+@pytest.mark.parametrize("value", [0, -1, 65])
+def test_numbers_have_bounds(value: int) -> None:
+    """Zero threads would wait for ever."""
+    with pytest.raises(ValidationError):
+        SyncConfig(concurrency=value)
+    if value < 1:
+        with pytest.raises(ValidationError):
+            PatientConfig(patient_id=value)

@@ -1,0 +1,208 @@
+"""A sync out of one command: forked runs in Dagster's history, stopped and killed at bad moments."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import psycopg
+import pytest
+
+from nexhealth_pipeline.sandbox import SandboxServer
+
+REPO = Path(__file__).resolve().parents[2]
+JOBS = {
+    "nexhealth_practice",
+    "nexhealth_institutions",
+    "nexhealth_locations",
+    "nexhealth_appointments",
+    "nexhealth_appointment_changes",
+}
+COMMAND = """
+import json, sys
+from tests.sync.kit import Unlimited, first_test_month
+from nexhealth_pipeline.errors import PipelineError
+from nexhealth_pipeline.orchestration.launch import SyncRequest, run_sync
+from nexhealth_pipeline.settings import load_settings
+from nexhealth_pipeline.sync import months
+from nexhealth_pipeline.sync.options import Mode
+from nexhealth_pipeline.sync.session import SyncSession
+months.FIRST_MONTH, months.MONTHS_AHEAD = first_test_month(), 1
+SyncSession._shared_budget = lambda *_: Unlimited()
+asked = json.loads(sys.argv[1])
+seen = []
+try:
+    summary = run_sync(
+        load_settings(), SyncRequest(Mode(asked.pop("mode")), **asked), kind="sandbox", on_progress=seen.append
+    )
+except PipelineError as error:
+    print(json.dumps({"error": str(error), "exit_status": error.exit_status}))
+    raise SystemExit(error.exit_status)
+print(json.dumps(summary.as_json() | {"progress": [[one.done, one.planned] for one in seen]}))
+raise SystemExit(summary.exit_status)
+"""
+
+
+class Shell:
+    """Runs syncs as a command would, in a process of their own, and looks at what they leave."""
+
+    def __init__(self, box: SandboxServer, instance: dg.DagsterInstance, warehouse: psycopg.Connection) -> None:
+        self.box, self.instance, self.warehouse = box, instance, warehouse
+        self.processes: list[subprocess.Popen[str]] = []
+
+    def start(self, mode: str, **asked: object) -> subprocess.Popen[str]:
+        environment = dict(os.environ) | {
+            "PYTHONPATH": str(REPO),
+            "DAGSTER_HOME": str(REPO),
+            "NEXHEALTH_API_URL": self.box.url,
+            "NEXHEALTH_API_KEY": self.box.api_key,
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-c", COMMAND, json.dumps({"mode": mode, **asked})],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.processes.append(process)
+        return process
+
+    def end(self, process: subprocess.Popen[str]) -> dict[str, Any]:
+        out, errors = process.communicate(timeout=120)
+        assert out, errors
+        answer: dict[str, Any] = json.loads(out)
+        assert process.returncode == answer["exit_status"], errors
+        return answer
+
+    def sync(self, mode: str, **asked: object) -> dict[str, Any]:
+        return self.end(self.start(mode, **asked))
+
+    def rows(self, query: str, *params: object) -> list[tuple[Any, ...]]:
+        return self.warehouse.execute(query, params).fetchall()
+
+    def runs(self, ids: list[str]) -> dict[str, str]:
+        """Status of each run by its job."""
+        found = self.instance.get_runs(dg.RunsFilter(run_ids=ids))
+        return {run.job_name: run.status.value for run in found}
+
+    def wait_until_reading(self, collection: str) -> tuple[str, int]:
+        """Run id and pid of the run that reads `collection`, while it does."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            rows = self.rows(
+                "SELECT r.run_id, r.pid FROM nexhealth_sync_logs l JOIN nexhealth_runs r USING (run_id)"
+                " WHERE l.collection = %s AND l.status = 'running' AND r.finished_at IS NULL",
+                collection,
+            )
+            if rows:
+                return rows[0]
+            time.sleep(0.05)
+        raise AssertionError(f"{collection} is never being read")
+
+
+@pytest.fixture
+def shell(box: SandboxServer, instance: dg.DagsterInstance, environment: dict[str, str]) -> Iterator[Shell]:
+    with psycopg.connect(environment["DATABASE_URL"], autocommit=True) as warehouse:
+        made = Shell(box, instance, warehouse)
+        yield made
+        for process in made.processes:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+
+
+@pytest.mark.dagster
+@pytest.mark.timeout(180)
+def test_a_full_sync_then_an_incremental_one_are_runs_in_dagsters_history(shell: Shell) -> None:
+    """The main job: what a shell does must be seen in Dagit, under its jobs, with equal counts."""
+    full = shell.sync("full")
+    assert full["exit_status"] == 0
+    assert full["failures"] == []
+    assert shell.runs(full["run_ids"]) == dict.fromkeys(JOBS - {"nexhealth_appointment_changes"}, "SUCCESS")
+    for run in shell.instance.get_runs(dg.RunsFilter(run_ids=full["run_ids"])):
+        assert run.tags[".dagster/repository"] == "__repository__@nexhealth_pipeline"
+    logged = {
+        name: (slices, read, requests)
+        for name, slices, read, requests in shell.rows(
+            "SELECT collection, count(*), sum(records_read)::bigint, sum(requests)::bigint FROM nexhealth_sync_logs"
+            " WHERE run_id = ANY(%s) GROUP BY 1",
+            full["run_ids"],
+        )
+    }
+    summed = {
+        one["name"]: (one["slices"], one["counts"]["records_read"], one["counts"]["requests"])
+        for one in full["collections"]
+    }
+    assert summed == logged
+    assert shell.rows("SELECT count(*) FROM nexhealth_sweeps WHERE finished_at IS NOT NULL") == [(1,)]
+    assert full["progress"][-1][1] > 40
+    shell.box.state.update(
+        "providers", shell.rows("SELECT min(id) FROM nexhealth_providers")[0][0], {"npi": "1234567893"}
+    )
+    changed = shell.sync("incremental")
+    assert changed["exit_status"] == 0
+    assert shell.runs(changed["run_ids"]) == dict.fromkeys(JOBS - {"nexhealth_appointments"}, "SUCCESS")
+    assert {one["name"]: one["counts"]["updated"] for one in changed["collections"] if one["counts"]["updated"]} == {
+        "providers": 1
+    }
+    closed = shell.sync("incremental", locations=["348514"])
+    assert (closed["exit_status"], "inactive" in closed["error"]) == (2, True)
+    before = shell.rows("SELECT count(*) FROM nexhealth_sync_logs")
+    dry = shell.sync("full", dry_run=True, resources=["operatories"])
+    assert dry["exit_status"] == 0
+    assert {one["name"] for one in dry["collections"]} == {"institutions", "locations", "sync_status", "operatories"}
+    assert shell.rows("SELECT count(*) FROM nexhealth_sync_logs") == before
+
+
+@pytest.mark.dagster
+@pytest.mark.timeout(180)
+def test_a_sync_stopped_by_its_user_is_canceled_and_gone_on_with(shell: Shell) -> None:
+    """Ctrl-C must lose nothing that was read, and must not look like a failure."""
+    shell.box.faults.add("hang", path="/patients/[0-9]+/documents", seconds=0.4)
+    process = shell.start("full")
+    run_id, _ = shell.wait_until_reading("documents")
+    os.kill(process.pid, signal.SIGINT)
+    stopped = shell.end(process)
+    assert stopped["exit_status"] == 130
+    assert shell.runs([run_id]) == {"nexhealth_locations": "CANCELED"}
+    assert ("cancelled",) in shell.rows("SELECT DISTINCT status FROM nexhealth_sync_logs WHERE run_id = %s", run_id)
+    assert shell.rows("SELECT status FROM nexhealth_runs WHERE run_id = %s", run_id) == [("cancelled",)]
+    assert shell.rows("SELECT finished_at FROM nexhealth_sweeps") == [(None,)]
+    assert {one["name"]: one["succeeded"] for one in stopped["collections"]}["patients"] == 5
+    shell.box.faults.clear()
+    shell.box.requests.clear()
+    again = shell.sync("full")
+    assert again["exit_status"] == 0
+    assert not shell.box.requests.matching("/patients"), "patients were read completely in this sweep"
+    assert shell.rows("SELECT count(*), bool_and(finished_at IS NOT NULL) FROM nexhealth_sweeps") == [(1, True)]
+
+
+@pytest.mark.dagster
+@pytest.mark.timeout(180)
+def test_a_run_whose_process_is_killed_is_told_and_closed_by_the_next_sync(shell: Shell) -> None:
+    """A run that stays started for ever would hide that its slices are missing."""
+    shell.box.faults.add("hang", path="/patients/[0-9]+/documents", seconds=0.4)
+    process = shell.start("full")
+    run_id, pid = shell.wait_until_reading("documents")
+    os.kill(pid, signal.SIGKILL)
+    killed = shell.end(process)
+    assert killed["exit_status"] == 1
+    assert killed["failures"] == [["run", "ended with status -9"]]
+    assert shell.runs([run_id]) == {"nexhealth_locations": "STARTED"}
+    shell.box.faults.clear()
+    again = shell.sync("full")
+    assert again["exit_status"] == 0
+    assert shell.runs([run_id]) == {"nexhealth_locations": "FAILURE"}
+    run = shell.instance.get_run_by_id(run_id)
+    assert run is not None
+    assert run.tags["dagster/will_retry"] == "false", "a command's run is not the daemon's to repeat"
+    assert shell.rows("SELECT status FROM nexhealth_runs WHERE run_id = %s", run_id) == [("interrupted",)]
+    statuses = {row[0] for row in shell.rows("SELECT status FROM nexhealth_sync_logs WHERE run_id = %s", run_id)}
+    assert statuses == {"succeeded", "interrupted"}

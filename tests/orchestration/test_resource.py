@@ -1,0 +1,58 @@
+"""The resource: settings in force, secrets kept, nothing opened before a run asks."""
+
+import threading
+
+import dagster as dg
+import psycopg
+import pytest
+
+from nexhealth_pipeline.errors import InvalidSetting, MissingSetting, WarehouseError, WarehouseRefused
+from nexhealth_pipeline.orchestration.resource import NexHealthResource
+
+
+def test_what_is_given_wins_over_the_environment(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deployment may bind its own variables."""
+    monkeypatch.setenv("NEXHEALTH_API_KEY", "from-environment")
+    monkeypatch.setenv("OTHER_KEY", "from-resource")
+    assert NexHealthResource().settings().api_keys() == {"": "from-environment"}
+    with NexHealthResource(api_key=dg.EnvVar("OTHER_KEY")).process_config_and_initialize_cm() as resource:
+        assert resource.settings().api_keys() == {"": "from-resource"}
+        assert "from-resource" not in repr(resource.settings())
+
+
+def test_a_setting_that_cannot_be_used_is_named() -> None:
+    with pytest.raises(InvalidSetting, match="NEXHEALTH_API_URL"):
+        NexHealthResource(api_url="ftp://x").settings()
+
+
+def test_without_a_key_nothing_is_started(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> None:
+    """An embedded server that starts for a run that cannot succeed would puzzle people."""
+    monkeypatch.setenv("DATABASE_URL", "postgresql://nobody@127.0.0.1:1/none")
+    with (
+        pytest.raises(MissingSetting, match=r"NEXHEALTH_API_KEY.*nexhealth dev"),
+        NexHealthResource().session("a-run", threading.Event()),
+    ):
+        pass
+
+
+def test_a_session_upgrades_the_warehouse_and_remembers_its_kind(
+    environment: dict[str, str], empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dagster's own runs may be the first to see a new warehouse, and must not mix sandbox into it later."""
+    monkeypatch.setenv("DATABASE_URL", empty_database_url)
+    monkeypatch.setenv("NEXHEALTH_API_KEY", "some-key")
+    with NexHealthResource().session("run-1", threading.Event()) as session:
+        assert session.practices().institutions == ()
+    with psycopg.connect(empty_database_url) as db:
+        assert db.execute("SELECT run_id, status FROM nexhealth_runs").fetchall() == [("run-1", "succeeded")]
+        assert db.execute("SELECT kind FROM nexhealth_warehouse").fetchall() == [("sandbox",)]
+    monkeypatch.setenv("NEXHEALTH_DATA_KIND", "real")
+    with pytest.raises(WarehouseRefused), NexHealthResource().session("run-2", threading.Event()):
+        pass
+
+
+def test_a_query_that_fails_is_told_without_the_servers_words(environment: dict[str, str]) -> None:
+    """Dagster stores a tick's error; the server's may quote a row."""
+    with pytest.raises(WarehouseError) as caught, NexHealthResource().warehouse() as connection:
+        connection.execute("SELECT 'Jane Doe'::bigint")
+    assert "Jane" not in str(caught.value)

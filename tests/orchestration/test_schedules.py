@@ -1,0 +1,136 @@
+"""Ticks of schedules and sensor: at most one run each, over the right keys, and never a traceback."""
+
+import time
+from datetime import UTC, datetime
+
+import dagster as dg
+import psycopg
+import pytest
+
+from nexhealth_pipeline.definitions import defs
+from nexhealth_pipeline.orchestration.resource import NexHealthResource
+from nexhealth_pipeline.sync.months import CHANGES, month_keys
+
+from .practices import add_locations, complete_months
+
+REPOSITORY = defs.get_repository_def()
+NAMES = [one.name for one in REPOSITORY.schedule_defs]
+
+
+def _tick(instance: dg.DagsterInstance, name: str) -> dg.RunRequest | dg.SkipReason:
+    schedule = REPOSITORY.get_schedule_def(name)
+    context = dg.build_schedule_context(
+        instance=instance, resources={"nexhealth": NexHealthResource()}, repository_def=REPOSITORY
+    )
+    data = schedule.evaluate_tick(context)
+    if data.skip_message:
+        return dg.SkipReason(data.skip_message)
+    (request,) = data.run_requests or ()
+    return request
+
+
+@pytest.fixture
+def with_key(monkeypatch: pytest.MonkeyPatch, instance: dg.DagsterInstance) -> dg.DagsterInstance:
+    monkeypatch.setenv("NEXHEALTH_API_KEY", "some-key")
+    return instance
+
+
+@pytest.fixture
+def three(with_key: dg.DagsterInstance, environment: dict[str, str]) -> dg.DagsterInstance:
+    """Locations acme.1, acme.2 and bond.3, with their keys."""
+    with psycopg.connect(environment["DATABASE_URL"], autocommit=True) as db:
+        add_locations(db, 10, "acme", [1, 2])
+        add_locations(db, 20, "bond", [3])
+    with_key.add_dynamic_partitions("nexhealth_institutions", ["acme", "bond"])
+    with_key.add_dynamic_partitions("nexhealth_locations", ["acme.1", "acme.2", "bond.3"])
+    return with_key
+
+
+def test_without_a_key_every_tick_skips_and_names_the_setting(instance: dg.DagsterInstance) -> None:
+    """Schedules run from the first start; a newcomer's Dagit must not turn red at night."""
+    for name in NAMES:
+        answer = _tick(instance, name)
+        assert isinstance(answer, dg.SkipReason)
+        assert "NEXHEALTH_API_KEY" in str(answer.skip_message)
+    assert "NEXHEALTH_API_KEY" in _sense(instance)
+
+
+def test_before_anything_is_known_only_discovery_runs(with_key: dg.DagsterInstance) -> None:
+    """An empty list of keys must not mean all, nor an error."""
+    for name in NAMES:
+        answer = _tick(with_key, name)
+        if name == "nexhealth_nightly_practice":
+            assert isinstance(answer, dg.RunRequest)
+            assert answer.run_config == {}
+        else:
+            assert isinstance(answer, dg.SkipReason)
+            assert "nexhealth_practice" in str(answer.skip_message)
+
+
+def test_a_night_is_one_run_a_job_over_all_of_its_partitions(three: dg.DagsterInstance) -> None:
+    """A run costs ten seconds before its first line, a thousand of them a night."""
+    request = _tick(three, "nexhealth_nightly_locations")
+    assert isinstance(request, dg.RunRequest)
+    keys = ["acme.1", "acme.2", "bond.3"]
+    assert request.run_config == {"ops": {"read_locations": {"config": {"partitions": keys}}}}
+    assert request.tags["dagster/asset_partition_range_start"] == "acme.1"
+    assert request.tags["dagster/asset_partition_range_end"] == "bond.3"
+    assert request.tags["nexhealth/partitions"] == "3"
+
+
+def test_months_go_into_the_run_config_by_location_and_month(three: dg.DagsterInstance) -> None:
+    """Two dimensions are one key there: `location|month`."""
+    request = _tick(three, "nexhealth_nightly_appointments")
+    assert isinstance(request, dg.RunRequest)
+    keys = request.run_config["ops"]["read_appointments"]["config"]["partitions"]
+    assert keys[0] == "acme.1|2024-07"
+    assert request.tags["dagster/asset_partition_range_start"] == "acme.1|2024-07"
+    assert request.tags["dagster/asset_partition_range_end"] == keys[-1]
+    assert isinstance(_tick(three, "nexhealth_nightly_appointment_changes"), dg.SkipReason)
+
+
+@pytest.mark.parametrize("status", [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED])
+def test_a_run_that_is_still_going_is_not_doubled(three: dg.DagsterInstance, status: dg.DagsterRunStatus) -> None:
+    """The second would wait for every slice of the first."""
+    run = three.create_run_for_job(defs.resolve_job_def("nexhealth_locations"), status=status)
+    answer = _tick(three, "nexhealth_nightly_locations")
+    assert isinstance(answer, dg.SkipReason)
+    assert run.run_id in str(answer.skip_message)
+    assert isinstance(_tick(three, "nexhealth_nightly_institutions"), dg.RunRequest)
+
+
+def test_a_database_that_is_not_there_is_a_reason_to_skip(
+    with_key: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its address must not land in the tick history."""
+    monkeypatch.setenv("DATABASE_URL", "postgresql://me:hidden@127.0.0.1:1/none")
+    for text in (str(_tick(with_key, "nexhealth_nightly_locations")), _sense(with_key)):
+        assert "DATABASE_URL" in text
+        assert "hidden" not in text
+
+
+def _sense(instance: dg.DagsterInstance) -> str:
+    sensor = REPOSITORY.get_sensor_def("nexhealth_dead_runs")
+    context = dg.build_sensor_context(
+        instance=instance, resources={"nexhealth": NexHealthResource()}, repository_def=REPOSITORY
+    )
+    return str(sensor.evaluate_tick(context).skip_message)
+
+
+def test_the_sensor_says_what_it_found(with_key: dg.DagsterInstance) -> None:
+    """It never asks for a run: what died is repeated by the daemon."""
+    assert _sense(with_key) == "no run is dead"
+
+
+def test_a_thousand_locations_make_no_slow_tick(with_key: dg.DagsterInstance, environment: dict[str, str]) -> None:
+    """Dagster gives a tick a minute, and nine of them come at once."""
+    with psycopg.connect(environment["DATABASE_URL"], autocommit=True) as db:
+        add_locations(db, 30, "many", range(1000, 2000))
+        complete_months(db, 30, range(1000, 2000), [*month_keys(datetime.now(UTC).date()), CHANGES])
+        db.execute("ANALYZE")
+    with_key.add_dynamic_partitions("nexhealth_locations", [f"many.{number}" for number in range(1000, 2000)])
+    began = time.process_time()
+    request = _tick(with_key, "nexhealth_nightly_locations")
+    assert isinstance(request, dg.RunRequest)
+    assert request.tags["nexhealth/partitions"] == "1000"
+    assert time.process_time() - began < 1.0
