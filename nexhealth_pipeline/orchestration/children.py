@@ -64,19 +64,21 @@ def discover(settings: Settings, url: str, request: SyncRequest, kind: str) -> d
         sweep, fresh_after, taken_up = None, began, False
         if request.mode is Mode.FULL and not request.dry_run and request.patient is None:
             sweep, fresh_after, taken_up = begin_sweep(connection, request.mode.value, _scope_hash(settings, request))
-        jobs, planned = _plan(connection, practices, request, fresh_after)
+        jobs, planned = _plan(connection, practices, request, {"fresh_after": fresh_after.isoformat()})
     return {
         "run_id": practice["run_id"],
         "results": results,
         "jobs": jobs,
         "planned": planned,
         "sweep": sweep,
-        "catch_up_from": began.isoformat() if taken_up else None,
+        "catch_up": {"fresh_after": began.isoformat(), "whole_after": fresh_after.isoformat()} if taken_up else None,
     }
 
 
-def catch_up(settings: Settings, url: str, request: SyncRequest, since: str) -> dict[str, Any]:
-    """Plan the end of a full sync that took up a killed one: changes of what that one had read before `since`.
+def catch_up(settings: Settings, url: str, request: SyncRequest, config: dict[str, str]) -> dict[str, Any]:
+    """Plan the end of a full sync that took up a killed one: changes of what that one had read.
+
+    `config`: since when lists are fresh enough (this sync's begin; for those read whole the killed one's).
 
     Lists without an increment stay as the killed sync read them, at most a day ago. Raises WarehouseError.
     """
@@ -90,7 +92,7 @@ def catch_up(settings: Settings, url: str, request: SyncRequest, since: str) -> 
     with connect(url, autocommit=True) as connection:
         practices = load_practices(connection, settings.subdomains)
         changes = replace(request, mode=Mode.INCREMENTAL, resources=names)
-        jobs, planned = _plan(connection, practices, changes, datetime.fromisoformat(since)) if names else ([], 0)
+        jobs, planned = _plan(connection, practices, changes, config) if names else ([], 0)
     return {"jobs": jobs, "planned": planned}
 
 
@@ -190,7 +192,7 @@ def _plan(
     connection: psycopg.Connection,
     practices: Practices,
     request: SyncRequest,
-    began: datetime,
+    fresh: dict[str, str],
 ) -> tuple[list[Job], int]:
     if request.patient is not None:
         return [_new_job(PATIENT_JOB, PATIENT_OP, (), {"patient_id": request.patient}, "1 patient")], 0
@@ -209,7 +211,7 @@ def _plan(
         for piece in due_slices(collections, practices, states, options, today)
         if not locations or _chosen(piece, locations)
     ]
-    config = _config(request, began)
+    config = _config(request, fresh)
     jobs = [job for scope in list(Scope)[1:] if (job := _scope_job(scope, slices, config)) is not None]
     changes = sorted({piece.location.key for piece in slices if piece.window_key == CHANGES and piece.location})
     if changes:
@@ -251,8 +253,8 @@ def _named(keys: Sequence[str], most: int = 5) -> str:
     return ", ".join(keys[:most]) + more
 
 
-def _config(request: SyncRequest, began: datetime) -> dict[str, Any]:
-    config: dict[str, Any] = {"mode": request.mode.value, "dry_run": request.dry_run, "fresh_after": began.isoformat()}
+def _config(request: SyncRequest, fresh: dict[str, str]) -> dict[str, Any]:
+    config: dict[str, Any] = {"mode": request.mode.value, "dry_run": request.dry_run, **fresh}
     for name, day in (("start", request.start), ("end", request.end)):
         if isinstance(day, date):
             config[name] = day.isoformat()

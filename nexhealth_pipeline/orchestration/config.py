@@ -28,6 +28,8 @@ class SyncConfig(Config):
     partitions: list[str] = Field(default=[], description="partition keys, where the run has no partition tag")
     fresh_after: str | None = Field(default=None, description="skip what a pass begun after this time has completed")
 
+    whole_after: str | None = Field(default=None, description="the same for lists that can only be read whole")
+
     def options(self, settings: Settings, fresh_after: datetime) -> SyncOptions:
         """The options of the sync. Raises InvalidSetting naming field and value."""
         try:
@@ -45,7 +47,8 @@ class SyncConfig(Config):
             start=start,
             end=end,
             dry_run=self.dry_run,
-            fresh_after=_moment(self.fresh_after) or fresh_after,
+            fresh_after=_moment("fresh_after", self.fresh_after) or fresh_after,
+            whole_after=_moment("whole_after", self.whole_after),
         )
 
 
@@ -62,11 +65,11 @@ def _day(name: str, text: str | None) -> date | None:
         raise InvalidSetting(f"{name} {text!r}: write a day as YYYY-MM-DD") from None
 
 
-def _moment(text: str | None) -> datetime | None:
+def _moment(name: str, text: str | None) -> datetime | None:
     try:
         moment = datetime.fromisoformat(text) if text else None
     except ValueError:
         moment = None
     if text and (moment is None or moment.tzinfo is None):
-        raise InvalidSetting(f"fresh_after {text!r}: write a time as ISO 8601 with a zone")
+        raise InvalidSetting(f"{name} {text!r}: write a time as ISO 8601 with a zone")
     return moment

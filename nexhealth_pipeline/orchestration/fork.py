@@ -80,6 +80,8 @@ def _fork(task: Callable[[], Any], alive: tuple[int, int]) -> _Child:
         return _Child(pid, answer)
     status = 1
     try:
+        # Ctrl-C in a terminal reaches its whole process group: Dagster's helper processes would die of it loudly.
+        os.setpgrp()
         os.close(answer)
         os.close(alive[1])
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -101,8 +101,8 @@ def run_sync(
     _raise_unless_answered(first)
     plan: dict[str, Any] = first.result
     outcomes = _execute(url, plan, on_progress)
-    if plan["catch_up_from"] is not None and _undisturbed(outcomes):
-        second = run_side_by_side([partial(catch_up, settings, url, request, plan["catch_up_from"])])[0]
+    if plan["catch_up"] is not None and _undisturbed(outcomes):
+        second = run_side_by_side([partial(catch_up, settings, url, request, plan["catch_up"])])[0]
         _raise_unless_answered(second)
         plan["jobs"] += second.result["jobs"]
         outcomes += _execute(url, second.result, on_progress)

@@ -17,7 +17,7 @@ def collection_metadata(collection: Collection) -> dict[str, Any]:
         dg.TableColumn(
             column.name,
             column.type.value,
-            description=f"{column.doc} PHI class: {column.phi.value}.",
+            description=column.doc,
             tags={"phi": column.phi.value},
         )
         for column in table_columns(collection)

@@ -125,14 +125,15 @@ def report(context: Context, events: Sequence[Event]) -> None:
 
 def raise_failures(results: Sequence[SliceResult]) -> None:
     """End the step by naming the slices that failed, if any; all others are done."""
-    failed = [result for result in results if result.status is Status.FAILED]
+    failed = sorted((one for one in results if one.status is Status.FAILED), key=lambda one: one.slice.label)
     if not failed:
         return
-    lines = [f"{result.slice.label}: {result.reason}" for result in failed[:_NAMED_FAILURES]]
+    lines = [f"{one.slice.label}: {one.reason}" for one in failed[:_NAMED_FAILURES]]
     more = [f"and {len(failed) - _NAMED_FAILURES} more"] if len(failed) > _NAMED_FAILURES else []
+    others = ", the others are done" if len(failed) < len(results) else ""
     raise dg.Failure(
-        description=f"{len(failed)} of {len(results)} slices failed, the others are done:\n" + "\n".join(lines + more),
-        metadata={"failed_slices": [result.slice.label for result in failed[:_NAMED_FAILURES]]},
+        description=f"{len(failed)} of {len(results)} slices failed{others}:\n" + "\n".join(lines + more),
+        metadata={"failed_slices": [one.slice.label for one in failed[:_NAMED_FAILURES]]},
         allow_retries=False,
     )
 

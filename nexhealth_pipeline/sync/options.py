@@ -34,6 +34,8 @@ class SyncOptions:
     """Read everything, write nothing, report what would be written."""
     fresh_after: datetime | None = None
     """A slice completely read in a pass begun after this is not read again (a sweep taken up, an overlapping run)."""
+    whole_after: datetime | None = None
+    """The same for passes that have no increment and can only be read whole; None = as `fresh_after`."""
     resume_within: timedelta = timedelta(hours=24)
     """An unfinished pass older than this is begun anew."""
     rotation_days: int = 30

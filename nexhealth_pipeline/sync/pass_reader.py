@@ -70,6 +70,8 @@ class PassReader:
     def fresh(self) -> bool:
         """Whether a pass begun late enough is already complete."""
         after = self._options.fresh_after
+        if self._slice.collection.increment is None or self._plan.pass_.membership:
+            after = self._options.whole_after or after
         state = self.stored
         complete = state.full_at if self._options.mode is Mode.FULL else state.fresh_at
         return bool(after and not self._options.partial and not state.unfinished and complete and complete >= after)

@@ -74,7 +74,7 @@ def test_failures_of_the_token_request_are_repeated_by_the_same_table(client, st
         (refusal(429), RateLimited, 10),
         (PASSING["malformed json"], ServerFailed, 6),
         (PASSING["code false with 200"], ServerFailed, 6),
-        (PASSING["no answer"], Unreachable, 10),
+        (PASSING["no answer"], Unreachable, 7),
         (refusal(302, Location="http://127.0.0.1:9/"), ServerFailed, 2),
     ],
 )

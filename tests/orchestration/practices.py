@@ -1,10 +1,12 @@
 """Institutions and locations put straight into a warehouse, as many as a test wants."""
 
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 
 import psycopg
 
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
+from nexhealth_pipeline.warehouse.state import PassKey, PassState, save_state
 
 
 def add_locations(
@@ -23,11 +25,13 @@ def add_locations(
 
 
 def complete_months(db: psycopg.Connection, institution: int, locations: Iterable[int], windows: Sequence[str]) -> None:
-    """Note that all passes of these windows of appointments have been complete."""
+    """Note that all passes of these windows of appointments have been complete: copies of one state."""
+    now = datetime.now(UTC)
+    save_state(db, PassState(PassKey("appointments", institution, 0, "", ""), watermark=now, pass_started_at=now))
     db.execute(
-        "INSERT INTO nexhealth_sync_state (collection, institution_id, location_id, window_key, pass, watermark,"
-        " pass_started_at, mode, filter_hash, cursor, page, records, run_id)"
-        " SELECT 'appointments', %s, l, w, p, now(), now(), 'full', '', '', 0, 0, ''"
-        " FROM unnest(%s::bigint[]) l, unnest(%s::text[]) w, unnest(%s::text[]) p",
-        (institution, list(locations), list(windows), [one.name for one in COLLECTIONS["appointments"].passes]),
+        "INSERT INTO nexhealth_sync_state SELECT r.* FROM nexhealth_sync_state s,"
+        " unnest(%s::bigint[]) l, unnest(%s::text[]) w, unnest(%s::text[]) p, LATERAL jsonb_populate_record("
+        " s, jsonb_build_object('location_id', l, 'window_key', w, 'pass', p)) r WHERE s.location_id = 0",
+        (list(locations), list(windows), [one.name for one in COLLECTIONS["appointments"].passes]),
     )
+    db.execute("DELETE FROM nexhealth_sync_state WHERE location_id = 0")

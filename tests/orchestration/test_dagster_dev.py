@@ -11,13 +11,16 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
+from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import load_settings
+from nexhealth_pipeline.sync.months import month_keys
 from nexhealth_pipeline.warehouse import connect, embedded
 
 REPO = Path(__file__).resolve().parents[2]
@@ -61,12 +64,66 @@ def test_dagster_dev_comes_up_with_nothing_set_and_each_of_its_processes_can_be_
     _server_has_gone(checkout)
 
 
+@pytest.mark.dagster
+@pytest.mark.timeout(240)
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes through /proc")
+def test_a_backfill_of_two_locations_by_six_months_runs_from_the_ui(checkout: Path) -> None:
+    """One location that fails must not stop the other, whichever way Dagster cuts the backfill into runs."""
+    months = month_keys(datetime.now(UTC).date())[20:26]
+    with SandboxServer(patients=20, limits=False) as box:
+        settings = {"NEXHEALTH_API_URL": box.url, "NEXHEALTH_API_KEY": box.api_key, "NEXHEALTH_DATA_KIND": "sandbox"}
+        with _dagster_dev(checkout, **settings) as (session, port):
+            _wait_until(lambda: _location(port) == "LOADED", "the code is not loaded", 60)
+            run = _ask(port, _LAUNCH, {"job": "nexhealth_practice"})["launchRun"]["run"]["runId"]
+            _wait_until(lambda: _status(port, run) == "SUCCESS", "discovery does not end", 60)
+            box.faults.add("status", path="/appointments", location_id=348622, status=403)
+            keys = [f"harbor-smiles.{number}|{month}" for number in (348621, 348622) for month in months]
+            backfill = _ask(port, _BACKFILL, {"keys": keys})["launchPartitionBackfill"]["backfillId"]
+            _wait_until(lambda: _backfill(port, backfill)["status"] == "COMPLETED_FAILED", "the backfill goes on", 150)
+            runs = [one["status"] for one in _backfill(port, backfill)["runs"]]
+            assert sorted(runs) == ["FAILURE", "SUCCESS"]
+            (box_of_months,) = _ask(port, _COLOURS)["assetNodeOrError"]["assetPartitionStatuses"]["ranges"]
+            assert box_of_months == {
+                "primaryDimStartKey": months[0],
+                "primaryDimEndKey": months[-1],
+                "secondaryDim": {
+                    "materializedPartitions": ["harbor-smiles.348621"],
+                    "failedPartitions": ["harbor-smiles.348622"],
+                },
+            }
+            for pid in sorted(_members(session)):
+                _end(pid)
+            _wait_until(lambda: not _members(session), "processes stay", 30)
+
+
+_LAUNCH = """mutation($job: String!) { launchRun(executionParams: {mode: "default", selector: {jobName: $job,
+    repositoryName: "__repository__", repositoryLocationName: "nexhealth_pipeline"}, runConfigData: {}}) {
+    ... on LaunchRunSuccess { run { runId } } } }"""
+_BACKFILL = """mutation($keys: [String!]!) { launchPartitionBackfill(backfillParams: {partitionNames: $keys,
+    assetSelection: [{path: ["nexhealth_appointments"]}]}) { ... on LaunchBackfillSuccess { backfillId } } }"""
+_COLOURS = """{ assetNodeOrError(assetKey: {path: ["nexhealth_appointments"]}) { ... on AssetNode {
+    assetPartitionStatuses { ... on MultiPartitionStatuses { ranges { primaryDimStartKey primaryDimEndKey
+    secondaryDim { ... on DefaultPartitionStatuses { materializedPartitions failedPartitions } } } } } } } }"""
+
+
+def _status(port: int, run: str) -> str:
+    asked = "query($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
+    return str(_ask(port, asked, {"id": run})["runOrError"]["status"])
+
+
+def _backfill(port: int, backfill: str) -> dict[str, Any]:
+    asked = """query($id: String!) { partitionBackfillOrError(backfillId: $id) {
+        ... on PartitionBackfill { status runs { status } } } }"""
+    found: dict[str, Any] = _ask(port, asked, {"id": backfill})["partitionBackfillOrError"]
+    return found
+
+
 @contextmanager
-def _dagster_dev(checkout: Path) -> Iterator[tuple[int, int]]:
+def _dagster_dev(checkout: Path, **settings: str) -> Iterator[tuple[int, int]]:
     """`dagster dev`, ready to answer: its session and port. What is left of it is killed by pid."""
     port = _free_port()
     log = checkout / "dagster-dev.log"
-    environment = {"PATH": os.environ["PATH"], "HOME": str(checkout)}
+    environment = {"PATH": os.environ["PATH"], "HOME": str(checkout), **settings}
     with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "dagster", "dev", "--port", str(port)],
@@ -153,10 +210,10 @@ def _answers(port: int) -> bool:
         return False
 
 
-def _ask(port: int, query: str) -> dict[str, Any]:
+def _ask(port: int, query: str, variables: dict[str, Any] | None = None) -> dict[str, Any]:
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/graphql",
-        json.dumps({"query": query}).encode(),
+        json.dumps({"query": query, "variables": variables or {}}).encode(),
         {"Content-Type": "application/json"},
     )
     with urllib.request.urlopen(request, timeout=30) as answer:
