@@ -17,8 +17,9 @@ What the API counts is the arrival, and a request arrives some milliseconds afte
 busy machine tenths of a second. Therefore the window is made `MARGIN` + `JITTER_SECONDS` longer than
 documented, and in windows of a second grants are also paced: eight at once that arrive late would
 meet the next eight in one window, eight spread over the second do not (tolerates 0.2 s at the
-default share of GET /appointments). Minutes are not paced: there the share left free is larger than
-all requests under way.
+default share of GET /appointments). Minutes are paced from the half of their share on: a small job has
+its requests at once, a large one goes on evenly instead of standing still for the rest of each minute,
+and those whose own limit is a second's (GET /appointments) are not crowded out by those without one.
 
 If the database cannot be asked, nothing is sent (BudgetUnavailable).
 """
@@ -44,7 +45,7 @@ MARGIN = 0.01
 JITTER_SECONDS = 0.02
 """Seconds added to each window for the unequal time between grant and arrival."""
 PACED_WINDOW = 1.0
-"""Windows up to these seconds are paced."""
+"""Windows up to these seconds are paced throughout, longer ones from half of their share on."""
 PACE_SLACK = 0.05
 """Part of a paced window that grants may come early, so that a late wake-up costs nothing."""
 _LONGEST_SLEEP = 5.0
@@ -60,7 +61,7 @@ SELECT set_config('synchronous_commit', 'off', false),
        set_config('statement_timeout', '30s', false)
 """
 
-_ACQUIRE = "SELECT nexhealth_rate_acquire(%s, %s, %s, %s, %s, %s, %s)"
+_ACQUIRE = "SELECT nexhealth_rate_acquire(%s, %s, %s, %s, %s, %s, %s, %s)"
 
 BUDGET_DDL = """
 CREATE TABLE IF NOT EXISTS nexhealth_rate_budget (
@@ -110,7 +111,7 @@ END $$;
 -- 0 = granted and counted in every class; else seconds to wait, and nothing was counted.
 CREATE OR REPLACE FUNCTION nexhealth_rate_acquire(
     p_key_hash text, p_classes text[], p_allowed integer[], p_seconds double precision[], p_buckets integer,
-    p_paces double precision[], p_slacks double precision[])
+    p_paces double precision[], p_slacks double precision[], p_unpaced integer[])
 RETURNS double precision LANGUAGE plpgsql AS $$
 DECLARE
     size integer := p_buckets + 1;
@@ -123,6 +124,7 @@ DECLARE
     c integer[];
     b bigint;
     total integer;
+    paced boolean;
     i integer;
 BEGIN
     moment := nexhealth_rate_lock(p_key_hash, p_classes, p_seconds, p_buckets);
@@ -150,6 +152,7 @@ BEGIN
             END LOOP;
         END IF;
         total := (SELECT sum(x) FROM unnest(c) AS x);
+        paced := total >= p_unpaced[i];
         IF total >= p_allowed[i] THEN
             -- Room comes when the oldest buckets that hold the surplus have left the window.
             FOR back IN REVERSE p_buckets .. 0 LOOP
@@ -167,8 +170,12 @@ BEGIN
         IF r.next_at > moment + 60 THEN
             r.next_at := 0;          -- a clock that was put back
         END IF;
-        wait := greatest(wait, r.next_at - p_slacks[i] - moment);
-        nexts := nexts || greatest(r.next_at, moment) + p_paces[i];
+        IF paced THEN
+            wait := greatest(wait, r.next_at - p_slacks[i] - moment);
+            nexts := nexts || greatest(r.next_at, moment) + p_paces[i];
+        ELSE
+            nexts := nexts || moment;
+        END IF;
         latest := latest || b;
         tallies := tallies || c;
     END LOOP;
@@ -220,9 +227,12 @@ class PostgresBudget:
         self._bucket_seconds = {
             name: (limit.window_seconds * (1 + MARGIN) + JITTER_SECONDS) / BUCKETS for name, limit in limits.items()
         }
-        paced = [name for name, limit in limits.items() if limit.window_seconds <= PACED_WINDOW]
-        self._paces = {name: limits[name].window_seconds / self._allowed[name] for name in paced}
-        self._slacks = {name: limits[name].window_seconds * PACE_SLACK for name in paced}
+        self._paces = {name: limit.window_seconds / self._allowed[name] for name, limit in limits.items()}
+        self._slacks = {name: limit.window_seconds * PACE_SLACK for name, limit in limits.items()}
+        self._unpaced = {
+            name: 0 if limit.window_seconds <= PACED_WINDOW else self._allowed[name] // 2
+            for name, limit in limits.items()
+        }
         self._inherited: list[psycopg.Connection] = []
         self._connection: psycopg.Connection | None = None
         self._begin_in_this_process()
@@ -243,8 +253,9 @@ class PostgresBudget:
             [self._allowed[name] for name in names],
             [self._bucket_seconds[name] for name in names],
             BUCKETS,
-            [self._paces.get(name, 0.0) for name in names],
-            [self._slacks.get(name, 0.0) for name in names],
+            [self._paces[name] for name in names],
+            [self._slacks[name] for name in names],
+            [self._unpaced[name] for name in names],
         )
         began = time.monotonic()
         waited = False

@@ -12,7 +12,7 @@ import pytest
 
 from nexhealth_pipeline.catalog.limits import LIMITS, Limit, RateClass, rate_classes
 from nexhealth_pipeline.errors import BudgetUnavailable, Cancelled
-from nexhealth_pipeline.warehouse.budget import BUDGET_DDL, PostgresBudget
+from nexhealth_pipeline.warehouse.budget import BUDGET_DDL, PACE_SLACK, PostgresBudget
 
 GENERAL, PATIENTS, OTHER = RateClass.GENERAL, RateClass.PATIENTS, RateClass.OTHER
 WIDE = {name: Limit(10_000, 1.0) for name in RateClass}
@@ -274,7 +274,16 @@ def test_a_second_is_filled_evenly_so_that_late_arrivals_do_not_meet_the_next_on
     assert 4 / 8 - 0.06 <= time.monotonic() - began < 1.0
 
 
-def test_a_minute_is_not_paced(budget_of):
+def test_the_second_half_of_a_long_window_is_filled_evenly(budget_of):
+    """A large job must not stand still for most of each minute, nor crowd out those whose limit is a second's."""
+    budget = budget_of(1.0, {**WIDE, PATIENTS: Limit(40, 4.0)})
+    assert sum(budget.acquire((GENERAL, PATIENTS)) for _ in range(20)) < 0.2
+    waits = [budget.acquire((GENERAL, PATIENTS)) for _ in range(20)]
+    assert 20 * 0.1 - 2 * 4.0 * PACE_SLACK <= sum(waits) < 20 * 0.1 + 0.5
+    assert max(waits) < 0.5
+
+
+def test_the_first_half_of_a_minute_is_not_paced(budget_of):
     """A small practice should not wait for a rate it never comes near."""
     budget = budget_of(0.8, {**WIDE, PATIENTS: LIMITS[PATIENTS]})
     assert sum(budget.acquire((GENERAL, PATIENTS)) for _ in range(50)) < 0.2
