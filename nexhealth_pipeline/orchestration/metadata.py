@@ -39,6 +39,8 @@ def result_metadata(result: SliceResult) -> dict[str, Any]:
     metadata.update(as_of_metadata(result))
     if result.slice.location is not None:
         metadata["location"] = f"{result.slice.location.name} ({result.slice.location.key})"
+    if result.rows is not None:
+        metadata["dagster/partition_row_count" if result.slice.partition_key else "dagster/row_count"] = result.rows
     if result.reason:
         metadata["reason"] = result.reason
     return metadata

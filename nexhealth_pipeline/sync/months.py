@@ -6,7 +6,7 @@ Each is read a day wider on both sides, because the API may round a window to a 
 
 from datetime import UTC, date, datetime, timedelta
 
-__all__ = ["CHANGES", "FIRST_MONTH", "MONTHS_AHEAD", "month_keys", "month_window", "widest_window"]
+__all__ = ["CHANGES", "FIRST_MONTH", "MONTHS_AHEAD", "month_bounds", "month_keys", "month_window", "widest_window"]
 
 FIRST_MONTH = date(2024, 7, 1)
 """Fixed, never relative to now: a partition key must mean the same for ever."""
@@ -25,14 +25,20 @@ def month_keys(today: date) -> list[str]:
     return [f"{index // 12:04d}-{index % 12 + 1:02d}" for index in range(first, last + 1)]
 
 
-def month_window(key: str, today: date) -> tuple[datetime, datetime]:
-    """Start and end to ask for; `key` is `YYYY-MM`."""
+def month_bounds(key: str, today: date) -> tuple[datetime, datetime]:
+    """The times that month slice `YYYY-MM` owns: from the first, up to and without the second."""
     year, month = int(key[:4]), int(key[5:7])
     first = datetime(year, month, 1, tzinfo=UTC)
     following = datetime(year + month // 12, month % 12 + 1, 1, tzinfo=UTC)
-    start = _EARLIEST if first.date() <= FIRST_MONTH else first - _WIDER
-    end = _LATEST if key >= month_keys(today)[-1] else following + _WIDER
+    start = _EARLIEST if first.date() <= FIRST_MONTH else first
+    end = _LATEST if key >= month_keys(today)[-1] else following
     return start, end
+
+
+def month_window(key: str, today: date) -> tuple[datetime, datetime]:
+    """Start and end to ask for: what the slice owns, and a day on both sides."""
+    start, end = month_bounds(key, today)
+    return (start if start == _EARLIEST else start - _WIDER), (end if end == _LATEST else end + _WIDER)
 
 
 def widest_window() -> tuple[datetime, datetime]:

@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 
 import psycopg
+from psycopg import sql
 
 from nexhealth_pipeline.errors import Cancelled, NoAccess, PipelineError, ServerFailed
 from nexhealth_pipeline.sync.loader import Loader
 from nexhealth_pipeline.sync.lock import SliceLock
-from nexhealth_pipeline.sync.months import CHANGES, month_keys
+from nexhealth_pipeline.sync.months import CHANGES, month_bounds, month_keys
 from nexhealth_pipeline.sync.options import SyncOptions
 from nexhealth_pipeline.sync.pass_reader import PassReader
 from nexhealth_pipeline.sync.plan import passes_of
@@ -44,6 +45,8 @@ class SliceReader:
 
     def read(self) -> SliceResult:
         """Read the slice. Raises WarehouseError: no other slice would fare better."""
+        if self.session.stop.is_set():
+            return self._result(Status.CANCELLED, reason="stopped before this slice was begun")
         with driver_errors(f"loading {self.slice.collection.table}"), self.session.pool.connection() as connection:
             try:
                 with SliceLock(connection, self.slice, self.session.stop):
@@ -142,7 +145,28 @@ class SliceReader:
         status = Status.SUCCEEDED if self.read_anything else Status.SKIPPED
         reason = None if self.read_anything else "already read completely since this sync began"
         self._close_log(connection, status, reason)
-        return self._result(status, reason=reason, complete=not self.options.partial and self.as_of() is not None)
+        complete = not self.options.partial and self.as_of() is not None
+        result = self._result(status, reason=reason, complete=complete)
+        result.rows = self._rows(connection) if complete else None
+        return result
+
+    def _rows(self, connection: psycopg.Connection) -> int | None:
+        """Rows of the slice: those a whole read met (a shared database's: those listed there); of a month those in it."""
+        piece, window = self.slice, self.slice.collection.window
+        if window is None:
+            members = {one.name for one in piece.collection.passes if one.membership}
+            states = [state for state in self.states if state.key.pass_name in members] or self.states
+            whole = all(state.since is None for state in states) and not piece.collection.per_patient
+            return sum(state.records for state in states) if whole else None
+        if piece.window_key == CHANGES:
+            return None
+        query = sql.SQL("SELECT count(*) FROM {} WHERE location_id = %s AND {} >= %s AND {} < %s").format(
+            sql.Identifier(piece.collection.table), *[sql.Identifier(window.column)] * 2
+        )
+        row = connection.execute(
+            query, (piece.location_id, *month_bounds(piece.window_key, datetime.now(UTC).date()))
+        ).fetchone()
+        return int(row[0]) if row else None
 
     def _remember(self, connection: psycopg.Connection) -> None:
         """Freshness and capability of a slice that was read to its end."""

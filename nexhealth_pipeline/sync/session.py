@@ -10,6 +10,7 @@ from types import TracebackType
 from nexhealth_pipeline.client.budget import Budget
 from nexhealth_pipeline.client.client import NexHealthClient
 from nexhealth_pipeline.client.retry import RetryPolicy
+from nexhealth_pipeline.errors import Cancelled
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.sync.practice import Practices, load_practices
 from nexhealth_pipeline.sync.slices import SliceResult
@@ -74,7 +75,8 @@ class SyncSession:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        status = "failed" if kind is not None else "cancelled" if self.stop.is_set() else self._status
+        stopped = self.stop.is_set() or isinstance(error, Cancelled)
+        status = "cancelled" if stopped else "failed" if error is not None else self._status
         try:
             self.lock.finish(status)
         finally:

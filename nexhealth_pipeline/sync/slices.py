@@ -86,5 +86,7 @@ class SliceResult:
     exit_status: int = 0
     changes: list[Change] = field(default_factory=list)
     """Months that changed, for windowed collections."""
+    rows: int | None = None
+    """Rows that the slice has now, where this read tells; None after an incremental one."""
     new_notes: int = 0
     """Faults that are new in quarantine."""

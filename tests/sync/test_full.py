@@ -163,3 +163,15 @@ def test_the_log_holds_the_counts_of_each_slice(synced: Settings, box: SandboxSe
         "SELECT count(*) FROM nexhealth_sync_logs WHERE records_read <> inserted + updated + unchanged + quarantined"
     )
     assert bad == [(0,)]
+
+
+def test_a_slice_knows_its_rows(settings: Settings, box: SandboxServer, rows: Rows) -> None:
+    """Dagster shows them per partition; together they are the table, a month's neighbours not counted."""
+    results = sync_all(settings, SyncOptions(mode=Mode.FULL))
+    found: dict[str, int] = {}
+    for result in results:
+        if result.rows is not None:
+            found[result.slice.collection.name] = found.get(result.slice.collection.name, 0) + result.rows
+    for name in ("appointments", "operatories", "providers", "institutions", "insurance_coverages"):
+        assert [(found[name],)] == rows(f"SELECT count(*) FROM nexhealth_{name}"), name
+    assert [(found["patients"],)] == rows("SELECT count(*) FROM nexhealth_patient_locations")
