@@ -38,6 +38,8 @@ T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 _LEGACY_ACCEPT = "application/vnd.Nexhealth+json;version=2"
 _NO_ACCESS = "access to perform this action"  # API.md A.4: known to come with 200 as well
+_REFUSALS_FORGIVEN = 2
+"""401s in a row that are met by a new token. One alone may hit a token that another thread just lost."""
 _GRANTS = 3
 """Grants used up at most while the token keeps expiring in the queue for the budget."""
 
@@ -117,7 +119,8 @@ class _Course:
     getting_ready: float = 0.0
     """Seconds in which the request could not be sent yet: budget and token, which has a patience of its own."""
     kinds: Counter[str] = field(default_factory=Counter)
-    refused_before: bool = False
+    refusals: int = 0
+    """Answers of 401 in a row."""
 
 
 class Sender:
@@ -192,8 +195,8 @@ class Sender:
         words = envelope.words if envelope is not None and exchange.quotable else ""
         again = rule.action is Action.RETRY
         if rule.action is Action.REFRESH:
-            again = exchange.credential.refused(credential) and not course.refused_before
-        course.refused_before = rule.action is Action.REFRESH
+            again = exchange.credential.refused(credential) and course.refusals < _REFUSALS_FORGIVEN
+        course.refusals = course.refusals + 1 if rule.action is Action.REFRESH else 0
         asked = self._asked_wait(answer)
         if answer.status == 429:
             asked = asked if asked is not None else self._policy.backoff(course.kinds[f"status {answer.status}"] + 1)

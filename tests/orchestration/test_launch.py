@@ -96,14 +96,15 @@ class Shell:
         """How the slices of a run stand in the log."""
         return {row[0] for row in self.rows("SELECT status FROM nexhealth_sync_logs WHERE run_id = %s", run_id)}
 
-    def wait_until_reading(self, collection: str) -> tuple[str, int]:
-        """Run id and pid of the run that reads `collection`, while it does."""
+    def wait_until_reading(self, collection: str, *, other_than: str = "") -> tuple[str, int]:
+        """Run id and pid of the run that reads `collection`, while it does; a dead one looks so until it is closed."""
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             rows = self.rows(
                 "SELECT r.run_id, r.pid FROM nexhealth_sync_logs l JOIN nexhealth_runs r USING (run_id)"
-                " WHERE l.collection = %s AND l.status = 'running' AND r.finished_at IS NULL ORDER BY l.id DESC",
+                " WHERE l.collection = %s AND l.status = 'running' AND r.finished_at IS NULL AND r.run_id <> %s",
                 collection,
+                other_than,
             )
             if rows:
                 return rows[0]
@@ -180,7 +181,7 @@ def test_a_sync_that_is_killed_and_then_stopped_by_its_user_is_gone_on_with(shel
     assert shell.runs([dead]) == {"nexhealth_locations": "STARTED"}
 
     process = shell.start("full", **asked)
-    run_id, _ = shell.wait_until_reading("documents")
+    run_id, _ = shell.wait_until_reading("documents", other_than=dead)
     assert shell.runs([dead]) == {"nexhealth_locations": "FAILURE"}
     run = shell.instance.get_run_by_id(dead)
     assert run is not None
