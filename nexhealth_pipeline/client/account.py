@@ -6,6 +6,7 @@ pass has seen and says what is wrong with the next page.
 """
 
 from collections import deque
+from collections.abc import Iterable
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
@@ -25,13 +26,13 @@ _REMEMBERED = 65_536
 class PageAccount:
     """Judges the pages of one pass, in order."""
 
-    def __init__(self, paging: Paging, cursor: str, previous: str = "") -> None:
-        """`previous` is the fingerprint of the page before `cursor`, where an earlier run read it."""
+    def __init__(self, paging: Paging, cursor: str, previous: Iterable[str] = ()) -> None:
+        """`previous` are the fingerprints of the pages before `cursor`, which an earlier run read."""
         self._paging = paging
         self._asked = cursor
         self._seen = _Memory()
-        if previous:
-            self._seen.add(previous)
+        for one in previous:
+            self._seen.add(one)
         if cursor:
             self._seen.add(_digest([cursor.encode()]))
 

@@ -10,7 +10,7 @@ they cost is on each page, or on the error that ends a read.
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
 
@@ -89,8 +89,10 @@ class NexHealthClient:
         with cost.charged_to_failure():
             return self._page(request, "", 1, cost)
 
-    def pages(self, request: ApiRequest, *, cursor: str = "", page: int = 0, previous: str = "") -> Iterator[Page]:
-        """The pages after `cursor` and after `page` pages already committed, the last one with fingerprint `previous`.
+    def pages(
+        self, request: ApiRequest, *, cursor: str = "", page: int = 0, previous: Iterable[str] = ()
+    ) -> Iterator[Page]:
+        """The pages after `cursor` and after `page` pages already committed, whose fingerprints are `previous`.
 
         Raises ApiError: ProtocolBroken where pages contradict each other, CursorExpired where the
         API refuses to go on from a cursor; Cancelled.

@@ -16,7 +16,7 @@ import psycopg
 
 from nexhealth_pipeline.client.page import Page
 from nexhealth_pipeline.client.request import ApiRequest
-from nexhealth_pipeline.errors import NotFound
+from nexhealth_pipeline.errors import ApiError, KeyRefused, NoAccess, NotFound
 from nexhealth_pipeline.sync.options import Mode
 from nexhealth_pipeline.sync.plan import PassPlan, passes_of
 from nexhealth_pipeline.sync.reader import SliceReader
@@ -29,7 +29,39 @@ __all__ = ["ChildReader"]
 _BATCH_SECONDS = 2.0
 """Longest time between commits; a killed run asks again for what came since the last one."""
 _BATCH_PATIENTS = 200
+_GIVE_UP_AFTER = 5
+"""Failures in a row after which the rest of a location is left to the next sync: each costs all its retries."""
+_Answer = list[Page] | ApiError
 _Read = tuple[DuePatient, list[Page]]
+
+
+class _Failures:
+    """Patients whose lists could not be read: the others are read all the same, unless all seem to fail."""
+
+    def __init__(self) -> None:
+        self._all: list[ApiError] = []
+        self.in_a_row = 0
+
+    def add(self, failure: ApiError) -> None:
+        """Note one. Raises it when too many came in a row."""
+        self._all.append(failure)
+        self.in_a_row += 1
+        if self.in_a_row >= _GIVE_UP_AFTER:
+            self.raise_any(None)
+
+    def raise_any(self, patients: int | None) -> None:
+        """Raise what was noted, if anything, as one error that carries what all of them cost."""
+        if not self._all:
+            return
+        first = self._all[0]
+        many = f"{len(self._all)} patients' lists" + (f" of {patients}" if patients else " in a row")
+        error = type(first)(f"{many} could not be read, the first: {first}", status=first.status)
+        for one in self._all:
+            error.requests += one.requests
+            error.retries += one.retries
+            error.throttled_seconds += one.throttled_seconds
+            error.bytes += one.bytes
+        raise error
 
 
 class ChildReader(SliceReader):
@@ -116,9 +148,14 @@ class ChildReader(SliceReader):
                 committing(counts)
             batch.clear()
 
+        failures = _Failures()
         try:
-            for read in self._fetch(plans, due):
-                batch.append(read)
+            for patient, answer in self._fetch(plans, due):
+                if isinstance(answer, ApiError):
+                    failures.add(answer)
+                    continue
+                failures.in_a_row = 0
+                batch.append((patient, answer))
                 if len(batch) >= _BATCH_PATIENTS or time.monotonic() - last_commit > _BATCH_SECONDS:
                     commit()
                     last_commit = time.monotonic()
@@ -126,6 +163,7 @@ class ChildReader(SliceReader):
             # What came before a failure is as good as what came before a success.
             if batch:
                 commit()
+        failures.raise_any(len(due))
 
     def _load(self, connection: psycopg.Connection, batch: list[_Read]) -> Counts:
         pages = [
@@ -143,10 +181,10 @@ class ChildReader(SliceReader):
             )
         return loaded.counts
 
-    def _fetch(self, plans: list[PassPlan], due: list[DuePatient]) -> Iterator[_Read]:
-        """Answers in the order of `due`, with a bounded number of requests under way."""
+    def _fetch(self, plans: list[PassPlan], due: list[DuePatient]) -> Iterator[tuple[DuePatient, _Answer]]:
+        """Answers, or why there is none, in the order of `due`; a bounded number of requests is under way."""
         width = self.options.concurrency
-        waiting: deque[tuple[DuePatient, Future[list[Page]]]] = deque()
+        waiting: deque[tuple[DuePatient, Future[_Answer]]] = deque()
         with ThreadPoolExecutor(width, thread_name_prefix="nexhealth-patients") as pool:
             try:
                 for patient in due:
@@ -160,12 +198,15 @@ class ChildReader(SliceReader):
                     future.cancel()
 
     @staticmethod
-    def _take(waiting: "deque[tuple[DuePatient, Future[list[Page]]]]") -> _Read:
+    def _take(waiting: "deque[tuple[DuePatient, Future[_Answer]]]") -> tuple[DuePatient, _Answer]:
         patient, future = waiting.popleft()
         return patient, future.result()
 
-    def _read_patient(self, plans: list[PassPlan], patient: DuePatient) -> list[Page]:
-        """All pages of one patient's lists; none where the API no longer knows the patient."""
+    def _read_patient(self, plans: list[PassPlan], patient: DuePatient) -> _Answer:
+        """All pages of one patient's lists, none where the API no longer knows the patient; or this patient's failure.
+
+        Raises what no other patient would fare better with.
+        """
         pages: list[Page] = []
         for plan in plans:
             try:
@@ -173,6 +214,10 @@ class ChildReader(SliceReader):
             except NotFound:
                 # Gone since the patients were read; the next read of patients says what became of them.
                 return []
+            except (KeyRefused, NoAccess):
+                raise
+            except ApiError as failure:
+                return failure
         return pages
 
     @staticmethod

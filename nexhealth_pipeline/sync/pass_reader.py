@@ -117,7 +117,7 @@ class PassReader:
             filter_hash=filter_hash(self._request(since)),
             cursor="",
             page=0,
-            page_hash="",
+            page_hashes=[],
             records=0,
             run_id=self._session.run_id,
         )
@@ -158,12 +158,12 @@ class PassReader:
         elif (window := self._slice.collection.window) is not None:
             client, state = self._session.client, self.state
             yield from pages_in_parts(
-                client, request, window, cursor=state.cursor, page=state.page, previous=state.page_hash
+                client, request, window, cursor=state.cursor, page=state.page, previous=state.page_hashes
             )
         else:
             state = self.state
             yield from self._session.client.pages(
-                request, cursor=state.cursor, page=state.page, previous=state.page_hash
+                request, cursor=state.cursor, page=state.page, previous=state.page_hashes
             )
 
     def _read(self) -> None:
@@ -180,7 +180,7 @@ class PassReader:
             self.state,
             pass_started_at=self.state.pass_started_at or batch[0].requested_at,
             cursor=last.end_cursor,
-            page_hash=last.fingerprint,
+            page_hashes=[*self.state.page_hashes, *(page.fingerprint for page in batch)],
             page=self.state.page + len(batch),
             records=self.state.records + sum(len(page.records) for page in batch),
             run_id=self._session.run_id,

@@ -98,6 +98,8 @@ class SliceReader:
             " WHERE collection = %s AND institution_id = %s AND location_id = %s AND window_key = %s",
             (self.slice.collection.name, self.slice.institution_id, location.owner_id, self.slice.window_key),
         ).fetchone()
+        if self.session.stop.is_set():
+            raise Cancelled("stopped before the owner of the database was read")
         if not self.options.dry_run and not (row and row[0]):
             raise ServerFailed(
                 f"{self.slice.label}: shares an EHR database with location {location.owner_id}, "

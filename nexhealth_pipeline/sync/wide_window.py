@@ -6,7 +6,7 @@ from, and a killed one begins anew, which is harmless.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -19,8 +19,8 @@ from nexhealth_pipeline.sync.plan import api_time
 
 __all__ = ["NARROWEST", "pages_in_parts"]
 
-NARROWEST = timedelta(days=31)
-"""A window this narrow is not halved again: the refusal is not about its width."""
+NARROWEST = timedelta(days=40)
+"""A window this narrow (a month and a day on both sides) is not halved: the refusal is not about its width."""
 _FORM = "%Y-%m-%dT%H:%M:%S%z"
 _log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def pages_in_parts(
     *,
     cursor: str = "",
     page: int = 0,
-    previous: str = "",
+    previous: Iterable[str] = (),
 ) -> Iterator[Page]:
     """The pages of `request`, whose parameters `window.start` and `window.end` bound it.
 
@@ -41,9 +41,12 @@ def pages_in_parts(
     pages = client.pages(request, cursor=cursor, page=page, previous=previous)
     try:
         first = next(pages)
-    except (BadRequest, ServerFailed, Unreachable):
+    except (BadRequest, ServerFailed, Unreachable) as failure:
         if cursor or not _wide(request, window):
             raise
+        if not isinstance(failure, BadRequest):
+            # A server that is down is no reason to try ever smaller windows, each with all its retries.
+            client.get(_probe(request, window))
     else:
         yield first
         yield from pages
@@ -72,6 +75,12 @@ def _halves(request: ApiRequest, window: Window) -> tuple[ApiRequest, ApiRequest
     start, end = _bounds(request, window)
     middle = (start + (end - start) / 2).replace(microsecond=0)
     return _bounded(request, window, start, middle), _bounded(request, window, middle, end)
+
+
+def _probe(request: ApiRequest, window: Window) -> ApiRequest:
+    """The same list, one narrow window of today: whether the server answers it at all."""
+    today = datetime.now(UTC).replace(microsecond=0)
+    return replace(_bounded(request, window, today - NARROWEST, today), per_page=1)
 
 
 def _bounded(request: ApiRequest, window: Window, start: datetime, end: datetime) -> ApiRequest:

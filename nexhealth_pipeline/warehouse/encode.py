@@ -100,10 +100,9 @@ class RecordEncoder:
         return encoded
 
     def _blotted(self, raw: bytes) -> bytes:
-        """The bytes of a record that may not even be JSON, without the values of keys too sensitive to keep."""
-        for path in self._collection.sensitive:
-            raw = re.sub(rb'("%s"\s*:\s*)("(?:[^"\\]|\\.)*"?|[^,}\]\s]+)' % path[-1].encode(), rb"\1null", raw)
-        return raw
+        """The bytes of a record that is not even JSON, cut where a key too sensitive to keep begins."""
+        ends = [raw.find(b'"%s"' % path[-1].encode()) for path in self._collection.sensitive]
+        return raw[: min((end for end in ends if end >= 0), default=len(raw))]
 
     def _line(self, raw: bytes, known: list[str], read_text: str, encoded: Encoded) -> str:
         record = _parse(raw)
@@ -172,7 +171,9 @@ class RecordEncoder:
 
     def _stored_text(self, raw: bytes, record: dict[str, object]) -> str:
         """Remove the keys too sensitive to keep from `record`; its JSON without them and without NUL."""
-        dropped = [_drop(record, path) for path in self._collection.sensitive]
+        # The key stands in the bytes as it is, or escaped; most records have neither and need no search.
+        names = [path[-1] for path in self._collection.sensitive if path[-1].encode() in raw or b"\\u" in raw]
+        dropped = [_drop(record, name) for name in names]
         if any(dropped) or b"\\u0000" in raw or _maybe_odd(raw):
             return json_text(record)
         return raw.decode()
@@ -211,12 +212,11 @@ def _at(record: dict[str, object], path: tuple[str, ...]) -> object:
     return value
 
 
-def _drop(record: dict[str, object], path: tuple[str, ...]) -> bool:
-    """Remove the key at `path`; whether it was there."""
-    holder: object = record
-    for key in path[:-1]:
-        holder = holder.get(key) if isinstance(holder, dict) else None
-    if isinstance(holder, dict) and path[-1] in holder:
-        del holder[path[-1]]
-        return True
-    return False
+def _drop(value: object, name: str) -> bool:
+    """Remove the key `name` wherever it stands in `value`, a list in the place of an object included; whether it did."""
+    if isinstance(value, list):
+        return sum(_drop(item, name) for item in value) > 0  # all of them, not only the first
+    if not isinstance(value, dict):
+        return False
+    found = value.pop(name, _ABSENT) is not _ABSENT
+    return sum(_drop(item, name) for item in value.values()) > 0 or found

@@ -3,7 +3,7 @@
 Written in the transaction of the rows it speaks of, so a killed run goes on at the next page.
 """
 
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import astuple, dataclass, field, fields, replace
 from datetime import datetime
 from typing import Any
 
@@ -41,8 +41,8 @@ class PassState:
     filter_hash: str = ""
     cursor: str = ""
     page: int = 0
-    page_hash: str = ""
-    """Fingerprint of the page read last, so that a repeated one is known again after a restart."""
+    page_hashes: list[str] = field(default_factory=list)
+    """Fingerprints of the pages read, so that a repeated one is known again after a restart."""
     records: int = 0
     complete_at: datetime | None = None
     last_full_at: datetime | None = None
@@ -61,7 +61,7 @@ class PassState:
     def completed(self, now: datetime) -> "PassState":
         """The state after the pass's last page."""
         done = replace(
-            self, watermark=self.pass_started_at, cursor="", page_hash="", complete_at=now, fresh_at=self.begun_at
+            self, watermark=self.pass_started_at, cursor="", page_hashes=[], complete_at=now, fresh_at=self.begun_at
         )
         return replace(done, last_full_at=self.pass_started_at, full_at=self.begun_at) if self.since is None else done
 

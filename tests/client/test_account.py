@@ -66,5 +66,5 @@ def test_the_same_records_written_differently_are_a_repeated_page():
 
 def test_a_page_read_by_an_earlier_run_is_known_again():
     """Risk: each resumed run commits the repeated page once more, until the list looks complete."""
-    account = PageAccount(Paging.CURSOR, "c1", page("r1", "c1", more=True).fingerprint)
-    assert account.problem(page("r1", "c2", more=True)) == "the page repeats one already read"
+    account = PageAccount(Paging.CURSOR, "c2", [page(name, more=True).fingerprint for name in ("r0", "r1")])
+    assert account.problem(page("r0", "c3", more=True)) == "the page repeats one already read"

@@ -131,3 +131,31 @@ def test_documents_of_patients_never_read_are_not_complete(settings: Settings, b
     results = sync_all(settings, only={"patients", "documents"})
     documents = [result for result in results if result.slice.collection.name == "documents"]
     assert {(str(result.status), result.complete) for result in documents} == {("succeeded", False)}
+
+
+def test_one_patients_bad_list_does_not_starve_the_patients_after(
+    settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """The slice fails and names the cause; every other patient's documents are there."""
+    sync_all(settings, FULL, only={"patients"})
+    (bad,) = rows("SELECT patient_id FROM nexhealth_patient_locations ORDER BY patient_id LIMIT 1")
+    box.faults.add("malformed", path=f"/patients/{bad[0]}/documents")
+    for _ in range(2):
+        results = sync_all(settings, only={"patients", "documents"}, retry=QUICK)
+        failed = [result for result in results if result.status is Status.FAILED]
+        assert [result.slice.collection.name for result in failed] == ["documents"]
+        assert "1 patients' lists of" in (failed[0].reason or "")
+    assert rows("SELECT count(*) FROM nexhealth_child_reads") == [(len(box.state.ids("patients")) - 1,)]
+    box.faults.clear()
+    sync_all(settings)
+    assert_equal(box, rows)
+
+
+def test_a_location_whose_every_list_fails_is_given_up_soon(settings: Settings, box: SandboxServer, rows: Rows) -> None:
+    sync_all(settings, FULL, only={"patients"})
+    box.faults.add("status", path="/patients/[0-9]+/documents", status=400)
+    box.requests.clear()
+    results = sync_all(settings, only={"documents"}, retry=QUICK)
+    documents = [result for result in results if result.slice.collection.name == "documents"]
+    assert {str(result.status) for result in documents} == {"failed"}
+    assert len(box.requests.matching("/patients/[0-9]+/documents")) <= 25 * len(documents)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from nexhealth_pipeline.client.retry import RetryPolicy
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
@@ -49,3 +50,20 @@ def test_halves_share_their_middle(width_days: int) -> None:
     assert _bounds(early, window)[0] == start
     assert _bounds(early, window)[1] == _bounds(late, window)[0]
     assert _bounds(late, window)[1] == end
+
+
+def test_a_server_that_is_down_is_not_asked_for_ever_smaller_windows(
+    settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """Each window costs all its retries: twelve levels of halves held a sync for minutes."""
+    sync_all(settings, SyncOptions(mode=Mode.FULL))
+    location = rows("SELECT min(id) FROM nexhealth_locations WHERE NOT inactive")[0][0]
+    box.faults.add("status", path="/appointments", location_id=location, status=500)
+    box.requests.clear()
+    results = sync_all(settings, retry=RetryPolicy(sleep=lambda _: None))
+    failed = [result for result in results if result.status is Status.FAILED]
+    assert [(result.slice.collection.name, result.slice.location_id) for result in failed] == [
+        ("appointments", location)
+    ]
+    asked = [one for one in box.requests.matching("/appointments") if one.param("location_id") == str(location)]
+    assert len(asked) <= 20

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from nexhealth_pipeline.catalog.collection import Collection, Column, Phi, Scope, SqlType
+from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.warehouse.encode import Note, RecordEncoder
 
 from .kit import GADGETS, NOON, Table, gadget
@@ -317,3 +318,20 @@ def test_no_error_of_the_database_quotes_a_record(table: Table) -> None:
     with pytest.raises(WarehouseError) as caught, driver_errors("loading nexhealth_gadgets"):
         table.load(gadget(name=CANARY))
     assert CANARY not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b'{"id": 1, "bio": {"ssn": "987-65-4321"}}',
+        b'{"id": 1, "bio": [{"ssn": "987-65-4321"}, {"ssn": ["987-65-4321"]}]}',
+        b'{"id": 1, "bio": {"\\u0073sn": {"n": "987-65-4321"}}, "email": 7}',
+        b'{"id": 1, "bio": {"city": NaN, "ssn": {"n": "987-65-4321"}}}',
+        b'{"id": "x", "bio": {"ssn": ["987-65-4321", "987-65-4321"]}}',
+    ],
+)
+def test_a_social_security_number_is_kept_in_no_shape(record: bytes) -> None:
+    """Neither in the row nor in quarantine, whatever stands where text should."""
+    encoded = RecordEncoder(COLLECTIONS["patients"], 7).encode([record], NOON, {})
+    kept = "".join(encoded.lines).encode() + b"".join(note.raw for note in encoded.notes)
+    assert b"987" not in kept

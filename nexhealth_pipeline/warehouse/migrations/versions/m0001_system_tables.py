@@ -60,7 +60,7 @@ CREATE TABLE nexhealth_sync_state (
     filter_hash text NOT NULL,
     cursor text NOT NULL,
     page integer NOT NULL,
-    page_hash text NOT NULL DEFAULT '',
+    page_hashes text[] NOT NULL DEFAULT '{}',
     records bigint NOT NULL,
     complete_at timestamptz,
     last_full_at timestamptz,
