@@ -33,7 +33,7 @@ from nexhealth_pipeline.sync.slices import Slice, SliceResult
 from nexhealth_pipeline.warehouse.connect import connect
 from nexhealth_pipeline.warehouse.migrate import declare_kind, upgrade
 from nexhealth_pipeline.warehouse.state import database_time, load_states
-from nexhealth_pipeline.warehouse.sweeps import begin_sweep, finish_sweep
+from nexhealth_pipeline.warehouse.sweeps import SWEEP_LISTS, begin_sweep, finish_sweep, open_sweep
 
 __all__ = ["catch_up", "discover", "execute", "finish"]
 
@@ -61,18 +61,35 @@ def discover(settings: Settings, url: str, request: SyncRequest, kind: str) -> d
     with connect(url, autocommit=True) as connection:
         practices = load_practices(connection, settings.subdomains)
         _require_practices(practices, results, settings)
-        sweep, fresh_after, taken_up = None, began, False
-        if request.mode is Mode.FULL and not request.dry_run and request.patient is None:
-            sweep, fresh_after, taken_up = begin_sweep(connection, request.mode.value, _scope_hash(settings, request))
-        jobs, planned = _plan(connection, practices, request, {"fresh_after": fresh_after.isoformat()})
+        sweep, swept_from = _sweep(connection, settings, request)
+        full_from = swept_from if request.mode is Mode.FULL and swept_from else began
+        lists_from = swept_from if swept_from and began - swept_from < SWEEP_LISTS else began
+        jobs, planned = _plan(connection, practices, request, _fresh(full_from, lists_from))
     return {
         "run_id": practice["run_id"],
         "results": results,
         "jobs": jobs,
         "planned": planned,
         "sweep": sweep,
-        "catch_up": {"fresh_after": began.isoformat(), "whole_after": fresh_after.isoformat()} if taken_up else None,
+        "catch_up": _fresh(began, lists_from) if full_from < began else None,
     }
+
+
+def _sweep(
+    connection: psycopg.Connection, settings: Settings, request: SyncRequest
+) -> tuple[int | None, datetime | None]:
+    """The sweep that this sync closes when it comes to its end, and since when a killed one had read."""
+    if request.dry_run or request.patient is not None:
+        return None, None
+    scope = _scope_hash(settings, request)
+    if request.mode is Mode.FULL:
+        sweep, began, taken_up = begin_sweep(connection, Mode.FULL.value, scope)
+        return sweep, began if taken_up else None
+    return open_sweep(connection, Mode.FULL.value, scope) or (None, None)
+
+
+def _fresh(after: datetime, whole_after: datetime) -> dict[str, str]:
+    return {"fresh_after": after.isoformat(), "whole_after": whole_after.isoformat()}
 
 
 def catch_up(settings: Settings, url: str, request: SyncRequest, config: dict[str, str]) -> dict[str, Any]:

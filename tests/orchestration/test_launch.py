@@ -198,12 +198,21 @@ def test_a_sync_that_is_killed_and_then_stopped_by_its_user_is_gone_on_with(shel
 
     shell.box.faults.clear()
     shell.box.requests.clear()
+    shell.box.state.update("patients", shell.box.state.ids("patients")[0], {"first_name": "Meanwhile"})
     again = shell.sync("full", **asked)
     assert again["exit_status"] == 0
-    whole = [
-        one
-        for one in shell.box.requests.matching("/patients")
-        if one.param("updated_since") is None and one.param("location_strict") != "true"
-    ]
+    assert shell.rows("SELECT count(*) FROM nexhealth_patients WHERE first_name = 'Meanwhile'") == [(1,)]
+    whole = [one for one in shell.box.requests.matching("/patients") if one.param("updated_since") is None]
     assert whole == [], "patients were read completely in this sweep; only what changed since is asked for"
     assert shell.rows("SELECT count(*), bool_and(finished_at IS NOT NULL) FROM nexhealth_sweeps") == [(1, True)]
+
+    process = shell.start("full", **asked)
+    while process.poll() is None and shell.rows("SELECT count(*) FROM nexhealth_sweeps") == [(1,)]:
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    plain = shell.sync("incremental", **asked)
+    assert plain["exit_status"] == 0
+    assert shell.rows("SELECT count(*), bool_and(finished_at IS NOT NULL) FROM nexhealth_sweeps") == [(2, True)], (
+        "a full sync begun later must read everything, not what a killed one left"
+    )
