@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 import psycopg
 
 from nexhealth_pipeline.catalog.collection import Scope
+from nexhealth_pipeline.catalog.paging import Paging
 from nexhealth_pipeline.client.page import Page
 from nexhealth_pipeline.client.prefetch import prefetched
 from nexhealth_pipeline.client.request import ApiRequest
@@ -186,6 +187,7 @@ class PassReader:
             run_id=self._session.run_id,
         )
         if not last.has_next:
+            self._compare_total(last, state.records)
             state = state.completed(datetime.now(UTC))
         with self._connection.transaction():
             counts = self._load(batch, ends=not last.has_next)
@@ -193,6 +195,13 @@ class PassReader:
                 save_state(self._connection, state)
             self._committed(counts)
         self.state = state
+
+    def _compare_total(self, last: Page, records: int) -> None:
+        """The pages must hold what the API itself counts, where it does; more is no fault, since rows move."""
+        if self._plan.request.paging is Paging.CURSOR and last.total is not None and records < last.total:
+            raise ProtocolBroken(
+                f"{self._slice.label}: the API counts {last.total} records, its pages held {records}: rows are missing"
+            )
 
     def _load(self, batch: list[Page], *, ends: bool) -> Counts:
         """Rows of a batch, and which patients its location lists."""

@@ -1,7 +1,14 @@
 """A server that misbehaves: passing faults change nothing, lasting ones fail their slice and no other."""
 
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
+from nexhealth_pipeline.client.client import NexHealthClient
+from nexhealth_pipeline.client.page import Page
+from nexhealth_pipeline.client.request import ApiRequest
 from nexhealth_pipeline.client.retry import RetryPolicy
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import Settings
@@ -159,3 +166,22 @@ def test_a_location_whose_every_list_fails_is_given_up_soon(settings: Settings, 
     documents = [result for result in results if result.slice.collection.name == "documents"]
     assert {str(result.status) for result in documents} == {"failed"}
     assert len(box.requests.matching("/patients/[0-9]+/documents")) <= 25 * len(documents)
+
+
+def test_pages_that_hold_less_than_the_api_counts_are_no_success(
+    settings: Settings, box: SandboxServer, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where an answer says how many there are, a list that ends early is known by it."""
+    pages = NexHealthClient.pages
+
+    def counted(client: NexHealthClient, request: ApiRequest, **more: Any) -> Iterator[Page]:
+        for page in pages(client, request, **more):
+            yield replace(page, total=len(page.records) + (request.path == "/providers"))
+
+    monkeypatch.setattr(NexHealthClient, "pages", counted)
+    results = sync_all(settings, FULL, only={"providers", "operatories"}, retry=QUICK)
+    assert {r.slice.collection.name for r in results if r.status is Status.FAILED} == {"providers"}
+    assert all("rows are missing" in (r.reason or "") for r in results if r.status is Status.FAILED)
+    monkeypatch.setattr(NexHealthClient, "pages", pages)
+    assert {str(result.status) for result in sync_all(settings)} == {"succeeded"}
+    assert_equal(box, rows)
