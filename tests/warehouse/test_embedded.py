@@ -182,6 +182,7 @@ def test_a_killed_supervisor_is_replaced_by_the_next_ensure(home: Path) -> None:
     url = user.ensure()
     began, killed = started_at(url), supervisor(home)
     os.kill(killed, signal.SIGKILL)
+    until(lambda: killed not in processes_of(home), "the supervisor is dead")
     assert user.ensure() == url
     assert started_at(url) == began
     assert supervisor(home) != killed
