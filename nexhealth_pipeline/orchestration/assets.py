@@ -30,7 +30,15 @@ from nexhealth_pipeline.sync.runner import run_slices
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice, SliceResult
 
-__all__ = ["ASSETS", "PARTITIONS", "collections_in", "events_of", "fresh_after", "step_name"]
+__all__ = [
+    "ASSETS",
+    "PARTITIONS",
+    "add_partitions",
+    "collections_in",
+    "events_of",
+    "fresh_after",
+    "step_name",
+]
 
 PARTITIONS: dict[Scope, dg.PartitionsDefinition[str] | None] = {
     Scope.PRACTICE: None,
@@ -115,7 +123,7 @@ def _read(context: dg.AssetExecutionContext, config: SyncConfig, nexhealth: NexH
     with step(context) as stop, nexhealth.session(context.run.run_id, stop) as session:
         options = config.options(session.settings, fresh_after(context, session))
         keys = chosen_partitions(context, config.partitions, plan=not options.partial) if PARTITIONS[scope] else []
-        slices = _slices(context, session, collections, scope, keys)
+        slices = _slices(context, collections, scope, keys, config.known_practices() or session.practices())
         try:
             results = read(
                 context,
@@ -126,20 +134,20 @@ def _read(context: dg.AssetExecutionContext, config: SyncConfig, nexhealth: NexH
             )
         finally:
             if scope is Scope.PRACTICE and not options.dry_run:
-                _add_partitions(context.instance, session)
+                add_partitions(context.instance, session.practices())
         if not stop.is_set():
             raise_failures(results)
 
 
 def _slices(
     context: dg.AssetExecutionContext,
-    session: SyncSession,
     collections: Sequence[Collection],
     scope: Scope,
     keys: Sequence[str],
+    practices: Practices,
 ) -> list[Slice]:
     """The slices of the run's partitions; a partition of an inactive location is named and left out."""
-    practices, wanted = session.practices(), set(keys)
+    wanted = set(keys)
     if scope is not Scope.PRACTICE:
         _require(practices, wanted)
     slices = [
@@ -186,9 +194,8 @@ def _tell_skipped(
     )
 
 
-def _add_partitions(instance: dg.DagsterInstance, session: SyncSession) -> None:
+def add_partitions(instance: dg.DagsterInstance, practices: Practices) -> None:
     """Add the keys of what is known and active; nothing is ever deleted, least of all after a failed read."""
-    practices = session.practices()
     add_keys(instance, INSTITUTIONS, [institution.subdomain for institution in practices.institutions])
     add_keys(instance, LOCATIONS, [location.key for location in practices.active()])
 

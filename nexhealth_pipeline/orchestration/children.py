@@ -10,13 +10,14 @@ from typing import Any
 from uuid import uuid4
 
 import dagster as dg
+import msgspec
 import psycopg
 from dagster._core.events import RunFailureReason
 
 from nexhealth_pipeline.catalog.collection import Collection, Scope
 from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
 from nexhealth_pipeline.errors import Cancelled, InvalidSetting, PipelineError, TryLater, WarehouseError
-from nexhealth_pipeline.orchestration.assets import PARTITIONS, step_name
+from nexhealth_pipeline.orchestration.assets import PARTITIONS, add_partitions, step_name
 from nexhealth_pipeline.orchestration.code_location import DEFINITIONS
 from nexhealth_pipeline.orchestration.dead_runs import fail_dead_runs
 from nexhealth_pipeline.orchestration.instance import open_instance
@@ -28,7 +29,7 @@ from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.sync.months import CHANGES
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
 from nexhealth_pipeline.sync.plan import due_slices
-from nexhealth_pipeline.sync.practice import Location, Practices, load_practices
+from nexhealth_pipeline.sync.practice import Location, Practices, load_practices, practices_of_records
 from nexhealth_pipeline.sync.slices import Slice, SliceResult
 from nexhealth_pipeline.warehouse.connect import connect
 from nexhealth_pipeline.warehouse.migrate import declare_kind, upgrade
@@ -52,19 +53,27 @@ def discover(settings: Settings, url: str, request: SyncRequest, kind: str) -> d
         with connect(url, autocommit=True) as connection:
             fail_dead_runs(instance, connection)
             began = database_time(connection)
-            dry = request.dry_run and bool(load_practices(connection).institutions)
-        # What a dry run is to read must be known, so the very first one does write institutions and locations.
-        practice = _job(Scope.PRACTICE, _collections(Scope.PRACTICE, ()), [], {"dry_run": dry})
-        results, stopped = _run(instance, practice)
+        practice = _job(Scope.PRACTICE, _collections(Scope.PRACTICE, ()), [], {"dry_run": request.dry_run})
+        found: dict[str, list[bytes]] = {}
+        with listen(lambda result: found.update({result.slice.collection.name: result.records})):
+            results, stopped = _run(instance, practice)
     if stopped:
         raise Cancelled("stopped while the institutions and locations were read")
     with connect(url, autocommit=True) as connection:
         practices = load_practices(connection, settings.subdomains)
+        if request.dry_run and not practices.institutions:
+            practices = practices_of_records(found, settings.subdomains)
+            # Dagster's keys are no data: without them it refuses the runs.
+            with open_instance(settings, chosen=os.environ.get("DAGSTER_HOME")) as instance:
+                add_partitions(instance, practices)
         _require_practices(practices, results, settings)
         sweep, swept_from = _sweep(connection, settings, request)
         full_from = swept_from if request.mode is Mode.FULL and swept_from else began
         lists_from = swept_from if swept_from and began - swept_from < SWEEP_LISTS else began
         jobs, planned = _plan(connection, practices, request, _fresh(full_from, lists_from))
+        if request.dry_run:
+            for job in jobs:
+                job["config"]["practices"] = msgspec.json.encode(practices).decode()
     return {
         "run_id": practice["run_id"],
         "results": results,

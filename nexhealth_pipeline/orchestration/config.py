@@ -2,12 +2,14 @@
 
 from datetime import date, datetime
 
+import msgspec
 from dagster import Config
 from pydantic import Field
 
 from nexhealth_pipeline.errors import InvalidSetting
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
+from nexhealth_pipeline.sync.practice import Practices
 
 __all__ = ["PatientConfig", "SyncConfig"]
 
@@ -28,7 +30,12 @@ class SyncConfig(Config):
     partitions: list[str] = Field(default=[], description="partition keys, where the run has no partition tag")
     fresh_after: str | None = Field(default=None, description="skip what a pass begun after this time has completed")
 
+    practices: str | None = Field(default=None, description="of a dry run: what it found, instead of the warehouse's")
     whole_after: str | None = Field(default=None, description="the same for lists that can only be read whole")
+
+    def known_practices(self) -> Practices | None:
+        """Institutions and locations that a dry run found and stored nowhere."""
+        return None if self.practices is None else msgspec.json.decode(self.practices, type=Practices)
 
     def options(self, settings: Settings, fresh_after: datetime) -> SyncOptions:
         """The options of the sync. Raises InvalidSetting naming field and value."""

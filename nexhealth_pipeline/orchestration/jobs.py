@@ -52,7 +52,7 @@ def _read_changes(context: dg.OpExecutionContext, config: SyncConfig, nexhealth:
         slices = [
             Slice(collection, location.institution, location, CHANGES)
             for collection in collections_in(Scope.LOCATION_MONTH)
-            for location in session.practices().active()
+            for location in (config.known_practices() or session.practices()).active()
             if not wanted or location.key in wanted
         ]
         results = read(

@@ -127,6 +127,29 @@ class ChildReader(SliceReader):
         )
 
     def _due(self, connection: psycopg.Connection, state: PassState) -> list[DuePatient]:
+        due = self._known_due(connection, state)
+        if not self.options.dry_run:
+            return due
+        met = self._met(connection) - {patient.id for patient in due}
+        return due + [DuePatient(patient_id, None) for patient_id in sorted(met)]
+
+    def _met(self, connection: psycopg.Connection) -> set[int]:
+        """Patients of this location that a dry run met and the warehouse does not know."""
+        mine = (self.slice.institution_id, self.slice.location_id)
+        seen = self.session.dry_patients
+        lower = {
+            one
+            for (institution, location), ids in seen.items()
+            if institution == mine[0] and location < mine[1]
+            for one in ids
+        }
+        known = {
+            row[0]
+            for row in connection.execute("SELECT id FROM nexhealth_patients WHERE institution_id = %s", mine[:1])
+        }
+        return seen.get(mine, set()) - lower - known
+
+    def _known_due(self, connection: psycopg.Connection, state: PassState) -> list[DuePatient]:
         return due_patients(
             connection,
             collection=self.slice.collection.name,

@@ -64,6 +64,8 @@ class PassReader:
         self.stored = PassState(plan.key) if options.dry_run else load_state(connection, plan.key)
         """The state before the pass."""
         self.state = self.stored
+        self.records: list[bytes] = []
+        """What a dry run of a practice collection read."""
         self.resumed_at: int | None = None
         """Pages that an earlier run had committed."""
 
@@ -209,8 +211,10 @@ class PassReader:
             return self._load_membership(batch, ends=ends)
         known = {"location_id": self._plan.key.location_id}
         loaded = self._loader.load(((page, known) for page in batch), self.stored.watermark)
-        if self._lists_patients() and not self._options.dry_run:
+        if self._lists_patients():
             self._remember_members(loaded.ids, batch[0].requested_at)
+        if self._options.dry_run and self._slice.collection.scope is Scope.PRACTICE:
+            self.records += [record for page in batch for record in page.records]
         return loaded.counts
 
     def _lists_patients(self) -> bool:
@@ -227,8 +231,8 @@ class PassReader:
             encoded = encoder.encode(page.records, page.requested_at, {})
             unreadable = sum(not note.loaded for note in encoded.notes)
             counts.quarantined += unreadable
+            self._remember_members(encoded.ids, page.requested_at)
             if not self._options.dry_run:
-                self._remember_members(encoded.ids, page.requested_at)
                 record_seen(self._connection, *self._seen_key(), ids=[*encoded.ids, *[UNREADABLE] * bool(unreadable)])
         counts.unchanged = counts.records_read - counts.quarantined
         if ends and not self._options.dry_run:
@@ -238,6 +242,9 @@ class PassReader:
 
     def _remember_members(self, ids: list[int], seen_at: datetime) -> None:
         key = self._plan.key
+        if self._options.dry_run:
+            self._session.dry_patients.setdefault((key.institution_id, key.location_id), set()).update(ids)
+            return
         record_membership(
             self._connection,
             institution_id=key.institution_id,

@@ -4,13 +4,16 @@ Read from the warehouse, where discovery (the practice collections) has put them
 """
 
 from collections.abc import Collection as AnyCollection
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import msgspec
 import psycopg
 
 from nexhealth_pipeline.errors import InvalidSetting
 
-__all__ = ["Institution", "Location", "Practices", "load_practices"]
+__all__ = ["Institution", "Location", "Practices", "load_practices", "practices_of_records"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,24 +82,57 @@ class Practices:
 
 def load_practices(connection: psycopg.Connection, subdomains: AnyCollection[str] = ()) -> Practices:
     """The institutions (those in `subdomains`, or all) and locations the warehouse knows."""
+    institutions = connection.execute(
+        "SELECT id, subdomain, name, ARRAY(SELECT f.key FROM jsonb_each(raw) f WHERE f.value = 'true'::jsonb)"
+        " FROM nexhealth_institutions WHERE deleted_at IS NULL AND subdomain IS NOT NULL ORDER BY id"
+    ).fetchall()
+    locations = connection.execute(
+        "SELECT id, coalesce(name, id::text), institution_id, coalesce(inactive, false) FROM nexhealth_locations"
+        " WHERE deleted_at IS NULL ORDER BY id"
+    ).fetchall()
+    return _practices(institutions, locations, _groups(connection), subdomains)
+
+
+def practices_of_records(records: Mapping[str, list[bytes]], subdomains: AnyCollection[str] = ()) -> Practices:
+    """The same from the records of the practice collections, by collection: for a dry run, which stores none."""
+    institutions, locations, statuses = (
+        [msgspec.json.decode(record, type=dict[str, Any]) for record in records.get(name, ())]
+        for name in ("institutions", "locations", "sync_status")
+    )
+    groups: dict[tuple[int, int], frozenset[int]] = {}
+    for status in statuses:
+        ids = frozenset(int(location["id"]) for location in status.get("locations") or ())
+        for one in ids:
+            key = int(status["institution_id"]), one
+            groups[key] = groups.get(key, frozenset()) | ids
+    return _practices(
+        [
+            (int(one["id"]), one["subdomain"], one.get("name"), [name for name, value in one.items() if value is True])
+            for one in sorted(institutions, key=lambda one: int(one["id"]))
+            if one.get("subdomain")
+        ],
+        [
+            (int(one["id"]), one.get("name") or str(one["id"]), int(one["institution_id"]), bool(one.get("inactive")))
+            for one in sorted(locations, key=lambda one: int(one["id"]))
+        ],
+        groups,
+        subdomains,
+    )
+
+
+def _practices(
+    institution_rows: Iterable[tuple[Any, ...]],
+    location_rows: Iterable[tuple[Any, ...]],
+    groups: Mapping[tuple[int, int], frozenset[int]],
+    subdomains: AnyCollection[str],
+) -> Practices:
     institutions = {
         row[0]: Institution(row[0], row[1], row[2] or row[1], frozenset(row[3]))
-        for row in connection.execute(
-            "SELECT id, subdomain, name, ARRAY(SELECT f.key FROM jsonb_each(raw) f WHERE f.value = 'true'::jsonb)"
-            " FROM nexhealth_institutions WHERE deleted_at IS NULL AND subdomain IS NOT NULL ORDER BY id"
-        )
+        for row in institution_rows
         if not subdomains or row[1] in subdomains
     }
-    rows = [
-        row
-        for row in connection.execute(
-            "SELECT id, coalesce(name, id::text), institution_id, coalesce(inactive, false) FROM nexhealth_locations"
-            " WHERE deleted_at IS NULL ORDER BY id"
-        )
-        if row[2] in institutions
-    ]
+    rows = [row for row in location_rows if row[2] in institutions]
     active = {row[0] for row in rows if not row[3]}
-    groups = _groups(connection)
     locations = []
     for location_id, name, institution_id, inactive in rows:
         siblings = sorted(groups.get((institution_id, location_id), frozenset({location_id})) & active)

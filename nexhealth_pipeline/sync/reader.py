@@ -37,6 +37,7 @@ class SliceReader:
         self.counts = Counts()
         self.states: list[PassState] = []
         """State of each pass after it."""
+        self.records: list[bytes] = []
         self.read_anything = False
         """Whether any pass was not fresh already."""
         self._log_row: SyncLog | None = None
@@ -82,6 +83,7 @@ class SliceReader:
             finally:
                 if reader.resumed_at is not None and self._log_row is not None:
                     self._log_row.resumed(connection, reader.resumed_at)
+            self.records += reader.records
             self.states.append(reader.state)
 
     def committing(self, connection: psycopg.Connection) -> "_Committing":
@@ -250,6 +252,7 @@ class SliceReader:
             reason=reason,
             exit_status=exit_status,
             changes=loader.changes if loader else [],
+            records=self.records,
             new_notes=loader.new_notes if loader else 0,
         )
 

@@ -53,6 +53,8 @@ class SyncSession:
         self._retry = retry
         self._keys = settings.api_keys()
         self._status = "succeeded"
+        self.dry_patients: dict[tuple[int, int], set[int]] = {}
+        """Patients that a dry run has met, by institution and location: nobody else remembers them."""
 
     def __enter__(self) -> "SyncSession":
         check(self.url)

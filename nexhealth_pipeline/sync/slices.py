@@ -88,5 +88,7 @@ class SliceResult:
     """Months that changed, for windowed collections."""
     rows: int | None = None
     """Rows that the slice has now, where this read tells; None after an incremental one."""
+    records: list[bytes] = field(default_factory=list, repr=False)
+    """Of a dry run of a practice collection: what it read, since nothing was stored to plan from."""
     new_notes: int = 0
     """Faults that are new in quarantine."""

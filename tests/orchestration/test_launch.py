@@ -127,6 +127,12 @@ def shell(box: SandboxServer, instance: dg.DagsterInstance, environment: dict[st
 @pytest.mark.timeout(180)
 def test_a_full_sync_then_an_incremental_one_are_runs_in_dagsters_history(shell: Shell) -> None:
     """The main job: what a shell does must be seen in Dagit, under its jobs, with equal counts."""
+    first = shell.sync("full", dry_run=True, resources=["operatories", "patients", "documents"])
+    assert first["exit_status"] == 0
+    counted = {one["name"]: one["counts"]["inserted"] for one in first["collections"]}
+    assert counted["documents"] == len(shell.box.state.ids("documents"))
+    assert shell.rows("SELECT count(*) FROM nexhealth_institutions") == [(0,)]
+    assert shell.rows("SELECT count(*) FROM nexhealth_sync_logs") == [(0,)]
     full = shell.sync("full")
     assert full["exit_status"] == 0
     assert full["failures"] == []

@@ -175,3 +175,19 @@ def test_a_slice_knows_its_rows(settings: Settings, box: SandboxServer, rows: Ro
     for name in ("appointments", "operatories", "providers", "institutions", "insurance_coverages"):
         assert [(found[name],)] == rows(f"SELECT count(*) FROM nexhealth_{name}"), name
     assert [(found["patients"],)] == rows("SELECT count(*) FROM nexhealth_patient_locations")
+
+
+def test_a_first_dry_run_counts_the_documents_of_patients_it_stores_nowhere(
+    settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """On an empty warehouse nobody remembers the patients but the run itself."""
+    sync_all(settings, only=set())
+    results = sync_all(settings, SyncOptions(dry_run=True))
+    inserted: dict[str, int] = {}
+    for result in results:
+        name = result.slice.collection.name
+        inserted[name] = inserted.get(name, 0) + result.counts.inserted
+    assert inserted["documents"] == len(box.state.ids("documents"))
+    assert inserted["patients"] == len(box.state.ids("patients"))
+    assert rows("SELECT count(*) FROM nexhealth_patients") == [(0,)]
+    assert rows("SELECT count(*) FROM nexhealth_patient_locations") == [(0,)]
