@@ -121,6 +121,8 @@ def own_home() -> Iterator[Path]:
     root = Path(tempfile.mkdtemp(prefix="nexhealth tests "))
     root.chmod(0o711)
     yield root / "a home"
+    # `nexhealth db url` asked it to stay for ten minutes more.
+    (root / "a home" / "postgres" / "server" / "linger").unlink(missing_ok=True)
     embedded.release(root / "a home")
     _await_end(root / "a home" / "postgres" / "server" / "supervisor.lock")
     shutil.rmtree(root)

@@ -31,7 +31,8 @@ def sleeper():
             if first:
                 first = False
                 say(f"child {{os.getpid()}}")
-            time.sleep(60)
+            while True:  # a signal just before a long sleep would be noticed at its end alone
+                time.sleep(0.05)
         except KeyboardInterrupt:
             if {stubborn}:
                 say("stays")
