@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -20,14 +19,6 @@ def shared_home(server_url: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, s
     """The session's embedded server, not asked to stay after its end."""
     monkeypatch.setattr(database, "_LINGER_SECONDS", 0.0)
     return {HOME: os.environ["NEXHEALTH_TEST_HOME"]}
-
-
-@pytest.fixture
-def own_home(tmp_path: Path) -> Iterator[Path]:
-    """An embedded server for one test alone."""
-    yield tmp_path / "home"
-    (tmp_path / "home" / "postgres" / "server" / "linger").unlink(missing_ok=True)
-    embedded.release(tmp_path / "home")
 
 
 def test_the_address_alone_is_on_stdout_and_leads_to_the_warehouse(nexhealth: Run, shared_home: dict[str, str]) -> None:
