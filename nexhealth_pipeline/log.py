@@ -61,7 +61,7 @@ class _Handler(logging.StreamHandler[TextIO]):
             record.__dict__["nexhealth_written"] = True
             super().emit(record)
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         """Say nothing: the standard library would print the record's arguments."""
 
 

@@ -32,7 +32,7 @@ _LEVEL = "NEXHEALTH_LOG_LEVEL"
 class _InOrder(click.Group):
     """A group that lists its commands as they were added: what one needs first comes first."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(self.commands)
 
 

@@ -64,11 +64,11 @@ class BareKey:
         """The header's value."""
         return self._key
 
-    def fresh(self, value: str) -> bool:  # noqa: ARG002
+    def fresh(self, value: str) -> bool:  # noqa: ARG002 - as above
         """Always: a key does not expire."""
         return True
 
-    def refused(self, value: str) -> bool:  # noqa: ARG002
+    def refused(self, value: str) -> bool:  # noqa: ARG002 - as above
         """Never worth a repeat."""
         return False
 

@@ -98,7 +98,7 @@ class NexHealthDagsterStorage(DagsterPostgresStorage):
     def from_config_value(
         cls,
         inst_data: ConfigurableClassData | None,
-        config_value: Mapping[str, Any],  # noqa: ARG003
+        config_value: Mapping[str, Any],  # noqa: ARG003 - Dagster's signature
     ) -> "NexHealthDagsterStorage":
         """The storage at `DAGSTER_DATABASE_URL`, or in database `dagster` on the warehouse's server."""
         return cls(psycopg2_url(dagster_url(load_settings())), inst_data=inst_data)
@@ -218,7 +218,7 @@ class HomeComputeLogManager(LocalComputeLogManager):
     def from_config_value(
         cls,
         inst_data: ConfigurableClassData | None,
-        config_value: Mapping[str, Any],  # noqa: ARG003
+        config_value: Mapping[str, Any],  # noqa: ARG003 - Dagster's signature
     ) -> "HomeComputeLogManager":
         """The manager of folder `<home>/dagster/compute_logs`."""
         return cls(base_dir=str(dagster_folder() / "compute_logs"), inst_data=inst_data)
@@ -236,7 +236,7 @@ class HomeArtifactStorage(LocalArtifactStorage):
     def from_config_value(
         cls,
         inst_data: ConfigurableClassData | None,
-        config_value: Mapping[str, Any],  # noqa: ARG003
+        config_value: Mapping[str, Any],  # noqa: ARG003 - Dagster's signature
     ) -> "HomeArtifactStorage":
         """The storage of folder `<home>/dagster`."""
         return cls(base_dir=str(dagster_folder()), inst_data=inst_data)
