@@ -9,6 +9,7 @@ import fcntl
 import importlib.util
 import os
 import shutil
+import signal
 import tempfile
 import time
 import uuid
@@ -25,6 +26,9 @@ HOME_VARIABLE = "NEXHEALTH_TEST_HOME"
 
 def pytest_configure(config: pytest.Config) -> None:
     """The controlling process names the session's home and hands it to its workers; settings stay out."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell starts `make test &` so; Dagster then gives SIGTERM the same treatment, and nothing could be ended.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in [name for name in os.environ if name.startswith(("NEXHEALTH_", "DAGSTER_", "DATABASE_URL"))]:
         if name != HOME_VARIABLE or not hasattr(config, "workerinput"):
             del os.environ[name]

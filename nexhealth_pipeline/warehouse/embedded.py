@@ -188,7 +188,10 @@ def _end_unused(place: Place) -> None:
     """Let a server that nobody uses end. Raises WarehouseError where somebody does."""
     if not accepts(place.socket_file):
         return
-    if not EmbeddedServer(place).clients():
+    used = False
+    with contextlib.suppress(WarehouseUnreachable):  # it is ending already
+        used = EmbeddedServer(place).clients() > 0
+    if not used:
         (place.folder / "linger").unlink(missing_ok=True)
         deadline = time.monotonic() + _UNUSED_SECONDS
         while accepts(place.socket_file) and time.monotonic() < deadline:
