@@ -220,7 +220,8 @@ def test_a_lost_connection_is_replaced_once(budget_of, url):
     budget = budget_of()
     budget.acquire((PATIENTS,))
     with psycopg.connect(url, autocommit=True) as db:
-        db.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE '%rate budget'")
+        mine = "datname = current_database() AND application_name LIKE '%rate budget'"
+        db.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {mine}")
     assert budget.acquire((PATIENTS,)) == 0.0
 
 

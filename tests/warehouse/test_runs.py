@@ -99,7 +99,8 @@ def test_a_run_takes_its_lock_again_when_the_server_dropped_it(
 ) -> None:
     """PostgreSQL may be restarted under a run of hours."""
     with RunLock(shared_url, "mine") as lock:
-        (pid,) = rows("SELECT pid FROM pg_locks WHERE locktype = 'advisory'")[0]
+        mine = "database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        (pid,) = rows(f"SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND {mine}")[0]
         connection.execute("SELECT pg_terminate_backend(%s)", (pid,))
         wait_until_free(connection, "mine")
         close_dead_runs(connection)
