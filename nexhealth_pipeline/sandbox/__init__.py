@@ -4,8 +4,8 @@ from .auth import SANDBOX_API_KEY
 from .faults import KINDS_OF_FAULT, FaultRule, Faults
 from .log import Asked, RequestLog
 from .server import SandboxServer, build_app, serve
-from .shapes import truth
 from .state import Change, NoSuchRowError, State
+from .truth import truth
 from .world import DEFAULT_APPOINTMENTS, DEFAULT_PATIENTS, DEFAULT_SEED, World, build_world
 
 __all__ = [

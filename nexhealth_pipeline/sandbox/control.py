@@ -6,6 +6,7 @@
 | GET, DELETE /sandbox/requests | the request log (`path` = regular expression, `status`, `since` = number) |
 | GET, POST, DELETE /sandbox/faults | rules in force, a new rule, no rules; DELETE /sandbox/faults/{id} one |
 | GET, POST /sandbox/changes | changes made; make one (or a list of them) |
+| POST /sandbox/rebalance | claim totals and balances made equal to the ledger again; the changes that took |
 | GET /sandbox/truth/{collection} | every row as JSON lines, hidden ones too |
 | POST /sandbox/settings | `token_seconds`, `limits` (bool), `retry_after`; `revoke_tokens` ends all tokens |
 
@@ -20,8 +21,8 @@ import orjson
 
 from .params import Query
 from .reply import ApiError, Reply, failure
-from .shapes import truth
 from .state import Change, NoSuchRowError, State
+from .truth import truth
 
 if TYPE_CHECKING:
     from .app import App
@@ -48,7 +49,8 @@ def control(app: "App", method: str, path: str, raw_query: str, body: bytes) -> 
 def apply_change(state: State, change: dict[str, Any]) -> Change:
     """Make one change given as JSON: `operation`, `collection`, `id`, `fields`, and for a creation `subdomain`.
 
-    Other keys are passed on: `about`, `drop`, `touch` of an update, `days` or `start_time` of a move, `hard` of a
+    `enable` and `disable` take a location's `id` and a `capability` (finance, alerts). Other keys are passed on:
+    `about`, `drop`, `touch`, `parents` of an update, `days` or `start_time` of a move, `hard` of a
     deletion, `location_ids` and the like of a creation. Raises NoSuchRowError, TypeError or ValueError.
     """
     rest = dict(change)
@@ -65,7 +67,9 @@ def apply_change(state: State, change: dict[str, Any]) -> Change:
         case "move":
             rest.pop("collection", None)
             return state.move(rest.pop("id"), **rest)
-    raise ValueError(f"no operation {operation!r}: update, create, delete, cancel or move")
+        case "enable" | "disable":
+            return state.enable(rest["id"], rest.get("capability", "finance"), on=operation == "enable")
+    raise ValueError(f"no operation {operation!r}: update, create, delete, cancel, move, enable or disable")
 
 
 def _json(value: Any, status: int = 200) -> Reply:
@@ -120,6 +124,10 @@ def _change(app: "App", _parts: list[str], _query: Query, body: Any) -> Reply:
     return _json([asdict(apply_change(app.state, change)) for change in wanted], 201)
 
 
+def _rebalance(app: "App", _parts: list[str], _query: Query, _body: Any) -> Reply:
+    return _json([asdict(change) for change in app.state.rebalance()], 201)
+
+
 def _truth(app: "App", parts: list[str], _query: Query, _body: Any) -> Reply:
     lines = [orjson.dumps(line) for line in truth(app.state, parts[0] if parts else "")]
     return Reply(200, b"".join(line + b"\n" for line in lines), "application/x-ndjson")
@@ -145,6 +153,7 @@ _HANDLERS: dict[tuple[str, str], _Handler] = {
     ("DELETE", "faults"): _remove_faults,
     ("GET", "changes"): _changes,
     ("POST", "changes"): _change,
+    ("POST", "rebalance"): _rebalance,
     ("GET", "truth"): _truth,
     ("POST", "settings"): _settings,
 }

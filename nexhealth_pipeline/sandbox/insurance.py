@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from random import Random
 
+from .kinds import KINDS
 from .names import CITIES, EMPLOYERS, PAYERS, STREETS
 from .practices import PracticePlan
-from .rows import KINDS, Record, Row, make_row
+from .rows import Record, Row, make_row
 from .times import stamp
 
 __all__ = ["coverage_rows", "plan_rows"]

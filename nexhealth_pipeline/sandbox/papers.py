@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from random import Random
 
+from .kinds import KINDS
 from .practices import PracticePlan
-from .rows import KINDS, Record, Row, make_row
+from .rows import Record, Row, make_row
 from .times import stamp
 
 __all__ = ["document_rows", "document_url"]

@@ -6,9 +6,10 @@ from datetime import date, datetime, timedelta
 from random import Random
 from typing import Any
 
+from .kinds import KINDS
 from .names import CITIES, STREETS, email, family_name, given_name, middle_name, phone
 from .practices import LocationPlan, PracticePlan
-from .rows import KINDS, Record, Row, make_row
+from .rows import Record, Row, make_row
 from .times import stamp
 
 __all__ = ["patient_rows"]

@@ -1,19 +1,21 @@
 """The two synthetic dental groups: institutions, locations, EHR databases, providers, rooms, types.
 
 `willow-dental` has three active locations, two of which (North, South) share one EHR database, and a closed one;
-its appointment types belong to locations. `harbor-smiles` has two locations with a database each, one of them
-offline (its sync reads red); its appointment types belong to the institution.
+its appointment types belong to locations, and its practice system keeps no alerts of patients (GET alerts answers
+403 [guess]). `harbor-smiles` has two locations with a database each, one of them offline (its sync reads red) and
+without access to finance (403, API.md K); its appointment types belong to the institution.
 """
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from random import Random
 
+from .kinds import KINDS
 from .names import CITIES, STREETS, email, family_name, given_name, phone
-from .rows import KINDS, Record, Row, make_row
+from .rows import Record, Row, make_row
 from .times import stamp
 
-__all__ = ["PRACTICES", "LocationPlan", "PracticePlan", "practice_rows"]
+__all__ = ["LEDGER_FEATURE", "PRACTICES", "LocationPlan", "PracticePlan", "practice_rows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,7 @@ class LocationPlan:
     weight: float
     inactive: bool = False
     offline: bool = False
+    finance: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class PracticePlan:
     name: str
     emr: tuple[int, str, str, str]
     types_by_location: bool
+    alerts: bool
     locations: tuple[LocationPlan, ...]
 
     @property
@@ -53,6 +57,7 @@ PRACTICES = (
         "Willow Dental Group",
         (11, "opendental", "Open Dental", "onprem"),
         True,
+        False,
         (
             LocationPlan(348511, "Willow North", "America/Los_Angeles", 35, 0.24),
             LocationPlan(348512, "Willow South", "America/Los_Angeles", 35, 0.18),
@@ -66,9 +71,10 @@ PRACTICES = (
         "Harbor Smiles & Co.",
         (12, "dentrix", "Dentrix", "onprem"),
         False,
+        True,
         (
             LocationPlan(348621, "Harbor Pier", "America/New_York", 41, 0.22),
-            LocationPlan(348622, "Harbor Île d'Or", "America/Halifax", 42, 0.18, offline=True),
+            LocationPlan(348622, "Harbor Île d'Or", "America/Halifax", 42, 0.18, offline=True, finance=False),
         ),
     ),
 )
@@ -136,28 +142,17 @@ def _location(plan: PracticePlan, place: LocationPlan, base: datetime, rng: Rand
         "inactive": place.inactive,
         "specialty": {"id": 1, "name": "Dental"},
     }
-    features = () if place.inactive else _FEATURES if plan.types_by_location else _FEATURES[:-1]
-    return make_row(KINDS["locations"], record, plan.id, database=place.database, features=list(features))
+    features = [] if place.inactive else [*_FEATURES, *([LEDGER_FEATURE] if place.finance else [])]
+    lacks = [*([] if place.finance else ["finance"]), *([] if plan.alerts else ["alerts"])]
+    return make_row(KINDS["locations"], record, plan.id, database=place.database, features=features, lacks=lacks)
 
 
 _FEATURES = (
-    *(
-        [
-            "messaging",
-            "campaigns",
-            "reviews",
-            "recalls",
-            "reminders",
-            "online_booking",
-            "waitlist",
-            "forms",
-            "payments",
-            "enterprise",
-        ]
-    ),
-    "insurance_verification",
-    "ledger_sync",
+    *("messaging", "campaigns", "reviews", "recalls", "reminders", "online_booking", "waitlist", "forms", "payments"),
+    *("enterprise", "insurance_verification"),
 )
+LEDGER_FEATURE = "ledger_sync"
+"""What a location has whose finance the vendor has enabled (API.md A.1)."""
 
 
 def _last_sync(place: LocationPlan, base: datetime) -> datetime:
@@ -243,29 +238,39 @@ def _types(plan: PracticePlan) -> list[Row]:
     return rows
 
 
+def _descriptor(
+    plan: PracticePlan, place: LocationPlan, number: int, kind: int | None, what: tuple[str, str, str], base: datetime
+) -> Row:
+    descriptor_type, name, code = what
+    record: Record = {
+        "id": number,
+        "descriptor_type": descriptor_type,
+        "name": name,
+        "code": code,
+        "location_id": place.id,
+        "foreign_id": str(number % 1000),
+        "foreign_id_type": f"msg-{plan.emr[1]}-DataSource-{place.database}",
+        "data": {} if kind else {"color": "#a0c4ff", "units": 2},
+        "active": kind is not None or number % 2 == 0,
+        "last_sync_time": stamp(_last_sync(place, base)),
+        "created_at": stamp(base - timedelta(days=1000)),
+        "updated_at": stamp(base - timedelta(days=500 if kind else 90)),
+    }
+    return make_row(KINDS["appointment_descriptors"], record, plan.id, appointment_type_id=kind)
+
+
 def _descriptors(plan: PracticePlan, types: list[Row], base: datetime) -> list[Row]:
+    """One for every type at every location it serves, and two per location that belong to no type, one inactive."""
     rows = []
     for kind in types:
-        owner = kind.facts["parent_id"]
         for place in plan.active:
-            if kind.facts["parent_type"] == "Location" and place.id != owner:
-                continue
-            number = kind.id * 10 + place.id % 10
-            record: Record = {
-                "id": number,
-                "descriptor_type": "Procedure Code(s)",
-                "name": "Periodic exam",
-                "code": "D0120",
-                "location_id": place.id,
-                "foreign_id": str(number % 1000),
-                "foreign_id_type": f"msg-{plan.emr[1]}-DataSource-{place.database}",
-                "data": {},
-                "active": True,
-                "last_sync_time": stamp(_last_sync(place, base)),
-                "created_at": stamp(base - timedelta(days=1000)),
-                "updated_at": stamp(base - timedelta(days=500)),
-            }
-            rows.append(make_row(KINDS["descriptors"], record, plan.id, appointment_type_id=kind.id))
+            if kind.facts["parent_type"] == "Institution" or place.id == kind.facts["parent_id"]:
+                what = ("Procedure Code(s)", "Periodic exam", "D0120")
+                rows.append(_descriptor(plan, place, kind.id * 10 + place.id % 10, kind.id, what, base))
+    for place in plan.active:
+        for index in range(2):
+            what = ("Appointment Category", f"Category – {index + 1}", f"CAT{index + 1}")
+            rows.append(_descriptor(plan, place, 9_000_000 + place.id % 1000 * 10 + index, None, what, base))
     return rows
 
 
@@ -297,6 +302,6 @@ def practice_rows(plan: PracticePlan, base: datetime, rng: Random) -> dict[str, 
             for index in range(5)
         ],
         "appointment_types": types,
-        "descriptors": _descriptors(plan, types, base),
+        "appointment_descriptors": _descriptors(plan, types, base),
         "document_types": _document_types(plan),
     }

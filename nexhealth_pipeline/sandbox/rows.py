@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-__all__ = ["KINDS", "Kind", "Record", "Row", "make_row"]
+__all__ = ["Kind", "Record", "Row", "make_row"]
 
 Record = dict[str, Any]
 """One decoded JSON object."""
@@ -42,7 +42,10 @@ class Kind:
     """What the sandbox has to know of a collection besides its rows.
 
     `facts` are fields copied beside the body, `indexes` the facts by which rows are looked up,
-    `about` the facts that the record does not show (a document's patient) and creation must give.
+    `about` the facts that the record does not show (a document's patient) and creation must give; `database`
+    among them is found from the location or patient where creation does not say it. `blank` are a new record's
+    fields. `keyless` records show no id, `hidden_update` ones no time of change, `hidden_delete` ones vanish from
+    all answers when they are deleted. `finance` collections are served only where the vendor has enabled them.
     """
 
     name: str
@@ -53,6 +56,10 @@ class Kind:
     updated: bool = True
     created: bool = True
     soft_delete: bool = False
+    hidden_update: bool = False
+    hidden_delete: bool = False
+    keyless: bool = False
+    finance: bool = False
 
 
 _ALWAYS_CHANGED = "~"
@@ -69,7 +76,7 @@ def _dig(record: Record, name: str) -> Any:
 def make_row(kind: Kind, record: Record, institution_id: int, row_id: int | None = None, **about: Any) -> Row:
     """Encode `record`; `about` are facts that the record does not show."""
     facts = {name: _dig(record, name) for name in kind.facts}
-    updated = record.get("updated_at")
+    updated = record.get("updated_at", about.get("updated_at"))
     return Row(
         record["id"] if row_id is None else row_id,
         institution_id,
@@ -77,136 +84,3 @@ def make_row(kind: Kind, record: Record, institution_id: int, row_id: int | None
         updated if isinstance(updated, str) else _ALWAYS_CHANGED if "updated_at" in record else "",
         facts | about,
     )
-
-
-def _nulls(*names: str) -> Record:
-    return dict.fromkeys(names)
-
-
-_PERSON = _nulls("email", "middle_name", "foreign_id", "last_sync_time") | {
-    "first_name": "New",
-    "last_name": "Person",
-    "name": "New Person",
-    "foreign_id_type": "none",
-    "bio": {},
-    "inactive": False,
-}
-
-_KINDS = (
-    Kind("institutions", facts=("subdomain",), blank={"name": "New", "emrs": []}),
-    Kind("locations", facts=("inactive", "foreign_id"), about=("database",), blank={"name": "New", "inactive": False}),
-    Kind("providers", facts=("inactive",), about=("location_ids",), blank=_PERSON | _nulls("display_name", "npi")),
-    Kind("operatories", indexes=("location_id",), facts=("location_id",), blank={"name": "New", "active": True}),
-    Kind(
-        "appointment_types",
-        facts=("parent_type", "parent_id"),
-        blank={"name": "New", "minutes": 30, "bookable_online": False, "parent_type": "Institution"},
-        updated=False,
-        created=False,
-    ),
-    Kind(
-        "descriptors",
-        facts=("location_id", "active"),
-        indexes=("appointment_type_id",),
-        about=("appointment_type_id",),
-    ),
-    Kind(
-        "patients",
-        facts=("inactive", "bio.new_patient", "bio.non_patient", "guarantor_id"),
-        indexes=("database", "guarantor_id"),
-        about=("location_ids", "database"),
-        blank=_PERSON
-        | _nulls("guarantor_id", "billing_type", "chart_id", "preferred_language", "provider_id")
-        | {"hipaa": {}},
-    ),
-    Kind(
-        "appointments",
-        facts=("location_id", "patient_id", "start_time", "cancelled", "unavailable"),
-        indexes=("location_id", "patient_id"),
-        blank=_nulls(
-            *(
-                [
-                    "patient_id",
-                    "provider_id",
-                    "provider_name",
-                    "confirmed",
-                    "patient_missed",
-                    "note",
-                    "appointment_type_id",
-                    "checkin_at",
-                ]
-            ),
-            *(
-                [
-                    "location_id",
-                    "foreign_id",
-                    "misc",
-                    "last_sync_time",
-                    "patient_confirmed",
-                    "created_by_user_id",
-                    "is_guardian",
-                ]
-            ),
-            *(["patient_confirmed_at", "cancelled_at", "is_new_clients_patient", "confirmed_at", "sooner_if_possible"]),
-            *(["operatory_id", "checked_out", "checked_out_at", "referrer", "is_past_patient"]),
-        )
-        | {
-            "unavailable": False,
-            "cancelled": False,
-            "timezone": "UTC",
-            "foreign_id_type": "none",
-            "timezone_offset": "+0:00",
-        },
-    ),
-    Kind(
-        "document_types",
-        facts=("active",),
-        indexes=("location_id",),
-        about=("location_id",),
-        blank={"name": "New", "active": True},
-        updated=False,
-        created=False,
-    ),
-    Kind(
-        "documents",
-        indexes=("patient_id",),
-        about=("patient_id",),
-        blank={"filename": "new.pdf", "type": "application/pdf", "document_type_id": 0},
-        updated=False,
-    ),
-    Kind(
-        "insurance_plans",
-        blank=_nulls(
-            *(
-                [
-                    "payer_id",
-                    "name",
-                    "address",
-                    "address2",
-                    "city",
-                    "state",
-                    "zip_code",
-                    "country_code",
-                    "group_num",
-                    "employer_name",
-                ]
-            ),
-            *(["foreign_id", "deleted_at"]),
-        ),
-        facts=("deleted_at",),
-        created=False,
-        soft_delete=True,
-    ),
-    Kind(
-        "insurance_coverages",
-        facts=("patient_id", "plan_id", "active"),
-        indexes=("patient_id", "plan_id"),
-        blank=_nulls("patient_id", "priority", "plan_id", "subscriber_num", "effective_date", "expiration_date")
-        | {"subscription_relation": "self", "insurance_type": "dental", "active": True},
-        created=False,
-    ),
-    Kind("sync_status", facts=("read_status", "write_status"), about=("location_ids",), updated=False, created=False),
-)
-
-KINDS: Mapping[str, Kind] = {kind.name: kind for kind in _KINDS}
-"""Every collection of the sandbox by name."""

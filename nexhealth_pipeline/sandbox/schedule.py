@@ -7,9 +7,10 @@ from functools import lru_cache
 from random import Random
 from zoneinfo import ZoneInfo
 
+from .kinds import KINDS
 from .names import NOTES
 from .practices import LocationPlan, PracticePlan
-from .rows import KINDS, Record, Row, make_row
+from .rows import Record, Row, make_row
 from .times import stamp
 
 __all__ = ["Desk", "appointment_rows", "block_rows"]

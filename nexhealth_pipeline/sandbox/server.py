@@ -1,6 +1,7 @@
 """Starting the sandbox: in a thread for tests and the demo, or in the foreground for `nexhealth sandbox`."""
 
 import asyncio
+import gc
 import logging
 import socket
 import threading
@@ -283,6 +284,7 @@ def serve(
         token_seconds=token_seconds,
         limits=limits,
     )
+    gc.freeze()  # the world stays: looking through it again and again would cost a tenth of a second each time
     with _bind(host, port) as listener:
         listener.listen(512)  # answers wait in the queue from here on, so the address may be told
         if on_ready:

@@ -4,20 +4,29 @@ Every change goes through one place, gets a new `updated_at` where the collectio
 journal if there is one, and is returned with the record before and after.
 """
 
+import logging
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from .accounts import due_figures
+from .blanks import about_new, blank_record
 from .journal import Journal
-from .papers import document_url
-from .rows import KINDS, Record, Row, make_row
+from .kinds import KINDS
+from .practices import LEDGER_FEATURE
+from .rows import Record, Row, make_row
 from .store import Store
 from .times import Clock, as_time, stamp, stamp_at
 from .world import World
 
 __all__ = ["Change", "NoSuchRowError", "State"]
+
+logger = logging.getLogger(__name__)
+
+_RENAMED = {"descriptors": "appointment_descriptors"}
+"""Collections that older state folders call otherwise."""
 
 
 class NoSuchRowError(LookupError):
@@ -95,11 +104,14 @@ class State:
         about: Mapping[str, Any] | None = None,
         drop: Iterable[str] = (),
         touch: bool = True,
+        parents: bool = True,
         operation: str = "update",
     ) -> Change:
         """Set `fields` of a record (objects are merged), leave out the keys of `drop`, change hidden facts by `about`.
 
-        `updated_at` moves to now where the collection has one, unless `fields` sets it or `touch` is false.
+        `updated_at` moves to now where the collection has one, unless `fields` sets it or `touch` is false; so does
+        that of the records which hold this one (a treatment plan its procedures, a charge and a claim their
+        payouts), unless `parents` is false [guess].
         """
         with self.lock:
             old = self.row(collection, row_id)
@@ -108,8 +120,11 @@ class State:
                 record.pop(name, None)
             if touch and KINDS[collection].updated and "updated_at" not in fields and "updated_at" in record:
                 record["updated_at"] = self._now()
-            hidden = {name: old.facts[name] for name in old.facts if name not in KINDS[collection].facts}
-            return self._put(operation, collection, record, old.institution_id, row_id, hidden | dict(about or {}))
+            hidden = _hidden(old, collection) | ({"updated_at": self._now()} if _secret(collection, touch) else {})
+            change = self._put(operation, collection, record, old.institution_id, row_id, hidden | dict(about or {}))
+            if touch and parents:
+                self._touch_parents(collection, self.row(collection, row_id))
+            return change
 
     def cancel(self, appointment_id: int) -> Change:
         """Cancel an appointment."""
@@ -125,15 +140,21 @@ class State:
         return self.update("appointments", appointment_id, fields, operation="move")
 
     def delete(self, collection: str, row_id: int, *, hard: bool = False) -> Change:
-        """Delete a row: `deleted_at` is set where the collection has it (unless `hard`), else the row vanishes."""
+        """Delete a row: `deleted_at` is set where the collection has it (unless `hard`), else the row vanishes.
+
+        A treatment plan's time of deletion is not shown; update it with `about={"deleted_at": None}` to revive it.
+        """
         with self.lock:
-            row = self.row(collection, row_id)
-            if KINDS[collection].soft_delete and not hard:
+            row, kind = self.row(collection, row_id), KINDS[collection]
+            if kind.soft_delete and not hard:
                 return self.update(collection, row_id, {"deleted_at": self._now()}, operation="delete")
+            if kind.hidden_delete and not hard:
+                return self.update(collection, row_id, {}, about={"deleted_at": self._now()}, operation="delete")
             self.store(collection).remove(row_id)
             self._write({"op": "remove", "collection": collection, "id": row_id})
             change = Change("delete", collection, row_id, row.institution_id, self._now(), row.record(), None)
             self.changes.append(change)
+            self._touch_parents(collection, row)
             return change
 
     def create(
@@ -141,43 +162,68 @@ class State:
     ) -> Change:
         """Add a row to the institution; `about` gives what the record does not show.
 
-        patients: `location_ids=[...]`; documents: `patient_id=`; document_types: `location_id=`;
-        providers: `location_ids=[...]`. Appointments and coverages carry their ids in `fields`.
+        patients, providers: `location_ids=[...]`; documents: `patient_id=`; document_types: `location_id=`;
+        claim_payouts: `charge_id=`; treatment_plans: `procedure_ids=[...]`; appointment_descriptors:
+        `appointment_type_id=`; working_hours: `label_id=`, `type_ids=[...]`; payment and adjustment types:
+        `database=`, as for any row that names neither a location nor a patient. Others carry their ids in `fields`.
         """
         with self.lock:
-            institution = self.institution(subdomain).id
-            record = self._blank(collection, institution, about) | dict(fields or {})
-            if collection == "patients":
-                about.setdefault("database", self.row("locations", about["location_ids"][0]).facts["database"])
+            institution, now = self.institution(subdomain).id, self._now()
+            record = blank_record(self, collection, institution, about, now) | dict(fields or {})
+            about = about_new(self, collection, record, about, now)
             missing = [name for name in KINDS[collection].about if name not in about]
             if missing:
                 raise NoSuchRowError(f"a new row of {collection} needs {', '.join(missing)}")
-            return self._put("create", collection, record, institution, record["id"], about)
+            row_id = record.get("id", max(self.store(collection).rows, default=0) + 1)
+            change = self._put("create", collection, record, institution, row_id, about)
+            self._touch_parents(collection, self.row(collection, row_id))
+            return change
+
+    def enable(self, location_id: int, capability: str = "finance", *, on: bool = True) -> Change:
+        """Let a location answer for `finance` or `alerts`, or with `on=False` refuse it: 403 then (API.md K).
+
+        The location's rows do not change: they appear with the `updated_at` they always had.
+        """
+        if capability not in ("finance", "alerts"):
+            raise ValueError(f"no capability {capability!r}: finance or alerts")
+        with self.lock:
+            facts = self.row("locations", location_id).facts
+            lacks = [name for name in facts.get("lacks", ()) if name != capability] + ([] if on else [capability])
+            features = [name for name in facts.get("features", ()) if name != LEDGER_FEATURE]
+            about = {"lacks": lacks, "features": features + ([] if "finance" in lacks else [LEDGER_FEATURE])}
+            operation = "enable" if on else "disable"
+            return self.update("locations", location_id, {}, about=about, touch=False, operation=operation)
+
+    def rebalance(self) -> list[Change]:
+        """Bring claim totals and balances in line with the ledger after changes to it; returns what was not."""
+        with self.lock:
+            rows = {name: list(store.rows.values()) for name, store in self._stores.items()}
+            made = []
+            for collection, row_id, fields in due_figures(rows, self.world.base.date()):
+                if row_id == 0:
+                    patient = self.row("patients", fields["guarantor_id"])
+                    home = self.row("institutions", patient.institution_id).facts["subdomain"]
+                    made.append(self.create(collection, fields, subdomain=home))
+                elif any(self.row(collection, row_id).value(name) != value for name, value in fields.items()):
+                    made.append(self.update(collection, row_id, fields, operation="rebalance"))
+            return made
 
     def counts(self) -> dict[str, int]:
         """Rows per collection."""
         with self.lock:
             return {name: len(store.rows) for name, store in self._stores.items()}
 
-    def _blank(self, collection: str, institution: int, about: Mapping[str, Any]) -> Record:
-        kind, now = KINDS[collection], self._now()
-        rows = self.store(collection).rows
-        record: Record = {"id": max(rows, default=0) + 1} | dict(kind.blank)
-        if rows and "institution_id" in next(iter(rows.values())).record():
-            record["institution_id"] = institution
-        record |= {"created_at": now} if kind.created else {}
-        record |= {"updated_at": now} if kind.updated else {}
-        if collection == "documents":
-            record["url"] = document_url(record["id"])
-            record["document_type_id"] = self._first_document_type(about)
-        if collection == "appointments":
-            record |= {"start_time": now, "end_time": stamp(as_time(now) + timedelta(minutes=30))}
-        return record
-
-    def _first_document_type(self, about: Mapping[str, Any]) -> int:
-        patient = self.row("patients", about["patient_id"])
-        place = patient.facts["location_ids"][0]
-        return min(row.id for row in self.store("document_types").find("location_id", place))
+    def _touch_parents(self, collection: str, row: Row) -> None:
+        """Move `updated_at` of the records that hold this row."""
+        found: list[tuple[str, int]] = []
+        if collection == "procedures":
+            plans = self.store("treatment_plans").find("patient_id", row.facts["patient_id"])
+            found = [("treatment_plans", plan.id) for plan in plans if row.id in plan.facts["procedure_ids"]]
+        elif collection == "claim_payouts":
+            found = [("charges", row.facts["charge_id"]), ("claims", row.facts["claim_id"])]
+        for name, number in found:
+            if number in self.store(name).rows:
+                self.update(name, number, {})
 
     def _put(
         self, operation: str, collection: str, record: Record, institution: int, row_id: int, about: Mapping[str, Any]
@@ -197,12 +243,17 @@ class State:
             self._journal.append(entry)
 
     def _replay(self, entry: Mapping[str, Any]) -> None:
-        store = self.store(entry["collection"])
-        if entry["op"] == "remove":
-            store.remove(entry["id"])
+        name = _RENAMED.get(entry["collection"], entry["collection"])
+        if name not in self._stores:
+            logger.warning("a kept change is of an unknown collection", extra={"nexhealth": {"collection": name}})
             return
-        kind = KINDS[entry["collection"]]
-        store.put(make_row(kind, entry["record"], entry["institution_id"], entry["id"], **entry["about"]))
+        store, row_id = self.store(name), entry["id"]
+        if entry["op"] == "remove":
+            store.remove(row_id)
+            return
+        old = store.rows.get(row_id)
+        about = (_hidden(old, name) if old else {}) | entry["about"]  # an older sandbox knew fewer facts
+        store.put(make_row(KINDS[name], entry["record"], entry["institution_id"], row_id, **about))
 
     def _now(self) -> str:
         """The clock's stamp, but always later than any given before: no two changes share an `updated_at`."""
@@ -220,3 +271,13 @@ def _merged(record: Record, fields: Mapping[str, Any]) -> Record:
         old = merged.get(name)
         merged[name] = old | value if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
+
+
+def _hidden(row: Row, collection: str) -> Record:
+    """The facts of a row that its record does not show."""
+    return {name: value for name, value in row.facts.items() if name not in KINDS[collection].facts}
+
+
+def _secret(collection: str, touch: bool) -> bool:
+    """Whether a change moves a time that the record does not show."""
+    return touch and KINDS[collection].hidden_update

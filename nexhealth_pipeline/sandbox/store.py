@@ -6,7 +6,7 @@ page by page filters them once.
 
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,14 +19,16 @@ _KEPT_VIEWS = 64
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """How a list is sorted: by id or by updated_at then id, up or down."""
+    """How a list is sorted: by id, by updated_at or by another text, then by id, up or down; nulls are least."""
 
     field: str = "id"
     descending: bool = False
 
     def key(self, row: Row) -> tuple[Any, int]:
         """What this order compares; the id makes it total."""
-        return (row.id if self.field == "id" else row.updated, row.id)
+        if self.field == "id":
+            return (row.id, row.id)
+        return (row.updated if self.field == "updated_at" else row.facts[self.field] or "", row.id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +80,14 @@ class Store:
         self._index: dict[tuple[str, Any], dict[int, Row]] = {}
         self._views: OrderedDict[bytes, View] = OrderedDict()
         for row in rows:
-            self.put(row)
+            self._add(row)
 
     def put(self, row: Row) -> None:
         """Add a row or replace the one with its id."""
         self.remove(row.id)
+        self._add(row)
+
+    def _add(self, row: Row) -> None:
         self.rows[row.id] = row
         for slot in self._slots(row):
             self._index.setdefault(slot, {})[row.id] = row
@@ -114,5 +119,9 @@ class Store:
         return kept
 
     def _slots(self, row: Row) -> list[tuple[str, Any]]:
-        facts = ((name, row.facts.get(name)) for name in self.kind.indexes)
-        return [("institution_id", row.institution_id), *(slot for slot in facts if isinstance(slot[1], Hashable))]
+        slots: list[tuple[str, Any]] = [("institution_id", row.institution_id)]
+        for name in self.kind.indexes:
+            value = row.facts.get(name)
+            if value is None or isinstance(value, int | str):  # a fact broken on purpose has no place here
+                slots.append((name, value))
+        return slots

@@ -1,12 +1,22 @@
 """Servers over a small world: one shared by tests that only read, one per test for those that change things."""
 
+import gc
 from collections.abc import Iterator
 
 import pytest
 
-from nexhealth_pipeline.sandbox import SandboxServer, build_app
+from nexhealth_pipeline.sandbox import SandboxServer, World, build_app, build_world
 
 from .calls import BASE, Caller, HandClock
+
+
+@pytest.fixture(scope="package")
+def default_world() -> Iterator[World]:
+    """The default world, for tests that only read it; the garbage collector need not look through it."""
+    world = build_world(base=BASE)
+    gc.freeze()
+    yield world
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

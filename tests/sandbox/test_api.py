@@ -240,7 +240,7 @@ def test_locations_come_nested_in_their_institutions_and_closed_ones_too(reader:
     (willow,) = reader.data("/locations", subdomain=WILLOW, inactive="false")
     assert CLOSED not in {place["id"] for place in willow["locations"]}
     ledger = reader.data("/locations", filter_by_subscription_feature="ledger_sync")
-    assert [home["id"] for home in ledger if home["locations"]] == [11201]
+    assert [place["id"] for home in ledger for place in home["locations"]] == [NORTH, SOUTH, DESERT, PIER]
 
 
 def test_coverages_and_documents_of_an_unknown_patient_are_not_found(reader: Caller) -> None:

@@ -29,6 +29,20 @@ def test_changes_can_be_made_and_read_over_http(caller: Caller) -> None:
     assert "email" not in single.json()[0]["after"]
 
 
+def test_the_ledger_can_be_changed_and_rebalanced_over_http(caller: Caller) -> None:
+    """Risk: as above, for figures that follow from others."""
+    charge = next(
+        row for row in caller.server.state.records("charges") if row["guarantor_id"] and not row["deleted_at"]
+    )
+    body = {"collection": "charges", "id": charge["id"], "fee": 1, "fields": {"fee": {"amount": "9999.00"}}}
+    assert caller.admin("POST", "/sandbox/changes", body).status_code == 400
+    body.pop("fee")
+    assert caller.admin("POST", "/sandbox/changes", body).status_code == 201
+    (made,) = caller.admin("POST", "/sandbox/rebalance").json()
+    assert (made["collection"], made["after"]["guarantor_id"]) == ("guarantor_balances", charge["guarantor_id"])
+    assert caller.admin("POST", "/sandbox/rebalance").json() == []
+
+
 def test_wrong_changes_are_refused_with_the_reason(caller: Caller) -> None:
     """Risk: a test that believes it changed something."""
     for body, status, word in (

@@ -1,13 +1,14 @@
 """A state folder serves the same data again, changes included."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from nexhealth_pipeline.sandbox import State, build_app, build_world, truth
-from nexhealth_pipeline.sandbox.rows import KINDS
+from nexhealth_pipeline.sandbox.kinds import KINDS
 
-from .calls import BASE, NORTH, WILLOW, HandClock
+from .calls import BASE, ISLAND, NORTH, WILLOW, HandClock
 
 SIZES = {"patients": 40, "appointments_per_patient": 2}
 
@@ -26,12 +27,42 @@ def test_a_later_start_with_the_folder_serves_the_same_rows_and_changes(tmp_path
     first.delete("insurance_plans", first.ids("insurance_plans")[0])
     patient = first.create("patients", {"last_name": "O'Néw 🌱"}, subdomain=WILLOW, location_ids=[NORTH]).id
     first.create("documents", subdomain=WILLOW, patient_id=patient)
+    first.update("procedures", first.ids("procedures")[0], {"fee": {"amount": "1.00"}})
+    first.delete("charges", first.ids("charges")[0])
+    first.delete("treatment_plans", first.ids("treatment_plans")[-1])
+    first.create("payment_plans", {"patient_id": patient, "guarantor_id": patient}, subdomain=WILLOW)
+    first.update("claim_payouts", first.ids("claim_payouts")[0], {"claim_id": 0})
+    first.enable(ISLAND)
+    first.rebalance()
     later = HandClock(BASE.timestamp() + 90 * 86400)
     again = build_app(state_dir=tmp_path, clock=later).state
     assert _everything(again) == _everything(first)
     again.update("patients", patient, {"email": "later@example.com"})
     third = build_app(state_dir=tmp_path, seed=5, clock=later).state
     assert _everything(third) == _everything(again)
+
+
+def test_a_folder_of_an_older_sandbox_is_completed(tmp_path: Path) -> None:
+    """Risk: a demo made before finance and treatment were served must go on, its own changes kept."""
+    kept = {"format": 1, "seed": 5, "base": BASE.isoformat(), **SIZES}
+    (tmp_path / "world.json").write_text(json.dumps(kept))
+    fresh = build_app(seed=5, base=BASE, **SIZES).state
+    place, descriptor = fresh.row("locations", ISLAND), fresh.ids("appointment_descriptors")[0]
+    entry = {"op": "put", "collection": "locations", "id": ISLAND, "institution_id": 11202}
+    lines = [
+        entry | {"record": place.record() | {"name": "Moved"}, "about": {"database": 42, "features": ["forms"]}},
+        {"op": "remove", "collection": "descriptors", "id": descriptor},
+        {"op": "remove", "collection": "toys", "id": 1},
+    ]
+    (tmp_path / "changes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    state = build_app(state_dir=tmp_path).state
+    assert state.row("locations", ISLAND).value("name") == "Moved"
+    assert state.row("locations", ISLAND).facts["lacks"] == ["finance"]
+    assert descriptor not in state.ids("appointment_descriptors")
+    shown_with_locations = {"institutions", "locations", "providers", "sync_status"}
+    for name in set(KINDS) - shown_with_locations - {"appointment_descriptors"}:
+        assert truth(state, name) == truth(fresh, name), name
+    assert state.counts()["charges"] > 0
 
 
 @pytest.mark.parametrize("other", [{"seed": 6}, {"patients": 41}, {"appointments_per_patient": 9.0}])

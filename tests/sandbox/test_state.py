@@ -3,6 +3,7 @@
 import pytest
 
 from nexhealth_pipeline.sandbox import NoSuchRowError, truth
+from nexhealth_pipeline.sandbox.kinds import KINDS
 
 from .calls import ALL_TIME, BASE, DESERT, NORTH, SOUTH, WILLOW, Caller
 
@@ -84,17 +85,110 @@ def test_created_rows_appear_where_they_belong(caller: Caller) -> None:
     assert kind.id in {row["id"] for row in caller.data("/document_types", **WHERE)}
 
 
-@pytest.mark.parametrize(
-    "collection", ["patients", "appointments", "insurance_plans", "insurance_coverages", "documents"]
-)
-def test_a_created_row_has_every_key_of_the_others(caller: Caller, collection: str) -> None:
-    """Risk: a row made in a test that lacks keys hides a bug about missing ones."""
-    patient = caller.server.state.ids("patients")[0]
-    about = {"patients": {"location_ids": [NORTH]}, "documents": {"patient_id": patient}}.get(collection, {})
-    old = caller.server.state.records(collection)[0]
-    new = caller.server.state.create(collection, subdomain=WILLOW, **about).after
-    assert new is not None
-    assert set(new) == set(old)
+_EVERY = sorted(set(KINDS) - {"institutions", "locations", "sync_status"})
+_ABOUT = {
+    "patients": {"location_ids": [NORTH]},
+    "providers": {"location_ids": [NORTH]},
+    "document_types": {"location_id": NORTH},
+    "payment_types": {"database": 35},
+    "adjustment_types": {"database": 35},
+}
+_PLACED = ("location_id", "patient_id", "guarantor_id")
+
+
+@pytest.mark.parametrize("collection", _EVERY)
+def test_rows_of_every_collection_can_be_created_changed_and_deleted(caller: Caller, collection: str) -> None:
+    """Risk: a row made in a test that lacks keys hides a bug about missing ones; a change without its time too."""
+    state = caller.server.state
+    row = next(row for row in state.store(collection).rows.values() if row.facts.get("disabled_at") is None)
+    old, patient = row.record(), state.store("patients").find("database", 35)
+    fields = {name: NORTH if name == "location_id" else next(iter(patient)).id for name in _PLACED if name in old}
+    about: dict[str, object] = dict(_ABOUT.get(collection, {}))
+    about |= {"patient_id": fields.get("patient_id", state.ids("patients")[0])} if collection == "documents" else {}
+    about |= {"charge_id": state.ids("charges")[0]} if collection == "claim_payouts" else {}
+    made = state.create(collection, fields, subdomain=WILLOW, **about)
+    assert made.after is not None
+    dressed = {"display_name", "npi", "tin", "state_license", "specialty_code", "parent_id"}
+    assert set(old) - set(made.after) <= (dressed if collection in ("providers", "appointment_types") else _EXTRAS)
+    assert set(made.after) <= set(old)
+    assert made.id in {row.id for row in state.store(collection).rows.values()}
+    changed = state.update(collection, made.id, {})
+    assert changed.after is not None
+    if "updated_at" in old:
+        assert changed.after["updated_at"] > made.after["updated_at"] > BASE.isoformat()
+    gone = state.delete(collection, made.id)
+    if "deleted_at" in old:
+        assert gone.after is not None
+        assert gone.after["deleted_at"] < gone.after["updated_at"]
+        state.delete(collection, made.id, hard=True)
+    if collection != "treatment_plans":
+        assert made.id not in state.ids(collection)
+    assert made.id not in {line["record"].get("id") for line in truth(state, collection)}
+
+
+_EXTRAS = {"foreign_id", "foreign_id_type", "last_sync_time", "location_id", "display_name", "bookable_online"}
+"""Keys that a new room lacks: nothing depends on them."""
+
+
+def test_a_new_ledger_row_is_listed_at_its_location_or_its_databases(caller: Caller) -> None:
+    """Risk: rows made by a test that no list shows."""
+    state = caller.server.state
+    patient = caller.walk("/patients", **WHERE, location_strict="true")[0]["id"]
+    fields = {"location_id": SOUTH, "patient_id": patient}
+    charge = state.create("charges", fields, subdomain=WILLOW)
+    loose = state.create("payments", {"patient_id": patient}, subdomain=WILLOW)
+    note = state.create("clinical_notes", {"patient_id": patient}, subdomain=WILLOW)
+    since = {"updated_since": BASE.isoformat()}
+    south = {"subdomain": WILLOW, "location_id": SOUTH}
+    assert [row["id"] for row in caller.walk("/charges", **south, **since)] == [charge.id]
+    assert caller.walk("/charges", **WHERE, **since) == []
+    for where in (WHERE, south):
+        assert [row["id"] for row in caller.walk("/payments", **where, **since)] == [loose.id]
+        assert [row["id"] for row in caller.walk("/clinical_notes", **where, **since)] == [note.id]
+    with pytest.raises(NoSuchRowError, match="needs database"):
+        state.create("charges", subdomain=WILLOW)
+
+
+def test_a_changed_part_moves_the_time_of_the_record_that_holds_it(caller: Caller) -> None:
+    """Risk: an increment misses what changed inside a treatment plan or a charge."""
+    state = caller.server.state
+    plan = next(row for row in state.store("treatment_plans").rows.values() if row.facts["procedure_ids"])
+    state.update("treatment_plans", plan.id, {}, about={"deleted_at": None}, touch=False)
+    inside = plan.facts["procedure_ids"][0]
+    assert state.row("treatment_plans", plan.id).updated == plan.updated
+    state.update("procedures", inside, {"name": "Renamed"}, parents=False)
+    assert state.row("treatment_plans", plan.id).updated == plan.updated
+    state.update("procedures", inside, {"name": "Again"})
+    assert state.row("treatment_plans", plan.id).updated > BASE.isoformat()
+    payout = next(iter(state.store("claim_payouts").rows.values()))
+    state.update("claim_payouts", payout.id, {"allowed_amount": {"amount": "1.00"}})
+    assert state.row("charges", payout.facts["charge_id"]).updated > BASE.isoformat()
+    assert state.row("claims", payout.facts["claim_id"]).updated > BASE.isoformat()
+
+
+def test_a_deleted_treatment_plan_is_gone_until_it_is_revived(caller: Caller) -> None:
+    """Risk: a row that comes back after its tombstone."""
+    state = caller.server.state
+    (plan, *_) = [row["id"] for row in caller.walk("/treatment_plans", subdomain=WILLOW)]
+    state.delete("treatment_plans", plan)
+    assert caller.errors(f"/treatment_plans/{plan}", subdomain=WILLOW)[0] == 404
+    assert plan not in {row["id"] for row in caller.walk("/treatment_plans", subdomain=WILLOW)}
+    state.update("treatment_plans", plan, {}, about={"deleted_at": None})
+    assert caller.data(f"/treatment_plans/{plan}", subdomain=WILLOW)["updated_at"] > BASE.isoformat()
+
+
+def test_a_payment_plan_changes_although_it_shows_no_time(caller: Caller) -> None:
+    """Risk: `updated_since` works on a time that the record does not have (API.md E.3)."""
+    state = caller.server.state
+    patient = caller.walk("/patients", **WHERE)[0]["id"]
+    made = state.create("payment_plans", {"patient_id": patient, "guarantor_id": patient}, subdomain=WILLOW)
+    since = state.row("payment_plans", made.id).updated
+    assert made.id in {row["id"] for row in caller.walk("/payment_plans", **WHERE, updated_since=since)}
+    state.update("payment_plans", made.id, {"active": False})
+    later = state.row("payment_plans", made.id).updated
+    assert later > since
+    rows = caller.walk("/payment_plans", **WHERE, updated_since=later, sort="-updated_at")
+    assert [row["active"] for row in rows] == [False]
 
 
 def test_a_patient_can_move_to_another_location_without_a_change_of_its_record(caller: Caller) -> None:
@@ -148,6 +242,29 @@ def test_the_truth_holds_every_row_as_its_list_shows_it(caller: Caller) -> None:
             assert providers[row["id"]] == row
     assert {line["institution_id"] for line in truth(state, "institutions")} == {11201, 11202}
     assert all(line["patient_id"] for line in truth(state, "documents"))
+
+
+def test_the_truth_of_what_only_single_reads_show_agrees_with_them(caller: Caller) -> None:
+    """Risk: addresses, subscribers and planned procedures are compared with something that the API never says."""
+    state = caller.server.state
+    lines = {line["patient_id"]: line["record"] for line in truth(state, "patient_addresses")}
+    assert set(lines) == set(state.ids("patients"))
+    patient = caller.walk("/patients", **WHERE)[0]["id"]
+    shown = caller.data(f"/patients/{patient}", subdomain=WILLOW, include__="address")["address"]
+    assert lines[patient] == shown
+    covers = {line["coverage_id"]: line["record"] for line in truth(state, "coverage_subscribers")}
+    number = caller.walk("/insurance_coverages", subdomain=WILLOW)[0]["id"]
+    assert covers.get(number) == caller.data(f"/insurance_coverages/{number}", subdomain=WILLOW).get("subscriber")
+    plans = caller.walk("/treatment_plans", subdomain=WILLOW)
+    planned = [line for line in truth(state, "treatment_plan_procedures") if line["institution_id"] == 11201]
+    assert [line["record"] for line in planned] == [row for plan in plans for row in plan["procedures"]]
+
+
+def test_the_truth_of_staff_has_a_line_per_institution(caller: Caller) -> None:
+    """Risk: one person under two institutions is two rows of a warehouse."""
+    lines = truth(caller.server.state, "nex_staff")
+    both = [line["institution_id"] for line in lines if len(line["record"]["inst_ids"]) == 2]
+    assert sorted(both) == [11201, 11202]
 
 
 def test_a_question_the_data_cannot_answer_gets_500_in_an_envelope(caller: Caller) -> None:

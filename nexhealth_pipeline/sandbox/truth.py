@@ -1,0 +1,78 @@
+"""Everything the API can show, for comparison with what a sync has stored."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import orjson
+
+from .rows import Record, Row
+from .shapes import list_shape, pick
+from .singles_people import address, subscriber
+from .state import State
+
+__all__ = ["truth"]
+
+_TOLD = ("location_ids", "database", "patient_id", "location_id", "charge_id", "appointment_type_id")
+_WIDEST = {"providers": ("locations",), "charges": ("claim_payouts",), "working_hours": ("appointment_types",)}
+
+
+def truth(state: State, collection: str) -> list[Record]:
+    """Every row of a collection that the API can show, hidden-by-default ones too, in its list's shape, by id.
+
+    Each is `{institution_id, record, ...}` with what only the path or the location passes tell: `location_ids` of
+    patients and providers, `location_id` of document types, `patient_id` of documents, `charge_id` of claim_payouts.
+    Charges hold their payouts, treatment plans their procedures. A member of staff has a line per institution;
+    deleted treatment plans have none. Also told, as the reads by id show them: `patient_addresses`,
+    `coverage_subscribers` (only where there is one), and `treatment_plan_procedures`.
+    """
+    with state.lock:
+        derived = _DERIVED.get(collection)
+        if derived:
+            return list(derived(state))
+        store = state.store(collection)
+        rows = [row for _, row in sorted(store.rows.items())]
+        if store.kind.hidden_delete:
+            rows = [row for row in rows if row.facts.get("deleted_at") is None]
+        return [line for row in rows for line in _lines(state, collection, row)]
+
+
+def _lines(state: State, collection: str, row: Row) -> list[Record]:
+    told = pick(row.facts, _TOLD)
+    record: Any = orjson.loads(list_shape(state, collection, row, _WIDEST.get(collection, ())))
+    homes = row.facts["inst_ids"] if collection == "nex_staff" else [row.institution_id]
+    return [told | {"institution_id": home, "record": record} for home in homes]
+
+
+def _addresses(state: State) -> Iterator[Record]:
+    for number, row in sorted(state.store("patients").rows.items()):
+        shown = address(row.record()["bio"])
+        yield {"institution_id": row.institution_id, "patient_id": number, "record": shown}
+
+
+def _subscribers(state: State) -> Iterator[Record]:
+    for number, row in sorted(state.store("insurance_coverages").rows.items()):
+        found = subscriber(state, row)
+        if found:
+            yield {"institution_id": row.institution_id, "coverage_id": number, "record": found["subscriber"]}
+
+
+def _planned(state: State) -> Iterator[Record]:
+    for line in truth(state, "treatment_plans"):
+        for record in line["record"]["procedures"]:
+            told = {"institution_id": line["institution_id"], "treatment_plan_id": line["record"]["id"]}
+            yield told | {"record": record}
+
+
+def _paid_out(state: State) -> Iterator[Record]:
+    for line in truth(state, "charges"):
+        for record in line["record"]["claim_payouts"]:
+            told = {"institution_id": line["institution_id"], "charge_id": line["record"]["id"]}
+            yield told | {"record": record}
+
+
+_DERIVED: dict[str, Callable[[State], Iterator[Record]]] = {
+    "claim_payouts": _paid_out,
+    "patient_addresses": _addresses,
+    "coverage_subscribers": _subscribers,
+    "treatment_plan_procedures": _planned,
+}
