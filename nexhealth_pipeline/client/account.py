@@ -7,6 +7,7 @@ pass has seen and says what is wrong with the next page.
 
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
@@ -30,11 +31,19 @@ class PageAccount:
         """`previous` are the fingerprints of the pages before `cursor`, which an earlier run read."""
         self._paging = paging
         self._asked = cursor
+        self._held = 0
         self._seen = _Memory()
         for one in previous:
             self._seen.add(one)
         if cursor:
             self._seen.add(_digest([cursor.encode()]))
+
+    def told(self, page: "Page") -> "Page":
+        """The page, and whether more follow: numbered pages do not say, and may hold fewer records than were asked for."""
+        if self._paging is not Paging.PAGE:
+            return page
+        held = self._held + len(page.records)
+        return replace(page, has_next=bool(page.records) if page.total is None else held < page.total)
 
     def problem(self, page: "Page") -> str | None:
         """What contradicts the paging contract, or None."""
@@ -54,6 +63,7 @@ class PageAccount:
     def accept(self, page: "Page") -> None:
         """Remember a page that is handed on, just judged to have no problem."""
         self._asked = page.end_cursor
+        self._held += len(page.records)
         if page.records:
             self._seen.add(page.fingerprint)
         if page.end_cursor:

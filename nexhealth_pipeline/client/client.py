@@ -121,7 +121,7 @@ class NexHealthClient:
         cost = Cost()
         with cost.charged_to_failure():
             for look in range(_SECOND_LOOKS + 1):
-                found = self._page(request, cursor, number, cost)
+                found = account.told(self._page(request, cursor, number, cost))
                 problem = account.problem(found)
                 if problem is None:
                     return found
@@ -225,7 +225,7 @@ def _to_page(request: ApiRequest, number: int, cost: Cost, envelope: Envelope, r
         number=number,
         records=records,
         end_cursor=envelope.end_cursor if request.paging is Paging.CURSOR else "",
-        has_next=_has_next(request, number, envelope),
+        has_next=_has_next(request, envelope),
         requested_at=requested_at,
         requests=cost.requests,
         retries=cost.retries,
@@ -237,15 +237,12 @@ def _to_page(request: ApiRequest, number: int, cost: Cost, envelope: Envelope, r
     )
 
 
-def _has_next(request: ApiRequest, number: int, envelope: Envelope) -> bool:
+def _has_next(request: ApiRequest, envelope: Envelope) -> bool:
+    """What the answer itself says; of numbered pages see `PageAccount.told`."""
     if request.paging is Paging.CURSOR:
         if envelope.has_next is None or (envelope.data and not envelope.is_list):
             raise BodyMalformed  # without page_info nobody knows whether this was all
         return envelope.has_next
-    if request.paging is Paging.PAGE:
-        if envelope.total is not None:
-            return number * request.per_page < envelope.total
-        return len(envelope.data) >= request.per_page
     return False
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 
 import requests
 import urllib3.exceptions
-from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 
 from nexhealth_pipeline.client.clock import ApiClock
+from nexhealth_pipeline.client.deadline import BoundedAdapter, Deadline
 from nexhealth_pipeline.client.retry import Fault
 from nexhealth_pipeline.errors import Cancelled, InvalidSetting
 
@@ -72,7 +72,7 @@ class Transport:
         self._answer_seconds = answer_seconds if answer_seconds is not None else max(120.0, 3 * timeout_seconds)
         self._body_limit = body_limit
         self._clock, self._stop, self._monotonic = clock, stop, monotonic
-        self._idle: list[requests.Session] = []
+        self._idle: list[tuple[requests.Session, Deadline]] = []
         self._closed = False
 
     def exchange(
@@ -85,21 +85,24 @@ class Transport:
         authorization: str,
     ) -> Answer | Fault:
         """Send once. Raises Cancelled, and InvalidSetting for an address that cannot be used."""
-        session = self._borrow()
+        session, deadline = self._borrow()
+        deadline.start(self._answer_seconds)
         try:
-            return self._exchange(session, method, path, params, headers, authorization)
+            answer = self._exchange(session, deadline, method, path, params, headers, authorization)
+            return Fault.TOO_SLOW if answer is Fault.TIMEOUT and deadline.over else answer
         finally:
-            self._give_back(session)
+            self._give_back(session, deadline)
 
     def close(self) -> None:
         """Close idle connections; those in use close when their exchange ends."""
         self._closed = True
         while self._idle:
-            self._idle.pop().close()
+            self._idle.pop()[0].close()
 
     def _exchange(
         self,
         session: requests.Session,
+        deadline: Deadline,
         method: str,
         path: str,
         params: list[tuple[str, str]],
@@ -120,7 +123,7 @@ class Transport:
                 stream=True,
             ) as response:
                 received = self._clock.local()
-                body = self._body(response)
+                body = self._body(response, deadline)
                 if isinstance(body, Fault):
                     return body
                 return Answer(
@@ -139,42 +142,50 @@ class Transport:
             raise InvalidSetting("NEXHEALTH_API_URL is no usable address: write https:// and a host name")
         return fault
 
-    def _body(self, response: requests.Response) -> bytes | Fault:
+    def _body(self, response: requests.Response, deadline: Deadline) -> bytes | Fault:
         """The whole body, or why not. Reads what has arrived instead of waiting for full blocks."""
-        deadline = self._monotonic() + self._answer_seconds
+        if _stated_length(response) > self._body_limit:
+            return Fault.TOO_LARGE
         chunks: list[bytes] = []
         size = 0
         while chunk := response.raw.read1(_READ_SIZE, decode_content=True):
             size += len(chunk)
             if size > self._body_limit:
                 return Fault.TOO_LARGE
-            if self._monotonic() > deadline:
+            if deadline.over:
                 return Fault.TOO_SLOW
             if self._stop is not None and self._stop.is_set():
                 raise Cancelled("stopped while reading an answer of NexHealth")
             chunks.append(chunk)
         return b"".join(chunks)
 
-    def _borrow(self) -> requests.Session:
+    def _borrow(self) -> tuple[requests.Session, Deadline]:
         try:
             return self._idle.pop()
         except IndexError:
-            return _session()
+            deadline = Deadline(self._monotonic)
+            return _session(deadline), deadline
 
-    def _give_back(self, session: requests.Session) -> None:
+    def _give_back(self, session: requests.Session, deadline: Deadline) -> None:
         session.cookies.clear()
         if self._closed:
             session.close()
         else:
-            self._idle.append(session)
+            self._idle.append((session, deadline))
 
 
-def _session() -> requests.Session:
+def _session(deadline: Deadline) -> requests.Session:
     session = requests.Session()
     session.headers.clear()  # each exchange names all its headers
     for scheme in ("http://", "https://"):
-        session.mount(scheme, HTTPAdapter(pool_connections=1, pool_maxsize=1, max_retries=0))
+        session.mount(scheme, BoundedAdapter(deadline))
     return session
+
+
+def _stated_length(response: requests.Response) -> int:
+    """Bytes on the wire that the answer says it has; 0 where it does not say."""
+    stated = response.headers.get("Content-Length", "")
+    return int(stated) if stated.isascii() and stated.isdigit() and len(stated) < 20 else 0
 
 
 def _fault(error: BaseException) -> Fault:

@@ -18,6 +18,7 @@ _BEGINNINGS = frozenset(
     [
         "Access",
         "Bad",
+        "Ignored",
         "Invalid",
         "Include",
         "Location",
@@ -31,6 +32,7 @@ _BEGINNINGS = frozenset(
         "Too",
         "Unauthorized",
         "Unknown",
+        "Unsupported",
         "You",
     ]
 )
