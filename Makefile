@@ -4,6 +4,8 @@
 PYTHON ?=
 PYTEST_ARGS ?=
 LOCK_ARGS ?=
+SOAK_ROUNDS ?= 200
+SOAK_SEED ?= 0
 RUN := .venv/bin/python -m
 MAKEFLAGS += --no-print-directory
 unexport PYTHONPATH PYTHONHOME
@@ -19,11 +21,12 @@ python3 scripts/set_up.py --usable; \
 exit 1
 endef
 
-.PHONY: help venv demo test check format docs lock
+.PHONY: help venv demo test soak check format docs lock
 
 help:
 	@echo "make demo     a local NexHealth, a full sync of it, and what is where"
 	@echo "make test     all tests but the long ones      (PYTEST_ARGS=...)"
+	@echo "make soak     the long ones: kills at random    (SOAK_ROUNDS=200 SOAK_SEED=0)"
 	@echo "make check    format, lint, types, import directions"
 	@echo "make format   put the code into its format"
 	@echo "make docs     write README's reference sections"
@@ -37,6 +40,9 @@ demo: venv
 
 test: venv
 	@$(RUN) pytest -q -m "not soak" --durations=20 $(PYTEST_ARGS)
+
+soak: venv
+	@SOAK_ROUNDS=$(SOAK_ROUNDS) SOAK_SEED=$(SOAK_SEED) $(RUN) pytest -q -m soak --durations=20 $(PYTEST_ARGS)
 
 check: venv
 	@$(RUN) ruff format --check -q .

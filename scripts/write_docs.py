@@ -18,7 +18,8 @@ def collections() -> str:
     lines = ["| table | a row is | read | partition |", "|---|---|---|---|"]
     for one in DECLARED:
         how = f"`GET {one.path}`" + (f", {one.increment}" if one.increment else "")
-        how += ", when one patient is refreshed" if one.on_demand else ""
+        how += f", one request for each of the {one.per}" if one.per else ""
+        how = f"with {one.inside}: `{one.records_at[0]}`" if one.inside else how
         partition = one.scope.value.replace("_", " x ") if one.is_asset else "-"
         lines.append(f"| `{one.table}` | {one.doc} | {how} | {partition} |")
     return "\n".join(lines)

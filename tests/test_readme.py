@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from nexhealth_pipeline.sandbox import SandboxServer
@@ -40,13 +41,22 @@ def test_what_is_run_elsewhere_is_in_readme() -> None:
     assert set(RUN_ELSEWHERE) <= set(commands())
 
 
+def test_its_queries_run(database_url: str) -> None:
+    """The first thing an analyst tries."""
+    queries = re.findall(r"```sql\n(.*?)```", TEXT, re.DOTALL)
+    assert len(queries) == 2
+    with psycopg.connect(database_url) as connection:
+        for query in queries:
+            connection.execute(query)
+
+
 @pytest.fixture
 def account(own_home: Path) -> Iterator[dict[str, str]]:
     """A sandbox whose key reaches one institution, and the embedded server with a demo's database."""
     settings = load_settings({"NEXHEALTH_HOME": str(own_home)}, environ={}, env_file=None)
     upgrade(warehouse_url(settings, database_name="demo"))
     keys = {"readme-key": ("harbor-smiles",)}
-    with SandboxServer(seed=1, patients=60, appointments_per_patient=4, api_keys=keys) as box:
+    with SandboxServer(seed=1, patients=30, appointments_per_patient=2, api_keys=keys) as box:
         yield {
             "NEXHEALTH_API_URL": box.url,
             "NEXHEALTH_API_KEY": box.api_key,

@@ -14,10 +14,13 @@ from nexhealth_pipeline.catalog.paging import Paging
 __all__ = [
     "Collection",
     "Column",
+    "Current",
+    "Derived",
     "Pass",
     "Phi",
     "Reader",
     "Scope",
+    "Shown",
     "SqlType",
     "Window",
     "column",
@@ -96,6 +99,8 @@ class Pass:
     reader: Reader = Reader.EVERY
     membership: bool = False
     """The pass says which patients a location lists; it is always read whole and loads no rows."""
+    reconcile_only: bool = False
+    """Made only before absences are judged: it may meet rows that the other passes' filters hide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +110,39 @@ class Window:
     start: str
     end: str
     column: str
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """A column that a view adds, or gives another meaning than the table's of the same name."""
+
+    name: str
+    sql: str
+    """Expression over the row `t` and the names that :attr:`Current.joins` brings."""
+    phi: Phi
+    doc: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One view: rows of the collection that are a thing of their own."""
+
+    name: str
+    doc: str
+    """One sentence: what a row is."""
+    where: str = ""
+    """Condition over the row `t`; deleted rows are left out anyway."""
+
+
+@dataclass(frozen=True, slots=True)
+class Current:
+    """How the collection is shown in schema `nexhealth_current`."""
+
+    columns: tuple[Derived, ...] = ()
+    joins: tuple[str, ...] = ()
+    """SQL of joins to other tables; they must keep every row of `t` exactly once."""
+    views: tuple[Shown, ...] = ()
+    """Empty = one view of the collection's name with all its rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +156,7 @@ class Collection:
     doc: str
     """One sentence: what a row is."""
     path: str
-    """Request path; `{patient_id}` is filled in for lists under one patient."""
+    """Request path; `{location_id}` is filled in, and in lists under one row (`per`) `{id}` of that row."""
     scope: Scope
     columns: tuple[Column, ...]
     key: tuple[str, ...] = ("institution_id", "id")
@@ -137,10 +175,21 @@ class Collection:
     """Where a key-wide record names its institution; None = the request's."""
     from_request: tuple[Column, ...] = ()
     """Columns that the request knows and the record does not."""
-    per_patient: bool = False
-    """One request a patient; read for new and changed patients and a rotating rest."""
-    on_demand: bool = False
-    """Read only when one patient is refreshed (it would cost a request a patient)."""
+    per: str | None = None
+    """One request a row of that collection (`patients`): for new and changed rows, and a rotating rest."""
+    inside: str | None = None
+    """No request of its own: the rows are a list, at `records_at`, in each record of that collection."""
+    needs_filter: bool = False
+    """The API refuses to list everything: a read of the whole asks for changes since long ago (API.md A.4)."""
+    by_id: str | None = None
+    """Path of the single read that tells whether row `{id}` still exists; None = its answer proves nothing."""
+    by_id_legacy: bool = False
+    """`by_id` is answered in the v2 representation (API.md D.3)."""
+    place_if: tuple[str, str, str] | None = None
+    """(column, other column, value): the column is the row's location where the other one has that value.
+
+    None = `location_id`, where there is such a column.
+    """
     per_location_if: str | None = None
     """Flag of the institution that makes this institution-wide list one to ask per location."""
     window: Window | None = None
@@ -157,8 +206,12 @@ class Collection:
     indexes: tuple[tuple[str, ...], ...] = ()
     after: tuple[str, ...] = ()
     """Collections that must be read before (also the asset's upstream)."""
-    soft_after: tuple[str, ...] = ()
-    """Collections that rows point to: lineage only."""
+    references: tuple[tuple[str, str], ...] = ()
+    """(column, collection it points to), soft: rows arrive in any order and 0 means none. Also the asset's lineage."""
+    filters: tuple[tuple[str, str], ...] = ()
+    """(filter, API parameter) that subsets may be asked by: `status` (active or inactive), `provider`."""
+    current: Current = Current()
+    """What its views in schema `nexhealth_current` show beside its columns."""
 
     @property
     def table(self) -> str:
@@ -167,8 +220,24 @@ class Collection:
 
     @property
     def is_asset(self) -> bool:
-        """Whether a sync reads it as a whole, so that it has an asset and `--resource` takes it."""
-        return not self.on_demand
+        """Whether it is read by requests of its own, so that it has an asset and `--resource` takes it."""
+        return self.inside is None
+
+    @property
+    def per_patient(self) -> bool:
+        """Whether it costs a request a patient."""
+        return self.per == "patients"
+
+    @property
+    def regular_passes(self) -> tuple[Pass, ...]:
+        """The passes that make a slice complete, in whatever mode it is read."""
+        return tuple(one for one in self.passes if not one.reconcile_only)
+
+    @property
+    def upstream(self) -> tuple[str, ...]:
+        """Collections that its asset comes after: what must be read before, and what its rows point to."""
+        pointed_to = (name for _, name in self.references if name != self.name)
+        return tuple(dict.fromkeys((*self.after, *pointed_to)))
 
 
 def column(name: str, type_: SqlType, phi: Phi, doc: str) -> tuple[Column, ...]:

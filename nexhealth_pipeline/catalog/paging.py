@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 
-__all__ = ["Paging"]
+__all__ = ["MOST_A_PAGE", "Paging"]
 
 
 class Paging(StrEnum):
@@ -14,3 +14,7 @@ class Paging(StrEnum):
     """One answer holds everything."""
     PAGE = "page"
     """`page` counts up from 1 (nex_staff only)."""
+
+
+MOST_A_PAGE: dict[Paging, int] = {Paging.CURSOR: 1000, Paging.NONE: 1000, Paging.PAGE: 300}
+"""Most records a page holds (API.md D.1, D.2); we always ask for so many, because requests are what is scarce."""

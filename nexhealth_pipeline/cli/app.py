@@ -17,6 +17,7 @@ from nexhealth_pipeline.cli.demo import demo
 from nexhealth_pipeline.cli.dev import dev
 from nexhealth_pipeline.cli.examine import doctor
 from nexhealth_pipeline.cli.later import LATER
+from nexhealth_pipeline.cli.quarantine import quarantine
 from nexhealth_pipeline.cli.sandbox import sandbox
 from nexhealth_pipeline.cli.status import status
 from nexhealth_pipeline.cli.sync import sync
@@ -46,7 +47,7 @@ def cli() -> None:
     """
 
 
-for _command in (demo, sync, status, doctor, dev, database, sandbox, *LATER):
+for _command in (demo, sync, status, quarantine, doctor, dev, database, sandbox, *LATER):
     cli.add_command(_command)
 
 

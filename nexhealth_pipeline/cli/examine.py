@@ -2,11 +2,10 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
-
-from nexhealth_pipeline.cli.later import not_in_this_version
 
 if TYPE_CHECKING:
     from nexhealth_pipeline.cli.doctor import Finding
@@ -19,16 +18,19 @@ _MARKS = {"ok": ("ok     ", "green"), "warning": ("WARNING", "yellow"), "failed"
 @click.command()
 @click.option("--location", "locations", metavar="KEY", multiple=True, help="Check this location, too; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else on stdout.")
-@click.option("--openapi", metavar="FILE", hidden=True)
+@click.option(
+    "--openapi", metavar="FILE", help="Only compare a newer OpenAPI file of the vendor's (JSON) with what is synced."
+)
 def doctor(locations: tuple[str, ...], openapi: str | None, *, as_json: bool) -> int:
     """Check key, reach, clock and database.
 
     Says of everything that is wrong how to put it right.
 
-    Exit status 0: all good; 1: warnings only; else by what failed first: 2 settings, 3 the API, 4 the database.
+    Exit status 0: all good; 1: warnings only, or a difference to the OpenAPI file; else by what failed first:
+    2 settings, 3 the API, 4 the database.
     """
     if openapi is not None:
-        raise not_in_this_version("nexhealth doctor --openapi")
+        return _compare(openapi, as_json=as_json)
     from nexhealth_pipeline.cli.doctor import examine, exit_status
     from nexhealth_pipeline.cli.realm import account
     from nexhealth_pipeline.log import set_up_for
@@ -39,6 +41,18 @@ def doctor(locations: tuple[str, ...], openapi: str | None, *, as_json: bool) ->
     status = exit_status(found)
     if as_json:
         click.echo(json.dumps({"findings": [one.as_json() for one in found], "exit_status": status}))
+    return status
+
+
+def _compare(openapi: str, *, as_json: bool) -> int:
+    from nexhealth_pipeline.cli.doctor_openapi import difference_lines, differences
+
+    found = differences(openapi)
+    status = 1 if found else 0
+    if as_json:
+        click.echo(json.dumps({"differences": [asdict(one) for one in found], "exit_status": status}))
+    else:
+        click.echo("\n".join(difference_lines(found)))
     return status
 
 

@@ -76,7 +76,9 @@ def _options(realm: Realm, request: "SyncRequest") -> "SyncOptions":
     from nexhealth_pipeline.sync.options import SyncOptions
 
     settings = realm.settings
-    return SyncOptions(mode=request.mode, start=request.start, end=request.end, overlap=settings.overlap)
+    return SyncOptions(
+        mode=request.mode, start=request.start, end=request.end, filters=request.filters, overlap=settings.overlap
+    )
 
 
 def _slices(
@@ -85,6 +87,7 @@ def _slices(
     """The slices that the sync would read after discovery, and how many locations are known."""
     from nexhealth_pipeline.catalog.collection import Scope
     from nexhealth_pipeline.catalog.collections import COLLECTIONS
+    from nexhealth_pipeline.sync.filters import choose
     from nexhealth_pipeline.sync.plan import due_slices
     from nexhealth_pipeline.sync.practice import load_practices
     from nexhealth_pipeline.warehouse.state import load_states
@@ -97,6 +100,9 @@ def _slices(
         for one in COLLECTIONS.values()
         if one.is_asset and one.scope is not Scope.PRACTICE and (one.name in request.resources or not request.resources)
     ]
+    if request.start or request.end:
+        collections = [one for one in collections if one.window is not None]
+    collections = choose(collections, request.filters, named=bool(request.resources), known=COLLECTIONS.values())
     states = load_states(connection, [one.name for one in collections])
     due = due_slices(collections, practices, states, _options(realm, request), today)
     wanted = [

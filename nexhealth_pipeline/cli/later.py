@@ -26,6 +26,5 @@ def _later(name: str, doc: str) -> click.Command:
 LATER = (
     _later("serve", "The webhook receiver alone."),
     _later("webhooks", "Registers, shows and removes webhooks; applies and replays their events."),
-    _later("quarantine", "Shows records that could not be loaded, and tries them again."),
 )
 """Hidden from `nexhealth --help` until they work."""

@@ -90,6 +90,7 @@ def _demo_choices(home: Path, api_url: str | None) -> dict[str, str]:
     from nexhealth_pipeline.sandbox.auth import SANDBOX_API_KEY
 
     choices = {"NEXHEALTH_HOME": str(home), "NEXHEALTH_API_KEY": SANDBOX_API_KEY, "NEXHEALTH_DATA_KIND": "sandbox"}
+    choices["NEXHEALTH_RATE_SHARE"] = "1.0"  # nobody else uses the demo's key
     return choices | ({"NEXHEALTH_API_URL": api_url} if api_url else {})
 
 

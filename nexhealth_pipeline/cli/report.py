@@ -1,11 +1,13 @@
 """What `nexhealth status` knows: read from the warehouse in a few queries, changes nothing."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import psycopg
+
+    from nexhealth_pipeline.warehouse.check_results import FailedCheck
 
 __all__ = ["Fresh", "Problem", "Reading", "Report", "Run", "read_report"]
 
@@ -75,6 +77,15 @@ class Report:
     reading: list[Reading]
     problems: list[Problem]
     fresh: list[Fresh]
+    open_notes: int
+    """Records, or fields of them, in quarantine."""
+    checks: "list[FailedCheck]" = field(default_factory=list)
+    """Those that failed when they were run last."""
+
+    @property
+    def has_news(self) -> bool:
+        """Whether a check found something that nobody has acknowledged."""
+        return any(check.is_new for check in self.checks)
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`; times are ISO 8601."""
@@ -124,6 +135,7 @@ WHERE locktype = 'advisory' AND objsubid = 1 AND granted
 
 def read_report(connection: "psycopg.Connection") -> Report:
     """The state of the warehouse behind `connection` (autocommit). Raises WarehouseError."""
+    from nexhealth_pipeline.warehouse.check_results import failed_checks
     from nexhealth_pipeline.warehouse.connect import driver_errors
 
     with driver_errors("reading the warehouse's status"):
@@ -138,7 +150,14 @@ def read_report(connection: "psycopg.Connection") -> Report:
             reading=[_reading(row, held) for row in connection.execute(_READING)],
             problems=[Problem(*row) for row in connection.execute(_PROBLEMS)],
             fresh=[Fresh(*row) for row in connection.execute(_FRESH)],
+            open_notes=_open_notes(connection),
+            checks=failed_checks(connection),
         )
+
+
+def _open_notes(connection: "psycopg.Connection") -> int:
+    row = connection.execute("SELECT count(*) FROM nexhealth_quarantine WHERE resolved_at IS NULL").fetchone()
+    return int(row[0]) if row else 0
 
 
 def _reading(row: tuple[Any, ...], held: set[int]) -> Reading:

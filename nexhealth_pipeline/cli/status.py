@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -25,16 +25,21 @@ _EVERY_SECONDS = 2.0
 @click.command()
 @click.option("--watch", "watching", is_flag=True, help="Show it again every two seconds, until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object (with --watch one a line).")
+@click.option("--check", "checking", is_flag=True, help="Run the checks now; otherwise those of the last night count.")
+@click.option("--acknowledge", is_flag=True, help="Note that the failed checks shown have been seen.")
 @click.option("--demo", is_flag=True, help="The demo's warehouse instead of the account's.")
-def status(*, watching: bool, as_json: bool, demo: bool) -> int:
+def status(*, watching: bool, as_json: bool, checking: bool, acknowledge: bool, demo: bool) -> int:
     """Show how fresh each collection is.
 
-    At each location; and what is being read now, and what went wrong.
+    At each location; and what is being read now, what went wrong, and which checks failed.
+
+    Exit status 1: a check found something that was not acknowledged.
     """
     from nexhealth_pipeline.warehouse.connect import connect
     from nexhealth_pipeline.warehouse.migrate import check
 
-    url = (demo_realm() if demo else account()).warehouse_url()
+    realm = demo_realm() if demo else account()
+    url = realm.warehouse_url()
     try:
         check(url)
     except WarehouseOutdated:
@@ -46,8 +51,31 @@ def status(*, watching: bool, as_json: bool, demo: bool) -> int:
     with connect(url, autocommit=True) as connection:
         if watching:
             return watch(connection, as_json=as_json)
-        _print(read_report(connection), as_json=as_json)
-    return 0
+        if checking:
+            _check(connection, realm.settings.subdomains)
+        report = read_report(connection)
+        _print(report, as_json=as_json)
+        if acknowledge:
+            _acknowledge(connection)
+    return 1 if report.has_news else 0
+
+
+def _check(connection: "psycopg.Connection", subdomains: Sequence[str]) -> None:
+    """Run every check, as the nightly job does."""
+    from nexhealth_pipeline.sync.practice import load_practices
+    from nexhealth_pipeline.warehouse.check_results import run_all
+    from nexhealth_pipeline.warehouse.connect import driver_errors
+
+    with driver_errors("checking the warehouse"):
+        run_all(connection, [one.id for one in load_practices(connection, subdomains).institutions])
+
+
+def _acknowledge(connection: "psycopg.Connection") -> None:
+    from nexhealth_pipeline.warehouse.check_results import acknowledge
+    from nexhealth_pipeline.warehouse.connect import driver_errors
+
+    with driver_errors("acknowledging checks"):
+        acknowledge(connection)
 
 
 def _print(report: Report, *, as_json: bool) -> None:
@@ -81,8 +109,21 @@ def status_lines(report: Report) -> list[str]:
     lines = _run_lines(report)
     lines += ["", *_reading_lines(report)]
     lines += [f"{one.status}: {one.slice} at {moment(one.at)}: {one.error}" for one in report.problems]
+    if report.open_notes:
+        lines.append(f"in quarantine: {report.open_notes:,} (`nexhealth quarantine list` shows which records, and why)")
+    lines += _check_lines(report)
     lines += ["", *_fresh_lines(report)]
     return lines
+
+
+def _check_lines(report: Report) -> list[str]:
+    """Failed checks, those that nobody has acknowledged first."""
+    return [
+        f"check {'failed' if one.is_new else 'acknowledged'} ({one.severity}): nexhealth_{one.collection} {one.check},"
+        f" {f'institution {one.institution_id}' if one.institution_id else 'everything'}: {one.faults:,} faults"
+        + (f", for example {', '.join(one.sample_ids)}" if one.sample_ids else "")
+        for one in report.checks
+    ]
 
 
 def _run_lines(report: Report) -> list[str]:

@@ -35,14 +35,41 @@ def summary_lines(summary: "SyncSummary", *, dry_run: bool = False) -> list[str]
         right=" " + ">" * (len(_HEAD) + 1),
     )
     lines += ["", _time(summary)]
+    lines += _absence_lines(summary)
     lines += [f"failed: {label}: {reason}" for label, reason in summary.failures]
     if summary.exit_status == Cancelled.exit_status:
         lines.append("stopped on a committed page: the next sync goes on from there")
     if summary.new_notes:
         lines.append(
-            f"{summary.new_notes:,} new notes in nexhealth_quarantine: fields or records that could not be read"
+            f"{summary.new_notes:,} new notes in nexhealth_quarantine: fields or records that could not be read;"
+            " `nexhealth quarantine list` shows them"
         )
     return lines
+
+
+_ABSENCE = ("seen", "missing", "confirmed", "found", "tombstoned", "revived")
+
+
+def _absence_lines(summary: "SyncSummary") -> list[str]:
+    """What a reconcile found gone, by collection, and where it could not tell."""
+    if not summary.absences:
+        return []
+    figures: dict[str, list[int]] = {}
+    for one in summary.absences:
+        sums = figures.setdefault(one["collection"], [0] * len(_ABSENCE))
+        figures[one["collection"]] = [sums[index] + one[name] for index, name in enumerate(_ABSENCE)]
+    changed = [[name, *map(number, sums)] for name, sums in figures.items() if any(sums[1:])]
+    lines = ["", "Absences: records met, rows that the complete lists lacked, asked for one by one, marked as deleted"]
+    lines += table(("collection", *_ABSENCE), changed, right=" " + ">" * len(_ABSENCE)) if changed else ["none"]
+    reasons: dict[str, list[str]] = {}
+    for one in summary.absences:
+        if one["reason"] and one["reason"].startswith("absences not judged"):
+            reasons.setdefault(one["reason"], []).append(one["label"])
+    return lines + [f"{reason}: {_named(labels)}" for reason, labels in reasons.items()]
+
+
+def _named(labels: list[str], most: int = 5) -> str:
+    return ", ".join(labels[:most]) + (f" and {len(labels) - most} more" if len(labels) > most else "")
 
 
 def _row(collection: "CollectionSummary") -> list[str]:

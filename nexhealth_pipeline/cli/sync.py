@@ -3,18 +3,18 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from nexhealth_pipeline.cli.later import not_in_this_version
 from nexhealth_pipeline.cli.progress import showing_progress
 from nexhealth_pipeline.cli.realm import Realm, account
 from nexhealth_pipeline.errors import InvalidSetting, PipelineError
 
 if TYPE_CHECKING:
     from nexhealth_pipeline.orchestration.launch import SyncRequest, SyncSummary
+    from nexhealth_pipeline.sync.filters import Filters, Status
 
 __all__ = ["run", "sync"]
 
@@ -34,6 +34,23 @@ class _Day(click.ParamType[date]):
             return date.fromisoformat(value)
         except ValueError:
             self.fail(f"{value!r} is no date: write YYYY-MM-DD, for example 2026-01-31.", param, ctx)
+
+
+class _Moment(click.ParamType[datetime]):
+    """A time with a zone, or a day (UTC)."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """`value` as a time in UTC, or an error that says how to write one."""
+        from nexhealth_pipeline.sync.filters import moment_of
+
+        if isinstance(value, datetime):
+            return value
+        try:
+            return moment_of("", str(value))
+        except InvalidSetting as error:
+            self.fail(f"{str(error).strip()}, for example 2026-01-31T08:00:00Z.", param, ctx)
 
 
 class _Resource(click.ParamType[str]):
@@ -62,7 +79,18 @@ class _Options:
     patient: int | None
     start: date | None
     end: date | None
+    status: "Status | None"
+    providers: tuple[int, ...]
+    updated_since: datetime | None
     dry_run: bool
+    allow_mass_delete: bool
+
+    @property
+    def filters(self) -> "Filters":
+        """Which rows are wanted."""
+        from nexhealth_pipeline.sync.filters import Filters
+
+        return Filters(self.status, self.providers, self.updated_since)
 
 
 @click.command()
@@ -72,7 +100,7 @@ class _Options:
     default="incremental",
     show_default=True,
     help="incremental: what changed since the last sync, and all that was never read. full: everything again. "
-    "reconcile: not in this version.",
+    "reconcile: everything again, then marks as deleted what the complete lists lack.",
 )
 @click.option("--resource", "resources", type=_Resource(), multiple=True, help="Only this collection; repeatable.")
 @click.option(
@@ -85,21 +113,44 @@ class _Options:
 @click.option("--patient", type=click.IntRange(1), metavar="ID", help="Only this patient, and everything about them.")
 @click.option("--start", type=_Day(), help="Only appointments that start on this day or later.")
 @click.option("--end", type=_Day(), help="Only appointments that start on this day or earlier.")
+@click.option(
+    "--status",
+    type=click.Choice(("active", "inactive")),
+    help="Only rows that are active, or inactive, of the collections that NexHealth filters so.",
+)
+@click.option(
+    "--provider",
+    "providers",
+    type=click.IntRange(1),
+    metavar="ID",
+    multiple=True,
+    help="Only rows of this provider, of the collections that NexHealth filters so; repeatable.",
+)
+@click.option(
+    "--updated-since",
+    type=_Moment(),
+    help="Only rows changed since this day or time, of the collections that NexHealth filters so.",
+)
 @click.option("--dry-run", is_flag=True, help="Read all of it, write nothing, report what would be written.")
 @click.option(
     "--explain", is_flag=True, help="Only say which requests it would send, how many, and how long they take."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else on stdout.")
-@click.option("--allow-mass-delete", is_flag=True, hidden=True)
-def sync(*, explain: bool, as_json: bool, allow_mass_delete: bool, **asked: Any) -> int:
+@click.option(
+    "--allow-mass-delete",
+    is_flag=True,
+    help="With --mode reconcile: mark rows as deleted even where suspiciously many would be at once.",
+)
+def sync(*, explain: bool, as_json: bool, **asked: Any) -> int:
     """Copy what changed into the warehouse.
+
+    Filters add up. A filtered sync brings the rows asked for and leaves all else as it is: the next sync without filters
+    reads as if it had not been.
 
     Runs through Dagster, whose pages show it as well. Ctrl-C ends it on a committed page (exit status 130); the next sync goes on from there. Exit status 0: done;
     1: done, with a failed slice or a refused record to look at; 2: wrong use; 3: nothing could be read;
     4: the database could not be used.
     """
-    if allow_mass_delete:
-        raise not_in_this_version("nexhealth sync --allow-mass-delete")
     options = _Options(**asked)
     _check(options)
     realm = account()
@@ -107,21 +158,46 @@ def sync(*, explain: bool, as_json: bool, allow_mass_delete: bool, **asked: Any)
     realm.settings.api_keys()  # without a key nothing else is worth a start
     if explain:
         return _explain(realm, options, as_json=as_json)
+    if options.filters and not as_json:
+        click.echo(f"Only rows by {options.filters.in_words()}, of {', '.join(_filtered(options))}.")
     return run(realm, _request(options), as_json=as_json)
 
 
 def _check(options: _Options) -> None:
     """Refuse what contradicts itself, before anything is started."""
-    if options.mode == "reconcile":
-        raise not_in_this_version("nexhealth sync --mode reconcile")
+    _check_reconcile(options)
     if options.start and options.end and options.start > options.end:
         raise InvalidSetting(f"--start {options.start} is after --end {options.end}")
     if (options.start or options.end) and options.resources and not _windowed(options.resources):
         raise InvalidSetting(f"--start and --end are for appointments, not for {', '.join(options.resources)}")
-    if options.patient and (options.resources or options.locations or options.start or options.end):
+    if options.patient and (options.resources or options.locations or options.start or options.end or options.filters):
         raise InvalidSetting("--patient reads everything about one patient: leave out the other filters")
     if options.patient and options.dry_run:
         raise InvalidSetting("--patient and --dry-run do not go together")
+    _filtered(options)
+
+
+def _check_reconcile(options: _Options) -> None:
+    """Absence can be told by complete reads only."""
+    if options.allow_mass_delete and options.mode != "reconcile":
+        raise InvalidSetting("--allow-mass-delete goes with --mode reconcile: nothing else marks rows by their absence")
+    if options.mode == "reconcile" and (options.patient or options.start or options.end or options.filters):
+        raise InvalidSetting(
+            "--mode reconcile tells what is gone by complete reads: leave out --patient, --start, --end and the filters"
+        )
+
+
+def _filtered(options: _Options) -> list[str]:
+    """Names of the collections that a filtered sync reads. Raises InvalidSetting where a named one lacks a filter."""
+    from nexhealth_pipeline.catalog.collections import COLLECTIONS
+    from nexhealth_pipeline.sync.filters import choose
+
+    if not options.filters:
+        return []
+    named = [COLLECTIONS[name] for name in options.resources]
+    wanted = [one for one in named or COLLECTIONS.values() if one.window or not (options.start or options.end)]
+    chosen = choose(wanted, options.filters, named=bool(named), known=COLLECTIONS.values())
+    return [one.name for one in chosen]
 
 
 def _windowed(resources: Sequence[str]) -> list[str]:
@@ -151,7 +227,9 @@ def _request(options: _Options) -> "SyncRequest":
         locations=options.locations,
         start=options.start,
         end=options.end,
+        filters=options.filters,
         dry_run=options.dry_run,
+        allow_mass_delete=options.allow_mass_delete,
         patient=options.patient,
     )
 

@@ -24,6 +24,8 @@ from nexhealth_pipeline.orchestration.step import (
     report,
     step,
 )
+from nexhealth_pipeline.sync.filters import choose
+from nexhealth_pipeline.sync.options import SyncOptions
 from nexhealth_pipeline.sync.plan import slices_of
 from nexhealth_pipeline.sync.practice import Practices
 from nexhealth_pipeline.sync.runner import run_slices
@@ -70,10 +72,20 @@ def collections_in(scope: Scope) -> tuple[Collection, ...]:
 def events_of(result: SliceResult) -> Iterable[Event]:
     """What Dagster is told of a slice: a materialization where it is complete, else an observation."""
     asset, key = result.slice.collection.table, result.slice.partition_key
-    if result.complete:
+    if result.absence is not None:
+        if not result.absence.quiet or result.reason:
+            # Of a database, not of a slice: some have no partition to name.
+            named = result.slice.collection.scope in (Scope.INSTITUTION, _scope_of(result.slice))
+            where = key if named else None
+            yield dg.AssetObservation(asset, partition=where, metadata=result_metadata(result))
+    elif result.complete:
         yield dg.AssetMaterialization(asset, partition=key, metadata=result_metadata(result))
     else:
         yield dg.AssetObservation(asset, partition=key, metadata=result_metadata(result))
+
+
+def _scope_of(piece: Slice) -> Scope:
+    return Scope.INSTITUTION if piece.location is None else Scope.LOCATION
 
 
 def fresh_after(context: Context, session: SyncSession) -> datetime:
@@ -97,7 +109,7 @@ def _first_attempt(instance: dg.DagsterInstance, run: dg.DagsterRun) -> dg.Dagst
 
 
 def _spec(collection: Collection) -> dg.AssetSpec:
-    upstream = (*collection.after, *collection.soft_after)
+    upstream = [name for name in collection.upstream if COLLECTIONS[name].is_asset]
     return dg.AssetSpec(
         collection.table,
         group_name=collection.group,
@@ -122,6 +134,7 @@ def _read(context: dg.AssetExecutionContext, config: SyncConfig, nexhealth: NexH
     collections = [one for one in collections_in(scope) if dg.AssetKey(one.table) in context.selected_asset_keys]
     with step(context) as stop, nexhealth.session(context.run.run_id, stop) as session:
         options = config.options(session.settings, fresh_after(context, session))
+        collections = _filtered(context, collections, scope, options)
         keys = chosen_partitions(context, config.partitions, plan=not options.partial) if PARTITIONS[scope] else []
         slices = _slices(context, collections, scope, keys, config.known_practices() or session.practices())
         try:
@@ -137,6 +150,17 @@ def _read(context: dg.AssetExecutionContext, config: SyncConfig, nexhealth: NexH
                 add_partitions(context.instance, session.practices())
         if not stop.is_set():
             raise_failures(results)
+
+
+def _filtered(
+    context: dg.AssetExecutionContext, collections: list[Collection], scope: Scope, options: SyncOptions
+) -> list[Collection]:
+    """Those that have the run's filters: of a whole job the others are left out, assets chosen by name are refused."""
+    chosen = len(collections) < len(collections_in(scope))
+    kept = choose(collections, options.filters, named=chosen, known=DECLARED)
+    if len(kept) < len(collections):
+        context.log.info(f"filtered by {options.filters.in_words()}: {', '.join(one.name for one in kept)}")
+    return kept
 
 
 def _slices(

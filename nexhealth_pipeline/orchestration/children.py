@@ -26,9 +26,10 @@ from nexhealth_pipeline.orchestration.partitions import partition_tags
 from nexhealth_pipeline.orchestration.request import SyncRequest
 from nexhealth_pipeline.orchestration.step import listen
 from nexhealth_pipeline.settings import Settings, load_settings
+from nexhealth_pipeline.sync.filters import choose
 from nexhealth_pipeline.sync.months import CHANGES
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
-from nexhealth_pipeline.sync.plan import due_slices
+from nexhealth_pipeline.sync.plan import awaits_changes, due_slices
 from nexhealth_pipeline.sync.practice import Location, Practices, load_practices, practices_of_records
 from nexhealth_pipeline.sync.slices import Slice, SliceResult
 from nexhealth_pipeline.warehouse.connect import connect
@@ -68,8 +69,9 @@ def discover(settings: Settings, url: str, request: SyncRequest, kind: str) -> d
                 add_partitions(instance, practices)
         _require_practices(practices, results, settings)
         sweep, swept_from = _sweep(connection, settings, request)
-        full_from = swept_from if request.mode is Mode.FULL and swept_from else began
+        full_from = swept_from if request.mode.whole and swept_from else began
         lists_from = swept_from if swept_from and began - swept_from < SWEEP_LISTS else began
+        behind = _is_behind(connection, practices, request)
         jobs, planned = _plan(connection, practices, request, _fresh(full_from, lists_from))
         if request.dry_run:
             for job in jobs:
@@ -80,7 +82,7 @@ def discover(settings: Settings, url: str, request: SyncRequest, kind: str) -> d
         "jobs": jobs,
         "planned": planned,
         "sweep": sweep,
-        "catch_up": _fresh(began, lists_from) if full_from < began else None,
+        "catch_up": _fresh(began, lists_from) if full_from < began or behind else None,
     }
 
 
@@ -88,11 +90,11 @@ def _sweep(
     connection: psycopg.Connection, settings: Settings, request: SyncRequest
 ) -> tuple[int | None, datetime | None]:
     """The sweep that this sync closes when it comes to its end, and since when a killed one had read."""
-    if request.dry_run or request.patient is not None:
+    if request.dry_run or request.patient is not None or request.filters:
         return None, None
     scope = _scope_hash(settings, request)
-    if request.mode is Mode.FULL:
-        sweep, began, taken_up = begin_sweep(connection, Mode.FULL.value, scope)
+    if request.mode.whole:
+        sweep, began, taken_up = begin_sweep(connection, request.mode.value, scope)
         return sweep, began if taken_up else None
     return open_sweep(connection, Mode.FULL.value, scope) or (None, None)
 
@@ -101,8 +103,17 @@ def _fresh(after: datetime, whole_after: datetime) -> dict[str, str]:
     return {"fresh_after": after.isoformat(), "whole_after": whole_after.isoformat()}
 
 
+def _is_behind(connection: psycopg.Connection, practices: Practices, request: SyncRequest) -> bool:
+    """Whether changes of months that an earlier sync read can be asked for only after this one's months."""
+    if request.mode.whole or request.dry_run or request.start or request.end or request.patient or request.filters:
+        return False
+    windowed = [one for one in _collections(Scope.LOCATION_MONTH, request.resources) if one.window]
+    states = load_states(connection, [one.name for one in windowed])
+    return awaits_changes(windowed, practices, states, datetime.now(UTC).date())
+
+
 def catch_up(settings: Settings, url: str, request: SyncRequest, config: dict[str, str]) -> dict[str, Any]:
-    """Plan the end of a full sync that took up a killed one: changes of what that one had read.
+    """Plan the end of a sync that went on with a killed one: changes of what that one had read.
 
     `config`: since when lists are fresh enough (this sync's begin; for those read whole the killed one's).
 
@@ -111,8 +122,8 @@ def catch_up(settings: Settings, url: str, request: SyncRequest, config: dict[st
     names = tuple(
         one.name
         for one in DECLARED
-        if (one.increment or one.per_patient)
-        and one.is_asset
+        if one.is_asset
+        and (one.increment or one.per if request.mode.whole else one.window)
         and (not request.resources or one.name in request.resources)
     )
     with connect(url, autocommit=True) as connection:
@@ -195,6 +206,7 @@ def _as_json(result: SliceResult) -> dict[str, Any]:
         "counts": asdict(result.counts),
         "seconds": result.seconds,
         "new_notes": result.new_notes,
+        "absence": None if result.absence is None else asdict(result.absence),
     }
 
 
@@ -204,11 +216,12 @@ def _require_practices(practices: Practices, results: list[dict[str, Any]], sett
     A discovery that failed in part goes on with what is known.
     """
     failed = [row for row in results if row["status"] == "failed"]
-    if failed and (not practices.institutions or len(failed) == len(results)):
+    nothing_read = len(failed) == len(results) and not any(row["counts"]["pages"] for row in failed)
+    if failed and (not practices.institutions or nothing_read):
         kind = InvalidSetting if failed[0]["exit_status"] == InvalidSetting.exit_status else TryLater
         raise kind(str(failed[0]["reason"]))
     missing = set(settings.subdomains) - {institution.subdomain for institution in practices.institutions}
-    if missing:
+    if missing and not failed:
         raise InvalidSetting(
             f"NEXHEALTH_SUBDOMAINS: the key reaches no institution {sorted(missing)[0]!r}; subdomains are case-sensitive"
         )
@@ -229,8 +242,11 @@ def _plan(
     collections = [one for scope in list(Scope)[1:] for one in _collections(scope, request.resources)]
     if request.start or request.end:
         collections = [one for one in collections if one.window is not None]
+    collections = choose(collections, request.filters, named=bool(request.resources), known=DECLARED)
     states = load_states(connection, [one.name for one in collections])
-    options = SyncOptions(mode=request.mode, start=request.start, end=request.end, dry_run=request.dry_run)
+    options = SyncOptions(
+        mode=request.mode, start=request.start, end=request.end, filters=request.filters, dry_run=request.dry_run
+    )
     today = datetime.now(UTC).date()
     slices = [
         piece
@@ -281,9 +297,18 @@ def _named(keys: Sequence[str], most: int = 5) -> str:
 
 def _config(request: SyncRequest, fresh: dict[str, str]) -> dict[str, Any]:
     config: dict[str, Any] = {"mode": request.mode.value, "dry_run": request.dry_run, **fresh}
+    if request.allow_mass_delete:
+        config["allow_mass_delete"] = True
     for name, day in (("start", request.start), ("end", request.end)):
         if isinstance(day, date):
             config[name] = day.isoformat()
+    filters = request.filters
+    if filters.status is not None:
+        config["status"] = filters.status
+    if filters.providers:
+        config["providers"] = list(filters.providers)
+    if filters.updated_since is not None:
+        config["updated_since"] = filters.updated_since.isoformat()
     return config
 
 

@@ -7,6 +7,7 @@ because a room must not import what stands above it.
 import dagster as dg
 
 from nexhealth_pipeline.orchestration.assets import ASSETS
+from nexhealth_pipeline.orchestration.checks import ASSET_CHECKS, checks_job, checks_sensor
 from nexhealth_pipeline.orchestration.jobs import JOBS
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
 from nexhealth_pipeline.orchestration.schedules import SCHEDULES
@@ -16,11 +17,12 @@ __all__ = ["DEFINITIONS"]
 
 DEFINITIONS = dg.Definitions(
     assets=ASSETS,
-    jobs=JOBS,
+    asset_checks=ASSET_CHECKS,
+    jobs=[*JOBS, checks_job],
     schedules=SCHEDULES,
-    sensors=SENSORS,
+    sensors=[*SENSORS, checks_sensor],
     resources={"nexhealth": NexHealthResource()},
     # One process a run: steps of their own would pay the start-up again, and threads inside read side by side.
     executor=dg.in_process_executor,
 )
-"""Assets, jobs, schedules, sensors, resources."""
+"""Assets and their checks, jobs, schedules, sensors, resources."""

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from nexhealth_pipeline.errors import InvalidSetting
 from nexhealth_pipeline.settings import Settings
+from nexhealth_pipeline.sync.filters import STATUSES, Filters, moment_of
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
 from nexhealth_pipeline.sync.practice import Practices
 
@@ -17,7 +18,10 @@ __all__ = ["PatientConfig", "SyncConfig"]
 class SyncConfig(Config):
     """Run config of every sync; all fields have defaults."""
 
-    mode: str = Field(default="incremental", description="incremental (since the watermark) or full (read all again)")
+    mode: str = Field(
+        default="incremental",
+        description="incremental (since the watermark), full (read all again) or reconcile (full, then mark what is gone)",
+    )
     concurrency: int | None = Field(
         default=None, ge=1, le=64, description="slices read at once; default NEXHEALTH_CONCURRENCY"
     )
@@ -26,7 +30,17 @@ class SyncConfig(Config):
     )
     start: str | None = Field(default=None, description="first day (YYYY-MM-DD) of a window of appointments")
     end: str | None = Field(default=None, description="last day (YYYY-MM-DD) of a window of appointments")
+    status: str | None = Field(
+        default=None, description="only rows that are active, or inactive; where the collections can be filtered so"
+    )
+    providers: list[int] = Field(default=[], description="only rows of these providers (ids); likewise")
+    updated_since: str | None = Field(
+        default=None, description="only rows changed since this day (YYYY-MM-DD) or time (ISO 8601); likewise"
+    )
     dry_run: bool = Field(default=False, description="read everything, write nothing, report what would be written")
+    allow_mass_delete: bool = Field(
+        default=False, description="in a reconcile: mark rows as gone even where suspiciously many are"
+    )
     partitions: list[str] = Field(default=[], description="partition keys, where the run has no partition tag")
     fresh_after: str | None = Field(default=None, description="skip what a pass begun after this time has completed")
 
@@ -53,10 +67,20 @@ class SyncConfig(Config):
             overlap=settings.overlap,
             start=start,
             end=end,
+            filters=self._filters(),
             dry_run=self.dry_run,
+            allow_mass_delete=self.allow_mass_delete,
             fresh_after=_moment("fresh_after", self.fresh_after) or fresh_after,
             whole_after=_moment("whole_after", self.whole_after),
         )
+
+    def _filters(self) -> Filters:
+        if self.status is not None and self.status not in STATUSES:
+            raise InvalidSetting(f"status {self.status!r}: use one of {', '.join(STATUSES)}")
+        if bad := [number for number in self.providers if number < 1]:
+            raise InvalidSetting(f"providers {bad[0]}: write NexHealth's ids of providers")
+        since = None if self.updated_since is None else moment_of("updated_since", self.updated_since)
+        return Filters(self.status, tuple(self.providers), since)
 
 
 class PatientConfig(Config):

@@ -14,6 +14,7 @@ import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from nexhealth_pipeline.catalog.collection import Scope
+from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.orchestration.assets import ASSETS, collections_in, fresh_after, step_name
 from nexhealth_pipeline.orchestration.config import PatientConfig, SyncConfig
 from nexhealth_pipeline.orchestration.metadata import as_of_metadata, result_metadata
@@ -21,6 +22,7 @@ from nexhealth_pipeline.orchestration.nightly import complete_windows
 from nexhealth_pipeline.orchestration.partitions import location_month_key
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
 from nexhealth_pipeline.orchestration.step import Event, raise_failures, read, step
+from nexhealth_pipeline.sync.filters import choose
 from nexhealth_pipeline.sync.months import CHANGES, month_keys
 from nexhealth_pipeline.sync.patient import refresh_patient
 from nexhealth_pipeline.sync.runner import run_slices
@@ -51,7 +53,7 @@ def _read_changes(context: dg.OpExecutionContext, config: SyncConfig, nexhealth:
         wanted = set(config.partitions)
         slices = [
             Slice(collection, location.institution, location, CHANGES)
-            for collection in collections_in(Scope.LOCATION_MONTH)
+            for collection in choose(collections_in(Scope.LOCATION_MONTH), options.filters, named=False, known=DECLARED)
             for location in (config.known_practices() or session.practices()).active()
             if not wanted or location.key in wanted
         ]
@@ -121,7 +123,7 @@ def _scope_job(scope: Scope) -> UnresolvedAssetJobDefinition:
     assets = next(assets for assets in ASSETS if assets.op.name == step_name(scope))
     return dg.define_asset_job(
         SCOPE_JOBS[scope],
-        selection=dg.AssetSelection.assets(*assets.keys),
+        selection=dg.AssetSelection.assets(*assets.keys).without_checks(),
         description=f"Reads all collections kept by {scope.value.replace('_', ' and ')}.",
     )
 

@@ -71,6 +71,8 @@ class SyncSummary:
     floor_seconds: float
     """The least time the rate limits in force allow for the requests made."""
     exit_status: int
+    absences: list[dict[str, Any]] = field(default_factory=list)
+    """Of a reconcile: what each judgement found, its place (`label`) and, where nothing could be marked, why."""
 
     def as_json(self) -> dict[str, Any]:
         """The summary as JSON can hold it."""
@@ -173,6 +175,8 @@ class _Watch:
                 (self._runs,),
             ).fetchone()
         done, pages, records = row or (0, 0, 0)
+        # Judging absences has log rows of its own.
+        done = min(done, self._plan["planned"])
         return Progress(last[0] if last else "", int(pages), int(records), done, self._plan["planned"])
 
 
@@ -186,10 +190,11 @@ def _summarise(
     by_name: dict[str, CollectionSummary] = {}
     for row in results:
         summary = by_name.setdefault(row["collection"], CollectionSummary(row["collection"]))
-        summary.slices += 1
-        summary.succeeded += row["status"] == "succeeded"
-        summary.failed += row["status"] == "failed"
-        summary.skipped += row["status"] == "skipped"
+        if row["absence"] is None:
+            summary.slices += 1
+            summary.succeeded += row["status"] == "succeeded"
+            summary.failed += row["status"] == "failed"
+            summary.skipped += row["status"] == "skipped"
         summary.counts.add(Counts(**row["counts"]))
         summary.seconds += row["seconds"]
     requests: Counter[str] = Counter()
@@ -207,7 +212,16 @@ def _summarise(
         seconds=seconds,
         floor_seconds=floor_seconds(requests, settings.rate_share),
         exit_status=_exit_status(results, outcomes, failures, new_notes),
+        absences=_absences(results),
     )
+
+
+def _absences(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {"collection": row["collection"], "label": row["label"], "reason": row["reason"], **row["absence"]}
+        for row in results
+        if row["absence"] is not None
+    ]
 
 
 def _exit_status(
@@ -217,7 +231,7 @@ def _exit_status(
     for decisive in (WarehouseError.exit_status, ConfigurationError.exit_status):
         if any(outcome.status == decisive for outcome in outcomes):
             return decisive
-    read = [row for row in results if row["scope"] != Scope.PRACTICE and _was_read(row)]
+    read = [row for row in results if row["scope"] != Scope.PRACTICE and row["absence"] is None and _was_read(row)]
     if failures and not read:
         statuses = [row["exit_status"] for row in results if row["exit_status"]]
         return statuses[0] if statuses else TryLater.exit_status

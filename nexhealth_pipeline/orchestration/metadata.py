@@ -1,5 +1,6 @@
 """What an asset says of itself, and what each materialization says of its slice. Ids and counts only."""
 
+from dataclasses import asdict
 from typing import Any
 
 import dagster as dg
@@ -26,7 +27,9 @@ def collection_metadata(collection: Collection) -> dict[str, Any]:
         "dagster/table_name": f"public.{collection.table}",
         "dagster/column_schema": dg.TableSchema(columns=columns),
         "api_path": collection.path,
-        "read": "one request a patient" if collection.per_patient else f"{collection.paging.value} paging",
+        "read": f"one request for each of the {collection.per}"
+        if collection.per
+        else f"{collection.paging.value} paging",
         "changes_by": collection.increment or "full read",
     }
 
@@ -41,6 +44,8 @@ def result_metadata(result: SliceResult) -> dict[str, Any]:
         metadata["location"] = f"{result.slice.location.name} ({result.slice.location.key})"
     if result.rows is not None:
         metadata["dagster/partition_row_count" if result.slice.partition_key else "dagster/row_count"] = result.rows
+    if result.absence is not None:
+        metadata["absence"] = {**asdict(result.absence), "reason": result.reason}
     if result.reason:
         metadata["reason"] = result.reason
     return metadata

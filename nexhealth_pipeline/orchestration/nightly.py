@@ -1,6 +1,7 @@
 """What a schedule asks for, as data: decided by pure queries of the warehouse, tested without a daemon."""
 
 from collections.abc import Collection as AnyCollection
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -9,12 +10,17 @@ import psycopg
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.sync.months import CHANGES, month_keys
-from nexhealth_pipeline.sync.practice import Institution, Location, load_practices
+from nexhealth_pipeline.sync.practice import Institution, Location, Practices, load_practices
 
 __all__ = ["Due", "complete_windows", "due_at_night", "due_in_the_morning"]
 
 _WINDOWED = [one for one in DECLARED if one.scope is Scope.LOCATION_MONTH]
-_PASSES = sum(len(one.passes) for one in _WINDOWED)
+_PASSES = sum(len(one.regular_passes) for one in _WINDOWED)
+_PASS_NAMES = [regular.name for one in _WINDOWED for regular in one.regular_passes]
+_REST = "6 days 12 hours"
+"""What was judged so lately rests: each once a week, whatever hour the night begins at."""
+_NIGHTS = 7
+_NEVER = datetime.min.replace(tzinfo=UTC)
 _EXPECTED = {
     scopes: [one.name for one in DECLARED if one.is_asset and one.scope in scopes and not one.may_be_disabled]
     for scopes in ((Scope.INSTITUTION,), (Scope.LOCATION, Scope.LOCATION_MONTH))
@@ -30,12 +36,19 @@ class Due:
     locations: list[str] = field(default_factory=list)
     months: list[str] = field(default_factory=list)
     changes: list[str] = field(default_factory=list)
+    reconcile: "Due | None" = None
+    """What is to be reconciled, in runs of its own."""
 
 
 def due_at_night(connection: psycopg.Connection, subdomains: AnyCollection[str]) -> Due:
-    """Everything: lists of all institutions and locations, changes of appointments, months never read."""
+    """Everything: lists of all institutions and locations, changes of appointments, months never read.
+
+    A seventh of it is reconciled instead: deletions have no event and no increment.
+    """
     practices = load_practices(connection, subdomains)
-    return _due(connection, practices.institutions, practices.active())
+    due = _due(connection, practices.institutions, practices.active())
+    _rotate(connection, practices, due)
+    return due
 
 
 def due_in_the_morning(connection: psycopg.Connection, subdomains: AnyCollection[str]) -> Due:
@@ -85,6 +98,70 @@ def _due(
     return due
 
 
+def _rotate(connection: psycopg.Connection, practices: Practices, due: Due) -> None:
+    """Move what is to be reconciled this night out of `due`: databases by their lists and by their months apart."""
+    databases: dict[tuple[int, int], list[Location]] = {}
+    for location in practices.active():
+        databases.setdefault((location.institution.id, location.owner_id), []).append(location)
+    lists, months = (
+        {
+            location.key
+            for database in _next(connection, scope, {key: [one.id for one in of] for key, of in databases.items()})
+            for location in databases[database]
+        }
+        for scope in (Scope.LOCATION, Scope.LOCATION_MONTH)
+    )
+    chosen = _next(connection, Scope.INSTITUTION, {(one.id, 0): [0] for one in practices.institutions})
+    institutions = {one.subdomain for one in practices.institutions if (one.id, 0) in chosen}
+    if not (lists or months or institutions):
+        return
+    due.reconcile = Due(
+        institutions=[key for key in due.institutions if key in institutions],
+        locations=[key for key in due.locations if key in lists],
+        months=[f"{key}|{month}" for key in due.locations if key in months for month in _months()],
+    )
+    due.institutions = [key for key in due.institutions if key not in institutions]
+    due.locations = [key for key in due.locations if key not in lists]
+    due.months = [key for key in due.months if key.partition("|")[0] not in months]
+    due.changes = [key for key in due.changes if key not in months]
+
+
+def _next(
+    connection: psycopg.Connection, scope: Scope, places: Mapping[tuple[int, int], list[int]]
+) -> list[tuple[int, int]]:
+    """A seventh of `places` (institution and owner -> its locations), at least one, longest not tried first.
+
+    Left out are those judged less than a week ago, and those not read completely yet, where nothing can be gone.
+    """
+    names = [one.name for one in DECLARED if one.is_asset and one.scope is scope]
+    tried = {
+        (row[0], row[1]): (row[2], row[3])
+        for row in connection.execute(
+            "SELECT institution_id, location_id, max(begun_at), max(judged_at) > clock_timestamp() - %s::interval"
+            " FROM nexhealth_seen_passes WHERE collection = ANY(%s) GROUP BY 1, 2",
+            (_REST, names),
+        )
+    }
+    read = {
+        (row[0], row[1])
+        for row in connection.execute(
+            "SELECT DISTINCT institution_id, location_id FROM nexhealth_freshness"
+            " WHERE collection = ANY(%s) AND complete_through IS NOT NULL",
+            (names,),
+        )
+    }
+    waiting: list[tuple[datetime, tuple[int, int]]] = []
+    for place, locations in places.items():
+        known = [tried[place[0], one] for one in locations if (place[0], one) in tried]
+        if all((place[0], one) in read for one in locations) and not any(judged for _, judged in known):
+            waiting.append((max((begun for begun, _ in known), default=_NEVER), place))
+    return [place for _, place in sorted(waiting)[: -(-len(places) // _NIGHTS)]]
+
+
+def _months() -> list[str]:
+    return month_keys(datetime.now(UTC).date())
+
+
 def complete_windows(
     connection: psycopg.Connection, locations: AnyCollection[int] | None = None
 ) -> set[tuple[int, str]]:
@@ -93,8 +170,13 @@ def complete_windows(
         (row[0], row[1])
         for row in connection.execute(
             "SELECT location_id, window_key FROM nexhealth_sync_state"
-            " WHERE collection = ANY(%s) AND (%s::bigint[] IS NULL OR location_id = ANY(%s))"
+            " WHERE collection = ANY(%s) AND pass = ANY(%s) AND (%s::bigint[] IS NULL OR location_id = ANY(%s))"
             " GROUP BY location_id, window_key HAVING count(*) >= %s AND bool_and(watermark IS NOT NULL)",
-            ([one.name for one in _WINDOWED], *[None if locations is None else list(locations)] * 2, _PASSES),
+            (
+                [one.name for one in _WINDOWED],
+                _PASS_NAMES,
+                *[None if locations is None else list(locations)] * 2,
+                _PASSES,
+            ),
         )
     }

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import date
 
+from nexhealth_pipeline.sync.filters import NO_FILTERS, Filters
 from nexhealth_pipeline.sync.options import Mode
 
 __all__ = ["SyncRequest"]
@@ -19,5 +20,8 @@ class SyncRequest:
     """Keys, ids or names of locations."""
     start: date | None = None
     end: date | None = None
+    filters: Filters = NO_FILTERS
     dry_run: bool = False
+    allow_mass_delete: bool = False
+    """In a reconcile: mark absences past the brake as well."""
     patient: int | None = None

@@ -1,7 +1,7 @@
 """The nightly run and the morning catch-up: a few runs for any number of locations.
 
 A Dagster schedule launches one job, so there is one schedule per job and time of day, each asking for at
-most one run. The keys go into the run config, so that any choice of locations is one run. All run by
+most one run (at night one more, of what is reconciled). The keys go into the run config, so that any choice of locations is one run. All run by
 default; without a key they skip and say so.
 """
 
@@ -21,6 +21,7 @@ from nexhealth_pipeline.orchestration.nightly import Due, due_at_night, due_in_t
 from nexhealth_pipeline.orchestration.partitions import partition_tags
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
 from nexhealth_pipeline.settings import Settings, load_settings
+from nexhealth_pipeline.sync.options import Mode
 from nexhealth_pipeline.warehouse.migrate import HEAD, current_revision
 
 __all__ = ["SCHEDULES"]
@@ -31,7 +32,7 @@ _BUSY = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
-_Answer = dg.RunRequest | dg.SkipReason
+_Answer = list[dg.RunRequest] | dg.RunRequest | dg.SkipReason
 
 
 @dataclass(frozen=True)
@@ -70,21 +71,36 @@ _TARGETS = (
 def _tick(
     context: dg.ScheduleEvaluationContext, nexhealth: NexHealthResource, timetable: _Timetable, target: _Target
 ) -> _Answer:
-    """The run of a tick, or why there is none."""
+    """The runs of a tick, at most one a mode, or why there is none."""
     try:
         settings = nexhealth.settings()
         settings.api_keys()
-        keys = [] if target is _PRACTICE else _keys(context, nexhealth, settings, timetable, target)
+        keys, gone = ([], []) if target is _PRACTICE else _keys(context, nexhealth, settings, timetable, target)
     except PipelineError as error:
         return dg.SkipReason(str(error))
-    if not keys and target is not _PRACTICE:
+    if not (keys or gone) and target is not _PRACTICE:
         return dg.SkipReason("nothing is due; a location is known once nexhealth_practice has read it")
     busy = context.instance.get_runs(dg.RunsFilter(job_name=target.job, statuses=_BUSY), limit=1)
     if busy:
         return dg.SkipReason(f"run {busy[0].run_id} of {target.job} is still going; the next tick takes up the rest")
-    config = {"ops": {target.step: {"config": {"partitions": keys}}}} if keys else {}
+    if not gone:
+        return _request(context, target, keys)
+    reconcile = _request(context, target, gone, Mode.RECONCILE)
+    return [_request(context, target, keys, Mode.INCREMENTAL), reconcile] if keys else [reconcile]
+
+
+def _request(
+    context: dg.ScheduleEvaluationContext, target: _Target, keys: list[str], mode: Mode | None = None
+) -> dg.RunRequest:
+    """One run; where a tick asks for two, the mode tells the daemon one from the other."""
+    told = {} if mode is None else {"mode": mode.value}
+    config = {"ops": {target.step: {"config": {"partitions": keys, **told}}}} if keys else {}
     tags = partition_tags(context.instance, target.partitions, keys)
-    return dg.RunRequest(run_config=config, tags={**tags, "nexhealth/partitions": str(len(keys) or 1)})
+    return dg.RunRequest(
+        run_key=None if mode is None else mode.value,
+        run_config=config,
+        tags={**tags, "nexhealth/partitions": str(len(keys) or 1)},
+    )
 
 
 def _keys(
@@ -93,12 +109,14 @@ def _keys(
     settings: Settings,
     timetable: _Timetable,
     target: _Target,
-) -> list[str]:
+) -> tuple[list[str], list[str]]:
+    """Keys to read, and keys to reconcile."""
     with nexhealth.warehouse() as connection:
         if current_revision(connection) != HEAD:
-            return []
+            return [], []
         fail_dead_runs(context.instance, connection)
-        return target.keys(timetable.due(connection, settings.subdomains))
+        due = timetable.due(connection, settings.subdomains)
+    return target.keys(due), [] if due.reconcile is None else target.keys(due.reconcile)
 
 
 def _schedule(timetable: _Timetable, target: _Target, timezone: str) -> dg.ScheduleDefinition:
@@ -132,7 +150,8 @@ def _schedules() -> list[dg.ScheduleDefinition]:
         "nexhealth_nightly",
         settings.nightly,
         due_at_night,
-        "Every location's changes, however old their date; what was never complete is read in full.",
+        "Every location's changes, however old their date; what was never complete is read in full, and a seventh "
+        "of all is reconciled: read whole to see what is gone.",
     )
     catchup = _Timetable(
         "nexhealth_catchup",

@@ -1,8 +1,8 @@
-"""Lists under one patient (documents): one request a patient, so only for those that are due.
+"""Lists under one row (a patient's documents): one request a row, so only for those that are due.
 
-Due are patients never read or changed since, and a small rotation, because such a list has no
-increment and tells nobody that it changed. `nexhealth_child_reads`, written with the rows, is where
-a killed run goes on.
+Due are rows never read or changed since, and a small rotation, because such a list has no increment and
+tells nobody that it changed. `nexhealth_child_reads`, written with the records, is where a killed run
+goes on.
 """
 
 import time
@@ -17,26 +17,32 @@ import psycopg
 from nexhealth_pipeline.client.page import Page
 from nexhealth_pipeline.client.request import ApiRequest
 from nexhealth_pipeline.errors import ApiError, KeyRefused, NoAccess, NotFound
-from nexhealth_pipeline.sync.options import Mode
+from nexhealth_pipeline.sync.enabled import full_read_due
+from nexhealth_pipeline.sync.fault_points import reach
+from nexhealth_pipeline.sync.keeper import Keeper
 from nexhealth_pipeline.sync.plan import PassPlan, passes_of
 from nexhealth_pipeline.sync.reader import SliceReader
-from nexhealth_pipeline.warehouse.child_reads import DuePatient, due_patients, record_child_reads
+from nexhealth_pipeline.warehouse.child_reads import DueRow, due_rows, record_child_reads
+from nexhealth_pipeline.warehouse.seen import answered_key
 from nexhealth_pipeline.warehouse.state import PassState, database_time, load_state, save_state
 from nexhealth_pipeline.warehouse.sync_log import Counts
 
-__all__ = ["ChildReader"]
+__all__ = ["ROWS", "ChildReader"]
+
+ROWS = "rows"
+"""Name of the one pass through all due rows."""
 
 _BATCH_SECONDS = 2.0
 """Longest time between commits; a killed run asks again for what came since the last one."""
-_BATCH_PATIENTS = 200
+_BATCH_ROWS = 200
 _GIVE_UP_AFTER = 5
 """Failures in a row after which the rest of a location is left to the next sync: each costs all its retries."""
 _Answer = list[Page] | ApiError
-_Read = tuple[DuePatient, list[Page]]
+_Read = tuple[DueRow, list[Page]]
 
 
 class _Failures:
-    """Patients whose lists could not be read: the others are read all the same, unless all seem to fail."""
+    """Rows whose lists could not be read: the others are read all the same, unless all seem to fail."""
 
     def __init__(self) -> None:
         self._all: list[ApiError] = []
@@ -49,12 +55,12 @@ class _Failures:
         if self.in_a_row >= _GIVE_UP_AFTER:
             self.raise_any(None)
 
-    def raise_any(self, patients: int | None) -> None:
+    def raise_any(self, rows: int | None) -> None:
         """Raise what was noted, if anything, as one error that carries what all of them cost."""
         if not self._all:
             return
         first = self._all[0]
-        many = f"{len(self._all)} patients' lists" + (f" of {patients}" if patients else " in a row")
+        many = f"{len(self._all)} single reads" + (f" of {rows}" if rows else " in a row")
         error = type(first)(f"{many} could not be read, the first: {first}", status=first.status)
         for one in self._all:
             error.requests += one.requests
@@ -65,17 +71,18 @@ class _Failures:
 
 
 class ChildReader(SliceReader):
-    """Reads the lists of one location's due patients, several at a time."""
+    """Reads the lists of one slice's due rows, several at a time."""
 
-    _patients_as_of: datetime | None = None
+    _parents_as_of: datetime | None = None
 
     def passes(self, connection: psycopg.Connection) -> None:
-        """One way through all due patients; the passes of the declaration are requests of each of them."""
+        """One way through all due rows; the passes of the declaration are requests of each of them."""
         plans = passes_of(self.slice, datetime.now(UTC).date())
-        key = replace(plans[0].key, pass_name="patients")
+        key = replace(plans[0].key, pass_name=ROWS)
+        self._keeper = Keeper(connection, self.slice.collection, key)
         stored = PassState(key) if self.options.dry_run else load_state(connection, key)
         self._watermark_from = stored.watermark
-        self._patients_as_of = self._upstream(connection)
+        self._parents_as_of = self._upstream(connection)
         state = self._begin(connection, stored)
         if state is None:
             self.states.append(stored)
@@ -83,19 +90,22 @@ class ChildReader(SliceReader):
         self.read_anything = True
         if not self.options.partial:
             save_state(connection, state)
+        self.loader.before_merge = self._keeper.staged
         self._read_due(connection, plans, self._due(connection, state))
         state = state.completed(datetime.now(UTC))
         if not self.options.partial:
-            save_state(connection, state)
+            with connection.transaction():
+                save_state(connection, state)
+                self._keeper.end(state.pass_started_at)
         self.states.append(state)
 
     def as_of(self) -> datetime | None:
-        """No later than the patients themselves: a list cannot be due for a change that was not seen."""
+        """No later than the rows themselves: a list cannot be due for a change that was not seen."""
         own = super().as_of()
-        return None if own is None or self._patients_as_of is None else min(own, self._patients_as_of)
+        return None if own is None or self._parents_as_of is None else min(own, self._parents_as_of)
 
     def _upstream(self, connection: psycopg.Connection) -> datetime | None:
-        """Up to when the patients of the location's database are complete; None = never were."""
+        """Up to when the rows themselves are complete; None = never were."""
         location = self.slice.location
         row = connection.execute(
             "SELECT CASE WHEN bool_and(watermark IS NOT NULL) THEN min(watermark) END FROM nexhealth_sync_state"
@@ -106,19 +116,26 @@ class ChildReader(SliceReader):
 
     def _begin(self, connection: psycopg.Connection, stored: PassState) -> PassState | None:
         """The state to read under: an unfinished full read gone on with, or a new one; None = fresh."""
-        after, full = self.options.fresh_after, self.options.mode is Mode.FULL
+        after, full = self.options.fresh_after, self.options.mode.whole
         last = stored.full_at if full else stored.fresh_at
-        if after and not self.options.partial and not stored.unfinished and last and last >= after:
+        if self.options.reconciles:
+            if after and self._keeper.complete_since(after):
+                return None
+        elif after and not self.options.partial and not stored.unfinished and last and last >= after:
             return None
         started = stored.pass_started_at
         now = self.session.client.clock.now()
-        full = full or stored.watermark is None
-        if stored.unfinished and started and now - started < self.options.resume_within and stored.since is None:
+        full = full or stored.watermark is None or full_read_due(connection, self.slice.collection, stored)
+        young = started is not None and now - started < self.options.resume_within
+        if stored.unfinished and young and stored.since is None and self._keeper.take_up(stored, self.options.mode):
             return replace(stored, run_id=self.session.run_id)
+        begun_at = database_time(connection)
+        if not self.options.partial:
+            self._keeper.begin(begun_at, self.options.mode)
         return replace(
             stored,
             pass_started_at=now,
-            begun_at=database_time(connection),
+            begun_at=begun_at,
             mode=self.options.mode.value,
             # Any time does: it only tells a read of what is due from a read of everything.
             since=None if full else stored.watermark,
@@ -126,12 +143,12 @@ class ChildReader(SliceReader):
             run_id=self.session.run_id,
         )
 
-    def _due(self, connection: psycopg.Connection, state: PassState) -> list[DuePatient]:
+    def _due(self, connection: psycopg.Connection, state: PassState) -> list[DueRow]:
         due = self._known_due(connection, state)
-        if not self.options.dry_run:
+        if not self.options.dry_run or not self.slice.collection.per_patient:
             return due
         met = self._met(connection) - {patient.id for patient in due}
-        return due + [DuePatient(patient_id, None) for patient_id in sorted(met)]
+        return due + [DueRow(patient_id, None) for patient_id in sorted(met)]
 
     def _met(self, connection: psycopg.Connection) -> set[int]:
         """Patients of this location that a dry run met and the warehouse does not know."""
@@ -149,10 +166,10 @@ class ChildReader(SliceReader):
         }
         return seen.get(mine, set()) - lower - known
 
-    def _known_due(self, connection: psycopg.Connection, state: PassState) -> list[DuePatient]:
-        return due_patients(
+    def _known_due(self, connection: psycopg.Connection, state: PassState) -> list[DueRow]:
+        return due_rows(
             connection,
-            collection=self.slice.collection.name,
+            collection=self.slice.collection,
             institution_id=self.slice.institution_id,
             location_id=self.slice.location_id,
             read_before=state.begun_at if state.since is None else None,
@@ -160,26 +177,29 @@ class ChildReader(SliceReader):
             rotation_cap=self.options.rotation_cap,
         )
 
-    def _read_due(self, connection: psycopg.Connection, plans: list[PassPlan], due: list[DuePatient]) -> None:
+    def _read_due(self, connection: psycopg.Connection, plans: list[PassPlan], due: list[DueRow]) -> None:
         committing = self.committing(connection)
         batch: list[_Read] = []
         last_commit = time.monotonic()
 
         def commit() -> None:
+            reach("after_fetch", self.slice.collection.name)
             with connection.transaction():
                 counts = self._load(connection, batch)
                 committing(counts)
+                reach("before_commit", self.slice.collection.name)
+            reach("after_commit", self.slice.collection.name)
             batch.clear()
 
         failures = _Failures()
         try:
-            for patient, answer in self._fetch(plans, due):
+            for row, answer in self._fetch(plans, due):
                 if isinstance(answer, ApiError):
                     failures.add(answer)
                     continue
                 failures.in_a_row = 0
-                batch.append((patient, answer))
-                if len(batch) >= _BATCH_PATIENTS or time.monotonic() - last_commit > _BATCH_SECONDS:
+                batch.append((row, answer))
+                if len(batch) >= _BATCH_ROWS or time.monotonic() - last_commit > _BATCH_SECONDS:
                     commit()
                     last_commit = time.monotonic()
         finally:
@@ -189,29 +209,35 @@ class ChildReader(SliceReader):
         failures.raise_any(len(due))
 
     def _load(self, connection: psycopg.Connection, batch: list[_Read]) -> Counts:
-        pages = [
-            (page, {"patient_id": patient.id, "location_id": self.slice.location_id})
-            for patient, answers in batch
-            for page in answers
-        ]
+        pages = [(page, self._known(row)) for row, answers in batch for page in answers]
         loaded = self.loader.load(pages, None)
+        self._keeper.met(answered_key(row.id) for row, answers in batch if answers)
+        self._keeper.unreadable(loaded.counts.quarantined)
         if not self.options.partial:
             record_child_reads(
                 connection,
                 collection=self.slice.collection.name,
                 institution_id=self.slice.institution_id,
-                reads=[(patient, sum(len(page.records) for page in answers)) for patient, answers in batch if answers],
+                reads=[(row, sum(len(page.records) for page in answers)) for row, answers in batch if answers],
             )
         return loaded.counts
 
-    def _fetch(self, plans: list[PassPlan], due: list[DuePatient]) -> Iterator[tuple[DuePatient, _Answer]]:
+    def _known(self, row: DueRow) -> dict[str, int]:
+        """What the request knows: the row it asks about, under the name that the declaration gives it."""
+        known = {column.name: row.id for column in self.slice.collection.from_request}
+        return {**known, "location_id": self.slice.location_id}
+
+    def _fetch(self, plans: list[PassPlan], due: list[DueRow]) -> Iterator[tuple[DueRow, _Answer]]:
         """Answers, or why there is none, in the order of `due`; a bounded number of requests is under way."""
         width = self.options.concurrency
-        waiting: deque[tuple[DuePatient, Future[_Answer]]] = deque()
-        with ThreadPoolExecutor(width, thread_name_prefix="nexhealth-patients") as pool:
+        waiting: deque[tuple[DueRow, Future[_Answer]]] = deque()
+        with ThreadPoolExecutor(width, thread_name_prefix="nexhealth-rows") as pool:
             try:
-                for patient in due:
-                    waiting.append((patient, pool.submit(self._read_patient, plans, patient)))
+                if self.slice.collection.may_be_disabled and due:
+                    # One request tells whether the practice has it at all.
+                    yield due[0], self._read_row(plans, due[0])
+                for row in due[self.slice.collection.may_be_disabled :]:
+                    waiting.append((row, pool.submit(self._read_row, plans, row)))
                     if len(waiting) >= 4 * width:
                         yield self._take(waiting)
                 while waiting:
@@ -221,21 +247,21 @@ class ChildReader(SliceReader):
                     future.cancel()
 
     @staticmethod
-    def _take(waiting: "deque[tuple[DuePatient, Future[_Answer]]]") -> tuple[DuePatient, _Answer]:
-        patient, future = waiting.popleft()
-        return patient, future.result()
+    def _take(waiting: "deque[tuple[DueRow, Future[_Answer]]]") -> tuple[DueRow, _Answer]:
+        row, future = waiting.popleft()
+        return row, future.result()
 
-    def _read_patient(self, plans: list[PassPlan], patient: DuePatient) -> _Answer:
-        """All pages of one patient's lists, none where the API no longer knows the patient; or this patient's failure.
+    def _read_row(self, plans: list[PassPlan], row: DueRow) -> _Answer:
+        """All pages of one row's lists, none where the API no longer knows the row; or this row's failure.
 
-        Raises what no other patient would fare better with.
+        Raises what no other row would fare better with.
         """
         pages: list[Page] = []
         for plan in plans:
             try:
-                pages += self.session.client.pages(self._request(plan, patient))
+                pages += self.session.client.pages(self._request(plan, row))
             except NotFound:
-                # Gone since the patients were read; the next read of patients says what became of them.
+                # Gone since its collection was read; the next read of that says what became of it.
                 return []
             except (KeyRefused, NoAccess):
                 raise
@@ -244,5 +270,5 @@ class ChildReader(SliceReader):
         return pages
 
     @staticmethod
-    def _request(plan: PassPlan, patient: DuePatient) -> ApiRequest:
-        return replace(plan.request, path=plan.request.path.format(patient_id=patient.id))
+    def _request(plan: PassPlan, row: DueRow) -> ApiRequest:
+        return replace(plan.request, path=plan.request.path.format(id=row.id))

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from math import ceil
 
@@ -12,11 +12,13 @@ from psycopg import sql
 from nexhealth_pipeline.catalog.collection import Collection, Scope
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.catalog.limits import LIMITS, RateClass, rate_classes
+from nexhealth_pipeline.catalog.paging import MOST_A_PAGE
+from nexhealth_pipeline.sync.filters import NO_FILTERS
 from nexhealth_pipeline.sync.months import CHANGES
-from nexhealth_pipeline.sync.options import Mode, SyncOptions
-from nexhealth_pipeline.sync.plan import PER_PAGE, passes_of
+from nexhealth_pipeline.sync.options import SyncOptions
+from nexhealth_pipeline.sync.plan import passes_of
 from nexhealth_pipeline.sync.slices import Slice
-from nexhealth_pipeline.warehouse.child_reads import due_patients
+from nexhealth_pipeline.warehouse.child_reads import due_rows
 
 __all__ = ["Explained", "explain", "floor_seconds"]
 
@@ -64,30 +66,44 @@ def floor_seconds(requests_by_path: Mapping[str, int], share: float) -> float:
 def _explained(
     connection: psycopg.Connection, collection: Collection, pieces: list[Slice], options: SyncOptions, today: date
 ) -> Explained:
-    if collection.per_patient:
+    if collection.per:
         requests = sum(_due(connection, piece, options) for piece in pieces) * len(collection.passes)
-        return Explained(collection.name, collection.path, len(pieces), requests, "one request a patient that is due")
-    passes = sum(len(passes_of(piece, today)) for piece in pieces)
-    whole = options.mode is Mode.FULL and collection.window is None
-    pages = sum(ceil(rows / PER_PAGE) for rows in _rows(connection, collection)) if whole else 0
-    return Explained(collection.name, collection.path, len(pieces), max(passes, pages), _why(collection, pieces))
+        return Explained(
+            collection.name,
+            collection.path,
+            len(pieces),
+            requests,
+            f"one request for each of the {collection.per} that is due",
+        )
+    if collection.scope is Scope.PRACTICE:
+        options = replace(options, filters=NO_FILTERS)  # discovery is never filtered
+    passes = sum(len(passes_of(piece, today, options.filters, reconcile=options.reconciles)) for piece in pieces)
+    # Of a filtered list nobody knows the length beforehand.
+    whole = options.mode.whole and collection.window is None and not options.filters
+    pages = sum(ceil(rows / MOST_A_PAGE[collection.paging]) for rows in _rows(connection, collection)) if whole else 0
+    return Explained(
+        collection.name, collection.path, len(pieces), max(passes, pages), _why(collection, pieces, options)
+    )
 
 
-def _why(collection: Collection, pieces: list[Slice]) -> str:
+def _why(collection: Collection, pieces: list[Slice], options: SyncOptions) -> str:
+    if options.filters:
+        return f"only by {options.filters.in_words()}; at least one request a pass"
+    passes = len(collection.passes if options.reconciles else collection.regular_passes)
     if collection.window is None:
-        return f"{len(collection.passes)} pass(es) a slice, {PER_PAGE} records a page"
+        return f"{passes} pass(es) a slice, {MOST_A_PAGE[collection.paging]} records a page"
     changes = sum(piece.window_key == CHANGES for piece in pieces)
-    return f"{len(pieces) - changes} month(s) and {changes} change read(s), {len(collection.passes)} passes each"
+    return f"{len(pieces) - changes} month(s) and {changes} change read(s), {passes} passes each"
 
 
 def _due(connection: psycopg.Connection, piece: Slice, options: SyncOptions) -> int:
-    due = due_patients(
+    due = due_rows(
         connection,
-        collection=piece.collection.name,
+        collection=piece.collection,
         institution_id=piece.institution_id,
         location_id=piece.location_id,
         # Everything read so far is due again in a full sync.
-        read_before=datetime.now(UTC) if options.mode is Mode.FULL else None,
+        read_before=datetime.now(UTC) if options.mode.whole else None,
         rotation_days=options.rotation_days,
         rotation_cap=options.rotation_cap,
     )

@@ -1,16 +1,22 @@
 """Answers of one collection into its table, inside the caller's transaction."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
 import psycopg
 
+from nexhealth_pipeline.catalog.collection import Collection
+from nexhealth_pipeline.catalog.collections import nested_in
 from nexhealth_pipeline.client.page import Page
+from nexhealth_pipeline.sync.fault_points import reach
 from nexhealth_pipeline.sync.slices import Slice
+from nexhealth_pipeline.warehouse.drift import record_drift
 from nexhealth_pipeline.warehouse.encode import Note, RecordEncoder
+from nexhealth_pipeline.warehouse.history import Cause, state_cause
 from nexhealth_pipeline.warehouse.merge import Change, Stage
-from nexhealth_pipeline.warehouse.quarantine import quarantine
+from nexhealth_pipeline.warehouse.nested import NestedStage
+from nexhealth_pipeline.warehouse.quarantine import OpenNotes, quarantine
 from nexhealth_pipeline.warehouse.sync_log import Counts
 
 __all__ = ["Loaded", "Loader", "cost_of"]
@@ -23,6 +29,8 @@ class Loaded:
     counts: Counts = field(default_factory=Counts)
     ids: list[int] = field(default_factory=list)
     """Ids of the records, where they have one."""
+    absent_fields: set[str] | None = None
+    """Declared fields that no record had; None = there was no record."""
 
 
 class Loader:
@@ -33,9 +41,17 @@ class Loader:
         self._slice = piece
         self._run_id = run_id
         self._dry_run = dry_run
-        self._encoder = RecordEncoder(piece.collection, piece.institution.id if piece.institution else None)
+        institution_id = piece.institution.id if piece.institution else None
+        self._encoder = RecordEncoder(piece.collection, institution_id)
         self._stage = Stage(connection, piece.collection, self._encoder)
+        nested = () if dry_run else nested_in(piece.collection)
+        self._nested = [NestedStage(connection, one, piece.collection, institution_id) for one in nested]
+        self._open_notes = [OpenNotes(connection, one, piece.institution_id) for one in (piece.collection, *nested)]
         self.changes: list[Change] = []
+        self.nested_changes = 0
+        """Rows changed in the tables of lists inside the records."""
+        self.before_merge: Callable[[str], None] | None = None
+        """Called with the stage's name while it holds what is about to be merged."""
         self.new_notes = 0
         """Faults that were not in quarantine before."""
         self.refused = 0
@@ -44,22 +60,37 @@ class Loader:
     def open(self) -> None:
         """Make the stage ready."""
         self._stage.open()
+        for nested in self._nested:
+            nested.open()
+        for notes in self._open_notes:
+            if not self._dry_run:
+                notes.look()
 
     def load(self, pages: Iterable[tuple[Page, Mapping[str, int]]], not_before: datetime | None) -> Loaded:
         """Load pages, each with what its request knew; the caller commits."""
         loaded = Loaded()
         notes: list[Note] = []
+        owners: list[int] = []
+        read_at: datetime | None = None
         for page, request in pages:
             encoded = self._encoder.encode(page.records, page.requested_at, request)
             self._stage.copy(encoded.lines)
+            for nested in self._nested:
+                self._quarantine(nested.collection, nested.add(page.records, page.requested_at))
             loaded.counts.add(cost_of(page))
             loaded.ids += encoded.ids
             notes += encoded.notes
+            owners += self._open_notes[0].owners(request)
+            read_at = min(read_at or page.requested_at, page.requested_at)
+        reach("after_copy", self._slice.collection.name)
+        loaded.absent_fields = self._encoder.drift.drain_absent()
         refused = sum(not note.loaded for note in notes)
         self.refused += refused
         loaded.counts.quarantined = refused
         if not self._dry_run:
             self._merge(loaded.counts, notes, not_before)
+            if read_at is not None:
+                self._resolve(loaded.ids, owners, read_at)
         return loaded
 
     def classify(self, counts: Counts) -> None:
@@ -70,14 +101,34 @@ class Loader:
         counts.unchanged = counts.records_read - counts.quarantined - merged.inserted - merged.updated
 
     def _merge(self, counts: Counts, notes: list[Note], not_before: datetime | None) -> None:
+        if counts.records_read:
+            state_cause(self._connection, Cause.PAGE, run_id=self._run_id)
+        if self.before_merge is not None and self._stage.rows:
+            self.before_merge(self._stage.name)
         self.changes += self._stage.changes(not_before)
         merged = self._stage.merge(not_before)
         counts.inserted, counts.updated = merged.inserted, merged.updated
         counts.unchanged = counts.records_read - counts.quarantined - merged.inserted - merged.updated
+        for nested in self._nested:
+            inside = nested.merge()
+            self.nested_changes += inside.inserted + inside.updated
+        self._quarantine(self._slice.collection, notes)
+        record_drift(self._connection, self._slice.collection.name, self._encoder.drift.drain())
+        for nested in self._nested:
+            record_drift(self._connection, nested.collection.name, nested.drift.drain())
+
+    def _resolve(self, ids: list[int], owners: list[int], read_at: datetime) -> None:
+        """Close the notes of records that came without their fault; those in a record's lists go by the record."""
+        own, *nested = self._open_notes
+        own.resolve(ids, owners, read_at)
+        for one in nested:
+            one.resolve((), ids, read_at)
+
+    def _quarantine(self, collection: Collection, notes: list[Note]) -> None:
         self.new_notes += quarantine(
             self._connection,
             notes,
-            collection=self._slice.collection.name,
+            collection=collection.name,
             institution_id=self._slice.institution_id,
             location_id=self._slice.location_id,
             run_id=self._run_id,

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from enum import StrEnum
 
+from nexhealth_pipeline.sync.filters import NO_FILTERS, Filters
+
 __all__ = ["Mode", "SyncOptions"]
 
 
@@ -14,6 +16,13 @@ class Mode(StrEnum):
     """Everything again, patients' documents too; marks nothing absent."""
     INCREMENTAL = "incremental"
     """Changes since the stored watermark; what was never complete is read in full."""
+    RECONCILE = "reconcile"
+    """As full, and rows that the complete read lacked are marked as absent (`sync.reconcile`)."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether everything is read, changed or not."""
+        return self is not Mode.INCREMENTAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +39,12 @@ class SyncOptions:
     start: date | None = None
     end: date | None = None
     """Window of appointment start dates, both ends included; a windowed read moves no watermark."""
+    filters: Filters = NO_FILTERS
+    """Only some rows; a filtered read moves no watermark and says nothing about the others."""
     dry_run: bool = False
     """Read everything, write nothing, report what would be written."""
+    allow_mass_delete: bool = False
+    """In a reconcile: mark absences past the brake as well."""
     fresh_after: datetime | None = None
     """A slice completely read in a pass begun after this is not read again (a sweep taken up, an overlapping run)."""
     whole_after: datetime | None = None
@@ -44,6 +57,11 @@ class SyncOptions:
     """Most patients re-read by rotation in one slice and night."""
 
     @property
+    def reconciles(self) -> bool:
+        """Whether absences are judged after it: never after a read that sees only part."""
+        return self.mode is Mode.RECONCILE and not self.partial
+
+    @property
     def partial(self) -> bool:
         """Whether the read sees only part of a slice, so that it moves no watermark and completes nothing."""
-        return self.dry_run or self.start is not None or self.end is not None
+        return self.dry_run or bool(self.filters) or self.start is not None or self.end is not None

@@ -5,6 +5,7 @@ log's counts; so a killed run goes on at the next page and nothing is counted tw
 """
 
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -17,28 +18,35 @@ from nexhealth_pipeline.catalog.paging import Paging
 from nexhealth_pipeline.client.page import Page
 from nexhealth_pipeline.client.prefetch import prefetched
 from nexhealth_pipeline.client.request import ApiRequest
-from nexhealth_pipeline.errors import CursorExpired, PipelineError, ProtocolBroken
+from nexhealth_pipeline.errors import BadRequest, CursorExpired, PipelineError, ProtocolBroken
+from nexhealth_pipeline.sync.enabled import full_read_due
+from nexhealth_pipeline.sync.every_key import pages_of_every_key
+from nexhealth_pipeline.sync.fault_points import reach
+from nexhealth_pipeline.sync.keeper import Keeper
 from nexhealth_pipeline.sync.loader import Loader, cost_of
 from nexhealth_pipeline.sync.months import CHANGES
-from nexhealth_pipeline.sync.options import Mode, SyncOptions
+from nexhealth_pipeline.sync.options import SyncOptions
 from nexhealth_pipeline.sync.plan import PassPlan, api_time, filter_hash
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice
 from nexhealth_pipeline.sync.wide_window import pages_in_parts
+from nexhealth_pipeline.warehouse.drift import record_missing
 from nexhealth_pipeline.warehouse.encode import RecordEncoder
-from nexhealth_pipeline.warehouse.knowledge import (
-    UNREADABLE,
-    close_membership,
-    forget_seen,
-    record_membership,
-    record_seen,
-)
+from nexhealth_pipeline.warehouse.knowledge import close_membership, record_membership
 from nexhealth_pipeline.warehouse.state import PassState, database_time, load_state, save_state
 from nexhealth_pipeline.warehouse.sync_log import Counts
 
 __all__ = ["PassReader"]
 
 _log = logging.getLogger(__name__)
+
+
+_LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
+"""Before any practice went live: asks lists for everything that refuse to be read whole (API.md A.4)."""
+
+
+_IGNORED = re.compile(r"ignore|not supported|unsupported|unknown|not recognized|invalid", re.IGNORECASE)
+"""In the words of an answer that succeeded (API.md C.1)."""
 
 
 class PassReader:
@@ -64,6 +72,9 @@ class PassReader:
         self.stored = PassState(plan.key) if options.dry_run else load_state(connection, plan.key)
         """The state before the pass."""
         self.state = self.stored
+        self._keeper = Keeper(connection, piece.collection, plan.key, membership=plan.pass_.membership)
+        self._absent: set[str] | None = None
+        """Declared fields that no record of the batch loaded last had."""
         self.records: list[bytes] = []
         """What a dry run of a practice collection read."""
         self.resumed_at: int | None = None
@@ -76,7 +87,9 @@ class PassReader:
         if self._slice.collection.increment is None or self._plan.pass_.membership:
             after = self._options.whole_after or after
         state = self.stored
-        complete = state.full_at if self._options.mode is Mode.FULL else state.fresh_at
+        if self._options.reconciles and self._slice.collection.scope is not Scope.PRACTICE:
+            return bool(after and self._keeper.complete_since(after))
+        complete = state.full_at if self._options.mode.whole else state.fresh_at
         return bool(after and not self._options.partial and not state.unfinished and complete and complete >= after)
 
     def read(self) -> None:
@@ -101,20 +114,23 @@ class PassReader:
         if self._options.partial or not state.unfinished or not state.cursor or state.pass_started_at is None:
             return None
         too_old = datetime.now(UTC) - state.pass_started_at > self._options.resume_within
-        other_kind = self._options.mode is Mode.FULL and state.since is not None
+        other_kind = self._options.mode.whole and state.since is not None
         if too_old or other_kind or state.filter_hash != filter_hash(self._request(state.since)):
+            return None
+        if not self._keeper.take_up(state, self._options.mode):
             return None
         self.resumed_at = state.page
         return state
 
     def _anew(self) -> PassState:
-        if self._plan.pass_.membership and not self._options.partial:
-            forget_seen(self._connection, *self._seen_key())
+        begun_at = database_time(self._connection)
+        if not self._options.partial:
+            self._keeper.begin(begun_at, self._options.mode)
         since = self._since()
         return replace(
             self.stored,
             pass_started_at=None,
-            begun_at=database_time(self._connection),
+            begun_at=begun_at,
             mode=self._options.mode.value,
             since=since,
             filter_hash=filter_hash(self._request(since)),
@@ -122,14 +138,19 @@ class PassReader:
             page=0,
             page_hashes=[],
             records=0,
+            absent_fields=self.stored.absent_fields if since else None,
             run_id=self._session.run_id,
         )
 
     def _since(self) -> datetime | None:
         """From when on changes are asked for; None = everything."""
+        if self._options.filters:
+            return self._options.filters.updated_since
         collection = self._slice.collection
-        whole = self._options.mode is Mode.FULL or self._options.partial or self._plan.pass_.membership
+        whole = self._options.mode.whole or self._options.partial or self._plan.pass_.membership
         if collection.increment is None or (whole and self._slice.window_key != CHANGES):
+            return None
+        if full_read_due(self._connection, collection, self.stored):
             return None
         watermark = self.stored.watermark
         if watermark is None and self._slice.window_key == CHANGES:
@@ -139,16 +160,20 @@ class PassReader:
     def _earliest_month(self) -> datetime | None:
         """Where the first change read begins: the earliest start of all the months' complete passes."""
         key = self._plan.key
+        regular = [one.name for one in self._slice.collection.regular_passes]
         row = self._connection.execute(
             "SELECT min(watermark) FROM nexhealth_sync_state"
-            " WHERE collection = %s AND institution_id = %s AND location_id = %s AND window_key <> %s",
-            (key.collection, key.institution_id, key.location_id, CHANGES),
+            " WHERE collection = %s AND institution_id = %s AND location_id = %s AND window_key <> %s"
+            " AND pass = ANY(%s)",
+            (key.collection, key.institution_id, key.location_id, CHANGES, regular),
         ).fetchone()
         return row[0] if row else None
 
     def _request(self, since: datetime | None) -> ApiRequest:
         request = self._plan.request
         increment = self._slice.collection.increment
+        if since is None and self._slice.collection.needs_filter:
+            since = _LONG_AGO
         if since is None or increment is None:
             return request
         return replace(request, params=(*request.params, (increment, api_time(since))))
@@ -156,8 +181,7 @@ class PassReader:
     def _pages(self) -> Iterator[Page]:
         request = self._request(self.state.since)
         if self._slice.collection.scope is Scope.PRACTICE:
-            for name in self._session.client.key_names():
-                yield from self._session.client.pages(replace(request, key_name=name))
+            yield from pages_of_every_key(self._session.client, request)
         elif (window := self._slice.collection.window) is not None:
             client, state = self._session.client, self.state
             yield from pages_in_parts(
@@ -178,7 +202,9 @@ class PassReader:
                 self._commit(batch)
 
     def _commit(self, batch: list[Page]) -> None:
+        reach("after_fetch", self._slice.collection.name)
         last = batch[-1]
+        self._require_filtered(batch)
         state = replace(
             self.state,
             pass_started_at=self.state.pass_started_at or batch[0].requested_at,
@@ -190,13 +216,30 @@ class PassReader:
         )
         if not last.has_next:
             self._compare_total(last, state.records)
-            state = state.completed(datetime.now(UTC))
+            state = replace(state.completed(datetime.now(UTC)), total=self._total(batch))
         with self._connection.transaction():
             counts = self._load(batch, ends=not last.has_next)
+            state = replace(state, absent_fields=self._absent_since(state))
             if not self._options.partial:
                 save_state(self._connection, state)
+                if not last.has_next:
+                    self._keeper.end(state.pass_started_at)
+                if not last.has_next and state.absent_fields is not None:
+                    key = self._plan.key
+                    record_missing(self._connection, self._slice.collection, key.institution_id, state.absent_fields)
             self._committed(counts)
+            reach("before_commit", self._slice.collection.name)
+        reach("after_commit", self._slice.collection.name)
         self.state = state
+
+    def _require_filtered(self, batch: list[Page]) -> None:
+        """Refuse an answer that says a parameter was ignored: it holds rows that nobody asked for."""
+        warnings = [page.warning for page in batch if page.warning and _IGNORED.search(page.warning)]
+        if self._options.filters and warnings:
+            raise BadRequest(
+                f"{self._slice.label}: asked by {self._options.filters.in_words()}, but NexHealth says that it did not"
+                f' heed every parameter ("{warnings[0]}"): nothing of that answer was loaded'
+            )
 
     def _compare_total(self, last: Page, records: int) -> None:
         """The pages must hold what the API itself counts, where it does; more is no fault, since rows move."""
@@ -205,12 +248,29 @@ class PassReader:
                 f"{self._slice.label}: the API counts {last.total} records, its pages held {records}: rows are missing"
             )
 
+    def _total(self, batch: list[Page]) -> int | None:
+        """What the API counts in the whole list, kept for the checks; a wrapped list's count is of its wrappers."""
+        counted = batch if self._plan.request.paging is Paging.NONE else batch[-1:]
+        totals = [page.total for page in counted if page.total is not None]
+        if self.state.since is not None or self._plan.request.records_at or len(totals) < len(counted):
+            return None
+        return sum(totals)
+
+    def _absent_since(self, state: PassState) -> list[str] | None:
+        """Declared fields that no record had since the last whole read began, the batch loaded last included."""
+        if self._absent is None or (state.absent_fields is None and state.since is not None):
+            return state.absent_fields
+        return sorted(self._absent if state.absent_fields is None else self._absent & {*state.absent_fields})
+
     def _load(self, batch: list[Page], *, ends: bool) -> Counts:
         """Rows of a batch, and which patients its location lists."""
         if self._plan.pass_.membership:
             return self._load_membership(batch, ends=ends)
         known = {"location_id": self._plan.key.location_id}
+        self._loader.before_merge = self._keeper.staged
         loaded = self._loader.load(((page, known) for page in batch), self.stored.watermark)
+        self._keeper.unreadable(loaded.counts.quarantined)
+        self._absent = loaded.absent_fields
         if self._lists_patients():
             self._remember_members(loaded.ids, batch[0].requested_at)
         if self._options.dry_run and self._slice.collection.scope is Scope.PRACTICE:
@@ -221,7 +281,7 @@ class PassReader:
         """Whether this pass alone says which patients the location has: nobody shares its database."""
         location = self._slice.location
         has_membership = any(pass_.membership for pass_ in self._slice.collection.passes)
-        return has_membership and location is not None and not location.shared
+        return has_membership and location is not None and not location.shared and not self._options.filters
 
     def _load_membership(self, batch: list[Page], *, ends: bool) -> Counts:
         counts = Counts()
@@ -232,12 +292,12 @@ class PassReader:
             unreadable = sum(not note.loaded for note in encoded.notes)
             counts.quarantined += unreadable
             self._remember_members(encoded.ids, page.requested_at)
-            if not self._options.dry_run:
-                record_seen(self._connection, *self._seen_key(), ids=[*encoded.ids, *[UNREADABLE] * bool(unreadable)])
+            self._keeper.met(map(str, encoded.ids))
+            self._keeper.unreadable(unreadable)
         counts.unchanged = counts.records_read - counts.quarantined
-        if ends and not self._options.dry_run:
-            began = self.state.pass_started_at or batch[0].requested_at
-            close_membership(self._connection, *self._seen_key(), began=began)
+        if ends and self._keeper.id is not None:
+            key, began = self._plan.key, self.state.pass_started_at or batch[0].requested_at
+            close_membership(self._connection, key.institution_id, key.location_id, self._keeper.id, began=began)
         return counts
 
     def _remember_members(self, ids: list[int], seen_at: datetime) -> None:
@@ -253,10 +313,6 @@ class PassReader:
             seen_at=seen_at,
         )
 
-    def _seen_key(self) -> tuple[str, int, int, str]:
-        key = self._plan.key
-        return key.collection, key.institution_id, key.location_id, key.pass_name
-
 
 def _batches(pages: Iterator[Page], size: int | None) -> Iterator[list[Page]]:
     """Pages in lists of `size` (None = one list); what came before a failure is handed out first."""
@@ -270,7 +326,7 @@ def _batches(pages: Iterator[Page], size: int | None) -> Iterator[list[Page]]:
                 batch = []
     except PipelineError as error:
         failure = error
-    if batch and (failure is None or size is not None):
+    if batch:
         yield batch
     if failure is not None:
         raise failure

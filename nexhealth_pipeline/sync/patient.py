@@ -10,19 +10,20 @@ from functools import partial
 
 import msgspec
 import psycopg
+from psycopg import sql
 
-from nexhealth_pipeline.catalog.collection import Collection
+from nexhealth_pipeline.catalog.collection import Collection, Scope
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.client.page import Page
 from nexhealth_pipeline.client.request import ApiRequest
-from nexhealth_pipeline.errors import InvalidSetting, NoAccess, NotFound, PipelineError
+from nexhealth_pipeline.errors import ApiError, InvalidSetting, KeyRefused, NoAccess, NotFound, PipelineError
 from nexhealth_pipeline.sync.loader import Loader
 from nexhealth_pipeline.sync.months import CHANGES
 from nexhealth_pipeline.sync.plan import passes_of
 from nexhealth_pipeline.sync.practice import Institution, Location, Practices
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice, SliceResult, Status
-from nexhealth_pipeline.warehouse.child_reads import DuePatient, record_child_reads
+from nexhealth_pipeline.warehouse.child_reads import DueRow, record_child_reads
 from nexhealth_pipeline.warehouse.connect import driver_errors
 from nexhealth_pipeline.warehouse.knowledge import record_membership
 from nexhealth_pipeline.warehouse.sync_log import Counts, SyncLog
@@ -68,11 +69,16 @@ def _find(
     """The institution of the patient and the answer that proved it; known institutions are asked first."""
     rows = connection.execute("SELECT institution_id FROM nexhealth_patients WHERE id = %s", (patient_id,)).fetchall()
     known = {row[0] for row in rows}
+    refused: ApiError | None = None
     for institution in sorted(practices.institutions, key=lambda one: one.id not in known):
         try:
             return institution, session.client.get(_single(institution, patient_id))
         except NotFound:
             continue
+        except (KeyRefused, NoAccess) as refusal:
+            refused = refusal  # one tenant's key says nothing about the others
+    if refused is not None:
+        raise refused
     raise InvalidSetting(f"patient {patient_id}: no institution that the key reaches has it")
 
 
@@ -96,7 +102,7 @@ class _Refresh:
         self._remember_locations(record, page.requested_at)
         results.append(self._read(_ADDRESSES, home, partial(self._address, page, record)))
         for collection in COLLECTIONS.values():
-            if collection.per_patient and not collection.on_demand:
+            if collection.per and collection is not _ADDRESSES:
                 results.append(self._read(collection, home, partial(self._children, collection, home)))
             elif collection.patient_filter:
                 results.append(self._read(collection, home, partial(self._filtered, collection, locations)))
@@ -129,33 +135,42 @@ class _Refresh:
         return [(free, {"patient_id": self.patient_id})]
 
     def _children(self, collection: Collection, home: Location | None) -> _Answers:
-        known = {"patient_id": self.patient_id, "location_id": home.id if home else 0}
         requests = [plan.request for plan in passes_of(Slice(collection, self.institution), self._today())]
         answers: _Answers = []
-        for request in requests:
-            path = request.path.format(patient_id=self.patient_id)
-            answers += [(page, known) for page in self.session.client.pages(replace(request, path=path))]
+        for row in self._parents(collection):
+            known = {column.name: row.id for column in collection.from_request}
+            known["location_id"] = home.id if home else 0
+            for request in requests:
+                path = request.path.format(id=row.id)
+                answers += [(page, known) for page in self.session.client.pages(replace(request, path=path))]
         return answers
 
-    def _remember_children(self, collection: Collection, answers: _Answers) -> None:
-        version = self.connection.execute(
-            "SELECT updated_at FROM nexhealth_patients WHERE institution_id = %s AND id = %s",
-            (self.institution.id, self.patient_id),
-        ).fetchone()
-        rows = sum(len(page.records) for page, _ in answers)
-        read = (DuePatient(self.patient_id, version[0] if version else None), rows)
-        record_child_reads(
-            self.connection, collection=collection.name, institution_id=self.institution.id, reads=[read]
+    def _parents(self, collection: Collection) -> list[DueRow]:
+        """The rows whose lists are read: the patient, or what is the patient's in another collection."""
+        parents = COLLECTIONS[collection.per or _PATIENTS.name]
+        mine = "id" if parents is _PATIENTS else "patient_id"
+        question = sql.SQL("SELECT id, updated_at FROM {} WHERE institution_id = %s AND {} = %s ORDER BY id").format(
+            sql.Identifier(parents.table), sql.Identifier(mine)
         )
+        return [DueRow(*row) for row in self.connection.execute(question, (self.institution.id, self.patient_id))]
+
+    def _remember_children(self, collection: Collection, answers: _Answers) -> None:
+        """Note that the patient's own lists were read; other rows' are read again when they change, which is harmless."""
+        if not collection.per_patient:
+            return
+        rows = sum(len(page.records) for page, _ in answers)
+        reads = [(row, rows) for row in self._parents(collection)]
+        record_child_reads(self.connection, collection=collection.name, institution_id=self.institution.id, reads=reads)
 
     def _filtered(self, collection: Collection, locations: list[Location]) -> _Answers:
-        """A list limited to the patient; of windowed ones everything, at each of the patient's locations."""
+        """A list limited to the patient; where it is a location's, at each of the patient's locations."""
         pieces = [Slice(collection, self.institution)]
-        if collection.window:
-            pieces = [Slice(collection, self.institution, location, CHANGES) for location in locations]
+        if collection.scope is not Scope.INSTITUTION:
+            window = CHANGES if collection.window else ""
+            pieces = [Slice(collection, self.institution, location, window) for location in locations]
         only = (collection.patient_filter or "", str(self.patient_id))
         return [
-            (page, {})
+            (page, {"location_id": piece.location_id})
             for piece in pieces
             for plan in passes_of(piece, self._today())
             for page in self.session.client.pages(replace(plan.request, params=(*plan.request.params, only)))
@@ -204,7 +219,7 @@ class _Refresh:
             with self.connection.transaction():
                 loader.open()
                 counts = loader.load(answers, None).counts
-                if collection.per_patient and not collection.on_demand:
+                if collection.per:
                     self._remember_children(collection, answers)
         except PipelineError as failure:
             skipped = isinstance(failure, NoAccess) and collection.may_be_disabled

@@ -9,17 +9,16 @@ from dataclasses import dataclass, replace
 from datetime import date, datetime
 
 from nexhealth_pipeline.catalog.collection import Collection, Pass, Reader, Scope
+from nexhealth_pipeline.catalog.paging import MOST_A_PAGE
 from nexhealth_pipeline.client.request import ApiRequest
+from nexhealth_pipeline.sync.filters import NO_FILTERS, Filters, filtered_passes
 from nexhealth_pipeline.sync.months import CHANGES, month_keys, month_window, widest_window
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
 from nexhealth_pipeline.sync.practice import Location, Practices
 from nexhealth_pipeline.sync.slices import Slice
 from nexhealth_pipeline.warehouse.state import PassKey, PassState
 
-__all__ = ["PER_PAGE", "PassPlan", "api_time", "due_slices", "filter_hash", "passes_of", "slices_of"]
-
-PER_PAGE = 1000
-"""Records a page: the most the API gives (API.md D.1), because requests are what is scarce."""
+__all__ = ["PassPlan", "api_time", "awaits_changes", "due_slices", "filter_hash", "passes_of", "slices_of"]
 
 States = Mapping[PassKey, PassState]
 
@@ -72,9 +71,11 @@ def due_slices(
 
 
 def _due_months(slices: list[Slice], states: States, options: SyncOptions, today: date) -> list[Slice]:
-    """Months in the asked window; else, incrementally, months never complete and the change slices."""
+    """Months in the asked window, of filtered reads all at once; else months never complete and the change slices."""
     if options.start or options.end:
         return [piece for piece in slices if _overlaps(piece.window_key, options, today)]
+    if options.filters:
+        return list({piece.location_id: replace(piece, window_key=CHANGES) for piece in slices}.values())
     if options.mode is not Mode.INCREMENTAL:
         return slices
     unread = [piece for piece in slices if not _complete(piece, states, today)]
@@ -85,6 +86,20 @@ def _due_months(slices: list[Slice], states: States, options: SyncOptions, today
         if piece.location_id not in waiting or _complete(replace(piece, window_key=CHANGES), states, today)
     }
     return [*changes.values(), *unread]
+
+
+def awaits_changes(collections: Iterable[Collection], practices: Practices, states: States, today: date) -> bool:
+    """Whether some location has complete months, but no change read yet because others of its months are not complete.
+
+    Its changes are asked for once those are: else an earlier, killed sync's months would keep what changed since.
+    """
+    for collection in collections:
+        complete: dict[int, set[bool]] = {}
+        for piece in slices_of(collection, practices, today) if collection.window else ():
+            complete.setdefault(piece.location_id, set()).add(_complete(piece, states, today))
+        if any(found == {True, False} for found in complete.values()):
+            return True
+    return False
 
 
 def _overlaps(key: str, options: SyncOptions, today: date) -> bool:
@@ -100,11 +115,17 @@ def _complete(piece: Slice, states: States, today: date) -> bool:
     )
 
 
-def passes_of(piece: Slice, today: date) -> list[PassPlan]:
-    """The passes that the slice's reader has to make, in order."""
+def passes_of(piece: Slice, today: date, filters: Filters = NO_FILTERS, *, reconcile: bool = False) -> list[PassPlan]:
+    """The passes that the slice's reader has to make, in order; with `filters` those that bring the rows wanted.
+
+    `reconcile`: also those that are made only before absences are judged.
+    """
+    passes: Iterable[Pass] = piece.collection.passes if reconcile else piece.collection.regular_passes
+    if filters:
+        passes = filtered_passes(piece.collection, filters, owner=piece.location is None or piece.location.is_owner)
     return [
         _plan(piece, pass_, location, today)
-        for pass_ in piece.collection.passes
+        for pass_ in passes
         if _makes(piece.location, pass_)
         for location in (piece.members or (piece.location,))
     ]
@@ -126,17 +147,18 @@ def _plan(piece: Slice, pass_: Pass, location: Location | None, today: date) -> 
     params = list(pass_.params)
     if collection.sort:
         params.append(("sort", collection.sort))
-    if location and not collection.per_patient:
+    in_path = "{location_id}" in collection.path
+    if location and not collection.per and not in_path:
         params.append(("location_id", str(location_id)))
     if collection.window and piece.window_key:
         start, end = widest_window() if piece.window_key == CHANGES else month_window(piece.window_key, today)
         params += [(collection.window.start, api_time(start)), (collection.window.end, api_time(end))]
     request = ApiRequest(
-        path=collection.path,
+        path=collection.path.replace("{location_id}", str(location_id)),
         params=tuple(params),
         subdomain=piece.subdomain,
         paging=collection.paging,
-        per_page=PER_PAGE,
+        per_page=MOST_A_PAGE[collection.paging],
         legacy_accept=collection.legacy_accept,
         records_at=collection.records_at,
     )

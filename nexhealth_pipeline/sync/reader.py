@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import psycopg
 from psycopg import sql
 
-from nexhealth_pipeline.errors import Cancelled, NoAccess, PipelineError, ServerFailed
+from nexhealth_pipeline.errors import Cancelled, PipelineError, ServerFailed
 from nexhealth_pipeline.sync.loader import Loader
 from nexhealth_pipeline.sync.lock import SliceLock
 from nexhealth_pipeline.sync.months import CHANGES, month_bounds, month_keys
@@ -25,6 +25,8 @@ from nexhealth_pipeline.warehouse.sync_log import Counts, SyncLog
 __all__ = ["SliceReader"]
 
 _log = logging.getLogger(__name__)
+_NOT_OFFERED: dict[int | None, str] = {403: "not_enabled", 405: "unsupported", 415: "unsupported", 501: "unsupported"}
+"""What the API answers for what a practice, or its practice system, does not have."""
 
 
 class SliceReader:
@@ -69,7 +71,8 @@ class SliceReader:
     def passes(self, connection: psycopg.Connection) -> None:
         """Make every pass of the slice that is not fresh already."""
         self._require_owner(connection)
-        for plan in passes_of(self.slice, datetime.now(UTC).date()):
+        today = datetime.now(UTC).date()
+        for plan in passes_of(self.slice, today, self.options.filters, reconcile=self.options.reconciles):
             reader = PassReader(
                 self.session, connection, self.slice, plan, self.options, self.loader, self.committing(connection)
             )
@@ -93,7 +96,7 @@ class SliceReader:
     def _require_owner(self, connection: psycopg.Connection) -> None:
         """A sibling's rows come with its database's owner, which must have been read first."""
         location = self.slice.location
-        if location is None or location.is_owner or not self._owner_reads():
+        if location is None or location.is_owner or self.options.filters or not self._owner_reads():
             return
         row = connection.execute(
             "SELECT bool_and(watermark IS NOT NULL) FROM nexhealth_sync_state"
@@ -134,9 +137,10 @@ class SliceReader:
             )
         )
         status = Status.CANCELLED if isinstance(failure, Cancelled) else Status.FAILED
-        if isinstance(failure, NoAccess) and self.slice.collection.may_be_disabled:
+        lacking = _NOT_OFFERED.get(getattr(failure, "status", None)) if self.slice.collection.may_be_disabled else None
+        if lacking is not None:
             status = Status.SKIPPED
-            self._capability(connection, "not_enabled", "403")
+            self._capability(connection, lacking, str(getattr(failure, "status", "")))
         self._close_log(connection, status, str(failure))
         return self._result(status, reason=str(failure), exit_status=failure.exit_status)
 
@@ -160,7 +164,7 @@ class SliceReader:
         if window is None:
             members = {one.name for one in piece.collection.passes if one.membership}
             states = [state for state in self.states if state.key.pass_name in members] or self.states
-            whole = all(state.since is None for state in states) and not piece.collection.per_patient
+            whole = all(state.since is None for state in states) and piece.collection.per is None
             return sum(state.records for state in states) if whole else None
         if piece.window_key == CHANGES:
             return None
@@ -184,7 +188,7 @@ class SliceReader:
             collection=self.slice.collection.name,
             complete_through=through,
             last_full_at=full,
-            changed=bool(self.counts.inserted or self.counts.updated),
+            changed=bool(self.counts.inserted or self.counts.updated or self.loader.nested_changes),
         )
         if self.slice.institution_id and self.read_anything and self.slice.window_key != CHANGES:
             self._capability(connection, *(("supported", "rows") if self.counts.records_read else ("empty", "no rows")))
@@ -196,11 +200,12 @@ class SliceReader:
     def _windowed_freshness(self, connection: psycopg.Connection) -> tuple[datetime | None, datetime | None]:
         """Of all months of the location together; nothing while one of them was never complete."""
         piece = self.slice
+        regular = [one.name for one in piece.collection.regular_passes]
         rows = connection.execute(
             "SELECT window_key = %s, count(DISTINCT window_key) FILTER (WHERE watermark IS NOT NULL), min(watermark),"
             " min(last_full_at) FROM nexhealth_sync_state"
-            " WHERE collection = %s AND institution_id = %s AND location_id = %s GROUP BY 1",
-            (CHANGES, piece.collection.name, piece.institution_id, piece.location_id),
+            " WHERE collection = %s AND institution_id = %s AND location_id = %s AND pass = ANY(%s) GROUP BY 1",
+            (CHANGES, piece.collection.name, piece.institution_id, piece.location_id, regular),
         ).fetchall()
         found = {is_changes: (months, watermark, full) for is_changes, months, watermark, full in rows}
         months, watermark, full = found.get(False, (0, None, None))
@@ -229,7 +234,7 @@ class SliceReader:
                 self.counts,
                 error=reason,
                 watermark_from=self._watermark_from,
-                watermark_to=self.as_of() if status is Status.SUCCEEDED else None,
+                watermark_to=self.as_of() if status is Status.SUCCEEDED and not self.options.partial else None,
             )
         # A line a slice would be an event each in Dagster's database: only what needs a look is told by default.
         _log.log(

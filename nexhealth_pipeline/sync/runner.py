@@ -7,6 +7,7 @@ from itertools import groupby
 from nexhealth_pipeline.sync.children import ChildReader
 from nexhealth_pipeline.sync.options import SyncOptions
 from nexhealth_pipeline.sync.reader import SliceReader
+from nexhealth_pipeline.sync.reconcile import judge
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice, SliceResult
 
@@ -15,7 +16,7 @@ __all__ = ["read_slice", "run_slices"]
 
 def read_slice(session: SyncSession, piece: Slice, options: SyncOptions) -> SliceResult:
     """Read one slice. Raises WarehouseError; every other failure is in the result."""
-    reader = ChildReader if piece.collection.per_patient else SliceReader
+    reader = ChildReader if piece.collection.per else SliceReader
     return reader(session, piece, options).read()
 
 
@@ -23,8 +24,10 @@ def run_slices(session: SyncSession, slices: Iterable[Slice], options: SyncOptio
     """Read slices and hand out each result as it comes.
 
     Databases' owners go before their siblings, and both before lists under patients, which are read
-    one slice after the other because each reads several patients at once. Raises WarehouseError.
+    one slice after the other because each reads several patients at once. A reconcile then judges the
+    absences of what it has read. Raises WarehouseError.
     """
+    slices = list(slices)
     for rank, group in groupby(sorted(slices, key=lambda piece: piece.rank), key=lambda piece: piece.rank):
         width = 1 if rank == 2 else options.concurrency
         with ThreadPoolExecutor(width, thread_name_prefix="nexhealth-slice") as pool:
@@ -37,3 +40,4 @@ def run_slices(session: SyncSession, slices: Iterable[Slice], options: SyncOptio
             finally:
                 for future in futures:
                     future.cancel()
+    yield from judge(session, slices, options)

@@ -15,7 +15,7 @@ from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.sync.practice import Practices, load_practices
 from nexhealth_pipeline.sync.slices import SliceResult
 from nexhealth_pipeline.warehouse.budget import PostgresBudget
-from nexhealth_pipeline.warehouse.connect import connect, pool
+from nexhealth_pipeline.warehouse.connect import connect, driver_errors, pool
 from nexhealth_pipeline.warehouse.migrate import check
 from nexhealth_pipeline.warehouse.runs import RunLock, close_dead_runs
 from nexhealth_pipeline.warehouse.state import PassKey, PassState, load_states
@@ -53,12 +53,13 @@ class SyncSession:
         self._retry = retry
         self._keys = settings.api_keys()
         self._status = "succeeded"
+        self._budgets: list[PostgresBudget] = []
         self.dry_patients: dict[tuple[int, int], set[int]] = {}
         """Patients that a dry run has met, by institution and location: nobody else remembers them."""
 
     def __enter__(self) -> "SyncSession":
         check(self.url)
-        with connect(self.url, autocommit=True) as connection:
+        with connect(self.url, autocommit=True) as connection, driver_errors("closing dead runs"):
             for dead in close_dead_runs(connection):
                 _log.warning("closed a dead run", extra={"nexhealth": {"run_id": dead}})
         self.lock = RunLock(self.url, self.run_id).__enter__()
@@ -80,23 +81,28 @@ class SyncSession:
         stopped = self.stop.is_set() or isinstance(error, Cancelled)
         status = "cancelled" if stopped else "failed" if error is not None else self._status
         try:
-            self.lock.finish(status)
+            with driver_errors("closing the run"):
+                self.lock.finish(status)
         finally:
             self.client.close()
+            for budget in self._budgets:
+                budget.close()
             self.pool.close()
             self.lock.__exit__(kind, error, trace)
 
     def _shared_budget(self, key_hash: str) -> Budget:
-        return PostgresBudget(self.url, key_hash, self.settings.rate_share, stop=self.stop)
+        budget = PostgresBudget(self.url, key_hash, self.settings.rate_share, stop=self.stop)
+        self._budgets.append(budget)
+        return budget
 
     def practices(self, subdomains: AnyCollection[str] = ()) -> Practices:
         """Institutions and locations the warehouse knows, those of the settings unless given."""
-        with self.pool.connection() as connection:
+        with driver_errors("reading what the warehouse knows"), self.pool.connection() as connection:
             return load_practices(connection, subdomains or self.settings.subdomains)
 
     def states(self, collections: list[str]) -> dict[PassKey, PassState]:
         """Stored states, for planning."""
-        with self.pool.connection() as connection:
+        with driver_errors("reading what has been read"), self.pool.connection() as connection:
             return load_states(connection, collections)
 
     def progress(self, label: str, pages: int, records: int) -> None:

@@ -9,7 +9,7 @@ from nexhealth_pipeline.sync.practice import Institution, Location
 from nexhealth_pipeline.warehouse.merge import Change
 from nexhealth_pipeline.warehouse.sync_log import Counts
 
-__all__ = ["Slice", "SliceResult", "Status"]
+__all__ = ["Absence", "Slice", "SliceResult", "Status"]
 
 
 class Status(StrEnum):
@@ -64,9 +64,35 @@ class Slice:
     @property
     def rank(self) -> int:
         """Order of reading: databases' owners, then siblings, then lists under patients."""
-        if self.collection.per_patient:
+        if self.collection.per:
             return 2
         return 0 if self.location is None or self.location.is_owner else 1
+
+
+@dataclass(frozen=True, slots=True)
+class Absence:
+    """What a reconcile found missing at one place: an EHR database, a slice, or the rows of no location."""
+
+    live: int = 0
+    """Rows not deleted, before."""
+    seen: int = 0
+    """Records that the complete read met."""
+    missing: int = 0
+    """Rows that it lacked."""
+    confirmed: int = 0
+    """Of these, rows whose single read answered 404, where the API has one."""
+    found: int = 0
+    """Rows whose single read still had them: loaded instead."""
+    tombstoned: int = 0
+    revived: int = 0
+    """Rows marked before that the read met again."""
+    braked: bool = False
+    """So many at once that nothing was marked."""
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing was missing and nothing came back."""
+        return not (self.missing or self.revived or self.tombstoned)
 
 
 @dataclass(slots=True)
@@ -92,3 +118,5 @@ class SliceResult:
     """Of a dry run of a practice collection: what it read, since nothing was stored to plan from."""
     new_notes: int = 0
     """Faults that are new in quarantine."""
+    absence: Absence | None = None
+    """Of a judgement of absences (`sync.reconcile`), which is no read of a slice."""

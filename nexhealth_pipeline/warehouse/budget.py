@@ -30,13 +30,23 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from math import ceil
 
 import psycopg
 
 from nexhealth_pipeline.catalog.limits import LIMITS, Limit, RateClass
 from nexhealth_pipeline.errors import BudgetUnavailable, Cancelled
 
-__all__ = ["BUCKETS", "BUDGET_DDL", "JITTER_SECONDS", "MARGIN", "PACED_WINDOW", "PACE_SLACK", "PostgresBudget"]
+__all__ = [
+    "BUCKETS",
+    "BUDGET_DDL",
+    "JITTER_SECONDS",
+    "MARGIN",
+    "PACED_WINDOW",
+    "PACE_SLACK",
+    "SHORT_SHARE",
+    "PostgresBudget",
+]
 
 BUCKETS = 50
 """Parts of a window. More waste less of the limit and make the row larger."""
@@ -46,6 +56,8 @@ JITTER_SECONDS = 0.02
 """Seconds added to each window for the unequal time between grant and arrival."""
 PACED_WINDOW = 1.0
 """Windows up to these seconds are paced throughout, longer ones from half of their share on."""
+SHORT_SHARE = 0.9
+"""Most of a paced window that is used, whatever the share: of ten a second, eleven arrived within 0.88 s at load 10."""
 PACE_SLACK = 0.05
 """Part of a paced window that grants may come early, so that a late wake-up costs nothing."""
 _LONGEST_SLEEP = 5.0
@@ -206,6 +218,14 @@ END $$;
 """Table and functions, for a migration; may run again on top of itself."""
 
 
+def _allowed(limit: Limit, share: float) -> int:
+    """Requests that a window may hold."""
+    allowed = int(limit.requests * share)
+    if limit.window_seconds <= PACED_WINDOW:
+        allowed = min(allowed, ceil(limit.requests * SHORT_SHARE))
+    return max(1, allowed)
+
+
 class PostgresBudget:
     """The shared budget of one API key. Implements `client.budget.Budget`; thread-safe and fork-safe.
 
@@ -223,7 +243,7 @@ class PostgresBudget:
         stop: threading.Event | None = None,
     ) -> None:
         self._conninfo, self._key_hash, self._stop = conninfo, key_hash, stop
-        self._allowed = {name: max(1, int(limit.requests * share)) for name, limit in limits.items()}
+        self._allowed = {name: _allowed(limit, share) for name, limit in limits.items()}
         self._bucket_seconds = {
             name: (limit.window_seconds * (1 + MARGIN) + JITTER_SECONDS) / BUCKETS for name, limit in limits.items()
         }

@@ -1,7 +1,8 @@
-"""Which patients' lists (documents and the like) are due, and which have been read.
+"""Which rows' own lists (a patient's documents and the like) are due, and which have been read.
 
 A location's slice holds the patients whose lowest-id active location it is; patients that no active
-location lists fall to the institution's lowest-id active location.
+location lists fall to the institution's lowest-id active location. Rows of institution-wide collections
+all belong to the institution's slice.
 """
 
 from collections.abc import Iterable
@@ -9,60 +10,70 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import psycopg
+from psycopg import sql
 
-__all__ = ["DuePatient", "due_patients", "record_child_reads"]
+from nexhealth_pipeline.catalog.collection import Collection
+
+__all__ = ["DueRow", "due_rows", "record_child_reads"]
 
 
 @dataclass(frozen=True, slots=True)
-class DuePatient:
-    """A patient whose list is to be read, with the version that makes it due."""
+class DueRow:
+    """A row (a patient, a coverage) whose own list is to be read, with the version that makes it due."""
 
     id: int
     version: datetime | None
 
 
+_PATIENTS_OF_LOCATION = sql.SQL("""
+LEFT JOIN (
+    SELECT patient_id, min(location_id) AS location_id FROM nexhealth_patient_locations
+    WHERE institution_id = %(institution)s AND gone_at IS NULL AND location_id IN (SELECT id FROM active)
+    GROUP BY patient_id
+) home ON home.patient_id = p.id
+WHERE coalesce(home.location_id, (SELECT min(id) FROM active)) = %(location)s AND
+""")
+"""The part of the question that only patients need: where they belong."""
+
 _DUE = """
 WITH active AS (
     SELECT id FROM nexhealth_locations
     WHERE institution_id = %(institution)s AND NOT coalesce(inactive, false) AND deleted_at IS NULL
-), home AS (
-    SELECT patient_id, min(location_id) AS location_id FROM nexhealth_patient_locations
-    WHERE institution_id = %(institution)s AND gone_at IS NULL AND location_id IN (SELECT id FROM active)
-    GROUP BY patient_id
 ), mine AS (
-    SELECT p.id, p.updated_at, r.read_at, r.patient_version, r.patient_id IS NULL AS unread
-    FROM nexhealth_patients p
-    LEFT JOIN home h ON h.patient_id = p.id
+    SELECT p.id, p.updated_at, r.read_at, r.parent_version, r.parent_id IS NULL AS unread
+    FROM {parents} p
     LEFT JOIN nexhealth_child_reads r
-        ON r.collection = %(collection)s AND r.institution_id = p.institution_id AND r.patient_id = p.id
-    WHERE p.institution_id = %(institution)s AND p.deleted_at IS NULL
-      AND coalesce(h.location_id, (SELECT min(id) FROM active)) = %(location)s
+        ON r.collection = %(collection)s AND r.institution_id = p.institution_id AND r.parent_id = p.id
+    {belonging} p.institution_id = %(institution)s AND p.deleted_at IS NULL
 ), rotation AS (
     SELECT id FROM mine WHERE read_at < clock_timestamp() - %(rest)s
     ORDER BY read_at
     LIMIT least(%(cap)s, (SELECT ceil(count(*)::numeric / %(nights)s)::int FROM mine))
 )
 SELECT id, updated_at FROM mine
-WHERE unread OR patient_version IS DISTINCT FROM updated_at OR read_at < %(read_before)s OR id IN (SELECT id FROM rotation)
+WHERE unread OR parent_version IS DISTINCT FROM updated_at OR read_at < %(read_before)s
+    OR id IN (SELECT id FROM rotation)
 ORDER BY id
 """
 
 
-def due_patients(
+def due_rows(
     connection: psycopg.Connection,
     *,
-    collection: str,
+    collection: Collection,
     institution_id: int,
     location_id: int,
     read_before: datetime | None,
     rotation_days: int,
     rotation_cap: int,
-) -> list[DuePatient]:
-    """Patients never read, changed since, read before `read_before`, or next in rotation; by id."""
+) -> list[DueRow]:
+    """Rows never read, changed since, read before `read_before`, or next in rotation; by id."""
+    belonging = _PATIENTS_OF_LOCATION if collection.per_patient else sql.SQL("WHERE")
+    question = sql.SQL(_DUE).format(parents=sql.Identifier(f"nexhealth_{collection.per}"), belonging=belonging)
     rows = connection.execute(
-        _DUE,
+        question,
         {
-            "collection": collection,
+            "collection": collection.name,
             "institution": institution_id,
             "location": location_id,
             "read_before": read_before,
@@ -72,7 +83,7 @@ def due_patients(
             "rest": timedelta(hours=20),
         },
     )
-    return [DuePatient(*row) for row in rows]
+    return [DueRow(*row) for row in rows]
 
 
 def record_child_reads(
@@ -80,13 +91,13 @@ def record_child_reads(
     *,
     collection: str,
     institution_id: int,
-    reads: Iterable[tuple[DuePatient, int]],
+    reads: Iterable[tuple[DueRow, int]],
 ) -> None:
-    """Note (patient, rows) of lists read just now; the caller commits them with the rows."""
+    """Note (row, number of records) of lists read just now; the caller commits them with the records."""
     with connection.cursor() as cursor:
         cursor.executemany(
-            "INSERT INTO nexhealth_child_reads (collection, institution_id, patient_id, read_at, patient_version, rows)"
-            " VALUES (%s, %s, %s, clock_timestamp(), %s, %s) ON CONFLICT (collection, institution_id, patient_id) DO UPDATE SET"
-            " read_at = excluded.read_at, patient_version = excluded.patient_version, rows = excluded.rows",
-            [(collection, institution_id, patient.id, patient.version, rows) for patient, rows in reads],
+            "INSERT INTO nexhealth_child_reads (collection, institution_id, parent_id, read_at, parent_version, rows)"
+            " VALUES (%s, %s, %s, clock_timestamp(), %s, %s) ON CONFLICT (collection, institution_id, parent_id) DO UPDATE SET"
+            " read_at = excluded.read_at, parent_version = excluded.parent_version, rows = excluded.rows",
+            [(collection, institution_id, row.id, row.version, rows) for row, rows in reads],
         )

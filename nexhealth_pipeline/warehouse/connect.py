@@ -212,10 +212,21 @@ def driver_errors(doing: str) -> Iterator[None]:
         yield
     except errors.InsufficientPrivilege:
         raise MissingRights(f"{doing}: the database role lacks a right (42501)") from None
+    except errors.DiskFull:
+        raise WarehouseError(
+            f"{doing}: PostgreSQL has no room left (53100): make room on its disk, then run again"
+        ) from None
     except psycopg.OperationalError as error:
-        raise WarehouseUnreachable(f"{doing}: the connection to PostgreSQL was lost{_code(error)}") from None
+        if _lost(error):
+            raise WarehouseUnreachable(f"{doing}: the connection to PostgreSQL was lost{_code(error)}") from None
+        raise WarehouseError(f"{doing}: PostgreSQL gave up{_code(error)}") from None
     except psycopg.Error as error:
         raise WarehouseError(f"{doing}: PostgreSQL refused{_code(error)}") from None
+
+
+def _lost(error: psycopg.OperationalError) -> bool:
+    """Whether the server went away: classes 08 and 57P, and what libpq says without a code."""
+    return error.sqlstate is None or error.sqlstate.startswith(("08", "57P", "53300"))
 
 
 def _code(error: psycopg.Error) -> str:

@@ -8,13 +8,15 @@ noted for quarantine: a bad field becomes null, a record without a usable key is
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from dataclasses import field as made_with
 from datetime import datetime
 
 import msgspec
 
 from nexhealth_pipeline.catalog.collection import Collection, Column, SqlType
 from nexhealth_pipeline.errors import RecordRefused
+from nexhealth_pipeline.warehouse.drift import DriftWatch
 from nexhealth_pipeline.warehouse.values import CONVERTERS, Converter, json_text
 
 __all__ = ["Encoded", "Note", "RecordEncoder"]
@@ -24,6 +26,8 @@ _ABSENT = object()
 _NULL = "\\N"
 _INDEXED_BYTES = 1000
 """Longest text of an indexed column: an entry of two must fit into a third of PostgreSQL's 8 KB page."""
+_ID_DIGITS = 19
+_FIRST_ID = re.compile(rb'\s*\{\s*"id"\s*:\s*"?(\d{1,19})"?\s*[,}]')
 _ODD_NUMBER = re.compile(rb"[eE]-\d{4}|\d{4000}")
 """Perhaps a number with more than the 16,383 decimals that PostgreSQL's numeric, and so jsonb, holds."""
 _COPY_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
@@ -38,12 +42,19 @@ class Note:
     rule: str
     loaded: bool
     raw: bytes
+    request: Mapping[str, int] = made_with(default_factory=dict)
+    """What the request knew of the record and the record does not say: all that is needed to load it later."""
+    owner: str = ""
+    """The part of it that is in the row's key: the same bytes inside two charges are two records."""
+    read_at: datetime | None = None
 
     @property
     def fingerprint(self) -> bytes:
         """The same for the same fault of the same content, so that a re-read adds no second note."""
         digest = hashlib.blake2b(self.raw, digest_size=16)
         digest.update(f"\0{self.field}\0{self.rule}".encode())
+        if self.owner:
+            digest.update(f"\0{self.owner}".encode())
         return digest.digest()
 
     def __repr__(self) -> str:
@@ -71,6 +82,8 @@ class RecordEncoder:
         names = [column.name for column in collection.columns]
         self._id_at = names.index("id") if "id" in names else None
         self._indexed = {*collection.key, *(name for index in collection.indexes for name in index)}
+        self.drift = DriftWatch(collection)
+        """What the records held that is not as declared."""
 
     @property
     def stage_columns(self) -> tuple[str, ...]:
@@ -94,9 +107,15 @@ class RecordEncoder:
             try:
                 encoded.lines.append(self._line(raw, known, read_text, encoded))
             except RecordRefused as refused:
-                encoded.notes.append(Note("", refused.field, refused.rule, loaded=False, raw=self._blotted(raw)))
+                encoded.notes.append(
+                    Note(_id_of(raw), refused.field, refused.rule, loaded=False, raw=self._blotted(raw))
+                )
             except RecursionError:
-                encoded.notes.append(Note("", "", "nested too deep", loaded=False, raw=self._blotted(raw)))
+                encoded.notes.append(Note(_id_of(raw), "", "nested too deep", loaded=False, raw=self._blotted(raw)))
+        if encoded.notes:
+            of_request = {column.name: request[column.name] for column in self._request_columns}
+            owner = ",".join(str(value) for name, value in of_request.items() if name in self._collection.key)
+            encoded.notes = [replace(note, request=of_request, owner=owner, read_at=read_at) for note in encoded.notes]
         return encoded
 
     def _blotted(self, raw: bytes) -> bytes:
@@ -112,11 +131,12 @@ class RecordEncoder:
         faults: list[RecordRefused] = []
         values = [self._value(record, column, path, convert, absent, faults) for column, path, convert in self._columns]
         institution = self._institution or self._institution_of(record)
+        self.drift.see(record, institution, absent, faults)
         fields = [_NULL if value is None else value.translate(_COPY_ESCAPES) for value in values]
         content = "\t".join(fields) + "\0" + ",".join(absent)
         row_hash = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
         for fault in faults:
-            note = Note(str(record.get("id", "")), fault.field, fault.rule, loaded=True, raw=stored.encode())
+            note = Note(_digits(record.get("id")), fault.field, fault.rule, loaded=True, raw=stored.encode())
             encoded.notes.append(note)
         if self._id_at is not None and (identifier := values[self._id_at]) is not None:
             encoded.ids.append(int(identifier))
@@ -177,6 +197,18 @@ class RecordEncoder:
         if any(dropped) or b"\\u0000" in raw or _maybe_odd(raw):
             return json_text(record)
         return raw.decode()
+
+
+def _id_of(raw: bytes) -> str:
+    """The id of a record that is perhaps no JSON, where it comes first, as NexHealth has it; else empty."""
+    found = _FIRST_ID.match(raw)
+    return found[1].decode() if found else ""
+
+
+def _digits(value: object) -> str:
+    """An id as text; empty for anything else, which may be a person's data."""
+    text = str(value)
+    return text if len(text) <= _ID_DIGITS and text.isascii() and text.isdigit() else ""
 
 
 def _parse(raw: bytes) -> dict[str, object]:

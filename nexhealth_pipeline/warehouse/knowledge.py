@@ -9,18 +9,17 @@ from datetime import datetime
 import psycopg
 
 __all__ = [
-    "UNREADABLE",
+    "NOT_OFFERED",
     "close_membership",
-    "forget_seen",
+    "enabled_at",
     "record_capability",
     "record_freshness",
     "record_membership",
-    "record_seen",
 ]
 
 
-UNREADABLE = -1
-"""Stands among the ids seen for a record whose id could not be read; no patient has it."""
+NOT_OFFERED = ("not_enabled", "unsupported")
+"""Statuses of a collection that a practice does not have."""
 
 
 def record_freshness(
@@ -75,18 +74,38 @@ def record_capability(
 ) -> None:
     """Note whether a practice offers a collection; `since` moves only when the status changes.
 
-    "empty" never replaces "supported": a list that held rows once is supported.
+    "empty" never replaces "supported": a list that held rows once is supported. What is not offered
+    (any more) has no state: should it be offered again, it is read in full.
     """
     connection.execute(
         """
         INSERT INTO nexhealth_capabilities AS c (institution_id, location_id, collection, status, evidence)
         VALUES (%s, %s, %s, %s, %s)
         ON CONFLICT (institution_id, location_id, collection) DO UPDATE
-            SET status = excluded.status, evidence = excluded.evidence, since = clock_timestamp()
+            SET status = excluded.status, evidence = excluded.evidence, since = clock_timestamp(),
+                enabled_at = CASE WHEN c.status IN ('not_enabled', 'unsupported') THEN clock_timestamp()
+                                  ELSE c.enabled_at END
             WHERE c.status <> excluded.status AND NOT (c.status = 'supported' AND excluded.status = 'empty')
         """,
         (institution_id, location_id, collection, status, evidence),
     )
+    if status in NOT_OFFERED:
+        connection.execute(
+            "DELETE FROM nexhealth_sync_state WHERE collection = %s AND institution_id = %s AND location_id = %s",
+            (collection, institution_id, location_id),
+        )
+
+
+def enabled_at(
+    connection: psycopg.Connection, *, institution_id: int, location_id: int, collection: str
+) -> datetime | None:
+    """When a collection that a practice did not have was enabled; None = it always was, or is not."""
+    row = connection.execute(
+        "SELECT enabled_at FROM nexhealth_capabilities"
+        " WHERE (institution_id, location_id, collection) = (%s, %s, %s) AND status <> ALL(%s)",
+        (institution_id, location_id, collection, list(NOT_OFFERED)),
+    ).fetchone()
+    return row[0] if row else None
 
 
 def record_membership(
@@ -114,62 +133,23 @@ def record_membership(
     )
 
 
-def record_seen(
-    connection: psycopg.Connection,
-    collection: str,
-    institution_id: int,
-    location_id: int,
-    pass_name: str,
-    *,
-    ids: Iterable[int],
-) -> None:
-    """Note ids met by a pass whose absences will be judged when it is complete."""
-    connection.execute(
-        "INSERT INTO nexhealth_seen (collection, institution_id, location_id, pass, id)"
-        " SELECT DISTINCT %s, %s::bigint, %s::bigint, %s, unnest(%s::bigint[]) ON CONFLICT DO NOTHING",
-        (collection, institution_id, location_id, pass_name, list(ids)),
-    )
-
-
 def close_membership(
-    connection: psycopg.Connection,
-    collection: str,
-    institution_id: int,
-    location_id: int,
-    pass_name: str,
-    *,
-    began: datetime,
+    connection: psycopg.Connection, institution_id: int, location_id: int, pass_id: int, *, began: datetime
 ) -> int:
     """End a complete membership pass: patients it did not meet are gone from the location.
 
-    Left alone are patients first seen after the pass `began`. Nothing is marked where the answer was empty
-    or held a record that could not be read (`UNREADABLE` was seen). Returns the rows marked and forgets
-    the ids seen.
+    Left alone are patients first seen after the pass `began`. Nothing is marked where the answer was empty,
+    held a record that could not be read, or came while NexHealth did not reach the practice. `pass_id`: where
+    it kept what it met (`warehouse.seen`). Returns the rows marked.
     """
-    key = (collection, institution_id, location_id, pass_name)
     done = connection.execute(
         """
-        WITH seen AS (
-            SELECT id FROM nexhealth_seen
-            WHERE (collection, institution_id, location_id, pass) = (%(c)s, %(i)s, %(l)s, %(p)s)
-        )
         UPDATE nexhealth_patient_locations m SET gone_at = clock_timestamp()
         WHERE m.institution_id = %(i)s AND m.location_id = %(l)s AND m.gone_at IS NULL AND m.first_seen < %(began)s
-          AND EXISTS (SELECT FROM seen) AND NOT EXISTS (SELECT FROM seen WHERE id = %(unreadable)s)
-          AND NOT EXISTS (SELECT FROM seen WHERE id = m.patient_id)
+          AND EXISTS (SELECT FROM nexhealth_seen WHERE pass_id = %(p)s)
+          AND NOT EXISTS (SELECT FROM nexhealth_seen_passes WHERE id = %(p)s AND (unreadable OR %(l)s = ANY(offline)))
+          AND NOT EXISTS (SELECT FROM nexhealth_seen s WHERE s.pass_id = %(p)s AND s.key = m.patient_id::text)
         """,
-        {"c": collection, "i": institution_id, "l": location_id, "p": pass_name, "began": began}
-        | {"unreadable": UNREADABLE},
+        {"i": institution_id, "l": location_id, "p": pass_id, "began": began},
     )
-    forget_seen(connection, *key)
     return done.rowcount
-
-
-def forget_seen(
-    connection: psycopg.Connection, collection: str, institution_id: int, location_id: int, pass_name: str
-) -> None:
-    """Empty what `record_seen` noted for a pass."""
-    connection.execute(
-        "DELETE FROM nexhealth_seen WHERE (collection, institution_id, location_id, pass) = (%s, %s, %s, %s)",
-        (collection, institution_id, location_id, pass_name),
-    )

@@ -11,6 +11,7 @@ A row is taken when it is new, or when its content differs and its version is no
 
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 
 import psycopg
 from psycopg import sql
@@ -47,42 +48,50 @@ class Stage:
         self._collection = collection
         self._columns = encoder.stage_columns
         self._name = f"stage_{collection.name}"
-        self._sql = _MergeSql(collection, self._name, self._columns)
+        self._sql = _merge_sql(collection, self._columns)
+        self._prepared = False
+        self.rows = 0
+        """Rows it holds. Most answers of a night hold none: those cost no statement."""
+
+    @property
+    def name(self) -> str:
+        """Name of the temporary table."""
+        return self._name
 
     def open(self) -> None:
-        """Create the stage, or empty it where this connection already has one."""
-        types = {column.name: column.type.value for column in table_columns(self._collection)}
-        types |= {"row_hash": "bytea", "absent": "text[]"}
-        columns = sql.SQL(", ").join(
-            sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(types[name])) for name in self._columns
-        )
-        name = sql.Identifier(self._name)
-        self._connection.execute(
-            sql.SQL("CREATE TEMP TABLE IF NOT EXISTS {} (stage_row integer GENERATED ALWAYS AS IDENTITY, {})").format(
-                name, columns
-            )
-        )
-        self._connection.execute(sql.SQL("TRUNCATE {}").format(name))
+        """Begin with an empty stage."""
+        self._prepared, self.rows = False, 0
+
+    def prepare(self) -> None:
+        """Create the stage, or empty it where this connection already has one, unless that was done."""
+        if not self._prepared:
+            self._connection.execute(self._sql.create)
+            self._connection.execute(self._sql.empty)
+            self._prepared = True
 
     def copy(self, lines: list[str]) -> None:
         """Append encoded lines."""
         if not lines:
             return
-        statement = sql.SQL("COPY {} ({}) FROM STDIN").format(
-            sql.Identifier(self._name), sql.SQL(", ").join(map(sql.Identifier, self._columns))
-        )
-        with self._connection.cursor() as cursor, cursor.copy(statement) as copy:
+        self.prepare()
+        with self._connection.cursor() as cursor, cursor.copy(self._sql.copy) as copy:
             copy.write("\n".join(lines) + "\n")
+        self.rows += len(lines)
 
     def merge(self, not_before: datetime | None) -> Merged:
         """Write new and changed rows to the target, then empty the stage; the caller commits."""
+        if not self.rows:
+            return Merged()
         self._connection.execute(self._sql.keep_absent)
         row = self._connection.execute(self._sql.write, {"not_before": not_before}).fetchone()
-        self._connection.execute(sql.SQL("TRUNCATE {}").format(sql.Identifier(self._name)))
+        self._connection.execute(self._sql.empty)
+        self.rows = 0
         return Merged(*row) if row else Merged()
 
     def classify(self, not_before: datetime | None, *, target_exists: bool) -> Merged:
         """What `merge` would do, writing nothing; the stage keeps its rows."""
+        if not self.rows:
+            return Merged()
         statement = self._sql.classify if target_exists else self._sql.count_new
         if target_exists:
             self._connection.execute(self._sql.keep_absent)
@@ -91,32 +100,53 @@ class Stage:
 
     def changes(self, not_before: datetime | None) -> list[Change]:
         """Locations and months whose rows `merge` is about to change; old and new place of a moved row."""
-        if self._sql.places is None:
+        if self._sql.places is None or not self.rows:
             return []
         self._connection.execute(self._sql.keep_absent)
         rows = self._connection.execute(self._sql.places, {"not_before": not_before}).fetchall()
         return [Change(location, month, count) for location, month, count in rows]
 
 
-class _MergeSql:
-    """The statements of one collection."""
+@cache
+def _merge_sql(collection: Collection, columns: tuple[str, ...]) -> "_MergeSql":
+    """The statements of a collection, composed once: that costs more than running them on a few rows."""
+    return _MergeSql(collection, columns)
 
-    def __init__(self, collection: Collection, stage: str, columns: tuple[str, ...]) -> None:
+
+class _MergeSql:
+    """The statements of one collection, as text."""
+
+    def __init__(self, collection: Collection, columns: tuple[str, ...]) -> None:
         self._collection = collection
-        self._stage = sql.Identifier(stage)
+        self._stage = sql.Identifier(f"stage_{collection.name}")
         self._target = sql.Identifier(collection.table)
         self._written = [name for name in columns if name != "absent"]
         source = [column.name for column in collection.columns]
         self._content = [name for name in source if name not in collection.key]
-        self.keep_absent = self._keep_absent()
-        self.write = self._write()
-        self.classify = sql.SQL(
-            "{}SELECT count(*) FILTER (WHERE is_new), count(*) FILTER (WHERE NOT is_new) FROM changed"
-        ).format(self._changed())
-        self.count_new = sql.SQL("SELECT count(DISTINCT ({})), 0 FROM {}").format(
-            self._names("s", collection.key, bare=True), self._stage
+        self.create = self._create(columns).as_bytes(None)
+        self.empty = sql.SQL("TRUNCATE {}").format(self._stage).as_bytes(None)
+        self.copy = sql.SQL("COPY {} ({}) FROM STDIN").format(self._stage, _listed(columns)).as_bytes(None)
+        self.keep_absent = self._keep_absent().as_bytes(None)
+        self.write = self._write().as_bytes(None)
+        self.classify = (
+            sql.SQL("{}SELECT count(*) FILTER (WHERE is_new), count(*) FILTER (WHERE NOT is_new) FROM changed")
+            .format(self._changed())
+            .as_bytes(None)
         )
-        self.places = self._places() if collection.window else None
+        self.count_new = (
+            sql.SQL("SELECT count(DISTINCT ({})), 0 FROM {}")
+            .format(_listed(collection.key), self._stage)
+            .as_bytes(None)
+        )
+        self.places = self._places().as_bytes(None) if collection.window else None
+
+    def _create(self, columns: tuple[str, ...]) -> sql.Composed:
+        types = {column.name: column.type.value for column in table_columns(self._collection)}
+        types |= {"row_hash": "bytea", "absent": "text[]"}
+        typed = [sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(types[name])) for name in columns]
+        return sql.SQL(
+            "CREATE TEMP TABLE IF NOT EXISTS {} (stage_row integer GENERATED ALWAYS AS IDENTITY, {})"
+        ).format(self._stage, sql.SQL(", ").join(typed))
 
     def _names(self, alias: str, names: "list[str] | tuple[str, ...]", *, bare: bool = False) -> sql.Composed:
         parts = [sql.Identifier(name) if bare else sql.Identifier(alias, name) for name in names]
@@ -271,3 +301,7 @@ class _MergeSql:
             " SELECT location_id, to_char(at AT TIME ZONE 'UTC', 'YYYY-MM'), count(*) FROM places"
             " WHERE location_id IS NOT NULL AND at IS NOT NULL GROUP BY 1, 2"
         ).format(changed=self._changed(), column=sql.Identifier(window.column))
+
+
+def _listed(names: tuple[str, ...]) -> sql.Composed:
+    return sql.SQL(", ").join(map(sql.Identifier, names))

@@ -44,7 +44,8 @@ def upgrade(url: str) -> list[str]:
         except MissingRights:
             raise MissingRights(
                 f"the database role {connection.info.user} may not create or alter the warehouse's tables: "
-                "GRANT CREATE, USAGE ON SCHEMA public TO it, or run `nexhealth db upgrade` with the role that owns them"
+                f"GRANT CREATE ON DATABASE {connection.info.dbname} (for schema nexhealth_current) and CREATE, USAGE ON "
+                "SCHEMA public TO it, or run `nexhealth db upgrade` with the role that owns them"
             ) from None
 
 

@@ -1,12 +1,20 @@
-"""`nexhealth_quarantine`: records, and fields of records, that could not be loaded."""
+"""`nexhealth_quarantine`: records, and fields of records, that could not be loaded.
 
-from collections.abc import Iterable
+A note is open until its record is read later without the fault, or until a retry loads it. The same fault of
+the same content is one note, however often it is read; one that comes back after it was resolved is open, and
+new, again.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 
 import psycopg
+from psycopg.types.json import Jsonb
 
+from nexhealth_pipeline.catalog.collection import Collection
 from nexhealth_pipeline.warehouse.encode import Note
 
-__all__ = ["quarantine"]
+__all__ = ["OpenNotes", "quarantine"]
 
 
 def quarantine(
@@ -18,25 +26,80 @@ def quarantine(
     location_id: int,
     run_id: str,
 ) -> int:
-    """Store notes that are not there yet; returns how many were new. The caller commits."""
+    """Store notes; returns how many were not there, or were resolved. The caller commits."""
     new = 0
-    for note in notes:
-        done = connection.execute(
-            "INSERT INTO nexhealth_quarantine"
-            " (collection, institution_id, location_id, record_id, field, rule, loaded, raw, fingerprint, run_id)"
-            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
-            (
-                collection,
-                institution_id,
-                location_id,
-                note.record_id,
-                note.field,
-                note.rule,
-                note.loaded,
-                note.raw,
-                note.fingerprint,
-                run_id,
-            ),
-        )
-        new += done.rowcount
+    # In one order, so that two runs that meet the same faults wait for each other in no circle.
+    for note in sorted(notes, key=lambda note: note.fingerprint):
+        row = connection.execute(
+            "WITH old AS (SELECT resolved_at FROM nexhealth_quarantine"
+            " WHERE collection = %(collection)s AND institution_id = %(institution)s AND fingerprint = %(fingerprint)s)"
+            " INSERT INTO nexhealth_quarantine AS q (collection, institution_id, location_id, record_id, field, rule,"
+            " loaded, raw, fingerprint, run_id, request, read_at) VALUES (%(collection)s, %(institution)s, %(location)s,"
+            " %(record)s, %(field)s, %(rule)s, %(loaded)s, %(raw)s, %(fingerprint)s, %(run)s, %(request)s,"
+            " coalesce(%(read_at)s, clock_timestamp()))"
+            " ON CONFLICT (collection, institution_id, fingerprint) DO UPDATE"
+            " SET read_at = greatest(q.read_at, excluded.read_at), location_id = excluded.location_id,"
+            " resolved_at = NULL"
+            " RETURNING coalesce((SELECT resolved_at IS NOT NULL FROM old), true)",
+            {
+                "collection": collection,
+                "institution": institution_id,
+                "location": location_id,
+                "record": note.record_id,
+                "field": note.field,
+                "rule": note.rule,
+                "loaded": note.loaded,
+                "raw": note.raw,
+                "fingerprint": note.fingerprint,
+                "run": run_id,
+                "request": Jsonb(dict(note.request)),
+                "read_at": note.read_at,
+            },
+        ).fetchone()
+        new += bool(row and row[0])
     return new
+
+
+class OpenNotes:
+    """Resolves the open notes of one collection and institution as their records come without the fault."""
+
+    def __init__(self, connection: psycopg.Connection, collection: Collection, institution_id: int) -> None:
+        self._connection = connection
+        self._name, self._institution = collection.name, institution_id
+        self._owner = next((one.name for one in collection.from_request if one.name in collection.key), None)
+        self._any = False
+
+    def look(self) -> None:
+        """Find out once whether there are any: nearly always there are none, and nothing more is asked."""
+        row = self._connection.execute(
+            "SELECT EXISTS (SELECT FROM nexhealth_quarantine"
+            " WHERE collection = %s AND institution_id = %s AND resolved_at IS NULL)",
+            (self._name, self._institution),
+        ).fetchone()
+        self._any = bool(row and row[0])
+
+    def owners(self, request: Mapping[str, int]) -> list[int]:
+        """The id in what a request knew that its records are found by: the patient whose address it is."""
+        return [request[self._owner]] if self._owner is not None and self._owner in request else []
+
+    def resolve(self, ids: Sequence[int], owners: Sequence[int], read_at: datetime) -> int:
+        """Close notes of records read before `read_at`; how many. The caller commits, after the new notes.
+
+        Records are found by `owners` where the key holds what the request knew, else by their `ids`.
+        """
+        wanted = ids if self._owner is None else owners
+        if not self._any or not wanted:
+            return 0
+        return self._connection.execute(
+            "UPDATE nexhealth_quarantine SET resolved_at = clock_timestamp()"
+            " WHERE collection = %(collection)s AND institution_id = %(institution)s AND resolved_at IS NULL"
+            " AND read_at < %(read_at)s"
+            " AND CASE WHEN %(owner)s::text IS NULL THEN record_id ELSE request ->> %(owner)s::text END = ANY(%(wanted)s)",
+            {
+                "collection": self._name,
+                "institution": self._institution,
+                "owner": self._owner,
+                "read_at": read_at,
+                "wanted": [str(one) for one in wanted],
+            },
+        ).rowcount

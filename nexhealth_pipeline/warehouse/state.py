@@ -44,6 +44,10 @@ class PassState:
     page_hashes: list[str] = field(default_factory=list)
     """Fingerprints of the pages read, so that a repeated one is known again after a restart."""
     records: int = 0
+    total: int | None = None
+    """What the API itself counted; None where it gives no count, or the pass asked for changes only."""
+    absent_fields: list[str] | None = None
+    """Declared fields that no record had since the last whole read began; None = there was no record."""
     complete_at: datetime | None = None
     last_full_at: datetime | None = None
     """Start of the last complete pass that read everything."""

@@ -12,6 +12,8 @@ from psycopg import sql
 
 from nexhealth_pipeline.catalog.collection import Collection, Column, Phi, SqlType
 from nexhealth_pipeline.catalog.collections import DECLARED
+from nexhealth_pipeline.warehouse.history import TRIGGER, attach_history, make_partitions
+from nexhealth_pipeline.warehouse.views import ensure_views
 
 __all__ = ["create_table", "ensure_tables", "missing_tables", "table_columns"]
 
@@ -35,6 +37,12 @@ def table_columns(collection: Collection) -> tuple[Column, ...]:
     columns = (institution, *collection.from_request, *collection.columns)
     names = {column.name for column in columns}
     return (*columns, *(column for column in _SYSTEM if column.name not in names))
+
+
+def _visible(collection: Collection) -> tuple[Column, ...]:
+    """Columns that a view shows: the record's own, without ours and without its deletion."""
+    hidden = {*(column.name for column in _SYSTEM), collection.soft_delete}
+    return tuple(column for column in table_columns(collection) if column.name not in hidden)
 
 
 def create_table(connection: psycopg.Connection, collection: Collection) -> None:
@@ -73,15 +81,20 @@ def _create_index(connection: psycopg.Connection, collection: Collection, name: 
 def ensure_tables(connection: psycopg.Connection, collections: Iterable[Collection] = DECLARED) -> list[str]:
     """Create what is missing, add new columns and indexes, bring comments up to date; commits.
 
-    Returns the changes made, one text each; a warehouse that is up to date costs two queries.
+    Puts the history's trigger on the tables, and their views into `nexhealth_current`. Returns the changes
+    made, one text each; a warehouse that is up to date costs four queries.
     """
     collections = tuple(collections)
+    # In a transaction of its own: it may wait for somebody who is writing history.
+    with connection.transaction():
+        make_partitions(connection)
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
         present = _present(connection, collections)
         changes: list[str] = []
         for collection in collections:
             changes += _ensure_one(connection, collection, present.get(collection.table, {}))
+        ensure_views(connection, {one: _visible(one) for one in collections})
         for change in changes:
             connection.execute("INSERT INTO nexhealth_schema_changes (change) VALUES (%s)", (change,))
     return changes
@@ -101,10 +114,10 @@ def missing_tables(connection: psycopg.Connection, collections: Iterable[Collect
 
 
 def _present(connection: psycopg.Connection, collections: tuple[Collection, ...]) -> dict[str, dict[str, str | None]]:
-    """Columns that exist, with their comments, by table; the table's own is under "", an index under "name()"."""
+    """Columns that exist, with their comments, by table; the table's own is under "", index and trigger under "name()"."""
     rows = connection.execute(
         """
-        SELECT c.relname, coalesce(a.attname, ''), d.description
+        SELECT c.relname::text, coalesce(a.attname::text, ''), d.description
         FROM pg_class c
         LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
         LEFT JOIN pg_description d ON d.objoid = c.oid AND d.objsubid = a.attnum AND d.classoid = 'pg_class'::regclass
@@ -116,8 +129,12 @@ def _present(connection: psycopg.Connection, collections: tuple[Collection, ...]
         SELECT c.relname, i.relname || '()', NULL
         FROM pg_class c JOIN pg_index x ON x.indrelid = c.oid JOIN pg_class i ON i.oid = x.indexrelid
         WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY(%s)
+        UNION ALL
+        SELECT c.relname, g.tgname || '()', NULL
+        FROM pg_class c JOIN pg_trigger g ON g.tgrelid = c.oid
+        WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY(%s)
         """,
-        ([collection.table for collection in collections],) * 3,
+        ([collection.table for collection in collections],) * 4,
     ).fetchall()
     present: dict[str, dict[str, str | None]] = {}
     for table, name, comment in rows:
@@ -142,6 +159,9 @@ def _ensure_one(connection: psycopg.Connection, collection: Collection, have: di
         if have and f"{name}()" not in have:
             _create_index(connection, collection, name, index)
             changes.append(f"added index {name}")
+    if f"{TRIGGER}()" not in have:
+        attach_history(connection, collection)
+        changes += [f"added history to {collection.table}"] if have else []
     _comment(connection, collection, have)
     return changes
 

@@ -52,6 +52,22 @@ def test_filters_make_it_less(nexhealth: Run, account: dict[str, str]) -> None:
     assert one["appointments"] * 5 == everything["appointments"]
 
 
+def test_row_filters_leave_out_what_cannot_be_filtered(nexhealth: Run, account: dict[str, str]) -> None:
+    """And each list's passes that do not fit; of appointments one wide read a location."""
+    ended = nexhealth("sync", "--explain", "--json", "--mode", "full", "--status", "active", **account)
+    assert ended.err == ""
+    found = json.loads(ended.out)
+    requests = {one["collection"]: one["requests"] for one in found["collections"]}
+    assert not {"appointments", "documents", "operatories"} & set(requests)
+    assert (requests["providers"], requests["document_types"], requests["patients"]) == (1, 5, 5)
+    words = "--updated-since 2026-01-02 --resource appointments --location 3"
+    (one,) = json.loads(nexhealth("sync", "--explain", "--json", *words.split(), **account).out)["collections"][3:]
+    assert (one["slices"], one["requests"]) == (1, 2)
+    assert "updated since" in one["why"]
+    ended = nexhealth("sync", "--explain", "--resource", "documents", "--status", "active", **account)
+    assert (ended.status, "documents cannot be filtered by status" in ended.err) == (2, True)
+
+
 def test_an_unknown_location_is_named_with_the_choices(nexhealth: Run, account: dict[str, str]) -> None:
     """As in a sync."""
     ended = nexhealth("sync", "--explain", "--location", "Nowhere", **account)

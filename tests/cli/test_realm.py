@@ -34,7 +34,7 @@ def test_the_demo_ignores_every_setting_but_its_home(home: Path, monkeypatch: py
     settings = demo("http://127.0.0.1:1").settings
     assert settings.database_url is None
     assert settings.subdomains == ()
-    assert settings.rate_share == 0.8
+    assert settings.rate_share == 1.0, "its key is its own"
     assert settings.api_keys() == {"": SANDBOX_API_KEY}
     assert settings.data_kind == "sandbox"
     assert settings.home == home / "from-dotenv"

@@ -3,7 +3,8 @@
 import json
 import os
 from collections.abc import Callable
-from datetime import date
+from dataclasses import asdict
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from nexhealth_pipeline.cli import sync as module
 from nexhealth_pipeline.orchestration import launch
 from nexhealth_pipeline.orchestration.launch import CollectionSummary, Progress, SyncRequest, SyncSummary
 from nexhealth_pipeline.sandbox import SANDBOX_API_KEY
+from nexhealth_pipeline.sync.filters import Filters
 from nexhealth_pipeline.sync.options import Mode
+from nexhealth_pipeline.sync.slices import Absence
 from nexhealth_pipeline.warehouse.sync_log import Counts
 from tests.cli.conftest import REAL_KEY, Run
 
@@ -83,11 +86,79 @@ def test_every_filter_reaches_the_run(nexhealth: Run, ran: FakeRun) -> None:
     assert "Nothing was written" in ended.out
 
 
+def test_row_filters_reach_the_run_and_it_is_said_what_is_read(nexhealth: Run, ran: FakeRun) -> None:
+    """Filters leave collections out: a summary of less than everything must not be a surprise."""
+    words = "sync --provider 5 --provider 6 --updated-since 2026-01-02T03:00:00+02:00"
+    ended = nexhealth(*words.split(), **KEY)
+    assert ended.status == 0
+    since = datetime(2026, 1, 2, 1, tzinfo=UTC)
+    assert ran.requests == [SyncRequest(Mode.INCREMENTAL, filters=Filters(providers=(5, 6), updated_since=since))]
+    first = ended.out.splitlines()[0]
+    assert first.startswith("Only rows by provider and updated since, of ")
+    assert "appointments" in first
+    assert "patients" not in first
+    nexhealth("sync", "--resource", "patients", "--status", "inactive", "--updated-since", "2026-01-02", **KEY)
+    midnight = datetime(2026, 1, 2, tzinfo=UTC)
+    assert ran.requests[1] == SyncRequest(
+        Mode.INCREMENTAL, resources=("patients",), filters=Filters("inactive", updated_since=midnight)
+    )
+
+
 def test_without_words_it_is_an_incremental_sync_of_everything(nexhealth: Run, ran: FakeRun) -> None:
     """The command of every day."""
     assert nexhealth("sync", **KEY, NEXHEALTH_DATA_KIND="sandbox").status == 0
     assert ran.requests == [SyncRequest(mode=Mode.INCREMENTAL)]
     assert ran.options["kind"] == "sandbox"
+
+
+def test_a_reconcile_reaches_the_run_with_its_leave(nexhealth: Run, ran: FakeRun) -> None:
+    """Lost on the way, the brake could never be released, or was never on."""
+    assert nexhealth("sync", "--mode", "reconcile", **KEY).status == 0
+    assert nexhealth("sync", "--mode", "reconcile", "--allow-mass-delete", **KEY).status == 0
+    assert ran.requests == [
+        SyncRequest(mode=Mode.RECONCILE),
+        SyncRequest(mode=Mode.RECONCILE, allow_mass_delete=True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--allow-mass-delete", "goes with --mode reconcile"),
+        ("--mode reconcile --patient 7", "complete reads"),
+        ("--mode reconcile --start 2026-01-01", "complete reads"),
+        ("--mode reconcile --provider 3", "complete reads"),
+    ],
+)
+def test_a_read_that_could_not_tell_what_is_gone_is_refused(
+    nexhealth: Run, ran: FakeRun, words: str, told: str
+) -> None:
+    """It would look like a reconcile that found nothing gone."""
+    ended = nexhealth("sync", *words.split(), **KEY)
+    assert (ended.status, ran.requests) == (2, [])
+    assert told in ended.err
+
+
+def test_a_reconcile_tells_what_is_gone_and_where_it_could_not_tell(nexhealth: Run, ran: FakeRun) -> None:
+    """A deletion nobody is told of, or one that was held back silently, is found out months later."""
+    quiet = asdict(Absence(live=9, seen=9))
+    gone = asdict(Absence(live=9, seen=7, missing=2, confirmed=2, tombstoned=2, revived=1))
+    dark = "absences not judged: offline"
+    ran.end = summary(
+        absences=[
+            {"collection": "patients", "label": "patients acme.1", "reason": None, **gone},
+            {"collection": "patients", "label": "patients acme.3", "reason": None, **quiet},
+            {"collection": "alerts", "label": "alerts acme.1", "reason": None, **quiet},
+            {"collection": "claims", "label": "claims acme.2", "reason": dark, **asdict(Absence())},
+        ]
+    )
+    lines = nexhealth("sync", "--mode", "reconcile", **KEY).out.splitlines()
+    assert [line.split() for line in lines if line.startswith("patients")][-1] == [
+        "patients",
+        *["16", "2", "2", "2", "1"],
+    ]
+    assert not any(line.startswith("alerts") for line in lines)
+    assert f"{dark}: claims acme.2" in lines
 
 
 def test_the_table_has_a_row_a_collection_a_total_and_the_floor(nexhealth: Run, ran: FakeRun) -> None:
@@ -134,7 +205,7 @@ def test_the_runs_status_is_the_commands(nexhealth: Run, ran: FakeRun, status: i
     [
         ("--mode quick", ("'quick'", "incremental", "full")),
         ("--resource patient", ("'patient'", "patients", "insurance_coverages")),
-        ("--resource patient_addresses", ("'patient_addresses'", "patients")),
+        ("--resource claim_payouts", ("'claim_payouts'", "patients")),
         ("--start 31.01.2026", ("'31.01.2026'", "YYYY-MM-DD")),
         ("--end 2024-02-30", ("'2024-02-30'", "YYYY-MM-DD")),
         ("--start 2026-02-01 --end 2026-01-01", ("2026-02-01", "2026-01-01")),
@@ -145,6 +216,15 @@ def test_the_runs_status_is_the_commands(nexhealth: Run, ran: FakeRun, status: i
         ("--patient 7 --dry-run", ("--patient", "--dry-run")),
         ("--patient 7 --mode full --explain", ("--explain", "--patient")),
         ("--colour red", ("--colour",)),
+        ("--status archived", ("'archived'", "active", "inactive")),
+        ("--provider Smith", ("'Smith'",)),
+        ("--updated-since yesterday", ("'yesterday'", "YYYY-MM-DD", "2026-01-31T08:00:00Z")),
+        ("--updated-since 2026-01-02T03:00:00", ("2026-01-02T03:00:00", "zone")),
+        ("--status active --resource documents", ("documents", "status", "patients, ")),
+        ("--provider 5 --resource appointments --resource patients", ("patients", "provider", "appointments")),
+        ("--updated-since 2026-01-02 --resource locations", ("locations", "updated since", "patients")),
+        ("--status active --provider 5 --start 2026-01-01", ("status and provider",)),
+        ("--patient 7 --status active", ("--patient",)),
     ],
 )
 def test_wrong_use_is_2_and_names_value_and_choices(

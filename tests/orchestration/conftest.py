@@ -88,7 +88,11 @@ def few_months(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def box() -> Iterator[SandboxServer]:
+    """Everything is enabled everywhere; what is not is tested by itself."""
     with SandboxServer(patients=40, appointments_per_patient=4, limits=False) as server:
+        for location in server.state.ids("locations"):
+            for capability in ("finance", "alerts"):
+                server.state.enable(location, capability)
         yield server
 
 

@@ -100,6 +100,50 @@ def test_a_failing_location_is_red_alone_and_its_repetition_reads_nothing_else(k
     assert len(known.box.requests.matching("/operatories")) > 0, "a run of its own reads anew"
 
 
+def test_a_reconcile_tells_what_is_gone_and_fails_where_the_brake_held(known: House) -> None:
+    """Nobody reads a log of deletions; a red run with a name in it is looked at."""
+    assert known.run(Scope.LOCATION, [DESERT, PIER], assets=["operatories"]).success
+    rooms = [row[0] for row in known.rows("SELECT id FROM nexhealth_operatories WHERE location_id = 348513")]
+    gone = known.one("SELECT min(id) FROM nexhealth_operatories WHERE location_id = 348621")
+    for number in (*rooms, gone):
+        known.box.state.delete("operatories", number, hard=True)
+    result = known.run(Scope.LOCATION, [DESERT, PIER], assets=["operatories"], mode="reconcile")
+    assert f"operatories {DESERT}: absences not marked: the answer was empty" in known.failure(result)
+    assert known.partitions(result, MATERIALIZED) == {("operatories", DESERT), ("operatories", PIER)}
+    said = {
+        one.partition: one.event_specific_data.asset_observation.metadata["absence"].value
+        for one in known.events(result, OBSERVED)
+    }
+    assert (said[PIER]["missing"], said[PIER]["tombstoned"], said[PIER]["braked"]) == (1, 1, False)
+    assert (said[DESERT]["missing"], said[DESERT]["tombstoned"], said[DESERT]["braked"]) == (5, 0, True)
+    assert known.told(result)["tombstoned"] == 1
+    allowed = known.run(
+        Scope.LOCATION, [DESERT, PIER], assets=["operatories"], mode="reconcile", allow_mass_delete=True
+    )
+    assert allowed.success, known.failure(allowed)
+    assert known.one("SELECT count(*) FROM nexhealth_operatories WHERE deleted_by = 'absence'") == 6
+
+
+def test_a_filtered_run_materializes_nothing_and_says_what_it_reads(known: House) -> None:
+    """A green partition says that the slice is complete; of an ignored filter nobody would know."""
+    result = known.run(Scope.LOCATION, [NORTH, PIER], status="active")
+    assert result.success, known.failure(result)
+    assert known.partitions(result, MATERIALIZED) == set()
+    filtered = {name for name, _ in known.partitions(result, OBSERVED)}
+    assert {"patients", "document_types"} <= filtered
+    assert not {"documents", "operatories"} & filtered
+    assert known.status("patients") == {}
+    assert known.one("SELECT count(*) FROM nexhealth_sync_state WHERE collection = ANY(%s)", sorted(filtered)) == 0
+    refused = known.run(Scope.LOCATION, [NORTH], assets=["documents", "patients"], status="active")
+    assert not refused.success
+    assert "documents cannot be filtered by status" in known.failure(refused)
+    changes = known.job(CHANGES_JOB, CHANGES_OP, config={"partitions": [NORTH], "updated_since": "2026-01-02"})
+    assert changes.success
+    assert known.partitions(changes, MATERIALIZED) == set()
+    asked = known.box.requests.matching("/appointments")
+    assert {one.param("updated_since") for one in asked} == {"2026-01-02T00:00:00+0000"}
+
+
 def test_months_are_materialized_for_the_partitions_asked_for_only(known: House) -> None:
     """A backfill of some months must touch no other, whether they form a box or not."""
     first, second, third = month_keys(datetime.now(UTC).date())[1:4]

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from nexhealth_pipeline.errors import InvalidSetting
 from nexhealth_pipeline.orchestration.config import PatientConfig, SyncConfig
 from nexhealth_pipeline.settings import load_settings
+from nexhealth_pipeline.sync.filters import Filters
 from nexhealth_pipeline.sync.options import Mode
 
 SETTINGS = load_settings({"NEXHEALTH_CONCURRENCY": "3", "NEXHEALTH_BATCH_PAGES": "7"}, environ={}, env_file=None)
@@ -39,6 +40,8 @@ def test_what_is_given_wins() -> None:
         ("start", "05.01.2026", "YYYY-MM-DD"),
         ("end", "2026-02-30", "YYYY-MM-DD"),
         ("fresh_after", "yesterday", "ISO 8601 with a zone"),
+        ("status", "archived", "use one of active, inactive"),
+        ("updated_since", "yesterday", "ISO 8601 with a zone"),
         ("fresh_after", "2026-01-01T00:00:00", "ISO 8601 with a zone"),
     ],
 )
@@ -54,6 +57,15 @@ def test_a_window_that_ends_before_it_begins_is_refused() -> None:
     """It would read nothing and look like a success."""
     with pytest.raises(InvalidSetting, match="start 2026-02-01 is after end 2026-01-01"):
         SyncConfig(start="2026-02-01", end="2026-01-01").options(SETTINGS, NOW)
+
+
+def test_filters_become_those_of_the_sync() -> None:
+    """A filter that is lost reads everything, and would be taken for a complete read."""
+    options = SyncConfig(status="inactive", providers=[5, 6], updated_since="2026-01-02").options(SETTINGS, NOW)
+    assert options.filters == Filters("inactive", (5, 6), datetime(2026, 1, 2, tzinfo=UTC))
+    assert options.partial
+    with pytest.raises(InvalidSetting, match="providers 0"):
+        SyncConfig(providers=[0]).options(SETTINGS, NOW)
 
 
 @pytest.mark.parametrize("value", [0, -1, 65])

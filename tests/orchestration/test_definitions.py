@@ -14,10 +14,21 @@ from nexhealth_pipeline.orchestration.assets import PARTITIONS
 
 GRAPH = defs.resolve_asset_graph()
 EXPECTED_GROUPS = {
-    "insurance": {"insurance_coverages", "insurance_plans"},
-    "patients": {"document_types", "documents", "patients"},
-    "practice": {"institutions", "locations", "operatories", "providers", "sync_status"},
-    "scheduling": {"appointment_types", "appointments"},
+    "clinical": {"clinical_notes", "procedures", "treatment_plans"},
+    "insurance": {"coverage_subscribers", "insurance_coverages", "insurance_plans"},
+    "ledger": {
+        *("adjustment_types", "adjustments", "charges", "claims", "fee_schedule_procedures", "fee_schedules"),
+        *("guarantor_balances", "insurance_balances", "payment_plans", "payment_types", "payments"),
+    },
+    "patients": {
+        *("alerts", "document_types", "documents", "patient_addresses", "patient_recalls", "patients"),
+        "recall_types",
+    },
+    "practice": {
+        *("institutions", "locations", "nex_staff", "operatories", "providers", "sync_status", "working_hours"),
+        "working_hour_labels",
+    },
+    "scheduling": {"appointment_descriptors", "appointment_types", "appointments"},
 }
 LOADS_ALONE = """
 import sys
@@ -70,6 +81,7 @@ def test_jobs_schedules_and_sensors() -> None:
         "nexhealth_appointments",
         "nexhealth_appointment_changes",
         "nexhealth_patient",
+        "nexhealth_checks",
     }
     schedules = {one.name: one for one in repository.schedule_defs}
     assert {name: (one.cron_schedule, one.job_name) for name, one in schedules.items()} == {
@@ -86,7 +98,8 @@ def test_jobs_schedules_and_sensors() -> None:
     assert {one.execution_timezone for one in schedules.values()} == {"UTC"}
     assert {one.default_status for one in schedules.values()} == {dg.DefaultScheduleStatus.RUNNING}
     assert {one.name: one.default_status for one in repository.sensor_defs} == {
-        "nexhealth_dead_runs": dg.DefaultSensorStatus.RUNNING
+        "nexhealth_dead_runs": dg.DefaultSensorStatus.RUNNING,
+        "nexhealth_checks_after_syncs": dg.DefaultSensorStatus.RUNNING,
     }
 
 
@@ -103,7 +116,7 @@ def test_an_asset_says_what_it_is_and_where_its_rows_are(name: str) -> None:
     assert all(column.description and column.tags for column in schema.columns)
     assert node.partitions_def == PARTITIONS[collection.scope]
     assert {key.to_user_string() for key in node.parent_keys} == {
-        f"nexhealth_{parent}" for parent in (*collection.after, *collection.soft_after)
+        f"nexhealth_{parent}" for parent in collection.upstream
     }
     if PARTITIONS[collection.scope] is not None:
         assert node.backfill_policy == dg.BackfillPolicy.single_run()

@@ -8,8 +8,8 @@ import psycopg
 import pytest
 
 from nexhealth_pipeline.catalog.collection import Scope
-from nexhealth_pipeline.catalog.collections import DECLARED
-from nexhealth_pipeline.orchestration.nightly import due_at_night, due_in_the_morning
+from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
+from nexhealth_pipeline.orchestration.nightly import Due, due_at_night, due_in_the_morning
 from nexhealth_pipeline.sync.months import CHANGES, month_keys
 from nexhealth_pipeline.warehouse.knowledge import record_freshness
 
@@ -130,3 +130,92 @@ def test_a_thousand_locations_are_decided_upon_in_a_second(db: psycopg.Connectio
     assert len(due.changes) == 1000
     assert time.process_time() - began[0] < 1.0
     assert time.monotonic() - began[1] < 3.0, "the machine may be busy; measured alone it takes 0.3 s"
+
+
+def _keep(
+    db: psycopg.Connection, institution: int, location: int, name: str, *, days: float, judged: bool = True
+) -> None:
+    """A reconcile's pass begun so many days ago."""
+    db.execute(
+        "INSERT INTO nexhealth_seen_passes (collection, institution_id, location_id, window_key, pass, begun_at, offline,"
+        " judged_at) SELECT %s, %s, %s, '', 'all', at, '{}', CASE WHEN %s THEN at END"
+        " FROM (SELECT clock_timestamp() - %s * interval '1 day' AS at) t",
+        (name, institution, location, judged, days),
+    )
+
+
+@pytest.fixture
+def read(db: psycopg.Connection) -> psycopg.Connection:
+    """Everything has been read completely once; locations 3 and 4 of bond share a database."""
+    add_locations(db, 20, "bond", [4])
+    db.execute(
+        "INSERT INTO nexhealth_sync_status (institution_id, sync_source_type, sync_source_name, locations, raw, synced_at,"
+        " source_read_at, row_hash) VALUES (20, 'x', 'y', '[{\"id\": 3}, {\"id\": 4}]', '{}', now(), now(), '')"
+    )
+    for institution, location in ((10, 1), (20, 3), (20, 4)):
+        complete_months(db, institution, [location], [*MONTHS, CHANGES])
+        _read_now(db, institution, location, OF_LOCATIONS)
+    for institution in (10, 20):
+        _read_now(db, institution, 0, LISTS[Scope.INSTITUTION])
+    return db
+
+
+def _reconciled(db: psycopg.Connection) -> tuple[list[str], list[str], list[str]]:
+    """Institutions, locations, and locations by months, that the night reconciles."""
+    found = due_at_night(db, ()).reconcile or Due()
+    return found.institutions, found.locations, list(dict.fromkeys(key.partition("|")[0] for key in found.months))
+
+
+def test_a_seventh_of_all_is_reconciled_each_night_instead_of_read(read: psycopg.Connection) -> None:
+    """Deletions have no event and no increment; and a database is judged whole or not at all."""
+    _keep(read, 10, 1, "patients", days=8)
+    _keep(read, 20, 4, "patients", days=9)
+    _keep(read, 10, 1, "appointments", days=10)
+    _keep(read, 20, 3, "appointments", days=9)
+    due = due_at_night(read, ())
+    assert due.reconcile is not None
+    assert (due.locations, due.reconcile.locations) == (["acme.1"], ["bond.3", "bond.4"])
+    assert (due.months, due.reconcile.months) == ([], [f"acme.1|{month}" for month in MONTHS])
+    assert (due.changes, due.reconcile.changes) == (["bond.3", "bond.4"], [])
+    assert len(due.institutions) == len(due.reconcile.institutions) == 1
+
+
+def test_what_was_judged_this_week_rests(read: psycopg.Connection) -> None:
+    """One office alone would else be read whole every night."""
+    for institution, location in ((10, 1), (20, 3)):
+        _keep(read, institution, location, "patients", days=2)
+        _keep(read, institution, location, "appointments", days=6.6)
+    _keep(read, 10, 0, "providers", days=1)
+    _keep(read, 20, 0, "providers", days=1)
+    assert _reconciled(read) == ([], [], ["acme.1"])
+
+
+def test_one_that_never_comes_to_its_end_takes_no_turn_of_the_others(read: psycopg.Connection) -> None:
+    """Tried last night and not judged: tried again when nobody waits longer."""
+    _keep(read, 10, 1, "patients", days=1, judged=False)
+    _keep(read, 20, 3, "patients", days=7)
+    assert _reconciled(read)[1] == ["bond.3", "bond.4"]
+    read.execute("UPDATE nexhealth_seen_passes SET judged_at = now() WHERE location_id = 3")
+    assert _reconciled(read)[1] == ["acme.1"]
+
+
+def test_nothing_is_reconciled_before_it_was_read_completely(read: psycopg.Connection) -> None:
+    """There nothing can be gone, and it is read whole anyway."""
+    read.execute("DELETE FROM nexhealth_freshness WHERE location_id = 4")
+    _keep(read, 10, 1, "patients", days=1)
+    _keep(read, 10, 1, "appointments", days=1)
+    assert _reconciled(read)[1:] == ([], [])
+
+
+def test_fifteen_databases_are_three_a_night(read: psycopg.Connection) -> None:
+    add_locations(read, 10, "acme", range(100, 113))
+    for location in range(100, 113):
+        _read_now(read, 10, location, ["patients", "appointments"])
+    assert len(_reconciled(read)[1]) == 3
+
+
+def test_the_pass_of_a_reconcile_alone_makes_no_month_unread(read: psycopg.Connection) -> None:
+    """Killed in its third pass, a month stays complete: the two others say so."""
+    extra = next(one.name for one in COLLECTIONS["appointments"].passes if one.reconcile_only)
+    read.execute("UPDATE nexhealth_sync_state SET watermark = NULL WHERE pass = %s", (extra,))
+    assert due_at_night(read, ()).months == []

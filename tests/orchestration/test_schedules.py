@@ -89,6 +89,28 @@ def test_months_go_into_the_run_config_by_location_and_month(three: dg.DagsterIn
     assert isinstance(_tick(three, "nexhealth_nightly_appointment_changes"), dg.SkipReason)
 
 
+def test_what_is_reconciled_is_one_more_run_of_the_same_job(
+    three: dg.DagsterInstance, environment: dict[str, str]
+) -> None:
+    """The daemon starts two runs of one tick only if their keys differ."""
+    with psycopg.connect(environment["DATABASE_URL"], autocommit=True) as db:
+        db.execute(
+            "INSERT INTO nexhealth_freshness (institution_id, location_id, collection, complete_through)"
+            " VALUES (10, 2, 'patients', now())"
+        )
+    schedule = REPOSITORY.get_schedule_def("nexhealth_nightly_locations")
+    context = dg.build_schedule_context(
+        instance=three, resources={"nexhealth": NexHealthResource()}, repository_def=REPOSITORY
+    )
+    found = {request.run_key: request for request in schedule.evaluate_tick(context).run_requests or ()}
+    configs = {key: one.run_config["ops"]["read_locations"]["config"] for key, one in found.items()}
+    assert configs == {
+        "incremental": {"mode": "incremental", "partitions": ["acme.1", "bond.3"]},
+        "reconcile": {"mode": "reconcile", "partitions": ["acme.2"]},
+    }
+    assert found["reconcile"].tags["dagster/asset_partition_range_start"] == "acme.2"
+
+
 @pytest.mark.parametrize("status", [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED])
 def test_a_run_that_is_still_going_is_not_doubled(three: dg.DagsterInstance, status: dg.DagsterRunStatus) -> None:
     """The second would wait for every slice of the first."""

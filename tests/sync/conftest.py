@@ -22,7 +22,11 @@ def _few_months(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest)
 
 @pytest.fixture
 def box() -> Iterator[SandboxServer]:
+    """Everything is enabled everywhere; what is not is tested by itself."""
     with SandboxServer(patients=60, appointments_per_patient=4, limits=False) as server:
+        for location in server.state.ids("locations"):
+            for capability in ("finance", "alerts"):
+                server.state.enable(location, capability)
         yield server
 
 

@@ -1,11 +1,13 @@
 """A sync of the sandbox into a warehouse, without rate limits."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, date, datetime
 
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.settings import Settings
+from nexhealth_pipeline.sync.filters import NO_FILTERS
 from nexhealth_pipeline.sync.options import SyncOptions
 from nexhealth_pipeline.sync.plan import due_slices
 from nexhealth_pipeline.sync.runner import run_slices
@@ -38,7 +40,8 @@ def sync_all(
     assets = [collection for collection in DECLARED if collection.is_asset]
     with open_session(settings, **more) as session:
         practice = [collection for collection in assets if collection.scope is Scope.PRACTICE]
-        results = list(run_slices(session, due_slices(practice, session.practices(), {}, options, today), options))
+        whole = replace(options, filters=NO_FILTERS)
+        results = list(run_slices(session, due_slices(practice, session.practices(), {}, whole, today), whole))
         rest = [one for one in assets if one.scope is not Scope.PRACTICE and (only is None or one.name in only)]
         practices = session.practices()
         states = session.states([collection.name for collection in rest])

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from nexhealth_pipeline.catalog.paging import MOST_A_PAGE, Paging
 from nexhealth_pipeline.client.client import NexHealthClient
 from nexhealth_pipeline.client.page import Page
 from nexhealth_pipeline.client.request import ApiRequest
@@ -47,7 +48,7 @@ def test_a_lasting_fault_fails_its_slice_and_no_other(
     kind: str, settings: Settings, box: SandboxServer, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Never a success: a list cut short by a bad page would look like deleted patients."""
-    monkeypatch.setattr("nexhealth_pipeline.sync.plan.PER_PAGE", 5)
+    monkeypatch.setitem(MOST_A_PAGE, Paging.CURSOR, 5)
     location = rows_location(settings, rows)
     box.faults.add(kind, path="/patients", location_id=location, skip=1)
     results = sync_all(settings, FULL, only={"patients", "operatories", "providers"}, retry=QUICK)
@@ -151,7 +152,7 @@ def test_one_patients_bad_list_does_not_starve_the_patients_after(
         results = sync_all(settings, only={"patients", "documents"}, retry=QUICK)
         failed = [result for result in results if result.status is Status.FAILED]
         assert [result.slice.collection.name for result in failed] == ["documents"]
-        assert "1 patients' lists of" in (failed[0].reason or "")
+        assert "1 single reads of" in (failed[0].reason or "")
     assert rows("SELECT count(*) FROM nexhealth_child_reads") == [(len(box.state.ids("patients")) - 1,)]
     box.faults.clear()
     sync_all(settings)

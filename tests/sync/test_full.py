@@ -14,8 +14,6 @@ from nexhealth_pipeline.sync.slices import Status
 
 from .kit import Rows, sync_all
 
-ASSETS = [collection for collection in DECLARED if collection.is_asset]
-
 
 def canonical(institution: object, record: object) -> str:
     return json.dumps([institution, record], sort_keys=True)
@@ -41,7 +39,7 @@ def stored(rows: Rows, collection: Collection) -> list[str]:
 
 
 def assert_equal(box: SandboxServer, rows: Rows) -> None:
-    for collection in ASSETS:
+    for collection in DECLARED:
         assert stored(rows, collection) == expected(box, collection), collection.name
 
 
@@ -73,7 +71,7 @@ def test_a_full_sync_equals_the_api_for_every_collection(synced: Settings, box: 
 
 def test_every_typed_column_holds_what_the_record_says(synced: Settings, rows: Rows) -> None:
     """A column filled from the wrong path would still leave `raw` right."""
-    for collection in ASSETS:
+    for collection in DECLARED:
         for column in collection.columns:
             path = "{" + ",".join(column.path) + "}"
             typed = f"nullif(raw #>> '{path}', '')" if column.type != "text" else f"raw #>> '{path}'"

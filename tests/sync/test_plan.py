@@ -9,7 +9,7 @@ from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
 from nexhealth_pipeline.catalog.paging import Paging
 from nexhealth_pipeline.sync.months import CHANGES, month_keys
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
-from nexhealth_pipeline.sync.plan import PER_PAGE, api_time, due_slices, filter_hash, passes_of, slices_of
+from nexhealth_pipeline.sync.plan import api_time, due_slices, filter_hash, passes_of, slices_of
 from nexhealth_pipeline.sync.practice import Institution, Location, Practices
 from nexhealth_pipeline.sync.slices import Slice
 from nexhealth_pipeline.warehouse.state import PassKey, PassState
@@ -83,7 +83,7 @@ def test_a_month_asks_for_kept_and_cancelled_rows_in_its_window() -> None:
         assert params["sort"] == "updated_at"
         assert (plan.request.subdomain, plan.request.per_page, plan.request.path) == (
             "willow",
-            PER_PAGE,
+            1000,
             "/appointments",
         )
 

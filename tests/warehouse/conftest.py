@@ -10,10 +10,13 @@ from tests.conftest import _fresh
 
 Rows = Callable[[str], list[tuple[Any, ...]]]
 _SYSTEM = (
-    *("schema_changes", "runs", "sweeps", "sync_state", "sync_logs", "child_reads", "seen", "freshness"),
-    *("capabilities", "patient_locations", "quarantine", "patients", "locations", "sync_status"),
+    *("schema_changes", "runs", "sweeps", "sync_state", "sync_logs", "child_reads", "seen", "seen_passes", "freshness"),
+    *("capabilities", "patient_locations", "quarantine", "patients", "locations", "sync_status", "history"),
+    *("schema_drift", "check_results"),
 )
-_CLEAN = "; ".join(["DROP TABLE IF EXISTS nexhealth_gadgets", *(f"DELETE FROM nexhealth_{name}" for name in _SYSTEM)])
+_CLEAN = "; ".join(
+    ["DROP TABLE IF EXISTS nexhealth_gadgets CASCADE", *(f"DELETE FROM nexhealth_{name}" for name in _SYSTEM)]
+)
 """Not TRUNCATE: that makes new files for each table, and costs a test more than all else."""
 
 

@@ -7,7 +7,7 @@ import psycopg
 import pytest
 
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
-from nexhealth_pipeline.warehouse.child_reads import DuePatient, due_patients, record_child_reads
+from nexhealth_pipeline.warehouse.child_reads import DueRow, due_rows, record_child_reads
 from nexhealth_pipeline.warehouse.knowledge import record_membership
 
 from .conftest import Rows
@@ -32,8 +32,8 @@ def practice(connection: psycopg.Connection) -> psycopg.Connection:
 
 def due(connection: psycopg.Connection, location_id: int = 3, **changes: Any) -> list[int]:
     given: dict[str, Any] = {"read_before": None, "rotation_days": 30, "rotation_cap": 500} | changes
-    found = due_patients(
-        connection, collection="documents", institution_id=INSTITUTION, location_id=location_id, **given
+    found = due_rows(
+        connection, collection=COLLECTIONS["documents"], institution_id=INSTITUTION, location_id=location_id, **given
     )
     return [patient.id for patient in found]
 
@@ -44,10 +44,10 @@ def read(connection: psycopg.Connection, *ids: int, hours_ago: float = 0, versio
         connection,
         collection="documents",
         institution_id=INSTITUTION,
-        reads=[(DuePatient(number, of), 2) for number in ids],
+        reads=[(DueRow(number, of), 2) for number in ids],
     )
     connection.execute(
-        "UPDATE nexhealth_child_reads SET read_at = read_at - make_interval(secs => %s) WHERE patient_id = ANY(%s)",
+        "UPDATE nexhealth_child_reads SET read_at = read_at - make_interval(secs => %s) WHERE parent_id = ANY(%s)",
         (hours_ago * 3600, list(ids)),
     )
 
@@ -118,6 +118,6 @@ def test_a_second_sync_of_the_same_day_rotates_nothing(practice: psycopg.Connect
 
 def test_what_was_read_is_noted_once_a_patient(practice: psycopg.Connection, rows: Rows) -> None:
     read(practice, 1)
-    again = [(DuePatient(1, None), 5)]
+    again = [(DueRow(1, None), 5)]
     record_child_reads(practice, collection="documents", institution_id=INSTITUTION, reads=again)
-    assert rows("SELECT patient_id, patient_version, rows FROM nexhealth_child_reads") == [(1, None, 5)]
+    assert rows("SELECT parent_id, parent_version, rows FROM nexhealth_child_reads") == [(1, None, 5)]

@@ -293,6 +293,22 @@ def test_ids_are_those_of_the_lines() -> None:
     assert len(encoded.lines) == len(encoded.ids)
 
 
+@pytest.mark.parametrize(
+    ("raw", "record_id"),
+    [
+        (b'{"id": 5, "name": "\xff"}', "5"),
+        (b' { "id" : "6" , "weight": NaN}', "6"),
+        (b'{"id": "Jane Doe", "name": "\xff"}', ""),
+        (b'{"box": {"id": 7}, "name": "\xff"}', ""),
+        (b'{"id": 12345678901234567890, "name": "\xff"}', ""),
+    ],
+)
+def test_a_refused_record_is_known_by_its_id_and_by_nothing_else(raw: bytes, record_id: str) -> None:
+    """An id finds the record again; whatever else stands there may be a person's."""
+    (note,) = RecordEncoder(GADGETS, 1).encode([raw], NOON, {}).notes
+    assert (note.record_id, note.loaded, note.read_at) == (record_id, False, NOON)
+
+
 def test_columns_of_the_request_are_filled_from_it(connection: psycopg.Connection) -> None:
     collection = replace(GADGETS, from_request=(Column("patient_id", SqlType.BIGINT, Phi.ID, "Whose.", ()),))
     table = Table(connection, collection, request={"patient_id": 99, "location_id": 1})

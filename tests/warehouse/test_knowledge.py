@@ -1,5 +1,6 @@
 """What is known beside the rows: freshness, capabilities, which location lists whom."""
 
+from datetime import datetime
 from typing import Any
 
 import psycopg
@@ -7,20 +8,19 @@ import pytest
 
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.warehouse.knowledge import (
-    UNREADABLE,
     close_membership,
-    forget_seen,
+    enabled_at,
     record_capability,
     record_freshness,
     record_membership,
-    record_seen,
 )
+from nexhealth_pipeline.warehouse.seen import begin_seen, mark_unreadable, record_seen
+from nexhealth_pipeline.warehouse.state import PassKey, PassState, save_state
 
 from .conftest import Rows
 from .kit import MINUTE, NOON, Table
 
-KEY: tuple[Any, ...] = ("patients", 7, 3, "members")
-LATER = NOON + MINUTE
+KEY = PassKey("patients", 7, 3, "", "members")
 
 
 def fresh(connection: psycopg.Connection, location_id: int = 3, **changes: Any) -> None:
@@ -86,6 +86,27 @@ def test_a_capability_keeps_its_date_until_it_changes(connection: psycopg.Connec
     assert note("not_enabled")[0] == "not_enabled"
 
 
+def test_what_is_enabled_later_is_known_with_its_time_and_has_no_state(
+    connection: psycopg.Connection, rows: Rows
+) -> None:
+    """Risk: what was read before a practice lost a collection counts as read when it has it again."""
+    slice_of = {"institution_id": 7, "location_id": 3, "collection": "charges"}
+
+    def note(status: str) -> datetime | None:
+        record_capability(connection, **slice_of, status=status, evidence="e")  # type: ignore[arg-type]
+        return enabled_at(connection, **slice_of)  # type: ignore[arg-type]
+
+    save_state(connection, PassState(PassKey("charges", 7, 3, "", "all"), watermark=NOON))
+    save_state(connection, PassState(PassKey("charges", 7, 4, "", "all"), watermark=NOON))
+    assert note("supported") is None, "it always was"
+    assert note("not_enabled") is None
+    assert rows("SELECT location_id FROM nexhealth_sync_state") == [(4,)]
+    began = note("supported")
+    assert began is not None
+    assert note("supported") == began == enabled_at(connection, **slice_of)  # type: ignore[arg-type]
+    assert note("not_enabled") is None
+
+
 def members(connection: psycopg.Connection, *ids: int, location_id: int = 3, minutes: int = 0) -> None:
     record_membership(
         connection, institution_id=7, location_id=location_id, patient_ids=ids, seen_at=NOON + minutes * MINUTE
@@ -105,18 +126,22 @@ def test_a_membership_that_stands_is_not_touched(connection: psycopg.Connection,
     assert rows(LISTED) == [(1, 3), (2, 3)]
 
 
-def seen(connection: psycopg.Connection, *ids: int) -> None:
-    record_seen(connection, *KEY, ids=ids)
+def seen(connection: psycopg.Connection, *ids: int) -> int:
+    """A pass that has met these; where it keeps them."""
+    pass_id = begin_seen(connection, KEY, NOON)
+    record_seen(connection, pass_id, map(str, ids))
+    return pass_id
+
+
+def close(connection: psycopg.Connection, pass_id: int, *, minutes: int = 1) -> int:
+    return close_membership(connection, 7, 3, pass_id, began=NOON + minutes * MINUTE)
 
 
 def test_whom_a_complete_pass_did_not_meet_is_gone_and_may_return(connection: psycopg.Connection, rows: Rows) -> None:
     members(connection, 1, 2)
     members(connection, 1, location_id=4)
-    seen(connection, 2)
-    seen(connection, 2, 5)
-    assert close_membership(connection, *KEY, began=LATER) == 1
+    assert close(connection, seen(connection, 2, 5)) == 1
     assert rows(LISTED) == [(1, 4), (2, 3)]
-    assert rows("SELECT * FROM nexhealth_seen") == []
     members(connection, 1, minutes=9)
     assert rows(LISTED) == [(1, 3), (1, 4), (2, 3)]
     assert rows("SELECT DISTINCT first_seen FROM nexhealth_patient_locations") == [(NOON,)]
@@ -125,23 +150,23 @@ def test_whom_a_complete_pass_did_not_meet_is_gone_and_may_return(connection: ps
 def test_an_empty_answer_or_an_unreadable_record_marks_nobody(connection: psycopg.Connection, rows: Rows) -> None:
     """Risk: a list that came back empty by mistake empties a practice."""
     members(connection, 1, 2)
-    assert close_membership(connection, *KEY, began=LATER) == 0
-    seen(connection, 1, UNREADABLE)
-    assert close_membership(connection, *KEY, began=LATER) == 0
+    assert close(connection, seen(connection)) == 0
+    pass_id = seen(connection, 1)
+    mark_unreadable(connection, pass_id)
+    assert close(connection, pass_id) == 0
     assert rows(LISTED) == [(1, 3), (2, 3)]
-    assert rows("SELECT * FROM nexhealth_seen") == []
+
+
+def test_an_office_that_is_offline_loses_nobody(connection: psycopg.Connection, rows: Rows) -> None:
+    """What NexHealth cannot read now, it may list short."""
+    Table(connection, COLLECTIONS["sync_status"]).load(source("a", "red", 5, [3]))
+    members(connection, 1, 2)
+    assert close(connection, seen(connection, 1)) == 0
+    assert rows(LISTED) == [(1, 3), (2, 3)]
 
 
 def test_a_patient_first_seen_after_the_pass_began_is_left_alone(connection: psycopg.Connection, rows: Rows) -> None:
     """Risk: a patient refreshed on demand meanwhile, whom the pass's early pages could not hold, is gone at once."""
     members(connection, 1, 2)
-    seen(connection, 1)
-    assert close_membership(connection, *KEY, began=NOON) == 0
+    assert close(connection, seen(connection, 1), minutes=0) == 0
     assert rows(LISTED) == [(1, 3), (2, 3)]
-
-
-def test_forgetting_one_pass_leaves_the_others(connection: psycopg.Connection, rows: Rows) -> None:
-    seen(connection, 1)
-    record_seen(connection, "patients", 7, 4, "members", ids=[1])
-    forget_seen(connection, *KEY)
-    assert rows("SELECT location_id FROM nexhealth_seen") == [(4,)]

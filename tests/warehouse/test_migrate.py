@@ -57,7 +57,7 @@ def test_a_newer_warehouse_is_refused_and_not_touched(database_url: str) -> None
     """Risk: an old release that meets a newer schema writes rows the newer one misreads."""
     with psycopg.connect(database_url) as db:
         db.execute("UPDATE nexhealth_alembic_version SET version_num = '9999'")
-        db.execute("DROP TABLE nexhealth_operatories")
+        db.execute("DROP TABLE nexhealth_operatories CASCADE")
     for act in (migrate.upgrade, migrate.check):
         with pytest.raises(WarehouseNewer, match=r"9999.*install a newer"):
             act(database_url)
@@ -66,7 +66,7 @@ def test_a_newer_warehouse_is_refused_and_not_touched(database_url: str) -> None
 
 def test_a_warehouse_without_a_declared_table_is_outdated(database_url: str) -> None:
     with psycopg.connect(database_url) as db:
-        db.execute("ALTER TABLE nexhealth_operatories DROP COLUMN name")
+        db.execute("ALTER TABLE nexhealth_operatories DROP COLUMN name CASCADE")
     with pytest.raises(WarehouseOutdated, match=r"nexhealth_operatories\.name"):
         migrate.check(database_url)
     assert migrate.upgrade(database_url) == ["added column nexhealth_operatories.name"]

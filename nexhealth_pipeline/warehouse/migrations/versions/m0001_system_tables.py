@@ -62,6 +62,8 @@ CREATE TABLE nexhealth_sync_state (
     page integer NOT NULL,
     page_hashes text[] NOT NULL DEFAULT '{}',
     records bigint NOT NULL,
+    total bigint,
+    absent_fields text[],
     complete_at timestamptz,
     last_full_at timestamptz,
     fresh_at timestamptz,
@@ -73,7 +75,9 @@ COMMENT ON TABLE nexhealth_sync_state IS
     'What the next sync starts from. pass_started_at, mode, since, filter_hash, cursor, page and records are of the '
     'pass read last; it is unfinished while watermark differs from pass_started_at. watermark = start of the last '
     'complete pass, complete_at = its end, last_full_at = start of the last complete pass that read everything. '
-    'Those are times of the API; begun_at, fresh_at and full_at are the same in the time of this database.';
+    'Those are times of the API; begun_at, fresh_at and full_at are the same in the time of this database. '
+    'total = what the API itself counted at the end of the last complete pass, null where it gives no count or the '
+    'pass asked for changes only; absent_fields = declared fields that no record had since the last whole read began.';
 
 CREATE TABLE nexhealth_sync_logs (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -113,24 +117,44 @@ COMMENT ON TABLE nexhealth_sync_logs IS
 CREATE TABLE nexhealth_child_reads (
     collection text NOT NULL,
     institution_id bigint NOT NULL,
-    patient_id bigint NOT NULL,
+    parent_id bigint NOT NULL,
     read_at timestamptz NOT NULL,
-    patient_version timestamptz,
+    parent_version timestamptz,
     rows integer NOT NULL,
-    PRIMARY KEY (collection, institution_id, patient_id)
+    PRIMARY KEY (collection, institution_id, parent_id)
 );
 COMMENT ON TABLE nexhealth_child_reads IS
-    'When each patient''s documents (or the like) were last read, and at which version of the patient.';
+    'When the list under a row (a patient''s documents) was last read, and at which version of that row.';
 
-CREATE TABLE nexhealth_seen (
+CREATE TABLE nexhealth_seen_passes (
     collection text NOT NULL,
     institution_id bigint NOT NULL,
     location_id bigint NOT NULL,
+    window_key text NOT NULL,
     pass text NOT NULL,
-    id bigint NOT NULL,
-    PRIMARY KEY (collection, institution_id, location_id, pass, id)
+    id bigint GENERATED ALWAYS AS IDENTITY UNIQUE,
+    begun_at timestamptz NOT NULL,
+    started_at timestamptz,
+    offline bigint[] NOT NULL,
+    unreadable boolean NOT NULL DEFAULT false,
+    revived bigint NOT NULL DEFAULT 0,
+    complete boolean NOT NULL DEFAULT false,
+    judged_at timestamptz,
+    PRIMARY KEY (collection, institution_id, location_id, window_key, pass)
 );
-COMMENT ON TABLE nexhealth_seen IS 'Ids met by a read whose absences will be judged; emptied when it is complete.';
+COMMENT ON TABLE nexhealth_seen_passes IS
+    'Passes that keep the ids they meet, because absences are judged by them. begun_at is in the time of this database, '
+    'started_at in that of the API; offline = locations whose practice system NexHealth did not reach when it began; '
+    'unreadable = a record''s id could not be read; judged_at = when absences were judged and the ids forgotten.';
+
+CREATE TABLE nexhealth_seen (
+    pass_id bigint NOT NULL,
+    key text NOT NULL,
+    PRIMARY KEY (pass_id, key)
+);
+COMMENT ON TABLE nexhealth_seen IS
+    'Keys of the records that a pass of nexhealth_seen_passes met; of lists under one row also of <id>: that row''s '
+    'list was answered.';
 
 CREATE TABLE nexhealth_freshness (
     institution_id bigint NOT NULL,
@@ -153,9 +177,12 @@ CREATE TABLE nexhealth_capabilities (
     status text NOT NULL CHECK (status IN ('supported', 'not_enabled', 'unsupported', 'empty')),
     since timestamptz NOT NULL DEFAULT clock_timestamp(),
     evidence text NOT NULL,
+    enabled_at timestamptz,
     PRIMARY KEY (institution_id, location_id, collection)
 );
 COMMENT ON TABLE nexhealth_capabilities IS 'What each practice''s system offers, and how that is known.';
+COMMENT ON COLUMN nexhealth_capabilities.enabled_at IS
+    'When a collection that was not enabled became so: it is read in full then, and once more a day later.';
 
 CREATE TABLE nexhealth_patient_locations (
     institution_id bigint NOT NULL,
@@ -180,13 +207,47 @@ CREATE TABLE nexhealth_quarantine (
     raw bytea NOT NULL,
     fingerprint bytea NOT NULL,
     run_id text NOT NULL,
+    request jsonb NOT NULL DEFAULT '{}',
+    read_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     first_seen_at timestamptz NOT NULL DEFAULT now(),
     resolved_at timestamptz,
     UNIQUE (collection, institution_id, fingerprint)
 );
+CREATE INDEX nexhealth_quarantine_open ON nexhealth_quarantine (collection, institution_id, record_id)
+    WHERE resolved_at IS NULL;
 COMMENT ON TABLE nexhealth_quarantine IS
     'Records, or fields of records, that could not be loaded: why, and the bytes as received (PHI). '
-    'loaded = the record is in its table without the field.';
+    'loaded = the record is in its table without the field. request = ids that the request knew and the record does '
+    'not; read_at = when this content was last read; resolved_at = when a later read, or a retry, loaded the record.';
+
+CREATE TABLE nexhealth_schema_drift (
+    collection text NOT NULL,
+    institution_id bigint NOT NULL,
+    field text NOT NULL,
+    kind text NOT NULL CHECK (kind IN ('new', 'missing', 'retyped')),
+    first_seen_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    last_seen_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    sample_id bigint,
+    PRIMARY KEY (collection, institution_id, field, kind)
+);
+COMMENT ON TABLE nexhealth_schema_drift IS
+    'Fields that NexHealth delivers otherwise than declared: names and ids only. new = no column holds it, missing = no '
+    'record of any complete read had it, retyped = a value of another type. institution_id 0 = key-wide lists.';
+
+CREATE TABLE nexhealth_check_results (
+    collection text NOT NULL,
+    check_name text NOT NULL,
+    institution_id bigint NOT NULL,
+    severity text NOT NULL CHECK (severity IN ('error', 'warning')),
+    faults bigint NOT NULL,
+    acknowledged bigint NOT NULL DEFAULT 0,
+    sample_ids text[] NOT NULL DEFAULT '{}',
+    checked_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    failing_since timestamptz,
+    PRIMARY KEY (collection, check_name, institution_id)
+);
+COMMENT ON TABLE nexhealth_check_results IS
+    'What the checks found last, by institution (0 = key-wide). faults above acknowledged are something new to look at.';
 """
 
 

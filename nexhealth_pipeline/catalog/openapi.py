@@ -1,0 +1,280 @@
+"""A vendor's OpenAPI file against the declarations: what a newer version of the API would change for us.
+
+Which schema belongs to a collection follows from the path of its declaration. What the catalog leaves out
+on purpose is listed here with its reason, so that only news is told.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from nexhealth_pipeline.catalog.collection import Collection, Scope, SqlType
+from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
+from nexhealth_pipeline.catalog.paging import Paging
+
+__all__ = ["KNOWN_INCLUDES", "NOT_COPIED", "Difference", "compare"]
+
+Node = dict[str, Any]
+
+NOT_COPIED: dict[str, str] = {
+    "/appointments/{}/appointment_descriptors": "the location's list has them all",
+    "/appointment_types/{}/appointment_descriptors": "the location's list has them all",
+    "/available_slots": "computed for each question, nothing to keep",
+    "/onboardings": "about accounts, not about the practice",
+    "/webhook_endpoints": "settings of the receiver, with its secret",
+    "/webhook_endpoints/{}/webhook_subscriptions": "settings of the receiver",
+}
+"""Lists that no collection reads, and why; `{}` stands for an id."""
+
+KNOWN_INCLUDES: dict[str, frozenset[str]] = {
+    "/appointment_types": frozenset({"descriptors"}),
+    "/charges": frozenset({"claim_payouts"}),
+    "/operatories": frozenset({"appointment_types", "appt_categories"}),
+    "/patients/{}": frozenset(
+        {
+            *("address", "adjustments", "charges", "children", "guarantor", "insurance_coverages"),
+            *("last_visited_appointment", "patient_alerts", "payments", "procedures", "provider", "upcoming_appts"),
+        }
+    ),
+    "/providers": frozenset({"appointment_types", "availabilities", "locations"}),
+    "/working_hours": frozenset({"appointment_types"}),
+}
+"""Values of `include[]` in v3.0.0, of the paths that are read: which of them are asked for was decided."""
+
+_TYPES: dict[SqlType, set[str]] = {
+    SqlType.BIGINT: {"integer", "string"},
+    SqlType.TEXT: {"string"},
+    SqlType.BOOLEAN: {"boolean"},
+    SqlType.TIMESTAMPTZ: {"string"},
+    SqlType.DATE: {"string"},
+    SqlType.NUMERIC: {"string", "number", "integer"},
+    SqlType.DOUBLE: {"number", "integer"},
+    SqlType.JSONB: {"object", "array"},
+}
+"""Types of the API that a column can hold."""
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT")
+_DEEPEST = 30
+"""References followed in a row: a file may hold a circle."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One way in which the file is not what the catalog says."""
+
+    kind: str
+    """`endpoint`, `parameter`, `value`, `include` or `field`, then `new`, `missing`, `required` or `retyped`."""
+    where: str
+    """The path, or the collection."""
+    name: str
+    message: str
+    """What it means for the copy."""
+
+
+def compare(spec: Node, collections: Iterable[Collection] = DECLARED) -> list[Difference]:
+    """Every difference between a parsed OpenAPI file and `collections`; empty = the catalog fits it.
+
+    Raises ValueError where `spec` is no OpenAPI file.
+    """
+    if not _has_paths(spec):
+        raise ValueError("it has no `paths`")
+    file = _File(spec)
+    collections = tuple(collections)
+    found = list(_new_lists(file, collections))
+    for collection in collections:
+        found += _of_collection(file, collection)
+    return found
+
+
+def _has_paths(spec: object) -> bool:
+    return isinstance(spec, dict) and isinstance(spec.get("paths"), dict)
+
+
+class _File:
+    """An OpenAPI file: its reads by path, with references resolved."""
+
+    def __init__(self, spec: Node) -> None:
+        self._spec = spec
+        reads = {path: item.get("get") for path, item in spec["paths"].items() if isinstance(item, dict)}
+        self.reads: dict[str, Node] = {_bare(path): read for path, read in reads.items() if isinstance(read, dict)}
+
+    def resolved(self, node: object) -> Node:
+        """`node` without references, its `allOf` merged; an empty one where it leads nowhere."""
+        for _ in range(_DEEPEST):
+            if not isinstance(node, dict) or "$ref" not in node:
+                break
+            node = self._target(str(node["$ref"]))
+        if not isinstance(node, dict) or "$ref" in node:
+            return {}
+        if "allOf" not in node:
+            return node
+        properties = dict(node.get("properties", {}))
+        for part in node["allOf"]:
+            properties |= self.resolved(part).get("properties", {})
+        return {**node, "type": "object", "properties": properties}
+
+    def _target(self, reference: str) -> object:
+        node: object = self._spec
+        for part in reference.removeprefix("#/").split("/"):
+            node = node.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(node, dict) else None
+        return node
+
+    def parameters(self, path: str) -> dict[str, Node]:
+        """Query parameters of a read, by name."""
+        found = [self.resolved(one) for one in self.reads[path].get("parameters", [])]
+        return {str(one["name"]): one for one in found if one.get("in") == "query" and "name" in one}
+
+    def data(self, path: str) -> Node:
+        """Schema of `data` in the answer of a read."""
+        answer = self.resolved(self.reads[path].get("responses", {}).get("200", {}))
+        media: Node = next(iter(answer.get("content", {}).values()), {})
+        return self.resolved(self.properties(self.resolved(media.get("schema", {}))).get("data", {}))
+
+    def properties(self, node: Node) -> Node:
+        """Properties of an object; of a free one (a patient's `bio`) those that its example shows."""
+        if "properties" in node or not isinstance(node.get("example"), dict):
+            return dict(node.get("properties", {}))
+        kinds = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array"}
+        return {
+            name: {"type": kinds.get(type(value), "object"), "example": value}
+            for name, value in node["example"].items()
+        }
+
+    def inside(self, node: Node, names: Iterable[str]) -> Node:
+        """The schema below `names`, through lists."""
+        node = self._element(node)
+        for name in names:
+            node = self._element(self.resolved(self.properties(node).get(name, {})))
+        return node
+
+    def _element(self, node: Node) -> Node:
+        return self.resolved(node.get("items", {})) if node.get("type") == "array" else node
+
+
+def _bare(path: str) -> str:
+    """A path whose placeholders have no names."""
+    return re.sub(r"\{[^}]*\}", "{}", path)
+
+
+def _new_lists(file: _File, collections: tuple[Collection, ...]) -> Iterator[Difference]:
+    """Lists of the file that nothing reads."""
+    read = {_bare(one.path) for one in collections} | NOT_COPIED.keys()
+    for path in sorted(file.reads.keys() - read):
+        if file.data(path).get("type") == "array":
+            yield Difference("endpoint new", path, path, "a list that no collection reads")
+
+
+def _of_collection(file: _File, collection: Collection) -> Iterator[Difference]:
+    path = _bare(collection.path)
+    if path not in file.reads:
+        yield Difference("endpoint missing", collection.name, path, "the collection cannot be read any more")
+        return
+    if collection.is_asset:
+        yield from _parameters(file, collection, path)
+        yield from _includes(file, collection, path)
+    yield from _fields(file, collection, path)
+
+
+def _asked(collection: Collection) -> dict[str, set[str]]:
+    """Parameters that a sync sends, with the values it sends where they are fixed."""
+    asked: dict[str, set[str]] = {}
+    for pass_ in collection.passes:
+        for name, value in pass_.params:
+            asked.setdefault(name, set()).add(value)
+    if collection.sort:
+        asked["sort"] = {collection.sort}
+    window = (collection.window.start, collection.window.end) if collection.window else ()
+    by_filter = [parameter for _, parameter in collection.filters]
+    for name in (collection.increment, collection.patient_filter, *window, *by_filter):
+        if name is not None:
+            asked.setdefault(name, set())
+    if collection.paging is Paging.CURSOR:
+        asked |= {"end_cursor": set(), "per_page": set()}
+    elif collection.paging is Paging.PAGE:
+        asked |= {"page": set(), "per_page": set()}
+    located = collection.scope in (Scope.LOCATION, Scope.LOCATION_MONTH) or collection.per_location_if
+    if located and not collection.per and "{location_id}" not in collection.path:
+        asked["location_id"] = set()
+    return asked
+
+
+def _parameters(file: _File, collection: Collection, path: str) -> Iterator[Difference]:
+    known, asked = file.parameters(path), _asked(collection)
+    for name in sorted(asked.keys() - known.keys()):
+        yield Difference(
+            "parameter missing", collection.name, name, "it is sent, and what the API does not know it ignores"
+        )
+    for name in sorted(known.keys() - asked.keys() - {"subdomain"}):
+        if known[name].get("required"):
+            yield Difference("parameter required", collection.name, name, "the API refuses requests without it")
+        elif (schema := file.resolved(known[name].get("schema", {}))).get("type") == "boolean" and "default" in schema:
+            yield Difference("parameter new", collection.name, name, "its default may hide rows")
+    for name in sorted(asked.keys() & known.keys()):
+        allowed = _enum(file, known[name])
+        for value in sorted(asked[name] - allowed) if allowed else ():
+            yield Difference("value missing", collection.name, f"{name}={value}", "it is sent, and no longer allowed")
+
+
+def _includes(file: _File, collection: Collection, path: str) -> Iterator[Difference]:
+    offered = _enum(file, file.parameters(path).get("include[]", {}))
+    for value in sorted(offered - KNOWN_INCLUDES.get(path, frozenset())):
+        yield Difference("include new", collection.name, value, "the API can deliver more with each record")
+
+
+def _enum(file: _File, parameter: Node) -> set[str]:
+    """Values that a parameter may have, as they are sent; empty = any."""
+    schema = file.resolved(parameter.get("schema", {}))
+    schema = file.resolved(schema["items"]) if "items" in schema else schema
+    return {str(value) for value in schema.get("enum", ())}
+
+
+def _fields(file: _File, collection: Collection, path: str) -> Iterator[Difference]:
+    entity = file.inside(file.data(path), _records_at(collection))
+    declared = {column.path: column for column in collection.columns}
+    for place, column in declared.items():
+        node = file.inside(entity, place[:-1])
+        if place[-1] not in file.properties(node):
+            name = ".".join(place)
+            yield Difference("field missing", collection.name, name, f"column {column.name} gets no new values")
+            continue
+        node = file.resolved(file.properties(node)[place[-1]])
+        if not _holds(column.type, node):
+            kind = node.get("format") or node.get("type") or "object"
+            message = f"column {column.name} is {column.type.value}, the field is {kind}"
+            yield Difference("field retyped", collection.name, ".".join(place), message)
+    for place in _leaves(file, entity, (), set(declared)):
+        if place not in declared and place not in _left_out(collection):
+            yield Difference("field new", collection.name, ".".join(place), "it is in `raw`, no column holds it")
+
+
+def _records_at(collection: Collection) -> tuple[str, ...]:
+    """Where the records stand below `data`; those inside other records stand below these."""
+    if collection.inside is None:
+        return collection.records_at
+    return (*_records_at(COLLECTIONS[collection.inside]), *collection.records_at)
+
+
+def _left_out(collection: Collection) -> set[tuple[str, ...]]:
+    """Fields that no column holds on purpose: the key, what is too sensitive, lists that are tables of their own."""
+    children = (one.records_at for one in DECLARED if one.inside == collection.name)
+    return {("institution_id",), *collection.sensitive, *children}
+
+
+def _holds(type_: SqlType, node: Node) -> bool:
+    """Whether a column of `type_` can hold what the schema describes."""
+    if node.get("type", "object") not in _TYPES[type_]:
+        return False
+    is_time = node.get("format") == "date-time" or _TIME.match(str(node.get("example", ""))) is not None
+    return is_time == (type_ is SqlType.TIMESTAMPTZ)
+
+
+def _leaves(file: _File, node: Node, place: tuple[str, ...], declared: set[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Paths of fields; inside an object only where its fields are declared one by one."""
+    found: list[tuple[str, ...]] = []
+    for name, inner in file.properties(node).items():
+        below = (*place, name)
+        if any(len(one) > len(below) and one[: len(below)] == below for one in declared):
+            found += _leaves(file, file.resolved(inner), below, declared)
+        else:
+            found.append(below)
+    return found

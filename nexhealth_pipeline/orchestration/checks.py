@@ -1,0 +1,132 @@
+"""The catalog's checks as asset checks: one step for all of them, so that a night costs one run.
+
+They ask the warehouse only, so they are left out of the jobs that sync; after a night's runs have ended a
+sensor starts the job, and Dagit runs any of them on demand. A failed check of severity ERROR is blocking:
+it fails its run.
+"""
+
+from collections.abc import Iterator
+
+import dagster as dg
+import psycopg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+
+from nexhealth_pipeline.errors import PipelineError
+from nexhealth_pipeline.orchestration.resource import NexHealthResource
+from nexhealth_pipeline.sync.practice import load_practices
+from nexhealth_pipeline.warehouse.check_results import run_all
+from nexhealth_pipeline.warehouse.checks import CHECKS, Check, CheckResult, Severity
+from nexhealth_pipeline.warehouse.migrate import HEAD, current_revision
+
+__all__ = ["ASSET_CHECKS", "CHECKS_JOB", "CHECKS_SENSOR", "checks_job", "checks_sensor"]
+
+CHECKS_JOB = "nexhealth_checks"
+CHECKS_SENSOR = "nexhealth_checks_after_syncs"
+_REST_HOURS = 6
+"""Least time between two runs that the sensor asks for: a catch-up in the morning makes a second one."""
+_SEVERITY = {Severity.ERROR: dg.AssetCheckSeverity.ERROR, Severity.WARNING: dg.AssetCheckSeverity.WARN}
+_BUSY = [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
+
+
+def _key(check: Check) -> dg.AssetCheckKey:
+    return dg.AssetCheckKey(dg.AssetKey(check.asset), check.name)
+
+
+def _spec(check: Check) -> dg.AssetCheckSpec:
+    return dg.AssetCheckSpec(
+        check.name,
+        asset=check.asset,
+        description=check.rule.doc,
+        blocking=check.rule.severity is Severity.ERROR,
+        metadata={"table": check.collection.table},
+    )
+
+
+@dg.multi_asset_check(
+    name="check_warehouse",
+    specs=[_spec(check) for check in CHECKS],
+    can_subset=True,
+    description="Asks the warehouse whether the copy is complete, consistent and fresh.",
+)
+def _check_warehouse(
+    context: dg.AssetCheckExecutionContext, nexhealth: NexHealthResource
+) -> Iterator[dg.AssetCheckResult]:
+    wanted = context.selected_asset_check_keys
+    try:
+        with nexhealth.warehouse() as connection:
+            results = _run(connection, nexhealth, [check for check in CHECKS if _key(check) in wanted])
+    except PipelineError as error:
+        raise dg.Failure(description=str(error), allow_retries=False) from None
+    yield from map(_result, results)
+
+
+ASSET_CHECKS: tuple[dg.AssetChecksDefinition, ...] = (_check_warehouse,)
+"""All asset checks."""
+
+
+def _run(connection: psycopg.Connection, nexhealth: NexHealthResource, checks: list[Check]) -> list[CheckResult]:
+    """Run and keep the results; institutions that the settings leave out are left out here as well."""
+    practices = load_practices(connection, nexhealth.settings().subdomains)
+    return run_all(connection, [one.id for one in practices.institutions], checks)
+
+
+def _result(result: CheckResult) -> dg.AssetCheckResult:
+    check = result.check
+    return dg.AssetCheckResult(
+        asset_key=check.asset,
+        check_name=check.name,
+        passed=result.passed,
+        severity=_SEVERITY[check.rule.severity],
+        description=result.description,
+        metadata={
+            "count": result.count,
+            "institutions": {str(institution): count for institution, count in result.institutions.items()},
+            "sample_ids": [one for ids in result.sample_ids.values() for one in ids],
+            "details": result.details,
+        },
+    )
+
+
+checks_job: UnresolvedAssetJobDefinition = dg.define_asset_job(
+    CHECKS_JOB,
+    selection=dg.AssetSelection.checks(*ASSET_CHECKS),
+    description="Checks the whole copy; reads the warehouse only.",
+)
+"""The job that runs all checks."""
+
+
+@dg.sensor(
+    name=CHECKS_SENSOR,
+    job=checks_job,
+    minimum_interval_seconds=300,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Checks the copy once the syncs that changed it have ended.",
+)
+def checks_sensor(context: dg.SensorEvaluationContext, nexhealth: NexHealthResource) -> dg.RunRequest | dg.SkipReason:
+    """Ask for a run of the checks where a sync has ended since the last one and none is going on."""
+    try:
+        nexhealth.settings().api_keys()
+        with nexhealth.warehouse() as connection:
+            reason = _why_not(connection) if current_revision(connection) == HEAD else "the warehouse is not set up yet"
+    except PipelineError as error:
+        return dg.SkipReason(str(error))
+    busy = context.instance.get_runs(dg.RunsFilter(job_name=CHECKS_JOB, statuses=_BUSY), limit=1)
+    if busy:
+        return dg.SkipReason(f"run {busy[0].run_id} of {CHECKS_JOB} is still going")
+    return dg.SkipReason(reason) if reason else dg.RunRequest()
+
+
+def _why_not(connection: psycopg.Connection) -> str | None:
+    """Why the checks need not run now, or None."""
+    row = connection.execute(
+        "SELECT bool_or(r.finished_at IS NULL), bool_or(r.finished_at > coalesce(c.at, '-infinity')),"
+        " bool_or(c.at > clock_timestamp() - make_interval(hours => %s))"
+        " FROM nexhealth_runs r, (SELECT max(checked_at) AS at FROM nexhealth_check_results) c",
+        (_REST_HOURS,),
+    ).fetchone()
+    running, synced, checked = row or (None, None, None)
+    if not running and not synced:
+        return "nothing was synced since the last checks"
+    if running:
+        return "a sync is going on"
+    return f"the checks ran in the last {_REST_HOURS} hours" if checked else None

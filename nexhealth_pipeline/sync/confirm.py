@@ -1,0 +1,99 @@
+"""Asking for missing rows one by one: only a 404 says that a row is gone; what is there is loaded instead."""
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import msgspec
+import psycopg
+from psycopg import sql
+
+from nexhealth_pipeline.client.page import Page
+from nexhealth_pipeline.client.request import ApiRequest
+from nexhealth_pipeline.errors import NotFound, ProtocolBroken
+from nexhealth_pipeline.sync.loader import Loader
+from nexhealth_pipeline.sync.session import SyncSession
+from nexhealth_pipeline.sync.slices import Slice
+from nexhealth_pipeline.warehouse.absence import Missing
+from nexhealth_pipeline.warehouse.sync_log import Counts
+
+__all__ = ["Confirmation"]
+
+_AT_ONCE = 100
+"""Rows asked for between commits."""
+
+
+class Confirmation:
+    """The single reads of one judgement's missing rows."""
+
+    def __init__(self, session: SyncSession, connection: psycopg.Connection, piece: Slice, missing: Missing) -> None:
+        self._session, self._connection = session, connection
+        self._slice, self._missing = piece, missing
+        self._loader = Loader(connection, piece, run_id=session.run_id, dry_run=False)
+        self.counts = Counts()
+        self.gone = 0
+        """Rows that the API answered 404 for."""
+        self.found = 0
+        """Rows that are there although no list held them."""
+
+    @property
+    def new_notes(self) -> int:
+        """Faults of the records loaded that are new in quarantine."""
+        return self._loader.new_notes
+
+    def run(self, width: int) -> None:
+        """Ask for every missing row, `width` at a time. Raises ApiError for any answer but 200 and 404."""
+        self._loader.open()
+        with ThreadPoolExecutor(width, thread_name_prefix="nexhealth-absent") as pool:
+            while ids := self._missing.unconfirmed(_AT_ONCE):
+                self._commit(dict(zip(ids, pool.map(self._ask, ids), strict=True)))
+
+    def _ask(self, row_id: int) -> Page | NotFound:
+        collection = self._slice.collection
+        assert collection.by_id is not None
+        request = ApiRequest(
+            collection.by_id.format(id=row_id), subdomain=self._slice.subdomain, legacy_accept=collection.by_id_legacy
+        )
+        try:
+            page = self._session.client.get(request)
+        except NotFound as gone:
+            return gone
+        if not page.records:
+            raise ProtocolBroken(f"{request.path}: the answer succeeded and held no record")
+        return page
+
+    def _commit(self, answers: dict[int, Page | NotFound]) -> None:
+        there = {row_id: page for row_id, page in answers.items() if isinstance(page, Page)}
+        for gone in answers.values():
+            if isinstance(gone, NotFound):
+                self.counts.add(
+                    Counts(
+                        requests=gone.requests,
+                        retries=gone.retries,
+                        throttled_seconds=gone.throttled_seconds,
+                        bytes=gone.bytes,
+                    )
+                )
+        with self._connection.transaction():
+            if there:
+                self.counts.add(self._loader.load(((page, {}) for page in self._list_shapes(there)), None).counts)
+            self._missing.confirm(list(there), gone=False)
+            self._missing.confirm([row_id for row_id in answers if row_id not in there], gone=True)
+        self.gone += len(answers) - len(there)
+        self.found += len(there)
+
+    def _list_shapes(self, pages: dict[int, Page]) -> Iterable[Page]:
+        """The answers cut to what lists give: declared fields, and those that the stored record has."""
+        collection = self._slice.collection
+        declared = {column.path[0] for column in collection.columns}
+        rows = self._connection.execute(
+            sql.SQL(
+                "SELECT id, ARRAY(SELECT jsonb_object_keys(raw)) FROM {} WHERE institution_id = %s AND id = ANY(%s)"
+            ).format(sql.Identifier(collection.table)),
+            (self._slice.institution_id, list(pages)),
+        )
+        stored = {row[0]: declared | set(row[1]) for row in rows}
+        for row_id, page in pages.items():
+            record = msgspec.json.decode(page.records[0], type=dict[str, msgspec.Raw])
+            kept = {name: value for name, value in record.items() if name in stored.get(row_id, declared)}
+            yield replace(page, records=[msgspec.json.encode(kept)])

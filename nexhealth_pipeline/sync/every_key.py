@@ -1,0 +1,49 @@
+"""Lists about everything a key reaches, asked once for each API key (institutions may have keys of their own).
+
+A key that was revoked, or may no longer do this, spoils its own institutions and nobody else's.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from nexhealth_pipeline.client.client import NexHealthClient
+from nexhealth_pipeline.client.page import Page
+from nexhealth_pipeline.client.request import ApiRequest
+from nexhealth_pipeline.errors import ApiError, KeyRefused, NoAccess
+
+__all__ = ["pages_of_every_key"]
+
+
+def pages_of_every_key(client: NexHealthClient, request: ApiRequest) -> Iterator[Page]:
+    """The pages of `request` with each key.
+
+    Where keys are refused, the pages of the others come first, all saying that more follows, so that nobody
+    takes them for the whole; then the refusals are raised as one. Raises ApiError.
+    """
+    pages: list[Page] = []
+    refusals: dict[str, ApiError] = {}
+    names = client.key_names()
+    for name in names:
+        try:
+            pages += client.pages(replace(request, key_name=name))
+        except (KeyRefused, NoAccess) as refusal:
+            if len(names) == 1:
+                raise
+            refusals[name] = refusal
+    for page in pages:
+        yield replace(page, has_next=page.has_next or bool(refusals))
+    if refusals:
+        raise _as_one(refusals)
+
+
+def _as_one(refusals: dict[str, ApiError]) -> ApiError:
+    """An error that names each key by its institution, and carries what all of them cost."""
+    first = next(iter(refusals.values()))
+    texts = [f"{f'the key of {name}' if name else 'NEXHEALTH_API_KEY'}: {one}" for name, one in refusals.items()]
+    error = type(first)("; ".join(texts), status=first.status)
+    for one in refusals.values():
+        error.requests += one.requests
+        error.retries += one.retries
+        error.throttled_seconds += one.throttled_seconds
+        error.bytes += one.bytes
+    return error

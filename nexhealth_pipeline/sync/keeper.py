@@ -1,0 +1,91 @@
+"""Keeping what a pass meets, for those passes by which something is judged to be gone.
+
+Those are all passes of a reconcile, and in every mode the passes that say whom a location lists.
+"""
+
+from collections.abc import Iterable
+from datetime import datetime
+
+import psycopg
+
+from nexhealth_pipeline.catalog.collection import Collection, Scope
+from nexhealth_pipeline.sync.options import Mode
+from nexhealth_pipeline.warehouse.seen import (
+    begin_seen,
+    complete_seen,
+    find_seen,
+    forget_seen,
+    mark_unreadable,
+    record_seen,
+    record_staged,
+)
+from nexhealth_pipeline.warehouse.state import PassKey, PassState
+
+__all__ = ["Keeper"]
+
+
+class Keeper:
+    """Keeps what one pass meets, if it is one to be kept; every call is the caller's to commit."""
+
+    def __init__(
+        self, connection: psycopg.Connection, collection: Collection, key: PassKey, *, membership: bool = False
+    ) -> None:
+        self._connection = connection
+        self._collection = collection
+        self._key = key
+        self._membership = membership
+        self._judged = False
+        self.id: int | None = None
+        """Where it is kept; None = it is not."""
+
+    def complete_since(self, after: datetime) -> bool:
+        """Whether a pass begun at `after` (database time) or later has met everything."""
+        found = find_seen(self._connection, self._key)
+        return found is not None and found.complete and found.begun_at >= after
+
+    def take_up(self, state: PassState, mode: Mode) -> bool:
+        """Go on keeping what the unfinished pass of `state` meets; whether a read in `mode` may go on with it.
+
+        Whoever goes on with a reconcile's pass keeps on, else it would look complete and lack half.
+        """
+        if mode is Mode.RECONCILE and state.mode != mode.value:
+            return False
+        self._judged = state.mode == Mode.RECONCILE.value
+        if not (self._judged or self._membership):
+            return True
+        found = find_seen(self._connection, self._key)
+        if found is None or found.complete or found.begun_at != state.begun_at:
+            return False
+        self.id = found.id
+        return True
+
+    def begin(self, begun_at: datetime, mode: Mode) -> None:
+        """Begin anew at `begun_at` (database time), forgetting what this pass had met before."""
+        self._judged = mode is Mode.RECONCILE and self._collection.scope is not Scope.PRACTICE
+        self.id = None
+        if self._judged or self._membership:
+            self.id = begin_seen(self._connection, self._key, begun_at)
+
+    def staged(self, stage: str) -> None:
+        """Keep the rows that stand in a stage, before they are merged."""
+        if self.id is not None:
+            record_staged(self._connection, self.id, self._collection, stage)
+
+    def met(self, keys: Iterable[str]) -> None:
+        """Keep keys."""
+        if self.id is not None:
+            record_seen(self._connection, self.id, keys)
+
+    def unreadable(self, records: int) -> None:
+        """Note how many records had a key that could not be read."""
+        if self.id is not None and records:
+            mark_unreadable(self._connection, self.id)
+
+    def end(self, started_at: datetime | None) -> None:
+        """The pass, begun at `started_at` in the API's time, is complete; what is judged at once is forgotten."""
+        if self.id is None or started_at is None:
+            return
+        if self._judged:
+            complete_seen(self._connection, self.id, started_at)
+        else:
+            forget_seen(self._connection, self._key)

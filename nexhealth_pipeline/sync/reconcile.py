@@ -1,0 +1,230 @@
+"""Absences: after a complete read, rows that it lacked are marked as gone. Careful in every doubt.
+
+Judged per collection and EHR database (institution-wide lists: per institution; lists under one row: per
+slice, by the rows whose list was answered), and only by reads that this reconcile made completely, in all
+locations, passes and months. A record met anywhere in the institution is present. Nothing is marked where
+the practice was offline, a record could not be read, too much is missing at once, or a single read, where
+the API has one, does not say 404.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import groupby
+
+import psycopg
+
+from nexhealth_pipeline.catalog.collection import Collection, Scope
+from nexhealth_pipeline.catalog.collections import COLLECTIONS
+from nexhealth_pipeline.sync.children import ROWS
+from nexhealth_pipeline.sync.lock import SliceLock
+from nexhealth_pipeline.sync.options import SyncOptions
+from nexhealth_pipeline.sync.plan import passes_of, slices_of
+from nexhealth_pipeline.sync.practice import Location, Practices
+from nexhealth_pipeline.sync.session import SyncSession
+from nexhealth_pipeline.sync.slices import Absence, Slice, SliceResult, Status
+from nexhealth_pipeline.sync.verdict import Sources, Verdict
+from nexhealth_pipeline.warehouse.absence import Ground, is_placed, judged
+from nexhealth_pipeline.warehouse.connect import driver_errors
+from nexhealth_pipeline.warehouse.knowledge import NOT_OFFERED
+from nexhealth_pipeline.warehouse.seen import SeenPass, offline_locations, seen_passes
+from nexhealth_pipeline.warehouse.state import PassKey, database_time
+from nexhealth_pipeline.warehouse.sync_log import Counts
+
+__all__ = ["judge"]
+
+
+def judge(session: SyncSession, slices: Iterable[Slice], options: SyncOptions) -> Iterator[SliceResult]:
+    """Judge the absences of what a reconcile has read, one result a judgement. Raises WarehouseError.
+
+    Call it when `slices` have been read. What they lack to make whole databases may have been read
+    by another run since `options.fresh_after`.
+    """
+    if not options.reconciles:
+        return
+    places: dict[tuple[str, int], set[int]] = {}
+    for one in slices:
+        if one.institution is not None:
+            places.setdefault((one.collection.name, one.institution.id), set()).add(one.location_id)
+    practices, sources = session.practices(), Sources(session)
+    with driver_errors("judging absences"), session.pool.connection() as connection:
+        # Filled just now, and the best way to look for what it lacks depends on how much that is.
+        connection.execute("ANALYZE nexhealth_seen")
+    for name, institution_id in sorted(places, key=lambda pair: (_order(pair[0]), pair[1])):
+        with driver_errors("judging absences"), session.pool.connection() as connection:
+            court = _Court(session, connection, practices, COLLECTIONS[name], institution_id, options, sources)
+            for result in court.sit(places[name, institution_id]):
+                session.note(result)
+                yield result
+
+
+def _order(name: str) -> int:
+    """Rows before the lists under them."""
+    return list(COLLECTIONS).index(name) + (len(COLLECTIONS) if COLLECTIONS[name].per else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What is judged at once."""
+
+    location: Location | None
+    """Whom the result is filed under: the owner of an EHR database."""
+    pieces: tuple[Slice, ...]
+    locations: tuple[int, ...]
+    nowhere: bool
+    """Rows that belong to no location; alone where there are no `locations`."""
+
+
+class _Court:
+    """Judges one collection at one institution."""
+
+    def __init__(
+        self,
+        session: SyncSession,
+        connection: psycopg.Connection,
+        practices: Practices,
+        collection: Collection,
+        institution_id: int,
+        options: SyncOptions,
+        sources: Sources,
+    ) -> None:
+        self._session, self._connection, self._options = session, connection, options
+        self._collection, self._institution_id, self._sources = collection, institution_id, sources
+        self._active = practices.active(institution_id)
+        today = datetime.now(UTC).date()
+        self._slices = [one for one in slices_of(collection, practices, today) if one.institution_id == institution_id]
+        self._reads: dict[frozenset[int], tuple[int, ...]] = {}
+        self._since = options.fresh_after or database_time(connection) - options.resume_within
+
+    def sit(self, touched: set[int]) -> Iterator[SliceResult]:
+        """Judge what belongs to the locations `touched` (0 = institution-wide), then forget what was met."""
+        if not self._slices:
+            return
+        everywhere = Slice(self._collection, self._slices[0].institution, None, "absence")
+        with SliceLock(self._connection, everywhere, self._session.stop):
+            self._passes = seen_passes(self._connection, self._collection.name, self._institution_id)
+            done: list[SeenPass] = []
+            for place in self._places(touched):
+                if self._session.stop.is_set():
+                    return
+                yield from self._judge(place, done)
+            with self._connection.transaction():
+                judged(self._connection, done)
+
+    def _places(self, touched: set[int]) -> Iterator[_Place]:
+        """EHR databases, slices or the institution; and, where all was read, the rows of no location."""
+        if self._collection.per is not None or self._collection.scope is Scope.INSTITUTION:
+            for piece in self._slices:
+                if piece.location_id in touched:
+                    mine = (piece.location_id,) if piece.location else tuple(one.id for one in self._active)
+                    yield _Place(piece.location, (piece,), mine, nowhere=piece.location is None)
+            return
+        for owner, members in _databases(self._active):
+            ids = tuple(one.id for one in members)
+            if touched & set(ids):
+                pieces = tuple(one for one in self._slices if one.location_id in ids)
+                yield _Place(owner, pieces, ids, nowhere=False)
+        yield _Place(None, tuple(self._slices), (), nowhere=True)
+
+    def _judge(self, place: _Place, done: list[SeenPass]) -> Iterator[SliceResult]:
+        passes = [self._passes.get(key) for key in self._keys(place.pieces)]
+        why_not = self._why_not(place, passes)
+        known = [one for one in passes if one is not None]
+        alone = not place.locations and self._collection.scope is not Scope.INSTITUTION
+        if why_not is not None and (alone or self._not_offered(place)):
+            return  # what is lacking is told of the databases; what a practice does not have is no lack
+        if why_not is None and any(one.judged_at for one in known):
+            return
+        if why_not is None:
+            done += known
+            case = Verdict(self._session, self._connection, self._slice(place), self._options, alone=alone)
+            for result in case.hear(lambda: self._ground(place, known), self._sources):
+                if not (alone and result.status is Status.SKIPPED):
+                    yield result
+        else:
+            yield SliceResult(self._slice(place), Status.SKIPPED, Counts(), 0.0, reason=why_not, absence=Absence())
+
+    def _why_not(self, place: _Place, passes: Sequence[SeenPass | None]) -> str | None:
+        """Why absences cannot be judged by these reads; None = they can."""
+        lacking = sum(one is None or not one.complete or one.begun_at < self._since for one in passes)
+        if lacking:
+            return f"absences not judged: {lacking} of {len(passes)} reads are not complete in this reconcile"
+        if any(one is not None and one.unreadable for one in passes):
+            return "absences not judged: a record's id could not be read"
+        if not place.pieces:
+            return "absences not judged: nothing of it can be read"
+        return None
+
+    def _not_offered(self, place: _Place) -> bool:
+        """Whether a practice does not have the collection."""
+        row = self._connection.execute(
+            "SELECT EXISTS (SELECT FROM nexhealth_capabilities WHERE institution_id = %s AND location_id = ANY(%s)"
+            " AND collection = %s AND status = ANY(%s))",
+            (
+                self._institution_id,
+                [one.location_id for one in place.pieces],
+                self._collection.name,
+                list(NOT_OFFERED),
+            ),
+        ).fetchone()
+        return row is not None and bool(row[0])
+
+    def _keys(self, pieces: Sequence[Slice]) -> list[PassKey]:
+        today = datetime.now(UTC).date()
+        if self._collection.per is not None:
+            return [replace(passes_of(one, today)[0].key, pass_name=ROWS) for one in pieces]
+        return [plan.key for one in pieces for plan in passes_of(one, today, reconcile=True)]
+
+    def _offline(self, passes: Sequence[SeenPass]) -> set[int]:
+        """Locations that were offline when the reads began, or are."""
+        return offline_locations(self._connection, self._institution_id).union(*(one.offline for one in passes))
+
+    def _ground(self, place: _Place, passes: Sequence[SeenPass]) -> Ground | str:
+        """What to judge, or why nothing can be."""
+        offline = self._offline(passes)
+        active = {one.id for one in self._active}
+        if self._collection.scope is Scope.INSTITUTION and self._collection.per is None:
+            mine, nowhere = tuple(sorted(active - offline)), not active & offline
+            dark = not nowhere and not (mine and is_placed(self._collection))
+        else:
+            mine, nowhere = place.locations, place.nowhere
+            dark = bool(offline & (set(mine) or active))
+        if dark:
+            return "absences not judged: NexHealth does not reach the practice (its read status is not green)"
+        return Ground(
+            collection=self._collection,
+            institution_id=self._institution_id,
+            locations=mine,
+            nowhere=nowhere,
+            read=self._read(frozenset(offline & active)),
+            passes=tuple(one.id for one in passes),
+            begun_at=min(one.begun_at for one in passes),
+            started_at=min(one.started_at for one in passes if one.started_at is not None),
+        )
+
+    def _read(self, offline: frozenset[int]) -> tuple[int, ...]:
+        """Active locations of the databases whose reads are all there to be judged by."""
+        if offline not in self._reads:
+            half = {key.location_id for key in self._keys(self._slices) if not self._whole(self._passes.get(key))}
+            self._reads[offline] = tuple(
+                one.id
+                for _, members in _databases(self._active)
+                if not (half | offline) & {member.id for member in members}
+                for one in members
+            )
+        return self._reads[offline]
+
+    def _whole(self, one: SeenPass | None) -> bool:
+        return one is not None and one.complete and one.begun_at >= self._since and one.judged_at is None
+
+    def _slice(self, place: _Place) -> Slice:
+        """Under what the result is filed."""
+        return Slice(self._collection, self._slices[0].institution, place.location)
+
+
+def _databases(locations: Sequence[Location]) -> Iterator[tuple[Location, list[Location]]]:
+    """Active locations by EHR database, each with its owner."""
+    by_owner = sorted(locations, key=lambda one: (one.owner_id, one.id))
+    for _, group in groupby(by_owner, key=lambda one: one.owner_id):
+        members = list(group)
+        yield members[0], members

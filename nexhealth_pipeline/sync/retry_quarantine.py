@@ -1,0 +1,239 @@
+"""Loading what once could not be loaded: stored records through today's rules and the same merge as any read.
+
+A record is loaded as of the time it was last read, so that a newer one is never replaced. What a later whole
+read no longer met is out of date: its note is closed and nothing is loaded. Asks NexHealth nothing.
+"""
+
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import psycopg
+from psycopg import sql
+
+from nexhealth_pipeline.catalog.collection import Collection
+from nexhealth_pipeline.catalog.collections import COLLECTIONS
+from nexhealth_pipeline.client.page import Page
+from nexhealth_pipeline.errors import InvalidSetting
+from nexhealth_pipeline.sync.loader import Loader
+from nexhealth_pipeline.sync.practice import Institution, Location
+from nexhealth_pipeline.sync.slices import Slice
+from nexhealth_pipeline.warehouse.connect import connect, driver_errors
+from nexhealth_pipeline.warehouse.encode import RecordEncoder
+from nexhealth_pipeline.warehouse.migrate import check
+from nexhealth_pipeline.warehouse.runs import RunLock
+from nexhealth_pipeline.warehouse.sync_log import Counts, SyncLog
+
+__all__ = ["Retried", "retry_quarantine"]
+
+_AT_ONCE = 200
+"""Notes of one transaction; each holds a record of up to a megabyte."""
+_MODE = "retry"
+"""What its rows in `nexhealth_sync_logs` say."""
+
+
+@dataclass(slots=True)
+class Retried:
+    """What became of the notes that were tried, in notes; and of their rows."""
+
+    tried: int = 0
+    loaded: int = 0
+    outdated: int = 0
+    """Closed, because a later read no longer met the record as it was."""
+    still_open: int = 0
+    rows: Counts = field(default_factory=Counts)
+
+    def add(self, other: "Retried") -> None:
+        """Add `other` to this."""
+        self.tried += other.tried
+        self.loaded += other.loaded
+        self.outdated += other.outdated
+        self.still_open += other.still_open
+        self.rows.add(other.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where notes come from: one slice, but for its window."""
+
+    collection: Collection
+    institution_id: int
+    location_id: int
+
+    @property
+    def slice(self) -> Slice:
+        """What a loader needs to know; names do not matter to it."""
+        if not self.institution_id:
+            return Slice(self.collection)
+        institution = Institution(self.institution_id, "", "", frozenset())
+        location = Location(self.location_id, "", institution, False, self.location_id, False)
+        return Slice(self.collection, institution, location if self.location_id else None)
+
+
+@dataclass(slots=True)
+class _Record:
+    """A stored record, and its notes: id and field of each."""
+
+    raw: bytes = field(repr=False)
+    request: Mapping[str, int]
+    read_at: datetime
+    notes: list[tuple[int, str]] = field(default_factory=list)
+
+
+def retry_quarantine(url: str, *, ids: Sequence[int] = (), collection: str | None = None) -> Retried:
+    """Try open notes again: those with `ids`, or of `collection`, or all.
+
+    Raises InvalidSetting for an id that no note has, WarehouseError.
+    """
+    check(url)
+    total = Retried()
+    with driver_errors("retrying quarantine"), connect(url, autocommit=True) as connection:
+        places = _places(connection, ids, collection)
+        if not places:
+            return total
+        with RunLock(url, str(uuid.uuid4())) as lock:
+            for place, notes in places:
+                total.add(_retry_place(connection, place, notes, lock.run_id))
+            lock.finish("succeeded")
+    return total
+
+
+def _places(
+    connection: psycopg.Connection, ids: Sequence[int], collection: str | None
+) -> list[tuple[_Place, list[int]]]:
+    """Open notes' ids by where they come from, in the catalog's order: records before what is inside them."""
+    rows = connection.execute("SELECT id FROM nexhealth_quarantine WHERE id = ANY(%s)", (list(ids),)).fetchall()
+    unknown = set(ids) - {row[0] for row in rows}
+    if unknown:
+        raise InvalidSetting(f"note {min(unknown)}: there is none; `nexhealth quarantine list --all` shows them")
+    found = connection.execute(
+        "SELECT collection, institution_id, location_id, array_agg(id ORDER BY read_at, id) FROM nexhealth_quarantine"
+        " WHERE resolved_at IS NULL AND (%(all)s OR id = ANY(%(ids)s))"
+        " AND (%(collection)s::text IS NULL OR collection = %(collection)s)"
+        " AND collection = ANY(%(known)s) GROUP BY 1, 2, 3",
+        {"all": not ids, "ids": list(ids), "collection": collection, "known": list(COLLECTIONS)},
+    ).fetchall()
+    order = list(COLLECTIONS)
+    found.sort(key=lambda row: (order.index(row[0]), *row[1:3]))
+    return [(_Place(COLLECTIONS[name], *where), notes) for name, *where, notes in found]
+
+
+def _retry_place(connection: psycopg.Connection, place: _Place, notes: list[int], run_id: str) -> Retried:
+    """Try the notes of one place, a transaction for some of them, under one row of the log."""
+    log = SyncLog.open(
+        connection,
+        run_id=run_id,
+        asset=place.collection.table,
+        collection=place.collection.name,
+        institution_id=place.institution_id or None,
+        location_id=place.location_id or None,
+        partition_key=None,
+        mode=_MODE,
+    )
+    loader = Loader(connection, place.slice, run_id=run_id, dry_run=False)
+    loader.open()
+    total = Retried()
+    for first in range(0, len(notes), _AT_ONCE):
+        with connection.transaction():
+            records = _records(connection, notes[first : first + _AT_ONCE])
+            total.add(_retry_records(connection, place, loader, records))
+            log.progress(connection, total.rows)
+    log.finish(connection, "succeeded", total.rows)
+    return total
+
+
+def _records(connection: psycopg.Connection, ids: list[int]) -> list[_Record]:
+    records: dict[tuple[bytes, str], _Record] = {}
+    rows = connection.execute(
+        "SELECT id, field, raw, request, read_at FROM nexhealth_quarantine"
+        " WHERE id = ANY(%s) AND resolved_at IS NULL ORDER BY read_at, id",
+        (ids,),
+    )
+    for note_id, name, raw, request, read_at in rows:
+        record = records.setdefault((raw, str(request)), _Record(raw, request, read_at))
+        record.read_at = max(record.read_at, read_at)
+        record.notes.append((note_id, name))
+    return list(records.values())
+
+
+def _retry_records(connection: psycopg.Connection, place: _Place, loader: Loader, records: list[_Record]) -> Retried:
+    """Load what passes today's rules and close its notes, in the caller's transaction."""
+    done = Retried(tried=sum(len(record.notes) for record in records))
+    outdated = [record for record in records if _outdated(connection, place, record)]
+    encoder = RecordEncoder(place.collection, place.institution_id or None)
+    loadable: list[_Record] = []
+    closed: list[int] = []
+    for record in records:
+        if record in outdated:
+            continue
+        faults = _faults(encoder, record)
+        mended = [] if faults is None else [note_id for note_id, name in record.notes if name not in faults]
+        if mended:
+            loadable.append(record)
+            closed += mended
+    loaded = loader.load([(_page(record), record.request) for record in loadable], None)
+    done.rows.inserted, done.rows.updated = loaded.counts.inserted, loaded.counts.updated
+    done.rows.unchanged, done.rows.records_read = loaded.counts.unchanged, len(loadable)
+    old = [note_id for record in outdated for note_id, _ in record.notes]
+    _close(connection, [*closed, *old])
+    done.loaded, done.outdated = len(closed), len(old)
+    done.still_open = done.tried - done.loaded - done.outdated
+    return done
+
+
+def _faults(encoder: RecordEncoder, record: _Record) -> set[str] | None:
+    """Fields that still cannot be read; None where the record as a whole cannot be loaded."""
+    try:
+        notes = encoder.encode([record.raw], record.read_at, record.request).notes
+    except KeyError:
+        return None  # a column that the request filled was declared after the note was made
+    return None if any(not note.loaded for note in notes) else {note.field for note in notes}
+
+
+def _page(record: _Record) -> Page:
+    """The record as the answer it came in; it costs nothing."""
+    return Page(
+        number=1,
+        records=[record.raw],
+        end_cursor="",
+        has_next=False,
+        requested_at=record.read_at,
+        requests=0,
+        retries=0,
+        throttled_seconds=0.0,
+        bytes=0,
+        warning=None,
+        total=None,
+    )
+
+
+def _outdated(connection: psycopg.Connection, place: _Place, record: _Record) -> bool:
+    """Whether a whole read begun later did not meet it any more, or the record it stood in has changed since."""
+    collection = place.collection
+    row = connection.execute(
+        "SELECT bool_and(last_full_at IS NOT NULL AND last_full_at > %s) FROM nexhealth_sync_state"
+        " WHERE collection = %s AND institution_id = %s AND location_id = %s",
+        (record.read_at, collection.inside or collection.name, place.institution_id, place.location_id),
+    ).fetchone()
+    if row and row[0]:
+        return True
+    return collection.inside is not None and _changed(connection, COLLECTIONS[collection.inside], place, record)
+
+
+def _changed(connection: psycopg.Connection, parent: Collection, place: _Place, record: _Record) -> bool:
+    keys = [(one.path[0], record.request.get(one.name)) for one in place.collection.from_request]
+    same = sql.SQL(" AND ").join(sql.SQL("{} = %s").format(sql.Identifier(name)) for name, _ in keys)
+    query = sql.SQL("SELECT 1 FROM {} WHERE institution_id = %s AND source_read_at > %s AND {}").format(
+        sql.Identifier(parent.table), same
+    )
+    values = (place.institution_id, record.read_at, *(value for _, value in keys))
+    return connection.execute(query, values).fetchone() is not None
+
+
+def _close(connection: psycopg.Connection, ids: Iterable[int]) -> None:
+    connection.execute(
+        "UPDATE nexhealth_quarantine SET resolved_at = clock_timestamp() WHERE id IN"
+        " (SELECT id FROM nexhealth_quarantine WHERE id = ANY(%s) AND resolved_at IS NULL ORDER BY fingerprint FOR UPDATE)",
+        (list(ids),),
+    )

@@ -1,0 +1,177 @@
+"""One judgement of absences: what is missing, whether to believe it, and marking it."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import psycopg
+
+from nexhealth_pipeline.catalog.collection import Collection
+from nexhealth_pipeline.catalog.collections import COLLECTIONS
+from nexhealth_pipeline.errors import Cancelled, PipelineError
+from nexhealth_pipeline.sync.confirm import Confirmation
+from nexhealth_pipeline.sync.fault_points import ABSENCES, reach
+from nexhealth_pipeline.sync.options import SyncOptions
+from nexhealth_pipeline.sync.reader import SliceReader
+from nexhealth_pipeline.sync.session import SyncSession
+from nexhealth_pipeline.sync.slices import Absence, Slice, SliceResult, Status
+from nexhealth_pipeline.warehouse.absence import Figures, Ground, Missing
+from nexhealth_pipeline.warehouse.history import Cause, state_cause
+from nexhealth_pipeline.warehouse.sync_log import Counts, SyncLog
+
+__all__ = ["MOST_AT_ONCE", "Sources", "Verdict", "brake"]
+
+MOST_AT_ONCE = 500
+"""More rows of one judgement never vanish unless they are allowed to."""
+_FEW, _SHARE = 10, 0.05
+_log = logging.getLogger(__name__)
+
+
+def brake(figures: Figures) -> str | None:
+    """Why so many rows are not believed to be gone at once; None = they may be."""
+    if figures.empty:
+        return f"the answer was empty, and {figures.live} rows are there"
+    if figures.missing > MOST_AT_ONCE or figures.missing > max(_FEW, _SHARE * figures.live):
+        return f"{figures.missing} of {figures.live} rows would vanish at once"
+    return None
+
+
+class Sources:
+    """Which locations' practice systems NexHealth does not reach; asked again once, when it matters."""
+
+    def __init__(self, session: SyncSession) -> None:
+        self._session = session
+        self._asked = False
+        self.trouble: str | None = None
+        """Why that could not be asked again."""
+
+    def ask_again(self) -> bool:
+        """Read `sync_status` anew; False where that was done already."""
+        if self._asked:
+            return False
+        self._asked = True
+        result = SliceReader(self._session, Slice(COLLECTIONS["sync_status"]), SyncOptions()).read()
+        if result.status is not Status.SUCCEEDED:
+            self.trouble = f"whether the practice was online could not be asked: {result.reason}"
+        return True
+
+
+class Verdict:
+    """One judgement: what is missing, whether to believe it, and marking it."""
+
+    def __init__(
+        self, session: SyncSession, connection: psycopg.Connection, piece: Slice, options: SyncOptions, *, alone: bool
+    ) -> None:
+        self._session, self._connection = session, connection
+        self._slice, self._options = piece, options
+        self._alone = alone
+        self._began = time.monotonic()
+        self._counts = Counts()
+        self._log_row: SyncLog | None = None
+
+    def hear(self, ground: Callable[[], Ground | str], sources: Sources) -> Iterator[SliceResult]:
+        """Judge; one result, and one more for each collection whose lists went with their rows."""
+        found = self._find(ground)
+        if not isinstance(found, str) and found[1].missing and sources.ask_again():
+            found = self._find(ground)
+        if isinstance(found, str) or (found[1].missing and sources.trouble):
+            reason = found if isinstance(found, str) else sources.trouble
+            yield self._result(Status.SKIPPED, Absence(), reason)
+            return
+        missing, figures = found
+        absence = Absence(figures.live, figures.seen, figures.missing, revived=self._revived(missing.ground))
+        if self._alone:  # told of the databases
+            absence = replace(absence, seen=0, revived=0)
+        braked = brake(figures) if figures.missing and not self._options.allow_mass_delete else None
+        if not absence.quiet:
+            self._log_row = self._open_log(self._slice.collection)
+        if braked is not None:
+            reason = f"absences not marked: {braked}; a reconcile with --allow-mass-delete marks them"
+            yield self._result(Status.FAILED, replace(absence, braked=True), reason)
+            return
+        yield from self._carry_out(missing, absence)
+
+    def _find(self, ground: Callable[[], Ground | str]) -> tuple[Missing, Figures] | str:
+        """What is missing, in one snapshot of the reads and the rows."""
+        with self._connection.transaction():
+            self._connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            made = ground()
+            if isinstance(made, str):
+                return made
+            missing = Missing(self._connection, made)
+            if not missing.still_complete():
+                return "absences not judged: another run has begun to read it again"
+            return missing, missing.find()
+
+    def _revived(self, ground: Ground) -> int:
+        row = self._connection.execute(
+            "SELECT coalesce(sum(revived), 0)::bigint FROM nexhealth_seen_passes WHERE id = ANY(%s)",
+            (list(ground.passes),),
+        ).fetchone()
+        return int(row[0]) if row else 0
+
+    def _carry_out(self, missing: Missing, absence: Absence) -> Iterator[SliceResult]:
+        confirmation = Confirmation(self._session, self._connection, self._slice, missing)
+        try:
+            if absence.missing and self._slice.collection.by_id:
+                confirmation.run(self._options.concurrency)
+        except PipelineError as failure:
+            self._counts.add(confirmation.counts)
+            stopped = isinstance(failure, Cancelled)
+            yield self._result(
+                Status.CANCELLED if stopped else Status.FAILED,
+                absence,
+                f"absences not marked: a missing row could not be asked for: {failure}",
+            )
+            return
+        self._counts.add(confirmation.counts)
+        absence = replace(absence, confirmed=confirmation.gone, found=confirmation.found)
+        with self._connection.transaction():
+            at = self._session.client.clock.now()
+            state_cause(self._connection, Cause.PAGE, run_id=self._session.run_id)
+            missing.leave_locations()
+            marked = missing.mark(at) if absence.missing else 0
+            lists = missing.mark_lists(at) if marked else {}
+            self._counts.tombstoned = marked
+            result = self._result(Status.SUCCEEDED, replace(absence, tombstoned=marked), None)
+            results = [result, *(self._with(name, rows) for name, rows in lists.items())]
+            reach("before_commit", ABSENCES)
+        reach("after_commit", ABSENCES)
+        result.new_notes = confirmation.new_notes
+        yield from results
+
+    def _with(self, name: str, rows: int) -> SliceResult:
+        """The result of lists that went with the rows they belong to."""
+        collection = COLLECTIONS[name]
+        counts = Counts(tombstoned=rows)
+        reason = f"the {self._slice.collection.name} they belong to are gone"
+        self._open_log(collection).finish(self._connection, Status.SUCCEEDED.value, counts, error=reason)
+        piece = replace(self._slice, collection=collection)
+        absence = Absence(missing=rows, tombstoned=rows)
+        return SliceResult(piece, Status.SUCCEEDED, counts, 0.0, reason=reason, absence=absence)
+
+    def _open_log(self, collection: Collection) -> SyncLog:
+        piece = self._slice
+        return SyncLog.open(
+            self._connection,
+            run_id=self._session.run_id,
+            asset=collection.table,
+            collection=collection.name,
+            institution_id=piece.institution_id,
+            location_id=piece.location_id or None,
+            partition_key=f"{piece.partition_key} absence",
+            mode=self._options.mode.value,
+        )
+
+    def _result(self, status: Status, absence: Absence, reason: str | None) -> SliceResult:
+        if self._log_row is not None:
+            self._log_row.finish(self._connection, status.value, self._counts, error=reason)
+        if status is Status.FAILED:
+            told = {"slice": self._slice.label, "reason": reason, "missing": absence.missing}
+            _log.warning("absences not marked", extra={"nexhealth": told})
+        seconds = time.monotonic() - self._began
+        exit_status = PipelineError.exit_status if status is Status.FAILED else 0
+        return SliceResult(
+            self._slice, status, self._counts, seconds, reason=reason, exit_status=exit_status, absence=absence
+        )

@@ -1,0 +1,325 @@
+"""SQL of absences: rows that a complete read lacked, told apart from those that say nothing, and marked.
+
+Everything is decided by the database: the rows in question stand in a temporary table, so memory does not
+grow with them. Which reads are complete, and how many rows may vanish at once, is `sync.reconcile`'s.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import psycopg
+from psycopg import sql
+
+from nexhealth_pipeline.catalog.collection import Collection
+from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
+from nexhealth_pipeline.warehouse.seen import SeenPass, answered_key, row_key
+
+__all__ = ["Figures", "Ground", "Missing", "is_placed", "judged"]
+
+_MISSING = sql.Identifier("nexhealth_missing")
+_ANSWERED = sql.Literal(answered_key(0).removesuffix("0"))
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """The rows that one judgement is about, and the reads it rests on."""
+
+    collection: Collection
+    institution_id: int
+    locations: tuple[int, ...]
+    """Rows of these locations."""
+    nowhere: bool
+    """Rows that belong to no location."""
+    read: tuple[int, ...]
+    """Active locations of all EHR databases that were read completely: a patient of another one is left alone."""
+    passes: tuple[int, ...]
+    """Ids of the passes that make the read."""
+    begun_at: datetime
+    """When the first of them began, in the database's time."""
+    started_at: datetime
+    """The same in the API's time."""
+
+    def params(self) -> dict[str, object]:
+        """For the statements of this module."""
+        return {
+            "collection": self.collection.name,
+            "institution": self.institution_id,
+            "locations": list(self.locations),
+            "read": list(self.read),
+            "passes": list(self.passes),
+            "begun": self.begun_at,
+            "started": self.started_at,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What stands against what."""
+
+    live: int
+    """Rows of the ground that are not deleted."""
+    seen: int
+    """Records that the read met."""
+    missing: int
+    """Rows among the live ones that no read of the institution met and that nothing excuses."""
+    empty: bool
+    """Whether a place that has missing rows answered with no record at all."""
+
+
+class Missing:
+    """The missing rows of one ground, in a temporary table of one connection."""
+
+    def __init__(self, connection: psycopg.Connection, ground: Ground) -> None:
+        self._connection = connection
+        self.ground = ground
+        self._sql = _Sql(ground)
+        self._params = ground.params()
+
+    def find(self) -> Figures:
+        """Look for them; the caller is in a transaction of one snapshot (repeatable read)."""
+        self._connection.execute(
+            sql.SQL(
+                "CREATE TEMP TABLE IF NOT EXISTS {} (key text PRIMARY KEY, id bigint, place bigint, confirmed boolean)"
+            ).format(_MISSING)
+        )
+        self._connection.execute(sql.SQL("DELETE FROM {}").format(_MISSING))
+        missing = self._connection.execute(self._sql.find, self._params).rowcount
+        if missing:
+            missing -= self._connection.execute(self._sql.elsewhere, self._params).rowcount
+        live, seen = self._row(self._sql.count)
+        empty = missing > 0 and (seen == 0 or bool(self._row(self._sql.empty)[0]))
+        return Figures(live, seen, missing, empty)
+
+    def still_complete(self) -> bool:
+        """Whether the passes still hold all that they met: another run may have begun one anew."""
+        row = self._connection.execute(
+            "SELECT count(*) FROM nexhealth_seen_passes WHERE id = ANY(%(passes)s) AND complete AND judged_at IS NULL",
+            self._params,
+        ).fetchone()
+        return row is not None and row[0] == len(self.ground.passes)
+
+    def unconfirmed(self, most: int) -> list[int]:
+        """Ids of at most so many missing rows whose single read has not been asked for."""
+        rows = self._connection.execute(
+            sql.SQL("SELECT id FROM {} WHERE confirmed IS NULL ORDER BY id LIMIT %s").format(_MISSING), (most,)
+        )
+        return [row[0] for row in rows]
+
+    def confirm(self, ids: Sequence[int], *, gone: bool) -> None:
+        """Note what the single reads of these rows said."""
+        self._connection.execute(
+            sql.SQL("UPDATE {} SET confirmed = %s WHERE id = ANY(%s)").format(_MISSING), (gone, list(ids))
+        )
+
+    def mark(self, at: datetime) -> int:
+        """Mark the missing rows (where a single read is possible: those it confirmed) as absent since `at`.
+
+        `at` is in the API's time, as that of the reads by which a row comes back. Returns the rows marked; the
+        caller commits.
+        """
+        params = {**self._params, "at": at}
+        marked = self._connection.execute(self._sql.mark, params).rowcount
+        self._connection.execute(self._sql.keep_marked, params)
+        if self._sql.leave is not None:
+            self._connection.execute(self._sql.leave, params)
+        return marked
+
+    def mark_lists(self, at: datetime) -> dict[str, int]:
+        """Mark what stands in the own lists of the rows just marked, which can no longer be asked for.
+
+        Should such a row come back, its lists are due again. Returns the rows marked by collection.
+        """
+        marked: dict[str, int] = {}
+        for one in DECLARED:
+            if one.per == self.ground.collection.name:
+                params = {**self._params, "at": at, "lists": one.name}
+                marked[one.name] = self._connection.execute(_lists_sql(one), params).rowcount
+                self._connection.execute(_FORGET_READS, params)
+        return {name: rows for name, rows in marked.items() if rows}
+
+    def leave_locations(self) -> int:
+        """End memberships of patients whom the only location of the ground does not list any more; before marking."""
+        if self._sql.unlisted is None or len(self.ground.locations) != 1:
+            return 0
+        return self._connection.execute(self._sql.unlisted, self._params).rowcount
+
+    def _row(self, statement: sql.Composed) -> tuple[int, ...]:
+        row = self._connection.execute(statement, self._params).fetchone()
+        assert row is not None
+        return tuple(row)
+
+
+def judged(connection: psycopg.Connection, passes: Iterable[SeenPass]) -> None:
+    """Note that absences were judged by these passes, and forget what they met; the caller commits.
+
+    One that was begun anew since is another run's, and left alone.
+    """
+    known = {one.id: one.begun_at for one in passes}
+    connection.execute(
+        "WITH judged AS (UPDATE nexhealth_seen_passes p SET judged_at = clock_timestamp()"
+        " FROM unnest(%s::bigint[], %s::timestamptz[]) u(id, begun_at)"
+        " WHERE p.id = u.id AND p.begun_at = u.begun_at RETURNING p.id)"
+        " DELETE FROM nexhealth_seen WHERE pass_id = ANY(ARRAY(SELECT id FROM judged))",
+        (list(known), list(known.values())),
+    )
+
+
+def is_placed(collection: Collection) -> bool:
+    """Whether its rows say which location they belong to, themselves or by their patient."""
+    return _place(collection) is not None or _patient(collection) is not None
+
+
+_FORGET_READS = sql.SQL(
+    "DELETE FROM nexhealth_child_reads r USING {} m WHERE r.collection = %(lists)s"
+    " AND r.institution_id = %(institution)s AND r.parent_id = m.id"
+).format(_MISSING)
+
+
+class _Sql:
+    """The statements of one ground. Table `t` holds the collection's rows, `m` the missing ones."""
+
+    def __init__(self, ground: Ground) -> None:
+        collection = ground.collection
+        self._ground = ground
+        table, key = sql.Identifier(collection.table), row_key(collection, "t")
+        names = [one.name for one in (*collection.from_request, *collection.columns)]
+        belongs, place = _belongs(ground), _place(collection) or sql.SQL("NULL::bigint")
+        # What was written after the read began is newer than what it saw; the API's time is asked for rows
+        # that another process is still writing.
+        untouched = sql.SQL("t.deleted_at IS NULL AND t.synced_at < %(begun)s AND t.source_read_at < %(started)s")
+        self.find = sql.SQL(
+            "INSERT INTO {missing} (key, id, place) SELECT {key}, {id}, {place} FROM {table} t"
+            " WHERE t.institution_id = %(institution)s AND {untouched} AND {belongs}"
+            " AND NOT EXISTS (SELECT FROM nexhealth_seen s WHERE s.key = {key} AND s.pass_id = ANY(%(passes)s))"
+            " AND NOT EXISTS (SELECT FROM nexhealth_quarantine q WHERE q.collection = %(collection)s"
+            " AND q.institution_id = t.institution_id AND q.resolved_at IS NULL AND q.record_id = {key})"
+        ).format(
+            missing=_MISSING,
+            key=key,
+            id=sql.SQL("t.id" if "id" in names else "NULL::bigint"),
+            place=place,
+            table=table,
+            untouched=untouched,
+            belongs=belongs,
+        )
+        # Apart, because few are missing, and an institution's reads may be a thousand times this ground's.
+        self.elsewhere = sql.SQL(
+            "DELETE FROM {} m WHERE EXISTS (SELECT FROM nexhealth_seen s WHERE s.key = m.key AND s.pass_id IN"
+            " (SELECT id FROM nexhealth_seen_passes WHERE collection = %(collection)s"
+            " AND institution_id = %(institution)s))"
+        ).format(_MISSING)
+        self.count = sql.SQL(
+            "SELECT (SELECT count(*) FROM {table} t WHERE t.institution_id = %(institution)s"
+            " AND t.deleted_at IS NULL AND {belongs}),"
+            " (SELECT count(DISTINCT key) FROM nexhealth_seen WHERE pass_id = ANY(%(passes)s)"
+            " AND NOT starts_with(key, {mark}))"
+        ).format(table=table, belongs=belongs, mark=_ANSWERED)
+        self.empty = sql.SQL(
+            "SELECT EXISTS (SELECT FROM (SELECT DISTINCT place FROM {missing} WHERE place IN (SELECT location_id"
+            " FROM nexhealth_seen_passes WHERE id = ANY(%(passes)s))) m WHERE NOT EXISTS (SELECT FROM nexhealth_seen s"
+            " JOIN nexhealth_seen_passes p ON p.id = s.pass_id WHERE p.id = ANY(%(passes)s)"
+            " AND p.location_id = m.place))::int"
+        ).format(missing=_MISSING)
+        confirmed = sql.SQL("m.confirmed") if collection.by_id else sql.SQL("true")
+        self.mark = sql.SQL(
+            "UPDATE {table} t SET deleted_at = %(at)s, deleted_by = 'absence', synced_at = clock_timestamp()"
+            " FROM {missing} m WHERE t.institution_id = %(institution)s AND {key} = m.key AND {confirmed}"
+            " AND {untouched}"
+        ).format(table=table, missing=_MISSING, key=key, confirmed=confirmed, untouched=untouched)
+        self.keep_marked = sql.SQL(
+            "DELETE FROM {missing} m WHERE NOT EXISTS (SELECT FROM {table} t WHERE t.institution_id = %(institution)s"
+            " AND {key} = m.key AND t.deleted_by = 'absence' AND t.deleted_at = %(at)s)"
+        ).format(table=table, missing=_MISSING, key=key)
+        members = any(one.membership for one in collection.passes)
+        self.leave = _LEAVE if members else None
+        self.unlisted = _UNLISTED if members else None
+
+
+_LEAVE = sql.SQL(
+    "UPDATE nexhealth_patient_locations l SET gone_at = clock_timestamp() FROM {} m"
+    " WHERE l.institution_id = %(institution)s AND l.patient_id = m.id AND l.gone_at IS NULL"
+).format(_MISSING)
+_UNLISTED = sql.SQL(
+    "UPDATE nexhealth_patient_locations l SET gone_at = clock_timestamp() WHERE l.institution_id = %(institution)s"
+    " AND l.location_id = ANY(%(locations)s) AND l.gone_at IS NULL AND l.first_seen < %(started)s"
+    " AND EXISTS (SELECT FROM nexhealth_seen WHERE pass_id = ANY(%(passes)s))"
+    " AND NOT EXISTS (SELECT FROM nexhealth_seen s WHERE s.pass_id = ANY(%(passes)s) AND s.key = l.patient_id::text)"
+    " AND NOT EXISTS (SELECT FROM {} m WHERE m.id = l.patient_id)"
+).format(_MISSING)
+
+
+def _lists_sql(collection: Collection) -> sql.Composed:
+    """Marks rows of lists under rows that were marked."""
+    return sql.SQL(
+        "UPDATE {} t SET deleted_at = %(at)s, deleted_by = 'absence', synced_at = clock_timestamp() FROM {} m"
+        " WHERE t.institution_id = %(institution)s AND {} = m.id"
+        " AND t.deleted_at IS NULL AND t.synced_at < %(begun)s"
+    ).format(sql.Identifier(collection.table), _MISSING, sql.Identifier("t", _parent(collection)))
+
+
+def _parent(collection: Collection) -> str:
+    """Column that holds the row whose own list a row stands in."""
+    return next(column for column, target in collection.references if target == collection.per)
+
+
+def _place(collection: Collection) -> sql.Composed | None:
+    """SQL of a row's location; None where the row does not say."""
+    if collection.place_if is not None:
+        column, other, value = collection.place_if
+        return sql.SQL("CASE WHEN t.{} = {} THEN t.{} END").format(
+            sql.Identifier(other), sql.Literal(value), sql.Identifier(column)
+        )
+    names = {one.name for one in (*collection.from_request, *collection.columns)}
+    return sql.SQL("nullif(t.location_id, 0)").format() if "location_id" in names else None
+
+
+def _patient(collection: Collection) -> sql.Composed | None:
+    """SQL of the patient whose locations are the row's; None where there is none."""
+    if any(one.membership for one in collection.passes):
+        return sql.SQL("t.id").format()
+    for column, target in collection.references:
+        if any(one.membership for one in COLLECTIONS[target].passes):
+            return sql.SQL("nullif({}, 0)").format(sql.Identifier("t", column))
+    return None
+
+
+def _belongs(ground: Ground) -> sql.Composed:
+    """Which rows of the institution the ground is made of."""
+    collection = ground.collection
+    if collection.per is not None:
+        return sql.SQL(
+            "EXISTS (SELECT FROM nexhealth_seen a WHERE a.pass_id = ANY(%(passes)s) AND a.key = {} || {}::text)"
+        ).format(_ANSWERED, sql.Identifier("t", _parent(collection)))
+    place, patient = _place(collection), _patient(collection)
+    parts = []
+    if place is not None:
+        parts = [sql.SQL("{} = ANY(%(locations)s)").format(place)]
+        parts += [sql.SQL("{} IS NULL").format(place)] if ground.nowhere else []
+    elif patient is not None:
+        parts = [_of_patients(patient)]
+        parts += [_of_nobody(patient)] if ground.nowhere else []
+    elif ground.nowhere:
+        parts = [sql.SQL("true").format()]
+    return sql.SQL("({})").format(sql.SQL(" OR ").join(parts) if parts else sql.SQL("false"))
+
+
+def _of_patients(patient: sql.Composed) -> sql.Composed:
+    """The patient is, or if nowhere any more was, listed here, and at no location that was not read."""
+    return sql.SQL(
+        "(EXISTS (SELECT FROM nexhealth_patient_locations l WHERE l.institution_id = %(institution)s"
+        " AND l.patient_id = {patient} AND l.location_id = ANY(%(locations)s) AND (l.gone_at IS NULL"
+        " OR NOT EXISTS (SELECT FROM nexhealth_patient_locations n WHERE n.institution_id = %(institution)s"
+        " AND n.patient_id = l.patient_id AND n.gone_at IS NULL)))"
+        " AND NOT EXISTS (SELECT FROM nexhealth_patient_locations l WHERE l.institution_id = %(institution)s"
+        " AND l.patient_id = {patient} AND l.gone_at IS NULL AND l.location_id <> ALL(%(read)s)"
+        " AND l.location_id IN (SELECT id FROM nexhealth_locations WHERE institution_id = %(institution)s"
+        " AND NOT coalesce(inactive, false))))"
+    ).format(patient=patient)
+
+
+def _of_nobody(patient: sql.Composed) -> sql.Composed:
+    return sql.SQL(
+        "NOT EXISTS (SELECT FROM nexhealth_patient_locations l WHERE l.institution_id = %(institution)s"
+        " AND l.patient_id = {})"
+    ).format(patient)

@@ -1,0 +1,239 @@
+"""Schema drift: fields that NexHealth begins, ceases or changes to deliver, seen while records are encoded.
+
+Only names of fields and ids of records are kept, never a value. A record costs a few set comparisons
+(about 2 % of encoding it); the database is written to once per slice and field.
+
+- new: a key, at the top or in an object whose fields are columns, that no column holds (it is in `raw`);
+- retyped: a value of another type than the column's (a date that is no date, an object in a text column);
+- missing: a declared key that no record of any complete read of the institution had.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Literal
+
+import psycopg
+
+from nexhealth_pipeline.catalog.collection import Collection, Column, SqlType
+from nexhealth_pipeline.catalog.collections import nested_in
+from nexhealth_pipeline.errors import RecordRefused
+
+__all__ = ["Drift", "DriftWatch", "field_of", "record_drift", "record_missing"]
+
+Kind = Literal["new", "retyped"]
+
+_NAME = re.compile(r"[A-Za-z0-9_\-]{1,63}", re.ASCII)
+_ODD_NAME = "(a key that is no plain name)"
+_MOST = 200
+"""Most drifts one slice tells: an object keyed by anything would otherwise fill the table."""
+_AMOUNT = frozenset({"amount", "currency"})
+_TYPE_RULES = ("not ", "the object around")
+"""How rules begin that a value of another type breaks; the others are about its content."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """A field that came otherwise than declared. `sample_id` is the id of a record, None where it has none."""
+
+    kind: Kind
+    institution_id: int
+    field: str
+    sample_id: int | None
+
+
+def field_of(column: Column) -> str:
+    """The API's name of a column's field, with dots: `bio.city`."""
+    return ".".join(column.path)
+
+
+class DriftWatch:
+    """Looks at the records of one collection as they are encoded; made once per slice."""
+
+    __slots__ = (
+        *(
+            "_absent",
+            "_curious",
+            "_deeper",
+            "_fields",
+            "_first",
+            "_found",
+            "_known",
+            "_objects",
+            "_size",
+            "_texts",
+            "_told",
+        ),
+    )
+
+    def __init__(self, collection: Collection) -> None:
+        known = _known_keys(collection)
+        self._known = known.pop(())
+        self._size = _size(collection, ())
+        # Amounts and what lies deeper are taken one after the other, one a record: a balance has eight.
+        deeper = [(path, keys) for path, keys in known.items() if len(path) > 1 or keys == _AMOUNT]
+        self._deeper = cycle(deeper) if deeper else None
+        self._objects = tuple(
+            (path[0], _size(collection, path), keys) for path, keys in known.items() if (path, keys) not in deeper
+        )
+        self._fields = {column.name: field_of(column) for column in collection.columns}
+        self._texts = tuple((column.path, field_of(column)) for column in collection.columns if _is_text(column))
+        self._found: list[Drift] = []
+        self._told: set[tuple[Kind, int, str]] = set()
+        self._absent: set[str] | None = None
+        self._first = self._curious = True
+
+    def see(
+        self, record: dict[str, object], institution: str, absent: list[str], faults: Sequence[RecordRefused]
+    ) -> None:
+        """Look at one record: its keys, the columns whose key is absent, and what was wrong with its values."""
+        # Where no declared key is absent, the number of keys tells whether there is another one.
+        if (absent or len(record) - ("institution_id" in record) > self._size) and not self._known.issuperset(record):
+            self._note_new(record, record, institution, (), self._known)
+        for name, size, keys in self._objects:
+            inner = record.get(name)
+            if inner.__class__ is dict and (absent or len(inner) > size) and not keys.issuperset(inner):
+                self._note_new(record, inner, institution, (name,), keys)
+        if self._deeper is not None:
+            self._see_deeper(record, institution, *next(self._deeper))
+        if self._curious:
+            self._look_closer(record, institution, absent)
+        if faults:
+            self._note_faults(record, institution, faults)
+
+    def drain(self) -> list[Drift]:
+        """What was found since the last call, each drift once in the life of this watch."""
+        found, self._found = self._found, []
+        return found
+
+    def drain_absent(self) -> set[str] | None:
+        """Fields that none of the records since the last call had; None = there was no record."""
+        absent, self._absent = self._absent, None
+        self._first = self._curious = True
+        return None if absent is None else {self._fields[name] for name in absent}
+
+    def _look_closer(self, record: dict[str, object], institution: str, absent: list[str]) -> None:
+        """What is asked only until it is answered: the keys nobody has had yet, and the types of one record's texts."""
+        if self._first:
+            self._first = False
+            self._see_texts(record, institution)
+        self._absent = set(absent) if self._absent is None else self._absent.intersection(absent)
+        self._curious = bool(self._absent)
+
+    def _see_deeper(
+        self, record: dict[str, object], institution: str, path: tuple[str, ...], keys: frozenset[str]
+    ) -> None:
+        inner = _at(record, path)
+        if isinstance(inner, dict) and not keys.issuperset(inner):
+            self._note_new(record, inner, institution, path, keys)
+
+    def _see_texts(self, record: dict[str, object], institution: str) -> None:
+        """Text columns take any type, so nothing else notices that a field is no text any more."""
+        for path, field in self._texts:
+            value = _at(record, path)
+            if value is not None and not isinstance(value, str):
+                self._note("retyped", record, institution, field)
+
+    def _note_new(
+        self,
+        record: dict[str, object],
+        inner: dict[str, object],
+        institution: str,
+        path: tuple[str, ...],
+        known: frozenset[str],
+    ) -> None:
+        for key in inner.keys() - known:
+            self._note("new", record, institution, ".".join((*path, key if _NAME.fullmatch(key) else _ODD_NAME)))
+
+    def _note_faults(self, record: dict[str, object], institution: str, faults: Sequence[RecordRefused]) -> None:
+        for fault in faults:
+            if fault.rule.startswith(_TYPE_RULES):
+                self._note("retyped", record, institution, self._fields.get(fault.field, fault.field))
+
+    def _note(self, kind: Kind, record: dict[str, object], institution: str, field: str) -> None:
+        drift = (kind, int(institution), field)
+        if drift in self._told or len(self._told) >= _MOST:
+            return
+        self._told.add(drift)
+        self._found.append(Drift(*drift, _sample_id(record)))
+
+
+def record_drift(connection: psycopg.Connection, collection: str, drifts: Iterable[Drift]) -> int:
+    """Note drifts, or that they were met again; returns how many are new. The caller commits."""
+    new = 0
+    # In one order for all, so that two slices of a collection wait for each other in no circle.
+    for one in sorted(drifts, key=lambda one: (one.institution_id, one.field, one.kind)):
+        row = connection.execute(
+            "INSERT INTO nexhealth_schema_drift AS d (collection, institution_id, field, kind, sample_id)"
+            " VALUES (%s, %s, %s, %s, %s) ON CONFLICT (collection, institution_id, field, kind) DO UPDATE"
+            " SET last_seen_at = clock_timestamp(), sample_id = coalesce(excluded.sample_id, d.sample_id)"
+            " RETURNING xmax = 0",
+            (collection, one.institution_id, one.field, one.kind, one.sample_id),
+        ).fetchone()
+        new += bool(row and row[0])
+    return new
+
+
+def record_missing(
+    connection: psycopg.Connection, collection: Collection, institution_id: int, absent: Iterable[str]
+) -> int:
+    """After a complete read: note fields that no read of the institution met, forget those that one did.
+
+    `absent` are the fields that no record of this read had; other passes and locations are asked for in
+    `nexhealth_sync_state`, where each keeps its own. Returns how many are newly missing. The caller commits.
+    """
+    key = {"collection": collection.name, "institution": institution_id, "fields": sorted(absent)}
+    connection.execute(
+        "DELETE FROM nexhealth_schema_drift WHERE collection = %(collection)s AND institution_id = %(institution)s"
+        " AND kind = 'missing' AND field <> ALL(%(fields)s::text[])",
+        key,
+    )
+    if not key["fields"]:
+        return 0
+    rows = connection.execute(
+        "INSERT INTO nexhealth_schema_drift (collection, institution_id, field, kind)"
+        " SELECT %(collection)s, %(institution)s, field, 'missing' FROM unnest(%(fields)s::text[]) field"
+        " WHERE NOT EXISTS (SELECT FROM nexhealth_sync_state s WHERE s.collection = %(collection)s"
+        " AND s.institution_id = %(institution)s AND field <> ALL(s.absent_fields)) ORDER BY field"
+        " ON CONFLICT (collection, institution_id, field, kind) DO UPDATE SET last_seen_at = clock_timestamp()"
+        " RETURNING xmax = 0",
+        key,
+    )
+    return sum(row[0] for row in rows)
+
+
+def _known_keys(collection: Collection) -> dict[tuple[str, ...], frozenset[str]]:
+    """Keys that may stand at the top (path `()`) and in each object whose fields are columns."""
+    paths = [column.path for column in (*collection.columns, *collection.from_request)]
+    paths += [path for path in (*collection.sensitive, collection.institution_at, ("institution_id",)) if path]
+    paths += [child.records_at for child in nested_in(collection)]
+    objects = {path[:depth] for path in paths for depth in range(len(path))}
+    # An object that is one jsonb column may hold anything.
+    opaque = {column.path for column in collection.columns} | {child.records_at for child in nested_in(collection)}
+    return {
+        place: frozenset(path[len(place)] for path in paths if len(path) > len(place) and path[: len(place)] == place)
+        for place in sorted({(), *objects} - opaque, key=len)
+    }
+
+
+def _size(collection: Collection, place: tuple[str, ...]) -> int:
+    """Declared keys of the object at `place`."""
+    depth = len(place)
+    return len({one.path[depth] for one in collection.columns if len(one.path) > depth and one.path[:depth] == place})
+
+
+def _is_text(column: Column) -> bool:
+    return column.type is SqlType.TEXT
+
+
+def _at(record: dict[str, object], path: tuple[str, ...]) -> object:
+    value: object = record
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _sample_id(record: dict[str, object]) -> int | None:
+    identifier = record.get("id")
+    return identifier if isinstance(identifier, int) and abs(identifier) < 2**63 else None

@@ -1,0 +1,177 @@
+"""Lists inside records, as tables of their own: replaced together with the record that holds them.
+
+The record is the authority: rows from an older version of it than the table holds change nothing. What a
+newer list lacks is marked as gone (`deleted_by = 'absence'`), because the list is complete; a record without
+the list, or with one that could not be read, says nothing about the rows it had.
+"""
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from functools import cache
+
+import msgspec
+import psycopg
+from psycopg import sql
+
+from nexhealth_pipeline.catalog.collection import Collection, SqlType
+from nexhealth_pipeline.errors import RecordRefused
+from nexhealth_pipeline.warehouse.drift import DriftWatch
+from nexhealth_pipeline.warehouse.encode import Note, RecordEncoder
+from nexhealth_pipeline.warehouse.merge import Merged, Stage
+from nexhealth_pipeline.warehouse.values import CONVERTERS
+
+__all__ = ["NestedStage"]
+
+_record = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_list = msgspec.json.Decoder(list[msgspec.Raw] | None).decode
+_value = msgspec.json.Decoder().decode
+
+
+class NestedStage:
+    """The stage of one nested collection, and of the records its rows come from, on one connection."""
+
+    def __init__(
+        self, connection: psycopg.Connection, collection: Collection, parent: Collection, institution_id: int | None
+    ) -> None:
+        self.collection = collection
+        self._connection = connection
+        self._parent = parent
+        self._institution = institution_id
+        self._encoder = RecordEncoder(collection, institution_id)
+        self._stage = Stage(connection, collection, self._encoder)
+        self._sql = _sql_of(collection, parent)
+        self._parents = 0
+        """Records staged."""
+
+    @property
+    def drift(self) -> DriftWatch:
+        """What the rows held that is not as declared."""
+        return self._encoder.drift
+
+    def open(self) -> None:
+        """Begin with empty stages."""
+        self._stage.open()
+        self._parents = 0
+
+    def add(self, records: Iterable[bytes], read_at: datetime) -> list[Note]:
+        """Stage the lists of one answer's records; returns what could not be loaded."""
+        # The same record twice in one answer: the last one counts.
+        found = {tuple(one[0].values()): one for raw in records if (one := self._of_record(raw)) is not None}
+        if not found:
+            return []
+        self._prepare()
+        lines: list[str] = []
+        notes: list[Note] = []
+        with self._connection.cursor() as cursor, cursor.copy(self._sql.add) as copy:
+            for known, version, rows in found.values():
+                encoded = self._encoder.encode(rows, read_at, known)
+                lines += encoded.lines
+                notes += encoded.notes
+                whole = all(note.loaded for note in encoded.notes)
+                copy.write_row((self._institution, *known.values(), version, read_at, whole))
+        self._parents += len(found)
+        self._stage.copy(lines)
+        return notes
+
+    def merge(self) -> Merged:
+        """Write what changed, after the records themselves were merged, and empty the stages; the caller commits."""
+        if not self._parents:
+            return Merged()
+        self._connection.execute(self._sql.drop_older)
+        gone = self._connection.execute(self._sql.mark_gone).rowcount
+        merged = self._stage.merge(None)
+        self._connection.execute(self._sql.empty)
+        self._parents = 0
+        merged.updated += gone
+        return merged
+
+    def _prepare(self) -> None:
+        if not self._parents:
+            self._connection.execute(self._sql.create)
+            self._connection.execute(self._sql.empty)
+        self._stage.prepare()
+
+    def _of_record(self, raw: bytes) -> tuple[Mapping[str, int], str | None, list[bytes]] | None:
+        """What the record says: its key, its version and its list; None where it has none that can be read."""
+        try:
+            record = _record(raw)
+            rows = _list(record.get(self.collection.records_at[0], msgspec.Raw(b"null")))
+            known = {one.name: self._number(record, one.path[0]) for one in self.collection.from_request}
+            version = self._version(record)
+        except (msgspec.MsgspecError, RecordRefused, RecursionError):
+            return None  # the record itself is in quarantine
+        return None if rows is None else (known, version, [bytes(row) for row in rows])
+
+    @staticmethod
+    def _number(record: Mapping[str, msgspec.Raw], name: str) -> int:
+        text = CONVERTERS[SqlType.BIGINT](_value(record.get(name, msgspec.Raw(b"null"))))
+        if text is None:
+            raise RecordRefused(name, "missing, and it is part of the key")
+        return int(text)
+
+    def _version(self, record: Mapping[str, msgspec.Raw]) -> str | None:
+        name = self._parent.version
+        return None if name is None else CONVERTERS[SqlType.TIMESTAMPTZ](_value(record.get(name, msgspec.Raw(b"null"))))
+
+
+@cache
+def _sql_of(collection: Collection, parent: Collection) -> "_Sql":
+    return _Sql(collection, parent)
+
+
+class _Sql:
+    """The statements of one nested collection. Table `p` holds the records read, `s` their rows, `t` the target."""
+
+    def __init__(self, collection: Collection, parent: Collection) -> None:
+        stage = sql.Identifier(f"stage_{collection.name}")
+        parents = sql.Identifier(f"stage_{collection.name}_in")
+        key = ("institution_id", *(one.name for one in collection.from_request))
+        names = sql.SQL(", ").join(map(sql.Identifier, key))
+        in_parent = {one.name: one.path[0] for one in collection.from_request}
+        self.create = sql.SQL(
+            "CREATE TEMP TABLE IF NOT EXISTS {} ({}, version timestamptz, read_at timestamptz, whole boolean)"
+        ).format(parents, sql.SQL(", ").join(sql.SQL("{} bigint").format(sql.Identifier(name)) for name in key))
+        self.empty = sql.SQL("TRUNCATE {}").format(parents)
+        self.add = sql.SQL("COPY {} FROM STDIN").format(parents)
+        newer: sql.Composable = sql.SQL("false")
+        if parent.version is not None:
+            newer = sql.SQL("r.{} > p.version").format(sql.Identifier(parent.version))
+        self.drop_older = sql.SQL(
+            # A record read twice in one batch counts as read last.
+            "WITH older AS (DELETE FROM {parents} p WHERE EXISTS (SELECT FROM {parents} q WHERE {same_q}"
+            " AND (q.version, q.read_at) > (p.version, p.read_at))"
+            " OR EXISTS (SELECT FROM {parent_table} r WHERE {same_r} AND {newer}) RETURNING {key}, read_at)"
+            " DELETE FROM {stage} s USING older p WHERE {same_s} AND s.source_read_at = p.read_at"
+        ).format(
+            parents=parents,
+            parent_table=sql.Identifier(parent.table),
+            stage=stage,
+            key=names,
+            newer=newer,
+            same_q=_same("q", key),
+            same_r=_same("r", key, {**in_parent, "institution_id": "institution_id"}),
+            same_s=_same("s", key),
+        )
+        self.mark_gone = sql.SQL(
+            "UPDATE {target} t SET deleted_at = p.read_at, deleted_by = 'absence', synced_at = clock_timestamp()"
+            " FROM {parents} p WHERE {same_t} AND p.whole AND t.deleted_at IS NULL AND t.source_read_at <= p.read_at"
+            " AND NOT EXISTS (SELECT FROM {stage} s WHERE {same_row})"
+        ).format(
+            target=sql.Identifier(collection.table),
+            parents=parents,
+            stage=stage,
+            same_t=_same("t", key),
+            same_row=sql.SQL(" AND ").join(
+                sql.SQL("s.{0} = t.{0}").format(sql.Identifier(name)) for name in collection.key
+            ),
+        )
+
+
+def _same(alias: str, key: tuple[str, ...], names: Mapping[str, str] | None = None) -> sql.Composed:
+    """Rows of `alias` and of `p` that belong to the same record."""
+    return sql.SQL(" AND ").join(
+        sql.SQL("{} = {}").format(
+            sql.Identifier(alias, name if names is None else names[name]), sql.Identifier("p", name)
+        )
+        for name in key
+    )

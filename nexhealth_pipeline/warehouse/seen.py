@@ -1,0 +1,161 @@
+"""Which records a pass has met: kept while absences are to be judged by them.
+
+A pass that keeps them has one row in `nexhealth_seen_passes` and a key a record in `nexhealth_seen`, both
+written in the transaction of its pages. Beginning the pass anew forgets what it had met, so a row there
+that says complete stands for one whole read, whatever became of the slice since.
+"""
+
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
+from datetime import datetime
+
+import psycopg
+from psycopg import sql
+
+from nexhealth_pipeline.catalog.collection import Collection
+from nexhealth_pipeline.warehouse.state import PassKey
+
+__all__ = [
+    "SeenPass",
+    "answered_key",
+    "begin_seen",
+    "complete_seen",
+    "find_seen",
+    "forget_seen",
+    "mark_unreadable",
+    "offline_locations",
+    "record_seen",
+    "record_staged",
+    "row_key",
+    "seen_passes",
+]
+
+_KEY = "(collection, institution_id, location_id, window_key, pass) = (%s, %s, %s, %s, %s)"
+_FIELDS = "id, begun_at, started_at, offline, unreadable, revived, complete, judged_at"
+_OFFLINE = """
+SELECT DISTINCT (l->>'id')::bigint FROM nexhealth_sync_status s, jsonb_array_elements(
+    CASE jsonb_typeof(s.locations) WHEN 'array' THEN s.locations ELSE '[]' END) l
+WHERE s.institution_id = %s AND s.deleted_at IS NULL AND s.read_status <> 'green'
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class SeenPass:
+    """A pass that keeps what it meets."""
+
+    id: int
+    begun_at: datetime
+    """In the database's time."""
+    started_at: datetime | None
+    """In the API's time; None until its first page is committed."""
+    offline: list[int]
+    """Locations whose practice system NexHealth did not reach when the pass began."""
+    unreadable: bool
+    """Whether the key of a record could not be read."""
+    revived: int
+    """Rows marked as absent that it met."""
+    complete: bool
+    judged_at: datetime | None
+    """When absences were judged by it; it has no keys since."""
+
+
+def row_key(collection: Collection, alias: str) -> sql.Composed:
+    """SQL text that names a row of `alias` within its institution: its id, or its key's columns joined by `/`."""
+    columns = [sql.Identifier(alias, name) for name in collection.key if name != "institution_id"]
+    if len(columns) == 1:
+        return sql.SQL("{}::text").format(columns[0])
+    return sql.SQL("concat_ws('/', {})").format(sql.SQL(", ").join(columns))
+
+
+def answered_key(row_id: int) -> str:
+    """Stands among the keys for a row (a patient) whose own list was answered; no record's key looks like it."""
+    return f"of {row_id}"
+
+
+def offline_locations(connection: psycopg.Connection, institution_id: int) -> set[int]:
+    """Locations of practice systems that NexHealth does not reach (`read_status` is not green)."""
+    return {row[0] for row in connection.execute(_OFFLINE, (institution_id,))}
+
+
+def begin_seen(connection: psycopg.Connection, key: PassKey, begun_at: datetime) -> int:
+    """Begin to keep what a pass meets, forgetting what it had met before; returns the id to keep it under."""
+    row = connection.execute(
+        # One id, and not a join, so that whatever the statistics say the index is used.
+        f"WITH old AS (DELETE FROM nexhealth_seen WHERE pass_id = (SELECT id FROM nexhealth_seen_passes WHERE {_KEY}))"  # noqa: S608
+        " INSERT INTO nexhealth_seen_passes"
+        " (collection, institution_id, location_id, window_key, pass, begun_at, offline)"
+        f" VALUES (%s, %s, %s, %s, %s, %s, ARRAY({_OFFLINE}))"
+        " ON CONFLICT (collection, institution_id, location_id, window_key, pass) DO UPDATE SET"
+        " begun_at = excluded.begun_at, started_at = NULL, offline = excluded.offline, unreadable = false,"
+        " revived = 0, complete = false, judged_at = NULL RETURNING id",
+        (*astuple(key), *astuple(key), begun_at, key.institution_id),
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def find_seen(connection: psycopg.Connection, key: PassKey) -> SeenPass | None:
+    """What is known of a pass that keeps, or kept, what it meets."""
+    row = connection.execute(f"SELECT {_FIELDS} FROM nexhealth_seen_passes WHERE {_KEY}", astuple(key)).fetchone()  # noqa: S608
+    return None if row is None else SeenPass(*row)
+
+
+def seen_passes(connection: psycopg.Connection, collection: str, institution_id: int) -> dict[PassKey, SeenPass]:
+    """All such passes of a collection at an institution."""
+    rows = connection.execute(
+        f"SELECT location_id, window_key, pass, {_FIELDS} FROM nexhealth_seen_passes"  # noqa: S608
+        " WHERE collection = %s AND institution_id = %s",
+        (collection, institution_id),
+    )
+    return {PassKey(collection, institution_id, *row[:3]): SeenPass(*row[3:]) for row in rows}
+
+
+def record_seen(connection: psycopg.Connection, pass_id: int, keys: Iterable[str]) -> None:
+    """Note keys that a pass met; the caller commits them with the page."""
+    connection.execute(
+        "INSERT INTO nexhealth_seen (pass_id, key) SELECT DISTINCT %s::bigint, unnest(%s::text[]) ON CONFLICT DO NOTHING",
+        (pass_id, list(keys)),
+    )
+
+
+def record_staged(connection: psycopg.Connection, pass_id: int, collection: Collection, stage: str) -> None:
+    """Note the keys of all rows in a stage, and how many of them had been marked as absent; before its merge."""
+    connection.execute(
+        sql.SQL(
+            "WITH new AS (INSERT INTO nexhealth_seen (pass_id, key) SELECT DISTINCT %(pass)s::bigint, {key_s}"
+            " FROM {stage} s ON CONFLICT DO NOTHING),"
+            " back AS (SELECT count(DISTINCT {key_s}) AS rows FROM {stage} s JOIN {target} t ON {same}"
+            " WHERE t.deleted_by = 'absence' AND s.source_read_at > t.deleted_at)"
+            " UPDATE nexhealth_seen_passes SET revived = revived + back.rows FROM back"
+            " WHERE id = %(pass)s AND back.rows > 0"
+        ).format(
+            key_s=row_key(collection, "s"),
+            stage=sql.Identifier(stage),
+            target=sql.Identifier(collection.table),
+            same=sql.SQL(" AND ").join(
+                sql.SQL("s.{0} = t.{0}").format(sql.Identifier(name)) for name in collection.key
+            ),
+        ),
+        {"pass": pass_id},
+    )
+
+
+def mark_unreadable(connection: psycopg.Connection, pass_id: int) -> None:
+    """Note that the pass met a record whose key could not be read: by it nothing is absent."""
+    connection.execute("UPDATE nexhealth_seen_passes SET unreadable = true WHERE id = %s", (pass_id,))
+
+
+def complete_seen(connection: psycopg.Connection, pass_id: int, started_at: datetime) -> None:
+    """Note that the pass met everything there is; the caller commits it with the last page."""
+    connection.execute(
+        "UPDATE nexhealth_seen_passes SET complete = true, started_at = %s WHERE id = %s", (started_at, pass_id)
+    )
+
+
+def forget_seen(connection: psycopg.Connection, key: PassKey) -> None:
+    """Forget a pass and what it met."""
+    connection.execute(
+        f"WITH old AS (DELETE FROM nexhealth_seen_passes WHERE {_KEY} RETURNING id)"  # noqa: S608
+        " DELETE FROM nexhealth_seen WHERE pass_id = (SELECT id FROM old)",
+        astuple(key),
+    )

@@ -1,0 +1,146 @@
+"""The checks in Dagster: one run, outside of every sync, whose results hold ids and counts only."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+import psycopg
+import pytest
+
+from nexhealth_pipeline.definitions import defs
+from nexhealth_pipeline.orchestration.checks import CHECKS_JOB, CHECKS_SENSOR
+from nexhealth_pipeline.orchestration.jobs import SCOPE_JOBS
+from nexhealth_pipeline.orchestration.resource import NexHealthResource
+from nexhealth_pipeline.warehouse.checks import CHECKS
+
+from .practices import add_locations
+
+REPOSITORY = defs.get_repository_def()
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+@pytest.fixture
+def warehouse(environment: dict[str, str]) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(environment["DATABASE_URL"], autocommit=True) as db:
+        yield db
+
+
+def _patient(db: psycopg.Connection, institution: int, number: int, raw: str = "{}") -> None:
+    db.execute(
+        "INSERT INTO nexhealth_patients (institution_id, id, raw, synced_at, source_read_at, row_hash)"
+        " VALUES (%s, %s, %s, now(), now(), '')",
+        (institution, number, raw),
+    )
+
+
+def _evaluations(result: dg.ExecuteInProcessResult) -> dict[tuple[str, str], Any]:
+    return {(one.asset_key.to_user_string(), one.check_name): one for one in result.get_asset_check_evaluations()}
+
+
+def test_no_sync_runs_a_check_and_the_job_of_the_checks_runs_them_all_in_one_step() -> None:
+    """They must not slow a sync, nor cost a night more than one run."""
+    for name in SCOPE_JOBS.values():
+        assert not defs.resolve_job_def(name).asset_layer.asset_graph.asset_check_keys
+    job = defs.resolve_job_def(CHECKS_JOB)
+    assert [node.name for node in job.nodes] == ["check_warehouse"]
+    assert len(job.asset_layer.asset_graph.asset_check_keys) == len(CHECKS)
+    assert {key.asset_key for key in defs.resolve_asset_graph().asset_check_keys} == set(
+        defs.resolve_asset_graph().materializable_asset_keys
+    )
+
+
+def test_a_run_tells_every_check_and_fails_by_name_where_tenants_are_mixed(
+    instance: dg.DagsterInstance, warehouse: psycopg.Connection
+) -> None:
+    """No key is needed: the warehouse alone is asked. Whoever builds on the rows must be stopped, but told everything."""
+    add_locations(warehouse, 10, "acme", [1])
+    add_locations(warehouse, 20, "bond", [2])
+    _patient(warehouse, 10, 5, '{"institution_id": 10}')
+    _patient(warehouse, 20, 6, '{"institution_id": 10, "first_name": "canary-5550100"}')
+    result = defs.resolve_job_def(CHECKS_JOB).execute_in_process(
+        instance=instance, raise_on_error=False, run_config=QUIET
+    )
+    found = _evaluations(result)
+    assert len(found) == len(CHECKS)
+    assert not result.success
+    mixed = found["nexhealth_patients", "own_institution"]
+    assert (mixed.passed, mixed.severity, mixed.blocking) == (False, dg.AssetCheckSeverity.ERROR, True)
+    assert mixed.metadata["count"].value == 1
+    assert mixed.metadata["institutions"].value == {"20": 1}
+    assert mixed.metadata["sample_ids"].value == ["20/6"]
+    late = found["nexhealth_operatories", "fresh"]
+    assert (late.passed, late.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert set(late.metadata["details"].value) == {
+        "acme.1 was never read completely",
+        "bond.2 was never read completely",
+    }
+    assert found["nexhealth_patients", "no_orphans"].passed
+    told = [str(entry) for entry in instance.all_logs(result.run_id)]
+    assert "canary-5550100" not in "".join(told)
+    assert any("nexhealth_patients: own_institution" in line for line in told)
+    kept = warehouse.execute(
+        "SELECT institution_id, faults FROM nexhealth_check_results"
+        " WHERE (collection, check_name) = ('patients', 'own_institution') ORDER BY 1"
+    ).fetchall()
+    assert kept == [(0, 0), (10, 0), (20, 1)]
+
+
+def test_one_check_can_be_run_alone_and_a_warning_fails_no_run(
+    instance: dg.DagsterInstance, warehouse: psycopg.Connection
+) -> None:
+    """What a click in Dagit does."""
+    add_locations(warehouse, 10, "acme", [1])
+    key = dg.AssetCheckKey(dg.AssetKey("nexhealth_operatories"), "fresh")
+    job = defs.resolve_job_def(CHECKS_JOB).get_subset(asset_check_selection={key})
+    result = job.execute_in_process(instance=instance, run_config=QUIET)
+    assert result.success
+    assert [name for name, one in _evaluations(result).items() if not one.passed] == [
+        ("nexhealth_operatories", "fresh")
+    ]
+
+
+def test_a_database_that_is_not_there_is_told_in_one_line(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://me:hidden@127.0.0.1:1/none")
+    result = defs.resolve_job_def(CHECKS_JOB).execute_in_process(
+        instance=instance, raise_on_error=False, run_config=QUIET
+    )
+    told = "".join(str(entry) for entry in instance.all_logs(result.run_id))
+    assert "DATABASE_URL" in told
+    assert "hidden" not in told
+
+
+def _sense(instance: dg.DagsterInstance) -> dg.RunRequest | str:
+    sensor = REPOSITORY.get_sensor_def(CHECKS_SENSOR)
+    context = dg.build_sensor_context(
+        instance=instance, resources={"nexhealth": NexHealthResource()}, repository_def=REPOSITORY
+    )
+    data = sensor.evaluate_tick(context)
+    return data.run_requests[0] if data.run_requests else str(data.skip_message)
+
+
+def test_the_sensor_asks_once_after_the_syncs_have_ended(
+    instance: dg.DagsterInstance, warehouse: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checks in the middle of a night would find what has not been read yet."""
+    assert "NEXHEALTH_API_KEY" in str(_sense(instance))
+    monkeypatch.setenv("NEXHEALTH_API_KEY", "some-key")
+    assert _sense(instance) == "nothing was synced since the last checks"
+    warehouse.execute("INSERT INTO nexhealth_runs (run_id, host, pid) VALUES ('r1', 'h', 1), ('r2', 'h', 1)")
+    warehouse.execute("UPDATE nexhealth_runs SET finished_at = now(), status = 'succeeded' WHERE run_id = 'r1'")
+    assert _sense(instance) == "a sync is going on"
+    warehouse.execute("UPDATE nexhealth_runs SET finished_at = now(), status = 'failed'")
+    assert isinstance(_sense(instance), dg.RunRequest)
+    run = instance.create_run_for_job(defs.resolve_job_def(CHECKS_JOB), status=dg.DagsterRunStatus.STARTED)
+    assert run.run_id in str(_sense(instance))
+    instance.report_run_canceled(run)
+    warehouse.execute(
+        "INSERT INTO nexhealth_check_results (collection, check_name, institution_id, severity, faults)"
+        " VALUES ('patients', 'fresh', 0, 'warning', 0)"
+    )
+    assert _sense(instance) == "nothing was synced since the last checks"
+    warehouse.execute("UPDATE nexhealth_runs SET finished_at = clock_timestamp()")
+    assert _sense(instance) == "the checks ran in the last 6 hours"
+    warehouse.execute("UPDATE nexhealth_check_results SET checked_at = checked_at - interval '7 hours'")
+    assert isinstance(_sense(instance), dg.RunRequest)

@@ -1,0 +1,55 @@
+"""What a sync's first child decides before anything is read: what filters reach the runs, when nothing can be planned."""
+
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import psycopg
+import pytest
+
+from nexhealth_pipeline.errors import InvalidSetting, TryLater
+from nexhealth_pipeline.orchestration.children import _config, _require_practices, _sweep
+from nexhealth_pipeline.orchestration.config import SyncConfig
+from nexhealth_pipeline.orchestration.request import SyncRequest
+from nexhealth_pipeline.settings import load_settings
+from nexhealth_pipeline.sync.filters import Filters
+from nexhealth_pipeline.sync.options import Mode
+from nexhealth_pipeline.sync.practice import Institution, Practices
+
+SETTINGS = load_settings({}, environ={}, env_file=None)
+ACME = Practices((Institution(1, "acme", "Acme", frozenset()),), ())
+FILTERS = Filters("inactive", (5, 6), datetime(2026, 1, 2, 3, tzinfo=UTC))
+
+
+def row(status: str, pages: int, exit_status: int = 0) -> dict[str, Any]:
+    return {"status": status, "reason": "why", "exit_status": exit_status, "counts": {"pages": pages}}
+
+
+def test_filters_reach_the_runs_as_they_were_asked_for() -> None:
+    """Through JSON and Dagster's config: one that is lost on the way reads everything and calls it complete."""
+    config = _config(SyncRequest(Mode.FULL, filters=FILTERS), {})
+    assert SyncConfig(**config).options(SETTINGS, datetime.now(UTC)).filters == FILTERS
+    assert not {"status", "providers", "updated_since"} & set(_config(SyncRequest(Mode.FULL), {}))
+
+
+def test_a_filtered_full_sync_is_no_sweep() -> None:
+    """It would close a killed sync of everything as if that had come to its end."""
+    nobody = cast(psycopg.Connection, None)
+    assert _sweep(nobody, SETTINGS, SyncRequest(Mode.FULL, filters=FILTERS)) == (None, None)
+
+
+def test_one_tenants_refused_key_stops_no_other() -> None:
+    """Every list of discovery fails by that key, and holds what the other keys reach."""
+    _require_practices(ACME, [row("failed", 1, 2)] * 3, SETTINGS)
+    missing = load_settings({"NEXHEALTH_SUBDOMAINS": "acme,gone"}, environ={}, env_file=None)
+    _require_practices(ACME, [row("failed", 1, 2)] * 3, missing)
+    with pytest.raises(InvalidSetting, match="'gone'"):
+        _require_practices(ACME, [row("succeeded", 2)] * 3, missing)
+
+
+@pytest.mark.parametrize(("exit_status", "error"), [(2, InvalidSetting), (3, TryLater)])
+def test_where_no_key_is_answered_nothing_else_is_tried(exit_status: int, error: type[Exception]) -> None:
+    """Thousands of slices that all end alike, each after its retries."""
+    with pytest.raises(error, match="why"):
+        _require_practices(ACME, [row("failed", 0, exit_status)] * 3, SETTINGS)
+    with pytest.raises(error, match="why"):
+        _require_practices(Practices((), ()), [row("failed", 1, exit_status), row("succeeded", 1)], SETTINGS)

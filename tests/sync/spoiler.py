@@ -1,0 +1,85 @@
+"""A proxy before the sandbox that spoils chosen answers on the wire, in ways that no honest server can be told to."""
+
+import http.client
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlsplit
+
+Steps = list[bytes | float]
+"""Bytes to send and seconds to wait, in turn; then the connection is closed."""
+
+
+class Spoiler:
+    """Spoils every answer whose (path, location_id) is in `spoilt`."""
+
+    def __init__(self) -> None:
+        self.spoilt: dict[tuple[str, str | None], Steps] = {}
+        self.url = ""
+        self.ending = threading.Event()
+
+
+@contextmanager
+def spoiling(api_url: str) -> Iterator[Spoiler]:
+    spoiler = Spoiler()
+    target = urlsplit(api_url).netloc
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            parts = urlsplit(self.path)
+            steps = spoiler.spoilt.get((parts.path, parse_qs(parts.query).get("location_id", [None])[0]))
+            if steps is None:
+                self.pass_on()
+            else:
+                self.spoil(steps)
+
+        do_POST = do_GET
+
+        def pass_on(self) -> None:
+            connection = http.client.HTTPConnection(target, timeout=60)
+            connection.request(self.command, self.path, headers=dict(self.headers.items()))
+            answer = connection.getresponse()
+            length = answer.headers["Content-Length"]
+            try:
+                body = answer.read()
+            except http.client.IncompleteRead as cut:
+                body, self.close_connection = cut.partial, True
+            connection.close()
+            self.send_response_only(answer.status)
+            for name, text in answer.getheaders():
+                if name.lower() not in ("transfer-encoding", "connection", "content-length"):
+                    self.send_header(name, text)
+            self.send_header("Content-Length", length or str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def spoil(self, steps: Steps) -> None:
+            with suppress(OSError):
+                for step in steps:
+                    if spoiler.ending.is_set():
+                        return
+                    if isinstance(step, float):
+                        spoiler.ending.wait(step)
+                    else:
+                        self.wfile.write(step)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+        def handle(self) -> None:
+            with suppress(ConnectionError):
+                super().handle()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    spoiler.url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield spoiler
+    finally:
+        spoiler.ending.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,105 @@
+"""What a practice does not have is recorded as such, fails nothing, and is read in full once it has it."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+import psycopg
+import pytest
+
+from nexhealth_pipeline.settings import Settings, load_settings
+from nexhealth_pipeline.sync.enabled import FILLED_AFTER
+from nexhealth_pipeline.sync.options import SyncOptions
+from tests.client.stub import Reply, Seen, Stub, envelope, running
+
+from .kit import Rows, sync_all
+from .test_new_collection import cursor_page
+
+REFUSED = Reply(403, b'{"code": false, "error": ["You don\'t have access to perform this action"], "data": null}')
+CAPABILITY = "SELECT status, enabled_at IS NOT NULL FROM nexhealth_capabilities WHERE collection = 'charges'"
+
+
+class Office(Stub):
+    """One office whose charges are not enabled at first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enabled = False
+        self.alerts = 403
+        self.answer = self.serve
+
+    def serve(self, seen: Seen) -> Reply:
+        match seen.path.strip("/").split("/"):
+            case ["institutions"]:
+                return envelope([{"id": 1, "subdomain": "willow", "name": "Willow"}])
+            case ["locations"]:
+                return envelope([{"id": 1, "locations": [{"id": 11, "name": "N", "institution_id": 1}]}])
+            case ["sync_status"]:
+                return envelope([])
+            case ["patients"]:
+                ids = range(1, 31)
+                return cursor_page([{"id": one, "updated_at": "2026-03-01T10:00:00Z"} for one in ids], "p")
+            case ["patients", _, "alerts"]:
+                return REFUSED if self.alerts == 403 else envelope([])
+            case ["charges"]:
+                charge = {"id": 5, "location_id": 11, "updated_at": "2026-03-01T10:00:00Z", "claim_payouts": []}
+                return cursor_page([charge], "c") if self.enabled else REFUSED
+        return Reply(404, b'{"code": false, "error": ["no such path"], "data": null, "description": ""}')
+
+    def asked(self, path: str) -> list[str | None]:
+        """What the requests for `path` gave as updated_since."""
+        found = [seen.query.get("updated_since") for seen in self.data_requests if seen.path == path]
+        self.seen.clear()
+        return found
+
+
+def settings_of(office: Office, database_url: str) -> Settings:
+    given = {"NEXHEALTH_API_URL": office.url, "NEXHEALTH_API_KEY": "k", "DATABASE_URL": database_url}
+    return load_settings(given, environ={}, env_file=None)
+
+
+@pytest.fixture
+def office() -> Iterator[Office]:
+    with running(Office()) as stub:
+        assert isinstance(stub, Office)
+        yield stub
+
+
+def test_finance_that_is_enabled_later_is_read_in_full_and_again_a_day_later(
+    office: Office, database_url: str, rows: Rows
+) -> None:
+    """The vendor fills it from the practice system for up to a day (API.md K)."""
+    settings = settings_of(office, database_url)
+
+    def charges() -> tuple[str, list[str | None]]:
+        results = sync_all(settings, SyncOptions(overlap=timedelta(0)), only={"charges"})
+        return results[-1].status.value, office.asked("/charges")
+
+    everything = "1970-01-01T00:00:00+0000"
+    assert charges() == ("skipped", [everything])
+    assert rows(CAPABILITY) == [("not_enabled", False)]
+    assert charges() == ("skipped", [everything]), "it is probed again"
+    office.enabled = True
+    assert charges() == ("succeeded", [everything])
+    assert rows(CAPABILITY) == [("supported", True)]
+    assert charges()[1] != [everything]
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("UPDATE nexhealth_capabilities SET enabled_at = enabled_at - %s", (FILLED_AFTER,))
+        connection.execute(
+            "UPDATE nexhealth_sync_state SET full_at = full_at - %s", (FILLED_AFTER + timedelta(minutes=1),)
+        )
+    assert charges() == ("succeeded", [everything]), "filled by now: all of it once more"
+    assert charges()[1] != [everything]
+
+
+def test_a_list_under_patients_that_is_not_offered_costs_one_request(
+    office: Office, database_url: str, rows: Rows
+) -> None:
+    """Risk: thousands of refusals a night."""
+    settings = settings_of(office, database_url)
+    results = sync_all(settings, only={"patients", "alerts"})
+    assert [result.status.value for result in results[-2:]] == ["succeeded", "skipped"]
+    assert sum(seen.path.endswith("/alerts") for seen in office.data_requests) == 1
+    assert rows("SELECT status FROM nexhealth_capabilities WHERE collection = 'alerts'") == [("not_enabled",)]
+    office.alerts = 200
+    sync_all(settings, only={"patients", "alerts"})
+    assert rows("SELECT count(*) FROM nexhealth_child_reads WHERE collection = 'alerts'") == [(30,)]

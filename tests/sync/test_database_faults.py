@@ -1,0 +1,332 @@
+"""PostgreSQL that goes away, stands still, is full or says no: a clear end, no half page, and the next sync heals."""
+
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from nexhealth_pipeline.catalog.collection import Scope
+from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
+from nexhealth_pipeline.catalog.paging import MOST_A_PAGE, Paging
+from nexhealth_pipeline.errors import MissingRights, PipelineError, WarehouseError, WarehouseUnreachable
+from nexhealth_pipeline.sandbox import SandboxServer
+from nexhealth_pipeline.settings import load_settings
+from nexhealth_pipeline.sync import fault_points
+from nexhealth_pipeline.sync.options import SyncOptions
+from nexhealth_pipeline.sync.plan import due_slices
+from nexhealth_pipeline.sync.runner import run_slices
+from nexhealth_pipeline.sync.session import SyncSession
+from nexhealth_pipeline.sync.slices import SliceResult
+from nexhealth_pipeline.warehouse import migrate
+from nexhealth_pipeline.warehouse.embedded import EmbeddedServer, ensure, release
+
+from .killed import open_rows
+from .test_full import expected
+
+READ = COLLECTIONS["patients"]
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="a disk of its own needs root: mount -t tmpfs")
+
+
+@dataclass
+class Server:
+    """A server that may be hurt."""
+
+    home: Path
+    numbers: "itertools.count[int]"
+
+    def up(self) -> EmbeddedServer:
+        """Running, and watched by a supervisor, whatever was done to it."""
+        return ensure(self.home, durable=False)
+
+    @property
+    def pid(self) -> int:
+        return int((self.home / "postgres/server/data/postmaster.pid").read_text().split()[0])
+
+    def tree(self) -> list[int]:
+        """The postmaster and its processes."""
+        children = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(self.pid)], capture_output=True, text=True, check=False
+        )
+        return [self.pid, *map(int, children.stdout.split())]
+
+    def crash(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+    def restart(self) -> None:
+        """What `pg_ctl restart -m fast` does: everybody is sent away, then it comes again."""
+        os.kill(self.pid, signal.SIGINT)
+        while (self.home / "postgres/server/data/postmaster.pid").exists():
+            time.sleep(0.02)
+        self.up()
+
+    def freeze(self, seconds: float) -> None:
+        """Stand still from now on, in the middle of whatever is done."""
+        stopped = self.tree()
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        threading.Timer(seconds, lambda: [os.kill(pid, signal.SIGCONT) for pid in stopped]).start()
+
+    def database(self, options: str = "") -> str:
+        """A new warehouse, empty."""
+        name = f"ware_{next(self.numbers)}"
+        with psycopg.connect(self.up().url("postgres"), autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE ready {options} STRATEGY FILE_COPY")
+        return self.up().url(name)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    root = Path(tempfile.mkdtemp(prefix="nexhealth tests "))
+    root.chmod(0o711)
+    server = Server(root / "a home", itertools.count())
+    running = server.up()
+    with psycopg.connect(running.url("postgres"), autocommit=True) as connection:
+        # What a commit means must not change with the speed of tests.
+        connection.execute("ALTER ROLE postgres SET synchronous_commit = on")
+    running.create_database("ready")
+    migrate.upgrade(running.url("ready"))
+    yield server
+    server.up()
+    lock = server.home / "postgres/server/supervisor.lock"
+    supervisor = int(lock.read_text())
+    release(server.home)
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{supervisor}").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    shutil.rmtree(root)
+
+
+@pytest.fixture(scope="module")
+def box() -> Iterator[SandboxServer]:
+    with SandboxServer(patients=24, appointments_per_patient=1, limits=False) as box:
+        yield box
+
+
+@pytest.fixture(autouse=True)
+def _small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MOST_A_PAGE, Paging.CURSOR, 4)
+
+
+def sync(box: SandboxServer, url: str) -> list[SliceResult]:
+    """The practice and its patients, with the budget that all processes share."""
+    given = {"NEXHEALTH_API_URL": box.url, "NEXHEALTH_API_KEY": box.api_key, "DATABASE_URL": url}
+    settings = load_settings(given, environ={}, env_file=None)
+    options = SyncOptions(batch_pages=1)
+    today = datetime.now(UTC).date()
+    with SyncSession(settings, url) as session:
+        practice = [one for one in DECLARED if one.scope is Scope.PRACTICE]
+        results = list(run_slices(session, due_slices(practice, session.practices(), {}, options, today), options))
+        results += run_slices(session, due_slices([READ], session.practices(), {}, options, today), options)
+    return results
+
+
+@contextmanager
+def once_at(point: str, act: Callable[[], None]) -> Iterator[list[str]]:
+    """Do something to the server when the second page of patients has come to `point`."""
+    reached: list[str] = []
+    lock = threading.Lock()
+
+    def armed(here: fault_points.Point, collection: str) -> None:
+        with lock:
+            if (here, collection) == (point, READ.name):
+                reached.append(point)
+                if len(reached) == 2:
+                    act()
+
+    fault_points.armed = armed
+    try:
+        yield reached
+    finally:
+        fault_points.armed = None
+        assert len(reached) >= 2
+
+
+def no_page_is_half(url: str) -> None:
+    """Rows, log and state were written together or not at all."""
+    with psycopg.connect(url) as connection:
+        counted = connection.execute(
+            "SELECT (SELECT count(*) FROM nexhealth_patients), (SELECT coalesce(sum(inserted), 0) FROM nexhealth_sync_logs"
+            " WHERE collection = 'patients'), (SELECT coalesce(sum(records), 0) FROM nexhealth_sync_state"
+            " WHERE collection = 'patients' AND pass = 'all')"
+        ).fetchone()
+    assert counted
+    assert counted[0] == counted[1] == counted[2]
+
+
+def heals(box: SandboxServer, url: str) -> None:
+    """The next sync ends well, with every row, and leaves nothing open."""
+    results = sync(box, url)
+    assert {str(result.status) for result in results} <= {"succeeded", "skipped"}, [r.reason for r in results]
+    with psycopg.connect(url) as connection:
+        found = connection.execute(f"SELECT count(*), count(DISTINCT id) FROM {READ.table}").fetchone()
+    assert found == (len(expected(box, READ)),) * 2
+    assert open_rows(url) == []
+
+
+def ended(url: str) -> set[str]:
+    with psycopg.connect(url) as connection:
+        return {status for (status,) in connection.execute("SELECT status FROM nexhealth_sync_logs").fetchall()}
+
+
+def says(error: PipelineError) -> str:
+    """All that a stored traceback would show: never the driver's own words."""
+    text = "".join(traceback.format_exception(error))
+    assert "psycopg." not in text.replace("psycopg.connect", ""), text
+    return str(error)
+
+
+SOAK = pytest.mark.soak
+CRASHES = [
+    pytest.param(point, marks=() if point in ("after_copy", "before_commit") else SOAK) for point in fault_points.POINTS
+]
+RESTARTS = [pytest.param(point, marks=() if point == "before_commit" else SOAK) for point in fault_points.POINTS]
+
+
+@pytest.mark.parametrize("point", CRASHES)
+def test_a_server_that_crashes_ends_the_sync_and_costs_no_row(point: str, server: Server, box: SandboxServer) -> None:
+    """Before COPY, merge and commit, and after it. Nobody may wait for a server that is gone."""
+    url = server.database()
+    began = time.monotonic()
+    with once_at(point, server.crash), pytest.raises(WarehouseUnreachable) as caught:
+        sync(box, url)
+    assert time.monotonic() - began < 20
+    assert says(caught.value)
+    server.up()
+    no_page_is_half(url)
+    heals(box, url)
+    assert "interrupted" in ended(url)
+
+
+@pytest.mark.parametrize("point", RESTARTS)
+def test_a_server_that_is_restarted_ends_the_sync_with_its_log_closed(
+    point: str, server: Server, box: SandboxServer
+) -> None:
+    """It is there again when the run ends, so the run says itself how that was."""
+    url = server.database()
+    with once_at(point, server.restart), pytest.raises(WarehouseError) as caught:
+        sync(box, url)
+    assert says(caught.value)
+    assert open_rows(url) == []
+    assert "failed" in ended(url)
+    no_page_is_half(url)
+    heals(box, url)
+
+
+@pytest.mark.parametrize("seconds", [0.5, pytest.param(60.0, marks=SOAK)])
+def test_a_server_that_stands_still_is_waited_for(seconds: float, server: Server, box: SandboxServer) -> None:
+    """A snapshot of a virtual machine does this. After a minute it may be given up, but only in clear words."""
+    url = server.database()
+    with once_at("after_copy", lambda: server.freeze(seconds)):
+        try:
+            results = sync(box, url)
+        except WarehouseError as error:
+            if seconds < 30:
+                raise
+            says(error)
+        else:
+            assert {str(result.status) for result in results} == {"succeeded"}
+    time.sleep(0.1)
+    no_page_is_half(url)
+    heals(box, url)
+
+
+@contextmanager
+def small_disk(megabytes: int) -> Iterator[Path]:
+    """A file system of its own that the server may write to."""
+    folder = Path(tempfile.mkdtemp(prefix="nexhealth-disk-", dir="/var/tmp"))
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=0777", "tmpfs", str(folder)],
+        capture_output=True,
+        check=False,
+    )
+    if mounted.returncode:
+        folder.rmdir()
+        pytest.skip("this machine lets nobody mount a tmpfs")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+        folder.rmdir()
+
+
+@AS_ROOT
+def test_a_full_disk_is_called_that_and_heals_once_there_is_room(server: Server, box: SandboxServer) -> None:
+    """The driver calls it an operational error, like a lost connection; the cure is another one."""
+    with small_disk(64) as disk:
+        inside = disk / "rows"
+        inside.mkdir()
+        shutil.chown(inside, *(_owner(server)))
+        inside.chmod(0o700)
+        with psycopg.connect(server.up().url("postgres"), autocommit=True) as connection:
+            connection.execute(f"CREATE TABLESPACE small LOCATION '{inside}'")
+        url = server.database("TABLESPACE small")
+        ballast = disk / "ballast"
+        with once_at("after_fetch", lambda: _fill(ballast)), pytest.raises(WarehouseError) as caught:
+            sync(box, url)
+        assert "no room left (53100)" in says(caught.value)
+        ballast.unlink()
+        no_page_is_half(url)
+        heals(box, url)
+        assert ended(url) & {"failed", "interrupted"}
+        with psycopg.connect(server.up().url("postgres"), autocommit=True) as connection:
+            connection.execute(f"DROP DATABASE {psycopg.conninfo.conninfo_to_dict(url)['dbname']} WITH (FORCE)")
+            connection.execute("DROP TABLESPACE small")
+
+
+def _owner(server: Server) -> tuple[int, int]:
+    data = (server.home / "postgres/server/data").stat()
+    return data.st_uid, data.st_gid
+
+
+def _fill(file: Path) -> None:
+    with file.open("wb", buffering=0) as ballast:
+        try:
+            while True:
+                ballast.write(b"\0" * 65536)
+        except OSError:
+            pass
+
+
+def test_a_role_that_loses_a_right_is_told_so(server: Server, box: SandboxServer) -> None:
+    """An administrator's REVOKE in the middle of the night; the slice's log row says how it ended."""
+    url = server.database()
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CREATE ROLE loader LOGIN")
+        connection.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO loader")
+        connection.execute("GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO loader")
+        connection.execute("GRANT CREATE ON SCHEMA public TO loader")
+        theirs = url.replace("postgres@", "loader@")
+        revoke = "REVOKE INSERT, UPDATE ON nexhealth_patients FROM loader"
+        with (
+            once_at("after_fetch", lambda: connection.execute(revoke) and None),
+            pytest.raises(MissingRights, match="nexhealth_patients") as caught,
+        ):
+            sync(box, theirs)
+        assert says(caught.value)
+        assert open_rows(url) == []
+        no_page_is_half(url)
+        connection.execute("GRANT INSERT, UPDATE ON nexhealth_patients TO loader")
+    heals(box, theirs)
+
+
+def test_a_wrong_password_ends_before_anything_is_asked(server: Server, box: SandboxServer) -> None:
+    with psycopg.connect(server.up().url("postgres"), autocommit=True) as connection:
+        connection.execute("CREATE ROLE stranger")  # may not log in
+    asked = len(box.requests)
+    with pytest.raises(WarehouseUnreachable) as caught:
+        sync(box, server.database().replace("postgres@", "stranger@"))
+    assert says(caught.value)
+    assert len(box.requests) == asked

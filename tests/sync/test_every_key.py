@@ -1,0 +1,98 @@
+"""A key for each institution: what one of them may no longer do is its own affair, and is told by its name."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nexhealth_pipeline.client.retry import RetryPolicy
+from nexhealth_pipeline.sandbox import SandboxServer
+from nexhealth_pipeline.settings import Settings, load_settings
+from nexhealth_pipeline.sync.options import Mode, SyncOptions
+from nexhealth_pipeline.sync.slices import SliceResult, Status
+
+from .kit import Rows, sync_all
+
+WILLOW, HARBOR = "willow-dental", "harbor-smiles"
+KEYS = {"key-of-willow": (WILLOW,), "key-of-harbor": (HARBOR,)}
+ONLY = {"providers", "operatories", "insurance_plans"}
+FULL = SyncOptions(mode=Mode.FULL)
+QUICK = RetryPolicy(attempts=2, sleep=lambda seconds: None)
+
+
+@pytest.fixture
+def box() -> Iterator[SandboxServer]:
+    with SandboxServer(patients=10, appointments_per_patient=1, limits=False, api_keys=KEYS) as server:
+        yield server
+
+
+@pytest.fixture
+def settings(box: SandboxServer, database_url: str, tmp_path: Path) -> Settings:
+    return with_keys(box, database_url, tmp_path, harbor="key-of-harbor")
+
+
+def with_keys(box: SandboxServer, database_url: str, folder: Path, *, harbor: str) -> Settings:
+    file = folder / "keys.toml"
+    file.write_text(f'{WILLOW} = "key-of-willow"\n{HARBOR} = "{harbor}"\n')
+    given = {"NEXHEALTH_API_URL": box.url, "NEXHEALTH_API_KEYS_FILE": str(file), "DATABASE_URL": database_url}
+    return load_settings(given, environ={}, env_file=None)
+
+
+def by_tenant(results: list[SliceResult]) -> dict[str, set[Status]]:
+    found: dict[str, set[Status]] = {}
+    for result in results:
+        found.setdefault(result.slice.subdomain or "", set()).add(result.status)
+    return found
+
+
+def test_each_institution_is_read_with_its_own_key(settings: Settings, box: SandboxServer, rows: Rows) -> None:
+    results = sync_all(settings, FULL, only=ONLY)
+    assert {result.status for result in results} == {Status.SUCCEEDED}
+    assert {row[0] for row in rows("SELECT subdomain FROM nexhealth_institutions")} == {WILLOW, HARBOR}
+
+
+def test_a_key_refused_from_the_start_leaves_the_others_whole(
+    box: SandboxServer, database_url: str, tmp_path: Path, rows: Rows
+) -> None:
+    """A typing error in one line of the file must not cost forty-nine practices their night."""
+    results = sync_all(with_keys(box, database_url, tmp_path, harbor="wrong"), FULL, only=ONLY, retry=QUICK)
+    assert by_tenant(results) == {"": {Status.FAILED}, WILLOW: {Status.SUCCEEDED}}
+    reasons = {result.reason for result in results if result.status is Status.FAILED}
+    assert all(reason and reason.startswith(f"the key of {HARBOR}: ") for reason in reasons)
+    assert not any("wrong" in str(reason) for reason in reasons)
+    assert rows("SELECT subdomain FROM nexhealth_institutions") == [(WILLOW,)]
+    assert rows("SELECT count(*) FROM nexhealth_freshness WHERE institution_id = 0") == [(0,)], "not known to be whole"
+
+
+def test_a_key_revoked_later_fails_its_own_slices_alone(
+    settings: Settings, box: SandboxServer, database_url: str, tmp_path: Path, rows: Rows
+) -> None:
+    """401: its rows stay, its slices are named, and the next night with a good key goes on."""
+    sync_all(settings, FULL, only=ONLY)
+    before = rows("SELECT count(*) FROM nexhealth_operatories")
+    revoked = with_keys(box, database_url, tmp_path, harbor="revoked")
+    results = sync_all(revoked, only=ONLY, retry=QUICK)
+    assert by_tenant(results) == {"": {Status.FAILED}, WILLOW: {Status.SUCCEEDED}, HARBOR: {Status.FAILED}}
+    assert {result.exit_status for result in results if result.status is Status.FAILED} == {2}
+    assert rows("SELECT count(*) FROM nexhealth_operatories") == before
+    assert rows("SELECT count(*) FROM nexhealth_operatories WHERE deleted_at IS NOT NULL") == [(0,)]
+    again = with_keys(box, database_url, tmp_path, harbor="key-of-harbor")
+    assert {result.status for result in sync_all(again, only=ONLY)} == {Status.SUCCEEDED}
+
+
+def test_access_withdrawn_from_one_institution_is_its_own_affair(
+    settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """403: what may be disabled is recorded so, the rest fails by name; the neighbour is complete."""
+    sync_all(settings, FULL, only=ONLY)
+    box.faults.add("status", subdomain=HARBOR, status=403, message="You don't have access to perform this action")
+    found = by_tenant(sync_all(settings, only=ONLY, retry=QUICK))
+    assert found == {
+        "": {Status.SUCCEEDED},
+        WILLOW: {Status.SUCCEEDED},
+        HARBOR: {Status.FAILED, Status.SKIPPED},
+    }
+    assert rows(
+        "SELECT DISTINCT i.subdomain FROM nexhealth_capabilities c JOIN nexhealth_institutions i"
+        " ON i.id = c.institution_id WHERE c.status = 'not_enabled'"
+    ) == [(HARBOR,)]

@@ -1,0 +1,154 @@
+"""Two runs that read the same slice: one at a time, and nothing that is fresh is read twice (DESIGN 3b)."""
+
+import logging
+import threading
+from collections.abc import Iterator
+from datetime import datetime
+
+import psycopg
+import pytest
+
+from nexhealth_pipeline.sandbox import SandboxServer
+from nexhealth_pipeline.settings import Settings
+from nexhealth_pipeline.sync import fault_points
+from nexhealth_pipeline.sync.options import Mode, SyncOptions
+from nexhealth_pipeline.sync.slices import SliceResult
+
+from .kit import Rows, sync_all
+
+ONE = {"providers"}
+
+
+@pytest.fixture
+def box() -> Iterator[SandboxServer]:
+    with SandboxServer(patients=4, appointments_per_patient=1, limits=False) as box:
+        yield box
+
+
+def in_thread(settings: Settings, options: SyncOptions, results: list[SliceResult], **more: object) -> threading.Thread:
+    def run() -> None:
+        results.extend(one for one in sync_all(settings, options, only=ONE, **more) if one.slice.collection.name in ONE)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+class Pause:
+    """Holds the first reader of providers at its first commit until let go."""
+
+    def __init__(self) -> None:
+        self.reached, self.go_on = threading.Event(), threading.Event()
+
+    def __call__(self, point: fault_points.Point, collection: str) -> None:
+        if collection in ONE and point == "before_commit":
+            self.reached.set()
+            assert self.go_on.wait(30)
+
+
+@pytest.fixture
+def pause(monkeypatch: pytest.MonkeyPatch) -> Pause:
+    pause = Pause()
+    monkeypatch.setattr(fault_points, "armed", pause)
+    monkeypatch.setattr("nexhealth_pipeline.sync.lock._POLL_SECONDS", 0.02)
+    return pause
+
+
+def waits(caplog: pytest.LogCaptureFixture) -> bool:
+    return any("waiting for another run" in record.message for record in caplog.records)
+
+
+def until_it_waits(caplog: pytest.LogCaptureFixture) -> None:
+    tick = threading.Event()
+    for _ in range(1000):
+        if waits(caplog):
+            return
+        tick.wait(0.01)
+    raise AssertionError("the second run does not say that it waits")
+
+
+def now(url: str) -> datetime:
+    with psycopg.connect(url) as connection:
+        row = connection.execute("SELECT clock_timestamp()").fetchone()
+    assert row
+    moment: datetime = row[0]
+    return moment
+
+
+@pytest.mark.parametrize("mode", [Mode.FULL, Mode.INCREMENTAL])
+def test_the_second_reader_waits_says_so_and_skips_what_was_read_since_it_began(
+    mode: Mode,
+    settings: Settings,
+    database_url: str,
+    box: SandboxServer,
+    rows: Rows,
+    pause: Pause,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Began first, came to the slice second: reading it again would cost the budget and bring nothing."""
+    caplog.set_level(logging.INFO, logger="nexhealth_pipeline.sync.lock")
+    began = now(database_url)
+    first: list[SliceResult] = []
+    second: list[SliceResult] = []
+    one = in_thread(settings, SyncOptions(mode=mode, fresh_after=now(database_url)), first)
+    assert pause.reached.wait(30)
+    other = in_thread(settings, SyncOptions(mode=mode, fresh_after=began), second)
+    until_it_waits(caplog)
+    pause.go_on.set()
+    one.join()
+    other.join()
+    assert {str(result.status) for result in first} == {"succeeded"}
+    assert {(str(result.status), result.reason) for result in second} == {
+        ("skipped", "already read completely since this sync began")
+    }
+    asked = [(one.path, one.query) for one in box.requests if one.path == "/providers"]
+    assert len(asked) == len(set(asked))
+    logged = "SELECT status, count(*) FROM nexhealth_sync_logs WHERE collection = 'providers' GROUP BY 1 ORDER BY 1"
+    assert rows(logged) == [("skipped", len(second)), ("succeeded", len(first))]
+
+
+def test_the_second_reader_reads_again_what_was_begun_before_it(
+    settings: Settings,
+    database_url: str,
+    box: SandboxServer,
+    rows: Rows,
+    pause: Pause,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A change made between both beginnings may lie on a page that the first had passed already."""
+    caplog.set_level(logging.INFO, logger="nexhealth_pipeline.sync.lock")
+    first: list[SliceResult] = []
+    second: list[SliceResult] = []
+    one = in_thread(settings, SyncOptions(mode=Mode.FULL, fresh_after=now(database_url)), first)
+    assert pause.reached.wait(30)
+    changed = box.state.ids("providers")[0]
+    box.state.update("providers", changed, {"first_name": "Between"})
+    other = in_thread(settings, SyncOptions(mode=Mode.FULL, fresh_after=now(database_url)), second)
+    until_it_waits(caplog)
+    pause.go_on.set()
+    one.join()
+    other.join()
+    assert "succeeded" in {str(result.status) for result in second}
+    assert rows(f"SELECT first_name FROM nexhealth_providers WHERE id = {changed}") == [("Between",)]
+
+
+def test_a_reader_that_waits_can_be_stopped(
+    settings: Settings, database_url: str, pause: Pause, caplog: pytest.LogCaptureFixture, rows: Rows
+) -> None:
+    """Ctrl-C must not wait for another run's hour; nothing of the wait stays in the log as running."""
+    caplog.set_level(logging.INFO, logger="nexhealth_pipeline.sync.lock")
+    first: list[SliceResult] = []
+    second: list[SliceResult] = []
+    one = in_thread(settings, SyncOptions(fresh_after=now(database_url)), first)
+    assert pause.reached.wait(30)
+    stop = threading.Event()
+    other = in_thread(settings, SyncOptions(fresh_after=now(database_url)), second, stop=stop)
+    until_it_waits(caplog)
+    stop.set()
+    other.join(10)
+    assert not other.is_alive()
+    pause.go_on.set()
+    one.join()
+    assert {str(result.status) for result in second} == {"cancelled"}
+    assert {str(result.status) for result in first} == {"succeeded"}
+    assert rows("SELECT count(*) FROM nexhealth_sync_logs WHERE status = 'running'") == [(0,)]

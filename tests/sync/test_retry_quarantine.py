@@ -1,0 +1,220 @@
+"""Records that could not be loaded: they heal by themselves, or by another try, and never bring back what is old."""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+import pytest
+
+from nexhealth_pipeline.catalog.collections import COLLECTIONS
+from nexhealth_pipeline.client.page import Page
+from nexhealth_pipeline.errors import InvalidSetting
+from nexhealth_pipeline.sandbox import SandboxServer
+from nexhealth_pipeline.settings import Settings
+from nexhealth_pipeline.sync.loader import Loader
+from nexhealth_pipeline.sync.options import Mode, SyncOptions
+from nexhealth_pipeline.sync.practice import Institution, Location
+from nexhealth_pipeline.sync.retry_quarantine import retry_quarantine
+from nexhealth_pipeline.sync.slices import Slice
+from nexhealth_pipeline.warehouse import encode
+from nexhealth_pipeline.warehouse.values import CONVERTERS
+from tests.conftest import _fresh
+
+from .kit import Rows, sync_all
+
+ACME = Institution(7, "acme", "Acme", frozenset())
+NORTH = Location(3, "North", ACME, inactive=False, owner_id=3, shared=False)
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+ONE, TWO, THREE = (NOON.replace(minute=minute) for minute in (1, 2, 3))
+OPEN = "SELECT record_id, field FROM nexhealth_quarantine WHERE resolved_at IS NULL ORDER BY record_id"
+_USED = ("quarantine", "sync_logs", "runs", "sync_state", "patients", "documents", "charges", "claim_payouts")
+_CLEAN = "; ".join(f"DELETE FROM nexhealth_{name}" for name in (*_USED, "patient_addresses"))
+
+
+class Desk:
+    """Loads answers of collections, as a slice does."""
+
+    def __init__(self, url: str, connection: psycopg.Connection) -> None:
+        self.url, self.connection = url, connection
+
+    def load(self, name: str, *records: dict[str, Any] | bytes, at: datetime = ONE, **request: int) -> int:
+        """The answer of one request; new notes."""
+        loader = Loader(self.connection, Slice(COLLECTIONS[name], ACME, NORTH), run_id="r", dry_run=False)
+        loader.open()
+        raw = [one if isinstance(one, bytes) else json.dumps(one).encode() for one in records]
+        page = Page(1, raw, "", False, at, 1, 0, 0.0, 0, None, None)
+        with self.connection.transaction():
+            loader.load([(page, {"location_id": 3, **request})], None)
+        return loader.new_notes
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        return self.connection.execute(query).fetchall()
+
+    def retry(self, **which: Any) -> tuple[int, int, int, int]:
+        done = retry_quarantine(self.url, **which)
+        return done.tried, done.loaded, done.outdated, done.still_open
+
+
+@pytest.fixture(scope="module")
+def shared_url(server_url: str, template: str) -> Iterator[str]:
+    """One warehouse for the tests of this module: a fresh one each would cost more than all else."""
+    yield from _fresh(server_url, template)
+
+
+@pytest.fixture
+def desk(shared_url: str) -> Iterator[Desk]:
+    with psycopg.connect(shared_url, autocommit=True) as connection:
+        yield Desk(shared_url, connection)
+        connection.execute(_CLEAN)
+
+
+@pytest.fixture
+def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later release, which reads every date that has the form of one as the first of its month."""
+
+    def date(value: object) -> str | None:
+        return f"{value[:7]}-01" if isinstance(value, str) else None
+
+    monkeypatch.setattr(encode, "CONVERTERS", CONVERTERS | {"date": date})
+
+
+def person(number: int = 1, born: str | None = "2024-02-30", at: str = "2026-02-01T00:00:00Z", **fields: Any) -> dict:
+    return {"id": number, "first_name": "Zoë", "bio": {"date_of_birth": born}, "updated_at": at, **fields}
+
+
+class TestRetry:
+    def test_what_passes_todays_rules_is_loaded_and_its_note_closed(self, desk: Desk, lenient: None) -> None:
+        """A rule that was too strict must not cost the data for good."""
+        with pytest.MonkeyPatch.context() as strict:
+            strict.setattr(encode, "CONVERTERS", CONVERTERS)
+            assert desk.load("patients", person(), person(2, born=None)) == 1
+        assert desk.rows(OPEN) == [("1", "bio_date_of_birth")]
+        assert desk.retry() == (1, 1, 0, 0)
+        assert desk.rows(OPEN) == []
+        assert desk.rows("SELECT id, bio_date_of_birth::text FROM nexhealth_patients ORDER BY id") == [
+            (1, "2024-02-01"),
+            (2, None),
+        ]
+        assert desk.rows(
+            "SELECT mode, status, updated, requests, location_id FROM nexhealth_sync_logs WHERE collection = 'patients'"
+        ) == [("retry", "succeeded", 1, 0, 3)]
+        assert desk.rows("SELECT status FROM nexhealth_runs") == [("succeeded",)]
+        assert desk.retry() == (0, 0, 0, 0)
+
+    def test_what_still_fails_stays_open_with_its_reason(self, desk: Desk) -> None:
+        desk.load("patients", person(), b'{"id": 5, "email": "\xff"}')
+        before = desk.rows("SELECT * FROM nexhealth_quarantine ORDER BY id")
+        assert desk.retry() == (2, 0, 0, 2)
+        assert desk.rows("SELECT * FROM nexhealth_quarantine ORDER BY id") == before
+        assert desk.rows(OPEN) == [("1", "bio_date_of_birth"), ("5", "")]
+
+    def test_it_never_goes_backwards(self, desk: Desk, lenient: None) -> None:
+        """The record has changed since: what was quarantined is an older version of it."""
+        with pytest.MonkeyPatch.context() as strict:
+            strict.setattr(encode, "CONVERTERS", CONVERTERS)
+            desk.load("patients", person(first_name="Old"))
+            desk.load("patients", person(first_name="New", at="2026-02-02T00:00:00Z"), at=TWO)
+        assert desk.rows("SELECT resolved_at IS NULL FROM nexhealth_quarantine ORDER BY id") == [(False,), (True,)]
+        desk.connection.execute("UPDATE nexhealth_quarantine SET resolved_at = NULL")
+        (first,) = desk.rows("SELECT min(id) FROM nexhealth_quarantine")
+        assert desk.retry(ids=list(first)) == (1, 1, 0, 0)
+        assert desk.rows("SELECT first_name, bio_date_of_birth FROM nexhealth_patients") == [("New", None)]
+
+    def test_what_the_request_knew_is_remembered(self, desk: Desk) -> None:
+        """A document names no patient: only the path of its request does."""
+        desk.load("documents", {"id": "x", "filename": "a.pdf"}, patient_id=77)
+        assert desk.rows("SELECT request, record_id, read_at FROM nexhealth_quarantine") == [
+            ({"patient_id": 77}, "", ONE)
+        ]
+        desk.connection.execute("UPDATE nexhealth_quarantine SET raw = %s", (b'{"id": 8, "filename": "a.pdf"}',))
+        assert desk.retry(collection="documents") == (1, 1, 0, 0)
+        assert desk.rows("SELECT id, patient_id, source_read_at FROM nexhealth_documents") == [(8, 77, ONE)]
+
+    def test_what_a_later_whole_read_no_longer_met_is_out_of_date(self, desk: Desk, lenient: None) -> None:
+        """Deleted at the practice meanwhile: loading it would raise the dead."""
+        desk.load("patients", b'{"id": 5, "email": "\xff"}')
+        desk.connection.execute("UPDATE nexhealth_quarantine SET raw = %s", (json.dumps(person(5)).encode(),))
+        desk.connection.execute(
+            "INSERT INTO nexhealth_sync_state (collection, institution_id, location_id, window_key, pass, mode,"
+            " filter_hash, cursor, page, records, run_id, last_full_at)"
+            " VALUES ('patients', 7, 3, '', 'all', 'full', '', '', 0, 0, '', %s)",
+            (TWO,),
+        )
+        assert desk.retry() == (1, 0, 1, 0)
+        assert desk.rows("SELECT count(*) FROM nexhealth_patients") == [(0,)]
+
+    def test_a_row_inside_a_record_that_changed_since_is_out_of_date(self, desk: Desk) -> None:
+        """The record is the authority over its list."""
+        payout = {"claim_id": "x", "write_off": {"amount": "1.00", "currency": "USD"}}
+        charge = {"id": 4, "updated_at": "2026-02-01T00:00:00Z", "claim_payouts": [payout]}
+        desk.load("charges", charge)
+        assert desk.rows("SELECT collection, request FROM nexhealth_quarantine") == [
+            ("claim_payouts", {"charge_id": 4})
+        ]
+        fixed = json.dumps(payout | {"claim_id": 9}).encode()
+        desk.connection.execute("UPDATE nexhealth_quarantine SET raw = %s", (fixed,))
+        desk.connection.execute("UPDATE nexhealth_charges SET source_read_at = %s", (TWO,))
+        assert desk.retry() == (1, 0, 1, 0)
+        desk.connection.execute("UPDATE nexhealth_charges SET source_read_at = %s", (ONE,))
+        desk.connection.execute("UPDATE nexhealth_quarantine SET resolved_at = NULL")
+        assert desk.retry() == (1, 1, 0, 0)
+        assert desk.rows("SELECT charge_id, claim_id FROM nexhealth_claim_payouts") == [(4, 9)]
+
+    def test_an_id_that_is_none_is_named(self, desk: Desk) -> None:
+        with pytest.raises(InvalidSetting, match="note 999999: there is none"):
+            desk.retry(ids=[999999])
+
+
+class TestBySyncItself:
+    def test_a_record_read_later_without_the_fault_closes_its_note(self, desk: Desk) -> None:
+        """Else the list of what is wrong only ever grows, and nobody reads it."""
+        desk.load("patients", person(), b'{"id": 5, "email": "\xff"}', person(6))
+        desk.load("patients", person(born="1990-01-01", at="2026-02-03T00:00:00Z"), {"id": 5}, at=TWO)
+        assert desk.rows(OPEN) == [("6", "bio_date_of_birth")]
+
+    def test_the_same_fault_read_again_stays_open_and_is_not_new(self, desk: Desk) -> None:
+        assert desk.load("patients", person()) == 1
+        assert desk.load("patients", person(), at=TWO) == 0
+        assert desk.rows(OPEN) == [("1", "bio_date_of_birth")]
+        assert desk.rows("SELECT read_at FROM nexhealth_quarantine") == [(TWO,)]
+
+    def test_a_fault_that_comes_back_is_new_and_open_again(self, desk: Desk) -> None:
+        desk.load("patients", person())
+        desk.load("patients", person(born=None), at=TWO)
+        assert desk.rows(OPEN) == []
+        assert desk.load("patients", person(), at=THREE) == 1
+        assert desk.rows(OPEN) == [("1", "bio_date_of_birth")]
+
+    def test_an_answer_older_than_the_fault_closes_nothing(self, desk: Desk) -> None:
+        """Two locations of one database are read side by side."""
+        desk.load("patients", person(), at=TWO)
+        desk.load("patients", person(born=None), at=ONE)
+        assert desk.rows(OPEN) == [("1", "bio_date_of_birth")]
+
+    def test_rows_without_an_id_are_known_by_what_they_stand_under(self, desk: Desk) -> None:
+        """A patient's address, and the payouts inside a charge."""
+        desk.load("patient_addresses", b'{"city": "\xff"}', patient_id=5)
+        desk.load("patient_addresses", b'{"city": "\xff"}', patient_id=6)
+        assert len(desk.rows(OPEN)) == 2, "the same bytes under two patients are two faults"
+        desk.load("patient_addresses", {"city": "Malmö"}, at=TWO, patient_id=5)
+        assert desk.rows("SELECT request FROM nexhealth_quarantine WHERE resolved_at IS NULL") == [({"patient_id": 6},)]
+        charge = {"id": 4, "updated_at": "2026-02-01T00:00:00Z", "claim_payouts": [{"claim_id": "x"}]}
+        desk.load("charges", charge)
+        desk.load(
+            "charges", charge | {"claim_payouts": [{"claim_id": 9}], "updated_at": "2026-02-02T00:00:00Z"}, at=TWO
+        )
+        assert desk.rows("SELECT count(*) FROM nexhealth_quarantine WHERE resolved_at IS NULL") == [(1,)]
+
+
+def test_a_sync_heals_what_the_practice_corrected(settings: Settings, box: SandboxServer, rows: Rows) -> None:
+    """From the API to the note and back, over HTTP."""
+    patient = box.state.ids("patients")[0]
+    box.state.update("patients", patient, {"bio": {"date_of_birth": "2024-02-30"}})
+    sync_all(settings, SyncOptions(mode=Mode.FULL), only={"patients"})
+    assert rows(OPEN) == [(str(patient), "bio_date_of_birth")]
+    box.state.update("patients", patient, {"bio": {"date_of_birth": "2024-02-28"}})
+    sync_all(settings, only={"patients"})
+    assert rows(OPEN) == []
+    assert rows("SELECT count(*) FROM nexhealth_quarantine") == [(1,)]

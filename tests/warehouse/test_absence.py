@@ -1,0 +1,299 @@
+"""Which rows count as missing: those that a complete read lacked and that nothing excuses."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+from nexhealth_pipeline.catalog.collection import Collection
+from nexhealth_pipeline.catalog.collections import COLLECTIONS
+from nexhealth_pipeline.warehouse.absence import Figures, Ground, Missing, is_placed, judged
+from nexhealth_pipeline.warehouse.seen import (
+    begin_seen,
+    complete_seen,
+    find_seen,
+    forget_seen,
+    mark_unreadable,
+    record_seen,
+    record_staged,
+    seen_passes,
+)
+from nexhealth_pipeline.warehouse.state import PassKey, database_time
+
+from .conftest import Rows
+from .kit import GADGETS, INSTITUTION, NOON, Table, gadget
+
+KEY = PassKey("gadgets", INSTITUTION, 3, "", "all")
+HOUR = timedelta(hours=1)
+
+
+@pytest.fixture
+def table(connection: psycopg.Connection) -> Table:
+    """Four gadgets at location 3, one at 4, one nowhere."""
+    table = Table(connection)
+    table.load(*(gadget(number) for number in (1, 2, 3, 4)), gadget(5, location_id=4), gadget(6, location_id=None))
+    return table
+
+
+def met(connection: psycopg.Connection, keys: Iterable[object], key: PassKey = KEY) -> int:
+    """A complete pass that met `keys`, begun now."""
+    pass_id = begin_seen(connection, key, database_time(connection))
+    record_seen(connection, pass_id, map(str, keys))
+    complete_seen(connection, pass_id, NOON + HOUR)
+    return pass_id
+
+
+def ground(connection: psycopg.Connection, *passes: int, collection: Collection = GADGETS, **changes: Any) -> Ground:
+    made = Ground(
+        collection=collection,
+        institution_id=INSTITUTION,
+        locations=(3,),
+        nowhere=False,
+        read=(3,),
+        passes=passes,
+        begun_at=database_time(connection),
+        started_at=NOON + HOUR,
+    )
+    return replace(made, **changes)
+
+
+def missing_ids(missing: Missing) -> list[int]:
+    return missing.unconfirmed(99)
+
+
+def test_what_no_read_of_the_institution_met_is_missing(connection: psycopg.Connection, table: Table) -> None:
+    """Listed under another location, or in another month, is there."""
+    mine = met(connection, [1])
+    met(connection, [2], replace(KEY, location_id=4))
+    missing = Missing(connection, ground(connection, mine))
+    assert missing.find() == Figures(live=4, seen=1, missing=2, empty=False)
+    assert missing_ids(missing) == [3, 4]
+
+
+def test_a_row_written_since_the_read_began_is_excused(connection: psycopg.Connection, table: Table) -> None:
+    """By us (a webhook, one patient's refresh): the read may have been there before."""
+    began = database_time(connection)
+    mine = met(connection, [1])
+    table.load(gadget(2, note="new", updated_at="2026-03-01T11:00:00Z"))
+    table.load(gadget(3, note="new", updated_at="2026-03-01T11:00:00Z"), read_at=NOON + 2 * HOUR)
+    missing = Missing(connection, ground(connection, mine, begun_at=began))
+    assert missing.find().missing == 1
+    assert missing_ids(missing) == [4]
+    # By a request that was made since, and whose commit the clock of another database cannot be compared with.
+    missing = Missing(connection, ground(connection, mine))
+    assert (missing.find().missing, missing_ids(missing)) == (2, [2, 4])
+
+
+def test_a_row_written_between_finding_and_marking_stays(
+    connection: psycopg.Connection, table: Table, rows: Rows
+) -> None:
+    missing = Missing(connection, ground(connection, met(connection, [1, 2])))
+    assert missing.find().missing == 2
+    table.load(gadget(3, note="new", updated_at="2026-03-01T11:00:00Z"))
+    assert missing.mark(NOON + 2 * HOUR) == 1
+    assert rows("SELECT id, deleted_by, deleted_at FROM nexhealth_gadgets WHERE deleted_at IS NOT NULL") == [
+        (4, "absence", NOON + 2 * HOUR)
+    ]
+
+
+def test_a_record_in_open_quarantine_is_excused(connection: psycopg.Connection, table: Table) -> None:
+    """It was there and could not be loaded; once that is resolved it counts again."""
+    connection.execute(
+        "INSERT INTO nexhealth_quarantine (collection, institution_id, location_id, record_id, field, rule, loaded, raw,"
+        " fingerprint, run_id, resolved_at) SELECT 'gadgets', 7, 3, id::text, 'f', 'r', true, '', id::text::bytea, 'x',"
+        " CASE id WHEN 4 THEN now() END FROM unnest(ARRAY[3, 4]) id"
+    )
+    missing = Missing(connection, ground(connection, met(connection, [1, 2])))
+    assert (missing.find().missing, missing_ids(missing)) == (1, [4])
+
+
+def test_rows_of_no_location_belong_to_a_judgement_of_their_own(connection: psycopg.Connection, table: Table) -> None:
+    mine = met(connection, [1])
+    nowhere = Missing(connection, ground(connection, mine, locations=(), nowhere=True))
+    assert nowhere.find() == Figures(live=1, seen=1, missing=1, empty=False)
+    assert missing_ids(nowhere) == [6]
+
+
+def test_a_location_that_lists_nothing_is_empty_though_its_sibling_is_not(
+    connection: psycopg.Connection, table: Table
+) -> None:
+    north, south = met(connection, [1, 2, 3]), met(connection, [], replace(KEY, location_id=4))
+    both = Missing(connection, ground(connection, north, south, locations=(3, 4)))
+    assert both.find() == Figures(live=5, seen=3, missing=2, empty=True)
+    one = Missing(connection, ground(connection, north))
+    assert one.find().empty is False
+
+
+def test_what_the_api_itself_deleted_is_not_missing(connection: psycopg.Connection, table: Table) -> None:
+    table.bury(4, NOON)
+    found = Missing(connection, ground(connection, met(connection, [1, 2, 3]))).find()
+    assert (found.live, found.missing) == (3, 0)
+
+
+def test_only_confirmed_rows_are_marked_where_a_single_read_is_possible(
+    connection: psycopg.Connection, table: Table, rows: Rows
+) -> None:
+    asked = replace(GADGETS, by_id="/gadgets/{id}")
+    missing = Missing(connection, ground(connection, met(connection, [1, 2]), collection=asked))
+    missing.find()
+    missing.confirm([3], gone=True)
+    missing.confirm([4], gone=False)
+    assert missing_ids(missing) == []
+    assert missing.mark(NOON + 2 * HOUR) == 1
+    assert rows("SELECT id FROM nexhealth_gadgets WHERE deleted_at IS NOT NULL") == [(3,)]
+
+
+def test_a_marked_row_is_revived_by_a_read_begun_after_the_mark(connection: psycopg.Connection, table: Table) -> None:
+    """The mark is in the API's time, as the reads' are; and the read that brings it back says so."""
+    missing = Missing(connection, ground(connection, met(connection, [1, 2, 3])))
+    missing.find()
+    missing.mark(NOON + 2 * HOUR)
+    assert table.load(gadget(4), read_at=NOON + HOUR) == (0, 0)
+    pass_id = begin_seen(connection, KEY, database_time(connection))
+    stage = table.stage(gadget(4), gadget(1), read_at=NOON + 3 * HOUR)
+    record_staged(connection, pass_id, GADGETS, stage.name)
+    stage.merge(None)
+    found = find_seen(connection, KEY)
+    assert found is not None
+    assert (found.revived, table.value("deleted_at", 4)) == (1, None)
+
+
+def test_a_pass_begun_anew_forgets_its_own_and_is_no_longer_complete(
+    connection: psycopg.Connection, table: Table, rows: Rows
+) -> None:
+    other = replace(KEY, window_key="2026-03")
+    met(connection, [9], other)
+    mine = met(connection, [1])
+    missing = Missing(connection, ground(connection, mine))
+    assert missing.still_complete()
+    assert begin_seen(connection, KEY, database_time(connection)) == mine
+    assert not missing.still_complete()
+    assert rows("SELECT key FROM nexhealth_seen") == [("9",)]
+    forget_seen(connection, other)
+    assert list(seen_passes(connection, "gadgets", INSTITUTION)) == [KEY]
+    assert rows("SELECT key FROM nexhealth_seen") == []
+
+
+def test_judging_forgets_what_was_met_but_not_what_another_run_meets_since(
+    connection: psycopg.Connection, table: Table, rows: Rows
+) -> None:
+    met(connection, [1])
+    old = find_seen(connection, KEY)
+    assert old is not None
+    fresh = met(connection, [1, 2])
+    judged(connection, [old])
+    assert rows("SELECT count(*), (SELECT judged_at FROM nexhealth_seen_passes) FROM nexhealth_seen") == [(2, None)]
+    now = find_seen(connection, KEY)
+    assert now is not None
+    judged(connection, [now])
+    assert rows("SELECT count(*) FROM nexhealth_seen") == [(0,)]
+    assert not Missing(connection, ground(connection, fresh)).still_complete()
+
+
+def test_a_pass_remembers_who_was_offline_when_it_began_and_what_it_could_not_read(
+    connection: psycopg.Connection, table: Table
+) -> None:
+    source = {"sync_source_type": "x", "sync_source_name": "y", "read_status": "red", "institution_id": INSTITUTION}
+    Table(connection, COLLECTIONS["sync_status"]).load({**source, "locations": [{"id": 3}, {"id": 4}]})
+    pass_id = begin_seen(connection, KEY, datetime.now(UTC))
+    connection.execute("UPDATE nexhealth_sync_status SET read_status = 'green'")
+    mark_unreadable(connection, pass_id)
+    found = find_seen(connection, KEY)
+    assert found is not None
+    assert (sorted(found.offline), found.unreadable, found.complete) == ([3, 4], True, False)
+
+
+def members(connection: psycopg.Connection, *rows: tuple[int, int, datetime | None]) -> None:
+    for patient, location, gone_at in rows:
+        connection.execute(
+            "INSERT INTO nexhealth_patient_locations VALUES (7, %s, %s, %s, %s)", (patient, location, NOON, gone_at)
+        )
+
+
+def test_a_patient_belongs_to_where_it_is_listed_or_else_was(connection: psycopg.Connection) -> None:
+    """One that an unread database lists as well, or only a closed office, is left alone."""
+    patients = COLLECTIONS["patients"]
+    table = Table(connection, patients)
+    table.load(*({"id": number, "updated_at": "2026-03-01T10:00:00Z"} for number in range(1, 7)))
+    places = Table(connection, COLLECTIONS["locations"])
+    places.load(*({"id": number, "institution_id": 7, "inactive": number == 5} for number in (3, 4, 5)))
+    members(
+        connection, (1, 3, None), (2, 3, NOON), (3, 3, None), (3, 4, None), (4, 5, None), (5, 3, NOON), (5, 4, None)
+    )
+    mine = met(connection, [99], PassKey("patients", 7, 3, "", "all"))
+    missing = Missing(connection, ground(connection, mine, collection=patients))
+    missing.find()
+    assert missing_ids(missing) == [1, 2]
+    nowhere = Missing(connection, ground(connection, mine, collection=patients, locations=(), nowhere=True))
+    nowhere.find()
+    assert missing_ids(nowhere) == [6]
+
+
+def test_lists_under_a_row_are_judged_for_the_rows_that_were_answered(
+    connection: psycopg.Connection, rows: Rows
+) -> None:
+    documents = COLLECTIONS["documents"]
+    for patient, number in ((1, 11), (1, 12), (2, 21)):
+        Table(connection, documents, {"patient_id": patient}).load({"id": number})
+    mine = met(connection, [11, "of 1"], PassKey("documents", 7, 3, "", "rows"))
+    missing = Missing(connection, ground(connection, mine, collection=documents))
+    assert missing.find() == Figures(live=2, seen=1, missing=1, empty=False)
+    assert missing_ids(missing) == [12]
+    connection.execute("DELETE FROM nexhealth_documents")
+
+
+def test_rows_without_an_id_are_known_by_their_key(connection: psycopg.Connection, rows: Rows) -> None:
+    addresses = COLLECTIONS["patient_addresses"]
+    for patient in (1, 2):
+        Table(connection, addresses, {"patient_id": patient}).load({"city": "x"})
+    mine = met(connection, [1, "of 1", "of 2"], PassKey("patient_addresses", 7, 3, "", "rows"))
+    missing = Missing(connection, ground(connection, mine, collection=addresses))
+    assert missing.find().missing == 1
+    assert missing.mark(NOON + HOUR) == 1
+    assert rows("SELECT patient_id FROM nexhealth_patient_addresses WHERE deleted_by = 'absence'") == [(2,)]
+    connection.execute("DELETE FROM nexhealth_patient_addresses")
+
+
+def test_the_catalog_says_where_rows_belong() -> None:
+    """A list read by location whose rows say nothing of it could only be judged when everything was read."""
+    assert {
+        name for name, one in COLLECTIONS.items() if one.scope == "location" and not one.per and not one.inside
+    } <= {name for name, one in COLLECTIONS.items() if is_placed(one)}
+
+
+def test_what_a_closed_office_had_of_its_own_is_not_judged(connection: psycopg.Connection) -> None:
+    """Kinds of visits have their office in a column of another name, and only sometimes."""
+    kinds = COLLECTIONS["appointment_types"]
+    table = Table(connection, kinds)
+    table.load(*({"id": number, "parent_type": "Location", "parent_id": number} for number in (3, 5)))
+    table.load({"id": 7, "parent_type": "Institution", "parent_id": 7})
+    mine = met(connection, [99], PassKey("appointment_types", 7, 0, "", "all"))
+    missing = Missing(connection, ground(connection, mine, collection=kinds, nowhere=True))
+    missing.find()
+    assert missing_ids(missing) == [3, 7]
+    connection.execute("DELETE FROM nexhealth_appointment_types")
+
+
+def test_memberships_of_a_location_of_its_own_end_with_what_it_lists(
+    connection: psycopg.Connection, rows: Rows
+) -> None:
+    """Nobody else closes them; an empty answer closes none."""
+    patients = COLLECTIONS["patients"]
+    Table(connection, patients).load(*({"id": number, "updated_at": "2026-03-01T10:00:00Z"} for number in (1, 2)))
+    members(connection, (1, 3, None), (2, 3, None), (2, 4, None))
+    nobody = met(connection, [], PassKey("patients", 7, 3, "", "all"))
+    empty = Missing(connection, ground(connection, nobody, collection=patients, begun_at=NOON))
+    assert empty.find().missing == 0
+    assert empty.leave_locations() == 0
+    mine = met(connection, [1], PassKey("patients", 7, 3, "", "all"))
+    met(connection, [2], PassKey("patients", 7, 4, "", "all"))
+    missing = Missing(connection, ground(connection, mine, collection=patients))
+    assert missing.find().missing == 0
+    assert missing.leave_locations() == 1
+    assert rows("SELECT patient_id, location_id FROM nexhealth_patient_locations WHERE gone_at IS NULL ORDER BY 1") == [
+        (1, 3),
+        (2, 4),
+    ]

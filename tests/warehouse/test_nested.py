@@ -1,0 +1,137 @@
+"""A list inside a record is a table of its own, replaced with the record and never by an older one."""
+
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+import psycopg
+import pytest
+
+from nexhealth_pipeline.catalog.collection import Collection, Column, Phi, Scope, SqlType, column, flatten
+from nexhealth_pipeline.warehouse.merge import Merged
+from nexhealth_pipeline.warehouse.nested import NestedStage
+from nexhealth_pipeline.warehouse.tables import ensure_tables
+
+from .kit import GADGETS, INSTITUTION, MINUTE, NOON, Table, gadget
+
+PARTS = Collection(
+    name="parts",
+    group="practice",
+    doc="A part of a made-up thing.",
+    path=GADGETS.path,
+    scope=Scope.LOCATION,
+    inside="gadgets",
+    records_at=("parts",),
+    key=("institution_id", "gadget_id", "slot"),
+    from_request=(Column("gadget_id", SqlType.BIGINT, Phi.ID, "The thing.", ("id",)),),
+    columns=flatten(
+        column("slot", SqlType.BIGINT, Phi.NONE, "Where it goes."),
+        column("name", SqlType.TEXT, Phi.NONE, "Name."),
+    ),
+)
+V1, V2, V3 = (f"2026-03-01T10:00:0{second}Z" for second in (1, 2, 3))
+
+
+@pytest.fixture
+def connection(connection: psycopg.Connection) -> Iterator[psycopg.Connection]:
+    ensure_tables(connection, [GADGETS, PARTS])
+    yield connection
+    connection.execute("DROP TABLE IF EXISTS nexhealth_parts CASCADE")
+
+
+def thing(version: str, *slots: int, **fields: Any) -> dict[str, Any]:
+    parts = [{"slot": slot, "name": f"part {slot}"} for slot in slots]
+    return gadget(1, updated_at=version, **({"parts": parts} | fields))
+
+
+def load(connection: psycopg.Connection, *records: dict[str, Any], read_at: datetime = NOON) -> Merged:
+    """The records and their parts, as a loader does: one batch, the records first."""
+    stage = Table(connection).stage(*records, read_at=read_at)
+    nested = NestedStage(connection, PARTS, GADGETS, INSTITUTION)
+    nested.open()
+    load.notes = nested.add([json.dumps(one).encode() for one in records], read_at)  # type: ignore[attr-defined]
+    stage.merge(None)
+    return nested.merge()
+
+
+def parts(connection: psycopg.Connection, *, gone: bool = False) -> list[int]:
+    condition = "IS NOT NULL" if gone else "IS NULL"
+    rows = connection.execute(f"SELECT slot FROM nexhealth_parts WHERE deleted_at {condition} ORDER BY slot")
+    return [row[0] for row in rows]
+
+
+def test_rows_come_with_their_record_and_are_marked_when_its_list_lacks_them(connection: psycopg.Connection) -> None:
+    """Risk: a procedure taken off a plan stays on it for ever."""
+    assert load(connection, thing(V1, 1, 2)) == Merged(2, 0)
+    row = connection.execute("SELECT institution_id, gadget_id, name, raw->>'slot' FROM nexhealth_parts").fetchone()
+    assert row == (INSTITUTION, 1, "part 1", "1")
+    assert load(connection, thing(V2, 2, 3), read_at=NOON + MINUTE) == Merged(1, 1)
+    assert parts(connection) == [2, 3]
+    assert parts(connection, gone=True) == [1]
+    assert connection.execute(
+        "SELECT DISTINCT deleted_by, deleted_at FROM nexhealth_parts WHERE slot = 1"
+    ).fetchall() == [("absence", NOON + MINUTE)]
+
+
+def test_a_row_that_returns_is_revived(connection: psycopg.Connection) -> None:
+    load(connection, thing(V1, 1))
+    load(connection, thing(V2), read_at=NOON + MINUTE)
+    assert parts(connection) == []
+    load(connection, thing(V3, 1), read_at=NOON + 2 * MINUTE)
+    assert parts(connection) == [1]
+
+
+def test_reading_the_same_again_writes_nothing(connection: psycopg.Connection) -> None:
+    load(connection, thing(V1, 1, 2))
+    before = connection.execute("SELECT ctid, xmin FROM nexhealth_parts").fetchall()
+    assert load(connection, thing(V1, 1, 2), read_at=NOON + MINUTE) == Merged(0, 0)
+    assert connection.execute("SELECT ctid, xmin FROM nexhealth_parts").fetchall() == before
+
+
+def test_an_older_record_changes_nothing_though_it_was_read_later(connection: psycopg.Connection) -> None:
+    """Promise 4 holds for lists too: an old page or a replay must not bring back what is gone."""
+    load(connection, thing(V1, 1, 2))
+    load(connection, thing(V3, 2), read_at=NOON + MINUTE)
+    assert load(connection, thing(V2, 1, 4), read_at=NOON + 2 * MINUTE) == Merged(0, 0)
+    assert parts(connection) == [2]
+
+
+def test_an_earlier_read_of_the_same_version_changes_nothing(connection: psycopg.Connection) -> None:
+    load(connection, thing(V1, 1, 2), read_at=NOON + MINUTE)
+    load(connection, thing(V1, 2), read_at=NOON + 2 * MINUTE)
+    load(connection, thing(V1, 1, 2), read_at=NOON)
+    assert parts(connection) == [2]
+
+
+@pytest.mark.parametrize("says_nothing", [{"parts": None}, {"parts": ...}, {"parts": "none"}])
+def test_a_record_without_a_list_says_nothing_about_its_rows(
+    connection: psycopg.Connection, says_nothing: dict[str, Any]
+) -> None:
+    """Risk: an answer without the include empties the table."""
+    load(connection, thing(V1, 1, 2))
+    load(connection, thing(V2, **says_nothing), read_at=NOON + MINUTE)
+    assert parts(connection) == [1, 2]
+
+
+def test_a_row_that_cannot_be_read_keeps_its_siblings(connection: psycopg.Connection) -> None:
+    """What the list lacks is not known to be gone while one of its rows cannot be told."""
+    load(connection, thing(V1, 1, 2))
+    broken = [{"slot": "x", "name": "?"}, {"slot": 2, "name": "changed"}]
+    load(connection, thing(V2, parts=broken), read_at=NOON + MINUTE)
+    assert parts(connection) == [1, 2]
+    assert [(note.field, note.loaded) for note in load.notes] == [("slot", False)]  # type: ignore[attr-defined]
+    assert connection.execute("SELECT name FROM nexhealth_parts WHERE slot = 2").fetchone() == ("changed",)
+
+
+def test_a_record_that_comes_twice_counts_as_it_came_last(connection: psycopg.Connection) -> None:
+    """Pages shift while rows change."""
+    stage = Table(connection).stage(thing(V1, 1))
+    nested = NestedStage(connection, PARTS, GADGETS, INSTITUTION)
+    nested.open()
+    nested.add([json.dumps(thing(V1, 1, 5)).encode(), json.dumps(thing(V1, 1)).encode()], NOON)
+    nested.add([json.dumps(thing(V2, 2)).encode()], NOON + MINUTE)
+    stage.merge(None)
+    nested.merge()
+    assert parts(connection) == [2]
+    assert parts(connection, gone=True) == []
