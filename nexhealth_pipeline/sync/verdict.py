@@ -131,6 +131,7 @@ class Verdict:
             at = self._session.client.clock.now()
             state_cause(self._connection, Cause.PAGE, run_id=self._session.run_id)
             missing.leave_locations()
+            missing.relocate()
             marked = missing.mark(at) if absence.missing else 0
             lists = missing.mark_lists(at) if marked else {}
             self._counts.tombstoned = marked

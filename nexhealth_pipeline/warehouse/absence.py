@@ -126,17 +126,26 @@ class Missing:
         return marked
 
     def mark_lists(self, at: datetime) -> dict[str, int]:
-        """Mark what stands in the own lists of the rows just marked, which can no longer be asked for.
+        """Mark what stands in the own lists of the rows just marked, or in lists inside them: nobody tells of it any more.
 
         Should such a row come back, its lists are due again. Returns the rows marked by collection.
         """
         marked: dict[str, int] = {}
         for one in DECLARED:
-            if one.per == self.ground.collection.name:
+            if self.ground.collection.name in (one.per, one.inside):
                 params = {**self._params, "at": at, "lists": one.name}
                 marked[one.name] = self._connection.execute(_lists_sql(one), params).rowcount
                 self._connection.execute(_FORGET_READS, params)
         return {name: rows for name, rows in marked.items() if rows}
+
+    def relocate(self) -> int:
+        """Give rows that the place they stand under lists no more the one that does; where the request alone tells it.
+
+        Returns the rows changed; the caller commits.
+        """
+        if self._sql.relocate is None:
+            return 0
+        return self._connection.execute(self._sql.relocate, self._params).rowcount
 
     def leave_locations(self) -> int:
         """End memberships of patients whom the only location of the ground does not list any more; before marking."""
@@ -231,9 +240,23 @@ class _Sql:
             "DELETE FROM {missing} m WHERE NOT EXISTS (SELECT FROM {table} t WHERE t.institution_id = %(institution)s"
             " AND {key} = m.key AND t.deleted_by = 'absence' AND t.deleted_at = %(at)s)"
         ).format(table=table, missing=_MISSING, key=key)
+        told_by_request = any(one.name == "location_id" for one in collection.from_request)
+        self.relocate = _relocate(table, key) if told_by_request and not collection.per else None
         members = any(one.membership for one in collection.passes)
         self.leave = _LEAVE if members else None
         self.unlisted = _UNLISTED if members else None
+
+
+def _relocate(table: sql.Identifier, key: sql.Composable) -> sql.Composed:
+    """Rows keep the location that listed them first, so that two that share a database do not take turns."""
+    return sql.SQL(
+        "UPDATE {table} t SET location_id = s.place, synced_at = clock_timestamp() FROM ("
+        " SELECT s.key, min(p.location_id) AS place, array_agg(p.location_id) AS places"
+        " FROM nexhealth_seen s JOIN nexhealth_seen_passes p ON p.id = s.pass_id WHERE p.id = ANY(%(passes)s)"
+        " GROUP BY s.key) s"
+        " WHERE t.institution_id = %(institution)s AND {key} = s.key AND t.location_id = ANY(%(locations)s)"
+        " AND t.location_id <> ALL(s.places) AND t.synced_at < %(begun)s"
+    ).format(table=table, key=key)
 
 
 _LEAVE = sql.SQL(
@@ -260,7 +283,7 @@ def _lists_sql(collection: Collection) -> sql.Composed:
 
 def _parent(collection: Collection) -> str:
     """Column that holds the row whose own list a row stands in."""
-    return next(column for column, target in collection.references if target == collection.per)
+    return next(column for column, target in collection.references if target in (collection.per, collection.inside))
 
 
 def _place(collection: Collection) -> sql.Composed | None:

@@ -447,3 +447,36 @@ def test_a_reconcile_does_not_rest_on_what_an_earlier_one_met(
         results = list(run_slices(session, [one for one in pieces if one.location_id == SOUTH], options))
     assert "1 of 2 reads are not complete" in str(told(results, "operatories")[f"willow-dental.{NORTH}"])
     assert gone(rows, "operatories") == set()
+
+
+def test_lists_inside_a_record_go_with_it(settings: Settings, box: SandboxServer, rows: Rows) -> None:
+    """Nobody tells of a plan's procedures once the plan is gone."""
+    sync_all(settings, FULL, only={"treatment_plans"})
+    plan, procedures = rows(
+        "SELECT treatment_plan_id, count(*) FROM nexhealth_treatment_plan_procedures GROUP BY 1 ORDER BY 1 LIMIT 1"
+    )[0]
+    box.state.delete("treatment_plans", int(str(plan)))
+    sync_all(settings, RECONCILE, only={"treatment_plans"})
+    assert gone(rows, "treatment_plans") == {plan}
+    marked = "SELECT treatment_plan_id, count(*) FROM nexhealth_treatment_plan_procedures WHERE deleted_by = 'absence' GROUP BY 1"
+    assert rows(marked) == [(plan, procedures)]
+    box.state.update("treatment_plans", int(str(plan)), {}, about={"deleted_at": None})
+    sync_all(settings, only={"treatment_plans"})
+    assert rows(marked) == []
+
+
+def test_a_row_that_only_another_location_lists_stands_under_that_one(
+    settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """Only the request tells the location of a document type, and the first to list it keeps it."""
+    sync_all(settings, FULL, only={"document_types"})
+    moved, *_ = at(rows, "document_types", NORTH)
+    box.state.update("document_types", moved, {}, about={"location_id": SOUTH}, touch=False)
+    sync_all(settings, FULL, only={"document_types"})
+    assert rows(f"SELECT location_id FROM nexhealth_document_types WHERE id = {moved}") == [(NORTH,)]
+    sync_all(settings, RECONCILE, only={"document_types"})
+    assert rows(f"SELECT location_id FROM nexhealth_document_types WHERE id = {moved}") == [(SOUTH,)]
+    before = rows("SELECT id, xmin FROM nexhealth_document_types ORDER BY 1")
+    sync_all(settings, RECONCILE, only={"document_types"})
+    assert rows("SELECT id, xmin FROM nexhealth_document_types ORDER BY 1") == before
+    assert gone(rows, "document_types") == set()
