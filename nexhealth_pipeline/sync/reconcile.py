@@ -24,7 +24,7 @@ from nexhealth_pipeline.sync.practice import Location, Practices
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Absence, Slice, SliceResult, Status
 from nexhealth_pipeline.sync.verdict import Sources, Verdict
-from nexhealth_pipeline.warehouse.absence import Ground, is_placed, judged
+from nexhealth_pipeline.warehouse.absence import Ground, is_placed, judged, never_had
 from nexhealth_pipeline.warehouse.connect import driver_errors
 from nexhealth_pipeline.warehouse.knowledge import NOT_OFFERED
 from nexhealth_pipeline.warehouse.seen import SeenPass, offline_locations, seen_passes
@@ -119,12 +119,14 @@ class _Court:
                     mine = (piece.location_id,) if piece.location else tuple(one.id for one in self._active)
                     yield _Place(piece.location, (piece,), mine, nowhere=piece.location is None)
             return
+        never = never_had(self._connection, self._collection, self._institution_id)
         for owner, members in _databases(self._active):
             ids = tuple(one.id for one in members)
             if touched & set(ids):
                 pieces = tuple(one for one in self._slices if one.location_id in ids)
                 yield _Place(owner, pieces, ids, nowhere=False)
-        yield _Place(None, tuple(self._slices), (), nowhere=True)
+        readable = tuple(one for one in self._slices if one.location_id not in never)
+        yield _Place(None, readable, (), nowhere=True)
 
     def _judge(self, place: _Place, done: list[SeenPass]) -> Iterator[SliceResult]:
         passes = [self._passes.get(key) for key in self._keys(place.pieces)]

@@ -13,9 +13,10 @@ from psycopg import sql
 
 from nexhealth_pipeline.catalog.collection import Collection
 from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
+from nexhealth_pipeline.warehouse.knowledge import NOT_OFFERED
 from nexhealth_pipeline.warehouse.seen import SeenPass, answered_key, row_key
 
-__all__ = ["Figures", "Ground", "Missing", "is_placed", "judged"]
+__all__ = ["Figures", "Ground", "Missing", "is_placed", "judged", "never_had"]
 
 _MISSING = sql.Identifier("nexhealth_missing")
 _ANSWERED = sql.Literal(answered_key(0).removesuffix("0"))
@@ -177,6 +178,22 @@ def judged(connection: psycopg.Connection, passes: Iterable[SeenPass]) -> None:
 def is_placed(collection: Collection) -> bool:
     """Whether its rows say which location they belong to, themselves or by their patient."""
     return _place(collection) is not None or _patient(collection) is not None
+
+
+def never_had(connection: psycopg.Connection, collection: Collection, institution_id: int) -> set[int]:
+    """Locations that do not have the collection and, since no row is theirs, never had: rows of no location are not theirs."""
+    place = _place(collection)
+    if place is None:
+        return set()
+    rows = connection.execute(
+        sql.SQL(
+            "SELECT c.location_id FROM nexhealth_capabilities c WHERE c.institution_id = %s AND c.collection = %s"
+            " AND c.status = ANY(%s) AND NOT EXISTS (SELECT FROM {} t WHERE t.institution_id = c.institution_id"
+            " AND {} = c.location_id)"
+        ).format(sql.Identifier(collection.table), place),
+        (institution_id, collection.name, list(NOT_OFFERED)),
+    )
+    return {row[0] for row in rows}
 
 
 _FORGET_READS = sql.SQL(

@@ -480,3 +480,21 @@ def test_a_row_that_only_another_location_lists_stands_under_that_one(
     sync_all(settings, RECONCILE, only={"document_types"})
     assert rows("SELECT id, xmin FROM nexhealth_document_types ORDER BY 1") == before
     assert gone(rows, "document_types") == set()
+
+
+@pytest.mark.parametrize("had_it", [False, True])
+def test_a_row_of_no_location_is_judged_although_one_office_never_had_the_collection(
+    had_it: bool, harbor: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """Finance is often enabled for some offices only; one that had it may be where the row is listed."""
+    for status in box.state.ids("sync_status"):
+        box.state.update("sync_status", status, {"read_status": "green"})
+    box.state.enable(OFFLINE, on=had_it)
+    sync_all(harbor, FULL, only={"fee_schedules"})
+    box.state.enable(OFFLINE, on=False)
+    everybodys, *_ = at(rows, "fee_schedules", PIER)
+    box.state.update("fee_schedules", everybodys, {"location_id": None})
+    sync_all(harbor, only={"fee_schedules"})
+    box.state.delete("fee_schedules", everybodys)
+    sync_all(harbor, RECONCILE, only={"fee_schedules"})
+    assert gone(rows, "fee_schedules") == (set() if had_it else {everybodys})
