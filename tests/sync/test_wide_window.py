@@ -11,25 +11,27 @@ from nexhealth_pipeline.sync.slices import Status
 from .kit import Rows, sync_all
 from .test_full import assert_equal
 
+VISITS = {"appointments"}
+
 
 def test_changes_are_read_in_parts_where_the_whole_window_is_refused(
     settings: Settings, box: SandboxServer, rows: Rows
 ) -> None:
     """The span that the API takes is not documented: 400 must not mean that changes stop coming."""
-    sync_all(settings, SyncOptions(mode=Mode.FULL))
+    sync_all(settings, SyncOptions(mode=Mode.FULL), only=VISITS)
     ids = box.state.ids("appointments")
     for appointment in (ids[0], ids[len(ids) // 2], ids[-1]):
         box.state.update("appointments", appointment, {"note": "changed"})
     box.faults.add("status", path="/appointments", query="start=1900.*end=2200|end=2200.*start=1900", status=400)
-    results = sync_all(settings)
+    results = sync_all(settings, only=VISITS)
     assert {result.status for result in results} == {Status.SUCCEEDED}, [r.reason for r in results if r.reason]
-    assert_equal(box, rows)
+    assert_equal(box, rows, VISITS)
 
 
 def test_a_refusal_that_is_not_about_the_width_is_a_failure(settings: Settings, box: SandboxServer) -> None:
     sync_all(settings, SyncOptions(mode=Mode.FULL), only=set())
     box.faults.add("status", path="/appointments", status=400)
-    results = sync_all(settings, only={"appointments"})
+    results = sync_all(settings, only=VISITS)
     assert {result.status for result in results if result.slice.collection.window} == {Status.FAILED}
 
 
@@ -56,11 +58,11 @@ def test_a_server_that_is_down_is_not_asked_for_ever_smaller_windows(
     settings: Settings, box: SandboxServer, rows: Rows
 ) -> None:
     """Each window costs all its retries: twelve levels of halves held a sync for minutes."""
-    sync_all(settings, SyncOptions(mode=Mode.FULL))
+    sync_all(settings, SyncOptions(mode=Mode.FULL), only=VISITS)
     location = rows("SELECT min(id) FROM nexhealth_locations WHERE NOT inactive")[0][0]
     box.faults.add("status", path="/appointments", location_id=location, status=500)
     box.requests.clear()
-    results = sync_all(settings, retry=RetryPolicy(sleep=lambda _: None))
+    results = sync_all(settings, only=VISITS, retry=RetryPolicy(sleep=lambda _: None))
     failed = [result for result in results if result.status is Status.FAILED]
     assert [(result.slice.collection.name, result.slice.location_id) for result in failed] == [
         ("appointments", location)
