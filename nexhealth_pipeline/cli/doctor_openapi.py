@@ -32,4 +32,5 @@ def difference_lines(found: list[Difference]) -> list[str]:
         f"{one.kind}: {one.name if one.where == one.name else f'{one.where} {one.name}'}: {one.message}"
         for one in found
     ]
-    return [*lines, f"{len(found)} differences to what is synced (nexhealth_pipeline/catalog/collections)"]
+    count = f"{len(found):,} difference{'s'[: len(found) > 1]}"
+    return [*lines, f"{count} to what is synced (nexhealth_pipeline/catalog/collections)"]

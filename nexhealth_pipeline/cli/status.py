@@ -120,7 +120,7 @@ def _check_lines(report: Report) -> list[str]:
     """Failed checks, those that nobody has acknowledged first."""
     return [
         f"check {'failed' if one.is_new else 'acknowledged'} ({one.severity}): nexhealth_{one.collection} {one.check},"
-        f" {f'institution {one.institution_id}' if one.institution_id else 'everything'}: {one.faults:,} faults"
+        f" {f'institution {one.institution_id}' if one.institution_id else 'everything'}: {one.faults:,} fault{'s'[: one.faults > 1]}"
         + (f", for example {', '.join(one.sample_ids)}" if one.sample_ids else "")
         for one in report.checks
     ]

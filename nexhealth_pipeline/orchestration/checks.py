@@ -15,7 +15,8 @@ from nexhealth_pipeline.errors import PipelineError
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
 from nexhealth_pipeline.sync.practice import load_practices
 from nexhealth_pipeline.warehouse.check_results import run_all
-from nexhealth_pipeline.warehouse.checks import CHECKS, Check, CheckResult, Severity
+from nexhealth_pipeline.warehouse.check_rules import Severity
+from nexhealth_pipeline.warehouse.checks import CHECKS, Check, CheckResult
 from nexhealth_pipeline.warehouse.migrate import HEAD, current_revision
 
 __all__ = ["ASSET_CHECKS", "CHECKS_JOB", "CHECKS_SENSOR", "checks_job", "checks_sensor"]

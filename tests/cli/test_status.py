@@ -135,3 +135,39 @@ def test_watching_on_a_terminal_draws_and_ends_alike(
         raise KeyboardInterrupt
 
     assert watch(connection, as_json=False, sleep=nap) == 0
+
+
+def _failed_check(connection: psycopg.Connection, faults: int) -> None:
+    connection.execute(
+        "INSERT INTO nexhealth_check_results (collection, check_name, institution_id, severity, faults, sample_ids,"
+        " failing_since) VALUES ('patients', 'no_orphans', 7, 'warning', %s, '{7/5}', now())"
+        " ON CONFLICT (collection, check_name, institution_id) DO UPDATE SET faults = excluded.faults",
+        (faults,),
+    )
+
+
+def test_a_failed_check_is_something_new_to_look_at_until_it_is_acknowledged(
+    nexhealth: Run, connection: psycopg.Connection, database_url: str
+) -> None:
+    """Exit status 1 wakes somebody; what was seen must not wake them every morning, more of it must."""
+    _failed_check(connection, 2)
+    ended = nexhealth("status", "--acknowledge", DATABASE_URL=database_url)
+    assert ended.status == 1
+    line = "check failed (warning): nexhealth_patients no_orphans, institution 7: 2 faults, for example 7/5"
+    assert line in ended.out.splitlines()
+    again = nexhealth("status", DATABASE_URL=database_url)
+    assert again.status == 0
+    assert line.replace("failed", "acknowledged", 1) in again.out.splitlines()
+    _failed_check(connection, 3)
+    answer = nexhealth("status", "--json", DATABASE_URL=database_url)
+    assert answer.status == 1
+    assert [(one["faults"], one["acknowledged"]) for one in json.loads(answer.out)["checks"]] == [(3, 2)]
+
+
+def test_the_checks_can_be_run_from_a_shell(nexhealth: Run, busy: str, connection: psycopg.Connection) -> None:
+    """Whoever syncs by cron has no Dagit."""
+    _failed_check(connection, 2)
+    ended = nexhealth("status", "--check", DATABASE_URL=busy)
+    assert ended.status == 1
+    assert "nexhealth_patients no_orphans" not in ended.out
+    assert "check failed (warning): nexhealth_providers fresh, institution 7: 1 fault, for example 7/0" in ended.out

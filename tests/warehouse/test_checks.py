@@ -12,7 +12,8 @@ from psycopg.types.json import Jsonb
 from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
 from nexhealth_pipeline.catalog.paging import Paging
 from nexhealth_pipeline.warehouse.check_results import acknowledge, failed_checks, run_all
-from nexhealth_pipeline.warehouse.checks import CHECKS, RULES, Check, CheckResult, Severity, run
+from nexhealth_pipeline.warehouse.check_rules import RULES, Severity
+from nexhealth_pipeline.warehouse.checks import CHECKS, Check, CheckResult, run
 from nexhealth_pipeline.warehouse.drift import Drift, record_drift
 from nexhealth_pipeline.warehouse.knowledge import record_capability, record_freshness
 from nexhealth_pipeline.warehouse.state import PassKey, PassState, save_state
@@ -223,6 +224,9 @@ def test_two_rows_with_one_key_of_the_practice_system(house: Warehouse) -> None:
     for number, foreign, source in ((1, CANARY, "a"), (2, CANARY, "a"), (3, CANARY, "b"), (4, "", "a"), (5, "", "a")):
         house.add("patients", id=number, foreign_id=foreign, foreign_id_type=source)
     house.add("patients", BOND, id=1, foreign_id=CANARY, foreign_id_type="a")
+    for number, location in enumerate((1, 1, 2, None, None)):
+        house.add("charges", id=number, foreign_id=CANARY, location_id=location)
+    assert house.check("charges", "foreign_ids_unique").sample_ids == {ACME: ("10/0",)}
     assert house.check("patients", "foreign_ids_unique").sample_ids == {ACME: ("10/1",)}
 
 
@@ -241,6 +245,14 @@ def test_a_stale_copy_names_its_locations(house: Warehouse) -> None:
         locations=[{"id": 3}],
     )
     house.fresh("operatories", 3, hours=1)
+    house.add(
+        "sync_status",
+        sync_source_type="DataSource",
+        sync_source_name="y",
+        read_status="green",
+        read_status_at=NOW - timedelta(days=2),
+        locations=[{"id": 1}, {"id": 6}],
+    )
     record_capability(
         house.connection,
         institution_id=ACME,
@@ -250,8 +262,11 @@ def test_a_stale_copy_names_its_locations(house: Warehouse) -> None:
         evidence="403",
     )
     result = house.check("operatories", "fresh")
-    assert result.details == {"acme.2 is stale": 1, "acme.3 is offline": 1, "acme.4 was never read completely": 1}
-    assert result.institutions == {ACME: 3}
+    assert result.details == {"acme.2 is stale": 1, "acme.4 was never read completely": 1}
+    assert result.institutions == {ACME: 2}
+    result = house.check("sync_status", "offices_online")
+    assert result.details == {"acme.1 was not read by NexHealth for long": 1, "acme.3 is offline": 1}
+    assert [one.collection.name for one in CHECKS if one.rule.name == "offices_online"] == ["sync_status"]
 
 
 def test_drift_fails_a_check_but_not_a_field_that_never_came(house: Warehouse) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import random
 import traceback
 from dataclasses import replace
 from decimal import Decimal
@@ -18,9 +19,11 @@ from nexhealth_pipeline.warehouse.encode import Note, RecordEncoder
 
 from .kit import GADGETS, NOON, Table, gadget
 
-RECORDS, SOAK_RECORDS = 1_500, 10_500
+RECORDS, SOAK_RECORDS = 10_000, 100_000
 """Random records that go through COPY and merge, in `make test` and in `make soak`."""
-_PER_EXAMPLE = 30
+_PER_EXAMPLE = 400
+_DRAWN = 30
+"""Texts and values drawn for one example; its records are made of them in every combination."""
 CANARY = "canary-5550100"
 HOSTILE = [
     *(
@@ -40,22 +43,56 @@ HOSTILE = [
 texts = st.one_of(
     st.sampled_from(HOSTILE), st.text(max_size=40), st.text(st.sampled_from("\\\tnNt.\r\n\x00'\""), max_size=8)
 )
+
+
+def _as_key(text: str) -> str:
+    """No key of a column, nor one that is dropped as too sensitive: hypothesis takes words out of the code under test."""
+    return f"~{text}"
+
+
 values = st.recursive(
     st.none()
     | st.booleans()
     | st.integers(-(10**40), 10**40)
     | st.floats(allow_nan=False, allow_infinity=False)
     | texts,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts.map(_as_key), inner, max_size=4),
     max_leaves=8,
 )
-records = st.fixed_dictionaries(
-    {"name": texts | st.none(), "note": texts | st.none(), "tags": values},
-    optional={
-        "price": st.fixed_dictionaries({"amount": st.just("1.00"), "currency": texts}),
-        "other": values,
-        "born": values,
-    },
+
+
+def records_of(drawn: list[str], inner: list[Any], seed: int) -> list[tuple[dict[str, Any], bool]]:
+    """Records made of what was drawn (texts also joined), each with whether it is sent as pure ASCII.
+
+    Drawing each record for itself costs a hundred times as much and finds no other faults.
+    """
+    choose = random.Random(seed)
+
+    def text() -> str:
+        return "".join(choose.choices(drawn, k=choose.choice((1, 1, 1, 2, 3))))
+
+    def value() -> Any:
+        return choose.choice((choose.choice(inner), text(), [choose.choice(inner), text()], {_as_key(text()): text()}))
+
+    found = []
+    for _ in range(_PER_EXAMPLE):
+        record = {"name": choose.choice((text(), text(), None)), "note": choose.choice((text(), None)), "tags": value()}
+        more = {
+            "price": {"amount": "1.00", "currency": text()},
+            "other": value(),
+            "born": value(),
+            _as_key(text()): value(),
+        }
+        record |= {key: more[key] for key in more if choose.random() < 0.4}
+        found.append((record, choose.random() < 0.5))
+    return found
+
+
+batches = st.builds(
+    records_of,
+    st.lists(texts, min_size=_DRAWN, max_size=_DRAWN),
+    st.lists(values, min_size=_DRAWN, max_size=_DRAWN),
+    st.integers(0, 2**32),
 )
 
 
@@ -95,8 +132,7 @@ def random_batches(count: int) -> Any:
                 HealthCheck.data_too_large,
             ],
         )
-        batch = st.lists(st.tuples(records, st.booleans()), min_size=_PER_EXAMPLE, max_size=_PER_EXAMPLE)
-        return chosen(given(batch=batch)(test))
+        return chosen(given(batch=batches)(test))
 
     return decorate
 

@@ -1,0 +1,193 @@
+"""A newer OpenAPI file: every change that touches the copy is told, and the version we know is silent."""
+
+import copy
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nexhealth_pipeline.catalog.collections import DECLARED
+from nexhealth_pipeline.catalog.openapi import KNOWN_INCLUDES, NOT_COPIED, compare
+
+SPEC = Path(__file__).resolve().parents[3] / "shared" / "nexhealth" / "openapi-v3.0.0.json"
+with_spec = pytest.mark.skipif(not SPEC.exists(), reason="the vendor's OpenAPI file is not beside this checkout")
+Node = dict[str, Any]
+
+
+@cache
+def spec_text() -> str:
+    return SPEC.read_text()
+
+
+@pytest.fixture
+def spec() -> Node:
+    found: Node = json.loads(spec_text())
+    return found
+
+
+def found(spec: Node) -> set[tuple[str, str, str]]:
+    return {(one.kind, one.where, one.name) for one in compare(spec)}
+
+
+def parameter(spec: Node, path: str, name: str) -> Node:
+    return next(one for one in spec["paths"][path]["get"]["parameters"] if one.get("name") == name)
+
+
+def entity(spec: Node, path: str) -> Node:
+    """The object of one record in the answer of `path`, written in place of whatever it refers to."""
+    media = next(iter(spec["paths"][path]["get"]["responses"]["200"]["content"].values()))
+
+    def inlined(node: Any) -> Any:
+        while "$ref" in node:
+            target: Any = spec
+            for part in node["$ref"].removeprefix("#/").split("/"):
+                target = target[part]
+            node = copy.deepcopy(target)
+        merged: Node = {}
+        for part in node.pop("allOf", []):
+            merged |= inlined(part).get("properties", {})
+        return {**node, "properties": merged | node.get("properties", {})} if merged else node
+
+    media["schema"] = inlined(media["schema"])
+    data = media["schema"]["properties"]["data"] = inlined(media["schema"]["properties"]["data"])
+    if data.get("type") == "array":
+        data["items"] = inlined(data["items"])
+        return data["items"]  # type: ignore[no-any-return]
+    return data  # type: ignore[no-any-return]
+
+
+@with_spec
+def test_the_version_that_was_declared_shows_no_difference(spec: Node) -> None:
+    """Else nobody would read the answer to the next one."""
+    assert compare(spec) == []
+    bare = {path.replace("{id}", "{}") for path in spec["paths"]}
+    assert set(NOT_COPIED) | set(KNOWN_INCLUDES) <= bare
+
+
+def _new_list(spec: Node) -> None:
+    spec["paths"]["/referrals"] = copy.deepcopy(spec["paths"]["/operatories"])
+
+
+def _gone(spec: Node) -> None:
+    del spec["paths"]["/nex_staff"]
+
+
+def _renamed_parameter(spec: Node) -> None:
+    parameter(spec, "/providers", "inactive")["name"] = "include_inactive"
+
+
+def _no_longer_sorted(spec: Node) -> None:
+    parameter(spec, "/payments", "sort")["schema"]["enum"] = ["-updated_at"]
+
+
+def _required(spec: Node) -> None:
+    spec["paths"]["/treatment_plans"]["get"]["parameters"].append(
+        {"name": "practice_id", "in": "query", "required": True, "schema": {"type": "integer"}}
+    )
+
+
+def _hides(spec: Node) -> None:
+    spec["paths"]["/operatories"]["get"]["parameters"].append(
+        {"name": "archived", "in": "query", "schema": {"type": "boolean", "default": False}}
+    )
+
+
+def _new_include(spec: Node) -> None:
+    parameter(spec, "/charges", "include[]")["schema"]["items"]["enum"].append("tax_lines")
+
+
+def _new_field(spec: Node) -> None:
+    entity(spec, "/charges")["properties"]["tax"] = {"type": "number"}
+
+
+def _field_gone(spec: Node) -> None:
+    del entity(spec, "/charges")["properties"]["procedure_code"]
+
+
+def _retyped(spec: Node) -> None:
+    entity(spec, "/charges")["properties"]["charged_at"] = {"type": "string", "format": "date-time"}
+    entity(spec, "/charges")["properties"]["fee"] = {
+        "type": "object",
+        "properties": {"amount": {"type": "boolean"}, "currency": {"type": "string"}, "scale": {"type": "integer"}},
+    }
+
+
+def _payout(spec: Node) -> None:
+    charge = entity(spec, "/charges")["properties"]
+    charge["claim_payouts"] = {
+        "type": "array",
+        "items": {"type": "object", "properties": {"claim_id": {"type": "integer"}, "cob": {"type": "string"}}},
+    }
+
+
+def _bio(spec: Node) -> None:
+    bio = {"type": "object", "example": {"city": "x", "nickname": "y"}}
+    entity(spec, "/patients")["properties"]["bio"] = bio
+
+
+@with_spec
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (_new_list, {("endpoint new", "/referrals", "/referrals")}),
+        (_gone, {("endpoint missing", "nex_staff", "/nex_staff")}),
+        (_renamed_parameter, {("parameter missing", "providers", "inactive")}),
+        (_no_longer_sorted, {("value missing", "payments", "sort=updated_at")}),
+        (_required, {("parameter required", "treatment_plans", "practice_id")}),
+        (_hides, {("parameter new", "operatories", "archived")}),
+        (_new_include, {("include new", "charges", "tax_lines")}),
+        (_new_field, {("field new", "charges", "tax")}),
+        (_field_gone, {("field missing", "charges", "procedure_code")}),
+        (
+            _retyped,
+            {
+                ("field retyped", "charges", "charged_at"),
+                ("field retyped", "charges", "fee.amount"),
+                ("field new", "charges", "fee.scale"),
+            },
+        ),
+        (_payout, {("field new", "claim_payouts", "cob"), ("field missing", "claim_payouts", "write_off.amount")}),
+        (_bio, {("field new", "patients", "bio.nickname"), ("field missing", "patients", "bio.zip_code")}),
+    ],
+    ids=lambda value: value.__name__.strip("_") if callable(value) else "",
+)
+def test_each_change_is_told_where_it_matters(
+    spec: Node, change: Callable[[Node], None], told: set[tuple[str, str, str]]
+) -> None:
+    """Found from the path of the declaration; a table inside records is found inside its parent's."""
+    change(spec)
+    differences = found(spec)
+    assert told <= differences
+    assert {where for _, where, _ in differences} == {where for _, where, _ in told}
+
+
+@with_spec
+def test_a_thousand_fields_that_went_are_all_told(spec: Node) -> None:
+    """A whole new version must not look like one small change."""
+    for schema in spec["components"]["schemas"].values():
+        schema.pop("properties", None)
+        schema.pop("allOf", None)
+    assert len([one for one in compare(spec) if one.kind == "field missing"]) > 300
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "{}", '{"paths": []}', '"x"'])
+def test_what_is_no_openapi_file_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="paths"):
+        compare(json.loads(text))
+
+
+def test_an_empty_api_has_lost_every_collection() -> None:
+    assert {one.where for one in compare({"paths": {}})} == {one.name for one in DECLARED}
+
+
+def test_a_circle_of_references_ends() -> None:
+    circle = {"$ref": "#/components/schemas/A"}
+    answer = {"content": {"application/json": {"schema": circle}}}
+    spec = {
+        "paths": {"/patients": {"get": {"responses": {"200": answer}}}},
+        "components": {"schemas": {"A": {"$ref": "#/components/schemas/B"}, "B": circle}},
+    }
+    assert ("field missing", "patients", "id") in found(spec)
