@@ -198,7 +198,8 @@ class Collection:
     soft_delete: str | None = None
     """The API's own deletion time, where it has one."""
     may_be_disabled: bool = False
-    """The vendor enables it per practice: 403 means not enabled, not a failure (API.md K)."""
+    """Not every practice has it: 403 means that the vendor has not enabled it (API.md K), 404 and the like that the
+    practice system does not have it (A.7), and neither is a failure."""
     legacy_accept: bool = False
     """Answered in the v2 representation: the Accept header of API.md D.3 is sent as well."""
     sensitive: tuple[tuple[str, ...], ...] = ()

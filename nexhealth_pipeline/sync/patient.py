@@ -222,7 +222,7 @@ class _Refresh:
                 if collection.per:
                     self._remember_children(collection, answers)
         except PipelineError as failure:
-            skipped = isinstance(failure, NoAccess) and collection.may_be_disabled
+            skipped = isinstance(failure, NoAccess | NotFound) and collection.may_be_disabled
             status, reason = Status.SKIPPED if skipped else Status.FAILED, str(failure)
             exit_status = failure.exit_status
         log.finish(self.connection, status.value, counts, error=reason)

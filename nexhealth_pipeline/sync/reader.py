@@ -25,8 +25,9 @@ from nexhealth_pipeline.warehouse.sync_log import Counts, SyncLog
 __all__ = ["SliceReader"]
 
 _log = logging.getLogger(__name__)
-_NOT_OFFERED: dict[int | None, str] = {403: "not_enabled", 405: "unsupported", 415: "unsupported", 501: "unsupported"}
-"""What the API answers for what a practice, or its practice system, does not have."""
+_NOT_OFFERED: dict[int | None, str] = {403: "not_enabled", **dict.fromkeys((404, 405, 415, 501), "unsupported")}
+"""What the API answers for what a practice, or its practice system, does not have. A location that is gone fails all
+the same: by its patients and whatever else every practice has."""
 
 
 class SliceReader:

@@ -103,3 +103,18 @@ def test_a_list_under_patients_that_is_not_offered_costs_one_request(
     office.alerts = 200
     sync_all(settings, only={"patients", "alerts"})
     assert rows("SELECT count(*) FROM nexhealth_child_reads WHERE collection = 'alerts'") == [(30,)]
+
+
+def test_what_a_practice_system_does_not_have_is_no_failure(office: Office, database_url: str, rows: Rows) -> None:
+    """Working hours and recalls are answered 404 here; operatories, which every practice has, are a failure then."""
+    settings = settings_of(office, database_url)
+    results = sync_all(settings, only={"working_hours", "patient_recalls", "operatories"})
+    assert {one.slice.collection.name: one.status.value for one in results[-3:]} == {
+        "working_hours": "skipped",
+        "patient_recalls": "skipped",
+        "operatories": "failed",
+    }
+    assert rows("SELECT DISTINCT collection, status, evidence FROM nexhealth_capabilities ORDER BY 1") == [
+        ("patient_recalls", "unsupported", "404"),
+        ("working_hours", "unsupported", "404"),
+    ]

@@ -190,6 +190,7 @@ RECALL_TYPES = Collection(
     increment="updated_since",
     version="updated_at",
     references=(("location_id", "locations"),),
+    may_be_disabled=True,
     columns=flatten(
         identifier(),
         column("name", TEXT, NONE, "Name of the recall."),
@@ -212,6 +213,7 @@ PATIENT_RECALLS = Collection(
     version="updated_at",
     patient_filter="patient_id",
     references=(("patient_id", "patients"), ("recall_id", "recall_types"), ("appointment_id", "appointments")),
+    may_be_disabled=True,
     columns=flatten(
         identifier(),
         link("appointment_id", "Appointment that fulfils it."),

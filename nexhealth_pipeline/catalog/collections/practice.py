@@ -192,6 +192,7 @@ NEX_STAFF = Collection(
     legacy_accept=True,
     version="updated_at",
     after=("locations",),
+    may_be_disabled=True,
     columns=flatten(
         identifier(),
         column("email", TEXT, NONE, "E-mail address."),
@@ -225,6 +226,7 @@ WORKING_HOURS = Collection(
         ("label_id", "working_hour_labels"),
     ),
     filters=(("provider", "provider_id"), ("status", "active")),
+    may_be_disabled=True,
     columns=flatten(
         identifier(),
         link("provider_id", "Provider; null where the hours are a room's."),
@@ -256,6 +258,7 @@ WORKING_HOUR_LABELS = Collection(
     path="/working_hour_labels",
     scope=Scope.INSTITUTION,
     references=(("location_id", "locations"),),
+    may_be_disabled=True,
     columns=flatten(
         identifier(),
         link("location_id", "Location of the label."),

@@ -70,6 +70,7 @@ APPOINTMENT_DESCRIPTORS = Collection(
     legacy_accept=True,
     version="updated_at",
     references=(("location_id", "locations"),),
+    may_be_disabled=True,
     columns=flatten(
         identifier(),
         column("descriptor_type", TEXT, NONE, "Kind of descriptor, for example Procedure Code(s)."),
