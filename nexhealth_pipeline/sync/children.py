@@ -125,7 +125,7 @@ class ChildReader(SliceReader):
             return None
         started = stored.pass_started_at
         now = self.session.client.clock.now()
-        full = full or stored.watermark is None or full_read_due(connection, self.slice.collection, stored)
+        full = full or stored.watermark is None or full_read_due(connection, self.slice.collection, stored, now)
         young = started is not None and now - started < self.options.resume_within
         if stored.unfinished and young and stored.since is None and self._keeper.take_up(stored, self.options.mode):
             return replace(stored, run_id=self.session.run_id)

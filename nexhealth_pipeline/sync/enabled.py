@@ -3,13 +3,13 @@
 Once finance is enabled, NexHealth takes up to a day to fill it from the practice system (API.md K).
 """
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import psycopg
 
 from nexhealth_pipeline.catalog.collection import Collection
 from nexhealth_pipeline.warehouse.knowledge import enabled_at
-from nexhealth_pipeline.warehouse.state import PassState, database_time
+from nexhealth_pipeline.warehouse.state import PassState
 
 __all__ = ["FILLED_AFTER", "full_read_due"]
 
@@ -17,14 +17,14 @@ FILLED_AFTER = timedelta(hours=24)
 """So long the vendor may take to fill a collection after enabling it."""
 
 
-def full_read_due(connection: psycopg.Connection, collection: Collection, stored: PassState) -> bool:
-    """Whether the second full read, after the vendor has filled the collection, is still to be made."""
+def full_read_due(connection: psycopg.Connection, collection: Collection, stored: PassState, now: datetime) -> bool:
+    """Whether the second full read, after the vendor has filled the collection, is still to be made (`now`: API's time)."""
     if not collection.may_be_disabled:
         return False
     key = stored.key
     enabled = enabled_at(
         connection, institution_id=key.institution_id, location_id=key.location_id, collection=collection.name
     )
-    if enabled is None or database_time(connection) < enabled + FILLED_AFTER:
+    if enabled is None or now < enabled + FILLED_AFTER:
         return False
-    return stored.full_at is None or stored.full_at < enabled + FILLED_AFTER
+    return stored.last_full_at is None or stored.last_full_at < enabled + FILLED_AFTER

@@ -150,7 +150,7 @@ class PassReader:
         whole = self._options.mode.whole or self._options.partial or self._plan.pass_.membership
         if collection.increment is None or (whole and self._slice.window_key != CHANGES):
             return None
-        if full_read_due(self._connection, collection, self.stored):
+        if full_read_due(self._connection, collection, self.stored, self._session.client.clock.now()):
             return None
         watermark = self.stored.watermark
         if watermark is None and self._slice.window_key == CHANGES:

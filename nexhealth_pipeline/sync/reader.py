@@ -225,6 +225,7 @@ class SliceReader:
             collection=self.slice.collection.name,
             status=status,
             evidence=evidence,
+            at=self.session.client.clock.now(),
         )
 
     def _close_log(self, connection: psycopg.Connection, status: Status, reason: str | None) -> None:

@@ -71,8 +71,9 @@ def record_capability(
     collection: str,
     status: str,
     evidence: str,
+    at: datetime,
 ) -> None:
-    """Note whether a practice offers a collection; `since` moves only when the status changes.
+    """Note whether a practice offers a collection, at a moment of the API's time; `since` moves only when that changes.
 
     "empty" never replaces "supported": a list that held rows once is supported. What is not offered
     (any more) has no state: should it be offered again, it is read in full.
@@ -80,14 +81,15 @@ def record_capability(
     connection.execute(
         """
         INSERT INTO nexhealth_capabilities AS c (institution_id, location_id, collection, status, evidence)
-        VALUES (%s, %s, %s, %s, %s)
+        VALUES (%(institution)s, %(location)s, %(collection)s, %(status)s, %(evidence)s)
         ON CONFLICT (institution_id, location_id, collection) DO UPDATE
             SET status = excluded.status, evidence = excluded.evidence, since = clock_timestamp(),
-                enabled_at = CASE WHEN c.status IN ('not_enabled', 'unsupported') THEN clock_timestamp()
+                enabled_at = CASE WHEN c.status IN ('not_enabled', 'unsupported') THEN %(at)s::timestamptz
                                   ELSE c.enabled_at END
             WHERE c.status <> excluded.status AND NOT (c.status = 'supported' AND excluded.status = 'empty')
         """,
-        (institution_id, location_id, collection, status, evidence),
+        {"institution": institution_id, "location": location_id, "collection": collection}
+        | {"status": status, "evidence": evidence, "at": at},
     )
     if status in NOT_OFFERED:
         connection.execute(
@@ -99,7 +101,7 @@ def record_capability(
 def enabled_at(
     connection: psycopg.Connection, *, institution_id: int, location_id: int, collection: str
 ) -> datetime | None:
-    """When a collection that a practice did not have was enabled; None = it always was, or is not."""
+    """When (API's time) a collection that a practice did not have was enabled; None = it always was, or is not."""
     row = connection.execute(
         "SELECT enabled_at FROM nexhealth_capabilities"
         " WHERE (institution_id, location_id, collection) = (%s, %s, %s) AND status <> ALL(%s)",

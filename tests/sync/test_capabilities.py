@@ -85,7 +85,7 @@ def test_finance_that_is_enabled_later_is_read_in_full_and_again_a_day_later(
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute("UPDATE nexhealth_capabilities SET enabled_at = enabled_at - %s", (FILLED_AFTER,))
         connection.execute(
-            "UPDATE nexhealth_sync_state SET full_at = full_at - %s", (FILLED_AFTER + timedelta(minutes=1),)
+            "UPDATE nexhealth_sync_state SET last_full_at = last_full_at - %s", (FILLED_AFTER + timedelta(minutes=1),)
         )
     assert charges() == ("succeeded", [everything]), "filled by now: all of it once more"
     assert charges()[1] != [everything]

@@ -260,6 +260,7 @@ def test_a_stale_copy_names_its_locations(house: Warehouse) -> None:
         collection="operatories",
         status="not_enabled",
         evidence="403",
+        at=NOW,
     )
     result = house.check("operatories", "fresh")
     assert result.details == {"acme.2 is stale": 1, "acme.4 was never read completely": 1}

@@ -72,7 +72,13 @@ def test_freshness_carries_the_status_of_the_sources_own_copy(
 def test_a_capability_keeps_its_date_until_it_changes(connection: psycopg.Connection, rows: Rows) -> None:
     def note(status: str) -> tuple[Any, ...]:
         record_capability(
-            connection, institution_id=7, location_id=3, collection="insurance_plans", status=status, evidence="e"
+            connection,
+            institution_id=7,
+            location_id=3,
+            collection="insurance_plans",
+            status=status,
+            evidence="e",
+            at=NOON,
         )
         return rows("SELECT status, since FROM nexhealth_capabilities")[0]
 
@@ -93,7 +99,7 @@ def test_what_is_enabled_later_is_known_with_its_time_and_has_no_state(
     slice_of = {"institution_id": 7, "location_id": 3, "collection": "charges"}
 
     def note(status: str) -> datetime | None:
-        record_capability(connection, **slice_of, status=status, evidence="e")  # type: ignore[arg-type]
+        record_capability(connection, **slice_of, status=status, evidence="e", at=NOON)  # type: ignore[arg-type]
         return enabled_at(connection, **slice_of)  # type: ignore[arg-type]
 
     save_state(connection, PassState(PassKey("charges", 7, 3, "", "all"), watermark=NOON))
@@ -102,7 +108,7 @@ def test_what_is_enabled_later_is_known_with_its_time_and_has_no_state(
     assert note("not_enabled") is None
     assert rows("SELECT location_id FROM nexhealth_sync_state") == [(4,)]
     began = note("supported")
-    assert began is not None
+    assert began == NOON
     assert note("supported") == began == enabled_at(connection, **slice_of)  # type: ignore[arg-type]
     assert note("not_enabled") is None
 
