@@ -58,6 +58,8 @@ def test_no_name_note_or_key_leaves_the_warehouse(own_home: Path, tmp_path: Path
         box.faults.clear()
         box.state.delete("providers", harbors(box, "providers")[0])
         printed.append(nexhealth(environment, tmp_path, "sync", "--mode", "reconcile", "--resource", "providers"))
+        tokens = box.auth.issued
+    assert tokens
     settings = load_settings({"NEXHEALTH_HOME": str(own_home)}, environ={}, env_file=None)
     ours = tables(warehouse_url(settings))
     for one in PLANTED:
@@ -73,6 +75,7 @@ def test_no_name_note_or_key_leaves_the_warehouse(own_home: Path, tmp_path: Path
         assert CANARY.lower() not in text.lower(), place
         assert CANARY.encode().hex() not in text, place
         assert KEY not in text, place
+        assert not any(token in text for token in tokens), place
 
 
 def plant(box: SandboxServer) -> None:

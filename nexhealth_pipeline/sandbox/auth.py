@@ -42,6 +42,11 @@ class Auth:
         self._known: dict[str, tuple[float, Access]] = {}
         self._revoked: set[str] = set()
 
+    @property
+    def issued(self) -> tuple[str, ...]:
+        """The tokens given out since the start: what must stand in no log."""
+        return tuple(self._known)
+
     def issue(self, api_key: str) -> str:
         """A token for a key. Raises ApiError 401 for an unknown key."""
         access = self._keys.get(api_key)

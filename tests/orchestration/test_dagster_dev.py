@@ -22,6 +22,7 @@ from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import load_settings
 from nexhealth_pipeline.sync.months import month_keys
 from nexhealth_pipeline.warehouse import connect, embedded
+from tests.test_phi_canary import CANARY, files, holds_canary, tables
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -68,10 +69,15 @@ def test_dagster_dev_comes_up_with_nothing_set_and_each_of_its_processes_can_be_
 @pytest.mark.timeout(240)
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes through /proc")
 def test_a_backfill_of_two_locations_by_six_months_runs_from_the_ui(checkout: Path) -> None:
-    """One location that fails must not stop the other, whichever way Dagster cuts the backfill into runs."""
+    """One location that fails must not stop the other, whichever way Dagster cuts the backfill into runs.
+
+    Nothing of the people it copied is in Dagster's database or in a log after it (promise 10).
+    """
     months = month_keys(datetime.now(UTC).date())[20:26]
     with SandboxServer(patients=20, limits=False) as box:
         settings = {"NEXHEALTH_API_URL": box.url, "NEXHEALTH_API_KEY": box.api_key, "NEXHEALTH_DATA_KIND": "sandbox"}
+        for visit in box.state.ids("appointments"):
+            box.state.update("appointments", visit, {"note": CANARY, "provider_name": CANARY})
         with _dagster_dev(checkout, **settings) as (session, port):
             _wait_until(lambda: _location(port) == "LOADED", "the code is not loaded", 60)
             run = _ask(port, _LAUNCH, {"job": "nexhealth_practice"})["launchRun"]["run"]["runId"]
@@ -91,9 +97,21 @@ def test_a_backfill_of_two_locations_by_six_months_runs_from_the_ui(checkout: Pa
                     "failedPartitions": ["harbor-smiles.348622"],
                 },
             }
+            _assert_silent(checkout, box.auth.issued)
             for pid in sorted(_members(session)):
                 _end(pid)
             _wait_until(lambda: not _members(session), "processes stay", 30)
+
+
+def _assert_silent(checkout: Path, tokens: tuple[str, ...]) -> None:
+    home = load_settings({"NEXHEALTH_HOME": str(checkout / ".nexhealth")}, environ={}, env_file=None)
+    assert holds_canary(tables(connect.warehouse_url(home))["nexhealth_appointments"])
+    texts = {f"dagster {table}": text for table, text in tables(connect.dagster_url(home)).items()}
+    texts |= files(checkout / ".nexhealth") | {"output": (checkout / "dagster-dev.log").read_text()}
+    assert tokens
+    for place, text in texts.items():
+        assert CANARY not in text, place
+        assert not any(token in text for token in tokens), place
 
 
 _LAUNCH = """mutation($job: String!) { launchRun(executionParams: {mode: "default", selector: {jobName: $job,
