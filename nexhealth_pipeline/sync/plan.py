@@ -96,7 +96,8 @@ def awaits_changes(collections: Iterable[Collection], practices: Practices, stat
     for collection in collections:
         complete: dict[int, set[bool]] = {}
         for piece in slices_of(collection, practices, today) if collection.window else ():
-            complete.setdefault(piece.location_id, set()).add(_complete(piece, states, today))
+            if not _complete(replace(piece, window_key=CHANGES), states, today):
+                complete.setdefault(piece.location_id, set()).add(_complete(piece, states, today))
         if any(found == {True, False} for found in complete.values()):
             return True
     return False

@@ -9,7 +9,7 @@ from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
 from nexhealth_pipeline.catalog.paging import Paging
 from nexhealth_pipeline.sync.months import CHANGES, month_keys
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
-from nexhealth_pipeline.sync.plan import api_time, due_slices, filter_hash, passes_of, slices_of
+from nexhealth_pipeline.sync.plan import api_time, awaits_changes, due_slices, filter_hash, passes_of, slices_of
 from nexhealth_pipeline.sync.practice import Institution, Location, Practices
 from nexhealth_pipeline.sync.slices import Slice
 from nexhealth_pipeline.warehouse.state import PassKey, PassState
@@ -188,3 +188,19 @@ def test_requests_carry_what_the_declaration_says() -> None:
 
 def test_times_are_written_as_the_api_recommends() -> None:
     assert api_time(datetime(2026, 3, 1, 9, 8, 7, 999, tzinfo=UTC)) == "2026-03-01T09:08:07+0000"
+
+
+@pytest.mark.parametrize(
+    ("months", "changes", "waits"),
+    [(0, False, False), (1, False, True), (None, False, False), (1, True, False)],
+    ids=["nothing read", "killed in the middle", "all read", "a new month, changes read before"],
+)
+def test_changes_of_months_read_before_a_kill_wait_for_the_others(
+    months: int | None, changes: bool, waits: bool
+) -> None:
+    """Risk: what changed in them between the kill and the next sync is left to the one after."""
+    read = [piece for piece in slices_of(APPOINTMENTS, PRACTICES, TODAY) if piece.location == PIER][:months]
+    read += [replace(read[0], window_key=CHANGES)] if changes else []
+    keys = [plan.key for piece in read for plan in passes_of(piece, TODAY)]
+    states = {key: PassState(key, watermark=NOON) for key in keys}
+    assert awaits_changes([APPOINTMENTS], PRACTICES, states, TODAY) is waits
