@@ -233,10 +233,11 @@ class ChildReader(SliceReader):
         waiting: deque[tuple[DueRow, Future[_Answer]]] = deque()
         with ThreadPoolExecutor(width, thread_name_prefix="nexhealth-rows") as pool:
             try:
-                if self.slice.collection.may_be_disabled and due:
-                    # One request tells whether the practice has it at all.
-                    yield due[0], self._read_row(plans, due[0])
-                for row in due[self.slice.collection.may_be_disabled :]:
+                # One request tells whether the practice has it at all.
+                probes = 1 if self.slice.collection.may_be_disabled else 0
+                for row in due[:probes]:
+                    yield row, self._read_row(plans, row)
+                for row in due[probes:]:
                     waiting.append((row, pool.submit(self._read_row, plans, row)))
                     if len(waiting) >= 4 * width:
                         yield self._take(waiting)
