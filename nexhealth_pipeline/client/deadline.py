@@ -85,7 +85,7 @@ class BoundedAdapter(HTTPAdapter):
         """The pool for a request, with connections that know the deadline."""
         pool = super().get_connection_with_tls_context(request, verify, proxies=proxies, cert=cert)
         if isinstance(pool, HTTPConnectionPool) and not isinstance(pool.ConnectionCls, partial):
-            pool.ConnectionCls = partial(_connection, pool.ConnectionCls, self._deadline)  # type: ignore[assignment]
+            pool.ConnectionCls = partial(_connection, pool.ConnectionCls, self._deadline)  # type: ignore[assignment]  # a class to urllib3, which only calls it
         return pool
 
 

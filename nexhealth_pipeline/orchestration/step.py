@@ -114,7 +114,7 @@ def read(
 def report(context: Context, events: Sequence[Event]) -> None:
     """Write `events` in one batch."""
     step_context: StepExecutionContext = context.get_step_execution_context()
-    batch = generate_event_batch_id()  # type: ignore[no-untyped-call]
+    batch = generate_event_batch_id()  # type: ignore[no-untyped-call]  # Dagster left it untyped
     for index, event in enumerate(events):
         metadata = DagsterEventBatchMetadata(batch, is_end=index == len(events) - 1)
         if isinstance(event, dg.AssetMaterialization):
@@ -236,7 +236,7 @@ def _plan(context: dg.AssetExecutionContext, keys: Sequence[str]) -> None:
         for asset in sorted(context.selected_asset_keys)
         for key in keys
     ]
-    batch = generate_event_batch_id()  # type: ignore[no-untyped-call]
+    batch = generate_event_batch_id()  # type: ignore[no-untyped-call]  # Dagster left it untyped
     for index, event in enumerate(events):
         metadata = DagsterEventBatchMetadata(batch, is_end=index == len(events) - 1)
         context.instance.report_dagster_event(event, run.run_id, batch_metadata=metadata)

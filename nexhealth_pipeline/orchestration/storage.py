@@ -87,7 +87,7 @@ class NexHealthDagsterStorage(DagsterPostgresStorage):
             part._engine = engine
         # Dagster reads its batch size from the environment alone.
         os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", str(EVENT_BATCH_SIZE))
-        super(DagsterPostgresStorage, self).__init__()  # type: ignore[no-untyped-call]
+        super(DagsterPostgresStorage, self).__init__()  # type: ignore[no-untyped-call]  # Dagster left it untyped
 
     @classmethod
     def config_type(cls) -> UserConfigSchema:
