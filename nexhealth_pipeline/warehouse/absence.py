@@ -198,7 +198,7 @@ def never_had(connection: psycopg.Connection, collection: Collection, institutio
 
 _FORGET_READS = sql.SQL(
     "DELETE FROM nexhealth_child_reads r USING {} m WHERE r.collection = %(lists)s"
-    " AND r.institution_id = %(institution)s AND r.parent_id = m.id"
+    " AND r.institution_id = %(institution)s AND r.patient_id = m.id"
 ).format(_MISSING)
 
 

@@ -120,9 +120,9 @@ def _lists_complete(collection: Collection) -> sql.Composed | None:
     if collection.per is None or parent is None:
         return None
     return sql.SQL(
-        "SELECT r.institution_id, r.parent_id::text AS sample, 'lists with fewer rows than they had when read' AS detail"
-        " FROM nexhealth_child_reads r LEFT JOIN (SELECT institution_id, {parent} AS parent_id, count(*) AS rows"
-        "  FROM {table} GROUP BY 1, 2) t USING (institution_id, parent_id)"
+        "SELECT r.institution_id, r.patient_id::text AS sample, 'lists with fewer rows than they had when read' AS detail"
+        " FROM nexhealth_child_reads r LEFT JOIN (SELECT institution_id, {parent} AS patient_id, count(*) AS rows"
+        "  FROM {table} GROUP BY 1, 2) t USING (institution_id, patient_id)"
         " WHERE r.collection = {name} AND coalesce(t.rows, 0) + (SELECT count(*) FROM nexhealth_quarantine q"
         "  WHERE q.collection = {name} AND q.institution_id = r.institution_id AND NOT q.loaded"
         "  AND q.resolved_at IS NULL) < r.rows"

@@ -40,10 +40,10 @@ WITH active AS (
     SELECT id FROM nexhealth_locations
     WHERE institution_id = %(institution)s AND NOT coalesce(inactive, false) AND deleted_at IS NULL
 ), mine AS (
-    SELECT p.id, p.updated_at, r.read_at, r.parent_version, r.parent_id IS NULL AS unread
+    SELECT p.id, p.updated_at, r.read_at, r.patient_version, r.patient_id IS NULL AS unread
     FROM {parents} p
     LEFT JOIN nexhealth_child_reads r
-        ON r.collection = %(collection)s AND r.institution_id = p.institution_id AND r.parent_id = p.id
+        ON r.collection = %(collection)s AND r.institution_id = p.institution_id AND r.patient_id = p.id
     {belonging} p.institution_id = %(institution)s AND p.deleted_at IS NULL
 ), rotation AS (
     SELECT id FROM mine WHERE read_at < clock_timestamp() - %(rest)s
@@ -51,7 +51,7 @@ WITH active AS (
     LIMIT least(%(cap)s, (SELECT ceil(count(*)::numeric / %(nights)s)::int FROM mine))
 )
 SELECT id, updated_at FROM mine
-WHERE unread OR parent_version IS DISTINCT FROM updated_at OR read_at < %(read_before)s
+WHERE unread OR patient_version IS DISTINCT FROM updated_at OR read_at < %(read_before)s
     OR id IN (SELECT id FROM rotation)
 ORDER BY id
 """
@@ -96,8 +96,8 @@ def record_child_reads(
     """Note (row, number of records) of lists read just now; the caller commits them with the records."""
     with connection.cursor() as cursor:
         cursor.executemany(
-            "INSERT INTO nexhealth_child_reads (collection, institution_id, parent_id, read_at, parent_version, rows)"
-            " VALUES (%s, %s, %s, clock_timestamp(), %s, %s) ON CONFLICT (collection, institution_id, parent_id) DO UPDATE SET"
-            " read_at = excluded.read_at, parent_version = excluded.parent_version, rows = excluded.rows",
+            "INSERT INTO nexhealth_child_reads (collection, institution_id, patient_id, read_at, patient_version, rows)"
+            " VALUES (%s, %s, %s, clock_timestamp(), %s, %s) ON CONFLICT (collection, institution_id, patient_id) DO UPDATE SET"
+            " read_at = excluded.read_at, patient_version = excluded.patient_version, rows = excluded.rows",
             [(collection, institution_id, row.id, row.version, rows) for row, rows in reads],
         )

@@ -134,7 +134,7 @@ class Witness:
     def _singles(self, connection: psycopg.Connection) -> Iterator[Key]:
         """Lists under one row that have been read."""
         reads = connection.execute(
-            "SELECT collection, subdomain, parent_id FROM nexhealth_child_reads r"
+            "SELECT collection, subdomain, patient_id FROM nexhealth_child_reads r"
             " JOIN nexhealth_institutions i ON i.id = r.institution_id WHERE read_at >= %s",
             (self._began,),
         )
@@ -178,7 +178,7 @@ def facts(url: str) -> dict[str, str]:
         )
         found["child_reads"] = _hash(
             connection,
-            "SELECT collection, institution_id, parent_id, parent_version, rows FROM nexhealth_child_reads ORDER BY 1, 2, 3",
+            "SELECT collection, institution_id, patient_id, patient_version, rows FROM nexhealth_child_reads ORDER BY 1, 2, 3",
         )
         found["history"] = _hash(
             connection,

@@ -109,7 +109,7 @@ def test_a_declaration_is_all_a_new_collection_needs(office: Office, database_ur
         "SELECT collection, location_id, complete_through IS NOT NULL, last_full_at IS NOT NULL FROM nexhealth_freshness"
         " WHERE collection IN ('referrals', 'chairs') ORDER BY 1"
     ) == [("chairs", 11, True, True), ("referrals", 11, True, True)]
-    assert rows("SELECT parent_id, rows FROM nexhealth_child_reads WHERE collection = 'referrals' ORDER BY 1") == [
+    assert rows("SELECT patient_id, rows FROM nexhealth_child_reads WHERE collection = 'referrals' ORDER BY 1") == [
         (5, 2),
         (6, 0),
     ]

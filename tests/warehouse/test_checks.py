@@ -159,7 +159,7 @@ def test_a_list_whose_rows_have_gone_is_named_by_its_patient(house: Warehouse) -
     for patient, listed in ((1, 1), (2, 2)):
         house.add("documents", id=patient, patient_id=patient)
         house.connection.execute(
-            "INSERT INTO nexhealth_child_reads (collection, institution_id, parent_id, read_at, rows)"
+            "INSERT INTO nexhealth_child_reads (collection, institution_id, patient_id, read_at, rows)"
             " VALUES ('documents', %s, %s, now(), %s)",
             (ACME, patient, listed),
         )

@@ -47,7 +47,7 @@ def read(connection: psycopg.Connection, *ids: int, hours_ago: float = 0, versio
         reads=[(DueRow(number, of), 2) for number in ids],
     )
     connection.execute(
-        "UPDATE nexhealth_child_reads SET read_at = read_at - make_interval(secs => %s) WHERE parent_id = ANY(%s)",
+        "UPDATE nexhealth_child_reads SET read_at = read_at - make_interval(secs => %s) WHERE patient_id = ANY(%s)",
         (hours_ago * 3600, list(ids)),
     )
 
@@ -120,4 +120,4 @@ def test_what_was_read_is_noted_once_a_patient(practice: psycopg.Connection, row
     read(practice, 1)
     again = [(DueRow(1, None), 5)]
     record_child_reads(practice, collection="documents", institution_id=INSTITUTION, reads=again)
-    assert rows("SELECT parent_id, parent_version, rows FROM nexhealth_child_reads") == [(1, None, 5)]
+    assert rows("SELECT patient_id, patient_version, rows FROM nexhealth_child_reads") == [(1, None, 5)]

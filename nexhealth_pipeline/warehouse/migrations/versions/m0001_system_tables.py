@@ -117,14 +117,14 @@ COMMENT ON TABLE nexhealth_sync_logs IS
 CREATE TABLE nexhealth_child_reads (
     collection text NOT NULL,
     institution_id bigint NOT NULL,
-    parent_id bigint NOT NULL,
+    patient_id bigint NOT NULL,
     read_at timestamptz NOT NULL,
-    parent_version timestamptz,
+    patient_version timestamptz,
     rows integer NOT NULL,
-    PRIMARY KEY (collection, institution_id, parent_id)
+    PRIMARY KEY (collection, institution_id, patient_id)
 );
 COMMENT ON TABLE nexhealth_child_reads IS
-    'When the list under a row (a patient''s documents) was last read, and at which version of that row.';
+    'When a patient''s list was last read, at which version of the patient; of lists under other rows (coverages), the row''s.';
 
 CREATE TABLE nexhealth_seen_passes (
     collection text NOT NULL,
