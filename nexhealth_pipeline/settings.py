@@ -10,6 +10,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from datetime import timedelta
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any
 from zoneinfo import available_timezones
@@ -66,16 +67,56 @@ class Settings(BaseModel):
     """Cron of the morning catch-up for locations that were offline at night."""
     timezone: Annotated[str, Field(alias="NEXHEALTH_TIMEZONE")] = "UTC"
     """IANA time zone of both crons."""
+    webhook_key: Annotated[SecretStr | None, Field(alias="NEXHEALTH_WEBHOOK_KEY")] = None
+    """What webhook secrets are sealed with in the warehouse: 32 random characters or more. Several, with commas
+    between: the first seals, all open. Unset = made once in NEXHEALTH_HOME, for the embedded server only."""
+    webhook_secrets: Annotated[SecretStr | None, Field(alias="NEXHEALTH_WEBHOOK_SECRETS")] = None
+    """Secrets (comma list) of endpoints that were not registered by `nexhealth webhooks setup`."""
+    webhook_past_hours: Annotated[float, Field(alias="NEXHEALTH_WEBHOOK_PAST_HOURS", gt=0, le=720)] = 49.0
+    """Oldest timestamp of a webhook that is taken: the vendor repeats for 48 hours."""
+    webhook_future_minutes: Annotated[float, Field(alias="NEXHEALTH_WEBHOOK_FUTURE_MINUTES", ge=0, le=1440)] = 5.0
+    """How far a webhook's timestamp may be ahead of this machine's clock."""
+    webhook_networks: Annotated[tuple[str, ...], Field(alias="NEXHEALTH_WEBHOOK_NETWORKS")] = ()
+    """Networks (CIDR, comma list) that webhooks may come from; empty = any, since the vendor publishes none."""
+    webhook_proxies: Annotated[tuple[str, ...], Field(alias="NEXHEALTH_WEBHOOK_PROXIES")] = ()
+    """Networks (CIDR, comma list) of proxies whose X-Forwarded-For is believed."""
+    webhook_rate: Annotated[int, Field(alias="NEXHEALTH_WEBHOOK_RATE", ge=1, le=100_000)] = 1000
+    """Requests a second that one address may send to the receiver; twice as many in a burst."""
+    webhook_attempts: Annotated[int, Field(alias="NEXHEALTH_WEBHOOK_ATTEMPTS", ge=1, le=100)] = 5
+    """Failed tries after which an event is parked."""
+    webhook_payload_days: Annotated[int, Field(alias="NEXHEALTH_WEBHOOK_PAYLOAD_DAYS", ge=3, le=3650)] = 30
+    """Days that payloads of applied events are kept for replay; their audit rows stay."""
+    webhook_silence_hours: Annotated[float, Field(alias="NEXHEALTH_WEBHOOK_SILENCE_HOURS", gt=0, le=720)] = 24.0
+    """Hours without an event of an institution after which the watchdog warns."""
+    changes_days: Annotated[int, Field(alias="NEXHEALTH_CHANGES_DAYS", ge=1, le=365)] = 7
+    """Days that the change feed (nexhealth_changes) goes back."""
     log_level: Annotated[str, Field(alias="NEXHEALTH_LOG_LEVEL", pattern="^(DEBUG|INFO|WARNING|ERROR)$")] = "INFO"
     """Least severe level that is logged."""
     data_kind: Annotated[str, Field(alias="NEXHEALTH_DATA_KIND", pattern="^(real|sandbox)$")] = "real"
     """What the API serves, so that synthetic and real data never meet; `demo` and `dev --demo` say sandbox."""
 
-    @field_validator("subdomains", mode="before")
+    @field_validator("subdomains", "webhook_networks", "webhook_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("webhook_networks", "webhook_proxies")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for one in value:
+            try:
+                ip_network(one)
+            except ValueError:
+                raise ValueError(f"{one} is not a network such as 203.0.113.0/24") from None
+        return value
+
+    @field_validator("webhook_key")
+    @classmethod
+    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and any(len(one.strip()) < 32 for one in value.get_secret_value().split(",")):
+            raise ValueError("needs 32 random characters or more, for example of `openssl rand -hex 32`")
         return value
 
     @field_validator("nightly", "catchup")

@@ -16,6 +16,7 @@ __all__ = [
     "Column",
     "Current",
     "Derived",
+    "Events",
     "Pass",
     "Phi",
     "Reader",
@@ -146,6 +147,25 @@ class Current:
 
 
 @dataclass(frozen=True, slots=True)
+class Events:
+    """Webhook events that tell of the collection's rows (API.md F.3)."""
+
+    resource_type: str
+    """As a subscription names it: `Patient`."""
+    snapshots: tuple[str, ...] = ()
+    """Events whose `data` holds the record as the list gives it."""
+    hints: tuple[str, ...] = ()
+    """Events that only tell that something changed: the API is asked again."""
+    keys: tuple[str, ...] = ()
+    """Keys of `data` that hold a record, or a list of them; where none is there, `data` itself may be the record."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of them, to subscribe to."""
+        return self.snapshots + self.hints
+
+
+@dataclass(frozen=True, slots=True)
 class Collection:
     """One readable collection of NexHealth."""
 
@@ -209,6 +229,10 @@ class Collection:
     """Collections that must be read before (also the asset's upstream)."""
     references: tuple[tuple[str, str], ...] = ()
     """(column, collection it points to), soft: rows arrive in any order and 0 means none. Also the asset's lineage."""
+    events: Events | None = None
+    """Webhook events that tell of its rows; None = only reads do."""
+    single_only: tuple[str, ...] = ()
+    """Keys that single reads and events may have and the list has not: `raw` is always the list's shape."""
     filters: tuple[tuple[str, str], ...] = ()
     """(filter, API parameter) that subsets may be asked by: `status` (active or inactive), `provider`."""
     current: Current = Current()

@@ -36,11 +36,20 @@ class Loaded:
 class Loader:
     """Loads batches of one slice on one connection; a dry one only says what it would do."""
 
-    def __init__(self, connection: psycopg.Connection, piece: Slice, *, run_id: str, dry_run: bool) -> None:
+    def __init__(
+        self,
+        connection: psycopg.Connection,
+        piece: Slice,
+        *,
+        run_id: str,
+        dry_run: bool,
+        cause: Cause = Cause.PAGE,
+    ) -> None:
         self._connection = connection
         self._slice = piece
         self._run_id = run_id
         self._dry_run = dry_run
+        self._cause = cause
         institution_id = piece.institution.id if piece.institution else None
         self._encoder = RecordEncoder(piece.collection, institution_id)
         self._stage = Stage(connection, piece.collection, self._encoder)
@@ -102,7 +111,7 @@ class Loader:
 
     def _merge(self, counts: Counts, notes: list[Note], not_before: datetime | None) -> None:
         if counts.records_read:
-            state_cause(self._connection, Cause.PAGE, run_id=self._run_id)
+            state_cause(self._connection, self._cause, run_id=self._run_id)
         if self.before_merge is not None and self._stage.rows:
             self.before_merge(self._stage.name)
         self.changes += self._stage.changes(not_before)

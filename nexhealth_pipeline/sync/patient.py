@@ -31,25 +31,6 @@ from nexhealth_pipeline.warehouse.sync_log import Counts, SyncLog
 __all__ = ["refresh_patient"]
 
 _PATIENTS, _ADDRESSES = COLLECTIONS["patients"], COLLECTIONS["patient_addresses"]
-_SINGLE_ONLY = frozenset(
-    [
-        "location_ids",
-        "address",
-        "children",
-        "guarantor",
-        "last_visited_appointment",
-        "upcoming_appts",
-        "appointments",
-        "procedures",
-        "insurance_coverages",
-        "adjustments",
-        "charges",
-        "payments",
-        "patient_alerts",
-        "provider",
-    ]
-)
-"""Keys that only the single-patient read has (API.md E.2, E.3)."""
 _Answers = list[tuple[Page, Mapping[str, int]]]
 
 
@@ -251,5 +232,5 @@ def _location_ids(record: Mapping[str, msgspec.Raw]) -> list[int] | None:
 
 def _list_shape(page: Page, record: Mapping[str, msgspec.Raw]) -> Page:
     """The answer with its one record without the keys that lists lack: `raw` is always the list's shape."""
-    kept = {name: value for name, value in record.items() if name not in _SINGLE_ONLY}
+    kept = {name: value for name, value in record.items() if name not in _PATIENTS.single_only}
     return replace(page, records=[msgspec.json.encode(kept)])

@@ -1,6 +1,6 @@
 """Treatments and notes (API.md E.1, E.3)."""
 
-from nexhealth_pipeline.catalog.collection import Collection, Column, Scope, column, flatten, money, nested
+from nexhealth_pipeline.catalog.collection import Collection, Column, Events, Scope, column, flatten, money, nested
 from nexhealth_pipeline.catalog.collections.words import (
     BIGINT,
     BOOL,
@@ -64,6 +64,7 @@ PROCEDURES = Collection(
         ("provider_id", "start_date"),
         ("code",),
     ),
+    events=Events("Procedure", snapshots=("procedure_created", "procedure_updated"), keys=("procedure", "procedures")),
 )
 
 TREATMENT_PLANS = Collection(
@@ -85,6 +86,11 @@ TREATMENT_PLANS = Collection(
         column("status", TEXT, CLINICAL, "not_applicable, proposed, accepted, rejected or completed."),
     ),
     indexes=(("institution_id", "patient_id"),),
+    events=Events(
+        "TreatmentPlan",
+        snapshots=("treatment_plan_created", "treatment_plan_updated", "treatment_plan_deleted"),
+        keys=("treatment_plan", "treatment_plans"),
+    ),
 )
 
 TREATMENT_PLAN_PROCEDURES = Collection(

@@ -1,6 +1,6 @@
 """Plans, cover and who holds it (API.md E.1, E.3)."""
 
-from nexhealth_pipeline.catalog.collection import Collection, Column, Scope, column, flatten
+from nexhealth_pipeline.catalog.collection import Collection, Column, Events, Scope, column, flatten
 from nexhealth_pipeline.catalog.collections.words import (
     ACTIVE_PASSES,
     BIGINT,
@@ -77,6 +77,11 @@ INSURANCE_COVERAGES = Collection(
         column("active", BOOL, INSURANCE, "In force."),
     ),
     indexes=(("institution_id", "patient_id"), ("institution_id", "plan_id")),
+    events=Events(
+        "PatientInsuranceCoverage",
+        snapshots=("patient_insurance_created", "patient_insurance_updated"),
+        keys=("patient_insurance_coverage", "patient_insurance_coverages", "insurance_coverage", "patient_insurance"),
+    ),
 )
 
 

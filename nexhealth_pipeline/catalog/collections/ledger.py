@@ -5,6 +5,7 @@ from nexhealth_pipeline.catalog.collection import (
     Column,
     Current,
     Derived,
+    Events,
     Pass,
     Scope,
     column,
@@ -94,6 +95,9 @@ CHARGES = Collection(
         deleted(),
     ),
     indexes=(*_INDEXES, ("charged_at",), ("institution_id", "procedure_id")),
+    events=Events(
+        "Charge", snapshots=("charge_created", "charge_updated", "charge_deleted"), keys=("charge", "charges")
+    ),
 )
 
 CLAIM_PAYOUTS = Collection(
@@ -157,6 +161,12 @@ PAYMENTS = Collection(
     ),
     indexes=(*_INDEXES, ("paid_at",)),
     current=Current(columns=(IN_EHR, _IS_INSURANCE, _PAYMENT_TYPE_NAME), joins=(_PAYMENT_TYPE,)),
+    events=Events(
+        "Payment",
+        snapshots=("payment_created", "payment_updated", "payment_deleted"),
+        hints=("payment_insertion",),
+        keys=("payment", "payments"),
+    ),
 )
 
 ADJUSTMENTS = Collection(
@@ -196,6 +206,12 @@ ADJUSTMENTS = Collection(
     ),
     indexes=(*_INDEXES, ("adjusted_at",)),
     current=Current(columns=(IN_EHR, _ADJUSTMENT_TYPE_NAME), joins=(_ADJUSTMENT_TYPE,)),
+    events=Events(
+        "Adjustment",
+        snapshots=("adjustment_created", "adjustment_updated", "adjustment_deleted"),
+        hints=("adjustment_insertion",),
+        keys=("adjustment", "adjustments"),
+    ),
 )
 
 CLAIMS = Collection(
@@ -233,6 +249,7 @@ CLAIMS = Collection(
         deleted(),
     ),
     indexes=(*_INDEXES, ("date_of_service",)),
+    events=Events("Claim", snapshots=("claim_created", "claim_updated", "claim_deleted"), keys=("claim", "claims")),
 )
 
 GUARANTOR_BALANCES = Collection(
@@ -340,6 +357,9 @@ PAYMENT_TYPES = Collection(
         column("active", BOOL, NONE, "Can be used."),
         updated(),
     ),
+    events=Events(
+        "PaymentType", hints=("payment_type_created", "payment_type_updated"), keys=("payment_type", "payment_types")
+    ),
 )
 
 ADJUSTMENT_TYPES = Collection(
@@ -362,6 +382,11 @@ ADJUSTMENT_TYPES = Collection(
         column("action", TEXT, NONE, "credit (lowers the balance), debit (raises it) or unknown."),
         updated(),
     ),
+    events=Events(
+        "AdjustmentType",
+        hints=("adjustment_type_created", "adjustment_type_updated"),
+        keys=("adjustment_type", "adjustment_types"),
+    ),
 )
 
 FEE_SCHEDULES = Collection(
@@ -382,6 +407,11 @@ FEE_SCHEDULES = Collection(
         column("active", BOOL, NONE, "In use."),
         link("location_id", "Location; null where it is everybody's."),
         updated(),
+    ),
+    events=Events(
+        "FeeSchedule",
+        snapshots=("fee_schedule_created", "fee_schedule_updated"),
+        keys=("fee_schedule", "fee_schedules"),
     ),
 )
 

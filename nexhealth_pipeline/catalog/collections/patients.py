@@ -5,6 +5,7 @@ from nexhealth_pipeline.catalog.collection import (
     Column,
     Current,
     Derived,
+    Events,
     Pass,
     Reader,
     Scope,
@@ -128,6 +129,24 @@ PATIENTS = Collection(
         ("updated_at",),
     ),
     current=_PATIENTS_SHOWN,
+    # API.md E.2, E.3.
+    single_only=(
+        "location_ids",
+        "address",
+        "children",
+        "guarantor",
+        "last_visited_appointment",
+        "upcoming_appts",
+        "appointments",
+        "procedures",
+        "insurance_coverages",
+        "adjustments",
+        "charges",
+        "payments",
+        "patient_alerts",
+        "provider",
+    ),
+    events=Events("Patient", snapshots=("patient_created", "patient_updated"), keys=("patients", "patient", "user")),
 )
 
 
@@ -276,6 +295,7 @@ DOCUMENTS = Collection(
         column("document_type_id", BIGINT, NONE, "Kind of document."),
     ),
     indexes=(("institution_id", "patient_id"),),
+    events=Events("Document", hints=("document_insertion",), keys=("document", "documents")),
 )
 
 DECLARED: tuple[Collection, ...] = (

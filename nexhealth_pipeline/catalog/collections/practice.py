@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from nexhealth_pipeline.catalog.collection import Collection, Scope, SqlType, column, flatten, nested
+from nexhealth_pipeline.catalog.collection import Collection, Events, Scope, SqlType, column, flatten, nested
 from nexhealth_pipeline.catalog.collections.words import (
     ACTIVE_PASSES,
     BIGINT,
@@ -116,6 +116,9 @@ SYNC_STATUS = Collection(
         column("write_status", TEXT, NONE, "green, or red while the office cannot be written."),
         column("write_status_at", TIME, NONE, "When the office was last written."),
         column("locations", JSON, NONE, "Locations that share this EHR database."),
+    ),
+    events=Events(
+        "SyncStatus", hints=("sync_status_read_change", "sync_status_write_change"), keys=("syncstatus", "sync_status")
     ),
 )
 

@@ -4,6 +4,7 @@ from nexhealth_pipeline.catalog.collection import (
     Collection,
     Current,
     Derived,
+    Events,
     Pass,
     Scope,
     Shown,
@@ -181,6 +182,12 @@ APPOINTMENTS = Collection(
             Shown("appointments", "A visit, cancelled ones too.", f"NOT {_IS_BLOCK}"),
             Shown("schedule_blocks", "Time that is blocked in the schedule: no visit.", _IS_BLOCK),
         ),
+    ),
+    events=Events(
+        "Appointment",
+        snapshots=("appointment_created", "appointment_updated"),
+        hints=("appointment_insertion",),
+        keys=("appointment", "appointments", "appt"),
     ),
 )
 

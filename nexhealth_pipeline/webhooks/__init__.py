@@ -1,0 +1,1 @@
+"""Continuous sync: what NexHealth posts is verified, stored, and applied to the rows."""
