@@ -14,7 +14,7 @@ from datetime import datetime
 
 import msgspec
 
-from nexhealth_pipeline.catalog.collection import Collection, Column, SqlType
+from nexhealth_pipeline.catalog.collection import Collection, SqlType
 from nexhealth_pipeline.errors import RecordRefused
 from nexhealth_pipeline.warehouse.drift import DriftWatch
 from nexhealth_pipeline.warehouse.values import CONVERTERS, Converter, json_text
@@ -28,7 +28,7 @@ _INDEXED_BYTES = 1000
 """Longest text of an indexed column: an entry of two must fit into a third of PostgreSQL's 8 KB page."""
 _ID_DIGITS = 19
 _FIRST_ID = re.compile(rb'\s*\{\s*"id"\s*:\s*"?(\d{1,19})"?\s*[,}]')
-_ODD_NUMBER = re.compile(rb"[eE]-\d{4}|\d{4000}")
+_ODD_NUMBERS = tuple(re.compile(one) for one in (rb"e-\d{4}", rb"E-\d{4}", rb"\d{4000}"))
 """Perhaps a number with more than the 16,383 decimals that PostgreSQL's numeric, and so jsonb, holds."""
 _COPY_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
@@ -61,6 +61,20 @@ class Note:
         return f"Note(field={self.field!r}, rule={self.rule!r}, loaded={self.loaded})"
 
 
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """How one column's value is found and written."""
+
+    name: str
+    outer: tuple[str, ...]
+    """Keys to the object that holds it; the same tuple, not only an equal one, for all columns of one object."""
+    key: str
+    convert: Converter
+    in_key: bool
+    """Part of the table's key: without it the record is refused."""
+    indexed: bool
+
+
 @dataclass(slots=True)
 class Encoded:
     """Lines for COPY, and what could not be loaded."""
@@ -77,11 +91,11 @@ class RecordEncoder:
     def __init__(self, collection: Collection, institution_id: int | None) -> None:
         self._collection = collection
         self._institution = None if institution_id is None else str(institution_id)
-        self._columns = tuple((column, column.path, CONVERTERS[column.type]) for column in collection.columns)
+        self._fields = _fields(collection)
         self._request_columns = collection.from_request
+        self._sensitive = tuple((path[-1], path[-1].encode()) for path in collection.sensitive)
         names = [column.name for column in collection.columns]
         self._id_at = names.index("id") if "id" in names else None
-        self._indexed = {*collection.key, *(name for index in collection.indexes for name in index)}
         self.drift = DriftWatch(collection)
         """What the records held that is not as declared."""
 
@@ -129,10 +143,12 @@ class RecordEncoder:
         stored = self._stored_text(raw, record)
         absent: list[str] = []
         faults: list[RecordRefused] = []
-        values = [self._value(record, column, path, convert, absent, faults) for column, path, convert in self._columns]
+        values = self._values(record, absent, faults)
         institution = self._institution or self._institution_of(record)
         self.drift.see(record, institution, absent, faults)
-        fields = [_NULL if value is None else value.translate(_COPY_ESCAPES) for value in values]
+        # What COPY would take for something else can only come of an escape in the JSON; most records have none.
+        plain = b"\\" not in raw
+        fields = [_NULL if value is None else value if plain else value.translate(_COPY_ESCAPES) for value in values]
         content = "\t".join(fields) + "\0" + ",".join(absent)
         row_hash = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
         for fault in faults:
@@ -145,40 +161,39 @@ class RecordEncoder:
                 institution,
                 *known,
                 *fields,
-                stored.translate(_COPY_ESCAPES),
+                stored if plain and not _is_spread(raw) else stored.translate(_COPY_ESCAPES),
                 read_text,
                 "\\\\x" + row_hash,
                 "{" + ",".join(absent) + "}" if absent else _NULL,
             )
         )
 
-    def _value(
-        self,
-        record: dict[str, object],
-        column: Column,
-        path: tuple[str, ...],
-        convert: Converter,
-        absent: list[str],
-        faults: list[RecordRefused],
-    ) -> str | None:
-        """One column's text; notes an absent key, turns a bad value of a plain column into null."""
-        try:
-            value = _at(record, path)
-            if value is _ABSENT:
-                absent.append(column.name)
-                value = None
-            text = convert(value)
-            if column.name in self._indexed:
-                _require_short(text)
-        except RecordRefused as refused:
-            fault = RecordRefused(column.name, refused.rule)
-            if column.name in self._collection.key:
-                raise fault from None
-            faults.append(fault)
-            return None
-        if text is None and column.name in self._collection.key:
-            raise RecordRefused(column.name, "missing, and it is part of the key")
-        return text
+    def _values(self, record: dict[str, object], absent: list[str], faults: list[RecordRefused]) -> list[str | None]:
+        """Every column's text; notes absent keys, turns a bad value of a plain column into null."""
+        values: list[str | None] = []
+        outer: tuple[str, ...] = ()
+        holder: object = record
+        for field in self._fields:
+            if field.outer is not outer:
+                outer = field.outer
+                holder = _at(record, outer)
+            value = holder.get(field.key, _ABSENT) if holder.__class__ is dict else holder
+            if value is None or value is _ABSENT:
+                if value is _ABSENT:
+                    absent.append(field.name)
+                if field.in_key:
+                    raise RecordRefused(field.name, "missing, and it is part of the key")
+                values.append(None)
+                continue
+            try:
+                values.append(_converted(field, value, holder))
+            except RecordRefused as refused:
+                fault = RecordRefused(field.name, refused.rule)
+                if field.in_key:
+                    raise fault from None
+                faults.append(fault)
+                values.append(None)
+        return values
 
     def _institution_of(self, record: dict[str, object]) -> str:
         value: object = record
@@ -192,7 +207,7 @@ class RecordEncoder:
     def _stored_text(self, raw: bytes, record: dict[str, object]) -> str:
         """Remove the keys too sensitive to keep from `record`; its JSON without them and without NUL."""
         # The key stands in the bytes as it is, or escaped; most records have neither and need no search.
-        names = [path[-1] for path in self._collection.sensitive if path[-1].encode() in raw or b"\\u" in raw]
+        names = [name for name, written in self._sensitive if written in raw or b"\\u" in raw]
         dropped = [_drop(record, name) for name in names]
         if any(dropped) or b"\\u0000" in raw or _maybe_odd(raw):
             return json_text(record)
@@ -219,9 +234,19 @@ def _parse(raw: bytes) -> dict[str, object]:
         raise RecordRefused("", "not a JSON object that can be stored") from None
 
 
+def _is_spread(raw: bytes) -> bool:
+    """Whether JSON is written over lines or with tabs, which COPY takes for its own."""
+    return b"\n" in raw or b"\t" in raw or b"\r" in raw
+
+
 def _maybe_odd(raw: bytes) -> bool:
     """Whether `raw` may hold a number that jsonb refuses; the search is spared where it cannot."""
-    return (len(raw) > 4000 or b"e-" in raw or b"E-" in raw) and _ODD_NUMBER.search(raw) is not None
+    small, large, long = _ODD_NUMBERS
+    return (
+        (b"e-" in raw and small.search(raw) is not None)
+        or (b"E-" in raw and large.search(raw) is not None)
+        or (len(raw) > 4000 and long.search(raw) is not None)
+    )
 
 
 def _require_short(text: str | None) -> None:
@@ -230,17 +255,43 @@ def _require_short(text: str | None) -> None:
         raise RecordRefused("", f"longer than {_INDEXED_BYTES} bytes in an indexed column")
 
 
+def _fields(collection: Collection) -> tuple[_Field, ...]:
+    indexed = {*collection.key, *(name for index in collection.indexes for name in index)}
+    outers: dict[tuple[str, ...], tuple[str, ...]] = {(): ()}
+    return tuple(
+        _Field(
+            column.name,
+            outers.setdefault(column.path[:-1], column.path[:-1]),
+            column.path[-1],
+            CONVERTERS[column.type],
+            column.name in collection.key,
+            column.name in indexed,
+        )
+        for column in collection.columns
+    )
+
+
+def _converted(field: _Field, value: object, holder: object) -> str | None:
+    """The text of a value that is neither null nor absent. Raises RecordRefused."""
+    if value is holder:
+        raise RecordRefused("", "the object around it is none")
+    text = field.convert(value)
+    if field.indexed:
+        _require_short(text)
+    if text is None and field.in_key:
+        raise RecordRefused(field.name, "missing, and it is part of the key")
+    return text
+
+
 def _at(record: dict[str, object], path: tuple[str, ...]) -> object:
-    """The value at `path`; null below a null, _ABSENT where a key is missing. Raises RecordRefused."""
+    """The object at `path`; None below a null, _ABSENT where a key is missing, else what stands in its place."""
     value: object = record
     for key in path:
-        if value is None or value == "":
-            return None
-        if not isinstance(value, dict):
-            raise RecordRefused("", "the object around it is none")
+        if value.__class__ is not dict:
+            return value
         value = value.get(key, _ABSENT)
-        if value is _ABSENT:
-            break
+        if value == "":  # some practice systems write an empty text for no object
+            return None
     return value
 
 

@@ -112,7 +112,9 @@ def _timestamptz(value: object) -> str | None:
         return None
     if not isinstance(value, str) or not _TIME.fullmatch(value):
         raise RecordRefused("", "not an ISO 8601 time with a zone")
-    text = value.replace(" UTC", "Z").replace("UTC", "Z").replace(" Z", "Z").replace(" +", "+").replace(" -", "-")
+    text = value
+    if not value.endswith("Z") or value[-2] == " ":
+        text = value.replace(" UTC", "Z").replace("UTC", "Z").replace(" Z", "Z").replace(" +", "+").replace(" -", "-")
     try:
         year = datetime.fromisoformat(text).year
     except ValueError:

@@ -1,0 +1,45 @@
+"""Ours: `nexhealth_pipeline.sync` from a plain script, with raw JSON, hash, version guard and change feed kept."""
+
+import sys
+from datetime import UTC, datetime
+
+from nexhealth_pipeline.catalog.collection import Scope
+from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
+from nexhealth_pipeline.settings import load_settings
+from nexhealth_pipeline.sync.options import Mode, SyncOptions
+from nexhealth_pipeline.sync.plan import due_slices
+from nexhealth_pipeline.sync.runner import run_slices
+from nexhealth_pipeline.sync.session import SyncSession
+from nexhealth_pipeline.warehouse.migrate import upgrade
+
+
+class Unlimited:
+    """The machine is measured here, not NexHealth's rate limits."""
+
+    def acquire(self, classes: object) -> float:
+        """Never wait."""
+        return 0.0
+
+    def throttle(self, classes: object, seconds: float) -> None:
+        """Never called."""
+
+
+def main(api_url: str, database_url: str, mode: str) -> None:
+    """Read patients in `mode` full or incremental."""
+    upgrade(database_url)
+    choices = {"NEXHEALTH_API_KEY": "bench", "NEXHEALTH_API_URL": api_url, "DATABASE_URL": database_url}
+    settings = load_settings(choices, environ={}, env_file=None)
+    options = SyncOptions(mode=Mode(mode), fresh_after=datetime.now(UTC))
+    today = datetime.now(UTC).date()
+    with SyncSession(settings, database_url, budget_for=lambda _: Unlimited()) as session:
+        practice = [one for one in DECLARED if one.scope is Scope.PRACTICE and one.is_asset]
+        list(run_slices(session, due_slices(practice, session.practices(), {}, options, today), options))
+        patients = [COLLECTIONS["patients"]]
+        states = session.states(["patients"])
+        for result in run_slices(session, due_slices(patients, session.practices(), states, options, today), options):
+            counts = result.counts
+            print(counts.records_read, counts.inserted, counts.updated, result.status, result.reason or "")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
