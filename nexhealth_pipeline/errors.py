@@ -22,6 +22,7 @@
     |   |-- WarehouseNewer       install a newer nexhealth_pipeline
     |   |-- WarehouseRefused     it holds the other kind of data (sandbox or real)
     |   |-- MissingRights        grant what the message names
+    |   |-- ChangesGone          the change feed does not go back so far: read the tables anew
     |   `-- BudgetUnavailable    the shared rate budget cannot be asked: nothing is sent
     `-- Cancelled                the user asked to stop; the last page is committed         (exit 130)
 
@@ -36,6 +37,7 @@ __all__ = [
     "BadRequest",
     "BudgetUnavailable",
     "Cancelled",
+    "ChangesGone",
     "ConfigurationError",
     "CursorExpired",
     "InvalidSetting",
@@ -173,6 +175,10 @@ class WarehouseRefused(WarehouseError):
 
 class MissingRights(WarehouseError):
     """The database role lacks a right that the message names."""
+
+
+class ChangesGone(WarehouseError):
+    """Changes after a reader's place in the change feed are kept no more: take a new one, read the tables anew."""
 
 
 class BudgetUnavailable(WarehouseError):

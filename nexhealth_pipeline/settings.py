@@ -68,8 +68,7 @@ class Settings(BaseModel):
     timezone: Annotated[str, Field(alias="NEXHEALTH_TIMEZONE")] = "UTC"
     """IANA time zone of both crons."""
     webhook_key: Annotated[SecretStr | None, Field(alias="NEXHEALTH_WEBHOOK_KEY")] = None
-    """What webhook secrets are sealed with in the warehouse: 32 random characters or more. Several, with commas
-    between: the first seals, all open. Unset = made once in NEXHEALTH_HOME, for the embedded server only."""
+    """Seals webhook secrets: 32+ random characters; of several (comma list) the first seals, all open."""
     webhook_secrets: Annotated[SecretStr | None, Field(alias="NEXHEALTH_WEBHOOK_SECRETS")] = None
     """Secrets (comma list) of endpoints that were not registered by `nexhealth webhooks setup`."""
     webhook_past_hours: Annotated[float, Field(alias="NEXHEALTH_WEBHOOK_PAST_HOURS", gt=0, le=720)] = 49.0

@@ -44,7 +44,7 @@ def test_what_is_run_elsewhere_is_in_readme() -> None:
 def test_its_queries_run(database_url: str) -> None:
     """The first thing an analyst tries."""
     queries = re.findall(r"```sql\n(.*?)```", TEXT, re.DOTALL)
-    assert len(queries) == 2
+    assert len(queries) == 4
     with psycopg.connect(database_url) as connection:
         for query in queries:
             connection.execute(query)

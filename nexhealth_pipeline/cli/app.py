@@ -16,11 +16,12 @@ from nexhealth_pipeline.cli.database import database
 from nexhealth_pipeline.cli.demo import demo
 from nexhealth_pipeline.cli.dev import dev
 from nexhealth_pipeline.cli.examine import doctor
-from nexhealth_pipeline.cli.later import LATER
 from nexhealth_pipeline.cli.quarantine import quarantine
 from nexhealth_pipeline.cli.sandbox import sandbox
+from nexhealth_pipeline.cli.serve import serve
 from nexhealth_pipeline.cli.status import status
 from nexhealth_pipeline.cli.sync import sync
+from nexhealth_pipeline.cli.webhooks import webhooks
 from nexhealth_pipeline.errors import PipelineError
 
 __all__ = ["STOPPED", "cli", "main"]
@@ -47,7 +48,7 @@ def cli() -> None:
     """
 
 
-for _command in (demo, sync, status, quarantine, doctor, dev, database, sandbox, *LATER):
+for _command in (demo, sync, status, quarantine, doctor, dev, serve, webhooks, database, sandbox):
     cli.add_command(_command)
 
 

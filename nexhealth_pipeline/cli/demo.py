@@ -21,10 +21,12 @@ _GRACE_SECONDS = 3.0
 def demo(*, as_json: bool) -> int:
     """Try everything without an account.
 
-    Starts a local NexHealth with synthetic practices and reads all of it into PostgreSQL, through Dagster.
+    Starts a local NexHealth with synthetic practices and reads all of it into PostgreSQL, through Dagster; then
+    lets one patient move there and shows how the webhook of that reaches the table.
     Ignores every setting but NEXHEALTH_HOME and works in databases of its own, so it never meets real data.
-    The local NexHealth keeps its practices: a second demo reads all of them again and changes no row.
+    The local NexHealth keeps its practices: a second demo reads all of them again and changes no row by it.
     """
+    from nexhealth_pipeline.cli.loop import show_loop
     from nexhealth_pipeline.cli.sandbox import start_sandbox
     from nexhealth_pipeline.cli.sync import run
     from nexhealth_pipeline.log import set_up_for
@@ -38,6 +40,8 @@ def demo(*, as_json: bool) -> int:
         shut_in_demo(realm)
         _say("Reading all of it within NexHealth's documented rate limits ...", as_json=as_json)
         status = run(realm, _everything(), as_json=as_json)
+        if status in (0, 1):
+            show_loop(household, realm, lambda text: _say(text, as_json=as_json))
     if status in (0, 1) and not as_json:
         click.echo("\n".join(_what_next(realm)))
     return status

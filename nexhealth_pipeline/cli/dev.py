@@ -1,4 +1,4 @@
-"""`nexhealth dev`: Dagster's pages and daemon, with a local NexHealth where there is no account."""
+"""`nexhealth dev`: Dagster's pages, daemon and the webhook receiver; a local NexHealth where there is no account."""
 
 import os
 import socket
@@ -13,12 +13,14 @@ import click
 from nexhealth_pipeline.cli.household import Household, end_like_interrupt
 from nexhealth_pipeline.cli.realm import Realm, account, demo_environment, demo_home, real_environment
 from nexhealth_pipeline.cli.realm import demo as demo_realm
-from nexhealth_pipeline.errors import InvalidSetting, PipelineError
+from nexhealth_pipeline.errors import InvalidSetting, MissingSetting, PipelineError
 
 __all__ = ["dev"]
 
 _PORT = 3000
 """Dagster's own default, taken where it is free."""
+_RECEIVER_PORT = 8090
+"""The default of `nexhealth serve`, taken where it is free."""
 _GRACE_SECONDS = 20.0
 """For runs to end on a committed page."""
 _READY_SECONDS = 120.0
@@ -34,10 +36,10 @@ _LOOK_SECONDS = 0.3
     "--port", type=click.IntRange(1, 65535), help=f"Port of Dagster's pages.  [default: {_PORT} or a free one]"
 )
 def dev(*, demo: bool, host: str, port: int | None) -> int:
-    """Dagster's pages and daemon, until Ctrl-C.
+    """Dagster's pages, its daemon, the webhook receiver.
 
-    Without an API key, or with --demo, it also starts the demo's local NexHealth and works on the demo's
-    databases, ignoring every setting but NEXHEALTH_HOME.
+    Without an API key, or with --demo, it also starts the demo's local NexHealth, which posts its webhooks to the
+    receiver, and works on the demo's databases, ignoring every setting but NEXHEALTH_HOME.
     """
     from nexhealth_pipeline.log import set_up_for
 
@@ -47,9 +49,10 @@ def dev(*, demo: bool, host: str, port: int | None) -> int:
     port = _checked_port(host, port) if port else _usable_port(host)
     try:
         with Household(_GRACE_SECONDS) as household:
-            _start(household, realm, host, port)
+            lines = _start(household, realm, host, port)
             _until_ready(household, host, port)
-            click.echo(f"\nDagster is at http://{_shown(host)}:{port} (Ctrl-C ends everything)\n")
+            click.echo("\n".join(("", *lines)))
+            click.echo(f"Dagster is at http://{_shown(host)}:{port} (Ctrl-C ends everything)\n")
             return _until_one_ends(household)
     except KeyboardInterrupt:
         click.echo("\nended, with everything it had started", err=True)
@@ -63,11 +66,15 @@ def _account_with_key() -> Realm | None:
     return realm if has_key else None
 
 
-def _start(household: Household, realm: Realm | None, host: str, port: int) -> None:
-    """Start everything; with `realm` None the demo's. Raises ConfigurationError, WarehouseError."""
+def _start(household: Household, realm: Realm | None, host: str, port: int) -> list[str]:
+    """Start everything; with `realm` None the demo's. What to tell when it is up.
+
+    Raises ConfigurationError, WarehouseError.
+    """
     from nexhealth_pipeline.cli.embedded_warning import warn_once
     from nexhealth_pipeline.orchestration.instance import workspace_file
 
+    is_demo = realm is None
     if realm is None:
         realm, environment, folder = _demo(household)
     else:
@@ -75,11 +82,40 @@ def _start(household: Household, realm: Realm | None, host: str, port: int) -> N
         environment, folder = _real(realm)
     _prepare(realm)
     environment["DAGSTER_HOME"] = str(folder)
+    lines = _receiver(household, realm, environment, folder, is_demo=is_demo)
     workspace = ["-w", str(workspace_file(folder))]
     python = [sys.executable, "-P", "-m"]
     pages = [*python, "dagster_webserver", "-h", host, "-p", str(port), *workspace]
     household.start("webserver", pages, environment=environment, folder=folder)
     household.start("daemon", [*python, "dagster._daemon", "run", *workspace], environment=environment, folder=folder)
+    return lines
+
+
+def _receiver(
+    household: Household, realm: Realm, environment: dict[str, str], folder: Path, *, is_demo: bool
+) -> list[str]:
+    """Start the receiver, and let the demo's NexHealth post to it; what to tell."""
+    from nexhealth_pipeline.cli.loop import start_receiver
+    from nexhealth_pipeline.sync.session import SyncSession
+    from nexhealth_pipeline.webhooks.registration import set_up
+    from nexhealth_pipeline.webhooks.sealing import Sealer
+
+    try:
+        Sealer.of(realm.settings)
+    except MissingSetting as missing:
+        return [f"No webhooks are received: {missing}"]
+    port = _RECEIVER_PORT if _is_free("127.0.0.1", _RECEIVER_PORT) else 0
+    url = start_receiver(household, port=port, environment=environment, folder=folder)
+    if not is_demo:
+        return [f"Webhooks are received at {url} (docs/receiver.md: how NexHealth gets there)"]
+    with SyncSession(realm.settings, realm.warehouse_url()) as session:
+        set_up(session, url, prune=True)
+    change = '{"collection": "patients", "id": 515000007, "fields": {"bio": {"city": "Riverton"}}}'
+    return [
+        f"The local NexHealth posts its webhooks to {url}. Let a patient move there, and see the row follow:",
+        f"  curl {realm.settings.api_url}/sandbox/changes -d '{change}'",
+        '  nexhealth db psql --demo -- -c "SELECT bio_city FROM nexhealth_patients WHERE id = 515000007"',
+    ]
 
 
 def _demo(household: Household) -> tuple[Realm, dict[str, str], Path]:

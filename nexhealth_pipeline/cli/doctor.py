@@ -56,9 +56,11 @@ def examine(realm: Realm, locations: tuple[str, ...] = ()) -> Iterator[Finding]:
     """All findings, in the order of their checks, each as soon as it is known."""
     from nexhealth_pipeline.cli.doctor_api import api_findings
     from nexhealth_pipeline.cli.doctor_database import database_findings
+    from nexhealth_pipeline.cli.doctor_webhooks import webhook_findings
 
     yield from api_findings(realm.settings, locations)
     yield from database_findings(realm)
+    yield from webhook_findings(realm)
     if holds_real_data_embedded(realm):
         yield Finding(
             "encryption",

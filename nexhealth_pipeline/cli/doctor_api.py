@@ -15,7 +15,7 @@ from nexhealth_pipeline.client.retry import RetryPolicy
 from nexhealth_pipeline.errors import ApiError, ConfigurationError, KeyRefused, RateLimited, Unreachable
 from nexhealth_pipeline.settings import Settings
 
-__all__ = ["CLOCK_SECONDS", "STALE", "api_findings"]
+__all__ = ["CLOCK_SECONDS", "STALE", "api_findings", "doctors_client"]
 
 CLOCK_SECONDS = 30.0
 """A clock that is farther off is reported. Syncs correct for it (client/clock.py); crons and logs do not."""
@@ -32,8 +32,7 @@ _Record = dict[str, Any]
 def api_findings(settings: Settings, locations: tuple[str, ...]) -> Iterator[Finding]:
     """Findings about the key and what it reaches."""
     try:
-        keys = settings.api_keys()
-        client = _client(settings, keys)
+        client = doctors_client(settings)
     except ConfigurationError as error:
         yield _failed("key", Group.SETTINGS, str(error), "Set NEXHEALTH_API_KEY (in the environment or in .env).")
         return
@@ -43,8 +42,9 @@ def api_findings(settings: Settings, locations: tuple[str, ...]) -> Iterator[Fin
         client.close()
 
 
-def _client(settings: Settings, keys: dict[str, str]) -> NexHealthClient:
-    budget = LocalBudget(settings.rate_share)
+def doctors_client(settings: Settings) -> NexHealthClient:
+    """A client that gives up soon. Raises ConfigurationError without a usable key."""
+    keys, budget = settings.api_keys(), LocalBudget(settings.rate_share)
     return NexHealthClient(
         api_url=settings.api_url,
         api_keys=keys,

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     import psycopg
 
     from nexhealth_pipeline.warehouse.check_results import FailedCheck
+    from nexhealth_pipeline.warehouse.webhook_health import WebhookState
 
 __all__ = ["Fresh", "Problem", "Reading", "Report", "Run", "read_report"]
 
@@ -81,6 +82,8 @@ class Report:
     """Records, or fields of them, in quarantine."""
     checks: "list[FailedCheck]" = field(default_factory=list)
     """Those that failed when they were run last."""
+    webhooks: "WebhookState | None" = None
+    """Endpoints and events; None where there is nothing to tell."""
 
     @property
     def has_news(self) -> bool:
@@ -117,11 +120,14 @@ SELECT slice, status, at, error FROM (
 WHERE status IN ('failed', 'interrupted') ORDER BY at DESC
 """
 
+# Runs that only applied events would soon be all that is shown.
 _RUNS = """
 SELECT r.run_id, r.status, r.started_at, r.finished_at, count(g.id), count(g.id) FILTER (WHERE g.status <> 'running'),
        coalesce(sum(g.records_read), 0)::bigint, coalesce(sum(g.inserted), 0)::bigint,
        coalesce(sum(g.updated), 0)::bigint, coalesce(sum(g.requests), 0)::bigint
-FROM (SELECT * FROM nexhealth_runs ORDER BY started_at DESC LIMIT 5) r
+FROM (SELECT * FROM nexhealth_runs WHERE finished_at IS NULL OR status <> 'succeeded' OR EXISTS (
+          SELECT FROM nexhealth_sync_logs s WHERE s.run_id = nexhealth_runs.run_id AND s.mode NOT IN ('webhook', 'replay'))
+      ORDER BY started_at DESC LIMIT 5) r
 LEFT JOIN nexhealth_sync_logs g ON g.run_id = r.run_id
 GROUP BY r.run_id, r.status, r.started_at, r.finished_at ORDER BY r.started_at DESC
 """
@@ -137,12 +143,14 @@ def read_report(connection: "psycopg.Connection") -> Report:
     """The state of the warehouse behind `connection` (autocommit). Raises WarehouseError."""
     from nexhealth_pipeline.warehouse.check_results import failed_checks
     from nexhealth_pipeline.warehouse.connect import driver_errors
+    from nexhealth_pipeline.warehouse.webhook_health import webhook_state
 
     with driver_errors("reading the warehouse's status"):
         now = connection.execute("SELECT clock_timestamp()").fetchone()
         kind = connection.execute("SELECT kind FROM nexhealth_warehouse").fetchone()
         held = {row[0] for row in connection.execute(_HELD)}
         assert now is not None
+        webhooks = webhook_state(connection)
         return Report(
             now=now[0],
             kind=kind[0] if kind else None,
@@ -152,6 +160,7 @@ def read_report(connection: "psycopg.Connection") -> Report:
             fresh=[Fresh(*row) for row in connection.execute(_FRESH)],
             open_notes=_open_notes(connection),
             checks=failed_checks(connection),
+            webhooks=webhooks if webhooks.in_use else None,
         )
 
 

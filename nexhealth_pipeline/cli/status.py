@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
@@ -16,6 +16,8 @@ from nexhealth_pipeline.errors import WarehouseOutdated
 
 if TYPE_CHECKING:
     import psycopg
+
+    from nexhealth_pipeline.settings import Settings
 
 __all__ = ["status", "status_lines", "watch"]
 
@@ -52,7 +54,7 @@ def status(*, watching: bool, as_json: bool, checking: bool, acknowledge: bool, 
         if watching:
             return watch(connection, as_json=as_json)
         if checking:
-            _check(connection, realm.settings.subdomains)
+            _check(connection, realm.settings)
         report = read_report(connection)
         _print(report, as_json=as_json)
         if acknowledge:
@@ -60,14 +62,17 @@ def status(*, watching: bool, as_json: bool, checking: bool, acknowledge: bool, 
     return 1 if report.has_news else 0
 
 
-def _check(connection: "psycopg.Connection", subdomains: Sequence[str]) -> None:
-    """Run every check, as the nightly job does."""
+def _check(connection: "psycopg.Connection", settings: "Settings") -> None:
+    """Run every check, as the nightly job and the watchdog do; NexHealth is not asked."""
     from nexhealth_pipeline.sync.practice import load_practices
     from nexhealth_pipeline.warehouse.check_results import run_all
     from nexhealth_pipeline.warehouse.connect import driver_errors
+    from nexhealth_pipeline.warehouse.webhook_health import examine, store_health
 
     with driver_errors("checking the warehouse"):
-        run_all(connection, [one.id for one in load_practices(connection, subdomains).institutions])
+        institutions = [one.id for one in load_practices(connection, settings.subdomains).institutions]
+        run_all(connection, institutions)
+        store_health(connection, examine(connection, silence_hours=settings.webhook_silence_hours), institutions)
 
 
 def _acknowledge(connection: "psycopg.Connection") -> None:
@@ -111,8 +116,35 @@ def status_lines(report: Report) -> list[str]:
     lines += [f"{one.status}: {one.slice} at {moment(one.at)}: {one.error}" for one in report.problems]
     if report.open_notes:
         lines.append(f"in quarantine: {report.open_notes:,} (`nexhealth quarantine list` shows which records, and why)")
+    lines += _webhook_lines(report)
     lines += _check_lines(report)
     lines += ["", *_fresh_lines(report)]
+    return lines
+
+
+def _webhook_lines(report: Report) -> list[str]:
+    """Endpoints and the events that are not in the tables, where webhooks are in use."""
+    state = report.webhooks
+    if state is None:
+        return []
+    lines = []
+    for one in state.endpoints:
+        facts = [
+            f"{'active' if one.active else 'INACTIVE'}, as NexHealth said {age(one.checked_at, report.now)} ago",
+            f"{one.subscriptions:,} subscriptions",
+            f"last event {age(one.last_event_at, report.now)} ago" if one.last_event_at else "no event in 7 days",
+        ]
+        if one.hole_since is not None:
+            facts.append(f"events since {moment(one.hole_since)} may be missing")
+        if one.retire_at is not None:
+            facts.append(f"to be deleted at {moment(one.retire_at)}")
+        lines.append(f"webhook endpoint {one.endpoint_id} ({one.target_url}): {', '.join(facts)}")
+    oldest = f" (the oldest for {age(state.oldest_pending_at, report.now)})" if state.oldest_pending_at else ""
+    last = "" if state.last_event_at is None else f"last {age(state.last_event_at, report.now)} ago, "
+    lines.append(
+        f"webhook events: {last}{state.pending:,} pending{oldest}, {state.parked:,} parked,"
+        f" {state.rejected_last_day:,} requests refused in the last day"
+    )
     return lines
 
 

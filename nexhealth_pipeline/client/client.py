@@ -1,4 +1,4 @@
-"""NexHealth's API as pages of raw records.
+"""NexHealth's API as pages of raw records, and the few changes that are made there.
 
     client = NexHealthClient(api_url=..., api_keys={"": key}, budget_for=lambda key_hash: LocalBudget(), timeout_seconds=60)
     for page in client.pages(ApiRequest("/patients", (("location_id", "12"),), "demo", Paging.CURSOR)):
@@ -23,7 +23,7 @@ from nexhealth_pipeline.client.budget import Budget
 from nexhealth_pipeline.client.clock import ApiClock
 from nexhealth_pipeline.client.cost import Cost
 from nexhealth_pipeline.client.page import BodyMalformed, Envelope, Page, records_of
-from nexhealth_pipeline.client.request import ApiRequest
+from nexhealth_pipeline.client.request import ApiCall, ApiRequest
 from nexhealth_pipeline.client.retry import AUTH_STATUS, RetryPolicy
 from nexhealth_pipeline.client.send import Exchange, Sender, Where
 from nexhealth_pipeline.client.transport import BODY_LIMIT, Transport
@@ -36,7 +36,7 @@ _SECOND_LOOKS = 2
 
 
 class NexHealthClient:
-    """Reads NexHealth; one instance serves all threads of a process.
+    """Asks NexHealth; one instance serves all threads of a process.
 
     `api_keys`: subdomain -> key, "" = the key of every other institution. `budget_for` gives the
     budget of one key by its hash. `timeout_seconds` is the longest silence within one answer.
@@ -83,6 +83,13 @@ class NexHealthClient:
         first_name = {key: name for name, key in sorted(self._names.items(), reverse=True)}
         return tuple(sorted(first_name.values()))
 
+    def key_hash(self, name: str = "") -> str:
+        """What stands for the key of an institution (by subdomain), or of a name, in the database.
+
+        Raises MissingSetting where there is none.
+        """
+        return self._account(name).key_hash
+
     def get(self, request: ApiRequest) -> Page:
         """One answer: a single object, an unpaged list, or the first page. Raises ApiError, Cancelled."""
         cost = Cost()
@@ -105,6 +112,28 @@ class NexHealthClient:
             if not found.has_next:
                 return
             cursor, page = found.end_cursor, found.number
+
+    def call(self, call: ApiCall) -> list[bytes]:
+        """Do one thing; returns the JSON of what the API answers with, nothing where that is 204.
+
+        What may be done twice is repeated like a read. A POST is not, unless the API said that it has done nothing:
+        after TryLater look whether it was done. Raises ApiError, Cancelled.
+        """
+        cost = Cost()
+        account = self._account(call.key_name if call.subdomain is None else call.subdomain)
+        exchange = Exchange(
+            where=Where(call.method, call.path, call.subdomain),
+            params=[] if call.subdomain is None else [("subdomain", call.subdomain)],
+            credential=account.tokens,
+            budget=account.budget,
+            read=lambda envelope, _: envelope.data,
+            legacy_accept=call.legacy_accept,
+            body=None if call.body is None else msgspec.json.encode(call.body),
+            once=not call.repeatable,
+            may_be_empty=True,
+        )
+        with cost.charged_to_failure():
+            return self._sender.send(exchange, cost)
 
     def authenticate(self, key_name: str = "") -> None:
         """Get a token if there is none yet, to find out whether the key is accepted. Raises KeyRefused, ApiError."""
@@ -160,7 +189,7 @@ class _KeyAccount:
 
     def __init__(self, key: str, budget_for: Callable[[str], Budget], sender: Sender, policy: RetryPolicy) -> None:
         self._credential = BareKey(key)
-        self._hash, self._budget_for = hash_of_key(key), budget_for
+        self.key_hash, self._budget_for = hash_of_key(key), budget_for
         self._budget: Budget | None = None
         self._lock = threading.Lock()
         self._sender = sender
@@ -171,7 +200,7 @@ class _KeyAccount:
         """Made at first use, so that a client may be built before a fork."""
         with self._lock:
             if self._budget is None:
-                self._budget = self._budget_for(self._hash)
+                self._budget = self._budget_for(self.key_hash)
             return self._budget
 
     def _ask_token(self, cost: Cost) -> Token:

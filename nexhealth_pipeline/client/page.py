@@ -15,7 +15,7 @@ import msgspec
 from nexhealth_pipeline.client.split import split_envelope
 from nexhealth_pipeline.client.words import vendor_words
 
-__all__ = ["BodyMalformed", "Envelope", "Page", "decode_envelope", "records_of"]
+__all__ = ["NO_CONTENT", "BodyMalformed", "Envelope", "Page", "decode_envelope", "records_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,9 @@ class Envelope:
     """None where the answer has no `page_info`."""
     end_cursor: str
 
+
+NO_CONTENT = Envelope(ok=True, data=[], is_list=False, words="", total=None, has_next=None, end_cursor="")
+"""What a 204 says."""
 
 _WIRE = msgspec.json.Decoder(_Wire)
 _LIST = msgspec.json.Decoder(list[msgspec.Raw])

@@ -27,6 +27,7 @@ from nexhealth_pipeline.errors import (
 __all__ = [
     "AUTH_STATUS",
     "FAULTS",
+    "NOTHING_DONE",
     "STATUS",
     "Action",
     "Fault",
@@ -86,6 +87,9 @@ STATUS: Mapping[int, Rule] = {
     429: Rule(Action.RETRY, RateLimited, "rate limited for longer than the client waits: lower NEXHEALTH_RATE_SHARE"),
 }
 """Rule by status; :func:`rule_for_status` covers the rest by hundreds."""
+
+NOTHING_DONE = frozenset({401, 425, 429})
+"""Answers after which even a request that must not be done twice is sent again: the API has not begun with it."""
 
 AUTH_STATUS: Mapping[int, Rule] = {
     400: Rule(Action.FAIL, ServerFailed, "no token is given: check NEXHEALTH_API_URL"),

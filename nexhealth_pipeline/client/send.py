@@ -7,7 +7,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Generic, Protocol, TypeVar
 
@@ -18,9 +18,10 @@ from nexhealth_pipeline.catalog.limits import rate_classes
 from nexhealth_pipeline.client.budget import Budget
 from nexhealth_pipeline.client.clock import ApiClock
 from nexhealth_pipeline.client.cost import Cost
-from nexhealth_pipeline.client.page import BodyMalformed, Envelope, decode_envelope
+from nexhealth_pipeline.client.page import NO_CONTENT, BodyMalformed, Envelope, decode_envelope
 from nexhealth_pipeline.client.retry import (
     FAULTS,
+    NOTHING_DONE,
     Action,
     Fault,
     RetryPolicy,
@@ -29,7 +30,7 @@ from nexhealth_pipeline.client.retry import (
     rule_for_status,
 )
 from nexhealth_pipeline.client.transport import Answer, Transport
-from nexhealth_pipeline.errors import ApiError, BadRequest, Cancelled, CursorExpired
+from nexhealth_pipeline.errors import ApiError, BadRequest, Cancelled, CursorExpired, TryLater
 
 __all__ = ["Credential", "Exchange", "Sender", "Where"]
 
@@ -99,6 +100,12 @@ class Exchange(Generic[T]):
     """The request goes on from a cursor, so a refusal may mean that this has expired."""
     quotable: bool = True
     """Whether the vendor's words may be shown (never for `/authenticates`)."""
+    body: bytes | None = field(default=None, repr=False)
+    """JSON to send."""
+    once: bool = False
+    """It must not be done twice: sent again only after an answer which says that nothing was done."""
+    may_be_empty: bool = False
+    """204 without a body is a success (an answer to DELETE)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +162,9 @@ class Sender:
             exchange.where.method,
             exchange.where.path,
             params=exchange.params,
-            headers=_headers(legacy=exchange.legacy_accept),
+            headers=_headers(legacy=exchange.legacy_accept, with_body=exchange.body is not None),
             authorization=credential,
+            body=exchange.body,
         )
         cost.requests += 1
         if isinstance(answer, Answer):
@@ -167,6 +175,8 @@ class Sender:
             result = _fault(answer)
         if isinstance(result, _Failure):
             course.kinds[result.kind] += 1
+            if exchange.once and result.status not in NOTHING_DONE:
+                return replace(result, again=False)
         return result
 
     def _granted(self, exchange: Exchange[T], cost: Cost) -> str:
@@ -205,7 +215,8 @@ class Sender:
 
     def _judge_success(self, exchange: Exchange[T], answer: Answer) -> T | _Failure:
         try:
-            envelope = decode_envelope(answer.body)
+            empty = exchange.may_be_empty and answer.status == 204
+            envelope = NO_CONTENT if empty else decode_envelope(answer.body)
             if envelope.ok:
                 return exchange.read(envelope, self._clock.at(answer.sent))
         except BodyMalformed:
@@ -247,9 +258,10 @@ class Sender:
             self._policy.pause(seconds, self._stop)
 
 
-def _headers(*, legacy: bool) -> dict[str, str]:
+def _headers(*, legacy: bool, with_body: bool) -> dict[str, str]:
     """All headers but `Authorization`. API.md D.3: the version always, the v2 Accept for shared operations."""
-    return {
+    headers = {"Content-Type": "application/json"} if with_body else {}
+    return headers | {
         "Accept": _LEGACY_ACCEPT if legacy else "application/json",
         "Accept-Encoding": "gzip, deflate",
         "Connection": "keep-alive",
@@ -290,4 +302,6 @@ def _error(exchange: Exchange[T], failure: _Failure, course: _Course) -> ApiErro
     facts = [f"status {failure.status}"] if failure.status is not None else []
     facts.append(f"{attempts} attempt{'' if attempts == 1 else 's'}")
     quote = f' (the API: "{failure.words}")' if failure.words else ""
-    return kind(f"{exchange.where}: {says}{quote}; {', '.join(facts)}", status=failure.status)
+    unsure = exchange.once and issubclass(kind, TryLater) and failure.status not in NOTHING_DONE
+    doubt = "; it may have been done all the same" if unsure else ""
+    return kind(f"{exchange.where}: {says}{quote}; {', '.join(facts)}{doubt}", status=failure.status)

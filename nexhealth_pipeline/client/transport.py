@@ -83,12 +83,13 @@ class Transport:
         params: list[tuple[str, str]],
         headers: Mapping[str, str],
         authorization: str,
+        body: bytes | None = None,
     ) -> Answer | Fault:
         """Send once. Raises Cancelled, and InvalidSetting for an address that cannot be used."""
         session, deadline = self._borrow()
         deadline.start(self._answer_seconds)
         try:
-            answer = self._exchange(session, deadline, method, path, params, headers, authorization)
+            answer = self._exchange(session, deadline, method, path, params, headers, authorization, body)
             return Fault.TOO_SLOW if answer is Fault.TIMEOUT and deadline.over else answer
         finally:
             self._give_back(session, deadline)
@@ -108,6 +109,7 @@ class Transport:
         params: list[tuple[str, str]],
         headers: Mapping[str, str],
         authorization: str,
+        body: bytes | None,
     ) -> Answer | Fault:
         sent = self._clock.local()
         fault: Fault | None = None
@@ -116,6 +118,7 @@ class Transport:
                 method,
                 self._root + path,
                 params=params,
+                data=body,
                 headers=dict(headers),
                 auth=_Authorization(authorization),
                 timeout=self._timeout,
@@ -123,12 +126,12 @@ class Transport:
                 stream=True,
             ) as response:
                 received = self._clock.local()
-                body = self._body(response, deadline)
-                if isinstance(body, Fault):
-                    return body
+                content = self._body(response, deadline)
+                if isinstance(content, Fault):
+                    return content
                 return Answer(
                     status=response.status_code,
-                    body=body,
+                    body=content,
                     sent=sent,
                     received=received,
                     date=response.headers.get("Date"),

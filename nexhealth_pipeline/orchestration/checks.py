@@ -13,11 +13,13 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 
 from nexhealth_pipeline.errors import PipelineError
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
+from nexhealth_pipeline.orchestration.webhook_names import WEBHOOK_JOBS
 from nexhealth_pipeline.sync.practice import load_practices
 from nexhealth_pipeline.warehouse.check_results import run_all
 from nexhealth_pipeline.warehouse.check_rules import Severity
 from nexhealth_pipeline.warehouse.checks import CHECKS, Check, CheckResult
 from nexhealth_pipeline.warehouse.migrate import HEAD, current_revision
+from nexhealth_pipeline.warehouse.webhook_health import COLLECTION
 
 __all__ = ["ASSET_CHECKS", "CHECKS_JOB", "CHECKS_SENSOR", "checks_job", "checks_sensor"]
 
@@ -108,7 +110,9 @@ def checks_sensor(context: dg.SensorEvaluationContext, nexhealth: NexHealthResou
     try:
         nexhealth.settings().api_keys()
         with nexhealth.warehouse() as connection:
-            reason = _why_not(connection) if current_revision(connection) == HEAD else "the warehouse is not set up yet"
+            if current_revision(connection) != HEAD:
+                return dg.SkipReason("the warehouse is not set up yet")
+            reason = _why_not(connection, _webhook_runs(context.instance))
     except PipelineError as error:
         return dg.SkipReason(str(error))
     busy = context.instance.get_runs(dg.RunsFilter(job_name=CHECKS_JOB, statuses=_BUSY), limit=1)
@@ -117,13 +121,23 @@ def checks_sensor(context: dg.SensorEvaluationContext, nexhealth: NexHealthResou
     return dg.SkipReason(reason) if reason else dg.RunRequest()
 
 
-def _why_not(connection: psycopg.Connection) -> str | None:
-    """Why the checks need not run now, or None."""
+def _webhook_runs(instance: dg.DagsterInstance) -> list[str]:
+    """Ids of the runs of continuous sync that are going on: they go on for most of the day, and change little."""
+    live = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+    filters = [dg.RunsFilter(job_name=job, statuses=live) for job in WEBHOOK_JOBS]
+    return [run.run_id for one in filters for run in instance.get_runs(one)]
+
+
+def _why_not(connection: psycopg.Connection, others: list[str]) -> str | None:
+    """Why the checks need not run now, or None; `others` are running and are no syncs."""
     row = connection.execute(
-        "SELECT bool_or(r.finished_at IS NULL), bool_or(r.finished_at > coalesce(c.at, '-infinity')),"
+        "SELECT bool_or(r.finished_at IS NULL AND r.run_id <> ALL(%s)),"
+        " bool_or(r.finished_at > coalesce(c.at, '-infinity') AND EXISTS ("
+        "  SELECT FROM nexhealth_sync_logs g WHERE g.run_id = r.run_id AND g.mode NOT IN ('webhook', 'replay'))),"
         " bool_or(c.at > clock_timestamp() - make_interval(hours => %s))"
-        " FROM nexhealth_runs r, (SELECT max(checked_at) AS at FROM nexhealth_check_results) c",
-        (_REST_HOURS,),
+        " FROM nexhealth_runs r,"
+        " (SELECT max(checked_at) AS at FROM nexhealth_check_results WHERE collection <> %s) c",
+        (others, _REST_HOURS, COLLECTION),
     ).fetchone()
     running, synced, checked = row or (None, None, None)
     if not running and not synced:

@@ -37,7 +37,7 @@ from nexhealth_pipeline.warehouse.migrate import declare_kind, upgrade
 from nexhealth_pipeline.warehouse.state import database_time, load_states
 from nexhealth_pipeline.warehouse.sweeps import SWEEP_LISTS, begin_sweep, finish_sweep, open_sweep
 
-__all__ = ["catch_up", "discover", "execute", "finish"]
+__all__ = ["catch_up", "discover", "execute", "failure_of", "finish", "was_stopped"]
 
 Job = dict[str, Any]
 """One Dagster run to execute, as JSON: job, op, run_id, assets, config."""
@@ -160,13 +160,13 @@ def _run(instance: dg.DagsterInstance, job: Job) -> tuple[list[dict[str, Any]], 
             tags={**job["tags"], **partition_tags(instance, _definition(job), job["config"].get("partitions", ()))},
             raise_on_error=False,
         )
-    stopped = _was_stopped(instance, job["run_id"])
+    stopped = was_stopped(instance, job["run_id"])
     if not outcome.success and not stopped and not any(result.status == "failed" for result in results):
-        raise _failure(instance, job["run_id"])
+        raise failure_of(instance, job["run_id"])
     return [_as_json(result) for result in results], stopped
 
 
-def _was_stopped(instance: dg.DagsterInstance, run_id: str) -> bool:
+def was_stopped(instance: dg.DagsterInstance, run_id: str) -> bool:
     """Whether the run was canceled; one that a signal met before its first slice Dagster takes for failed."""
     run = instance.get_run_by_id(run_id)
     if run is None:
@@ -182,7 +182,7 @@ def _definition(job: Job) -> dg.PartitionsDefinition[str] | None:
     return next((PARTITIONS[scope] for scope, name in SCOPE_JOBS.items() if name == job["job"]), None)
 
 
-def _failure(instance: dg.DagsterInstance, run_id: str) -> PipelineError:
+def failure_of(instance: dg.DagsterInstance, run_id: str) -> PipelineError:
     """Why a run failed that read no slice: the text of its Failure, else the kind of its error."""
     details = [entry.dagster_event.event_specific_data for entry in instance.all_logs(run_id) if entry.dagster_event]
     for detail in details:

@@ -12,15 +12,18 @@ from nexhealth_pipeline.orchestration.jobs import JOBS
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
 from nexhealth_pipeline.orchestration.schedules import SCHEDULES
 from nexhealth_pipeline.orchestration.sensors import SENSORS
+from nexhealth_pipeline.orchestration.watchdog import EVENTS_SPEC, WATCHDOG_CHECKS, watchdog_job, watchdog_schedule
+from nexhealth_pipeline.orchestration.webhook_jobs import WEBHOOK_JOB_DEFINITIONS
+from nexhealth_pipeline.orchestration.webhook_sensor import webhook_sensor
 
 __all__ = ["DEFINITIONS"]
 
 DEFINITIONS = dg.Definitions(
-    assets=ASSETS,
-    asset_checks=ASSET_CHECKS,
-    jobs=[*JOBS, checks_job],
-    schedules=SCHEDULES,
-    sensors=[*SENSORS, checks_sensor],
+    assets=[*ASSETS, EVENTS_SPEC],
+    asset_checks=[*ASSET_CHECKS, *WATCHDOG_CHECKS],
+    jobs=[*JOBS, checks_job, *WEBHOOK_JOB_DEFINITIONS, watchdog_job],
+    schedules=[*SCHEDULES, watchdog_schedule],
+    sensors=[*SENSORS, checks_sensor, webhook_sensor],
     resources={"nexhealth": NexHealthResource()},
     # One process a run: steps of their own would pay the start-up again, and threads inside read side by side.
     executor=dg.in_process_executor,

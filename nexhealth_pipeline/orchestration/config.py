@@ -12,7 +12,7 @@ from nexhealth_pipeline.sync.filters import STATUSES, Filters, moment_of
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
 from nexhealth_pipeline.sync.practice import Practices
 
-__all__ = ["PatientConfig", "SyncConfig"]
+__all__ = ["ApplyConfig", "PatientConfig", "ReplayConfig", "SetupConfig", "SyncConfig"]
 
 
 class SyncConfig(Config):
@@ -87,6 +87,45 @@ class PatientConfig(Config):
     """Which patient to refresh."""
 
     patient_id: int = Field(ge=1, description="NexHealth's id of the patient")
+
+
+class ApplyConfig(Config):
+    """How long a run that applies webhook events stays."""
+
+    linger_seconds: float = Field(
+        default=30.0, ge=0.1, le=3600, description="wait so long for more events before the run ends"
+    )
+    turn_seconds: float = Field(default=600.0, gt=0, le=3600, description="end after so long in any case")
+
+
+class ReplayConfig(Config):
+    """Which webhook events to apply again: those that fit everything given; something must be."""
+
+    since: str | None = Field(
+        default=None, description="received at this day (YYYY-MM-DD) or time (ISO 8601), or later"
+    )
+    until: str | None = Field(default=None, description="received before this day or time")
+    resources: list[str] = Field(default=[], description="names of collections, for example patients")
+    statuses: list[str] = Field(default=[], description="applied, superseded or parked; all of these unless given")
+    ids: list[int] = Field(default=[], description="ids of nexhealth_webhook_events")
+    dry_run: bool = Field(default=False, description="count them, change nothing")
+
+    def period(self) -> tuple[datetime | None, datetime | None]:
+        """`since` and `until`. Raises InvalidSetting."""
+        since, until = (
+            None if text is None else moment_of(name, text)
+            for name, text in (("since", self.since), ("until", self.until))
+        )
+        return since, until
+
+
+class SetupConfig(Config):
+    """What to register with NexHealth."""
+
+    url: str = Field(description="where NexHealth shall post events to: https://<host>/api/nexhealth-webhook")
+    rotate: bool = Field(default=False, description="take a new secret; the old one is taken for 49 hours more")
+    prune: bool = Field(default=False, description="remove subscriptions and endpoints of ours that are stale")
+    dry_run: bool = Field(default=False, description="say what would be changed, change nothing")
 
 
 def _day(name: str, text: str | None) -> date | None:

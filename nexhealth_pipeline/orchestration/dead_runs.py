@@ -13,15 +13,19 @@ import psycopg
 
 from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, PATIENT_JOB, SCOPE_JOBS
-from nexhealth_pipeline.warehouse.runs import close_dead_runs, lock_key
+from nexhealth_pipeline.orchestration.webhook_names import WEBHOOK_JOBS
+from nexhealth_pipeline.warehouse.runs import close_dead_runs, close_if_dead, lock_key
 
-__all__ = ["fail_dead_runs"]
+__all__ = ["fail_dead_runs", "in_the_way"]
 
 _GRACE_SECONDS = 120.0
 """So long a run may be starting before it has a row of its own, or ending after that row was closed."""
-_JOBS = {*SCOPE_JOBS.values(), CHANGES_JOB, PATIENT_JOB}
+_SHORT_GRACE_SECONDS = 30.0
+"""The same where nothing is lost if two runs go on side by side: a new one is not kept waiting for long."""
+_JOBS = {*SCOPE_JOBS.values(), CHANGES_JOB, PATIENT_JOB, *WEBHOOK_JOBS}
 _ASSETS = {dg.AssetKey(one.table) for one in DECLARED if one.is_asset}
 _LIVE = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+_COMING = [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING]
 
 
 def fail_dead_runs(instance: dg.DagsterInstance, connection: psycopg.Connection) -> list[str]:
@@ -35,9 +39,52 @@ def fail_dead_runs(instance: dg.DagsterInstance, connection: psycopg.Connection)
         for record in instance.get_run_records(dg.RunsFilter(statuses=_LIVE)):
             run = record.dagster_run
             if _is_ours(run) and _is_dead(connection, run.run_id, record.start_time):
-                instance.report_run_failed(run, "the process of this run is gone (its lock is free)")
+                _fail(instance, run)
                 failed.append(run.run_id)
     return failed
+
+
+def in_the_way(instance: dg.DagsterInstance, connection: psycopg.Connection, job: str) -> dg.DagsterRun | None:
+    """The run of `job` that a new one should wait for, or None.
+
+    A run whose process was killed is failed here, so that the next one need not wait for anybody to notice.
+    One that never starts, or whose process went before it held its lock, is in the way for a short while
+    only; others fail it later. `connection` must be in autocommit mode.
+    """
+    records = instance.get_run_records(dg.RunsFilter(job_name=job, statuses=[*_COMING, *_LIVE]))
+    for record in records:
+        run = record.dagster_run
+        if run.status in _LIVE:
+            waits = not _was_killed(instance, connection, run) and not _is_dead(
+                connection, run.run_id, record.start_time, _SHORT_GRACE_SECONDS
+            )
+        else:
+            moved = time.time() - record.update_timestamp.timestamp()
+            waits = run.status is dg.DagsterRunStatus.QUEUED or moved < _GRACE_SECONDS
+        if waits:
+            return run
+    return None
+
+
+def _was_killed(instance: dg.DagsterInstance, connection: psycopg.Connection, run: dg.DagsterRun) -> bool:
+    """Fail the run if it held its lock and holds it no more, without having come to its end."""
+    with _alone(connection):
+        current = instance.get_run_by_id(run.run_id)  # another tick may have been here
+        close_if_dead(connection, run.run_id)
+        if not _is_interrupted(connection, run.run_id):
+            return False
+        if current is not None and current.status in _LIVE:
+            _fail(instance, current)
+        return True
+
+
+def _fail(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+    instance.report_run_failed(run, "the process of this run is gone (its lock is free)")
+
+
+def _is_interrupted(connection: psycopg.Connection, run_id: str) -> bool:
+    row = connection.execute("SELECT status FROM nexhealth_runs WHERE run_id = %s", (run_id,)).fetchone()
+    return row is not None and row[0] == "interrupted"
 
 
 @contextmanager
@@ -56,12 +103,13 @@ def _is_ours(run: dg.DagsterRun) -> bool:
     return run.job_name in _JOBS or bool(run.asset_selection and run.asset_selection <= _ASSETS)
 
 
-def _is_dead(connection: psycopg.Connection, run_id: str, started: float | None) -> bool:
+def _is_dead(connection: psycopg.Connection, run_id: str, started: float | None, grace: float | None = None) -> bool:
+    grace = _GRACE_SECONDS if grace is None else grace
     row = connection.execute(
         "SELECT status = 'interrupted' OR finished_at < clock_timestamp() - make_interval(secs => %s)"
         " FROM nexhealth_runs WHERE run_id = %s",
-        (_GRACE_SECONDS, run_id),
+        (grace, run_id),
     ).fetchone()
     if row is not None:
         return bool(row[0])
-    return started is not None and time.time() - started > _GRACE_SECONDS
+    return started is not None and time.time() - started > grace

@@ -22,6 +22,7 @@ from nexhealth_pipeline.orchestration.nightly import complete_windows
 from nexhealth_pipeline.orchestration.partitions import location_month_key
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
 from nexhealth_pipeline.orchestration.step import Event, raise_failures, read, step
+from nexhealth_pipeline.orchestration.webhook_names import BULK_TAGS
 from nexhealth_pipeline.sync.filters import choose
 from nexhealth_pipeline.sync.months import CHANGES, month_keys
 from nexhealth_pipeline.sync.patient import refresh_patient
@@ -30,7 +31,7 @@ from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice, SliceResult
 from nexhealth_pipeline.warehouse.merge import Change
 
-__all__ = ["CHANGES_JOB", "CHANGES_OP", "JOBS", "PATIENT_JOB", "PATIENT_OP", "SCOPE_JOBS"]
+__all__ = ["CHANGES_JOB", "CHANGES_OP", "JOBS", "PATIENT_JOB", "PATIENT_OP", "SCOPE_JOBS", "change_events"]
 
 CHANGES_JOB = "nexhealth_appointment_changes"
 CHANGES_OP = "read_appointment_changes"
@@ -62,13 +63,13 @@ def _read_changes(context: dg.OpExecutionContext, config: SyncConfig, nexhealth:
             session,
             lambda: run_slices(session, slices, options),
             len(slices),
-            (lambda _: ()) if options.dry_run else partial(_change_events, session),
+            (lambda _: ()) if options.dry_run else partial(change_events, session),
         )
         if not stop.is_set():
             raise_failures(results)
 
 
-def _change_events(session: SyncSession, result: SliceResult) -> Iterator[Event]:
+def change_events(session: SyncSession, result: SliceResult) -> Iterator[Event]:
     """The read itself as an observation; months with changed rows as materialized where they are complete."""
     piece, table = result.slice, result.slice.collection.table
     yield dg.AssetObservation(table, metadata=result_metadata(result))
@@ -109,7 +110,11 @@ def _read_patient(context: dg.OpExecutionContext, config: PatientConfig, nexheal
             raise_failures(results)
 
 
-@dg.job(name=CHANGES_JOB, description="Brings changed appointments of all locations, however old their date.")
+@dg.job(
+    name=CHANGES_JOB,
+    description="Brings changed appointments of all locations, however old their date.",
+    tags=BULK_TAGS,
+)
 def _changes_job() -> None:
     _read_changes()
 
@@ -125,6 +130,7 @@ def _scope_job(scope: Scope) -> UnresolvedAssetJobDefinition:
         SCOPE_JOBS[scope],
         selection=dg.AssetSelection.assets(*assets.keys).without_checks(),
         description=f"Reads all collections kept by {scope.value.replace('_', ' and ')}.",
+        tags=BULK_TAGS,
     )
 
 

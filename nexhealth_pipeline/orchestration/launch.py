@@ -29,7 +29,15 @@ from nexhealth_pipeline.warehouse.connect import dagster_url as find_dagster_url
 from nexhealth_pipeline.warehouse.connect import warehouse_url as find_warehouse_url
 from nexhealth_pipeline.warehouse.sync_log import Counts
 
-__all__ = ["CollectionSummary", "Progress", "SyncRequest", "SyncSummary", "run_sync"]
+__all__ = [
+    "CollectionSummary",
+    "Progress",
+    "SyncRequest",
+    "SyncSummary",
+    "pass_on",
+    "raise_unless_answered",
+    "run_sync",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,18 +102,18 @@ def run_sync(
     """
     began = time.monotonic()
     url = find_warehouse_url(settings, database_name=warehouse_database)
-    _pass_on(
+    pass_on(
         DATABASE_URL=url,
         DAGSTER_DATABASE_URL=find_dagster_url(settings, database_name=dagster_database),
         NEXHEALTH_DATA_KIND=kind,
     )
     first = run_side_by_side([partial(discover, settings, url, request, kind)])[0]
-    _raise_unless_answered(first)
+    raise_unless_answered(first)
     plan: dict[str, Any] = first.result
     outcomes = _execute(url, plan, on_progress)
     if plan["catch_up"] is not None and _undisturbed(outcomes):
         second = run_side_by_side([partial(catch_up, settings, url, request, plan["catch_up"])])[0]
-        _raise_unless_answered(second)
+        raise_unless_answered(second)
         plan["jobs"] += second.result["jobs"]
         outcomes += _execute(url, second.result, on_progress)
     stopped = any(map(_was_stopped, outcomes))
@@ -132,13 +140,14 @@ def _was_stopped(outcome: Outcome) -> bool:
     return outcome.status == Cancelled.exit_status or bool(outcome.result and outcome.result["stopped"])
 
 
-def _pass_on(**choices: str) -> None:
+def pass_on(**choices: str) -> None:
     """Make Dagster's storage and the resource, which read the settings themselves, see the same."""
     for name, value in choices.items():
         os.environ[INTERNAL_PREFIX + name] = value
 
 
-def _raise_unless_answered(outcome: Outcome) -> None:
+def raise_unless_answered(outcome: Outcome) -> None:
+    """Raise what ended a child that returned nothing."""
     if outcome.result is not None:
         return
     if outcome.status == Cancelled.exit_status:

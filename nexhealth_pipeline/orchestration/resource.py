@@ -8,6 +8,7 @@ import psycopg
 from dagster import ConfigurableResource
 from pydantic import Field
 
+from nexhealth_pipeline.client.retry import RetryPolicy
 from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.warehouse.connect import connect, driver_errors, warehouse_url
@@ -36,8 +37,8 @@ class NexHealthResource(ConfigurableResource[None]):
         return load_settings({name: value for name, value in given.items() if value})
 
     @contextmanager
-    def session(self, run_id: str, stop: threading.Event) -> Iterator[SyncSession]:
-        """A sync session of a Dagster run, the warehouse upgraded first.
+    def session(self, run_id: str, stop: threading.Event, *, retry: RetryPolicy | None = None) -> Iterator[SyncSession]:
+        """A sync session of a Dagster run, the warehouse upgraded first; `retry` is the client's patience.
 
         Raises MissingSetting without a key, WarehouseError.
         """
@@ -46,7 +47,7 @@ class NexHealthResource(ConfigurableResource[None]):
         url = warehouse_url(settings)
         upgrade(url)
         declare_kind(url, settings.data_kind)
-        with SyncSession(settings, url, run_id=run_id, stop=stop) as session:
+        with SyncSession(settings, url, run_id=run_id, stop=stop, retry=retry) as session:
             yield session
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""The one sensor of this release: runs whose process died are found by their lock."""
+"""Runs whose process died are found by their lock."""
 
 import dagster as dg
 
@@ -29,4 +29,4 @@ def _dead_runs(context: dg.SensorEvaluationContext, nexhealth: NexHealthResource
 
 
 SENSORS = [_dead_runs]
-"""All sensors of the code location."""
+"""Sensors that look after runs."""

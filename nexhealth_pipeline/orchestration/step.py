@@ -7,12 +7,10 @@ runs under handlers that raise at any point when the run is stopped, even inside
 """
 
 import itertools
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from types import TracebackType
+from contextlib import contextmanager
 
 import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
@@ -23,26 +21,23 @@ from dagster._core.events import (
     generate_event_batch_id,
 )
 from dagster._core.execution.context.system import StepExecutionContext
-from dagster._utils.interrupts import capture_interrupts, check_captured_interrupt
+from dagster._utils.interrupts import capture_interrupts
 
 from nexhealth_pipeline.errors import Cancelled, PipelineError
 from nexhealth_pipeline.orchestration.log_fields import fields_in_messages
+from nexhealth_pipeline.orchestration.worker import ENDING, Context, Watch, Worker
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import SliceResult, Status
 from nexhealth_pipeline.warehouse.connect import driver_errors
 
 __all__ = ["Context", "Event", "Listener", "chosen_partitions", "listen", "raise_failures", "read", "report", "step"]
 
-Context = dg.AssetExecutionContext | dg.OpExecutionContext
 Event = dg.AssetMaterialization | dg.AssetObservation
 Listener = Callable[[SliceResult], None]
 
 _listeners: list[Listener] = []
 _PROGRESS_SECONDS = 15.0
-_POLL_SECONDS = 0.2
-_STATUS_SECONDS = 5.0
 _NAMED_FAILURES = 20
-_ENDING = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
 
 
 @contextmanager
@@ -101,8 +96,8 @@ def read(
     """
     results: list[SliceResult] = []
     progress = _Progress(context, planned)
-    with _Worker(work, session.stop) as worker:
-        for batch in worker.batches(_Watch(context)):
+    with Worker(work, session.stop) as worker:
+        for batch in worker.batches(Watch(context)):
             results += batch
             report(context, [event for result in batch for event in events_of(result)])
             for result, listener in itertools.product(batch, _listeners):
@@ -136,74 +131,6 @@ def raise_failures(results: Sequence[SliceResult]) -> None:
         metadata={"failed_slices": [one.slice.label for one in failed[:_NAMED_FAILURES]]},
         allow_retries=False,
     )
-
-
-class _Worker:
-    """Reads slices on a thread of its own, so that the step's thread can notice that it is stopped."""
-
-    def __init__(self, work: Callable[[], Iterable[SliceResult]], stop: threading.Event) -> None:
-        self._work, self._stop = work, stop
-        self._done: queue.Queue[SliceResult | BaseException | None] = queue.Queue()
-        self._thread = threading.Thread(target=self._run, name="nexhealth-slices")
-
-    def __enter__(self) -> "_Worker":
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            self._stop.set()
-        self._thread.join()
-
-    def batches(self, told_to_stop: Callable[[], bool]) -> Iterator[list[SliceResult]]:
-        """Results as they come, several at once where they come fast. Raises what ended the reading."""
-        while True:
-            if not self._stop.is_set() and told_to_stop():
-                self._stop.set()
-            batch, ended = self._drain()
-            if batch:
-                yield batch
-            if isinstance(ended, BaseException):
-                raise ended
-            if ended:
-                return
-
-    def _drain(self) -> tuple[list[SliceResult], BaseException | bool]:
-        batch: list[SliceResult] = []
-        with suppress(queue.Empty):
-            item = self._done.get(timeout=_POLL_SECONDS)
-            while isinstance(item, SliceResult):
-                batch.append(item)
-                item = self._done.get_nowait()
-            return batch, True if item is None else item
-        return batch, False
-
-    def _run(self) -> None:
-        try:
-            for result in self._work():
-                self._done.put(result)
-            self._done.put(None)
-        except BaseException as error:
-            self._done.put(error)
-
-
-class _Watch:
-    """Whether the run is to stop: by a signal, or because Dagit says so (a command's run has no launcher to tell it)."""
-
-    def __init__(self, context: Context) -> None:
-        self._context = context
-        self._looked = time.monotonic()
-
-    def __call__(self) -> bool:
-        if check_captured_interrupt():
-            return True
-        if time.monotonic() - self._looked < _STATUS_SECONDS:
-            return False
-        self._looked = time.monotonic()
-        run = self._context.instance.get_run_by_id(self._context.run.run_id)
-        return run is not None and run.status in _ENDING
 
 
 class _Progress:
@@ -245,6 +172,6 @@ def _plan(context: dg.AssetExecutionContext, keys: Sequence[str]) -> None:
 def _end_canceled(context: Context) -> None:
     """Dagster calls a run canceled only if it was being canceled when the exception arrived."""
     record = context.instance.get_run_by_id(context.run.run_id)
-    if record is not None and record.status not in _ENDING:
+    if record is not None and record.status not in ENDING:
         context.instance.report_run_canceling(record, message="stopped by the user, on a committed page")
     raise DagsterExecutionInterruptedError

@@ -8,22 +8,25 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from email.utils import formatdate
 from typing import Any
 
 import orjson
 
 from .api import Api, PageFault, check_version
-from .auth import Auth
+from .auth import Access, Auth
 from .control import control
 from .faults import FaultRule, Faults
 from .limits import Limits
 from .log import RequestLog
+from .params import Query
 from .reply import LEGACY_JSON, ApiError, Reply, failure, one
 from .routes import find_route
+from .routes_webhooks import ENDPOINTS_PATH, WebhookRoutes
 from .state import State
 from .times import Clock
+from .webhooks import Webhooks
 
 __all__ = ["App", "Receive", "Scope", "Send"]
 
@@ -49,6 +52,7 @@ class _Request:
     authorization: str | None
     version: str | None
     arrived: float
+    body: bytes = b""
 
 
 @dataclass(slots=True)
@@ -62,7 +66,12 @@ class App:
     requests: RequestLog
     clock: Clock
     api: Api
+    webhooks: Webhooks
     stopping: bool = False
+    webhook_routes: WebhookRoutes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.webhook_routes = WebhookRoutes(self.webhooks.registry, self.state, self.webhooks.deliveries.discard)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI entry point."""
@@ -70,9 +79,13 @@ class App:
             return
         request = self._read(scope)
         if request.path.startswith("/sandbox/"):
+            if request.path == "/sandbox/webhooks":
+                await self._until_idle(Query.parse(request.query).get("wait"))
             reply = control(self, request.method, request.path, request.query, await _body(receive))
             await self._send(send, reply)
             return
+        if request.method != "GET" and request.path.startswith(ENDPOINTS_PATH):
+            request = replace(request, body=await _body(receive))
         api_key = self.auth.owner(request.authorization)
         wait = self.limits.admit(api_key, request.path, request.arrived)
         rule = None if wait else self._fault(request)
@@ -113,12 +126,17 @@ class App:
         if request.path == "/authenticates":
             return self._authenticate(request)
         access = self.auth.access(request.authorization)
+        if request.path.startswith(ENDPOINTS_PATH):
+            return self._webhook_answer(request, access)
         if request.method != "GET":
             known = find_route(request.path) is not None
             raise ApiError(405 if known else 404, f"No route matches {request.method} {request.path}")
         if request.path.startswith("/documents/"):
             return self._download(request.path, access.subdomains)
         return self.api.answer(request.path, request.query, allowed=access.subdomains, fault=fault)
+
+    def _webhook_answer(self, request: _Request, access: Access) -> Reply:
+        return self.webhook_routes.answer(request.method, request.path, request.query, request.body, access)
 
     def _authenticate(self, request: _Request) -> Reply:
         if request.method != "POST":
@@ -171,6 +189,12 @@ class App:
         while not self.stopping and (left := end - time.monotonic()) > 0:
             await asyncio.sleep(min(left, 0.05))
 
+    async def _until_idle(self, text: str | None) -> None:
+        """Wait up to `text` seconds of real time for the deliveries; other requests are answered meanwhile."""
+        end = time.monotonic() + min(float(text or 0), 600) if (text or "0").replace(".", "", 1).isdecimal() else 0.0
+        while not self.stopping and not self.webhooks.idle and time.monotonic() < end:
+            await asyncio.sleep(0.01)
+
     def _log(self, request: _Request, api_key: str, reply: Reply, rule: FaultRule | None) -> None:
         self.requests.add(
             arrived=request.arrived,
@@ -186,9 +210,10 @@ class App:
 
     async def _send(self, send: Send, reply: Reply, *, cut: bool = False) -> None:
         """Send an answer; a cut one promises its whole length and returns in the middle, so the server hangs up."""
+        promised = max(len(reply.body), 2) if cut else len(reply.body)
+        described = [(b"content-type", reply.content_type.encode()), (b"content-length", str(promised).encode())]
         headers = [
-            (b"content-type", reply.content_type.encode()),
-            (b"content-length", str(max(len(reply.body), 2)).encode() if cut else str(len(reply.body)).encode()),
+            *(described if reply.status != 204 else ()),
             (b"date", formatdate(self.clock(), usegmt=True).encode()),
             *((name.lower().encode(), value.encode()) for name, value in reply.headers),
         ]

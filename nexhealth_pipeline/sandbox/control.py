@@ -9,6 +9,12 @@
 | POST /sandbox/rebalance | claim totals and balances made equal to the ledger again; the changes that took |
 | GET /sandbox/truth/{collection} | every row as JSON lines, hidden ones too |
 | POST /sandbox/settings | `token_seconds`, `limits` (bool), `retry_after`; `revoke_tokens` ends all tokens |
+| GET /sandbox/webhooks | endpoints without secrets, settings, counters, queue; `wait=5`: when idle, 5 s at most |
+| POST /sandbox/webhooks/settings | how deliveries go wrong, by name (see mischief.DeliverySettings) |
+| POST /sandbox/webhooks/send | events of rows by hand: `collection`, `ids`, `event`, `together`; or `event`, `subdomain`, `data` |
+| GET, DELETE /sandbox/deliveries | log of deliveries (`since` = number, `event` = expression, `endpoint`, `outcome`) |
+
+A change may ask for the event of a write through the API: `"insertion": "complete"`, `failed` or `timed_out`.
 
 No key is asked: the data is made up. Bind the sandbox to a loopback address.
 """
@@ -19,6 +25,13 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from .control_webhooks import (
+    answer_webhooks,
+    check_insertion,
+    forget_deliveries,
+    list_deliveries,
+    post_webhooks,
+)
 from .params import Query
 from .reply import ApiError, Reply, failure
 from .state import Change, NoSuchRowError, State
@@ -121,7 +134,16 @@ def _changes(app: "App", _parts: list[str], _query: Query, _body: Any) -> Reply:
 
 def _change(app: "App", _parts: list[str], _query: Query, body: Any) -> Reply:
     wanted = body if isinstance(body, list) else [body]
-    return _json([asdict(apply_change(app.state, change)) for change in wanted], 201)
+    return _json([asdict(_made(app, dict(change))) for change in wanted], 201)
+
+
+def _made(app: "App", wanted: dict[str, Any]) -> Change:
+    insertion = wanted.pop("insertion", None)
+    event = None if insertion is None else check_insertion(wanted.get("collection", "appointments"), insertion)
+    change = apply_change(app.state, wanted)
+    if event:
+        app.webhooks.send(change.collection, [change.id], event)
+    return change
 
 
 def _rebalance(app: "App", _parts: list[str], _query: Query, _body: Any) -> Reply:
@@ -142,6 +164,11 @@ def _settings(app: "App", _parts: list[str], _query: Query, body: Any) -> Reply:
     return _json({"limits": app.limits.enabled, "token_seconds": app.auth.token_seconds})
 
 
+def _json_of(tell: Callable[["App", list[str], Query, Any], Any]) -> "_Handler":
+    """A handler around a function that returns plain objects."""
+    return lambda app, parts, query, body: _json(tell(app, parts, query, body))
+
+
 _Handler = Callable[["App", list[str], Query, Any], Reply]
 
 _HANDLERS: dict[tuple[str, str], _Handler] = {
@@ -156,4 +183,8 @@ _HANDLERS: dict[tuple[str, str], _Handler] = {
     ("POST", "rebalance"): _rebalance,
     ("GET", "truth"): _truth,
     ("POST", "settings"): _settings,
+    ("GET", "webhooks"): _json_of(answer_webhooks),
+    ("POST", "webhooks"): _json_of(post_webhooks),
+    ("GET", "deliveries"): _json_of(list_deliveries),
+    ("DELETE", "deliveries"): _json_of(forget_deliveries),
 }

@@ -1,5 +1,6 @@
 """What a state folder keeps: which world was served, and every change made to it since, in order."""
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -30,6 +31,7 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         self._world = folder / "world.json"
         self._changes = folder / "changes.jsonl"
+        self._lock = threading.Lock()
 
     def origin(self) -> Origin | None:
         """The world of this folder; None in a new folder. Raises ValueError where another format wrote it."""
@@ -50,7 +52,7 @@ class Journal:
 
     def append(self, entry: dict[str, Any]) -> None:
         """Add one change."""
-        with self._changes.open("ab") as file:
+        with self._lock, self._changes.open("ab") as file:
             file.write(orjson.dumps(entry) + b"\n")
 
     def entries(self) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import uvicorn
 
@@ -24,6 +24,7 @@ from .limits import Limits
 from .log import RequestLog
 from .state import State
 from .times import Clock, stamp_at
+from .webhooks import Webhooks, settings_of
 from .world import DEFAULT_APPOINTMENTS, DEFAULT_PATIENTS, DEFAULT_SEED, World, build_world
 
 __all__ = ["SandboxServer", "build_app", "serve"]
@@ -72,9 +73,12 @@ def build_app(
     token_seconds: float = TOKEN_SECONDS,
     limits: bool = True,
     limit_scale: float = 1.0,
+    webhook_time_scale: float | None = None,
+    webhooks: Mapping[str, Any] | None = None,
     clock: Clock = time.time,
 ) -> App:
     """The application with its world. See SandboxServer for the arguments. Raises ValueError as it does."""
+    settings = settings_of(webhooks, webhook_time_scale)
     journal = Journal(Path(state_dir)) if state_dir is not None else None
     kept = journal.origin() if journal else None
     if world is not None:
@@ -93,6 +97,7 @@ def build_app(
         requests=RequestLog(),
         clock=clock,
         api=Api(state, secret, lambda: stamp_at(clock())),
+        webhooks=Webhooks(state, lambda offset: stamp_at(clock() + offset), settings),
     )
 
 
@@ -151,7 +156,9 @@ class SandboxServer:
     given ready. `state_dir` keeps the world's origin and all changes: a later start with that folder serves the
     same data (a different seed, base or size is then a ValueError). `api_keys` maps keys to the subdomains they
     reach (None = all). `limits=False` switches rate limits off, `limit_scale=0.1` makes them ten times tighter.
-    `clock` decides tokens, limits, changes and the Date header.
+    `webhooks` are settings of webhook deliveries by name (see DeliverySettings), `webhook_time_scale=0.001` lets
+    their retries come a thousand times sooner. `clock` decides tokens, limits, changes, the Date header and the
+    timestamps of webhooks.
 
     Raises OSError where the port is taken, RuntimeError where the server cannot start.
     """
@@ -171,6 +178,8 @@ class SandboxServer:
         token_seconds: float = TOKEN_SECONDS,
         limits: bool = True,
         limit_scale: float = 1.0,
+        webhook_time_scale: float | None = None,
+        webhooks: Mapping[str, Any] | None = None,
         clock: Clock = time.time,
     ) -> None:
         self.app = build_app(
@@ -184,6 +193,8 @@ class SandboxServer:
             token_seconds=token_seconds,
             limits=limits,
             limit_scale=limit_scale,
+            webhook_time_scale=webhook_time_scale,
+            webhooks=webhooks,
             clock=clock,
         )
         self.api_key = next(iter(api_keys or {SANDBOX_API_KEY: None}))
@@ -217,9 +228,17 @@ class SandboxServer:
         """Keys and tokens."""
         return self.app.auth
 
+    @property
+    def webhooks(self) -> Webhooks:
+        """Endpoints, subscriptions and deliveries."""
+        return self.app.webhooks
+
     def replace(self, app: App) -> None:
         """Serve another application (see build_app) from the next request on: cheaper than another server."""
+        self.app.webhooks.stop()
         self.app = app
+        if self._server is not None:
+            app.webhooks.start()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.app(scope, receive, send)
@@ -236,6 +255,7 @@ class SandboxServer:
             time.sleep(0.002)
         if not self._server.started:
             raise RuntimeError("the sandbox's server ended while it was starting")
+        self.app.webhooks.start()
         return self
 
     def _run(self, server: uvicorn.Server, listener: socket.socket) -> None:
@@ -244,6 +264,7 @@ class SandboxServer:
 
     def stop(self) -> None:
         """Stop serving; answers that hang are let go."""
+        self.app.webhooks.stop()
         if self._server is None or self._thread is None:
             return
         self._server.should_exit = True
@@ -289,7 +310,10 @@ def serve(
         listener.listen(512)  # answers wait in the queue from here on, so the address may be told
         if on_ready:
             on_ready(_address(listener))
+        app.webhooks.start()
         try:
             _uvicorn(app).run(sockets=[listener])
         except (KeyboardInterrupt, asyncio.CancelledError):
             return
+        finally:
+            app.webhooks.stop()

@@ -6,13 +6,14 @@ journal if there is one, and is returned with the record before and after.
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from .accounts import due_figures
 from .blanks import about_new, blank_record
+from .endpoints import KEPT_COLLECTIONS
 from .journal import Journal
 from .kinds import KINDS
 from .practices import LEDGER_FEATURE
@@ -47,12 +48,18 @@ class Change:
 
 
 class State:
-    """All collections. Safe to change from any thread while the server answers."""
+    """All collections. Safe to change from any thread while the server answers.
+
+    `listener`, if set, is told every change with the row before and after, under the lock. `kept` are the journal's
+    entries that are not about rows, `keep` adds one.
+    """
 
     def __init__(self, world: World, clock: Clock, journal: Journal | None = None) -> None:
         self.world = world
         self.lock = threading.RLock()
         self.changes: list[Change] = []
+        self.listener: Callable[[Change, Row | None, Row | None], None] | None = None
+        self.kept: list[Mapping[str, Any]] = []
         self._clock = clock
         self._journal = journal
         self._stores = {name: Store(KINDS[name], world.rows.get(name, ())) for name in KINDS}
@@ -153,7 +160,7 @@ class State:
             self.store(collection).remove(row_id)
             self._write({"op": "remove", "collection": collection, "id": row_id})
             change = Change("delete", collection, row_id, row.institution_id, self._now(), row.record(), None)
-            self.changes.append(change)
+            self._tell(change, row, None)
             self._touch_parents(collection, row)
             return change
 
@@ -235,8 +242,17 @@ class State:
         entry = {"op": "put", "collection": collection, "id": row_id, "institution_id": institution}
         self._write(entry | {"record": record, "about": dict(about)})
         change = Change(operation, collection, row_id, institution, self._now(), old.record() if old else None, record)
-        self.changes.append(change)
+        self._tell(change, old, row)
         return change
+
+    def _tell(self, change: Change, old: Row | None, new: Row | None) -> None:
+        self.changes.append(change)
+        if self.listener:
+            self.listener(change, old, new)
+
+    def keep(self, entry: dict[str, Any]) -> None:
+        """Write an entry that is not about a row to the journal, if there is one."""
+        self._write(entry)
 
     def _write(self, entry: dict[str, Any]) -> None:
         if self._journal:
@@ -244,6 +260,9 @@ class State:
 
     def _replay(self, entry: Mapping[str, Any]) -> None:
         name = _RENAMED.get(entry["collection"], entry["collection"])
+        if name in KEPT_COLLECTIONS:
+            self.kept.append(entry)
+            return
         if name not in self._stores:
             logger.warning("a kept change is of an unknown collection", extra={"nexhealth": {"collection": name}})
             return

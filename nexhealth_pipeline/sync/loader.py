@@ -21,6 +21,8 @@ from nexhealth_pipeline.warehouse.sync_log import Counts
 
 __all__ = ["Loaded", "Loader", "cost_of"]
 
+_COPY_LINES = 500
+
 
 @dataclass(slots=True)
 class Loaded:
@@ -31,6 +33,8 @@ class Loaded:
     """Ids of the records, where they have one."""
     absent_fields: set[str] | None = None
     """Declared fields that no record had; None = there was no record."""
+    refused: list[Note] = field(default_factory=list)
+    """Why records could not be loaded at all."""
 
 
 class Loader:
@@ -80,10 +84,15 @@ class Loader:
         loaded = Loaded()
         notes: list[Note] = []
         owners: list[int] = []
+        lines: list[str] = []
         read_at: datetime | None = None
         for page, request in pages:
             encoded = self._encoder.encode(page.records, page.requested_at, request)
-            self._stage.copy(encoded.lines)
+            # Answers of one record each (single reads, events) share a COPY; pages have one of their own.
+            lines += encoded.lines
+            if len(lines) >= _COPY_LINES:
+                self._stage.copy(lines)
+                lines = []
             for nested in self._nested:
                 self._quarantine(nested.collection, nested.add(page.records, page.requested_at))
             loaded.counts.add(cost_of(page))
@@ -91,11 +100,12 @@ class Loader:
             notes += encoded.notes
             owners += self._open_notes[0].owners(request)
             read_at = min(read_at or page.requested_at, page.requested_at)
+        self._stage.copy(lines)
         reach("after_copy", self._slice.collection.name)
         loaded.absent_fields = self._encoder.drift.drain_absent()
-        refused = sum(not note.loaded for note in notes)
-        self.refused += refused
-        loaded.counts.quarantined = refused
+        loaded.refused = [note for note in notes if not note.loaded]
+        self.refused += len(loaded.refused)
+        loaded.counts.quarantined = len(loaded.refused)
         if not self._dry_run:
             self._merge(loaded.counts, notes, not_before)
             if read_at is not None:

@@ -39,6 +39,15 @@ class SliceLock:
         if not self._connection.closed and not self._connection.broken:
             self._connection.execute("SELECT pg_advisory_unlock(%s)", (self._key,))
 
+    @classmethod
+    def is_held(cls, connection: psycopg.Connection, piece: Slice) -> bool:
+        """Whether somebody reads the slice just now, for those who would rather come back than wait."""
+        lock = cls(connection, piece, threading.Event())
+        if not lock._try():
+            return True
+        lock.__exit__(None, None, None)
+        return False
+
     def _try(self) -> bool:
         row = self._connection.execute("SELECT pg_try_advisory_lock(%s)", (self._key,)).fetchone()
         return bool(row and row[0])

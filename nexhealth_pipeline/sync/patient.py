@@ -25,7 +25,7 @@ from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice, SliceResult, Status
 from nexhealth_pipeline.warehouse.child_reads import DueRow, record_child_reads
 from nexhealth_pipeline.warehouse.connect import driver_errors
-from nexhealth_pipeline.warehouse.knowledge import record_membership
+from nexhealth_pipeline.warehouse.knowledge import record_locations
 from nexhealth_pipeline.warehouse.sync_log import Counts, SyncLog
 
 __all__ = ["refresh_patient"]
@@ -165,19 +165,7 @@ class _Refresh:
         if ids is None:
             return
         with self.connection.transaction():
-            for location_id in ids:
-                record_membership(
-                    self.connection,
-                    institution_id=self.institution.id,
-                    location_id=location_id,
-                    patient_ids=[self.patient_id],
-                    seen_at=seen_at,
-                )
-            self.connection.execute(
-                "UPDATE nexhealth_patient_locations SET gone_at = clock_timestamp()"
-                " WHERE institution_id = %s AND patient_id = %s AND gone_at IS NULL AND location_id <> ALL(%s)",
-                (self.institution.id, self.patient_id, ids),
-            )
+            record_locations(self.connection, self.institution.id, self.patient_id, ids, seen_at)
 
     def _read(self, collection: Collection, home: Location | None, fetch: Callable[[], _Answers]) -> SliceResult:
         """Read and load one collection with a log row of its own."""

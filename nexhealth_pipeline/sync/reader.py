@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import psycopg
 from psycopg import sql
 
-from nexhealth_pipeline.errors import Cancelled, PipelineError, ServerFailed
+from nexhealth_pipeline.errors import Cancelled, PipelineError, ServerFailed, TryLater
 from nexhealth_pipeline.sync.loader import Loader
 from nexhealth_pipeline.sync.lock import SliceLock
 from nexhealth_pipeline.sync.months import CHANGES, month_bounds, month_keys
@@ -143,7 +143,9 @@ class SliceReader:
             status = Status.SKIPPED
             self._capability(connection, lacking, str(getattr(failure, "status", "")))
         self._close_log(connection, status, str(failure))
-        return self._result(status, reason=str(failure), exit_status=failure.exit_status)
+        result = self._result(status, reason=str(failure), exit_status=failure.exit_status)
+        result.passing = isinstance(failure, TryLater)
+        return result
 
     def _succeed(self, connection: psycopg.Connection) -> SliceResult:
         if self.options.dry_run:

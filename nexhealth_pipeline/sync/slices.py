@@ -110,6 +110,8 @@ class SliceResult:
     reason: str | None = None
     """Why it was skipped or failed; holds no record's values."""
     exit_status: int = 0
+    passing: bool = False
+    """It failed by what passes by itself: the API did not answer, or had no room."""
     changes: list[Change] = field(default_factory=list)
     """Months that changed, for windowed collections."""
     rows: int | None = None

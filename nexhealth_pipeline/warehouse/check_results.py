@@ -9,7 +9,7 @@ import psycopg
 
 from nexhealth_pipeline.warehouse.checks import CHECKS, Check, CheckResult, run
 
-__all__ = ["FailedCheck", "acknowledge", "failed_checks", "run_all", "store"]
+__all__ = ["FailedCheck", "acknowledge", "failed_checks", "keep", "run_all", "store"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,11 @@ def store(connection: psycopg.Connection, results: Iterable[CheckResult], instit
         for result in sorted(results, key=lambda one: (one.check.collection.name, one.check.rule.name))
         for institution in sorted(known | result.institutions.keys())
     ]
+    keep(connection, rows)
+
+
+def keep(connection: psycopg.Connection, rows: Iterable[tuple[Any, ...]]) -> None:
+    """Keep rows of (collection, check, institution, severity, faults, sample ids, faults again); commits."""
     with connection.transaction(), connection.cursor() as cursor:
         cursor.executemany(_STORE, rows)
 

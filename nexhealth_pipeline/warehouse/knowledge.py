@@ -3,7 +3,7 @@
 Each is written in the transaction of the rows it speaks of; the caller commits.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime
 
 import psycopg
@@ -13,7 +13,9 @@ __all__ = [
     "close_membership",
     "enabled_at",
     "record_capability",
+    "record_change",
     "record_freshness",
+    "record_locations",
     "record_membership",
 ]
 
@@ -60,6 +62,20 @@ def record_freshness(
             "full": last_full_at,
             "changed": changed,
         },
+    )
+
+
+def record_change(
+    connection: psycopg.Connection, *, institution_id: int, location_ids: Collection[int], collection: str
+) -> None:
+    """Note that rows of a collection changed at locations (0 = institution-wide), by other means than a read of them.
+
+    Nothing is noted of what was never read: how fresh it is nobody knows.
+    """
+    connection.execute(
+        "UPDATE nexhealth_freshness SET last_change_at = clock_timestamp()"
+        " WHERE institution_id = %s AND location_id = ANY(%s) AND collection = %s",
+        (institution_id, sorted(location_ids), collection),
     )
 
 
@@ -132,6 +148,29 @@ def record_membership(
             WHERE l.gone_at IS NOT NULL
         """,
         {"institution": institution_id, "location": location_id, "ids": list(patient_ids), "seen": seen_at},
+    )
+
+
+def record_locations(
+    connection: psycopg.Connection,
+    institution_id: int,
+    patient_id: int,
+    location_ids: Collection[int],
+    seen_at: datetime,
+) -> None:
+    """Note which locations list a patient, as its single read tells: it is gone from all others."""
+    for location_id in location_ids:
+        record_membership(
+            connection,
+            institution_id=institution_id,
+            location_id=location_id,
+            patient_ids=[patient_id],
+            seen_at=seen_at,
+        )
+    connection.execute(
+        "UPDATE nexhealth_patient_locations SET gone_at = clock_timestamp()"
+        " WHERE institution_id = %s AND patient_id = %s AND gone_at IS NULL AND location_id <> ALL(%s)",
+        (institution_id, patient_id, list(location_ids)),
     )
 
 

@@ -22,6 +22,8 @@ from nexhealth_pipeline.warehouse.values import CONVERTERS
 
 __all__ = ["NestedStage"]
 
+_COPY_ROWS = 500
+
 _record = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _list = msgspec.json.Decoder(list[msgspec.Raw] | None).decode
 _value = msgspec.json.Decoder().decode
@@ -41,7 +43,13 @@ class NestedStage:
         self._stage = Stage(connection, collection, self._encoder)
         self._sql = _sql_of(collection, parent)
         self._parents = 0
-        """Records staged."""
+        """Records staged, or about to be."""
+        self._copied = False
+        """Whether the stages hold anything yet."""
+        self._rows: list[tuple[object, ...]] = []
+        """Records not copied yet."""
+        self._lines: list[str] = []
+        """Their lists' rows."""
 
     @property
     def drift(self) -> DriftWatch:
@@ -51,42 +59,53 @@ class NestedStage:
     def open(self) -> None:
         """Begin with empty stages."""
         self._stage.open()
-        self._parents = 0
+        self._parents, self._copied = 0, False
+        self._rows, self._lines = [], []
 
     def add(self, records: Iterable[bytes], read_at: datetime) -> list[Note]:
         """Stage the lists of one answer's records; returns what could not be loaded."""
         # The same record twice in one answer: the last one counts.
         found = {tuple(one[0].values()): one for raw in records if (one := self._of_record(raw)) is not None}
-        if not found:
-            return []
-        self._prepare()
-        lines: list[str] = []
         notes: list[Note] = []
-        with self._connection.cursor() as cursor, cursor.copy(self._sql.add) as copy:
-            for known, version, rows in found.values():
-                encoded = self._encoder.encode(rows, read_at, known)
-                lines += encoded.lines
-                notes += encoded.notes
-                whole = all(note.loaded for note in encoded.notes)
-                copy.write_row((self._institution, *known.values(), version, read_at, whole))
+        for known, version, rows in found.values():
+            encoded = self._encoder.encode(rows, read_at, known)
+            self._lines += encoded.lines
+            notes += encoded.notes
+            whole = all(note.loaded for note in encoded.notes)
+            self._rows.append((self._institution, *known.values(), version, read_at, whole))
+        # Answers of one record each share a COPY.
+        if len(self._rows) >= _COPY_ROWS or len(self._lines) >= _COPY_ROWS:
+            self._copy()
         self._parents += len(found)
-        self._stage.copy(lines)
         return notes
+
+    def _copy(self) -> None:
+        """Stage what was added since the last time."""
+        if not self._rows:
+            return
+        self._prepare()
+        with self._connection.cursor() as cursor, cursor.copy(self._sql.add) as copy:
+            for row in self._rows:
+                copy.write_row(row)
+        self._stage.copy(self._lines)
+        self._copied = True
+        self._rows, self._lines = [], []
 
     def merge(self) -> Merged:
         """Write what changed, after the records themselves were merged, and empty the stages; the caller commits."""
         if not self._parents:
             return Merged()
+        self._copy()
         self._connection.execute(self._sql.drop_older)
         gone = self._connection.execute(self._sql.mark_gone).rowcount
         merged = self._stage.merge(None)
         self._connection.execute(self._sql.empty)
-        self._parents = 0
+        self._parents, self._copied = 0, False
         merged.updated += gone
         return merged
 
     def _prepare(self) -> None:
-        if not self._parents:
+        if not self._copied:
             self._connection.execute(self._sql.create)
             self._connection.execute(self._sql.empty)
         self._stage.prepare()

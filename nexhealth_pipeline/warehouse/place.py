@@ -25,7 +25,7 @@ from nexhealth_pipeline.errors import WarehouseError
 from nexhealth_pipeline.warehouse.account import Account
 from nexhealth_pipeline.warehouse.supervisor import socket_file
 
-__all__ = ["SOCKET_PORT", "Place", "check_home", "find_place"]
+__all__ = ["SOCKET_PORT", "Place", "check_home", "find_place", "is_socket_of"]
 
 SOCKET_PORT = 5432
 """In the socket's name as long as the server has no TCP port of its own."""
@@ -126,6 +126,15 @@ def find_place(home: Path, account: Account | None) -> Place:
     place = Place(record, folder, _socket_folder(folder, account))
     _remember(place)
     return place
+
+
+def is_socket_of(home: Path, address: str) -> bool:
+    """Whether `address`, a connection's host, is the socket folder of the server whose state is in `home`."""
+    try:
+        content: Mapping[str, Any] = json.loads((home / "postgres" / "place.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return False
+    return bool(Path(address) == home / "postgres" / content["folder"] / content["socket"])
 
 
 def _recorded(record: Path, account: Account | None) -> Place | None:

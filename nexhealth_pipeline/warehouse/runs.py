@@ -14,7 +14,7 @@ import psycopg
 
 from nexhealth_pipeline.warehouse.connect import connect
 
-__all__ = ["RunLock", "close_dead_runs", "lock_key"]
+__all__ = ["RunLock", "close_dead_runs", "close_if_dead", "lock_key"]
 
 
 def lock_key(*parts: object) -> int:
@@ -88,10 +88,14 @@ def close_dead_runs(connection: psycopg.Connection) -> list[str]:
     `connection` must be in autocommit mode.
     """
     open_runs = [row[0] for row in connection.execute("SELECT run_id FROM nexhealth_runs WHERE finished_at IS NULL")]
-    return [run_id for run_id in open_runs if _close_if_dead(connection, run_id)]
+    return [run_id for run_id in open_runs if close_if_dead(connection, run_id)]
 
 
-def _close_if_dead(connection: psycopg.Connection, run_id: str) -> bool:
+def close_if_dead(connection: psycopg.Connection, run_id: str) -> bool:
+    """Mark one run and its open log rows as interrupted if its lock is free; whether it was open and is closed now.
+
+    `connection` must be in autocommit mode.
+    """
     key = lock_key("run", run_id)
     row = connection.execute("SELECT pg_try_advisory_lock(%s)", (key,)).fetchone()
     if row is None or not row[0]:

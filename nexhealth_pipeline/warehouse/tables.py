@@ -12,6 +12,7 @@ from psycopg import sql
 
 from nexhealth_pipeline.catalog.collection import Collection, Column, Phi, SqlType
 from nexhealth_pipeline.catalog.collections import DECLARED
+from nexhealth_pipeline.warehouse import changes as feed
 from nexhealth_pipeline.warehouse.history import TRIGGER, attach_history, make_partitions
 from nexhealth_pipeline.warehouse.views import ensure_views
 
@@ -81,13 +82,15 @@ def _create_index(connection: psycopg.Connection, collection: Collection, name: 
 def ensure_tables(connection: psycopg.Connection, collections: Iterable[Collection] = DECLARED) -> list[str]:
     """Create what is missing, add new columns and indexes, bring comments up to date; commits.
 
-    Puts the history's trigger on the tables, and their views into `nexhealth_current`. Returns the changes
-    made, one text each; a warehouse that is up to date costs four queries.
+    Puts the triggers of history and change feed on the tables, and their views into `nexhealth_current`. Returns
+    the changes made, one text each; a warehouse that is up to date costs five queries.
     """
     collections = tuple(collections)
-    # In a transaction of its own: it may wait for somebody who is writing history.
+    # In transactions of their own: they may wait for somebody who is writing there.
     with connection.transaction():
         make_partitions(connection)
+    with connection.transaction():
+        feed.make_partitions(connection)
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
         present = _present(connection, collections)
@@ -162,6 +165,9 @@ def _ensure_one(connection: psycopg.Connection, collection: Collection, have: di
     if f"{TRIGGER}()" not in have:
         attach_history(connection, collection)
         changes += [f"added history to {collection.table}"] if have else []
+    if any(f"{name}()" not in have for name in feed.TRIGGERS):
+        feed.attach_changes(connection, collection)
+        changes += [f"added change feed to {collection.table}"] if have else []
     _comment(connection, collection, have)
     return changes
 

@@ -171,3 +171,32 @@ def test_the_checks_can_be_run_from_a_shell(nexhealth: Run, busy: str, connectio
     assert ended.status == 1
     assert "nexhealth_patients no_orphans" not in ended.out
     assert "check failed (warning): nexhealth_providers fresh, institution 7: 1 fault, for example 7/0" in ended.out
+
+
+def test_continuous_sync_is_shown_where_it_is_in_use(
+    nexhealth: Run, connection: psycopg.Connection, database_url: str
+) -> None:
+    """An endpoint that is off and events that wait are seen by nobody else before somebody misses a row."""
+    assert "webhook" not in nexhealth("status", DATABASE_URL=database_url).out
+    connection.execute(
+        "INSERT INTO nexhealth_webhooks (key_hash, endpoint_id, target_url, active, secret, subscriptions, hole_since)"
+        """ VALUES ('k', 12, 'https://a.example/hook', false, 's', '[{"subdomain": "acme"}]', '2026-03-01T12:00Z');"""
+        " INSERT INTO nexhealth_webhook_events (received_at, endpoint_id, verdict, status, repeats) VALUES"
+        " (now() - interval '5 minutes', 12, 'valid', 'pending', 1), (now(), 12, 'valid', 'parked', 1),"
+        " (now(), NULL, 'signature', 'rejected', 7), (now() - interval '2 days', NULL, 'signature', 'rejected', 9)"
+    )
+    ended = nexhealth("status", "--check", DATABASE_URL=database_url)
+    lines = ended.out.splitlines()
+    assert ended.status == 1
+    (endpoint,) = [line for line in lines if line.startswith("webhook endpoint 12 (https://a.example/hook): INACTIVE")]
+    assert " 1 subscriptions, last event " in endpoint
+    assert endpoint.endswith("events since 2026-03-01 12:00 may be missing")
+    (events,) = [line for line in lines if line.startswith("webhook events: ")]
+    assert events.endswith("1 pending (the oldest for 5 min), 1 parked, 7 requests refused in the last day")
+    assert (
+        "check failed (error): nexhealth_webhook_events endpoint_active, everything: 1 fault, for example 12" in lines
+    )
+    assert any("nexhealth_webhook_events nothing_parked, everything: 1 fault" in line for line in lines)
+    found = json.loads(nexhealth("status", "--json", DATABASE_URL=database_url).out)["webhooks"]
+    assert (found["pending"], found["parked"], found["rejected_last_day"]) == (1, 1, 7)
+    assert [(one["endpoint_id"], one["active"]) for one in found["endpoints"]] == [(12, False)]

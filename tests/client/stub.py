@@ -22,6 +22,7 @@ class Seen:
     path: str
     query: dict[str, str]
     headers: dict[str, str]
+    body: bytes = b""
 
 
 @dataclass
@@ -115,10 +116,11 @@ def running(stub: Stub) -> Iterator[Stub]:
         def do_GET(self) -> None:
             parts = urlsplit(self.path)
             query = dict(parse_qsl(parts.query, keep_blank_values=True))
-            reply = stub.reply_to(Seen(self.command, parts.path, query, dict(self.headers.items())))
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            reply = stub.reply_to(Seen(self.command, parts.path, query, dict(self.headers.items()), body))
             self.send(reply)
 
-        do_POST = do_GET
+        do_POST = do_PATCH = do_DELETE = do_GET
 
         def send(self, reply: Reply) -> None:
             if reply.raw is not None:

@@ -14,8 +14,10 @@ from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.sync import months
 from nexhealth_pipeline.sync.session import SyncSession
 from tests.sync.kit import Unlimited, first_test_month
+from tests.webhooks.kit import know_practice
 
 from .kit import House
+from .webhook_kit import Post
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -117,3 +119,13 @@ def known(house: House) -> House:
     """A house whose institutions and locations have been read."""
     assert house.run(Scope.PRACTICE).success
     return house
+
+
+@pytest.fixture
+def post(instance: dg.DagsterInstance, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Post]:
+    """One practice, known and read; nothing answers at the API's address."""
+    monkeypatch.setenv("NEXHEALTH_API_KEY", "some-key")
+    monkeypatch.setenv("NEXHEALTH_API_URL", "http://127.0.0.1:9")
+    with psycopg.connect(environment["DATABASE_URL"], autocommit=True) as warehouse:
+        know_practice(warehouse)
+        yield Post(instance, warehouse)

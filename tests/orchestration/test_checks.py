@@ -11,6 +11,7 @@ from nexhealth_pipeline.definitions import defs
 from nexhealth_pipeline.orchestration.checks import CHECKS_JOB, CHECKS_SENSOR
 from nexhealth_pipeline.orchestration.jobs import SCOPE_JOBS
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
+from nexhealth_pipeline.orchestration.webhook_names import EVENTS_ASSET
 from nexhealth_pipeline.warehouse.checks import CHECKS
 
 from .practices import add_locations
@@ -44,9 +45,9 @@ def test_no_sync_runs_a_check_and_the_job_of_the_checks_runs_them_all_in_one_ste
     job = defs.resolve_job_def(CHECKS_JOB)
     assert [node.name for node in job.nodes] == ["check_warehouse"]
     assert len(job.asset_layer.asset_graph.asset_check_keys) == len(CHECKS)
-    assert {key.asset_key for key in defs.resolve_asset_graph().asset_check_keys} == set(
-        defs.resolve_asset_graph().materializable_asset_keys
-    )
+    graph = defs.resolve_asset_graph()
+    checked = {key.asset_key for key in graph.asset_check_keys}
+    assert checked == {*graph.materializable_asset_keys, dg.AssetKey(EVENTS_ASSET)}
 
 
 def test_a_run_tells_every_check_and_fails_by_name_where_tenants_are_mixed(
@@ -127,6 +128,14 @@ def test_the_sensor_asks_once_after_the_syncs_have_ended(
     assert "NEXHEALTH_API_KEY" in str(_sense(instance))
     monkeypatch.setenv("NEXHEALTH_API_KEY", "some-key")
     assert _sense(instance) == "nothing was synced since the last checks"
+    warehouse.execute(
+        "INSERT INTO nexhealth_runs (run_id, host, pid, finished_at) VALUES ('w', 'h', 1, now());"
+        " INSERT INTO nexhealth_sync_logs (run_id, asset, collection, mode, status)"
+        " VALUES ('w', 'a', 'c', 'webhook', 'succeeded'), ('r1', 'a', 'c', 'full', 'succeeded');"
+        " INSERT INTO nexhealth_check_results (collection, check_name, institution_id, severity, faults)"
+        " VALUES ('webhook_events', 'nothing_waits', 0, 'warning', 0)"
+    )
+    assert _sense(instance) == "nothing was synced since the last checks"  # events were applied, the watchdog looked
     warehouse.execute("INSERT INTO nexhealth_runs (run_id, host, pid) VALUES ('r1', 'h', 1), ('r2', 'h', 1)")
     warehouse.execute("UPDATE nexhealth_runs SET finished_at = now(), status = 'succeeded' WHERE run_id = 'r1'")
     assert _sense(instance) == "a sync is going on"

@@ -82,6 +82,10 @@ def test_jobs_schedules_and_sensors() -> None:
         "nexhealth_appointment_changes",
         "nexhealth_patient",
         "nexhealth_checks",
+        "nexhealth_webhook_apply",
+        "nexhealth_webhook_replay",
+        "nexhealth_webhook_setup",
+        "nexhealth_webhook_watchdog",
     }
     schedules = {one.name: one for one in repository.schedule_defs}
     assert {name: (one.cron_schedule, one.job_name) for name, one in schedules.items()} == {
@@ -94,12 +98,14 @@ def test_jobs_schedules_and_sensors() -> None:
         "nexhealth_catchup_locations": ("30 9 * * *", "nexhealth_locations"),
         "nexhealth_catchup_appointments": ("30 9 * * *", "nexhealth_appointments"),
         "nexhealth_catchup_appointment_changes": ("30 9 * * *", "nexhealth_appointment_changes"),
+        "nexhealth_webhook_watchdog": ("*/15 * * * *", "nexhealth_webhook_watchdog"),
     }
     assert {one.execution_timezone for one in schedules.values()} == {"UTC"}
     assert {one.default_status for one in schedules.values()} == {dg.DefaultScheduleStatus.RUNNING}
     assert {one.name: one.default_status for one in repository.sensor_defs} == {
         "nexhealth_dead_runs": dg.DefaultSensorStatus.RUNNING,
         "nexhealth_checks_after_syncs": dg.DefaultSensorStatus.RUNNING,
+        "nexhealth_webhook_events": dg.DefaultSensorStatus.RUNNING,
     }
 
 

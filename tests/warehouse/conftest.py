@@ -13,6 +13,8 @@ _SYSTEM = (
     *("schema_changes", "runs", "sweeps", "sync_state", "sync_logs", "child_reads", "seen", "seen_passes", "freshness"),
     *("capabilities", "patient_locations", "quarantine", "patients", "locations", "sync_status", "history"),
     *("schema_drift", "check_results"),
+    # Last: what goes above is a change as well.
+    *("changes", "changes_pruned"),
 )
 _CLEAN = "; ".join(
     ["DROP TABLE IF EXISTS nexhealth_gadgets CASCADE", *(f"DELETE FROM nexhealth_{name}" for name in _SYSTEM)]

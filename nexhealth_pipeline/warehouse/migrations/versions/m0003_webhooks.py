@@ -66,6 +66,7 @@ CREATE TABLE nexhealth_webhook_events (
         CHECK (status IN ('pending', 'applied', 'superseded', 'duplicate', 'rejected', 'parked')),
     repeats integer NOT NULL DEFAULT 1,
     replays integer NOT NULL DEFAULT 0,
+    status_before text,
     attempts integer NOT NULL DEFAULT 0,
     next_attempt_at timestamptz,
     error text,
@@ -76,6 +77,7 @@ CREATE TABLE nexhealth_webhook_events (
 CREATE UNIQUE INDEX nexhealth_webhook_events_once ON nexhealth_webhook_events (dedup_hash)
     WHERE status NOT IN ('duplicate', 'rejected');
 CREATE INDEX nexhealth_webhook_events_pending ON nexhealth_webhook_events (id) WHERE status = 'pending';
+CREATE INDEX nexhealth_webhook_events_parked ON nexhealth_webhook_events (institution_id) WHERE status = 'parked';
 CREATE INDEX nexhealth_webhook_events_received ON nexhealth_webhook_events (received_at);
 COMMENT ON TABLE nexhealth_webhook_events IS
     'Every request that came to the webhook receiver: events with their payload, and refused ones without their body.';
@@ -104,6 +106,8 @@ COMMENT ON COLUMN nexhealth_webhook_events.status IS
 COMMENT ON COLUMN nexhealth_webhook_events.repeats IS
     'Requests that this row stands for: many refusals of one address are counted in one row. PHI class: none.';
 COMMENT ON COLUMN nexhealth_webhook_events.replays IS 'How often it was replayed. PHI class: none.';
+COMMENT ON COLUMN nexhealth_webhook_events.status_before IS
+    'While it is replayed: its status before that, which a replay that changes nothing leaves. PHI class: none.';
 COMMENT ON COLUMN nexhealth_webhook_events.attempts IS 'Tries to apply it that failed. PHI class: none.';
 COMMENT ON COLUMN nexhealth_webhook_events.next_attempt_at IS 'Not to be tried before; null = at once. PHI class: none.';
 COMMENT ON COLUMN nexhealth_webhook_events.error IS 'Why the last try failed, or why it was parked. PHI class: none.';

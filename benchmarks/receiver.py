@@ -1,0 +1,311 @@
+"""How many signed events a second `nexhealth serve` takes, how fast, and whether any acknowledged one is missing.
+
+    python benchmarks/receiver.py                        # a ladder of rates, 10 s each
+    python benchmarks/receiver.py --rate 300 --seconds 60
+    python benchmarks/receiver.py --rate 300 --bad 1000  # beside so many bad signatures a second, from the same address
+
+Starts the real command on an embedded PostgreSQL of its own (with fsync) in a temporary folder, sends from one or
+more processes at a fixed rate, and compares what was answered 2xx with what is in the table. Latency is counted from
+the moment an event was due, so a receiver that falls behind cannot hide it. Sender, receiver and PostgreSQL share
+this machine; its load before the run is printed.
+"""
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from multiprocessing.connection import Connection
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psycopg
+
+from nexhealth_pipeline.settings import load_settings
+from nexhealth_pipeline.warehouse.connect import warehouse_url
+from nexhealth_pipeline.webhooks.receiver import WEBHOOK_PATH
+from nexhealth_pipeline.webhooks.signature import signature_of
+
+SECRET = "benchmark-secret-of-no-endpoint"
+LADDER = (100, 300, 500, 750, 1000, 1500, 2000)
+CONNECTIONS = 32
+"""Per sending process; a proxy keeps about as many."""
+
+
+@dataclass
+class Sent:
+    """What one sending process saw."""
+
+    latencies: list[float] = field(default_factory=list)
+    acknowledged: list[int] = field(default_factory=list)
+    statuses: Counter[int] = field(default_factory=Counter)
+    lost: int = 0
+    cpu_seconds: float = 0.0
+
+
+def body_of(number: int, moment: str) -> bytes:
+    """One event, about 1.4 KB, as a practice's day brings thousands of."""
+    record = {
+        "id": number,
+        "email": f"patient{number}@example.com",
+        "first_name": "Ada",
+        "last_name": "Example",
+        "created_at": "2024-01-01T08:00:00.000Z",
+        "updated_at": moment,
+        "institution_id": 1,
+        "foreign_id": str(number),
+        "bio": {"phone_number": "5550100000", "date_of_birth": "1980-01-01", "gender": "Female", "note": "x" * 700},
+        "inactive": False,
+        "location_ids": [1],
+        "billing_type": "standard",
+        "guarantor_id": number,
+        "unsubscribe_sms": False,
+    }
+    event = {"resource_type": "Patient", "event_name": "patient_updated", "event_time": moment, "subdomain": "bench"}
+    return json.dumps(event | {"data": {"patients": [record]}, "delivery_errors": []}).encode()
+
+
+def request_of(number: int, secret: str) -> bytes:
+    """The whole request of event `number`, signed now."""
+    moment = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    body = body_of(number, moment)
+    head = (
+        f"POST {WEBHOOK_PATH} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        f"timestamp: {moment}\r\nsignature: {signature_of(secret, moment.encode(), body)}\r\n"
+        f"content-length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+class Line(asyncio.Protocol):
+    """One kept connection; sends one request at a time."""
+
+    def __init__(self, sender: "Sender") -> None:
+        self.sender, self.due, self.number, self.received = sender, 0.0, 0, b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Ready to send."""
+        self.transport = transport
+        self.sender.free.append(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """An event under way is lost."""
+        self.sender.dropped(self)
+
+    def send(self, number: int, due: float) -> None:
+        """Send event `number`, which was due at `due`."""
+        self.number, self.due = number, due
+        self.transport.write(request_of(number, self.sender.secret))  # type: ignore[attr-defined]
+
+    def data_received(self, data: bytes) -> None:
+        """Hand over the answer once it is whole."""
+        self.received += data
+        head, end, body = self.received.partition(b"\r\n\r\n")
+        if end and len(body) >= int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]):
+            self.sender.answered(self, int(head[9:12]))
+            self.received = b""
+
+
+class Sender:
+    """Sends at a fixed rate, whatever the answers."""
+
+    def __init__(self, rate: float, seconds: float, first: int, secret: str) -> None:
+        self.rate, self.seconds, self.first, self.secret = rate, seconds, first, secret
+        self.free: list[Line] = []
+        self.waiting: deque[tuple[int, float]] = deque()
+        self.open, self.ended = 0, False
+        self.where = ("", 0)
+        self.sent = Sent()
+
+    def answered(self, line: Line, status: int) -> None:
+        """Note the answer, and send what waits on this connection."""
+        self.sent.latencies.append(time.perf_counter() - line.due)
+        self.sent.statuses[status] += 1
+        if status == 200:
+            self.sent.acknowledged.append(line.number)
+        line.number = 0
+        self.open -= 1
+        if self.waiting:
+            line.send(*self.waiting.popleft())
+        else:
+            self.free.append(line)
+
+    def dropped(self, line: Line) -> None:
+        """Note what got no answer; the receiver also ends connections that are not used."""
+        if line.number:
+            self.open -= 1
+            self.sent.lost += 1
+        elif line in self.free:
+            self.free.remove(line)
+        if not self.ended:
+            self.again = asyncio.create_task(self.connect())
+
+    async def connect(self) -> None:
+        """One more connection; it sends what waits."""
+        await asyncio.get_running_loop().create_connection(lambda: Line(self), *self.where)
+        while self.free and self.waiting:
+            self.free.pop().send(*self.waiting.popleft())
+
+    async def run(self, host: str, port: int) -> Sent:
+        """Send everything, then wait for the last answers."""
+        self.where = host, port
+        for _ in range(CONNECTIONS):
+            await self.connect()
+        began, total = time.perf_counter(), int(self.rate * self.seconds)
+        for k in range(total):
+            due = began + k / self.rate
+            if (wait := due - time.perf_counter()) > 0.001:
+                await asyncio.sleep(wait)
+            elif k % 20 == 0:
+                await asyncio.sleep(0)
+            self.open += 1
+            if self.free:
+                self.free.pop().send(self.first + k, due)
+            else:
+                self.waiting.append((self.first + k, due))
+        until = time.perf_counter() + 15
+        while self.open > 0 and time.perf_counter() < until:
+            await asyncio.sleep(0.01)
+        self.sent.lost += self.open
+        self.ended = True
+        for line in list(self.free):
+            line.transport.close()
+        return self.sent
+
+
+def send(connection: Connection, address: str, rate: float, seconds: float, first: int, secret: str) -> None:
+    """A sending process; hands over what it saw."""
+    import uvloop
+
+    where = urlsplit(address)
+    sent = uvloop.run(Sender(rate, seconds, first, secret).run(where.hostname or "", where.port or 80))
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    sent.cpu_seconds = used.ru_utime + used.ru_stime
+    connection.send(sent)
+
+
+def step(address: str, url: str, pid: int, rate: float, seconds: float, processes: int, first: int, bad: float) -> bool:
+    """One rate, beside `bad` requests a second with wrong signatures; prints its line, returns whether it was kept."""
+    before = cpu_of(pid)
+    context = multiprocessing.get_context("spawn")
+    plans = [(rate / processes, first + k * 1_000_000, SECRET) for k in range(processes)]
+    plans += [(bad, first + 9_000_000, "wrong")] if bad else []
+    ends = []
+    for each, begin, secret in plans:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=send, args=(theirs, address, each, seconds, begin, secret), daemon=True)
+        process.start()
+        theirs.close()
+        ends.append((process, ours))
+    began = time.perf_counter()
+    parts = [received(ours, seconds + 60) for _, ours in ends]
+    took = time.perf_counter() - began
+    for process, _ in ends:
+        process.join()
+    refused = parts.pop() if bad else None
+    used = cpu_of(pid) - before
+    latencies = sorted(one for part in parts for one in part.latencies)
+    statuses = sum((part.statuses for part in parts), Counter[int]())
+    acknowledged = {one for part in parts for one in part.acknowledged}
+    missing = len(acknowledged - stored(url, first))
+    p50, p99 = (latencies[int(len(latencies) * share)] * 1000 if latencies else 0.0 for share in (0.5, 0.99))
+    other = " ".join(f"{status}:{count}" for status, count in sorted(statuses.items()) if status != 200) or "-"
+    lost = sum(part.lost for part in parts)
+    senders = sum(part.cpu_seconds for part in parts)
+    print(
+        f"{rate:>8.0f} {statuses[200] / seconds:>9.0f} {p50:>8.1f} {p99:>8.1f} {latencies[-1] * 1000:>8.1f}"
+        f" {other:>12} {lost:>10} {missing:>8} {used / seconds * 100:>9.0f} {senders / seconds * 100:>8.0f}"
+        f"   {took:.1f} s",
+        flush=True,
+    )
+    if refused is not None:
+        told = " ".join(f"{status}:{count}" for status, count in sorted(refused.statuses.items()))
+        print(f"         bad signatures: {told}, unanswered {refused.lost}")
+    return p99 < 100 and not missing and not lost and statuses[200] >= 0.99 * rate * seconds
+
+
+def received(connection: Connection, seconds: float) -> Sent:
+    """What a sending process saw; ends the benchmark where it died or hangs."""
+    if not connection.poll(seconds):
+        raise SystemExit("a sending process did not report")
+    sent: Sent = connection.recv()
+    return sent
+
+
+def cpu_of(pid: int) -> float:
+    """CPU seconds that the receiver used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def stored(url: str, first: int) -> set[int]:
+    """Ids of the events in the table from `first` on."""
+    with psycopg.connect(url) as connection:
+        rows = connection.execute(
+            "SELECT resource_ids[1] FROM nexhealth_webhook_events WHERE status = 'pending' AND resource_ids[1] >= %s",
+            (first,),
+        )
+        return {row[0] for row in rows}
+
+
+def start(home: Path) -> tuple[subprocess.Popen[str], str, str]:
+    """The receiver, its address, and the address of its warehouse."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("NEXHEALTH_", "DATABASE"))}
+    environment |= {"NEXHEALTH_HOME": str(home), "NEXHEALTH_WEBHOOK_SECRETS": SECRET}
+    environment |= {"NEXHEALTH_WEBHOOK_RATE": "100000", "NEXHEALTH_LOG_LEVEL": "WARNING"}
+    settings = load_settings({"NEXHEALTH_HOME": str(home)}, environ={}, env_file=None)
+    url = warehouse_url(settings)
+    command = [sys.executable, "-P", "-m", "nexhealth_pipeline.cli", "serve", "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=home)
+    assert process.stdout is not None
+    return process, process.stdout.readline().strip(), url
+
+
+def main() -> int:
+    """Run the ladder; status 1 where an acknowledged event is missing or the only rate asked for was not kept."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rate", type=float, nargs="*", default=list(LADDER), help="events a second, one step each")
+    parser.add_argument("--seconds", type=float, default=10, help="of each step")
+    parser.add_argument("--processes", type=int, default=1, help="that send")
+    parser.add_argument(
+        "--bad", type=float, default=0, help="requests a second with wrong signatures, beside each step"
+    )
+    given = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends through `finally`
+    home = Path(tempfile.mkdtemp(prefix="nexhealth-bench-"))
+    home.chmod(0o755)
+    process = None
+    try:
+        process, address, url = start(home)
+        load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
+        print(
+            f"{os.cpu_count()} CPUs, load before: {load}; {given.processes} sending process(es), {given.seconds:g} s a step"
+        )
+        print("     due    2xx/s   p50 ms   p99 ms   max ms        other unanswered  missing  CPU recv CPU send")
+        kept = [
+            step(address, url, process.pid, rate, given.seconds, given.processes, 10_000_000 * (k + 1), given.bad)
+            for k, rate in enumerate(given.rate)
+        ]
+        if len(given.rate) > 1:
+            good = [rate for rate, ok in zip(given.rate, kept, strict=True) if ok]
+            print(f"highest rate kept (p99 below 100 ms, all answered 2xx, none missing): {max(good, default=0):.0f}/s")
+        return 0 if (kept[0] if len(kept) == 1 else any(kept)) else 1
+    finally:
+        if process is not None:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

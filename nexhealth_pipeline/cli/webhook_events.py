@@ -1,0 +1,155 @@
+"""`nexhealth webhooks apply` and `replay`: stored events, applied now or once more."""
+
+import json
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nexhealth_pipeline.cli.realm import Realm, account
+from nexhealth_pipeline.cli.realm import demo as demo_realm
+from nexhealth_pipeline.errors import InvalidSetting, PipelineError
+
+if TYPE_CHECKING:
+    from nexhealth_pipeline.orchestration.webhook_launch import WebhookRun
+
+__all__ = ["apply", "replay"]
+
+_OUTCOMES = ("applied", "superseded", "failed", "waiting", "parked")
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else on stdout.")
+_demo_option = click.option("--demo", is_flag=True, help="The demo's warehouse instead of the account's.")
+
+
+@click.command()
+@_json_option
+@_demo_option
+def apply(*, as_json: bool, demo: bool) -> int:
+    """Apply the events that wait.
+
+    `nexhealth dev` and Dagster's daemon do so by themselves within seconds. Runs through Dagster, whose pages show it as
+    well. Ctrl-C ends it on a committed batch (exit status 130).
+
+    Exit status 1: an event failed, and is tried again later, or was parked; `nexhealth status` says more.
+    """
+    from nexhealth_pipeline.orchestration.webhook_names import APPLY_JOB
+
+    run = _run(demo_realm() if demo else account(), APPLY_JOB, {"linger_seconds": 0.1}, as_json=as_json)
+    _print(run, as_json=as_json, lines=_applied_lines)
+    return run.exit_status or int(_has_news(run))
+
+
+@click.command()
+@click.option("--since", metavar="TIME", help="Received at this day (YYYY-MM-DD) or time (ISO 8601), or later.")
+@click.option("--until", metavar="TIME", help="Received before this day or time.")
+@click.option("--resource", "resources", metavar="COLLECTION", multiple=True, help="Of this collection; repeatable.")
+@click.option(
+    "--status",
+    "statuses",
+    type=click.Choice(("applied", "superseded", "parked")),
+    multiple=True,
+    help="With this status; repeatable. All of them unless given.",
+)
+@click.option("--id", "ids", type=click.IntRange(1), metavar="N", multiple=True, help="This event; repeatable.")
+@click.option("--dry-run", is_flag=True, help="Apply them, say what changed, and roll it back. Asks the API nothing.")
+@_json_option
+@_demo_option
+def replay(*, dry_run: bool, as_json: bool, demo: bool, **chosen: Any) -> int:
+    """Apply stored events once more.
+
+    At least one of the options says which; they add up. What the tables have in this version or a newer one stays
+    untouched, so that replaying a week on a current copy changes nothing. Events whose payload was removed
+    (NEXHEALTH_WEBHOOK_PAYLOAD_DAYS) are left out.
+    """
+    from nexhealth_pipeline.orchestration.webhook_names import REPLAY_JOB
+
+    config = _config(**chosen)
+    run = _run(demo_realm() if demo else account(), REPLAY_JOB, {**config, "dry_run": dry_run}, as_json=as_json)
+    _print(run, as_json=as_json, lines=_rehearsed_lines if dry_run else _replayed_lines)
+    return run.exit_status or int(_has_news(run))
+
+
+def _config(
+    since: str | None, until: str | None, resources: tuple[str, ...], statuses: tuple[str, ...], ids: tuple[int, ...]
+) -> dict[str, Any]:
+    """Run config of a replay. Raises InvalidSetting before anything is started."""
+    from nexhealth_pipeline.webhooks.replaying import Selection
+
+    if not (since or until or resources or statuses or ids):
+        raise InvalidSetting("say which events: --since, --until, --resource, --status or --id")
+    names = tuple(name.removeprefix("nexhealth_") for name in resources)
+    begins, ends = _moment("--since", since), _moment("--until", until)
+    Selection(begins, ends, names, statuses, ids)
+    config = {
+        "since": begins and begins.isoformat(),
+        "until": ends and ends.isoformat(),
+        "resources": list(names),
+        "statuses": list(statuses),
+        "ids": list(ids),
+    }
+    return {name: value for name, value in config.items() if value}
+
+
+def _moment(option: str, text: str | None) -> datetime | None:
+    from nexhealth_pipeline.sync.filters import moment_of
+
+    return None if text is None else moment_of(option, text)
+
+
+def _run(realm: Realm, job: str, config: dict[str, Any], *, as_json: bool) -> "WebhookRun":
+    """Run a job and wait for it; an error that ends it is told to programs as well."""
+    from nexhealth_pipeline.cli.household import end_like_interrupt
+    from nexhealth_pipeline.log import set_up_for
+    from nexhealth_pipeline.orchestration.webhook_launch import run_webhook_job
+    from nexhealth_pipeline.warehouse.migrate import declare_kind, upgrade
+
+    end_like_interrupt()
+    set_up_for(realm.settings)
+    try:
+        realm.settings.api_keys()  # events may make it ask the API
+        url = realm.warehouse_url()
+        upgrade(url)
+        declare_kind(url, realm.kind)
+        return run_webhook_job(
+            realm.settings,
+            job,
+            config,
+            kind=realm.kind,
+            warehouse_database=realm.warehouse_database,
+            dagster_database=realm.dagster_database,
+        )
+    except PipelineError as error:
+        if as_json:
+            click.echo(json.dumps({"error": str(error), "exit_status": error.exit_status}))
+        raise
+
+
+def _has_news(run: "WebhookRun") -> bool:
+    return bool(run.result.get("failed") or run.result.get("parked"))
+
+
+def _print(run: "WebhookRun", *, as_json: bool, lines: Any) -> None:
+    if as_json:
+        click.echo(json.dumps({"run_id": run.run_id, "seconds": round(run.seconds, 3), **run.result}))
+    else:
+        click.echo("\n".join(lines(run.result)))
+
+
+def _applied_lines(result: dict[str, Any]) -> list[str]:
+    counts = {name: result.get(name, 0) for name in _OUTCOMES}
+    told = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+    return [f"{sum(counts.values()):,} events: {told or 'none waited'}; {result.get('rows', 0):,} rows changed"]
+
+
+def _replayed_lines(result: dict[str, Any]) -> list[str]:
+    return [f"{result.get('events', 0):,} events chosen", *_applied_lines(result)]
+
+
+def _rehearsed_lines(result: dict[str, Any]) -> list[str]:
+    events, applied, rows, failed = (result.get(name, 0) for name in ("events", "applied", "rows", "failed"))
+    lines = [
+        "Nothing was changed: a dry run.",
+        f"{events:,} events chosen: {applied:,} would change {rows:,} rows, {failed:,} would fail",
+    ]
+    if result.get("hints"):
+        lines.append(f"for {result['hints']:,} of them the API would be asked, which a dry run does not do")
+    return lines

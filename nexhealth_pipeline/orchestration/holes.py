@@ -1,0 +1,99 @@
+"""Holes in the stream of events: what may have changed unheard while an endpoint was off is read from the API.
+
+Every slice goes on from its own watermark, as at night, so a read that begins after the endpoint was switched on
+again brings all that the lost events would have told.
+"""
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, date, datetime
+from functools import partial
+
+from nexhealth_pipeline.catalog.collections import DECLARED
+from nexhealth_pipeline.orchestration.assets import events_of
+from nexhealth_pipeline.orchestration.jobs import change_events
+from nexhealth_pipeline.orchestration.step import Event, read
+from nexhealth_pipeline.orchestration.worker import Context
+from nexhealth_pipeline.sync.months import CHANGES
+from nexhealth_pipeline.sync.options import SyncOptions
+from nexhealth_pipeline.sync.plan import due_slices, passes_of
+from nexhealth_pipeline.sync.runner import run_slices
+from nexhealth_pipeline.sync.session import SyncSession
+from nexhealth_pipeline.sync.slices import Slice, SliceResult, Status
+from nexhealth_pipeline.warehouse.connect import driver_errors
+from nexhealth_pipeline.warehouse.state import PassKey, PassState, database_time
+from nexhealth_pipeline.webhooks.endpoints import Endpoint, filled, known_endpoints
+
+__all__ = ["fill_holes"]
+
+_TOLD = [one for one in DECLARED if one.events is not None]
+_BAD = (Status.FAILED, Status.CANCELLED)
+
+
+def fill_holes(context: Context, session: SyncSession) -> list[int]:
+    """Read what endpoints that are active again may have missed; ids of those whose hole is closed now.
+
+    A hole stays open where a slice of an institution subscribed there could not be read: the next look tries again.
+    Raises WarehouseError.
+    """
+    with driver_errors("looking for lost events"), session.pool.connection() as connection:
+        holes = [one for one in known_endpoints(connection) if one.hole_since is not None and one.active]
+        began = database_time(connection)
+    if not holes:
+        return []
+    slices = _slices(session, {name for one in holes for name in _subdomains(one)}, began)
+    context.log.info(f"events of {len(holes)} endpoints may be missing: reading {len(slices)} slices since")
+    results = read(
+        context,
+        session,
+        lambda: run_slices(session, slices, _options(session, began)),
+        len(slices),
+        partial(_told, session),
+    )
+    if session.stop.is_set():
+        return []
+    closed = [one for one in holes if not _failed(results, _subdomains(one))]
+    with driver_errors("closing a hole"), session.pool.connection() as connection:
+        return [one.endpoint_id for one in closed if filled(connection, one)]
+
+
+def _options(session: SyncSession, began: datetime) -> SyncOptions:
+    settings = session.settings
+    return SyncOptions(
+        concurrency=settings.concurrency,
+        batch_pages=settings.batch_pages,
+        overlap=settings.overlap,
+        fresh_after=began,
+    )
+
+
+def _subdomains(endpoint: Endpoint) -> set[str]:
+    return {one.subdomain for one in endpoint.subscribed}
+
+
+def _slices(session: SyncSession, subdomains: set[str], began: datetime) -> list[Slice]:
+    """Slices of what events tell about, as far as they were ever read completely: the rest is read whole anyway."""
+    allowed = set(session.settings.subdomains)
+    wanted = subdomains & allowed if allowed else subdomains
+    if not wanted:
+        return []
+    states, today = session.states([one.name for one in _TOLD]), datetime.now(UTC).date()
+    due = due_slices(_TOLD, session.practices(wanted), states, _options(session, began), today)
+    return [piece for piece in due if _was_read(piece, states, today)]
+
+
+def _was_read(piece: Slice, states: Mapping[PassKey, PassState], today: date) -> bool:
+    if piece.window_key == CHANGES:
+        return True  # planned only where every month was read, from whose watermark it goes on if it has none itself
+    found = [states.get(plan.key) for plan in passes_of(piece, today)]
+    return all(state is not None and state.watermark is not None for state in found)
+
+
+def _told(session: SyncSession, result: SliceResult) -> Iterable[Event]:
+    return change_events(session, result) if result.slice.window_key == CHANGES else events_of(result)
+
+
+def _failed(results: Iterable[SliceResult], subdomains: set[str]) -> bool:
+    return any(
+        result.status in _BAD and (result.slice.subdomain is None or result.slice.subdomain in subdomains)
+        for result in results
+    )

@@ -1,0 +1,242 @@
+"""Applying events inside a Dagster step: until nothing comes any more, reported by partition.
+
+The step waits a moment for more events before it ends, because the next run costs seconds before its first
+line. It ends after its turn in any case, so that the queue stays fair and the run's page readable.
+"""
+
+import queue
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import dagster as dg
+import psycopg
+
+from nexhealth_pipeline.orchestration.step import Event, report
+from nexhealth_pipeline.orchestration.webhook_names import EVENTS_ASSET
+from nexhealth_pipeline.orchestration.worker import Context, Watch, Worker
+from nexhealth_pipeline.sync.session import SyncSession
+from nexhealth_pipeline.warehouse.connect import connect
+from nexhealth_pipeline.warehouse.history import Cause
+from nexhealth_pipeline.webhooks.applying import AppliedSlice, apply_pending
+from nexhealth_pipeline.webhooks.batches import Batch
+
+__all__ = ["CHANNEL", "Tally", "apply_and_report", "in_words"]
+
+CHANNEL = "nexhealth_webhook_events"
+"""The receiver notifies on it after each commit."""
+
+
+_EVENTS_A_CALL = 5000
+"""Between two calls the clock is looked at."""
+_REPORT_SECONDS = 2.0
+_POLL_SECONDS = 0.5
+_OUTCOMES = ("applied", "superseded", "failed", "waiting", "parked")
+
+
+class _Doorbell:
+    """Tells that events have come. Listens before the first look, so that none comes in between unheard."""
+
+    def __init__(self, connection: psycopg.Connection) -> None:
+        self._connection = connection
+        connection.execute(f"LISTEN {CHANNEL}")
+
+    def waits(self, seconds: float, stopped: Callable[[], bool]) -> bool:
+        """Whether it rang within `seconds`."""
+        deadline = time.monotonic() + seconds
+        while not stopped():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            if list(self._connection.notifies(timeout=min(left, _POLL_SECONDS), stop_after=1)):
+                return True
+        return False
+
+
+def _until_quiet(
+    session: SyncSession, on_batch: Callable[[Batch], None], linger_seconds: float, turn_seconds: float
+) -> Iterator[AppliedSlice]:
+    """Apply what is pending, and what comes meanwhile, until nothing has come for a while or the turn is over."""
+    settled = 0
+
+    def committed(batch: Batch) -> None:
+        nonlocal settled
+        settled += sum(getattr(batch, name) for name in _OUTCOMES)
+        on_batch(batch)
+
+    over = time.monotonic() + turn_seconds
+    with connect(session.url, autocommit=True, application_name="nexhealth webhook events") as connection:
+        doorbell = _Doorbell(connection)
+        while not session.stop.is_set():
+            before = settled
+            yield from apply_pending(session, limit=_EVENTS_A_CALL, on_batch=committed)
+            if time.monotonic() > over:
+                return
+            if settled > before or doorbell.waits(linger_seconds, session.stop.is_set):
+                continue
+            # A last look: that the time for an event's next try has come rings no bell.
+            if not _is_due(connection):
+                return
+
+
+def _is_due(connection: psycopg.Connection) -> bool:
+    row = connection.execute(
+        "SELECT EXISTS (SELECT FROM nexhealth_webhook_events WHERE status = 'pending'"
+        " AND (next_attempt_at IS NULL OR next_attempt_at <= clock_timestamp()))"
+    ).fetchone()
+    return bool(row and row[0])
+
+
+@dataclass(slots=True)
+class _Place:
+    """What events have done to one partition of one asset since it was last reported."""
+
+    complete: bool
+    events: int = 0
+    rows: int = 0
+    as_of: datetime | None = None
+
+    def add(self, piece: AppliedSlice) -> None:
+        self.complete &= piece.complete
+        self.events += piece.events
+        self.rows += piece.rows
+        self.as_of = max((one for one in (self.as_of, piece.as_of) if one), default=None)
+
+    def event(self, asset: str, key: str | None, causes: set[str]) -> Event:
+        metadata: dict[str, Any] = {
+            "events": self.events,
+            "rows_changed": self.rows,
+            "cause": " and ".join(sorted(causes)) or Cause.WEBHOOK.value,
+        }
+        if self.as_of is not None:
+            metadata["as_of"] = dg.MetadataValue.timestamp(self.as_of)
+        kind = dg.AssetMaterialization if self.complete else dg.AssetObservation
+        return kind(asset, partition=key, metadata=metadata)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a run has applied: all of it, and what was not reported yet."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    """Events by what became of them."""
+    rows: int = 0
+    """Rows changed."""
+    batches: int = 0
+    _new: Counter[str] = field(default_factory=Counter)
+    _new_rows: Counter[str] = field(default_factory=Counter)
+    _causes: dict[str, set[str]] = field(default_factory=dict)
+    _places: dict[tuple[str, str | None], _Place] = field(default_factory=dict)
+
+    def add_batch(self, batch: Batch) -> None:
+        """Count the events of a transaction."""
+        counts = Counter({name: getattr(batch, name) for name in _OUTCOMES})
+        self.batches += 1
+        self.rows += batch.rows
+        self.counts += counts
+        self._new += counts
+        for loaded in batch.loaded:
+            self._new_rows[loaded.collection.name] += len(loaded.done.holders)
+            self._causes.setdefault(loaded.collection.table, set()).add(loaded.cause.value)
+
+    def add_slice(self, piece: AppliedSlice) -> None:
+        """Remember what is to be reported of a slice."""
+        place = self._places.setdefault((piece.collection.table, piece.partition_key), _Place(piece.complete))
+        place.add(piece)
+
+    def line(self) -> str:
+        """What is new since the last line, empty where nothing is."""
+        if not self._new:
+            return ""
+        changed = ", ".join(f"{name} {count:,}" for name, count in self._new_rows.most_common() if count)
+        line = f"{self._new.total():,} events: {in_words(self._new)}; rows changed: {changed or 'none'}"
+        self._new.clear()
+        self._new_rows.clear()
+        return line
+
+    def events(self) -> list[Event]:
+        """What Dagster is told of the slices since the last time."""
+        events = [
+            place.event(asset, key, self._causes.get(asset, set())) for (asset, key), place in self._places.items()
+        ]
+        if events:
+            self._places.clear()
+            self._causes.clear()
+        return events
+
+
+def in_words(counts: Counter[str]) -> str:
+    """`480 applied, 20 superseded`."""
+    return ", ".join(f"{count:,} {name}" for name, count in counts.most_common() if count)
+
+
+def apply_and_report(
+    context: Context,
+    session: SyncSession,
+    *,
+    linger_seconds: float,
+    turn_seconds: float,
+) -> Tally:
+    """Apply events until nothing comes any more, and report what changed. Sets `session.stop` when the run is stopped.
+
+    Raises WarehouseError.
+    """
+    tally, told = Tally(), 0.0
+    batches: queue.SimpleQueue[Batch] = queue.SimpleQueue()
+
+    def work() -> Iterator[AppliedSlice]:
+        return _until_quiet(session, batches.put, linger_seconds, turn_seconds)
+
+    with Worker(work, session.stop) as worker:
+        try:
+            for pieces in worker.batches(Watch(context), idle=True):
+                _count(tally, batches, pieces)
+                if time.monotonic() - told >= _REPORT_SECONDS and _report(context, tally):
+                    told = time.monotonic()
+        finally:  # what was committed is told, whatever ended the work
+            _count(tally, batches, ())
+            _report(context, tally)
+    report(context, [_observation(session, tally)])
+    return tally
+
+
+def _count(tally: Tally, batches: "queue.SimpleQueue[Batch]", pieces: Iterable[AppliedSlice]) -> None:
+    with suppress(queue.Empty):
+        while True:
+            tally.add_batch(batches.get_nowait())
+    for piece in pieces:
+        tally.add_slice(piece)
+
+
+def _report(context: Context, tally: Tally) -> bool:
+    """Report what is new; whether anything was."""
+    line, events = tally.line(), tally.events()
+    if line:
+        context.log.info(line)
+    if events:
+        report(context, events)
+    return bool(line or events)
+
+
+def _observation(session: SyncSession, tally: Tally) -> dg.AssetObservation:
+    """What became of the run's events, and what waits now."""
+    with session.pool.connection() as connection:
+        row = connection.execute(
+            "SELECT count(*) FILTER (WHERE status = 'pending'), count(*) FILTER (WHERE status = 'parked')"
+            " FROM nexhealth_webhook_events WHERE status IN ('pending', 'parked')"
+        ).fetchone()
+    pending, parked = row or (0, 0)
+    return dg.AssetObservation(
+        EVENTS_ASSET,
+        metadata={
+            **dict(tally.counts),
+            "rows_changed": tally.rows,
+            "batches": tally.batches,
+            "pending_now": pending,
+            "parked_now": parked,
+        },
+    )

@@ -1,0 +1,50 @@
+"""What continuous sync is called in Dagster, and the tags by which its runs get their place in the queue.
+
+Renaming a job, the sensor or the schedule switches the old one off for everybody.
+"""
+
+__all__ = [
+    "APPLY_JOB",
+    "APPLY_OP",
+    "BULK_TAG",
+    "BULK_TAGS",
+    "EVENTS_ASSET",
+    "REPLAY_JOB",
+    "REPLAY_OP",
+    "SETUP_JOB",
+    "SETUP_OP",
+    "SHORT_TAGS",
+    "WATCHDOG_JOB",
+    "WATCHDOG_STEP",
+    "WEBHOOK_JOBS",
+    "WEBHOOK_SENSOR",
+    "WEBHOOK_TAGS",
+]
+
+APPLY_JOB = "nexhealth_webhook_apply"
+APPLY_OP = "apply_webhook_events"
+REPLAY_JOB = "nexhealth_webhook_replay"
+REPLAY_OP = "replay_webhook_events"
+SETUP_JOB = "nexhealth_webhook_setup"
+SETUP_OP = "set_up_webhooks"
+WATCHDOG_JOB = "nexhealth_webhook_watchdog"
+WATCHDOG_STEP = "check_webhooks"
+WEBHOOK_JOBS = (APPLY_JOB, REPLAY_JOB, SETUP_JOB, WATCHDOG_JOB)
+WEBHOOK_SENSOR = "nexhealth_webhook_events"
+EVENTS_ASSET = "nexhealth_webhook_events"
+"""The table of events: no run materializes it, the receiver fills it."""
+
+BULK_TAG = "nexhealth/bulk"
+"""On runs that read long: `dagster.yaml` lets only some of them go on at once, so that webhook runs find room."""
+BULK_TAGS = {BULK_TAG: "true"}
+SHORT_TAGS = {
+    # Whoever asked for such a run (sensor, schedule, person) asks again; the daemon must not start a second one.
+    "dagster/max_retries": "0",
+}
+WEBHOOK_TAGS = {
+    **SHORT_TAGS,
+    "dagster/priority": "10",
+    # A run ends after its turn of ten minutes; one that hangs would hold all events up.
+    "dagster/max_runtime": "3600",
+}
+"""On runs that apply events."""

@@ -1,0 +1,217 @@
+"""Whether continuous sync works, asked of the warehouse: what the watchdog checks, what `nexhealth status` shows.
+
+Results hold counts and NexHealth's ids only. They are kept where the checks of the copy are kept.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import LiteralString
+
+import psycopg
+
+from nexhealth_pipeline.warehouse.check_results import keep
+from nexhealth_pipeline.warehouse.check_rules import Severity
+
+__all__ = [
+    "COLLECTION",
+    "HEALTH_RULES",
+    "WAITING_MINUTES",
+    "EndpointState",
+    "Health",
+    "HealthRule",
+    "WebhookState",
+    "examine",
+    "store_health",
+    "webhook_state",
+]
+
+COLLECTION = "webhook_events"
+"""What results of these rules are kept under; its table is `nexhealth_webhook_events`."""
+WAITING_MINUTES = 15
+"""So long an event may wait: its run starts within a minute, and its second retry within three."""
+_ASKED_HOURS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class HealthRule:
+    """One thing that continuous sync must fulfil."""
+
+    name: str
+    severity: Severity
+    doc: str
+    faults: LiteralString = field(repr=False)
+    """Query of what does not: institution (0 = none in particular), sample (an id)."""
+
+
+HEALTH_RULES = (
+    HealthRule(
+        "endpoint_active",
+        Severity.ERROR,
+        "NexHealth posts events to every endpoint of ours, as it said in the last two hours.",
+        "SELECT 0::bigint AS institution, endpoint_id::text AS sample FROM nexhealth_webhooks"
+        " WHERE removed_at IS NULL AND retire_at IS NULL AND (NOT active"
+        "  OR checked_at < clock_timestamp() - make_interval(hours => %(asked_hours)s))",
+    ),
+    HealthRule(
+        "holes_filled",
+        Severity.WARNING,
+        "What may have been missed while an endpoint was inactive has been read since.",
+        "SELECT 0::bigint AS institution, endpoint_id::text AS sample FROM nexhealth_webhooks"
+        " WHERE removed_at IS NULL AND hole_since IS NOT NULL",
+    ),
+    HealthRule(
+        "events_arrive",
+        Severity.WARNING,
+        "Every institution subscribed to has sent an event in the last hours (NEXHEALTH_WEBHOOK_SILENCE_HOURS).",
+        "SELECT i.id AS institution, i.id::text AS sample FROM ("
+        "  SELECT s.value ->> 'subdomain' AS subdomain, min(registered_at) AS since"
+        "  FROM nexhealth_webhooks, jsonb_array_elements(subscriptions) s"
+        "  WHERE removed_at IS NULL AND (s.value ->> 'active')::boolean GROUP BY 1) told"
+        " JOIN nexhealth_institutions i ON i.subdomain = told.subdomain AND i.deleted_at IS NULL"
+        " WHERE told.since < clock_timestamp() - make_interval(secs => %(silence_seconds)s) AND NOT EXISTS ("
+        "  SELECT FROM nexhealth_webhook_events e WHERE e.subdomain = told.subdomain AND e.status <> 'rejected'"
+        "  AND e.received_at > clock_timestamp() - make_interval(secs => %(silence_seconds)s))",
+    ),
+    HealthRule(
+        "nothing_waits",
+        Severity.WARNING,
+        "No event has waited for a quarter of an hour.",
+        "SELECT coalesce(institution_id, 0) AS institution, id::text AS sample FROM nexhealth_webhook_events"
+        " WHERE status = 'pending' AND (replays = 0 OR attempts > 0)"
+        " AND received_at < clock_timestamp() - make_interval(mins => %(waiting_minutes)s)",
+    ),
+    HealthRule(
+        "nothing_parked",
+        Severity.WARNING,
+        "No event was given up (`nexhealth webhooks replay` tries them again).",
+        "SELECT coalesce(institution_id, 0) AS institution, id::text AS sample FROM nexhealth_webhook_events"
+        " WHERE status = 'parked'",
+    ),
+    HealthRule(
+        "source_online",
+        Severity.WARNING,
+        "NexHealth can read the practice system of every active location: without that there are no events either.",
+        "SELECT institution_id AS institution, l.id::text AS sample FROM nexhealth_sync_status s"
+        " JOIN nexhealth_locations l USING (institution_id)"
+        " WHERE s.deleted_at IS NULL AND s.read_status <> 'green' AND l.deleted_at IS NULL"
+        " AND NOT coalesce(l.inactive, false) AND s.locations @> jsonb_build_array(jsonb_build_object('id', l.id))",
+    ),
+)
+"""All rules, the order in which they are shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What came of a rule."""
+
+    rule: HealthRule
+    institutions: dict[int, int]
+    """Faults by institution; 0 = none in particular."""
+    sample_ids: dict[int, tuple[str, ...]]
+
+    @property
+    def count(self) -> int:
+        """Faults in all."""
+        return sum(self.institutions.values())
+
+
+def examine(connection: psycopg.Connection, *, silence_hours: float) -> list[Health]:
+    """Ask the warehouse about every rule."""
+    values = {
+        "asked_hours": _ASKED_HOURS,
+        "silence_seconds": silence_hours * 3600,
+        "waiting_minutes": WAITING_MINUTES,
+    }
+    return [_ask(connection, rule, values) for rule in HEALTH_RULES]
+
+
+def _ask(connection: psycopg.Connection, rule: HealthRule, values: dict[str, float]) -> Health:
+    rows = connection.execute(
+        "SELECT institution, count(*), (array_agg(sample ORDER BY length(sample), sample))[:5]"  # noqa: S608 - literals
+        " FROM (" + rule.faults + ") fault GROUP BY 1 ORDER BY 1",
+        values,
+    ).fetchall()
+    return Health(rule, {row[0]: row[1] for row in rows}, {row[0]: tuple(row[2]) for row in rows})
+
+
+def store_health(connection: psycopg.Connection, results: Iterable[Health], institutions: Iterable[int]) -> None:
+    """Keep results, one row for each of `institutions` and for whatever else has faults; commits."""
+    known = {0, *institutions}
+    keep(
+        connection,
+        [
+            (
+                *(COLLECTION, result.rule.name, institution, result.rule.severity.value),
+                result.institutions.get(institution, 0),
+                list(result.sample_ids.get(institution, ())),
+                result.institutions.get(institution, 0),
+            )
+            for result in sorted(results, key=lambda one: one.rule.name)
+            for institution in sorted(known | result.institutions.keys())
+        ],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointState:
+    """An endpoint of ours, as NexHealth described it last."""
+
+    endpoint_id: int
+    target_url: str
+    active: bool
+    subscriptions: int
+    checked_at: datetime
+    last_event_at: datetime | None
+    """Of the last seven days."""
+    hole_since: datetime | None
+    """Since when events may be missing that were not read yet."""
+    retire_at: datetime | None
+    """When it is to be deleted, its subscriptions having moved."""
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookState:
+    """Continuous sync at a glance."""
+
+    endpoints: list[EndpointState]
+    last_event_at: datetime | None
+    """Of the last seven days, with whatever secret it was signed."""
+    pending: int
+    oldest_pending_at: datetime | None
+    parked: int
+    rejected_last_day: int
+    """Requests refused in the last 24 hours."""
+
+    @property
+    def in_use(self) -> bool:
+        """Whether there is anything to tell."""
+        return bool(self.endpoints or self.last_event_at or self.pending or self.parked or self.rejected_last_day)
+
+
+_ENDPOINTS = """
+SELECT w.endpoint_id, w.target_url, w.active, jsonb_array_length(w.subscriptions), w.checked_at, last.at, w.hole_since,
+       w.retire_at
+FROM nexhealth_webhooks w LEFT JOIN LATERAL (
+    SELECT e.received_at AS at FROM nexhealth_webhook_events e
+    WHERE e.endpoint_id = w.endpoint_id AND e.status <> 'rejected' AND e.received_at > clock_timestamp() - interval '7 days'
+    ORDER BY e.received_at DESC LIMIT 1) last ON true
+WHERE w.removed_at IS NULL ORDER BY w.endpoint_id
+"""
+_EVENTS = """
+SELECT (SELECT received_at FROM nexhealth_webhook_events WHERE status <> 'rejected'
+        AND received_at > clock_timestamp() - interval '7 days' ORDER BY received_at DESC LIMIT 1),
+       (SELECT count(*) FROM nexhealth_webhook_events WHERE status = 'pending'),
+       (SELECT min(received_at) FROM nexhealth_webhook_events WHERE status = 'pending'),
+       (SELECT count(*) FROM nexhealth_webhook_events WHERE status = 'parked'),
+       (SELECT coalesce(sum(repeats), 0)::bigint FROM nexhealth_webhook_events
+        WHERE status = 'rejected' AND received_at > clock_timestamp() - interval '1 day')
+"""
+
+
+def webhook_state(connection: psycopg.Connection) -> WebhookState:
+    """Endpoints, and how many events wait, were given up or refused."""
+    endpoints = [EndpointState(*row) for row in connection.execute(_ENDPOINTS)]
+    row = connection.execute(_EVENTS).fetchone()
+    assert row is not None
+    return WebhookState(endpoints, *row)

@@ -1,0 +1,137 @@
+"""Applying stored events: everything that is pending, batch after batch, each in one transaction with its marks.
+
+Events that hold their record are loaded; those that only tell of a change have the API asked again
+(`webhooks.hints`). Several processes may do so at once: each passes over what another has claimed.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import psycopg
+
+from nexhealth_pipeline.catalog.collections import COLLECTIONS
+from nexhealth_pipeline.client.retry import RetryPolicy
+from nexhealth_pipeline.sync.practice import Institution
+from nexhealth_pipeline.sync.session import SyncSession
+from nexhealth_pipeline.warehouse.connect import driver_errors
+from nexhealth_pipeline.webhooks.batches import Batch, Batches
+from nexhealth_pipeline.webhooks.claiming import BATCH, StoredEvent, claim, newest_id
+from nexhealth_pipeline.webhooks.hints import HintReader
+from nexhealth_pipeline.webhooks.log_book import LogBook
+from nexhealth_pipeline.webhooks.places import AppliedSlice, Touched
+from nexhealth_pipeline.webhooks.single_reads import SingleReads, children_of
+
+__all__ = ["PATIENCE", "AppliedSlice", "Batch", "apply_pending"]
+
+PATIENCE = RetryPolicy(attempts=4, patience_seconds=30.0)
+"""For the session of such a run: while the API is away its events wait in the table, not in a client, and others flow."""
+
+_HINTS = 2000
+"""Events that the API is asked again for at once."""
+_MOST_SINGLES = 200
+"""Single reads of changed rows in one go: each costs a request, and the nightly sync makes the others."""
+_LONGEST = 120.0
+"""Seconds after which a run begins no further round: events that keep coming are the next run's."""
+
+
+def apply_pending(
+    session: SyncSession, *, limit: int | None = None, on_batch: Callable[[Batch], None] | None = None
+) -> Iterator[AppliedSlice]:
+    """Apply pending events, at most `limit`; the slices they changed, once all are done.
+
+    Events that come meanwhile are applied as well. `on_batch` is told of each transaction after its commit.
+    Setting the session's `stop` ends it between two batches. Raises WarehouseError; an event that cannot be
+    applied raises nothing, it is tried again later and parked in the end.
+    """
+    with driver_errors("applying webhook events"), session.pool.connection() as connection:
+        applier = _Applier(session, connection, limit, on_batch)
+        applier.run()
+        yield from applier.touched.slices(connection)
+
+
+class _Applier:
+    def __init__(
+        self,
+        session: SyncSession,
+        connection: psycopg.Connection,
+        limit: int | None,
+        on_batch: Callable[[Batch], None] | None,
+    ) -> None:
+        practices = session.practices()
+        self._session = session
+        self._connection = connection
+        self._left = limit
+        self._on_batch = on_batch
+        self._log_book = LogBook(session.run_id)
+        self._batches = Batches(
+            connection, practices, run_id=session.run_id, most_attempts=session.settings.webhook_attempts
+        )
+        self._batches.before_commit = lambda batch: self._log_book.write(connection, batch)
+        self._batches.after_commit = self._committed
+        self.touched = Touched(practices)
+        single_reads = SingleReads(session, connection)
+        self._single_reads = single_reads
+        self._hint_reader = HintReader(session, connection, practices, self.touched, single_reads)
+        self._practices = practices
+        self._hints: list[int] = []
+        """Events that wait until those with records are done."""
+        self._changed: dict[tuple[str, Institution], set[int]] = {}
+        """Rows that events have changed, whose own lists may be due."""
+        self._singles = _MOST_SINGLES
+        self._upto = 0
+        self._began = time.monotonic()
+
+    def run(self) -> None:
+        """Rounds until nothing is pending: events that hold records, then those that only tell of a change."""
+        while not self._done() and (upto := newest_id(self._connection)) > self._upto:
+            self._upto = upto
+            for retried in (False, True):
+                self._load_all(retried)
+            self._ask_again()
+            self._read_children()
+        self._log_book.close(self._connection)
+        self.touched.record(self._connection)
+
+    def _done(self) -> bool:
+        late = time.monotonic() - self._began > _LONGEST
+        return self._session.stop.is_set() or late or (self._left is not None and self._left <= 0)
+
+    def _load_all(self, retried: bool) -> None:
+        def take(ids: Sequence[int] | None) -> list[StoredEvent]:
+            most = BATCH if self._left is None else min(BATCH, self._left)
+            return claim(self._connection, ids=ids, upto=self._upto, without=self._hints, retried=retried, limit=most)
+
+        while not self._session.stop.is_set() and (self._left is None or self._left > 0):
+            if not any(batch.claimed for batch in self._batches.apply(take)):
+                return
+
+    def _ask_again(self) -> None:
+        """Ask the API because of events that only tell of a change: once for all of them."""
+        hints, self._hints = self._hints, []
+        for at in range(0, len(hints), _HINTS):
+            if not self._session.stop.is_set():
+                self._batches.ask(hints[at : at + _HINTS], self._hint_reader.read)
+
+    def _read_children(self) -> None:
+        """Read what comes with the single read of changed rows, up to a number a run."""
+        changed, self._changed = self._changed, {}
+        for (name, institution), rows in changed.items():
+            for child in children_of(COLLECTIONS[name]):
+                if self._singles > 0 and not self._session.stop.is_set():
+                    due = self._single_reads.due(child, institution, rows, self._singles)
+                    self._singles -= len(due)
+                    with self._connection.transaction():
+                        self._single_reads.read(child, institution, due)
+
+    def _committed(self, batch: Batch) -> None:
+        self._log_book.committed(batch)
+        self._hints += batch.hints
+        if self._left is not None:
+            self._left -= batch.claimed - len(batch.hints)
+        for loaded in batch.loaded:
+            self.touched.add(self._connection, loaded)
+            if children_of(loaded.collection):
+                changed = self._changed.setdefault((loaded.collection.name, loaded.institution), set())
+                changed.update(loaded.done.holders)
+        if self._on_batch is not None:
+            self._on_batch(batch)

@@ -1,0 +1,249 @@
+"""One batch of events: claimed, loaded and marked in one transaction.
+
+A batch that cannot be loaded is halved until the event is alone that is at fault: it counts a failed try,
+the others are applied. A deadlock is nobody's fault: the batch is repeated.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields
+
+import psycopg
+from psycopg import errors
+
+from nexhealth_pipeline.catalog.collection import Collection
+from nexhealth_pipeline.catalog.collections import DECLARED
+from nexhealth_pipeline.errors import PipelineError, RecordRefused
+from nexhealth_pipeline.sync.fault_points import reach
+from nexhealth_pipeline.sync.practice import Institution, Practices
+from nexhealth_pipeline.warehouse.history import Cause
+from nexhealth_pipeline.webhooks.claiming import Outcome, StoredEvent, Verdict, claim, mark
+from nexhealth_pipeline.webhooks.reading import Told, read_event
+from nexhealth_pipeline.webhooks.snapshots import Group, GroupLoaded, SnapshotLoader
+
+__all__ = ["Answered", "Batch", "Batches", "Claim", "Loaded"]
+
+_log = logging.getLogger(__name__)
+_REPEATS = 10
+"""Times a batch is repeated that met a deadlock."""
+_AT_FAULT = ("21", "22", "23", "54", "P0")
+"""Classes of errors of PostgreSQL that the data can be at fault for; the rest is about the server or the schema."""
+_ORDER = {one.name: at for at, one in enumerate(DECLARED)}
+Claim = Callable[[Sequence[int] | None], list[StoredEvent]]
+"""Locks events: those of the ids given, or as it likes."""
+Answered = tuple[list[Verdict], int]
+"""What to note about events that the API was asked because of, and how many rows changed."""
+
+
+@dataclass(slots=True)
+class Loaded:
+    """What a batch changed in one collection of one institution."""
+
+    collection: Collection
+    institution: Institution
+    cause: Cause
+    done: GroupLoaded
+
+
+@dataclass(slots=True)
+class Batch:
+    """What came of one transaction's events."""
+
+    claimed: int = 0
+    applied: int = 0
+    superseded: int = 0
+    failed: int = 0
+    """Tried in vain: tried again later, unless parked."""
+    parked: int = 0
+    waiting: int = 0
+    """Not tried: the API cannot be read now."""
+    rows: int = 0
+    """Rows changed."""
+    hints: list[int] = field(default_factory=list)
+    """Events left pending because the API is to be asked."""
+    loaded: list[Loaded] = field(default_factory=list)
+
+    def add(self, other: "Batch") -> None:
+        """Add what another one did, so that this is the sum of several."""
+        for one in fields(self):
+            setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
+
+    def count(self, verdicts: Iterable[Verdict], parked: int) -> None:
+        """Add what was marked, `parked` events of it for good."""
+        for one in verdicts:
+            name = "failed" if one.outcome is Outcome.PARKED else one.outcome.value
+            setattr(self, name, getattr(self, name) + 1)
+        self.failed -= parked
+        self.parked += parked
+
+
+class Batches:
+    """Applies batches on one connection (autocommit, or within a transaction that is rolled back)."""
+
+    def __init__(
+        self, connection: psycopg.Connection, practices: Practices, *, run_id: str, most_attempts: int
+    ) -> None:
+        self._connection = connection
+        self._practices = practices
+        self._run_id = run_id
+        self._most_attempts = most_attempts
+        self._loaders: dict[tuple[str, int, Cause], SnapshotLoader] = {}
+        self.before_commit: Callable[[Batch], None] | None = None
+        """Called inside each transaction with what it did."""
+        self.after_commit: Callable[[Batch], None] | None = None
+        """Called after each transaction that claimed something."""
+
+    def apply(self, take: Claim, ids: Sequence[int] | None = None) -> list[Batch]:
+        """Apply the events that `take` locks when asked for `ids`; one result a transaction.
+
+        Raises the driver's error where no event is at fault.
+        """
+        claimed: list[int] = []
+        try:
+            batch = self._repeated(take, ids, claimed)
+        except Exception as failure:
+            if not claimed or not _may_be_at_fault(failure):
+                raise
+            # Their temporary tables and what they had seen went with the transaction.
+            self._loaders.clear()
+            reason = _reason(failure)
+        else:
+            self._tell(batch)
+            return [batch]
+        if len(claimed) == 1:
+            _log.warning("an event cannot be applied", extra={"nexhealth": {"event_id": claimed[0], "reason": reason}})
+            return [self.fail(take, claimed[0], reason)]
+        middle = len(claimed) // 2
+        return [batch for half in (claimed[:middle], claimed[middle:]) for batch in self.apply(take, half)]
+
+    def ask(self, ids: Sequence[int], read: Callable[[Sequence[Told]], Answered]) -> None:
+        """Settle events by asking the API, which `read` does, in one transaction.
+
+        Raises the driver's error where no event is at fault.
+        """
+        try:
+            batch = self._ask(ids, read)
+        except Exception as failure:
+            if not _may_be_at_fault(failure):
+                raise
+            for one in ids:
+                self.fail(self._claim, one, _reason(failure))
+        else:
+            self._tell(batch)
+
+    def _ask(self, ids: Sequence[int], read: Callable[[Sequence[Told]], Answered]) -> Batch:
+        batch = Batch()
+        with self._connection.transaction():
+            events = self._claim(ids)
+            told = [one for one in (read_event(event, self._practices) for event in events) if isinstance(one, Told)]
+            reach("after_fetch", _POINT)
+            verdicts, batch.rows = read(told) if told else ([], 0)
+            batch.claimed = len(verdicts)
+            self._mark(batch, verdicts)
+            reach("before_commit", _POINT)
+        reach("after_commit", _POINT)
+        return batch
+
+    def _claim(self, ids: Sequence[int] | None) -> list[StoredEvent]:
+        return claim(self._connection, ids=ids, limit=len(ids or ()))
+
+    def fail(self, take: Claim, event_id: int, reason: str) -> Batch:
+        """Count a failed try of one event."""
+        batch = Batch()
+        with self._connection.transaction():
+            batch.claimed = len(take([event_id]))
+            if batch.claimed:
+                self._mark(batch, [Verdict(event_id, Outcome.FAILED, reason)])
+        self._tell(batch)
+        return batch
+
+    def _repeated(self, take: Claim, ids: Sequence[int] | None, claimed: list[int]) -> Batch:
+        for left in reversed(range(_REPEATS)):
+            try:
+                return self._transaction(take, ids, claimed)
+            except (errors.DeadlockDetected, errors.SerializationFailure, errors.LockNotAvailable):
+                self._loaders.clear()
+                if not left:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _transaction(self, take: Claim, ids: Sequence[int] | None, claimed: list[int]) -> Batch:
+        batch = Batch()
+        with self._connection.transaction():
+            events = take(ids)
+            claimed[:] = [one.id for one in events]
+            batch.claimed = len(events)
+            if events:
+                reach("after_fetch", _POINT)
+                self._mark(batch, self._load(batch, events))
+                if self.before_commit is not None:
+                    self.before_commit(batch)
+                reach("before_commit", _POINT)
+        if batch.claimed:
+            reach("after_commit", _POINT)
+        return batch
+
+    def _tell(self, batch: Batch) -> None:
+        if self.after_commit is not None and batch.claimed:
+            self.after_commit(batch)
+
+    def _mark(self, batch: Batch, verdicts: Sequence[Verdict]) -> None:
+        parked = mark(self._connection, verdicts, run_id=self._run_id, most_attempts=self._most_attempts)
+        batch.count(verdicts, parked)
+
+    def _load(self, batch: Batch, events: Sequence[StoredEvent]) -> list[Verdict]:
+        read = [read_event(one, self._practices) for one in events]
+        verdicts = [one for one in read if isinstance(one, Verdict)]
+        told = [one for one in read if isinstance(one, Told)]
+        batch.hints = [one.event.id for one in told if one.hint]
+        told = [one for one in told if not one.hint]
+        applied: set[int] = set()
+        for group in _groups(told):
+            done = self._loader(group).load(group)
+            applied.update(done.holders.values())
+            batch.rows += len(done.holders)
+            batch.loaded.append(Loaded(group.collection, group.institution, group.cause, done))
+        for one in told:
+            outcome = Outcome.APPLIED if one.event.id in applied else Outcome.SUPERSEDED
+            verdicts.append(Verdict(one.event.id, outcome, institution_id=one.institution.id))
+        return verdicts
+
+    def _loader(self, group: Group) -> SnapshotLoader:
+        key = group.collection.name, group.institution.id, group.cause
+        if key not in self._loaders:
+            self._loaders[key] = SnapshotLoader(
+                self._connection, group.collection, group.institution, group.cause, self._run_id
+            )
+        return self._loaders[key]
+
+
+_POINT = "webhook_events"
+"""Stands for the collection at fault points."""
+
+
+def _groups(told: Iterable[Told]) -> list[Group]:
+    """By collection, institution and cause, in one order for all processes, so that none wait in a circle."""
+    groups: dict[tuple[int, int, str], Group] = {}
+    for one in told:
+        collection = one.feed.collection
+        key = _ORDER[collection.name], one.institution.id, one.cause.value
+        group = groups.setdefault(key, Group(collection, one.institution, one.cause))
+        group.snapshots += one.snapshots
+        group.deletions += one.deletions
+    return [groups[key] for key in sorted(groups)]
+
+
+def _may_be_at_fault(failure: Exception) -> bool:
+    """Whether an event may be the cause: not the database's state, nor a wish to stop."""
+    if isinstance(failure, psycopg.Error):
+        return failure.sqlstate is not None and failure.sqlstate.startswith(_AT_FAULT)
+    return isinstance(failure, RecordRefused) or not isinstance(failure, PipelineError | MemoryError)
+
+
+def _reason(failure: Exception) -> str:
+    """Words without a value: a driver's or Python's own may quote one."""
+    if isinstance(failure, RecordRefused):
+        return str(failure)
+    if isinstance(failure, psycopg.Error):
+        return f"PostgreSQL refused ({failure.sqlstate} {type(failure).__name__})"
+    return f"could not be read ({type(failure).__name__})"

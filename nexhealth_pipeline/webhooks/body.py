@@ -1,0 +1,109 @@
+"""Reading a request's body without trusting anything about it: its length, its pace, or that it ever ends."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+__all__ = ["BodyLimits", "Receive", "Room", "Unread", "drain", "read_body"]
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+"""ASGI's `receive`."""
+
+_SMALL = 32 << 10
+"""Bytes of a body that is small."""
+
+
+class Unread(Enum):
+    """Why a body was not read to its end."""
+
+    TOO_LARGE = "too-large"
+    TOO_SLOW = "too-slow"
+    NO_ROOM = "no-room"
+    """Bodies of all requests together are as large as they may be."""
+    GONE = "gone"
+    """The sender ended the connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class BodyLimits:
+    """What bodies may be."""
+
+    size: int = 1 << 20
+    """Bytes of one."""
+    seconds: float = 10.0
+    """For one, from its headers to its end."""
+    all_sizes: int = 64 << 20
+    """Bytes of all that are unanswered."""
+    drain_seconds: float = 1.0
+    """What comes after a refusal is read and dropped so long, so that the sender gets to read the answer."""
+
+
+class Room:
+    """Memory for bodies, shared by all requests. The last quarter is for small ones: events are small, floods large."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self.taken = 0
+
+    def take(self, size: int, held: int = 0) -> bool:
+        """Whether there was room for `size` more bytes of a body of which `held` are here; if so it is taken."""
+        limit = self._size if held + size <= _SMALL else self._size * 3 // 4
+        if self.taken + size > limit:
+            return False
+        self.taken += size
+        return True
+
+    def give_back(self, size: int) -> None:
+        """End the use of `size` bytes."""
+        self.taken -= size
+
+
+class _Reader:
+    def __init__(self, receive: Receive, limits: BodyLimits, room: Room) -> None:
+        self.receive, self.limits, self.room = receive, limits, room
+        self.size = 0
+
+    async def read(self) -> bytes | Unread:
+        parts: list[bytes] = []
+        while True:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                return Unread.GONE
+            part: bytes = message.get("body", b"")
+            if self.size + len(part) > self.limits.size:
+                return Unread.TOO_LARGE
+            if not self.room.take(len(part), self.size):
+                return Unread.NO_ROOM
+            self.size += len(part)
+            parts.append(part)
+            if not message.get("more_body", False):
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def read_body(receive: Receive, limits: BodyLimits, room: Room) -> bytes | Unread:
+    """The whole body; its bytes stay taken in `room` until the caller gives them back. Nothing is where it is Unread."""
+    reader = _Reader(receive, limits, room)
+    try:
+        async with asyncio.timeout(limits.seconds):
+            body = await reader.read()
+    except TimeoutError:
+        body = Unread.TOO_SLOW
+    except BaseException:
+        room.give_back(reader.size)
+        raise
+    if isinstance(body, Unread):
+        room.give_back(reader.size)
+    return body
+
+
+async def drain(receive: Receive, limits: BodyLimits) -> None:
+    """Read and drop what still comes, for a short time: an answer on a connection cut too early is never read."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(limits.drain_seconds):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                    return

@@ -1,0 +1,137 @@
+"""Pending events: claimed under row locks, and marked in the transaction of the rows they changed.
+
+A claim lasts as long as its transaction. A process that is killed drops it, and its events are pending as
+before; another process passes over claimed events instead of waiting for them.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+import psycopg
+from psycopg.rows import class_row
+
+__all__ = ["BATCH", "Outcome", "StoredEvent", "Verdict", "claim", "mark", "newest_id"]
+
+BATCH = 500
+"""Events applied in one transaction: large enough for throughput, small enough to be repeated."""
+_BACKOFF = [timedelta(seconds=30), timedelta(minutes=2), timedelta(minutes=10), timedelta(hours=1)]
+"""Wait after the first, second, ... failed try; the last one after all further."""
+_PATIENCE = timedelta(minutes=2)
+"""Wait after a try that failed through no fault of the event."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """A claimed row of `nexhealth_webhook_events`."""
+
+    id: int
+    payload: str | None = field(repr=False)
+    received_at: datetime
+    attempts: int
+    replays: int
+
+
+class Outcome(StrEnum):
+    """What became of a claimed event."""
+
+    APPLIED = "applied"
+    """Its version is in the table now because of it, or the API was asked again because of it."""
+    SUPERSEDED = "superseded"
+    """The table had this version or a newer one, or has nothing yet that it could change."""
+    FAILED = "failed"
+    """Counts as a try; after the last one it is parked."""
+    WAITING = "waiting"
+    """The API cannot be read now: no try of the event's."""
+    PARKED = "parked"
+    """Can never be applied."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What to note about one event."""
+
+    event_id: int
+    outcome: Outcome
+    reason: str | None = None
+    """Collection, field and rule; never a value."""
+    institution_id: int | None = None
+
+
+_CLAIM = (
+    "SELECT id, payload, received_at, attempts, replays FROM nexhealth_webhook_events"
+    " WHERE status = 'pending' AND (next_attempt_at IS NULL OR next_attempt_at <= clock_timestamp())"
+)
+
+
+def claim(
+    connection: psycopg.Connection,
+    *,
+    ids: Sequence[int] | None = None,
+    upto: int | None = None,
+    without: Iterable[int] = (),
+    retried: bool = False,
+    limit: int = BATCH,
+) -> list[StoredEvent]:
+    """Lock due events by id, those of `ids`, else those never tried (or, `retried`, tried before) but `without`.
+
+    Events that another process has claimed are left out. Until the caller's transaction ends.
+    """
+    given = {"ids": ids if ids is None else list(ids), "upto": upto, "without": list(without)}
+    chosen = " AND id = ANY(%(ids)s)"
+    if ids is None:
+        chosen = " AND id <= %(upto)s AND id <> ALL(%(without)s) AND (attempts > 0) = %(retried)s"
+    with connection.cursor(row_factory=class_row(StoredEvent)) as cursor:
+        return cursor.execute(
+            _CLAIM + chosen + " ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED",
+            {**given, "retried": retried, "limit": limit},
+        ).fetchall()
+
+
+def newest_id(connection: psycopg.Connection) -> int:
+    """Id of the newest pending event, 0 where there is none."""
+    row = connection.execute("SELECT max(id) FROM nexhealth_webhook_events WHERE status = 'pending'").fetchone()
+    return int(row[0]) if row and row[0] else 0
+
+
+def mark(connection: psycopg.Connection, verdicts: Sequence[Verdict], *, run_id: str, most_attempts: int) -> int:
+    """Note what became of claimed events; returns how many of them were parked. The caller commits."""
+    if not verdicts:
+        return 0
+    rows = connection.execute(
+        """
+        UPDATE nexhealth_webhook_events e SET
+            status = CASE
+                WHEN v.idle THEN 'applied'
+                WHEN v.outcome IN ('applied', 'superseded', 'parked') THEN v.outcome
+                WHEN v.outcome = 'failed' AND e.attempts + 1 >= %(most)s THEN 'parked' ELSE 'pending' END,
+            attempts = e.attempts + (v.outcome IN ('failed', 'parked'))::int,
+            next_attempt_at = CASE v.outcome
+                WHEN 'failed' THEN CASE WHEN e.attempts + 1 < %(most)s THEN clock_timestamp()
+                    + (%(backoff)s::interval[])[least(e.attempts + 1, cardinality(%(backoff)s::interval[]))] END
+                WHEN 'waiting' THEN clock_timestamp() + %(patience)s END,
+            status_before = CASE WHEN v.outcome IN ('failed', 'waiting') THEN e.status_before END,
+            applied_at = CASE WHEN v.outcome IN ('applied', 'superseded') AND NOT v.idle THEN clock_timestamp()
+                ELSE e.applied_at END,
+            error = v.reason, run_id = CASE WHEN v.idle THEN e.run_id ELSE %(run)s END, institution_id = coalesce(v.institution_id, e.institution_id)
+        FROM (
+            -- A replay that finds the row as this event left it changes nothing about it.
+            SELECT u.*, u.outcome = 'superseded' AND b.status_before IS NOT DISTINCT FROM 'applied' AS idle
+            FROM unnest(%(ids)s::bigint[], %(outcomes)s::text[], %(reasons)s::text[], %(institutions)s::bigint[])
+                AS u(id, outcome, reason, institution_id) JOIN nexhealth_webhook_events b ON b.id = u.id
+        ) v
+        WHERE e.id = v.id RETURNING e.status = 'parked'
+        """,
+        {
+            "most": most_attempts,
+            "backoff": _BACKOFF,
+            "patience": _PATIENCE,
+            "run": run_id,
+            "ids": [one.event_id for one in verdicts],
+            "outcomes": [one.outcome.value for one in verdicts],
+            "reasons": [one.reason for one in verdicts],
+            "institutions": [one.institution_id for one in verdicts],
+        },
+    ).fetchall()
+    return sum(parked for (parked,) in rows)

@@ -1,0 +1,125 @@
+"""Connections that uvicorn would keep for ever: those whose request never begins, or whose headers never end.
+
+uvicorn bounds idle connections between requests, not the time or the size of headers. The classes here add
+that, and how many connections there may be, of all peers and of one.
+"""
+
+import asyncio
+import functools
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+if TYPE_CHECKING:
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+    _Base = HttpToolsProtocol
+else:
+    _Base = object
+
+__all__ = ["Guard", "protocol_class"]
+
+
+@dataclass(slots=True)
+class Guard:
+    """What all connections of one server may take together."""
+
+    connections: int = 1000
+    of_one_peer: int = 500
+    """A peer for which `is_proxy` says so may have all of them."""
+    header_seconds: float = 10.0
+    """From the first moment a request is awaited to the end of its headers."""
+    header_bytes: int = 64 << 10
+    is_proxy: Callable[[str], bool] = lambda peer: False  # noqa: ARG005 - nobody is
+    peers: Counter[str] = field(default_factory=Counter)
+
+
+class _Guarded(_Base):
+    """Put before one of uvicorn's protocols."""
+
+    guard: Guard
+    _peer = ""
+    _timer: asyncio.TimerHandle | None = None
+    _pending = 0
+    """Bytes received while no request was complete in its headers."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._peer = self.client[0] if self.client else ""
+        self.guard.peers[self._peer] += 1
+        if self._is_one_too_many():
+            transport.abort()
+        else:
+            self._arm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        self.guard.peers[self._peer] -= 1
+        if self.guard.peers[self._peer] <= 0:
+            del self.guard.peers[self._peer]
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.transport.is_closing():
+            self._disarm()
+        elif not self._is_idle():
+            self._disarm()
+            self._pending = 0
+        else:
+            self._arm()
+            self._pending += len(data)
+            if self._pending > self.guard.header_bytes:
+                self.send_400_response("Headers too large.")
+
+    def _is_idle(self) -> bool:
+        """Whether no request is being answered."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _is_one_too_many(self) -> bool:
+        guard = self.guard
+        if len(self.connections) > guard.connections:
+            return True
+        return guard.peers[self._peer] > guard.of_one_peer and not guard.is_proxy(self._peer)
+
+    def _arm(self) -> None:
+        if self._timer is None:
+            self._timer = self.loop.call_later(self.guard.header_seconds, self._too_late)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _too_late(self) -> None:
+        self._timer = None
+        if self._is_idle():
+            self.transport.abort()
+
+
+class _GuardedH11(_Guarded, H11Protocol):  # type: ignore[misc]
+    """Where httptools is not installed."""
+
+
+def protocol_class(guard: Guard) -> type[asyncio.Protocol]:
+    """The fastest protocol there is, under `guard`."""
+    return type("GuardedProtocol", (_best(),), {"guard": guard})
+
+
+@functools.cache
+def _best() -> type[asyncio.Protocol]:
+    try:
+        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+    except ImportError:
+        return _GuardedH11
+
+    class _GuardedHttpTools(_Guarded, HttpToolsProtocol):
+        def on_header(self, name: bytes, value: bytes) -> None:
+            # A trailer after the body would otherwise join the headers, which have been checked by then.
+            if self.cycle is None or self.cycle.scope is not self.scope:
+                super().on_header(name, value)
+
+    return _GuardedHttpTools

@@ -1,0 +1,307 @@
+"""What the warehouse remembers of our endpoints at NexHealth (table `nexhealth_webhooks`).
+
+Times are the database's clock. Secrets are sealed here and opened for the receiver alone.
+"""
+
+import logging
+import threading
+from collections.abc import Collection as AnyCollection
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, LiteralString, Protocol
+
+import msgspec
+import psycopg
+from psycopg.rows import class_row
+
+from nexhealth_pipeline.errors import Cancelled, InvalidSetting
+from nexhealth_pipeline.warehouse.runs import lock_key
+from nexhealth_pipeline.webhooks.sealing import Sealer
+
+__all__ = [
+    "OVERLAP",
+    "SECRETS_CHANNEL",
+    "Endpoint",
+    "Holed",
+    "LiveSecret",
+    "Subscription",
+    "alone",
+    "filled",
+    "known_endpoints",
+    "live_secrets",
+    "note_secret",
+    "record_active",
+    "record_inactive",
+    "record_removed",
+    "record_subscriptions",
+    "reseal",
+    "retire",
+    "store",
+]
+
+SECRETS_CHANNEL = "nexhealth_webhooks"
+"""Notified when a secret has been stored."""
+OVERLAP = timedelta(hours=49)
+"""How long an old secret is taken, or an old endpoint kept: NexHealth repeats a delivery for 48 hours (API.md F.5)."""
+
+_POLL_SECONDS = 0.2
+_LOG = logging.getLogger(__name__)
+_COLUMNS = (
+    "key_hash, endpoint_id, target_url, active, secret, old_secret, old_secret_until, subscriptions, registered_at,"
+    " checked_at, seen_active_at, hole_since, retire_at, coalesce(retire_at <= clock_timestamp(), false) AS due"
+)
+
+
+class Subscription(msgspec.Struct, frozen=True):
+    """One event of one institution that an endpoint is told of."""
+
+    id: int
+    subdomain: str
+    resource_type: str
+    event: str
+    active: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """An endpoint of ours that was not removed. Times are null until they happen."""
+
+    key_hash: str
+    """Which API key it belongs to."""
+    endpoint_id: int
+    target_url: str
+    active: bool
+    secret: bytes = field(repr=False)
+    """Sealed."""
+    old_secret: bytes | None = field(repr=False)
+    """Sealed; the secret before this one."""
+    old_secret_until: datetime | None
+    subscriptions: list[dict[str, object]] = field(repr=False)
+    """As :class:`Subscription`, undecoded; :attr:`subscribed` has them."""
+    registered_at: datetime
+    checked_at: datetime
+    seen_active_at: datetime | None
+    hole_since: datetime | None
+    """Since when events may be missing."""
+    retire_at: datetime | None
+    """When it is to be deleted, another one having taken its place."""
+    due: bool
+    """Whether that time has come."""
+
+    @property
+    def subscribed(self) -> tuple[Subscription, ...]:
+        """What it was subscribed to when NexHealth was last asked."""
+        return msgspec.convert(tuple(self.subscriptions), tuple[Subscription, ...])
+
+    @property
+    def label(self) -> str:
+        """How messages name it."""
+        return f"endpoint {self.endpoint_id}"
+
+
+class Holed(Protocol):
+    """An endpoint, as far as its hole is concerned."""
+
+    @property
+    def key_hash(self) -> str:
+        """Which API key it belongs to."""
+        ...
+
+    @property
+    def endpoint_id(self) -> int:
+        """NexHealth's id."""
+        ...
+
+    @property
+    def hole_since(self) -> datetime | None:
+        """Since when events may be missing; None = none are."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LiveSecret:
+    """A secret that events may be signed with now."""
+
+    endpoint_id: int | None
+    """None for a secret from the settings."""
+    secret: str = field(repr=False)
+
+
+def live_secrets(connection: psycopg.Connection, sealer: Sealer) -> list[LiveSecret]:
+    """Secrets of the endpoints that were not removed, old ones while they are still taken; newest endpoint first.
+
+    A secret that cannot be opened stops only itself and is logged. Raises InvalidSetting where none of several can.
+    """
+    rows = connection.execute(
+        "SELECT endpoint_id, secret, CASE WHEN old_secret_until > clock_timestamp() THEN old_secret END"
+        " FROM nexhealth_webhooks WHERE removed_at IS NULL ORDER BY endpoint_id DESC"
+    ).fetchall()
+    sealed = [(number, one) for number, *both in rows for one in both if one is not None]
+    opened: list[LiveSecret] = []
+    refusal: InvalidSetting | None = None
+    for number, one in sealed:
+        try:
+            opened.append(LiveSecret(number, sealer.open(bytes(one), f"the secret of endpoint {number}")))
+        except InvalidSetting as error:
+            refusal = error
+            _tell_once(sealer, number, bytes(one))
+    if refusal is not None and not opened:
+        raise refusal
+    return opened
+
+
+def _tell_once(sealer: Sealer, endpoint_id: int, sealed: bytes) -> None:
+    """The receiver asks every few seconds; one line is enough."""
+    if sealed not in sealer.unopened:
+        sealer.unopened.add(sealed)
+        _LOG.error("a webhook secret cannot be opened", extra={"nexhealth": {"endpoint_id": endpoint_id}})
+
+
+def known_endpoints(connection: psycopg.Connection, key_hashes: AnyCollection[str] | None = None) -> list[Endpoint]:
+    """Our endpoints, those of some keys or all, by id."""
+    with connection.cursor(row_factory=class_row(Endpoint)) as cursor:
+        return cursor.execute(
+            f"SELECT {_COLUMNS} FROM nexhealth_webhooks WHERE removed_at IS NULL"  # noqa: S608 - constants
+            " AND (%(any)s OR key_hash = ANY(%(hashes)s)) ORDER BY endpoint_id, key_hash",
+            {"any": key_hashes is None, "hashes": list(key_hashes or ())},
+        ).fetchall()
+
+
+def store(
+    connection: psycopg.Connection, key_hash: str, endpoint_id: int, *, target_url: str, active: bool, secret: bytes
+) -> None:
+    """Remember an endpoint whose sealed `secret` has just been learnt, as if it had never been removed."""
+    connection.execute(
+        "INSERT INTO nexhealth_webhooks (key_hash, endpoint_id, target_url, active, secret, seen_active_at)"
+        " VALUES (%(key_hash)s, %(endpoint_id)s, %(target_url)s, %(active)s, %(secret)s,"
+        " CASE WHEN %(active)s THEN clock_timestamp() END)"
+        " ON CONFLICT (key_hash, endpoint_id) DO UPDATE SET target_url = excluded.target_url,"
+        " secret = excluded.secret, removed_at = NULL, retire_at = NULL, checked_at = clock_timestamp()",
+        {
+            "key_hash": key_hash,
+            "endpoint_id": endpoint_id,
+            "target_url": target_url,
+            "active": active,
+            "secret": secret,
+        },
+    )
+    _tell_receivers(connection)
+
+
+def _tell_receivers(connection: psycopg.Connection) -> None:
+    """Once this is committed, receivers look for new secrets at once: the first events may follow within moments."""
+    connection.execute("SELECT pg_notify(%s, '')", (SECRETS_CHANNEL,))
+
+
+def note_secret(connection: psycopg.Connection, endpoint: Endpoint, secret: bytes, *, keep_old: bool) -> None:
+    """Put the sealed `secret` in place of the stored one, which with `keep_old` is taken for :data:`OVERLAP` more."""
+    _update(
+        connection,
+        endpoint,
+        "secret = %(secret)s, old_secret = CASE WHEN %(keep)s THEN secret ELSE old_secret END, old_secret_until ="
+        " CASE WHEN %(keep)s THEN clock_timestamp() + %(overlap)s ELSE old_secret_until END",
+        secret=secret,
+        keep=keep_old,
+        overlap=OVERLAP,
+    )
+    _tell_receivers(connection)
+
+
+def record_active(connection: psycopg.Connection, endpoint: Endpoint) -> None:
+    """NexHealth says that it posts events to this endpoint."""
+    _update(connection, endpoint, "active = true, checked_at = clock_timestamp(), seen_active_at = clock_timestamp()")
+
+
+def record_inactive(connection: psycopg.Connection, endpoint: Endpoint) -> datetime:
+    """NexHealth does not post events to it, or has it no more; returns since when events may be missing.
+
+    That is :data:`OVERLAP` before it was last seen active: what failed then was to be repeated, and nobody says that
+    it will be. A hole that is open already moves a little, so that a read that began before does not close it.
+    """
+    since: datetime = _update(
+        connection,
+        endpoint,
+        "active = false, checked_at = clock_timestamp(), hole_since = CASE"
+        " WHEN hole_since IS NULL THEN greatest(registered_at, coalesce(seen_active_at, registered_at) - %(overlap)s)"
+        " WHEN active THEN hole_since - interval '1 microsecond' ELSE hole_since END",
+        overlap=OVERLAP,
+    )
+    return since
+
+
+def record_subscriptions(
+    connection: psycopg.Connection, endpoint: Endpoint, subscriptions: Iterable[Subscription]
+) -> None:
+    """Remember what it is subscribed to."""
+    as_json = msgspec.json.encode(list(subscriptions)).decode()
+    _update(connection, endpoint, "subscriptions = %(subscriptions)s::jsonb", subscriptions=as_json)
+
+
+def retire(connection: psycopg.Connection, endpoint: Endpoint) -> None:
+    """Let it be deleted after :data:`OVERLAP`: until then repeats of what it was sent still come."""
+    _update(connection, endpoint, "retire_at = clock_timestamp() + %(overlap)s", overlap=OVERLAP)
+
+
+def record_removed(connection: psycopg.Connection, endpoint: Endpoint) -> None:
+    """It is gone at NexHealth: its secrets count no more. An open hole passes to the key's other endpoints."""
+    with connection.transaction():
+        hole = _update(connection, endpoint, "removed_at = clock_timestamp(), active = false")
+        connection.execute(
+            "UPDATE nexhealth_webhooks SET hole_since = least(hole_since, %(hole)s) WHERE key_hash = %(key_hash)s"
+            " AND removed_at IS NULL AND retire_at IS NULL AND %(hole)s::timestamptz IS NOT NULL",
+            {"key_hash": endpoint.key_hash, "hole": hole},
+        )
+
+
+def filled(connection: psycopg.Connection, endpoint: Holed) -> bool:
+    """The changes since `endpoint.hole_since` were read: close the hole unless it has grown since; whether it did."""
+    done = connection.execute(
+        "UPDATE nexhealth_webhooks SET hole_since = NULL WHERE key_hash = %s AND endpoint_id = %s AND hole_since = %s",
+        (endpoint.key_hash, endpoint.endpoint_id, endpoint.hole_since),
+    )
+    return done.rowcount > 0
+
+
+def reseal(connection: psycopg.Connection, sealer: Sealer) -> int:
+    """Seal with the first key what an older one has sealed; returns how many endpoints that concerned."""
+    done = 0
+    for endpoint in known_endpoints(connection):
+        sealed = [endpoint.secret, endpoint.old_secret]
+        with suppress(InvalidSetting):  # what no key opens stays as it is: setup asks NexHealth
+            fresh = [one and (one if sealer.is_current(one) else sealer.seal(sealer.open(one))) for one in sealed]
+            if fresh != sealed:
+                assignments: LiteralString = "secret = %(secret)s, old_secret = %(old)s"
+                _update(connection, endpoint, assignments, secret=fresh[0], old=fresh[1])
+                done += 1
+    return done
+
+
+@contextmanager
+def alone(connection: psycopg.Connection, stop: threading.Event) -> Iterator[None]:
+    """Let nobody else change endpoints meanwhile: two set-ups at once would make two. Raises Cancelled."""
+    key = (lock_key("webhook endpoints"),)
+    while not _true(connection.execute("SELECT pg_try_advisory_lock(%s)", key)):
+        if stop.wait(_POLL_SECONDS):
+            raise Cancelled("stopped while waiting for another process that changes webhook endpoints")
+    try:
+        yield
+    finally:
+        if not connection.closed and not connection.broken:
+            connection.execute("SELECT pg_advisory_unlock(%s)", key)
+
+
+def _true(answer: psycopg.Cursor[Any]) -> bool:
+    row = answer.fetchone()
+    return bool(row and row[0])
+
+
+def _update(connection: psycopg.Connection, endpoint: Endpoint, assignments: LiteralString, **values: object) -> Any:
+    """Change one row; returns its `hole_since`."""
+    row = connection.execute(
+        f"UPDATE nexhealth_webhooks SET {assignments} WHERE key_hash = %(key_hash)s"  # noqa: S608 - literals
+        " AND endpoint_id = %(endpoint_id)s RETURNING hole_since",
+        {"key_hash": endpoint.key_hash, "endpoint_id": endpoint.endpoint_id} | values,
+    ).fetchone()
+    return row[0] if row else None

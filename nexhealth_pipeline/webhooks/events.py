@@ -1,0 +1,203 @@
+"""What a webhook's body says: which event of which practice, about which records.
+
+NexHealth documents the envelope (`resource_type`, `event_name`, `event_time`, `subdomain`, `data`,
+`delivery_errors`) but not the shape of `data` for each event, and handlers in the field met others
+(API.md F.4). So the record is looked for under every key the catalog declares, and in `data` itself.
+Records stay the bytes received: their meaning is the loader's business.
+
+There is no event id. What tells events apart is their name, practice, time and `data`; a repeated
+delivery may differ in `delivery_errors`, and is still the same event.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TypeVar
+
+import msgspec
+
+from nexhealth_pipeline.catalog.collection import Collection
+from nexhealth_pipeline.catalog.collections import DECLARED
+from nexhealth_pipeline.webhooks.moment import moment_of
+
+__all__ = ["Event", "EventMalformed", "collection_of", "dedup_hash", "parse", "why_parked"]
+
+_T = TypeVar("_T")
+_NULL = msgspec.Raw(b"null")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.:-]{0,99}")
+"""What an event or a resource type is called; anything else is not repeated in a log or a column."""
+_SUBDOMAIN = re.compile(r"[A-Za-z0-9_.-]{1,255}")
+_ID = re.compile(r"[0-9]{1,19}")
+_LARGEST_ID = 2**63 - 1
+_BY_EVENT: dict[str, Collection] = {name: one for one in DECLARED if one.events for name in one.events.names}
+
+
+class EventMalformed(ValueError):
+    """The body is no event. Says which field breaks which rule, and carries no part of the body."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One delivered event."""
+
+    event_name: str
+    """As delivered, with a suffix such as `.complete`."""
+    base_name: str
+    """As subscribed to, without the suffix."""
+    resource_type: str
+    """As delivered; where the body has none, the catalog's for this event, or ""."""
+    subdomain: str
+    """The institution's; "" where the body has none."""
+    event_time: datetime | None
+    """When it happened (UTC), None where the body does not say so readably."""
+    records: list[bytes] = field(repr=False)
+    """Raw JSON of each record in `data`, as received; empty where `data` is empty or absent."""
+    resource_ids: tuple[int, ...]
+    """Ids of the records that have a usable one, in their order."""
+    identity: tuple[bytes, ...] = field(repr=False)
+    """What tells it apart from other events: raw bytes of event name, subdomain, event time and `data`."""
+
+
+class _Wire(msgspec.Struct):
+    """The envelope, unread: an oddity in one field must not cost the others."""
+
+    event_name: msgspec.Raw = _NULL
+    event: msgspec.Raw = _NULL
+    resource_type: msgspec.Raw = _NULL
+    event_time: msgspec.Raw = _NULL
+    subdomain: msgspec.Raw = _NULL
+    data: msgspec.Raw = _NULL
+
+
+class _Identified(msgspec.Struct):
+    id: msgspec.Raw = _NULL
+
+
+_wire = msgspec.json.Decoder(_Wire)
+_any = msgspec.json.Decoder()
+_keys = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_list = msgspec.json.Decoder(list[msgspec.Raw])
+_identified = msgspec.json.Decoder(_Identified)
+
+
+def parse(body: bytes) -> Event:
+    """The event in `body`. Raises EventMalformed where there is none: no JSON object, no event name, no readable data.
+
+    An event that no collection declares is parsed as well; :func:`why_parked` tells.
+    """
+    try:
+        body.decode()
+        wire = _wire.decode(body)
+    except UnicodeDecodeError:
+        raise EventMalformed("body: not UTF-8") from None
+    except (msgspec.MsgspecError, RecursionError):
+        raise EventMalformed("body: not a JSON object") from None
+    name = _text(wire.event_name) or _text(wire.event)
+    if not _NAME.fullmatch(name):
+        raise EventMalformed("event_name: missing, or not a name")
+    base_name = name.split(".", 1)[0]
+    declared = _BY_EVENT.get(base_name)
+    records = _records(bytes(wire.data), declared)
+    return Event(
+        event_name=name,
+        base_name=base_name,
+        resource_type=_resource_type(wire.resource_type, declared),
+        subdomain=_subdomain(wire.subdomain),
+        event_time=moment_of(_text(wire.event_time)),
+        records=records,
+        resource_ids=tuple(one for record in records if (one := _id_of(record)) is not None),
+        identity=(name.encode(), bytes(wire.subdomain), bytes(wire.event_time), bytes(wire.data)),
+    )
+
+
+def dedup_hash(event: Event | None, body: bytes) -> bytes:
+    """SHA-256 over what tells `event` apart; over the body where that is no event (None)."""
+    if event is None:
+        return hashlib.sha256(body).digest()
+    digest = hashlib.sha256(b"event")
+    for part in event.identity:
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.digest()
+
+
+def collection_of(event: Event) -> Collection | None:
+    """The collection whose declaration names this event and resource type, None where none does."""
+    declared = _BY_EVENT.get(event.base_name)
+    if declared is None or declared.events is None:
+        return None
+    return declared if _plain(event.resource_type) == _plain(declared.events.resource_type) else None
+
+
+def why_parked(event: Event) -> str | None:
+    """Why `event` can never be applied, whatever the tables hold; None where it may be."""
+    if collection_of(event) is None:
+        return f"no collection is fed by event {event.event_name} of resource type {event.resource_type or '(none)'}"
+    return None if event.subdomain else "subdomain: missing, or not a name"
+
+
+def _plain(name: str) -> str:
+    """`PatientInsuranceCoverage` and `patient_insurance_coverage` are one resource type."""
+    return name.replace("_", "").lower()
+
+
+def _text(raw: msgspec.Raw) -> str:
+    """A JSON text or number as text, "" for anything else."""
+    try:
+        value = _any.decode(raw)
+    except (msgspec.MsgspecError, RecursionError):
+        return ""
+    if isinstance(value, str):
+        return value
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else ""
+
+
+def _resource_type(raw: msgspec.Raw, declared: Collection | None) -> str:
+    name = _text(raw)
+    if _NAME.fullmatch(name):
+        return name
+    return declared.events.resource_type if not name and declared is not None and declared.events is not None else ""
+
+
+def _subdomain(raw: msgspec.Raw) -> str:
+    name = _text(raw)
+    return name if _SUBDOMAIN.fullmatch(name) else ""
+
+
+def _records(data: bytes, declared: Collection | None) -> list[bytes]:
+    """The records in `data`: a list, under one of the declared keys, or `data` itself."""
+    if data == b"null":
+        return []
+    if data[:1] == b"[":
+        return _elements(data)
+    if data[:1] != b"{":
+        raise EventMalformed("data: neither an object nor a list")
+    members = _decode(_keys, data)
+    for key in declared.events.keys if declared is not None and declared.events is not None else ():
+        # `user` or `patients` may also be a field of the record: a record never is text, a number or null.
+        if (value := bytes(members.get(key, b""))[:1]) == b"{":
+            return [bytes(members[key])]
+        if value == b"[":
+            return _elements(bytes(members[key]))
+    return [data] if members else []
+
+
+def _elements(raw: bytes) -> list[bytes]:
+    return [bytes(one) for one in _decode(_list, raw)]
+
+
+def _decode(decoder: "msgspec.json.Decoder[_T]", raw: bytes) -> _T:
+    try:
+        return decoder.decode(raw)
+    except (msgspec.MsgspecError, RecursionError):
+        raise EventMalformed("data: not readable as JSON") from None
+
+
+def _id_of(record: bytes) -> int | None:
+    """The record's `id` (a number, or digits in a text), None where it has no usable one."""
+    try:
+        text = _text(_identified.decode(record).id)
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+    return int(text) if _ID.fullmatch(text) and int(text) <= _LARGEST_ID else None

@@ -1,0 +1,208 @@
+"""Events that only tell that something changed: which slices are read again because of them, each once.
+
+What was never read completely is left alone: its first full read will bring the change. What somebody reads
+just now is waited for, not queued behind: a full read may last, and records of other events must not wait.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+
+import psycopg
+
+from nexhealth_pipeline.catalog.collection import Collection, Reader, Scope
+from nexhealth_pipeline.sync.lock import SliceLock
+from nexhealth_pipeline.sync.months import CHANGES
+from nexhealth_pipeline.sync.options import SyncOptions
+from nexhealth_pipeline.sync.plan import due_slices, passes_of, slices_of
+from nexhealth_pipeline.sync.practice import Practices
+from nexhealth_pipeline.sync.runner import run_slices
+from nexhealth_pipeline.sync.session import SyncSession
+from nexhealth_pipeline.sync.slices import Slice, SliceResult, Status
+from nexhealth_pipeline.warehouse.state import PassKey, PassState, load_states
+from nexhealth_pipeline.webhooks.batches import Answered
+from nexhealth_pipeline.webhooks.claiming import Outcome, Verdict
+from nexhealth_pipeline.webhooks.places import Touched
+from nexhealth_pipeline.webhooks.reading import Told
+from nexhealth_pipeline.webhooks.single_reads import SingleReads
+
+__all__ = ["HintReader"]
+
+_NOT_READ_YET = "never read completely: its first full read will bring the change"
+_NOT_OFFERED = "the practice does not offer it"
+_NO_OWNER = "it does not say which row's list it belongs to"
+_IN_WORK = "another run reads it just now"
+_GRAVITY = (Outcome.PARKED, Outcome.FAILED, Outcome.WAITING, Outcome.APPLIED, Outcome.SUPERSEDED)
+"""Of an event that several slices were read for, the first of these holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What came of one slice or row that an event asked for."""
+
+    outcome: Outcome
+    reason: str | None = None
+
+
+@dataclass(slots=True)
+class _Asked:
+    """Events by the slice they ask for."""
+
+    piece: Slice
+    events: set[int] = field(default_factory=set)
+
+
+class HintReader:
+    """Reads again what events tell of; `connection` holds their claims in an open transaction."""
+
+    def __init__(
+        self,
+        session: SyncSession,
+        connection: psycopg.Connection,
+        practices: Practices,
+        touched: Touched,
+        single_reads: SingleReads,
+    ) -> None:
+        self._session = session
+        self._connection = connection
+        self._practices = practices
+        self._touched = touched
+        self._single_reads = single_reads
+        self._rows = 0
+
+    def read(self, told: Sequence[Told]) -> Answered:
+        """Read what the events tell of; what to note about each, but those whose read was stopped, and rows changed."""
+        self._rows = 0
+        answers: dict[int, list[_Answer]] = {one.event.id: [] for one in told}
+        # Slices are read on other connections: before this one holds anything but its claims.
+        for event_id, answer in (*self._slices(told), *self._own_lists(told)):
+            answers[event_id].append(answer)
+        verdicts = [
+            Verdict(one.event.id, worst.outcome, worst.reason, one.institution.id)
+            for one in told
+            if (worst := min(answers[one.event.id], key=_gravity, default=None)) is not None
+        ]
+        return verdicts, self._rows
+
+    def _own_lists(self, told: Sequence[Told]) -> Iterator[tuple[int, _Answer]]:
+        """Lists under one row: a document's patient."""
+        wanted: dict[tuple[str, int], list[Told]] = {}
+        for one in told:
+            if one.feed.collection.per is None:
+                continue
+            if one.owners:
+                wanted.setdefault((one.feed.collection.name, one.institution.id), []).append(one)
+            else:
+                yield one.event.id, _Answer(Outcome.PARKED, f"{one.feed.collection.name}: {_NO_OWNER}")
+        for group in wanted.values():
+            yield from self._own_lists_of(group)
+
+    def _own_lists_of(self, told: Sequence[Told]) -> Iterator[tuple[int, _Answer]]:
+        collection, institution = told[0].feed.collection, told[0].institution
+        rows = {row for one in told for row in one.owners}
+        done = self._single_reads.read(collection, institution, sorted(rows))
+        self._rows += done.changed
+        for one in told:
+            for row in one.owners:
+                if (failure := done.failures.get(row)) is not None:
+                    outcome = Outcome.WAITING if failure.passing else Outcome.FAILED
+                    yield one.event.id, _Answer(outcome, failure.reason)
+                elif row in done.read:
+                    yield one.event.id, _Answer(Outcome.APPLIED)
+
+    def _slices(self, told: Sequence[Told]) -> Iterator[tuple[int, _Answer]]:
+        asked: dict[Slice, _Asked] = {}
+        states = load_states(self._connection, sorted({one.feed.collection.name for one in told}))
+        for one in told:
+            if one.feed.collection.per is not None:
+                continue
+            ready = self._ready(one, states)
+            if not ready:
+                yield one.event.id, _Answer(Outcome.SUPERSEDED, f"{one.feed.collection.name}: {_NOT_READ_YET}")
+            for piece in ready:
+                asked.setdefault(piece, _Asked(piece)).events.add(one.event.id)
+        yield from self._read_slices(asked)
+
+    def _ready(self, told: Told, states: Mapping[PassKey, PassState]) -> list[Slice]:
+        """The slices the event is about that were read completely before."""
+        today = self._today()
+        pieces = [
+            piece
+            for piece in _pieces(told.feed.collection, self._practices, states, today)
+            if piece.institution in (None, told.institution)
+        ]
+        if (named := self._named(told)) is not None:
+            pieces = [piece for piece in pieces if piece.location_id in named or not piece.location]
+        return [piece for piece in pieces if _is_complete(piece, states, today)]
+
+    def _named(self, told: Told) -> set[int] | None:
+        """Locations to read: those the records name, and whoever reads for them; None = all."""
+        if not told.locations:
+            return None
+        passes = told.feed.collection.passes
+        owned = any(pass_.reader is Reader.OWNER for pass_ in passes)
+        owners = {one.owner_id for one in self._practices.locations if one.id in told.locations} if owned else set()
+        return told.locations | owners
+
+    def _read_slices(self, asked: Mapping[Slice, _Asked]) -> Iterator[tuple[int, _Answer]]:
+        free = [piece for piece in asked if not SliceLock.is_held(self._connection, piece)]
+        for piece in asked.keys() - set(free):
+            for event_id in asked[piece].events:
+                yield event_id, _Answer(Outcome.WAITING, f"{piece.label}: {_IN_WORK}")
+        settings = self._session.settings
+        options = SyncOptions(
+            concurrency=settings.concurrency, batch_pages=settings.batch_pages, overlap=settings.overlap
+        )
+        for result in run_slices(self._session, free, options):
+            answer = _answer(result)
+            if answer is None:
+                continue
+            self._note(result, asked[result.slice].events)
+            for event_id in asked[result.slice].events:
+                yield event_id, answer
+
+    def _note(self, result: SliceResult, events: Iterable[int]) -> None:
+        rows = result.counts.inserted + result.counts.updated
+        self._rows += rows
+        if rows:
+            self._touched.add_read(result, events)
+
+    def _today(self) -> date:
+        return datetime.now(UTC).date()
+
+
+def _pieces(
+    collection: Collection, practices: Practices, states: Mapping[PassKey, PassState], today: date
+) -> list[Slice]:
+    """Slices that bring what has changed: of windowed collections the changes of locations whose months are read."""
+    if collection.scope is not Scope.LOCATION_MONTH:
+        return list(slices_of(collection, practices, today))
+    due = due_slices([collection], practices, states, SyncOptions(), today)
+    return [piece for piece in due if piece.window_key == CHANGES]
+
+
+def _is_complete(piece: Slice, states: Mapping[PassKey, PassState], today: date) -> bool:
+    """Whether it was read completely before; the changes of a location once its months were."""
+    if piece.window_key == CHANGES or piece.collection.scope is Scope.PRACTICE:
+        return True
+    known = [states.get(plan.key) for plan in passes_of(piece, today)]
+    return all(state is not None and state.watermark is not None for state in known)
+
+
+def _answer(result: SliceResult) -> _Answer | None:
+    """What a read slice means for its events; None = it was stopped."""
+    match result.status:
+        case Status.SUCCEEDED:
+            return _Answer(Outcome.APPLIED)
+        case Status.SKIPPED if result.complete:
+            return _Answer(Outcome.APPLIED)
+        case Status.SKIPPED:
+            return _Answer(Outcome.SUPERSEDED, f"{result.slice.label}: {_NOT_OFFERED}")
+        case Status.FAILED:
+            return _Answer(Outcome.WAITING if result.passing else Outcome.FAILED, result.reason)
+        case _:
+            return None
+
+
+def _gravity(answer: _Answer) -> int:
+    return _GRAVITY.index(answer.outcome)

@@ -1,0 +1,125 @@
+"""What the receiver has to know and what changes while it runs: secrets, institutions, the warehouse's release.
+
+Asked for in a thread every few seconds, at once where an endpoint is being registered, and soon where a signature
+was of no known secret. While the warehouse is away the last answer counts.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import psycopg
+
+from nexhealth_pipeline.log import described
+from nexhealth_pipeline.settings import Settings
+from nexhealth_pipeline.warehouse.connect import connect, driver_errors
+from nexhealth_pipeline.warehouse.migrate import HEAD, current_revision
+from nexhealth_pipeline.webhooks.endpoints import SECRETS_CHANNEL, LiveSecret, live_secrets
+from nexhealth_pipeline.webhooks.sealing import Sealer
+
+__all__ = ["Known", "Live", "secrets_of"]
+
+_LOG = logging.getLogger(__name__)
+_SOONEST_SECONDS = 1.0
+"""Pause between two looks, however many signatures are doubted."""
+_POLL_SECONDS = 0.5
+"""How soon the thread sees, while it listens to the warehouse, that it is asked to look or to end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """One look at the warehouse."""
+
+    secrets: tuple[LiveSecret, ...] = field(default=(), repr=False)
+    institutions: Mapping[str, int] = field(default_factory=dict)
+    """Id by subdomain."""
+    schema_fits: bool = False
+    """Whether the warehouse is at this release's migration."""
+
+
+def secrets_of(settings: Settings) -> tuple[LiveSecret, ...]:
+    """The secrets in NEXHEALTH_WEBHOOK_SECRETS."""
+    given = settings.webhook_secrets.get_secret_value() if settings.webhook_secrets is not None else ""
+    return tuple(LiveSecret(None, one.strip()) for one in given.split(",") if one.strip())
+
+
+class Live:
+    """Keeps :attr:`known` up to date; use it as a context manager.
+
+    `sealer` None: only the settings' secrets count.
+    """
+
+    def __init__(self, url: str, settings: Settings, sealer: Sealer | None, *, every_seconds: float = 10.0) -> None:
+        self._url, self._sealer, self._every = url, sealer, every_seconds
+        self._given = secrets_of(settings)
+        self.known = Known(secrets=self._given)
+        self._stop, self._doubted = threading.Event(), threading.Event()
+        self._connection: psycopg.Connection | None = None
+        self._thread = threading.Thread(target=self._run, name="receiver knowledge", daemon=True)
+
+    def __enter__(self) -> "Live":
+        self.look()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._doubted.set()
+        self._thread.join(timeout=2.0)  # a frozen server holds the thread; it ends with the process
+
+    def doubt(self) -> None:
+        """Look soon: what is known may be too old."""
+        self._doubted.set()
+
+    def look(self) -> None:
+        """Ask the warehouse now; where it cannot be asked, what was known stays."""
+        try:
+            self.known = self._read()
+        except Exception as error:  # the thread has to live on
+            self._drop()
+            _LOG.warning("secrets could not be read anew", extra={"nexhealth": {"error": described(error)}})
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._wait()
+            self._doubted.clear()
+            if not self._stop.is_set():
+                self.look()
+                self._stop.wait(_SOONEST_SECONDS)
+        self._drop()
+
+    def _wait(self) -> None:
+        """Wait until it is time to look again: told by the warehouse, by a doubt, or by the clock."""
+        deadline = time.monotonic() + self._every
+        while not self._doubted.is_set() and (left := deadline - time.monotonic()) > 0:
+            if self._connection is None:
+                self._doubted.wait(left)
+                return
+            try:
+                if any(True for _ in self._connection.notifies(timeout=min(left, _POLL_SECONDS), stop_after=1)):
+                    return
+            except psycopg.Error:
+                self._drop()
+
+    def _read(self) -> Known:
+        began = time.monotonic()
+        if self._connection is None:
+            self._connection = connect(self._url, autocommit=True, application_name="nexhealth-receiver-secrets")
+            self._connection.execute(f"LISTEN {SECRETS_CHANNEL}")
+        connection = self._connection
+        with driver_errors("reading webhook secrets"):
+            if current_revision(connection) != HEAD:
+                return replace(self.known, schema_fits=False)
+            stored = live_secrets(connection, self._sealer) if self._sealer is not None else []
+            rows = connection.execute("SELECT subdomain, id FROM nexhealth_institutions ORDER BY id").fetchall()
+        _LOG.debug("looked", extra={"nexhealth": {"secrets": len(stored), "seconds": time.monotonic() - began}})
+        return Known(
+            (*self._given, *stored), {str(name): int(number) for name, number in rows if name}, schema_fits=True
+        )
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None

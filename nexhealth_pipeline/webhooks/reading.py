@@ -1,0 +1,154 @@
+"""From a stored event to what it tells: records to load, or places where the API is to be asked again."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import msgspec
+
+from nexhealth_pipeline.catalog.collection import Collection, SqlType
+from nexhealth_pipeline.errors import RecordRefused
+from nexhealth_pipeline.sync.practice import Institution, Practices
+from nexhealth_pipeline.warehouse.history import Cause
+from nexhealth_pipeline.warehouse.values import CONVERTERS
+from nexhealth_pipeline.webhooks.claiming import Outcome, StoredEvent, Verdict
+from nexhealth_pipeline.webhooks.events import EventMalformed, parse, why_parked
+from nexhealth_pipeline.webhooks.feeds import FEEDS, Feed
+from nexhealth_pipeline.webhooks.snapshots import Deletion, Snapshot
+
+__all__ = ["Told", "read_event"]
+
+_Record = Mapping[str, msgspec.Raw]
+_record = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_value = msgspec.json.Decoder().decode
+_NULL = msgspec.Raw(b"null")
+
+
+@dataclass(slots=True)
+class Told:
+    """What an event tells about one collection of one institution."""
+
+    event: StoredEvent
+    feed: Feed
+    institution: Institution
+    hint: bool
+    """The API is to be asked again."""
+    snapshots: list[Snapshot] = field(default_factory=list)
+    deletions: list[Deletion] = field(default_factory=list)
+    locations: set[int] = field(default_factory=set)
+    """Locations of its records, where they say so."""
+    owners: set[int] = field(default_factory=set)
+    """Rows whose own lists changed (a document's patient), where the records say so."""
+
+    @property
+    def cause(self) -> Cause:
+        """What its changes are said to come from."""
+        return Cause.REPLAY if self.event.replays else Cause.WEBHOOK
+
+
+def read_event(event: StoredEvent, practices: Practices) -> Told | Verdict:
+    """What `event` tells, or why it tells nothing that can be used."""
+    if event.payload is None:
+        return Verdict(event.id, Outcome.PARKED, "its payload was removed")
+    try:
+        parsed = parse(event.payload.encode())
+    except EventMalformed as malformed:
+        return Verdict(event.id, Outcome.PARKED, str(malformed))
+    if (reason := why_parked(parsed)) is not None:
+        return Verdict(event.id, Outcome.PARKED, reason)
+    institution = next((one for one in practices.institutions if one.subdomain == parsed.subdomain), None)
+    if institution is None:
+        return Verdict(event.id, Outcome.FAILED, "subdomain: no institution that has been read")
+    happened = min(parsed.event_time or event.received_at, event.received_at)
+    told = Told(event, FEEDS[parsed.base_name], institution, hint=not FEEDS[parsed.base_name].snapshot)
+    try:
+        _read_records(told, parsed.records, happened)
+    except RecordRefused as refused:
+        name = told.feed.collection.name
+        return Verdict(event.id, Outcome.FAILED, f"{name}: {refused}", institution.id)
+    return told
+
+
+def _read_records(told: Told, records: list[bytes], happened: datetime) -> None:
+    """Raises RecordRefused where a record that is to be loaded is none."""
+    if told.feed.snapshot and not records:
+        raise RecordRefused("data", "holds no record")
+    for raw in records:
+        record = _decoded(raw)
+        _note_places(told, record)
+        if told.feed.snapshot:
+            _note_version(told, raw, record, happened)
+
+
+def _decoded(raw: bytes) -> _Record:
+    try:
+        return _record(raw)
+    except (msgspec.MsgspecError, RecursionError):
+        raise RecordRefused("data", "holds something that is no record") from None
+
+
+def _note_places(told: Told, record: _Record) -> None:
+    collection = told.feed.collection
+    if (location := _number(record, "location_id")) is not None:
+        told.locations.add(location)
+    owner = next((one.name for one in collection.from_request), None) if collection.per else None
+    if owner is not None and (row := _number(record, owner)) is not None:
+        told.owners.add(row)
+
+
+def _note_version(told: Told, raw: bytes, record: _Record, happened: datetime) -> None:
+    """The record as a version of its row; without a usable time the whole event is a hint."""
+    collection, deletes = told.feed.collection, told.feed.deletes
+    id_ = _number(record, "id")
+    if id_ is None:
+        raise RecordRefused("id", "missing, or no integer")
+    version = _moment(record, collection.version or "")
+    if deletes and collection.soft_delete is None:
+        told.deletions.append(Deletion(told.event.id, id_, max(happened, version or happened), version or happened))
+    if version is None:
+        told.hint = told.hint or not told.deletions
+        return
+    kept = _list_shape(collection, record)
+    deleted = _deleted_at(collection, record)
+    if deletes and collection.soft_delete is not None and deleted is None:
+        kept = {**kept, collection.soft_delete: msgspec.Raw(msgspec.json.encode(happened.isoformat()))}
+    told.snapshots.append(
+        Snapshot(
+            event_id=told.event.id,
+            id=id_,
+            version=version,
+            read_at=max(version, happened) if deletes and collection.soft_delete else version,
+            deleted=collection.soft_delete is not None and (deletes or deleted is not None),
+            raw=raw if kept is record else msgspec.json.encode(kept),
+            keys=frozenset(kept),
+        )
+    )
+
+
+def _list_shape(collection: Collection, record: _Record) -> _Record:
+    """The record without keys that lists lack; the record itself where it has none."""
+    if record.keys().isdisjoint(collection.single_only):
+        return record
+    return {name: value for name, value in record.items() if name not in collection.single_only}
+
+
+def _deleted_at(collection: Collection, record: _Record) -> datetime | None:
+    return _moment(record, collection.soft_delete) if collection.soft_delete else None
+
+
+def _number(record: _Record, name: str) -> int | None:
+    text = _converted(record, name, SqlType.BIGINT)
+    return None if text is None else int(text)
+
+
+def _moment(record: _Record, name: str) -> datetime | None:
+    text = _converted(record, name, SqlType.TIMESTAMPTZ)
+    return None if text is None else datetime.fromisoformat(text).astimezone(UTC)
+
+
+def _converted(record: _Record, name: str, type_: SqlType) -> str | None:
+    """The field as a value of this type; None where it is absent or none."""
+    try:
+        return CONVERTERS[type_](_value(record.get(name, _NULL)))
+    except (RecordRefused, msgspec.MsgspecError, RecursionError):
+        return None

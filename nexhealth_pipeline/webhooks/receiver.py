@@ -1,0 +1,268 @@
+"""The webhook receiver: verifies what is posted, stores it, and only then says so.
+
+`POST /api/nexhealth-webhook` is answered here without a framework's routing, since it decides how many
+events a second one process takes; what people and monitors ask (health, metrics) is a Starlette app.
+
+The answer to whatever goes wrong on our side is 503: NexHealth repeats a delivery for 48 hours (API.md F.5).
+"""
+
+import asyncio
+import hashlib
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from nexhealth_pipeline.log import places
+from nexhealth_pipeline.settings import Settings
+from nexhealth_pipeline.webhooks import answers
+from nexhealth_pipeline.webhooks.answers import Answer
+from nexhealth_pipeline.webhooks.audit import Audit
+from nexhealth_pipeline.webhooks.body import BodyLimits, Receive, Room, Unread, drain, read_body
+from nexhealth_pipeline.webhooks.events import Event, EventMalformed, dedup_hash, parse, why_parked
+from nexhealth_pipeline.webhooks.inbox import Inbox, Outcome
+from nexhealth_pipeline.webhooks.live import Known, Live
+from nexhealth_pipeline.webhooks.metrics import Metrics
+from nexhealth_pipeline.webhooks.rows import Row, array_of
+from nexhealth_pipeline.webhooks.signature import VALID_URLSAFE, Verdict, Window, verify
+from nexhealth_pipeline.webhooks.sources import Address, Buckets, Sources, neighbourhood
+
+__all__ = ["WEBHOOK_PATH", "Limits", "Receiver"]
+
+WEBHOOK_PATH = "/api/nexhealth-webhook"
+"""Where NexHealth posts to."""
+
+Scope = MutableMapping[str, Any]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_LOG = logging.getLogger(__name__)
+_JSON = re.compile(rb"application/json\s*(;.*)?", re.IGNORECASE)
+_HEADER_NAME = re.compile(r"[a-z0-9_-]{1,64}")
+_MOST_HEADER_NAMES = 64
+_LARGE = 64 << 10
+"""Bytes that take a millisecond to check (1 MB: 20 ms)."""
+_UNREAD = {
+    Unread.TOO_LARGE: answers.TOO_LARGE,
+    Unread.TOO_SLOW: answers.BUSY,
+    Unread.NO_ROOM: answers.BUSY,
+    Unread.GONE: answers.BUSY,
+}
+_OUTCOMES = {
+    Outcome.STORED: answers.STORED,
+    Outcome.DUPLICATE: answers.DUPLICATE,
+    Outcome.AWAY: answers.UNAVAILABLE,
+    Outcome.FULL: answers.BUSY,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one receiver takes; tests make it small."""
+
+    body: BodyLimits = field(default_factory=BodyLimits)
+    requests: int = 2000
+    """Requests at once."""
+    refusals: float = 20.0
+    """Bad requests a second of one sender that are told why, three times as many at once. Beyond: 429."""
+
+
+@dataclass(slots=True)
+class _Request:
+    """One request, as far as it is known."""
+
+    method: str
+    headers: list[tuple[bytes, bytes]]
+    address: Address | None
+    body: bytes | None = None
+    unread: bool = True
+    """Whether something of its body may still come."""
+
+
+class Receiver:
+    """The ASGI application; `pages` answers everything but the webhook path."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        live: Live,
+        inbox: Inbox,
+        audit: Audit,
+        metrics: Metrics,
+        pages: App,
+        *,
+        limits: Limits | None = None,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._live, self._inbox, self._audit, self._metrics, self._pages = live, inbox, audit, metrics, pages
+        self._limits, self._clock = limits or Limits(), clock
+        self._window, self._sources = Window.of(settings), Sources.of(settings)
+        self._good = Buckets(settings.webhook_rate, 2 * settings.webhook_rate)
+        self._bad = Buckets(self._limits.refusals, 3 * self._limits.refusals)
+        self._room = Room(self._limits.body.all_sizes)
+        self._active = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http" or scope["path"] != WEBHOOK_PATH:
+            await self._pages(scope, receive, send)
+            return
+        began = time.perf_counter()
+        request = self._request(scope)
+        self._active += 1
+        try:
+            answer, outcome = await self._guarded(request, receive)
+            await self._reply(request, answer, receive, send)
+        finally:
+            self._active -= 1
+            if request.body is not None:
+                self._room.give_back(len(request.body))
+        self._metrics.in_flight.set(self._room.taken)
+        self._metrics.answered(answer.status, outcome, time.perf_counter() - began)
+
+    def _request(self, scope: Scope) -> _Request:
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        client = scope.get("client")
+        forwarded = [value for name, value in headers if name == b"x-forwarded-for"]
+        return _Request(scope["method"], headers, self._sources.address_of(client[0] if client else None, forwarded))
+
+    async def _guarded(self, request: _Request, receive: Receive) -> tuple[Answer, str]:
+        """The answer and the word it is counted under. A mistake of ours is no reason to lose an event."""
+        try:
+            return await self._answer(request, receive)
+        except Exception as error:
+            seen = {"error": type(error).__name__, "places": places(error)[-3:]}
+            _LOG.error("a webhook could not be answered", extra={"nexhealth": seen})
+            return answers.UNAVAILABLE, "failed"
+
+    async def _answer(self, request: _Request, receive: Receive) -> tuple[Answer, str]:
+        known = self._live.known
+        refusal = self._refused_unread(request, known)
+        if refusal is not None:
+            return refusal
+        body = await read_body(receive, self._limits.body, self._room)
+        if isinstance(body, Unread):
+            return self._refuse(request, _UNREAD[body], body.value)
+        request.body, request.unread = body, False
+        self._metrics.bytes.inc(len(body))
+        verdict = await self._verdict(known, request, body)
+        if not verdict.valid:
+            if verdict.word == "bad-signature":
+                self._live.doubt()
+            return self._refuse(request, answers.REFUSED, verdict.word)
+        if not self._good.take(neighbourhood(request.address)):
+            return self._refuse(request, answers.TOO_MANY, "rate")
+        return await self._store(request, body, verdict, known)
+
+    async def _verdict(self, known: Known, request: _Request, body: bytes) -> Verdict:
+        """What the checks say; a large body is checked beside the event loop, which others wait for."""
+        given = (known.secrets, request.headers, body, self._clock(), self._window)
+        return verify(*given) if len(body) < _LARGE else await asyncio.to_thread(verify, *given)
+
+    def _refused_unread(self, request: _Request, known: Known) -> tuple[Answer, str] | None:
+        """What can be refused without reading the body."""
+        if self._active > self._limits.requests:
+            return self._refuse(request, answers.BUSY, "requests")
+        if not self._sources.allows(request.address):
+            return self._refuse(request, answers.FORBIDDEN, "network")
+        if not known.secrets:
+            self._live.doubt()
+            return self._refuse(request, answers.UNAVAILABLE, "no-secret")
+        if request.method != "POST":
+            return self._refuse(request, answers.METHOD, "method")
+        given = dict(request.headers)
+        if not _JSON.fullmatch(given.get(b"content-type", b"")):
+            return self._refuse(request, answers.TYPE, "content-type")
+        length = given.get(b"content-length", b"0")
+        if length.isdigit() and int(length[:20]) > self._limits.body.size:
+            return self._refuse(request, answers.TOO_LARGE, Unread.TOO_LARGE.value)
+        return None
+
+    def _refuse(self, request: _Request, answer: Answer, reason: str) -> tuple[Answer, str]:
+        """Note the refusal; who is refused too often learns no more than that, and costs no more hashes."""
+        sender = neighbourhood(request.address)
+        told = answer.status >= 500 or self._bad.take(sender)
+        self._audit.note(
+            sender,
+            Row(
+                verdict=reason,
+                status="rejected",
+                source=str(request.address or ""),
+                body_hash=hashlib.sha256(request.body).digest() if told and request.body is not None else b"",
+                header_names=_names(request.headers),
+            ),
+        )
+        return answer if told else answers.TOO_MANY, reason
+
+    async def _store(self, request: _Request, body: bytes, verdict: Verdict, known: Known) -> tuple[Answer, str]:
+        (self._metrics.urlsafe if verdict.word == VALID_URLSAFE else self._metrics.standard).inc()
+        row = _row(body, known)
+        row.verdict = verdict.word
+        row.source = str(request.address or "")
+        row.endpoint_id = str(verdict.endpoint_id or "")
+        row.header_names = _names(request.headers)
+        outcome = await self._inbox.store(row, len(body))
+        if outcome is Outcome.STORED and row.status == "parked":
+            return answers.PARKED, "parked"
+        if outcome in {Outcome.AWAY, Outcome.FULL}:
+            return self._refuse(request, _OUTCOMES[outcome], outcome.value)
+        return _OUTCOMES[outcome], outcome.value
+
+    async def _reply(self, request: _Request, answer: Answer, receive: Receive, send: Send) -> None:
+        """Send the answer; where the body was not read, the connection ends, once the sender could read the answer."""
+        close = request.unread
+        await send({"type": "http.response.start", "status": answer.status, "headers": answer.lines(close=close)})
+        if close:
+            await send({"type": "http.response.body", "body": answer.body, "more_body": True})
+            await drain(receive, self._limits.body)
+            await send({"type": "http.response.body", "body": b""})
+        else:
+            await send({"type": "http.response.body", "body": answer.body})
+
+
+def _row(body: bytes, known: Known) -> Row:
+    """The row of a signed body: an event that waits, or one that is parked with its reason."""
+    try:
+        event: Event | None = parse(body)
+    except EventMalformed as error:
+        return _parked(body, str(error))
+    assert event is not None
+    reason = why_parked(event)
+    return Row(
+        verdict="",
+        status="parked" if reason else "pending",
+        event_name=event.event_name,
+        resource_type=event.resource_type,
+        subdomain=event.subdomain,
+        institution_id=str(known.institutions.get(event.subdomain, "")),
+        resource_ids="{" + ",".join(map(str, event.resource_ids)) + "}",
+        event_time=event.event_time.isoformat() if event.event_time else "",
+        payload=body.decode(),
+        body_hash=hashlib.sha256(body).digest(),
+        dedup_hash=dedup_hash(event, body),
+        error=reason or "",
+    )
+
+
+def _parked(body: bytes, reason: str) -> Row:
+    """A signed body that is no event; kept where a text column can hold it."""
+    try:
+        payload = body.decode()
+    except UnicodeDecodeError:
+        payload = ""
+    return Row(
+        verdict="",
+        status="parked",
+        payload="" if "\0" in payload else payload,
+        body_hash=hashlib.sha256(body).digest(),
+        dedup_hash=dedup_hash(None, body),
+        error=reason,
+    )
+
+
+def _names(headers: list[tuple[bytes, bytes]]) -> str:
+    names = (name.decode("latin-1") for name, _ in headers[:_MOST_HEADER_NAMES])
+    return array_of([name if _HEADER_NAME.fullmatch(name) else "?" for name in names])

@@ -1,0 +1,300 @@
+"""The set-up of one API key: its endpoint, and the subscriptions of the institutions that it reaches.
+
+Each step looks first and changes then, so that a set-up that was killed anywhere is gone on with by the next one.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+
+import psycopg
+
+from nexhealth_pipeline.errors import BadRequest, NoAccess, ServerFailed, TryLater
+from nexhealth_pipeline.sync.session import SyncSession
+from nexhealth_pipeline.webhooks.checking import delete_if_due, learn_secret
+from nexhealth_pipeline.webhooks.endpoints import (
+    Endpoint,
+    Subscription,
+    known_endpoints,
+    record_active,
+    record_inactive,
+    record_removed,
+    record_subscriptions,
+    retire,
+    store,
+)
+from nexhealth_pipeline.webhooks.remote import DryRemote, Remote, RemoteEndpoint
+from nexhealth_pipeline.webhooks.sealing import Sealer
+from nexhealth_pipeline.webhooks.subscribing import LOOKS, Subscribed, Subscriber, Topic
+
+__all__ = ["Counter", "Institutions", "KeySetUp", "KeyWork", "Order"]
+
+Institutions = list[tuple[int, str]]
+"""Id and subdomain of each."""
+
+
+@dataclass(slots=True)
+class KeySetUp:
+    """What was done for one API key."""
+
+    key_name: str
+    """The institution whose key it is, "" for the key of all others."""
+    endpoint_id: int
+    """The endpoint that events are posted to; 0 = would be made (dry run)."""
+    created: bool = False
+    reactivated: bool = False
+    rotated_from: int | None = None
+    """The endpoint before it, which is deleted after 49 hours."""
+    institutions: int = 0
+    subscriptions: int = 0
+    """Active ones, of what was asked for."""
+    subscriptions_created: int = 0
+    subscriptions_resumed: int = 0
+    subscriptions_moved: int = 0
+    subscriptions_removed: int = 0
+    endpoints_removed: list[int] = field(default_factory=list)
+    others: list[int] = field(default_factory=list)
+    """Endpoints with the same URL that are not ours: each posts the same events again."""
+    not_enabled: dict[str, list[str]] = field(default_factory=dict)
+    """Resource types that the vendor has not enabled, by institution."""
+
+    @property
+    def changes(self) -> int:
+        """How many things were made, changed or deleted at NexHealth."""
+        counted = (self.subscriptions_created, self.subscriptions_resumed, self.subscriptions_moved)
+        removed = self.subscriptions_removed + len(self.endpoints_removed)
+        return self.created + self.reactivated + sum(counted) + removed
+
+
+class Counter:
+    """Adds up the subscriptions that the threads have settled; `tell` is called with them and :attr:`planned`."""
+
+    def __init__(self, tell: Callable[[int, int], None] | None) -> None:
+        self._tell, self._lock = tell, threading.Lock()
+        self._settled: dict[int, int] = {}
+        self.planned = 0
+
+    def settled(self, institution_id: int, count: int) -> None:
+        """So many of one institution are."""
+        with self._lock:
+            self._settled[institution_id] = count
+            if self._tell is not None:
+                self._tell(sum(self._settled.values()), self.planned)
+
+
+@dataclass(slots=True)
+class Order:
+    """What a set-up is asked for, the same for every key."""
+
+    session: SyncSession
+    connection: psycopg.Connection
+    sealer: Sealer
+    url: str
+    topics: Sequence[Topic]
+    counter: Counter
+    prune: bool = False
+    rotate: bool = False
+    dry_run: bool = False
+    subdomains: dict[int, str] = field(default_factory=dict)
+    """Of every institution that is known, wanted or not."""
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    """(institution, or API key; why): what was refused."""
+
+
+class KeyWork:
+    """The set-up of one key, by id and subdomain of the institutions that it reaches."""
+
+    def __init__(self, order: Order, name: str, institutions: Institutions) -> None:
+        self._order, self._institutions = order, institutions
+        self._connection, self._sealer, self._url = order.connection, order.sealer, order.url
+        client = order.session.client
+        self._hash = client.key_hash(name)
+        self._remote = DryRemote(client, name) if order.dry_run else Remote(client, name)
+        self._done = KeySetUp(name, 0, institutions=len(institutions))
+
+    def run(self) -> KeySetUp:
+        """Find or make the endpoint, subscribe it, delete what its time is over. Raises ApiError, Cancelled."""
+        listed = self._remote.endpoints()
+        by_id = {one.id: one for one in listed}
+        known = {one.endpoint_id: one for one in self._known()}
+        candidates = sorted(
+            (one for one in listed if one.target_url == self._url and not _retiring(known.get(one.id))),
+            key=lambda one: (one.id not in known, one.id),
+        )
+        usable = [one for one in candidates if self._has_secret(one, known.get(one.id))]
+        orphans = [one.id for one in candidates if one not in usable]
+        current = self._activated(usable[0]) if usable else self._create(by_id)
+        self._retire_extra([known[one.id] for one in usable[1:] if one.id in known])
+        self._done.others = [one.id for one in usable[1:] if one.id not in known]
+        if usable and self._order.session.settings.webhook_secrets:  # the receiver may know their secrets
+            self._done.others, orphans = self._done.others + orphans, []
+        if self._order.rotate and not self._done.created:
+            current = self._rotate(current, by_id)
+        self._done.endpoint_id = current.endpoint_id
+        self._subscribe(current, orphans)
+        self._forget_missing(known.values(), by_id)  # not before: a hole passes to an endpoint that has subscriptions
+        self._delete(orphans)
+        self._delete_retired()
+        if self._order.prune:
+            others = [one for one in self._known() if one.target_url != self._url and one.retire_at is None]
+            self._delete(one.endpoint_id for one in others)
+        return self._done
+
+    # The endpoint ------------------------------------------------------------------------------------------------
+
+    def _known(self) -> list[Endpoint]:
+        return known_endpoints(self._connection, [self._hash])
+
+    def _row(self, endpoint_id: int) -> Endpoint:
+        return next(one for one in self._known() if one.endpoint_id == endpoint_id)
+
+    def _has_secret(self, found: RemoteEndpoint, known: Endpoint | None) -> bool:
+        """Whether we have the secret that it signs with, taken from the list where that shows it."""
+        if known is not None:
+            return learn_secret(self._connection, self._sealer, known, found.secret)
+        return bool(found.secret)
+
+    def _activated(self, found: RemoteEndpoint) -> Endpoint:
+        """An endpoint that is there: remembered, and posted to again if it was switched off."""
+        if not any(one.endpoint_id == found.id for one in self._known()):
+            self._store(found)
+        row = self._row(found.id)
+        if not found.active:
+            if row.seen_active_at is not None:
+                record_inactive(self._connection, row)
+            self._remote.activate(found.id)
+            self._done.reactivated = True
+        record_active(self._connection, row)
+        return row
+
+    def _store(self, found: RemoteEndpoint) -> None:
+        secret = self._sealer.seal(found.secret or "")
+        store(self._connection, self._hash, found.id, target_url=self._url, active=found.active, secret=secret)
+
+    def _create(self, before: Iterable[int]) -> Endpoint:
+        """A new endpoint, its secret stored at once. Where the answer is lost, what it made is looked for."""
+        known = set(before)
+        for look in range(LOOKS):
+            try:
+                made: RemoteEndpoint | None = self._remote.create(self._url)
+            except TryLater:
+                if look == LOOKS - 1:
+                    raise
+                made = self._made_since(known)
+            if made is not None and made.secret is not None:
+                self._store(made)
+                self._done.created = True
+                return self._row(made.id)
+            if made is not None:
+                self._remote.delete(made.id)
+                known.add(made.id)
+        raise ServerFailed("NexHealth makes endpoints without telling their secret: no event could be verified")
+
+    def _made_since(self, before: Iterable[int]) -> RemoteEndpoint | None:
+        known = set(before)
+        mine = (one for one in self._remote.endpoints() if one.target_url == self._url and one.id not in known)
+        return next(mine, None)
+
+    def _rotate(self, current: Endpoint, before: Iterable[int]) -> Endpoint:
+        """A successor with another secret; the two are exchanged in one transaction."""
+        with self._connection.transaction():
+            successor = self._create(before)
+            retire(self._connection, current)
+        self._done.rotated_from = current.endpoint_id
+        return successor
+
+    def _retire_extra(self, extra: Iterable[Endpoint]) -> None:
+        """Two of ours with one URL post everything twice: the later one goes."""
+        for one in extra:
+            retire(self._connection, one)
+
+    def _forget_missing(self, known: Iterable[Endpoint], listed: Iterable[int]) -> None:
+        """Endpoints that somebody deleted: what they would have been sent is read by polling."""
+        there = set(listed)
+        for one in known:
+            if one.endpoint_id not in there:
+                if one.retire_at is None:
+                    record_inactive(self._connection, one)
+                record_removed(self._connection, one)
+
+    # Subscriptions -----------------------------------------------------------------------------------------------
+
+    def _subscribe(self, current: Endpoint, orphans: Sequence[int]) -> None:
+        retired = [one for one in self._known() if one.retire_at is not None]
+        fresh = self._done.rotated_from
+        sources = [one.endpoint_id for one in retired if one.subscriptions or one.endpoint_id == fresh]
+        results = self._in_threads(current, [*orphans, *sources])
+        settled = [one for result in results for one in result.subscriptions]
+        record_subscriptions(self._connection, current, settled)
+        for one in retired:
+            if one.endpoint_id in sources:
+                left = [each for result in results for each in result.left_behind.get(one.endpoint_id, [])]
+                record_subscriptions(self._connection, one, left)
+        self._add_up(results)
+        if self._order.prune:
+            failed = {one.institution_id for one in results if one.failures}
+            self._prune_subscriptions(current, settled, failed)
+
+    def _in_threads(self, current: Endpoint, sources: Sequence[int]) -> list[Subscribed]:
+        session = self._order.session
+        wanted = [
+            Subscriber(
+                *(self._remote, current.endpoint_id, institution, self._order.topics),
+                move_from=sources,
+                on_topic=partial(self._order.counter.settled, institution[0]),
+            )
+            for institution in self._institutions
+        ]
+        with ThreadPoolExecutor(max_workers=session.settings.concurrency) as threads:
+            waiting = [threads.submit(one.run) for one in wanted]
+            try:
+                return [each.result() for each in waiting]
+            except BaseException as error:
+                threads.shutdown(wait=False, cancel_futures=True)
+                if isinstance(error, KeyboardInterrupt):
+                    session.stop.set()
+                raise
+
+    def _add_up(self, results: Iterable[Subscribed]) -> None:
+        for one in results:
+            self._done.subscriptions += len(one.subscriptions)
+            self._done.subscriptions_created += one.created
+            self._done.subscriptions_resumed += one.resumed
+            self._done.subscriptions_moved += one.moved
+            if one.not_enabled:
+                self._done.not_enabled[one.subdomain] = one.not_enabled
+            self._order.failures += [(one.subdomain, reason) for reason in one.failures]
+
+    # Pruning -----------------------------------------------------------------------------------------------------
+
+    def _prune_subscriptions(self, current: Endpoint, kept: Iterable[Subscription], failed: set[int]) -> None:
+        """Delete what this endpoint is told of and nobody wants; of an institution that was refused nothing."""
+        wanted = {one.id for one in kept}
+        for found in self._remote.subscriptions(current.endpoint_id):
+            if found.id in wanted or found.institution_id in failed:
+                continue
+            subdomain = self._order.subdomains.get(found.institution_id or self._institutions[0][0])
+            try:
+                self._remote.drop(current.endpoint_id, found.id, subdomain)
+                self._done.subscriptions_removed += 1
+            except (NoAccess, BadRequest) as error:
+                self._order.failures.append((subdomain or f"institution {found.institution_id}", str(error)))
+
+    def _delete(self, endpoint_ids: Iterable[int]) -> None:
+        for number in endpoint_ids:
+            self._remote.delete(number)
+            self._done.endpoints_removed.append(number)
+            for row in self._known():
+                if row.endpoint_id == number:
+                    record_removed(self._connection, row)
+
+    def _delete_retired(self) -> None:
+        for one in self._known():
+            if delete_if_due(self._connection, self._remote, one):
+                self._done.endpoints_removed.append(one.endpoint_id)
+
+
+def _retiring(known: Endpoint | None) -> bool:
+    return known is not None and known.retire_at is not None

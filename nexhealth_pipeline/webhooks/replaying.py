@@ -1,0 +1,123 @@
+"""Events applied once more: after a mistake was mended, or to prove that the tables are right.
+
+An event that was applied is harmless to apply again: what the table has in this version or a newer one stays
+untouched. Only events whose payload is still there can be (`webhooks.retention`).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import psycopg
+
+from nexhealth_pipeline.errors import InvalidSetting
+from nexhealth_pipeline.sync.session import SyncSession
+from nexhealth_pipeline.warehouse.connect import driver_errors
+from nexhealth_pipeline.webhooks.batches import Batch, Batches
+from nexhealth_pipeline.webhooks.claiming import BATCH, StoredEvent, claim
+from nexhealth_pipeline.webhooks.feeds import event_names
+
+__all__ = ["STATUSES", "Rehearsal", "Selection", "rehearse", "replay"]
+
+STATUSES = ("applied", "superseded", "parked")
+"""Of events that can be replayed: the others wait already, or have no payload."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which events: those that fit everything given. Raises InvalidSetting for what fits none."""
+
+    since: datetime | None = None
+    """Received at this time (aware) or later."""
+    until: datetime | None = None
+    """Received before this time."""
+    resources: tuple[str, ...] = ()
+    """Events that feed these collections."""
+    statuses: tuple[str, ...] = ()
+    """Of :data:`STATUSES`; all of them unless given."""
+    ids: tuple[int, ...] = ()
+    """Ids of the events."""
+
+    def __post_init__(self) -> None:
+        if not (self.since or self.until or self.resources or self.statuses or self.ids):
+            raise InvalidSetting("say which events: since, until, a resource, a status or ids")
+        if self.since and self.until and self.since >= self.until:
+            raise InvalidSetting(f"since {self.since.isoformat()} is not before until {self.until.isoformat()}")
+        if unknown := sorted(set(self.statuses) - set(STATUSES)):
+            raise InvalidSetting(f"status {unknown[0]!r}: use one of {', '.join(STATUSES)}")
+        event_names(self.resources)
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """What a replay would do."""
+
+    events: int
+    """Events it would apply again."""
+    hints: int
+    """Of these, events for which the API would be asked, so that nobody knows what would come of them."""
+    applied: int
+    """Events because of which a row would change."""
+    failed: int
+    """Events that could not be applied."""
+    rows: int
+    """Rows that would change."""
+
+
+def replay(connection: psycopg.Connection, selection: Selection) -> int:
+    """Mark events pending again, to be applied with cause `replay` by `apply_pending`; returns how many.
+
+    Raises WarehouseError.
+    """
+    with driver_errors("choosing webhook events"), connection.transaction():
+        return len(_mark(connection, selection))
+
+
+def rehearse(
+    session: SyncSession, selection: Selection, *, on_batch: Callable[[Batch], None] | None = None
+) -> Rehearsal:
+    """Apply the events in a transaction that is rolled back, and say what it did. Asks the API nothing.
+
+    Raises WarehouseError.
+    """
+    total = Batch()
+    with (
+        driver_errors("rehearsing webhook events"),
+        session.pool.connection() as connection,
+        connection.transaction(force_rollback=True),
+    ):
+        ids = _mark(connection, selection)
+        batches = Batches(connection, session.practices(), run_id=session.run_id, most_attempts=1)
+
+        def take(chosen: Sequence[int] | None) -> list[StoredEvent]:
+            return claim(connection, ids=chosen, limit=BATCH)
+
+        for at in range(0, len(ids), BATCH):
+            if session.stop.is_set():
+                break
+            for batch in batches.apply(take, ids[at : at + BATCH]):
+                total.add(batch)
+                if on_batch is not None:
+                    on_batch(batch)
+    return Rehearsal(len(ids), len(total.hints), total.applied, total.failed + total.parked, total.rows)
+
+
+def _mark(connection: psycopg.Connection, selection: Selection) -> list[int]:
+    """Ids of the chosen events, which are pending now, oldest first; the caller commits."""
+    rows = connection.execute(
+        "UPDATE nexhealth_webhook_events SET status = 'pending', status_before = status, replays = replays + 1, attempts = 0,"
+        " next_attempt_at = NULL, error = NULL"
+        " WHERE payload IS NOT NULL AND status = ANY(%(statuses)s)"
+        " AND (%(since)s::timestamptz IS NULL OR received_at >= %(since)s)"
+        " AND (%(until)s::timestamptz IS NULL OR received_at < %(until)s)"
+        " AND (%(names)s::text[] IS NULL OR split_part(event_name, '.', 1) = ANY(%(names)s))"
+        " AND (%(ids)s::bigint[] IS NULL OR id = ANY(%(ids)s)) RETURNING id",
+        {
+            "statuses": list(selection.statuses or STATUSES),
+            "since": selection.since,
+            "until": selection.until,
+            "names": event_names(selection.resources) or None,
+            "ids": list(selection.ids) or None,
+        },
+    ).fetchall()
+    return sorted(id_ for (id_,) in rows)

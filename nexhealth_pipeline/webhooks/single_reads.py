@@ -1,0 +1,242 @@
+"""Reads of one object each because of events: a patient's documents, and what lists of a changed row lack.
+
+A patient's address and a coverage's subscriber come with the single read of their row alone (collections with
+`per` whose path ends in the row's id). A changed version makes such a row due by itself
+(`warehouse.child_reads`); those of a run's events are read at once, the rest by the next sync. The single read
+of a patient also tells its locations: a new patient is in no list yet.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+
+import msgspec
+import psycopg
+from psycopg import sql
+
+from nexhealth_pipeline.catalog.collection import Collection
+from nexhealth_pipeline.catalog.collections import DECLARED
+from nexhealth_pipeline.client.page import Page
+from nexhealth_pipeline.client.request import ApiRequest
+from nexhealth_pipeline.errors import ApiError, Cancelled, KeyRefused, NoAccess, NotFound, TryLater
+from nexhealth_pipeline.sync.loader import Loader
+from nexhealth_pipeline.sync.plan import passes_of
+from nexhealth_pipeline.sync.practice import Institution
+from nexhealth_pipeline.sync.session import SyncSession
+from nexhealth_pipeline.sync.slices import Slice
+from nexhealth_pipeline.warehouse.child_reads import DueRow, record_child_reads
+from nexhealth_pipeline.warehouse.knowledge import record_locations
+from nexhealth_pipeline.warehouse.sync_log import Counts, SyncLog
+
+__all__ = ["Failure", "SingleReads", "SinglesRead", "children_of"]
+
+_GIVE_UP_AFTER = 3
+_LOCATIONS = "location_ids"
+"""Of a patient's single read: the locations that list it (API.md E.3)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why one row's list could not be read."""
+
+    reason: str
+    passing: bool
+    """It passes by itself."""
+
+
+@dataclass(slots=True)
+class SinglesRead:
+    """What came of reading some rows' lists."""
+
+    read: set[int] = field(default_factory=set)
+    failures: dict[int, Failure] = field(default_factory=dict)
+    """Rows that could not be read; one in neither was not asked for, because the run was stopped."""
+    changed: int = 0
+    """Rows of the collection that changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    row: DueRow
+    pages: list[Page]
+    locations: list[int] | None = None
+
+
+class _Account:
+    """When to stop asking: each failure costs all its retries. Shared by threads, to which exact figures are no matter."""
+
+    def __init__(self) -> None:
+        self.given_up: ApiError | None = None
+        """The failure that no other row would fare better with."""
+        self._passing = 0
+
+    def note(self, failure: ApiError) -> None:
+        """Note a failure."""
+        self._passing += isinstance(failure, TryLater)
+        if self._passing >= _GIVE_UP_AFTER or isinstance(failure, KeyRefused | NoAccess):
+            self.given_up = failure
+
+
+def children_of(collection: Collection) -> list[Collection]:
+    """Collections that come with the single read of a row of `collection`."""
+    return [one for one in DECLARED if one.per == collection.name and one.path.endswith("{id}")]
+
+
+class SingleReads:
+    """Reads single objects and loads them on `connection`; the caller commits."""
+
+    def __init__(self, session: SyncSession, connection: psycopg.Connection) -> None:
+        self._session = session
+        self._connection = connection
+
+    def due(self, child: Collection, institution: Institution, rows: Iterable[int], most: int) -> list[int]:
+        """At most so many of these parents whose own list was read for another version, or never.
+
+        None where the collection was never read: its first read asks for all of them.
+        """
+        found = self._connection.execute(
+            sql.SQL(
+                "SELECT p.id FROM {} p LEFT JOIN nexhealth_child_reads r ON r.collection = %(name)s"
+                " AND r.institution_id = p.institution_id AND r.patient_id = p.id"
+                " WHERE p.institution_id = %(institution)s AND p.id = ANY(%(rows)s) AND p.deleted_at IS NULL"
+                " AND (r.patient_id IS NULL OR r.patient_version IS DISTINCT FROM p.updated_at)"
+                " AND EXISTS (SELECT FROM nexhealth_sync_state s WHERE s.collection = %(name)s"
+                " AND s.institution_id = p.institution_id AND s.watermark IS NOT NULL)"
+                " ORDER BY p.id LIMIT %(most)s"
+            ).format(sql.Identifier(f"nexhealth_{child.per}")),
+            {"name": child.name, "institution": institution.id, "rows": list(rows), "most": most},
+        )
+        return [id_ for (id_,) in found]
+
+    def read(self, collection: Collection, institution: Institution, rows: Sequence[int]) -> SinglesRead:
+        """Read and load the lists of these rows; where the API is away or refuses, the rest is not asked for."""
+        done = SinglesRead()
+        if not rows:
+            return done
+        answers: list[_Answer] = []
+        for row, answer in self._fetch(collection, institution, self._versions(collection, institution, rows)):
+            if isinstance(answer, _Answer):
+                answers.append(answer)
+            elif isinstance(answer, ApiError):
+                done.failures[row] = Failure(str(answer), isinstance(answer, TryLater))
+        if answers:
+            done.changed = self._load(collection, institution, answers)
+            done.read = {one.row.id for one in answers}
+        return done
+
+    def _versions(self, collection: Collection, institution: Institution, rows: Sequence[int]) -> list[DueRow]:
+        found = self._connection.execute(
+            sql.SQL("SELECT id, updated_at FROM {} WHERE institution_id = %s AND id = ANY(%s)").format(
+                sql.Identifier(f"nexhealth_{collection.per}")
+            ),
+            (institution.id, list(rows)),
+        )
+        known: dict[int, datetime | None] = dict(found.fetchall())
+        return [DueRow(row, known.get(row)) for row in rows]
+
+    def _fetch(
+        self, collection: Collection, institution: Institution, rows: Sequence[DueRow]
+    ) -> Iterator[tuple[int, "_Answer | ApiError | Cancelled"]]:
+        requests = [plan.request for plan in passes_of(Slice(collection, institution), datetime.now(UTC).date())]
+        width = self._session.settings.concurrency
+        with ThreadPoolExecutor(width, thread_name_prefix="nexhealth-singles") as pool:
+            account = _Account()
+            answers = pool.map(lambda row: self._ask(collection, requests, row, account), rows)
+            yield from ((row.id, answer) for row, answer in zip(rows, answers, strict=True))
+
+    def _ask(
+        self, collection: Collection, requests: Sequence[ApiRequest], row: DueRow, account: _Account
+    ) -> "_Answer | ApiError | Cancelled":
+        if self._session.stop.is_set():
+            return Cancelled("stopped before this row was asked for")
+        if account.given_up is not None:
+            return account.given_up
+        try:
+            if collection.path.endswith("{id}"):
+                return self._ask_object(collection, requests[0], row)
+            pages = [page for one in requests for page in self._session.client.pages(_about(one, row))]
+            return _Answer(row, pages)
+        except NotFound:
+            # Gone since; the next read of its collection says what became of it.
+            return _Answer(row, [])
+        except Cancelled as stopped:
+            return stopped
+        except ApiError as failure:
+            account.note(failure)
+            return failure
+
+    def _ask_object(self, collection: Collection, request: ApiRequest, row: DueRow) -> _Answer:
+        """The whole object: the records lie inside it, beside what else it tells."""
+        page = self._session.client.get(replace(_about(request, row), records_at=()))
+        inside = [one for record in page.records for one in _inside(record, collection.records_at)]
+        locations = _locations(page.records[0]) if collection.per_patient and page.records else None
+        return _Answer(row, [replace(page, records=inside)], locations)
+
+    def _load(self, collection: Collection, institution: Institution, answers: Sequence[_Answer]) -> int:
+        piece = Slice(collection, institution)
+        log = self._open_log(piece)
+        loader = Loader(self._connection, piece, run_id=self._session.run_id, dry_run=False)
+        loader.open()
+        loaded = loader.load(
+            [(page, _known(collection, answer.row)) for answer in answers for page in answer.pages], None
+        )
+        reads = [(one.row, sum(len(page.records) for page in one.pages)) for one in answers if one.pages]
+        record_child_reads(self._connection, collection=collection.name, institution_id=institution.id, reads=reads)
+        for one in answers:
+            if one.locations is not None:
+                record_locations(self._connection, institution.id, one.row.id, one.locations, one.pages[0].requested_at)
+        counts: Counts = loaded.counts
+        log.finish(self._connection, "succeeded", counts)
+        return counts.inserted + counts.updated
+
+    def _open_log(self, piece: Slice) -> SyncLog:
+        return SyncLog.open(
+            self._connection,
+            run_id=self._session.run_id,
+            asset=piece.collection.table,
+            collection=piece.collection.name,
+            institution_id=piece.institution_id,
+            location_id=None,
+            partition_key=None,
+            mode="webhook",
+        )
+
+
+def _about(request: ApiRequest, row: DueRow) -> ApiRequest:
+    return replace(request, path=request.path.format(id=row.id))
+
+
+def _known(collection: Collection, row: DueRow) -> Mapping[str, int]:
+    """What the request knows and the record does not."""
+    return {**{column.name: row.id for column in collection.from_request}, "location_id": 0}
+
+
+def _inside(record: bytes, path: tuple[str, ...]) -> list[bytes]:
+    """The objects at `path` inside a record; none where there is null, or nothing."""
+    found = [record]
+    for name in path:
+        found = [one for parent in found for one in _objects(_member(parent, name))]
+    return found
+
+
+def _objects(value: bytes) -> list[bytes]:
+    if value[:1] == b"[":
+        return [bytes(one) for one in msgspec.json.decode(value, type=list[msgspec.Raw])]
+    return [] if value == b"null" else [value]
+
+
+def _member(record: bytes, name: str) -> bytes:
+    """The JSON of a field; null where it is absent or cannot be read."""
+    try:
+        return bytes(msgspec.json.decode(record, type=dict[str, msgspec.Raw]).get(name, b"null")).strip()
+    except (msgspec.MsgspecError, RecursionError):
+        return b"null"
+
+
+def _locations(record: bytes) -> list[int] | None:
+    """Ids of the locations that list the patient; None where the answer does not say."""
+    try:
+        return msgspec.json.decode(_member(record, _LOCATIONS), type=list[int])
+    except msgspec.MsgspecError:
+        return None

@@ -1,0 +1,189 @@
+"""Subscriptions of one institution: what the catalog declares, looked up at NexHealth and made where it is missing.
+
+A POST whose answer was lost is not repeated blindly: the list is looked at again, and what is still missing is
+made. So a subscription is never made twice, whatever goes wrong in between.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from nexhealth_pipeline.catalog.collections import DECLARED
+from nexhealth_pipeline.errors import BadRequest, NoAccess, NotFound, TryLater
+from nexhealth_pipeline.webhooks.endpoints import Subscription
+from nexhealth_pipeline.webhooks.remote import Remote, RemoteSubscription
+
+__all__ = ["LOOKS", "Subscribed", "Subscriber", "Topic", "declared_topics"]
+
+LOOKS = 5
+"""Times the API is asked what there is, where answers to changes get lost."""
+
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """An event to subscribe to."""
+
+    resource_type: str
+    event: str
+    optional: bool
+    """Not every practice has it: a refusal is no failure."""
+
+    @property
+    def key(self) -> Key:
+        """What NexHealth tells subscriptions of one institution apart by."""
+        return self.resource_type, self.event
+
+
+def declared_topics() -> tuple[Topic, ...]:
+    """Every event that some collection takes, each once."""
+    found: dict[Key, Topic] = {}
+    for collection in DECLARED:
+        if (events := collection.events) is not None:
+            for name in events.names:
+                topic = Topic(events.resource_type, name, collection.may_be_disabled)
+                found.setdefault(topic.key, topic)
+    return tuple(found.values())
+
+
+@dataclass(slots=True)
+class Subscribed:
+    """What one institution's subscriptions are now, and what was done for that."""
+
+    institution_id: int
+    subdomain: str
+    subscriptions: list[Subscription] = field(default_factory=list)
+    left_behind: dict[int, list[Subscription]] = field(default_factory=dict)
+    """Wanted ones that could not be moved off another endpoint, by its id."""
+    created: int = 0
+    resumed: int = 0
+    moved: int = 0
+    failures: list[str] = field(default_factory=list)
+    not_enabled: list[str] = field(default_factory=list)
+    """Resource types that the vendor has not enabled."""
+
+
+class Subscriber:
+    """Subscribes endpoint `endpoint_id` to `topics` of one institution; `on_topic` is told of each that is settled."""
+
+    def __init__(
+        self,
+        remote: Remote,
+        endpoint_id: int,
+        institution: tuple[int, str],
+        topics: Sequence[Topic],
+        *,
+        move_from: Sequence[int],
+        on_topic: Callable[[int], None],
+    ) -> None:
+        """`move_from` are endpoints whose subscriptions to `topics` are moved here instead of making others."""
+        self._remote, self._endpoint_id, self._topics = remote, endpoint_id, topics
+        self._move_from, self._on_topic = move_from, on_topic
+        self._done = Subscribed(*institution)
+        self._refused: dict[str, str] = {}
+
+    def run(self) -> Subscribed:
+        """Settle all of them. What the API refuses is named in the result; raises other ApiErrors, and Cancelled."""
+        for look in range(LOOKS):
+            try:
+                self._settle()
+                break
+            except TryLater:
+                if look == LOOKS - 1:
+                    raise
+            except (NoAccess, NotFound, BadRequest) as refusal:  # of the list itself
+                self._done.failures.append(str(refusal))
+                break
+        self._on_topic(len(self._topics))
+        return self._done
+
+    def _settle(self) -> None:
+        """Look what there is and make the rest. Raises TryLater where nobody knows whether a change was made."""
+        have = self._listed(self._endpoint_id)
+        self._move(have)
+        self._refused.clear()
+        self._done.failures.clear()
+        self._done.subscriptions.clear()
+        for number, topic in enumerate(self._topics):
+            self._on_topic(number)
+            if topic.resource_type not in self._refused:
+                self._settle_one(topic, have.get(topic.key, []))
+        self._judge_refusals()
+
+    def _settle_one(self, topic: Topic, have: list[RemoteSubscription]) -> None:
+        number = next((one.id for one in have if one.active), None)
+        try:
+            if number is None:
+                number = self._resume(have[0]) if have else self._create(topic)
+        except NoAccess as refusal:
+            self._refused[topic.resource_type] = str(refusal)
+        except (BadRequest, NotFound) as refusal:
+            self._done.failures.append(f"{topic.event}: {refusal}")
+        else:
+            self._done.subscriptions.append(self._remembered(number, topic.resource_type, topic.event))
+
+    def _create(self, topic: Topic) -> int:
+        subdomain = self._done.subdomain
+        made = self._remote.subscribe(self._endpoint_id, subdomain, topic.resource_type, topic.event)
+        self._done.created += 1
+        return made.id
+
+    def _resume(self, found: RemoteSubscription) -> int:
+        self._remote.resume(self._endpoint_id, found.id, self._done.subdomain)
+        self._done.resumed += 1
+        return found.id
+
+    def _move(self, have: dict[Key, list[RemoteSubscription]]) -> None:
+        """Bring here what the endpoints before this one are told of, and add it to `have`."""
+        wanted = {topic.key for topic in self._topics}
+        for source in self._move_from:
+            left: list[Subscription] = []
+            for key, found in self._elsewhere(source):
+                if key in wanted and not self._moved(source, key, found, have):
+                    left.append(self._remembered(found.id, *key))
+            self._done.left_behind[source] = left
+
+    def _elsewhere(self, source: int) -> Iterator[tuple[Key, RemoteSubscription]]:
+        try:
+            listed = self._listed(source)
+        except NotFound:  # it is gone, and what it was told of with it
+            return
+        yield from ((key, one) for key, several in listed.items() for one in several)
+
+    def _moved(
+        self, source: int, key: Key, found: RemoteSubscription, have: dict[Key, list[RemoteSubscription]]
+    ) -> bool:
+        """Move one subscription; drop it where there is one here, or every event would come twice."""
+        try:
+            if have.get(key):
+                self._remote.drop(source, found.id, self._done.subdomain)
+                return True
+            self._remote.move(source, found.id, self._done.subdomain, to=self._endpoint_id)
+        except NotFound:  # perhaps the second try of a request whose first answer was lost
+            have |= self._listed(self._endpoint_id)
+            return key in have
+        except (NoAccess, BadRequest):
+            return False
+        have[key] = [RemoteSubscription(found.id, *key)]
+        self._done.moved += 1
+        return True
+
+    def _listed(self, endpoint_id: int) -> dict[Key, list[RemoteSubscription]]:
+        """The institution's subscriptions there, by what they are about."""
+        listed: dict[Key, list[RemoteSubscription]] = {}
+        for one in self._remote.subscriptions(endpoint_id, self._done.subdomain):
+            if one.institution_id in (None, self._done.institution_id):
+                listed.setdefault((one.resource_type, one.event), []).append(one)
+        return listed
+
+    def _remembered(self, number: int, resource_type: str, event: str) -> Subscription:
+        return Subscription(number, self._done.subdomain, resource_type, event, active=True)
+
+    def _judge_refusals(self) -> None:
+        """Everything refused: the institution is. Otherwise what some practices lack is none of our failures."""
+        if self._refused and not self._done.subscriptions:
+            self._done.failures.append(next(iter(self._refused.values())))
+            return
+        optional = {topic.resource_type for topic in self._topics if topic.optional}
+        self._done.not_enabled = sorted(optional & self._refused.keys())
+        self._done.failures += [text for name, text in self._refused.items() if name not in optional]

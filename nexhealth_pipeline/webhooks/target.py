@@ -1,0 +1,60 @@
+"""Where NexHealth may be told to post events to."""
+
+import re
+from ipaddress import ip_address
+from urllib.parse import SplitResult, urlsplit
+
+from nexhealth_pipeline.errors import InvalidSetting
+
+__all__ = ["DEFAULT_PATH", "usable_url"]
+
+DEFAULT_PATH = "/api/nexhealth-webhook"
+"""Where the receiver listens."""
+_CHARACTERS = re.compile(r"[\x21-\x7e]+")
+_EXAMPLE = f"write for example https://hooks.example.com{DEFAULT_PATH}"
+
+
+def usable_url(text: str) -> str:
+    """`text` as it is registered: scheme and host in small letters, and a path.
+
+    Raises InvalidSetting, never quoting a password, for what is no address, not HTTPS (HTTP is for this machine
+    alone), or says more than where to post to.
+    """
+    parts, port = _parts(text)
+    host = parts.hostname or ""
+    if parts.username is not None or parts.password is not None:
+        raise InvalidSetting(
+            "the URL holds a user name or password, which NexHealth would show to anybody with the API key: leave it "
+            "out, the signature proves who posts"
+        )
+    if parts.fragment or text.endswith("#"):
+        raise InvalidSetting(f"{text!r}: leave out what follows the #, it is never sent")
+    if parts.scheme == "http" and not _loopback(host):
+        raise InvalidSetting(f"{text!r}: events hold patient data and are posted by HTTPS only; write https://")
+    shown = f"[{host}]" if ":" in host else host
+    address = shown if port is None else f"{shown}:{port}"
+    path = parts.path if parts.path.strip("/") else DEFAULT_PATH
+    return parts._replace(netloc=address, path=path).geturl()
+
+
+def _parts(text: str) -> tuple[SplitResult, int | None]:
+    """The parts of an address and its port."""
+    if not _CHARACTERS.fullmatch(text):
+        raise InvalidSetting(f"the URL is empty, or holds a blank or another character no address has: {_EXAMPLE}")
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        raise InvalidSetting(f"the URL cannot be read as an address: {_EXAMPLE}") from None
+    if parts.scheme not in {"http", "https"} or not parts.hostname or "\\" in text:
+        shown = "the URL" if "@" in text else repr(text)
+        raise InvalidSetting(f"{shown} is no address that events can be posted to: {_EXAMPLE}")
+    return parts, port
+
+
+def _loopback(host: str) -> bool:
+    """Whether only this machine can be meant."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,98 @@
+"""`nexhealth webhooks apply` and `replay`: what is refused before anything is started, and what is said at the end."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from nexhealth_pipeline.orchestration import webhook_launch
+from nexhealth_pipeline.orchestration.webhook_launch import WebhookRun
+from tests.cli.conftest import Run
+
+
+@dataclass
+class Launched:
+    """The jobs that were started, and what they answer."""
+
+    result: dict[str, Any] = field(default_factory=dict)
+    asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> Launched:
+    """Instead of Dagster, which other tests start."""
+    launched = Launched()
+
+    def run(_: object, job: str, config: dict[str, Any], **__: object) -> WebhookRun:
+        launched.asked.append((job, config))
+        return WebhookRun("run-1", launched.result, 1.5)
+
+    monkeypatch.setattr(webhook_launch, "run_webhook_job", run)
+    return launched
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("", "say which events: --since, --until, --resource, --status or --id"),
+        ("--dry-run", "say which events"),
+        ("--resource locations", "resource 'locations' is fed by no event; use one of: adjustment_types,"),
+        ("--since yesterday", "--since 'yesterday': write a day"),
+        ("--since 2026-03-02 --until 2026-03-01", "is not before until"),
+        ("--status pending", "'pending' is not one of"),
+        ("--id 0", "0 is not in the range"),
+    ],
+)
+def test_a_replay_of_nothing_or_of_everything_is_refused(
+    words: str, reason: str, nexhealth: Run, launched: Launched, database_url: str
+) -> None:
+    """By mistake it would be a long run."""
+    ended = nexhealth("webhooks", "replay", *words.split(), DATABASE_URL=database_url, NEXHEALTH_API_KEY="k")
+    assert ended.status == 2
+    assert reason in ended.err
+    assert not launched.asked
+
+
+def test_a_replay_hands_down_what_was_chosen(nexhealth: Run, launched: Launched, database_url: str) -> None:
+    """Days are UTC, collections may be named as their tables."""
+    launched.result = {"dry_run": False, "events": 3, "applied": 1, "superseded": 2, "rows": 1}
+    words = "--since 2026-03-01 --resource nexhealth_patients --resource charges --status parked --id 5 --id 6"
+    ended = nexhealth("webhooks", "replay", *words.split(), DATABASE_URL=database_url, NEXHEALTH_API_KEY="k")
+    assert (ended.status, ended.err) == (0, "")
+    assert ended.out.splitlines() == ["3 events chosen", "3 events: 1 applied, 2 superseded; 1 rows changed"]
+    assert launched.asked == [
+        (
+            "nexhealth_webhook_replay",
+            {
+                "since": "2026-03-01T00:00:00+00:00",
+                "resources": ["patients", "charges"],
+                "statuses": ["parked"],
+                "ids": [5, 6],
+                "dry_run": False,
+            },
+        )
+    ]
+
+
+def test_a_rehearsal_says_that_nothing_was_changed(nexhealth: Run, launched: Launched, database_url: str) -> None:
+    """What the API would be asked is not known in advance."""
+    launched.result = {"dry_run": True, "events": 9, "hints": 2, "applied": 3, "failed": 0, "rows": 4}
+    ended = nexhealth("webhooks", "replay", "--id", "5", "--dry-run", DATABASE_URL=database_url, NEXHEALTH_API_KEY="k")
+    assert ended.status == 0
+    assert ended.out.splitlines() == [
+        "Nothing was changed: a dry run.",
+        "9 events chosen: 3 would change 4 rows, 0 would fail",
+        "for 2 of them the API would be asked, which a dry run does not do",
+    ]
+
+
+@pytest.mark.parametrize(("counts", "status"), [({"applied": 4}, 0), ({}, 0), ({"failed": 1}, 1), ({"parked": 1}, 1)])
+def test_applying_ends_with_one_where_something_is_to_be_looked_at(
+    counts: dict[str, int], status: int, nexhealth: Run, launched: Launched, database_url: str
+) -> None:
+    """For cron: silence is good news."""
+    launched.result = {**counts, "rows": 2}
+    ended = nexhealth("webhooks", "apply", "--json", DATABASE_URL=database_url, NEXHEALTH_API_KEY="k")
+    assert ended.status == status
+    assert json.loads(ended.out) == {"run_id": "run-1", "seconds": 1.5, **counts, "rows": 2}

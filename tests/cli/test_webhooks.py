@@ -1,0 +1,122 @@
+"""`nexhealth webhooks`: words, exit status, and that no secret is ever shown."""
+
+import json
+
+import psycopg
+import pytest
+
+from nexhealth_pipeline.sandbox import SandboxServer
+from tests.cli.conftest import REAL_KEY, Run
+
+URL = "https://hooks.example.com/api/nexhealth-webhook"
+SEALING_KEY = "sealing-key-of-the-tests-0123456789"
+
+
+@pytest.fixture
+def settings(sandbox: SandboxServer, database_url: str) -> dict[str, str]:
+    return {
+        "NEXHEALTH_API_URL": sandbox.url,
+        "NEXHEALTH_API_KEY": REAL_KEY,
+        "NEXHEALTH_WEBHOOK_KEY": SEALING_KEY,
+        "DATABASE_URL": database_url,
+    }
+
+
+def test_set_up_list_and_remove(nexhealth: Run, settings: dict[str, str], sandbox: SandboxServer) -> None:
+    """What a user types, in order; each says what came of it."""
+    nothing = nexhealth("webhooks", "list", **settings)
+    assert (nothing.status, nothing.out) == (0, "nothing is registered: `nexhealth webhooks setup URL`\n")
+    would = nexhealth("webhooks", "setup", "https://hooks.example.com", "--dry-run", **settings)
+    assert (would.status, would.err) == (0, "")
+    assert would.out.startswith("Nothing was changed: a dry run.")
+    assert sandbox.webhooks.registry.endpoints == []
+    made = nexhealth("webhooks", "setup", "https://hooks.example.com", **settings)
+    assert (made.status, made.err) == (0, "")
+    assert f"endpoint 16001: created: {URL}\n" in made.out
+    assert "subscriptions of 2 institutions: 7" in made.out
+    again = nexhealth("webhooks", "setup", URL, "--json", **settings)
+    assert json.loads(again.out)["keys"][0]["subscriptions_created"] == 0
+    with psycopg.connect(settings["DATABASE_URL"], autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO nexhealth_webhook_events (endpoint_id, verdict, status, received_at) VALUES"
+            " (16001, 'valid', 'applied', '2026-03-01 12:00+00'), (16001, 'late', 'rejected', '2026-03-02 12:00+00')"
+        )
+    rotated = nexhealth("webhooks", "setup", URL, "--rotate", **settings)
+    assert "endpoint 16001 is deleted after 49 hours" in rotated.out
+    listed = nexhealth("webhooks", "list", **settings)
+    lines = listed.out.splitlines()
+    assert lines[2].split()[:2] == ["16001", "until"]
+    assert "2026-03-01 12:00" in lines[2]
+    assert lines[3].split()[:2] == ["16002", "active"]
+    assert [line.split()[:2] for line in lines[-2:]] == [["16002", "harbor-smiles"], ["16002", "willow-dental"]]
+    as_json = nexhealth("webhooks", "list", "--json", **settings)
+    assert json.loads(as_json.out)["endpoints"][1]["hole_since"] is None
+    removed = nexhealth("webhooks", "remove", URL, **settings)
+    assert removed.out.splitlines() == [f"endpoint 16001 deleted: {URL}", f"endpoint 16002 deleted: {URL}"]
+    assert nexhealth("webhooks", "remove", "--all", **settings).out == "nothing is registered\n"
+    gone = nexhealth("webhooks", "remove", URL, **settings)
+    assert (gone.status, "none is registered" in gone.err) == (2, True)
+    assert sandbox.webhooks.registry.endpoints == []
+
+
+def test_no_secret_is_shown(nexhealth: Run, settings: dict[str, str], sandbox: SandboxServer) -> None:
+    """Also not in the log, at its most talkative."""
+    shown = ""
+    secrets: set[str] = set()
+    for words in ("setup URL", "setup URL --rotate --json", "list", "list --json", "remove --all --json"):
+        ended = nexhealth("webhooks", *words.replace("URL", URL).split(), NEXHEALTH_LOG_LEVEL="DEBUG", **settings)
+        assert ended.status == 0
+        shown += ended.out + ended.err
+        secrets |= {one.secret_key for one in sandbox.webhooks.registry.endpoints}
+    assert len(secrets) == 2
+    assert not [secret for secret in (*secrets, REAL_KEY, SEALING_KEY) if secret in shown]
+
+
+def test_a_refused_institution_is_named_and_the_status_is_1(
+    nexhealth: Run, settings: dict[str, str], database_url: str
+) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO nexhealth_institutions (institution_id, id, name, subdomain, synced_at, source_read_at,"
+            " row_hash) VALUES (11201, 11201, 'A', 'willow-dental', now(), now(), ''),"
+            " (7, 7, 'B', 'not-ours', now(), now(), '')"
+        )
+    ended = nexhealth("webhooks", "setup", URL, **settings)
+    assert ended.status == 1
+    assert "\nfailed: not-ours: GET /webhook_endpoints/16001/webhook_subscriptions (subdomain not-ours)" in ended.out
+    assert "subscriptions of 2 institutions: 35 created" in ended.out
+    as_json = nexhealth("webhooks", "setup", URL, "--json", **settings)
+    assert (as_json.status, json.loads(as_json.out)["failures"][0]["what"]) == (1, "not-ours")
+
+
+UNUSED = {
+    "NEXHEALTH_API_KEY": REAL_KEY,
+    "NEXHEALTH_WEBHOOK_KEY": SEALING_KEY,
+    "DATABASE_URL": "postgresql://nobody@127.0.0.1:1/nothing",
+}
+
+
+@pytest.mark.parametrize(
+    ("words", "missing", "named"),
+    [
+        ("setup http://hooks.example.com", "", "https://"),
+        ("setup", "", "URL"),
+        (f"setup {URL}", "NEXHEALTH_WEBHOOK_KEY", "NEXHEALTH_WEBHOOK_KEY is not set"),
+        (f"setup {URL}", "NEXHEALTH_API_KEY", "NEXHEALTH_API_KEY is not set"),
+        ("remove", "", "--all"),
+        (f"remove {URL} --all", "", "not both"),
+    ],
+)
+def test_wrong_use_is_2_and_says_what_to_do(nexhealth: Run, words: str, missing: str, named: str) -> None:
+    given = {name: value for name, value in UNUSED.items() if name != missing}
+    ended = nexhealth("webhooks", *words.split(), **given)
+    assert (ended.status, ended.out) == (2, "")
+    assert named in ended.err
+
+
+def test_an_error_is_json_as_well_where_that_was_asked_for(nexhealth: Run) -> None:
+    ended = nexhealth("webhooks", "setup", "ftp://x", "--json", **UNUSED)
+    assert ended.status == 2
+    assert json.loads(ended.out)["exit_status"] == 2
+    assert "ftp://x" in ended.err
+    assert nexhealth("webhooks", "list", **UNUSED).status == 4

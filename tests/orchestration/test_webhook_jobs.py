@@ -1,0 +1,211 @@
+"""The run that applies events: what it tells Dagster, how long it stays, and what a kill leaves."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from nexhealth_pipeline.orchestration import webhook_apply, worker
+from nexhealth_pipeline.orchestration.webhook_jobs import heard
+from nexhealth_pipeline.orchestration.webhook_names import (
+    APPLY_JOB,
+    APPLY_OP,
+    EVENTS_ASSET,
+    REPLAY_JOB,
+    REPLAY_OP,
+    WEBHOOK_SENSOR,
+)
+from nexhealth_pipeline.sync.months import month_keys
+from tests.webhooks.kit import LOCATION, T0, body, mark_complete, patient, store, updated
+
+from .webhook_kit import Post, metadata, run_job
+
+REPO = Path(__file__).resolve().parents[2]
+OBSERVATION, MATERIALIZATION = dg.DagsterEventType.ASSET_OBSERVATION, dg.DagsterEventType.ASSET_MATERIALIZATION
+MONTH = f"{T0:%Y-%m}"
+
+
+def _procedure(number: int, at: float = 5) -> bytes:
+    record = {"id": number, "updated_at": T0.replace(minute=int(at)).isoformat(), "location_id": LOCATION}
+    return body("procedure_updated", {"procedures": [record]}, at=at)
+
+
+def _appointment(number: int, at: float = 5) -> bytes:
+    updated_at = T0.replace(minute=int(at)).isoformat()
+    record = {"id": number, "updated_at": updated_at, "location_id": LOCATION, "start_time": T0.isoformat()}
+    return body("appointment_updated", {"appointment": record}, at=at)
+
+
+def _told(post: Post, run_id: str) -> dict[tuple[str, str | None], tuple[dg.DagsterEventType, dict[str, object]]]:
+    told = [(one, metadata(one)) for one in post.told(run_id)]
+    found = {(one.asset_key.path[-1], one.partition): (one.event_type, facts) for one, facts in told}
+    assert len(found) == len(told)
+    return found
+
+
+def test_a_burst_is_one_run_that_tells_each_partition_once(post: Post) -> None:
+    """A page of Dagit with an entry an event tells nobody anything, and costs more than the event."""
+    store(post.db, *(updated(patient(number, at)) for number in range(1, 41) for at in (5, 7, 6)))
+    store(post.db, *(_procedure(number) for number in range(1, 6)), *(_appointment(number) for number in range(1, 4)))
+    mark_complete(post.db, "procedures", location=0)
+    mark_complete(post.db, "appointments", MONTH)
+    assert MONTH in month_keys(T0.date())
+    result = post.apply()
+    assert result.success
+    assert post.statuses() == {"applied": 48, "superseded": 80}
+    told = _told(post, result.run_id)
+    # Complete: green. A patient of no known location: said, and no partition called complete.
+    kind, facts = told["nexhealth_procedures", "smile"]
+    assert (kind, facts["events"], facts["rows_changed"], facts["cause"]) == (MATERIALIZATION, 5, 5, "webhook")
+    assert facts["as_of"] == T0.timestamp()
+    assert told["nexhealth_appointments", f"smile.{LOCATION}|{MONTH}"][0] is MATERIALIZATION
+    assert told["nexhealth_patients", None] == (OBSERVATION, {"events": 40, "rows_changed": 40, "cause": "webhook"})
+    kind, facts = told[EVENTS_ASSET, None]
+    assert (kind, facts["applied"], facts["superseded"], facts["pending_now"]) == (OBSERVATION, 48, 80, 0)
+    assert len(told) == 4
+    (line,) = post.log(result.run_id)
+    assert line == ("128 events: 80 superseded, 48 applied; rows changed: patients 40, procedures 5, appointments 3")
+
+
+def test_a_slice_that_was_never_read_is_observed_only(post: Post) -> None:
+    """Green says complete, and it is not."""
+    store(post.db, _procedure(1))
+    told = _told(post, post.apply().run_id)
+    assert told["nexhealth_procedures", "smile"] == (OBSERVATION, {"events": 1, "rows_changed": 1, "cause": "webhook"})
+
+
+def test_what_comes_while_it_lingers_is_applied_by_the_same_run(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next run would cost seconds before its first line."""
+    store(post.db, _procedure(1))
+    heard_of = threading.Event()
+    waits = webhook_apply._Doorbell.waits
+
+    def ring(self: webhook_apply._Doorbell, seconds: float, stopped: Callable[[], bool]) -> bool:
+        if not heard_of.is_set():
+            heard_of.set()
+            store(post.db, _procedure(2))
+            post.db.execute(f"NOTIFY {webhook_apply.CHANNEL}")
+            return waits(self, 30.0, stopped)
+        return waits(self, seconds, stopped)
+
+    monkeypatch.setattr(webhook_apply._Doorbell, "waits", ring)
+    began = time.monotonic()
+    result = post.apply()
+    assert result.success
+    assert post.statuses() == {"applied": 2}
+    assert time.monotonic() - began < 25
+    assert post.rows("SELECT DISTINCT run_id FROM nexhealth_webhook_events") == [(result.run_id,)]
+
+
+def test_a_run_that_is_stopped_in_dagit_ends_between_two_batches(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that waits for more events must not have to be killed."""
+    store(post.db, _procedure(1))
+    run_id = "11111111-2222-3333-4444-666666666666"
+    waits = webhook_apply._Doorbell.waits
+
+    def stop(self: webhook_apply._Doorbell, _seconds: float, stopped: Callable[[], bool]) -> bool:
+        run = post.instance.get_run_by_id(run_id)
+        assert run is not None
+        post.instance.report_run_canceling(run)
+        return waits(self, 60.0, stopped)
+
+    monkeypatch.setattr(webhook_apply._Doorbell, "waits", stop)
+    monkeypatch.setattr(worker, "_STATUS_SECONDS", 0.0)
+    post.apply(run_id=run_id)
+    run = post.instance.get_run_by_id(run_id)
+    assert run is not None
+    assert run.status is dg.DagsterRunStatus.CANCELED
+    assert post.statuses() == {"applied": 1}
+    assert post.rows("SELECT status FROM nexhealth_runs") == [("cancelled",)]
+
+
+def test_its_turn_ends_though_more_is_waiting(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream without end would make one run without end."""
+    monkeypatch.setattr(webhook_apply, "_EVENTS_A_CALL", 3)
+    store(post.db, *(_procedure(number) for number in range(1, 8)))
+    result = post.apply(turn_seconds=0.001)
+    assert result.success
+    assert post.statuses() == {"applied": 3, "pending": 4}
+    assert isinstance(post.tick(WEBHOOK_SENSOR), dg.RunRequest)
+
+
+def test_a_replay_is_a_run_of_its_own_and_can_be_rehearsed(post: Post) -> None:
+    """Somebody who is not sure looks first."""
+    ids = store(post.db, _procedure(1), _procedure(2))
+    post.apply()
+    post.db.execute("UPDATE nexhealth_procedures SET raw = '{}', row_hash = '', updated_at = NULL WHERE id = 1")
+    told: list[dict[str, object]] = []
+    with heard(told.append):
+        dry = run_job(post.instance, REPLAY_JOB, REPLAY_OP, ids=ids, dry_run=True)
+        assert post.statuses() == {"applied": 2}
+        done = run_job(post.instance, REPLAY_JOB, REPLAY_OP, since="2020-01-01", resources=["procedures"])
+        refused = run_job(post.instance, REPLAY_JOB, REPLAY_OP)
+    assert (dry.success, done.success, refused.success) == (True, True, False)
+    assert told == [
+        {"dry_run": True, "events": 2, "hints": 0, "applied": 1, "failed": 0, "rows": 1},
+        {"dry_run": False, "events": 2, "applied": 1, "superseded": 1, "rows": 1},
+    ]
+    (facts,) = [metadata(one) for one in post.told(done.run_id) if one.asset_key.path[-1] == "nexhealth_procedures"]
+    assert facts["cause"] == "replay"
+
+
+KILLED = """
+import json
+from nexhealth_pipeline.errors import PipelineError
+from nexhealth_pipeline.orchestration.webhook_launch import run_webhook_job
+from nexhealth_pipeline.orchestration.webhook_names import APPLY_JOB, REPLAY_JOB
+from nexhealth_pipeline.settings import load_settings
+try:
+    run_webhook_job(load_settings(), APPLY_JOB, {"linger_seconds": 0.1}, kind="sandbox")
+except PipelineError as error:
+    said = str(error)
+run = run_webhook_job(load_settings(), REPLAY_JOB, {"ids": [1], "dry_run": True}, kind="sandbox")
+print(json.dumps([said, run.exit_status, run.result["events"]]))
+"""
+
+
+def test_a_run_that_is_killed_in_the_middle_is_followed_by_one_that_ends_the_work(
+    post: Post, environment: dict[str, str]
+) -> None:
+    """Nothing acknowledged may be lost, nothing applied twice, and nobody wait for two minutes.
+
+    It is a command's run, whose process tells that it died, and can go on with another.
+    """
+    store(post.db, *(_procedure(number, at) for number in range(1, 301) for at in (5, 6)))
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", KILLED],
+        env={**os.environ, "DAGSTER_HOME": str(REPO), "NEXHEALTH_FAULT_POINT": "before_commit:webhook_events:2"},
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    said = "the run was ended by signal 9: what it has committed stays, run it again"
+    assert ended.stdout == json.dumps([said, 0, 1]) + "\n", ended.stderr[-2000:]
+    assert post.statuses() == {"applied": 250, "superseded": 250, "pending": 100}
+    assert isinstance(post.tick(WEBHOOK_SENSOR), dg.RunRequest)
+    (run,) = post.instance.get_runs(dg.RunsFilter(job_name=APPLY_JOB))
+    assert run.status is dg.DagsterRunStatus.FAILURE
+    assert run.tags["dagster/will_retry"] == "false"  # the sensor has asked for the next one
+    assert post.apply().success
+    assert post.statuses() == {"applied": 300, "superseded": 300}
+    assert post.rows("SELECT count(*), min(updated_at), max(updated_at) FROM nexhealth_procedures") == [
+        (300, T0.replace(minute=6), T0.replace(minute=6))
+    ]
+    assert post.tick(WEBHOOK_SENSOR) == "no event is pending"
+
+
+def test_a_database_that_is_away_fails_the_run_by_one_line(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by a traceback, which may quote a row."""
+    monkeypatch.setenv("DATABASE_URL", "postgresql://me:hidden@127.0.0.1:1/none")
+    result = run_job(post.instance, APPLY_JOB, APPLY_OP)
+    assert not result.success
+    failures = post.instance.get_records_for_run(result.run_id, of_type=dg.DagsterEventType.STEP_FAILURE).records
+    assert "hidden" not in str(failures)

@@ -1,0 +1,163 @@
+"""Ticks of the sensor, and the queue's order: events start one run at once, and nothing else holds it up."""
+
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import yaml
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
+from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
+
+from nexhealth_pipeline.definitions import defs
+from nexhealth_pipeline.orchestration import dead_runs
+from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, SCOPE_JOBS
+from nexhealth_pipeline.orchestration.webhook_names import APPLY_JOB, BULK_TAG, WEBHOOK_SENSOR
+from nexhealth_pipeline.warehouse.runs import RunLock
+from tests.webhooks.kit import patient, store, updated
+
+from .webhook_kit import Post
+
+REPO = Path(__file__).resolve().parents[2]
+Status = dg.DagsterRunStatus
+LONG_JOBS = (*SCOPE_JOBS.values(), CHANGES_JOB)
+
+
+def _tags(job: str) -> Mapping[str, str]:
+    return {} if job == "__ASSET_JOB" else defs.resolve_job_def(job).run_tags
+
+
+def _run(post: Post, status: Status, job: str = APPLY_JOB, **tags: str) -> dg.DagsterRun:
+    """A run of `job` as the daemon's tables have it; its plan, which takes long to make, is left out."""
+    first = Status.STARTING if status is Status.STARTED else status
+    location = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("nexhealth_pipeline"), "__repository__")
+    run = dg.DagsterRun(
+        job_name=job,
+        run_id=str(uuid.uuid4()),
+        status=first,
+        tags={**_tags(job), **tags},
+        remote_job_origin=RemoteJobOrigin(location, job),
+    )
+    post.instance.run_storage.add_run(run)
+    if status is Status.STARTED:
+        post.instance.report_dagster_event(dg.DagsterEvent("PIPELINE_START", job, message=""), run.run_id)
+    return run
+
+
+def _status(post: Post, run: dg.DagsterRun) -> Status:
+    found = post.instance.get_run_by_id(run.run_id)
+    assert found is not None
+    return found.status
+
+
+def test_events_that_wait_start_one_run_that_goes_first(post: Post) -> None:
+    """The tags must hold counts, never a name."""
+    assert post.tick(WEBHOOK_SENSOR) == "no event is pending"
+    store(post.db, updated(patient(1, 5)), updated(patient(2, 5)))
+    request = post.tick(WEBHOOK_SENSOR)
+    assert isinstance(request, dg.RunRequest)
+    assert request.tags["nexhealth/events"] == "2"
+    assert set(request.tags) - {"nexhealth/events", "nexhealth/oldest_seconds", "dagster/sensor_name"} == set()
+    tags = _tags(APPLY_JOB)
+    assert (tags["dagster/priority"], tags["dagster/max_retries"]) == ("10", "0")
+
+
+def test_events_that_wait_for_their_next_try_start_no_run(post: Post) -> None:
+    """A poisoned event would otherwise cost a run every five seconds, for hours."""
+    store(post.db, updated(patient(1, 5)))
+    post.db.execute("UPDATE nexhealth_webhook_events SET attempts = 1, next_attempt_at = now() + interval '1 minute'")
+    answer = post.tick(WEBHOOK_SENSOR)
+    assert isinstance(answer, str)
+    assert answer.startswith("1 events wait for their next try, the first until")
+    post.db.execute("UPDATE nexhealth_webhook_events SET next_attempt_at = now()")
+    assert isinstance(post.tick(WEBHOOK_SENSOR), dg.RunRequest)
+
+
+@pytest.mark.parametrize("status", [Status.QUEUED, Status.STARTING, Status.STARTED])
+def test_a_run_that_is_on_its_way_is_named_and_not_doubled(post: Post, status: Status) -> None:
+    """Two runs at once would only cost twice the memory."""
+    store(post.db, updated(patient(1, 5)))
+    run = _run(post, status)
+    answer = post.tick(WEBHOOK_SENSOR)
+    assert isinstance(answer, str)
+    assert run.run_id in answer
+    assert status.value.lower() in answer
+
+
+def test_a_living_run_is_in_the_way_and_a_killed_one_is_failed_at_once(post: Post, environment: dict[str, str]) -> None:
+    """Its events must not wait for the two minutes that a starting run is given."""
+    store(post.db, updated(patient(1, 5)))
+    run = _run(post, Status.STARTED)
+    with RunLock(environment["DATABASE_URL"], run.run_id):
+        assert run.run_id in str(post.tick(WEBHOOK_SENSOR))
+    assert isinstance(post.tick(WEBHOOK_SENSOR), dg.RunRequest)
+    assert _status(post, run) is Status.FAILURE
+
+
+def test_a_run_that_never_comes_to_life_is_passed_over_after_a_while(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process may have died before it held a lock; Dagster notices that after five minutes."""
+    store(post.db, updated(patient(1, 5)))
+    starting, started = _run(post, Status.STARTING), _run(post, Status.STARTED)
+    monkeypatch.setattr(dead_runs, "_SHORT_GRACE_SECONDS", -1.0)
+    assert starting.run_id in str(post.tick(WEBHOOK_SENSOR))
+    monkeypatch.setattr(dead_runs, "_GRACE_SECONDS", -1.0)
+    assert isinstance(post.tick(WEBHOOK_SENSOR), dg.RunRequest)
+    assert (_status(post, starting), _status(post, started)) == (Status.STARTING, Status.STARTED)
+
+
+def test_runs_that_fail_one_after_the_other_come_ever_later(post: Post) -> None:
+    """A warehouse that is broken in a new way must not get a run every five seconds."""
+    store(post.db, updated(patient(1, 5)))
+    for _ in range(2):
+        assert isinstance(post.tick(WEBHOOK_SENSOR), dg.RunRequest)
+        post.instance.report_run_failed(_run(post, Status.STARTED), "it failed")
+    answer = post.tick(WEBHOOK_SENSOR)
+    assert isinstance(answer, str)
+    assert answer.endswith((" 19 s", " 20 s"))
+
+
+def test_without_a_key_or_a_database_it_says_what_is_missing(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs from the first start: a newcomer's Dagit must not turn red."""
+    monkeypatch.setenv("DATABASE_URL", "postgresql://me:hidden@127.0.0.1:1/none")
+    answer = post.tick(WEBHOOK_SENSOR)
+    assert isinstance(answer, str)
+    assert "DATABASE_URL" in answer
+    assert "hidden" not in answer
+    monkeypatch.delenv("NEXHEALTH_API_KEY")
+    assert "NEXHEALTH_API_KEY" in str(post.tick(WEBHOOK_SENSOR))
+
+
+def _next(post: Post) -> list[str]:
+    """Jobs of the runs that Dagster's own queue would start now."""
+    daemon = QueuedRunCoordinatorDaemon(interval_seconds=1)
+    config = post.instance.get_concurrency_config()
+    return [run.job_name for run in daemon._get_runs_to_dequeue(post.instance, config, None)]
+
+
+def test_whatever_fills_the_queue_webhook_work_starts_at_once(post: Post) -> None:
+    """Backfills and nights take hours; an event must not wait for their end."""
+    for _ in range(8):
+        _run(post, Status.QUEUED, LONG_JOBS[0])
+        _run(post, Status.QUEUED, "__ASSET_JOB", **{"dagster/backfill": "abcdefgh"})
+        _run(post, Status.QUEUED, "__ASSET_JOB", **{"dagster/from_ui": "true"})
+    started = _next(post)
+    assert len(started) == 3 + 2 + 4
+    for job in started:
+        tags = {"dagster/backfill": "abcdefgh", "dagster/from_ui": "true"} if job == "__ASSET_JOB" else {}
+        _run(post, Status.STARTED, job, **tags)
+    for job in LONG_JOBS:  # a command's runs are not queued
+        _run(post, Status.STARTED, job)
+    assert _next(post) == []
+    _run(post, Status.QUEUED)
+    assert _next(post) == [APPLY_JOB]
+
+
+def test_every_job_that_reads_long_has_the_tag_that_is_limited() -> None:
+    """One that is forgotten could fill all places."""
+    limits = yaml.safe_load((REPO / "dagster.yaml").read_text())["concurrency"]["runs"]["tag_concurrency_limits"]
+    assert {one["key"] for one in limits} == {BULK_TAG, "dagster/backfill", "dagster/from_ui"}
+    assert {_tags(job)[BULK_TAG] for job in LONG_JOBS} == {"true"}
+    assert not {one["key"] for one in limits} & _tags(APPLY_JOB).keys()

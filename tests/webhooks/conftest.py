@@ -1,0 +1,86 @@
+"""Fixtures of the receiver's tests, and of those of registration."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+import psycopg
+import pytest
+
+from nexhealth_pipeline.client.retry import RetryPolicy
+from nexhealth_pipeline.settings import load_settings
+from nexhealth_pipeline.sync.session import SyncSession
+from tests.conftest import _fresh
+from tests.sync.kit import open_session
+
+from .kit import empty, know_practice
+from .vendor import KEY, SEALING_KEY, Vendor, vendor
+
+
+@pytest.fixture(scope="module")
+def receivers_warehouse(server_url: str, template: str) -> Iterator[str]:
+    """One database for a module's tests: making one costs more than most of them."""
+    yield from _fresh(server_url, template)
+
+
+@pytest.fixture
+def no_events(receivers_warehouse: str) -> str:
+    """The module's database, without events and endpoints."""
+    with psycopg.connect(receivers_warehouse, autocommit=True) as connection:
+        connection.execute("TRUNCATE nexhealth_webhook_events, nexhealth_webhooks")
+    return receivers_warehouse
+
+
+@pytest.fixture
+def db(no_events: str) -> Iterator[psycopg.Connection]:
+    """The module's database, which knows no institution either."""
+    with psycopg.connect(no_events, autocommit=True) as connection:
+        connection.execute("TRUNCATE nexhealth_institutions")
+        yield connection
+
+
+@pytest.fixture(scope="module")
+def shared_vendor() -> Iterator[Vendor]:
+    """One sandbox for a module's tests."""
+    with vendor() as made:
+        yield made
+
+
+@pytest.fixture
+def nexhealth_account(shared_vendor: Vendor) -> Vendor:
+    """A vendor to register with, where nothing is registered yet."""
+    shared_vendor.forget()
+    return shared_vendor
+
+
+@pytest.fixture
+def opened(
+    nexhealth_account: Vendor, no_events: str, db: psycopg.Connection
+) -> Callable[..., AbstractContextManager[SyncSession]]:
+    """Opens a session with more settings by name; it never really waits."""
+
+    def make(**more: str) -> AbstractContextManager[SyncSession]:
+        given = {
+            "NEXHEALTH_API_URL": nexhealth_account.url,
+            "NEXHEALTH_API_KEY": KEY,
+            "DATABASE_URL": no_events,
+            "NEXHEALTH_WEBHOOK_KEY": SEALING_KEY,
+        }
+        settings = load_settings(given | more, environ={}, env_file=None)
+        return open_session(settings, retry=RetryPolicy(sleep=lambda seconds: None))
+
+    return make
+
+
+@pytest.fixture
+def practice(receivers_warehouse: str) -> Iterator[psycopg.Connection]:
+    """The module's database, empty but for one institution with one location."""
+    with psycopg.connect(receivers_warehouse, autocommit=True) as connection:
+        empty(connection)
+        know_practice(connection)
+        yield connection
+
+
+@pytest.fixture
+def practice_url(receivers_warehouse: str, practice: psycopg.Connection) -> str:
+    """Its address."""
+    return receivers_warehouse

@@ -1,0 +1,178 @@
+"""What is remembered of endpoints: which secrets live, and when a hole opens, grows and closes."""
+
+import logging
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import psycopg
+import pytest
+
+from nexhealth_pipeline.errors import InvalidSetting
+from nexhealth_pipeline.webhooks.endpoints import (
+    OVERLAP,
+    Endpoint,
+    LiveSecret,
+    Subscription,
+    filled,
+    known_endpoints,
+    live_secrets,
+    note_secret,
+    record_active,
+    record_inactive,
+    record_removed,
+    record_subscriptions,
+    reseal,
+    retire,
+    store,
+)
+from nexhealth_pipeline.webhooks.sealing import Sealer
+
+SEALER = Sealer(["a-key-of-the-tests-" + "x" * 32])
+URL = "https://hooks.example.com/api/nexhealth-webhook"
+DAY = timedelta(days=1)
+
+
+def stored(db: psycopg.Connection, number: int = 1, *, secret: str = "first", key: str = "k") -> Endpoint:
+    store(db, key, number, target_url=URL, active=True, secret=SEALER.seal(secret))
+    return found(db, number)
+
+
+def found(db: psycopg.Connection, number: int = 1) -> Endpoint:
+    return next(one for one in known_endpoints(db) if one.endpoint_id == number)
+
+
+def age(db: psycopg.Connection, **columns: timedelta) -> None:
+    """Put times of all endpoints back."""
+    for name, span in columns.items():
+        db.execute(f"UPDATE nexhealth_webhooks SET {name} = {name} - %s", (span,))
+
+
+def secrets(db: psycopg.Connection) -> list[tuple[int | None, str]]:
+    return [(one.endpoint_id, one.secret) for one in live_secrets(db, SEALER)]
+
+
+def test_an_old_secret_lives_for_49_hours_beside_the_new_one(db: psycopg.Connection) -> None:
+    """NexHealth repeats for 48 hours what it has signed before."""
+    note_secret(db, stored(db), SEALER.seal("second"), keep_old=True)
+    assert secrets(db) == [(1, "second"), (1, "first")]
+    assert found(db).old_secret_until is not None
+    age(db, old_secret_until=OVERLAP)
+    assert secrets(db) == [(1, "second")]
+
+
+def test_a_retiring_endpoints_secret_lives_until_it_is_removed(db: psycopg.Connection) -> None:
+    old, _ = stored(db, 1), stored(db, 2, secret="second")
+    retire(db, old)
+    assert secrets(db) == [(2, "second"), (1, "first")]
+    assert not found(db).due
+    age(db, retire_at=OVERLAP)
+    assert found(db).due
+    record_removed(db, old)
+    assert secrets(db) == [(2, "second")]
+    assert [one.endpoint_id for one in known_endpoints(db)] == [2]
+
+
+def test_one_secret_that_no_key_opens_stops_only_itself(
+    db: psycopg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The receiver goes on with the others and says it once, though it asks every few seconds."""
+    stored(db)
+    store(db, "k", 2, target_url=URL, active=True, secret=Sealer(["lost" * 8]).seal("lost"))
+    sealer = Sealer(["a-key-of-the-tests-" + "x" * 32])
+    with caplog.at_level(logging.ERROR):
+        assert live_secrets(db, sealer) == live_secrets(db, sealer) == [LiveSecret(1, "first")]
+    assert [record.__dict__["nexhealth"] for record in caplog.records] == [{"endpoint_id": 2}]
+    with pytest.raises(InvalidSetting, match="NEXHEALTH_WEBHOOK_KEY does not open the secret of endpoint 1"):
+        live_secrets(db, Sealer(["other" * 8]))
+
+
+def test_without_an_endpoint_there_are_no_secrets(db: psycopg.Connection) -> None:
+    assert live_secrets(db, SEALER) == []
+
+
+def test_no_secret_shows_in_a_repr(db: psycopg.Connection) -> None:
+    endpoint = stored(db)
+    assert "first" not in repr(live_secrets(db, SEALER))
+    assert repr(endpoint.secret) not in repr(endpoint)
+
+
+def test_a_change_of_the_sealing_key_is_finished_by_sealing_anew(db: psycopg.Connection) -> None:
+    note_secret(db, stored(db), SEALER.seal("second"), keep_old=True)
+    changed = Sealer(["the-next-key-of-the-tests-0123456789", "a-key-of-the-tests-" + "x" * 32])
+    assert (reseal(db, changed), reseal(db, changed)) == (1, 0)
+    alone = Sealer(["the-next-key-of-the-tests-0123456789"])
+    assert [one.secret for one in live_secrets(db, alone)] == ["second", "first"]
+    assert reseal(db, SEALER) == 0  # what it cannot open stays
+
+
+def test_subscriptions_are_remembered_as_they_are(db: psycopg.Connection) -> None:
+    told = Subscription(5, "acme", "Patient", "patient_updated", active=True)
+    record_subscriptions(db, stored(db), [told])
+    assert found(db).subscribed == (told,)
+    row = db.execute("SELECT subscriptions -> 0 FROM nexhealth_webhooks").fetchone()
+    assert row == (
+        {"id": 5, "subdomain": "acme", "resource_type": "Patient", "event": "patient_updated", "active": True},
+    )
+
+
+def test_a_hole_begins_before_the_endpoint_was_last_seen_active(db: psycopg.Connection) -> None:
+    """What failed in the 48 hours before it was switched off was to be repeated, and may never be."""
+    endpoint = stored(db)
+    age(db, registered_at=30 * DAY, seen_active_at=DAY)
+    record_inactive(db, endpoint)
+    row = found(db)
+    assert row.seen_active_at is not None
+    assert row.hole_since == row.seen_active_at - OVERLAP
+    assert not row.active
+
+
+def test_a_hole_is_no_older_than_the_endpoint(db: psycopg.Connection) -> None:
+    assert record_inactive(db, stored(db)) == found(db).registered_at
+
+
+def test_a_hole_that_was_filled_is_closed(db: psycopg.Connection) -> None:
+    endpoint = stored(db)
+    record_inactive(db, endpoint)
+    record_active(db, endpoint)
+    assert filled(db, found(db))
+    assert found(db).hole_since is None
+    assert not filled(db, found(db))
+
+
+def test_an_outage_while_a_hole_is_filled_keeps_it_open(db: psycopg.Connection) -> None:
+    """The read began before the second outage, so it cannot have seen what that one lost."""
+    endpoint = stored(db)
+    record_inactive(db, endpoint)
+    record_active(db, endpoint)
+    being_filled = found(db)
+    record_inactive(db, endpoint)
+    assert not filled(db, being_filled)
+    assert found(db).hole_since is not None
+    again = found(db)
+    record_inactive(db, endpoint)  # still the same outage
+    assert found(db).hole_since == again.hole_since
+
+
+def test_the_hole_of_an_endpoint_that_is_gone_passes_to_the_keys_others(db: psycopg.Connection) -> None:
+    """Or nobody would fill it."""
+    for number, key in ((1, "k"), (2, "k"), (3, "other")):
+        stored(db, number, key=key)
+    hole = record_inactive(db, found(db, 1))
+    record_removed(db, found(db, 1))
+    assert [(one.endpoint_id, one.hole_since) for one in known_endpoints(db)] == [(2, hole), (3, None)]
+    record_removed(db, found(db, 3))  # without a hole
+    assert [one.hole_since for one in known_endpoints(db)] == [hole]
+
+
+def test_an_endpoint_that_comes_back_is_as_new(db: psycopg.Connection) -> None:
+    record_removed(db, stored(db))
+    stored(db, secret="second")
+    assert secrets(db) == [(1, "second")]
+
+
+def test_endpoints_of_other_keys_are_left_out_where_keys_are_named(db: psycopg.Connection) -> None:
+    stored(db, 1, key="a"), stored(db, 2, key="b")
+    assert [one.endpoint_id for one in known_endpoints(db, ["b"])] == [2]
+    assert known_endpoints(db, []) == []
+    assert replace(found(db), due=True).due
+    assert found(db).checked_at <= datetime.now(UTC) + timedelta(seconds=5)

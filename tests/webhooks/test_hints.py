@@ -1,0 +1,322 @@
+"""Events that only tell of a change: what is read again because of them, how often, and what is left alone."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+import pytest
+
+from nexhealth_pipeline.catalog.collections import COLLECTIONS
+from nexhealth_pipeline.sandbox import SandboxServer
+from nexhealth_pipeline.settings import Settings, load_settings
+from nexhealth_pipeline.sync import months
+from nexhealth_pipeline.sync.lock import SliceLock
+from nexhealth_pipeline.sync.practice import load_practices
+from nexhealth_pipeline.sync.slices import Slice
+from nexhealth_pipeline.webhooks import applying
+from tests.conftest import _fresh
+from tests.sync.kit import sync_all
+
+from .kit import apply_all, body, due_again, store
+
+READ = {"patients", "documents", "patient_addresses", "appointments", "payment_types", "insurance_coverages"}
+Told = Callable[..., list[tuple[str, str | None]]]
+
+
+@pytest.fixture(scope="module")
+def box() -> Iterator[SandboxServer]:
+    """Everything is enabled everywhere."""
+    with SandboxServer(patients=5, appointments_per_patient=2, limits=False) as server:
+        for location in server.state.ids("locations"):
+            server.state.enable(location, "finance")
+        yield server
+
+
+@pytest.fixture(scope="module")
+def settings(box: SandboxServer, server_url: str, template: str) -> Iterator[Settings]:
+    """A warehouse that has read what the events of this module are about."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(months, "FIRST_MONTH", datetime.now(UTC).date().replace(day=1))
+        patch.setattr(months, "MONTHS_AHEAD", 1)
+        for url in _fresh(server_url, template):
+            given = {"NEXHEALTH_API_URL": box.url, "NEXHEALTH_API_KEY": box.api_key, "DATABASE_URL": url}
+            settings = load_settings(given, environ={}, env_file=None)
+            assert {result.status for result in sync_all(settings, only=READ)} == {"succeeded"}
+            yield settings
+
+
+@pytest.fixture
+def db(settings: Settings) -> Iterator[psycopg.Connection]:
+    """It, without events."""
+    assert settings.database_url
+    with psycopg.connect(settings.database_url.get_secret_value(), autocommit=True) as connection:
+        connection.execute("DELETE FROM nexhealth_webhook_events; DELETE FROM nexhealth_sync_logs")
+        yield connection
+
+
+@pytest.fixture
+def told(db: psycopg.Connection, settings: Settings) -> Told:
+    """Stores events, applies them, and says what became of each."""
+
+    def tell(*bodies: bytes, **more: str) -> list[tuple[str, str | None]]:
+        store(db, *bodies)
+        apply_all(settings.model_copy(update=more))
+        return db.execute("SELECT status, error FROM nexhealth_webhook_events ORDER BY id").fetchall()
+
+    return tell
+
+
+def home(db: psycopg.Connection) -> tuple[int, str, int]:
+    """An institution, its subdomain, and a location."""
+    row = db.execute(
+        "SELECT i.id, i.subdomain, min(l.id) FROM nexhealth_institutions i JOIN nexhealth_locations l"
+        " ON l.institution_id = i.id WHERE NOT l.inactive GROUP BY 1, 2 ORDER BY 1 LIMIT 1"
+    ).fetchone()
+    assert row is not None
+    return row[0], row[1], row[2]
+
+
+def asked(box: SandboxServer, path: str, since: int) -> list[Any]:
+    return box.requests.matching(path, since=since)
+
+
+def last(box: SandboxServer) -> int:
+    return max((one.number for one in box.requests), default=0)
+
+
+def insertion(row: tuple[int, str, int], number: int, **more: Any) -> bytes:
+    data = {"appointment": {"id": number, "location_id": row[2]}}
+    return body("appointment_insertion.complete", data, subdomain=row[1], **more)
+
+
+def booked(box: SandboxServer, db: psycopg.Connection) -> tuple[tuple[int, str, int], int]:
+    """An appointment of a location, changed at the practice."""
+    place = home(db)
+    row = db.execute(
+        "SELECT id FROM nexhealth_appointments WHERE institution_id = %s AND location_id = %s LIMIT 1",
+        (place[0], place[2]),
+    ).fetchone()
+    assert row is not None
+    box.state.update("appointments", row[0], {"note": "changed"})
+    return place, row[0]
+
+
+def test_an_inserted_appointment_is_read_with_the_changes_of_its_location(
+    box: SandboxServer, db: psycopg.Connection, told: Told
+) -> None:
+    """Many events, one read: an insertion and its outcome say the same."""
+    place, number = booked(box, db)
+    since = last(box)
+    assert told(*(insertion(place, number, at=at) for at in range(5))) == [("applied", None)] * 5
+    assert db.execute("SELECT note FROM nexhealth_appointments WHERE id = %s", (number,)).fetchall() == [("changed",)]
+    read = asked(box, "/appointments", since)
+    assert {one.param("location_id") for one in read} == {str(place[2])}
+    assert all(one.param("updated_since") for one in read)
+    assert len(read) == 2, "kept and cancelled ones, once each"
+
+
+def test_the_months_it_changed_are_reported(box: SandboxServer, db: psycopg.Connection, settings: Settings) -> None:
+    """What Dagit shows of it."""
+    place, number = booked(box, db)
+    store(db, insertion(place, number))
+    (piece,), total = apply_all(settings)
+    assert (piece.rows, piece.events, piece.complete, total.rows) == (1, 1, True, 1)
+    assert piece.partition_key is not None
+    assert piece.partition_key.startswith(f"{place[1]}.{place[2]}|")
+
+
+def test_a_list_without_locations_in_its_events_is_read_everywhere(
+    box: SandboxServer, db: psycopg.Connection, told: Told
+) -> None:
+    """Payment types belong to a database, and nobody says to which."""
+    place = home(db)
+    since = last(box)
+    event = body("payment_type_updated", {"payment_type": {"id": 1}}, subdomain=place[1])
+    assert told(event) == [("applied", None)]
+    locations = {one.id for one in load_practices(db).active(place[0])}
+    assert {int(one.param("location_id")) for one in asked(box, "/payment_types", since)} == locations
+
+
+def test_the_state_of_the_office_is_read_again(box: SandboxServer, db: psycopg.Connection, told: Told) -> None:
+    """Red or green decides whether data is fresh."""
+    since = last(box)
+    event = body("sync_status_read_change.green", {"syncstatus": {"read_status": "green"}}, subdomain=home(db)[1])
+    assert told(event) == [("applied", None)]
+    assert asked(box, "/sync_status", since)
+
+
+def test_a_document_has_its_patients_list_read_and_no_other(
+    box: SandboxServer, db: psycopg.Connection, told: Told
+) -> None:
+    """A request a patient: only for those that events name."""
+    place = home(db)
+    row = db.execute("SELECT min(id) FROM nexhealth_patients WHERE institution_id = %s", place[:1]).fetchone()
+    assert row is not None
+    made = box.state.create("documents", {}, subdomain=place[1], patient_id=row[0])
+    since = last(box)
+    data = {"document": {"id": made.id, "patient_id": row[0]}}
+    events = [body("document_insertion.complete", data, subdomain=place[1], at=at) for at in range(3)]
+    assert told(*events) == [("applied", None)] * 3
+    assert [one.path for one in asked(box, "/patients/.*", since)] == [f"/patients/{row[0]}/documents"]
+    assert db.execute("SELECT patient_id FROM nexhealth_documents WHERE id = %s", (made.id,)).fetchall() == [(row[0],)]
+    assert db.execute("SELECT mode, inserted FROM nexhealth_sync_logs WHERE collection = 'documents'").fetchall() == [
+        ("webhook", 1)
+    ]
+
+
+def test_a_document_that_names_no_patient_is_parked_with_that_reason(db: psycopg.Connection, told: Told) -> None:
+    """Nothing can be asked for it, however often; the nightly rotation brings it."""
+    ((status, error),) = told(body("document_insertion", {"document": {"id": 1}}, subdomain=home(db)[1]))
+    assert (status, error) == ("parked", "documents: it does not say which row's list it belongs to")
+
+
+def test_a_record_without_a_version_has_its_list_read(box: SandboxServer, db: psycopg.Connection, told: Told) -> None:
+    """Nothing else tells whether it is newer than the row."""
+    place = home(db)
+    row = db.execute("SELECT min(id) FROM nexhealth_patients WHERE institution_id = %s", place[:1]).fetchone()
+    assert row is not None
+    box.state.update("patients", row[0], {"email": "new@example.org"})
+    event = body("patient_updated", {"patient": {"id": row[0], "email": "not to be trusted"}}, subdomain=place[1])
+    assert told(event) == [("applied", None)]
+    assert db.execute("SELECT email FROM nexhealth_patients WHERE id = %s", row).fetchall() == [("new@example.org",)]
+
+
+def test_what_was_never_read_is_left_to_its_first_read(box: SandboxServer, db: psycopg.Connection, told: Told) -> None:
+    """A change read of an empty table would look complete and not be."""
+    since = last(box)
+    ((status, error),) = told(body("adjustment_type_updated", {"adjustment_type": {"id": 1}}, subdomain=home(db)[1]))
+    assert status == "superseded"
+    assert error is not None
+    assert "first full read" in error
+    assert not asked(box, "/adjustment_types", since)
+
+
+def test_while_the_api_is_away_events_wait_and_are_not_blamed(
+    box: SandboxServer, db: psycopg.Connection, settings: Settings, told: Told
+) -> None:
+    """An outage of a day must not park a day's events."""
+    place = home(db)
+    box.faults.add("status", path="/payment_types", status=503)
+    try:
+        event = body("payment_type_updated", {"payment_type": {"id": 1}}, subdomain=place[1])
+        ((status, error),) = told(event)
+    finally:
+        box.faults.clear()
+    assert status == "pending"
+    assert error
+    row = db.execute("SELECT attempts, next_attempt_at > now() FROM nexhealth_webhook_events").fetchone()
+    assert row == (0, True)
+    due_again(db)
+    _, total = apply_all(settings)
+    assert total.applied == 1
+
+
+def test_a_refused_read_counts_as_a_try(box: SandboxServer, db: psycopg.Connection, told: Told) -> None:
+    """Asking the same again would bring the same."""
+    box.faults.add("status", path="/payment_types", status=400)
+    try:
+        told(body("payment_type_updated", {"payment_type": {"id": 1}}, subdomain=home(db)[1]))
+    finally:
+        box.faults.clear()
+    assert db.execute("SELECT status, attempts FROM nexhealth_webhook_events").fetchall() == [("pending", 1)]
+
+
+def test_a_slice_that_is_being_read_is_not_waited_for(db: psycopg.Connection, settings: Settings, told: Told) -> None:
+    """A full read may last an hour; other events must not stand behind it."""
+    place = home(db)
+    location = next(one for one in load_practices(db).locations if one.id == place[2])
+    piece = Slice(COLLECTIONS["payment_types"], location.institution, location)
+    assert settings.database_url
+    with (
+        psycopg.connect(settings.database_url.get_secret_value(), autocommit=True) as other,
+        SliceLock(other, piece, threading.Event()),
+    ):
+        data = {"payment_type": {"id": 1, "location_id": place[2]}}
+        ((status, error),) = told(body("payment_type_updated", data, subdomain=place[1]))
+    assert status == "pending"
+    assert error is not None
+    assert "another run reads it" in error
+    due_again(db)
+    _, total = apply_all(settings)
+    assert total.applied == 1
+
+
+def snapshot(box: SandboxServer, number: int, subdomain: str) -> bytes:
+    """The event that a patient has changed, as the API lists it."""
+    record = {**box.state.row("patients", number).record()}
+    return body("patient_created", {"patients": [json.loads(json.dumps(record))]}, subdomain=subdomain)
+
+
+def test_a_new_patient_gets_its_address_and_its_locations(
+    box: SandboxServer, db: psycopg.Connection, told: Told
+) -> None:
+    """No list has told of it yet, and webhook payloads lack both."""
+    place = home(db)
+    made = box.state.create("patients", {"first_name": "New"}, subdomain=place[1], location_ids=[place[2]])
+    since = last(box)
+    assert told(snapshot(box, made.id, place[1])) == [("applied", None)]
+    assert [one.path for one in asked(box, "/patients/.*", since)] == [f"/patients/{made.id}"]
+    assert db.execute(
+        "SELECT location_id, gone_at FROM nexhealth_patient_locations WHERE patient_id = %s", (made.id,)
+    ).fetchall() == [(place[2], None)]
+    reads = db.execute(
+        "SELECT collection, patient_version = p.updated_at FROM nexhealth_child_reads r"
+        " JOIN nexhealth_patients p ON p.id = r.patient_id WHERE patient_id = %s",
+        (made.id,),
+    ).fetchall()
+    assert reads == [("patient_addresses", True)]
+
+
+def test_only_so_many_single_reads_are_made_at_once(
+    box: SandboxServer, db: psycopg.Connection, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A burst must not use up the practice's limits: the nightly sync reads the rest."""
+    monkeypatch.setattr(applying, "_MOST_SINGLES", 2)
+    place = home(db)
+    rows = db.execute(
+        "SELECT id FROM nexhealth_patients WHERE institution_id = %s ORDER BY id LIMIT 4", place[:1]
+    ).fetchall()
+    for (number,) in rows:
+        box.state.update("patients", number, {"first_name": f"Changed {datetime.now(UTC)}"})
+    since = last(box)
+    assert told(*(snapshot(box, number, place[1]) for (number,) in rows)) == [("applied", None)] * 4
+    assert len(asked(box, "/patients/.*", since)) == 2
+
+
+def test_single_reads_end_where_the_api_is_away_and_the_event_is_applied_all_the_same(
+    box: SandboxServer, db: psycopg.Connection, told: Told
+) -> None:
+    """Its record came with the event; the address is the next sync's."""
+    place = home(db)
+    rows = db.execute("SELECT id FROM nexhealth_patients WHERE institution_id = %s", place[:1]).fetchall()
+    for (number,) in rows:
+        box.state.update("patients", number, {"first_name": f"Changed {datetime.now(UTC)}"})
+    box.faults.add("status", path=r"/patients/\d+", status=403)
+    since = last(box)
+    try:
+        found = told(*(snapshot(box, number, place[1]) for (number,) in rows))
+    finally:
+        box.faults.clear()
+    assert found == [("applied", None)] * len(rows)
+    assert len(asked(box, r"/patients/\d+", since)) <= min(4, len(rows))
+
+
+def test_what_lists_lack_is_not_asked_for_where_it_never_was(
+    box: SandboxServer, db: psycopg.Connection, told: Told
+) -> None:
+    """Subscribers of coverages were not read yet: their first read asks for all of them."""
+    place = home(db)
+    row = db.execute(
+        "SELECT min(id) FROM nexhealth_insurance_coverages WHERE institution_id = %s", place[:1]
+    ).fetchone()
+    assert row is not None
+    box.state.update("insurance_coverages", row[0], {"priority": 9})
+    record = box.state.row("insurance_coverages", row[0]).record()
+    since = last(box)
+    assert told(body("patient_insurance_updated", {"insurance_coverage": record}, subdomain=place[1])) == [
+        ("applied", None)
+    ]
+    assert not asked(box, "/insurance_coverages/.*", since)

@@ -1,0 +1,155 @@
+"""Storing many requests with few commits, without ever mixing up what became of each."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Coroutine
+from dataclasses import replace
+from hashlib import sha256
+from typing import Any
+
+import psycopg
+
+from nexhealth_pipeline.webhooks.audit import Audit
+from nexhealth_pipeline.webhooks.inbox import Inbox, Outcome
+from nexhealth_pipeline.webhooks.link import Link
+from nexhealth_pipeline.webhooks.metrics import Metrics
+from nexhealth_pipeline.webhooks.rows import Row, array_of
+from tests.webhooks.receiving import Detour, events
+
+
+def row(number: int, **changes: Any) -> Row:
+    key = sha256(str(number).encode()).digest()
+    made = Row("valid", "pending", source="203.0.113.1", event_name="patient_updated", payload=f"payload {number}")
+    return replace(made, resource_ids=f"{{{number}}}", body_hash=key, dedup_hash=key, **changes)
+
+
+def inbox(url: str, **given: Any) -> Inbox:
+    return Inbox(Link(url, seconds=0.5, on_change=lambda up: None), Audit(), Metrics(), **given)
+
+
+def run(story: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(story)
+
+
+async def all_of(box: Inbox, rows: list[Row]) -> list[Outcome]:
+    return list(await asyncio.gather(*(box.store(one, 10) for one in rows)))
+
+
+def test_those_that_wait_together_are_stored_together(no_events: str) -> None:
+    """A commit each would be the end of 500 events a second."""
+
+    async def story() -> list[Outcome]:
+        async with inbox(no_events) as box:
+            return await all_of(box, [row(k % 400) for k in range(500)])
+
+    found = run(story())
+    assert Counter(found) == {Outcome.STORED: 400, Outcome.DUPLICATE: 100}
+    assert found[:400] == [Outcome.STORED] * 400
+    rows = events(no_events)
+    assert [one["resource_ids"] for one in rows if one["status"] == "pending"] == [[k] for k in range(400)]
+    ids = {one["resource_ids"][0]: one["id"] for one in rows if one["status"] == "pending"}
+    assert all(one["duplicate_of"] == ids[one["resource_ids"][0]] for one in rows if one["status"] == "duplicate")
+    with psycopg.connect(no_events) as connection:
+        commits = connection.execute("SELECT count(DISTINCT xmin::text) FROM nexhealth_webhook_events").fetchone()
+    assert commits is not None
+    assert commits[0] <= 6
+
+
+def test_two_receivers_never_both_store_an_event(no_events: str) -> None:
+    """Behind a balancer the repeat of a slow request may arrive at the other one."""
+
+    async def story() -> list[Outcome]:
+        async with inbox(no_events, rows=7) as one, inbox(no_events, rows=7) as other:
+            rows = [row(k) for k in range(60)]
+            found = await asyncio.gather(all_of(one, rows), all_of(other, list(reversed(rows))))
+            return found[0] + found[1]
+
+    found = Counter(run(story()))
+    assert found[Outcome.STORED] <= 60
+    pending = events(no_events, "status = 'pending'")
+    assert len({one["dedup_hash"] for one in pending}) == len(pending) >= found[Outcome.STORED]
+
+
+def test_a_row_that_the_server_refuses_does_not_cost_the_others(no_events: str) -> None:
+    """Whatever slips through the checks; the sender's repeats would meet new companions each time."""
+
+    async def story() -> list[Outcome]:
+        async with inbox(no_events) as box:
+            return await all_of(box, [row(1), row(2, subdomain="a\0b"), row(3, institution_id="x"), row(4)])
+
+    assert run(story()) == [Outcome.STORED, Outcome.AWAY, Outcome.AWAY, Outcome.STORED]
+    assert len(events(no_events)) == 2
+
+
+def test_the_queue_has_an_end(no_events: str) -> None:
+    """While the table is locked events pile up; memory must not."""
+
+    async def story() -> list[Outcome]:
+        async with inbox(no_events, most_waiting=5, seconds=0.2) as box:
+            with psycopg.connect(no_events) as holding:
+                holding.execute("LOCK TABLE nexhealth_webhook_events IN SHARE MODE")
+                found = await all_of(box, [row(k) for k in range(9)])
+                holding.execute(  # else it would store them for the next test, once the lock is gone
+                    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+                    " WHERE application_name = 'nexhealth-receiver' AND datname = current_database()"
+                )
+                return found
+
+    assert Counter(run(story())) == {Outcome.AWAY: 5, Outcome.FULL: 4}
+
+
+def test_an_unknown_outcome_is_told_as_not_stored_and_the_repeat_is_right(no_events: str) -> None:
+    """The answer of the server to the commit is lost: it may or may not be in the table."""
+
+    async def story(detour: Detour) -> list[Outcome]:
+        found = []
+        async with inbox(detour.way) as box:
+            detour.frozen = True
+            found.append(await box.store(row(1), 10))
+            detour.mend()
+            while not box.is_up:
+                await asyncio.sleep(0.02)
+            found.append(await box.store(row(1), 10))
+        return found
+
+    with Detour(no_events) as detour:
+        first, second = run(story(detour))
+    assert first is Outcome.AWAY
+    assert second in {Outcome.STORED, Outcome.DUPLICATE}
+    assert len(events(no_events, "status = 'pending'")) == 1
+
+
+def test_it_starts_while_the_database_is_away_and_stores_once_it_is_there(no_events: str) -> None:
+    async def story(detour: Detour) -> list[Outcome]:
+        detour.cut()
+        async with inbox(detour.way) as box:
+            found = [await box.store(row(1), 10)]
+            detour.mend()
+            while not box.is_up:
+                await asyncio.sleep(0.02)
+            return [*found, await box.store(row(1), 10)]
+
+    with Detour(no_events) as detour:
+        assert run(story(detour)) == [Outcome.AWAY, Outcome.STORED]
+
+
+def test_what_is_told_as_stored_is_on_disk_even_if_the_server_says_otherwise(no_events: str) -> None:
+    """With synchronous_commit = off a crash of the server takes the last commits with it."""
+
+    async def story() -> str:
+        link = Link(no_events, on_change=lambda up: None)
+        await link.open()
+        found = await link.execute("SHOW synchronous_commit", {})
+        await link.close()
+        return str(found[0][0])
+
+    with psycopg.connect(no_events, autocommit=True) as connection:
+        name = connection.info.dbname
+        connection.execute(f'ALTER DATABASE "{name}" SET synchronous_commit = off')
+        assert run(story()) == "on"
+        connection.execute(f'ALTER DATABASE "{name}" RESET synchronous_commit')
+
+
+def test_arrays_hold_their_names() -> None:
+    assert array_of([]) == "{}"
+    assert array_of(["null", "a,b", "{c}"]) == '{"null","a,b","{c}"}'

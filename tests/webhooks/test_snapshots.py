@@ -1,0 +1,229 @@
+"""Records in events: which version holds, what a deletion does, and what stays of a row that an event does not tell."""
+
+from typing import Any
+
+import psycopg
+import pytest
+
+from .kit import MINUTE, T0, apply_all, body, load_page, moment, patient, settings_for, store, updated
+
+
+def value(practice: psycopg.Connection, columns: str, table: str = "patients") -> Any:
+    rows = practice.execute(f"SELECT {columns} FROM nexhealth_{table}").fetchall()
+    assert len(rows) == 1
+    return rows[0] if "," in columns else rows[0][0]
+
+
+def statuses(practice: psycopg.Connection) -> list[str]:
+    return [status for (status,) in practice.execute("SELECT status FROM nexhealth_webhook_events ORDER BY id")]
+
+
+def applied(practice: psycopg.Connection, practice_url: str, *bodies: bytes) -> list[str]:
+    """What became of events that came one after the other."""
+    for one in bodies:
+        store(practice, one)
+        apply_all(settings_for(practice_url))
+    return statuses(practice)
+
+
+def replayed_quietly(practice: psycopg.Connection, practice_url: str, table: str) -> None:
+    """Applying everything again writes nothing."""
+    question = f"SELECT ctid, xmin, xmax FROM nexhealth_{table} ORDER BY id"
+    before = practice.execute(question).fetchall()
+    practice.execute("UPDATE nexhealth_webhook_events SET status = 'pending', replays = replays + 1")
+    for limit in (1, None):
+        apply_all(settings_for(practice_url), limit=limit)
+    assert practice.execute(question).fetchall() == before
+    assert set(statuses(practice)) == {"superseded"}
+
+
+def test_an_older_version_changes_nothing(practice: psycopg.Connection, practice_url: str) -> None:
+    """Events come in no order."""
+    assert applied(practice, practice_url, updated(patient(1, 9)), updated(patient(1, 5))) == ["applied", "superseded"]
+    assert value(practice, "last_name") == "v9"
+
+
+def test_of_a_batch_only_the_newest_version_is_written(practice: psycopg.Connection, practice_url: str) -> None:
+    """Ten edits in a minute are one row version."""
+    store(practice, *(updated(patient(1, at)) for at in (3, 9, 5)))
+    _, total = apply_all(settings_for(practice_url))
+    assert (statuses(practice), total.rows) == (["superseded", "applied", "superseded"], 1)
+    assert value(practice, "last_name") == "v9"
+    assert practice.execute("SELECT count(*) FROM nexhealth_history").fetchall() == [(0,)]
+
+
+def test_a_page_of_the_same_version_read_since_holds(practice: psycopg.Connection, practice_url: str) -> None:
+    """The API was asked later than the event was sent."""
+    load_page(practice, "patients", [patient(1, 5, first_name="of the page")], read_at=6)
+    assert applied(practice, practice_url, updated(patient(1, 5, first_name="of the event"))) == ["superseded"]
+    assert value(practice, "first_name") == "of the page"
+
+
+def test_a_page_replaces_an_event_of_the_same_version(practice: psycopg.Connection, practice_url: str) -> None:
+    """What the event left out comes with the next read."""
+    applied(practice, practice_url, updated(patient(1, 5, first_name="of the event")))
+    load_page(practice, "patients", [patient(1, 5, first_name="of the page")], read_at=6)
+    assert value(practice, "first_name") == "of the page"
+
+
+def test_two_events_of_one_version_do_not_take_turns(practice: psycopg.Connection, practice_url: str) -> None:
+    """Else every replay would write both again."""
+    bodies = updated(patient(1, 5, first_name="one")), updated(patient(1, 5, first_name="other"))
+    assert applied(practice, practice_url, *bodies) == ["applied", "superseded"]
+    assert value(practice, "first_name") == "one"
+    replayed_quietly(practice, practice_url, "patients")
+
+
+def test_what_was_found_absent_comes_back_by_a_newer_version_only(
+    practice: psycopg.Connection, practice_url: str
+) -> None:
+    """A late or replayed event must not raise the dead."""
+    load_page(practice, "patients", [patient(1, 5)], read_at=6)
+    practice.execute(
+        "UPDATE nexhealth_patients SET deleted_at = %s, deleted_by = 'absence', synced_at = clock_timestamp()",
+        (T0 + 8 * MINUTE,),
+    )
+    assert applied(practice, practice_url, updated(patient(1, 5), at=20)) == ["superseded"]
+    assert value(practice, "deleted_by") == "absence"
+    assert applied(practice, practice_url, updated(patient(1, 7))) == ["superseded", "applied"]
+    assert value(practice, "deleted_at, deleted_by, last_name") == (None, None, "v7")
+    assert practice.execute("SELECT cause, event_id IS NULL FROM nexhealth_history ORDER BY version").fetchall() == [
+        ("absence", True),
+        ("revival", False),
+    ]
+
+
+def test_the_row_keeps_what_the_event_lacks_and_the_event_what_lists_lack(
+    practice: psycopg.Connection, practice_url: str
+) -> None:
+    """`raw` is always the list's shape; which optional fields an event has is not promised."""
+    load_page(practice, "patients", [patient(1, 0, email="a@example.org", odd="kept")])
+    applied(practice, practice_url, updated(patient(1, 5, email=..., location_ids=[3], address={"city": "Lund"})))
+    assert value(practice, "email, last_name") == ("a@example.org", "v5")
+    raw = value(practice, "raw")
+    assert (raw["email"], raw["odd"], raw["last_name"]) == ("a@example.org", "kept", "v5")
+    assert raw.keys().isdisjoint({"location_ids", "address"})
+
+
+def test_what_an_earlier_event_of_the_batch_told_stays(practice: psycopg.Connection, practice_url: str) -> None:
+    """Events without some keys are applied in order, so that the batch's size makes no difference."""
+    load_page(practice, "patients", [patient(1, 0, email="old@example.org")])
+    store(practice, updated(patient(1, 9, email=...)), updated(patient(1, 5, email="new@example.org")))
+    apply_all(settings_for(practice_url))
+    assert value(practice, "email, last_name") == ("new@example.org", "v9")
+    assert statuses(practice) == ["applied", "superseded"]
+    replayed_quietly(practice, practice_url, "patients")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"patient": patient(1, 5)},
+        {"patients": [patient(1, 5)]},
+        {"user": patient(1, 5)},
+        patient(1, 5),
+        [patient(1, 5)],
+    ],
+)
+def test_the_record_is_found_wherever_it_stands(data: object, practice: psycopg.Connection, practice_url: str) -> None:
+    """Documented and seen shapes of `data` (API.md F.4)."""
+    assert applied(practice, practice_url, body("patient_created.complete", data)) == ["applied"]
+    assert value(practice, "last_name") == "v5"
+
+
+def test_an_event_with_several_records_loads_all_of_them(practice: psycopg.Connection, practice_url: str) -> None:
+    """And counts as applied if one of them is new."""
+    load_page(practice, "patients", [patient(1, 9)])
+    assert applied(practice, practice_url, body("patient_updated", {"patients": [patient(1, 5), patient(2, 5)]})) == [
+        "applied"
+    ]
+    assert practice.execute("SELECT id, last_name FROM nexhealth_patients ORDER BY id").fetchall() == [
+        (1, "v9"),
+        (2, "v5"),
+    ]
+
+
+def charge(at: float, **fields: Any) -> dict[str, Any]:
+    record = {"id": 4, "patient_id": 1, "location_id": 70, "updated_at": moment(at), "deleted_at": None}
+    return {name: one for name, one in (record | fields).items() if one is not ...}
+
+
+@pytest.mark.parametrize("deleted_at", [..., None])
+def test_a_deletion_marks_the_row_where_the_record_does_not(
+    deleted_at: object, practice: psycopg.Connection, practice_url: str
+) -> None:
+    """Its version may be that of the last change: the deletion holds all the same."""
+    load_page(practice, "charges", [charge(5)], read_at=6)
+    assert applied(
+        practice, practice_url, body("charge_deleted", {"charge": charge(5, deleted_at=deleted_at)}, at=8)
+    ) == ["applied"]
+    assert value(practice, "deleted_at, deleted_by", "charges") == (T0 + 8 * MINUTE, "source")
+    replayed_quietly(practice, practice_url, "charges")
+    load_page(practice, "charges", [charge(5)], read_at=9)
+    assert value(practice, "deleted_at", "charges") is None, "the API was asked later"
+
+
+def test_a_deletion_that_came_before_the_last_read_is_outdated(practice: psycopg.Connection, practice_url: str) -> None:
+    """The page was read after it and still has the record."""
+    load_page(practice, "charges", [charge(5)], read_at=9)
+    assert applied(practice, practice_url, body("charge_deleted", {"charge": charge(5)}, at=8)) == ["superseded"]
+    assert value(practice, "deleted_at", "charges") is None
+
+
+def test_lists_inside_a_record_come_with_it(practice: psycopg.Connection, practice_url: str) -> None:
+    """A charge's payouts are a table of their own."""
+    payouts = [{"id": 1, "claim_id": 31}, {"id": 2, "claim_id": 32}]
+    applied(practice, practice_url, body("charge_created", {"charge": charge(5, claim_payouts=payouts)}))
+    assert practice.execute("SELECT claim_id FROM nexhealth_claim_payouts ORDER BY 1").fetchall() == [(31,), (32,)]
+    applied(practice, practice_url, body("charge_updated", {"charge": charge(7, claim_payouts=payouts[:1])}))
+    gone = "SELECT claim_id FROM nexhealth_claim_payouts WHERE deleted_at IS NOT NULL"
+    assert practice.execute(gone).fetchall() == [(32,)]
+    applied(practice, practice_url, body("charge_updated", {"charge": charge(9)}))
+    assert practice.execute(gone).fetchall() == [(32,)]
+
+
+def plan(at: float, **fields: Any) -> dict[str, Any]:
+    record = {"id": 6, "patient_id": 1, "status": "active", "updated_at": moment(at)}
+    return {name: one for name, one in (record | fields).items() if one is not ...}
+
+
+def deletion(at: float, **fields: Any) -> bytes:
+    return body("treatment_plan_deleted", {"treatment_plan": plan(at, **fields)}, at=at)
+
+
+@pytest.mark.parametrize("fields", [{}, {"updated_at": ...}])
+def test_a_deletion_of_what_has_no_deletion_time_marks_the_row_as_absent(
+    fields: dict[str, Any], practice: psycopg.Connection, practice_url: str
+) -> None:
+    """Treatment plans only ever vanish from their list; with one go the rows of the list inside it."""
+    load_page(practice, "treatment_plans", [plan(5, procedures=[{"id": 61}])], read_at=6)
+    assert value(practice, "deleted_at", "treatment_plan_procedures") is None
+    assert applied(practice, practice_url, deletion(8, **fields)) == ["applied"]
+    for table in ("treatment_plans", "treatment_plan_procedures"):
+        assert value(practice, "deleted_at, deleted_by", table) == (T0 + 8 * MINUTE, "absence")
+    late = body("treatment_plan_updated", {"treatment_plan": plan(7)}, at=7)
+    assert applied(practice, practice_url, late)[-1] == "superseded" if not fields else True
+    replayed_quietly(practice, practice_url, "treatment_plans")
+    newer = body("treatment_plan_updated", {"treatment_plan": plan(9)}, at=9)
+    assert applied(practice, practice_url, newer)[-1] == "applied"
+    assert value(practice, "deleted_at", "treatment_plans") is None
+
+
+def test_a_deletion_older_than_the_row_marks_nothing(practice: psycopg.Connection, practice_url: str) -> None:
+    """Also in a batch that holds both."""
+    load_page(practice, "treatment_plans", [plan(5)], read_at=9)
+    assert applied(practice, practice_url, deletion(8, updated_at=...)) == ["superseded"]
+    store(practice, body("treatment_plan_updated", {"treatment_plan": plan(12)}, at=12), deletion(11))
+    apply_all(settings_for(practice_url))
+    assert statuses(practice) == ["superseded", "applied", "superseded"]
+    assert value(practice, "deleted_at", "treatment_plans") is None
+
+
+def test_a_time_of_the_event_in_the_future_counts_as_now(practice: psycopg.Connection, practice_url: str) -> None:
+    """Else no read could ever prove it wrong."""
+    load_page(practice, "charges", [charge(5)], read_at=6)
+    applied(practice, practice_url, body("charge_deleted", {"charge": charge(5)}, at=10_000_000))
+    row = practice.execute(
+        "SELECT c.deleted_at = e.received_at FROM nexhealth_charges c, nexhealth_webhook_events e"
+    ).fetchone()
+    assert row == (True,)

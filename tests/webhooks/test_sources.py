@@ -1,0 +1,75 @@
+"""Where requests come from."""
+
+from ipaddress import ip_address
+
+import pytest
+
+from nexhealth_pipeline.settings import load_settings
+from nexhealth_pipeline.webhooks.sources import Buckets, Sources, neighbourhood
+
+PROXIED = Sources(proxies=["10.0.0.0/8", "fd00::/8"])
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "address"),
+    [
+        ("203.0.113.9", [], "203.0.113.9"),
+        ("203.0.113.9", [b"198.51.100.1"], "203.0.113.9"),
+        ("10.0.0.1", [], "10.0.0.1"),
+        ("10.0.0.1", [b"198.51.100.1"], "198.51.100.1"),
+        ("10.0.0.1", [b"6.6.6.6, 198.51.100.1"], "198.51.100.1"),
+        ("10.0.0.1", [b"198.51.100.1, 10.0.0.2"], "198.51.100.1"),
+        ("10.0.0.1", [b"6.6.6.6", b"198.51.100.1"], "198.51.100.1"),
+        ("10.0.0.1", [b"10.0.0.3, 10.0.0.2"], "10.0.0.3"),
+        ("10.0.0.1", [b"198.51.100.1, nonsense"], "10.0.0.1"),
+        ("10.0.0.1", [b"\xff"], "10.0.0.1"),
+        ("10.0.0.1", [b"198.51.100.1:4711"], "198.51.100.1"),
+        ("fd00::1", [b"[2001:db8::1]:4711"], "2001:db8::1"),
+        ("::ffff:10.0.0.1", [b"2001:db8::1"], "2001:db8::1"),
+    ],
+)
+def test_only_a_trusted_proxys_word_is_believed(peer: str, forwarded: list[bytes], address: str) -> None:
+    """Whoever may write X-Forwarded-For freely could pass any allow-list and any limit."""
+    assert PROXIED.address_of(peer, forwarded) == ip_address(address)
+
+
+def test_without_trusted_proxies_the_header_is_nothing() -> None:
+    assert Sources().address_of("10.0.0.1", [b"198.51.100.1"]) == ip_address("10.0.0.1")
+    assert Sources().address_of(None, [b"198.51.100.1"]) is None
+
+
+def test_any_network_is_let_in_unless_some_are_named() -> None:
+    """The vendor publishes none, so the list is off by default."""
+    some = Sources.of(load_settings({"NEXHEALTH_WEBHOOK_NETWORKS": "203.0.113.0/24"}, environ={}, env_file=None))
+    assert Sources().allows(ip_address("6.6.6.6"))
+    assert Sources().allows(None)
+    assert some.allows(ip_address("203.0.113.200"))
+    assert not some.allows(ip_address("203.0.114.1"))
+    assert not some.allows(ip_address("2001:db8::1"))
+    assert not some.allows(None)
+
+
+def test_a_bucket_gives_a_burst_then_a_rate() -> None:
+    now = [0.0]
+    buckets = Buckets(10, 20, clock=lambda: now[0])
+    assert [buckets.take("a") for _ in range(21)] == [True] * 20 + [False]
+    assert buckets.take("b")
+    now[0] = 0.5
+    assert sum(buckets.take("a") for _ in range(10)) == 5
+    now[0] = 1000.0
+    assert sum(buckets.take("a") for _ in range(100)) == 20
+
+
+def test_many_senders_do_not_fill_the_memory() -> None:
+    buckets = Buckets(1, 1, most=100, clock=lambda: 0.0)
+    for k in range(1000):
+        buckets.take(str(k))
+    assert len(buckets) == 100
+    assert not buckets.take("999")
+
+
+def test_an_ipv6_senders_whole_network_is_one_sender() -> None:
+    """It has 2^64 addresses to be somebody else with."""
+    assert neighbourhood(ip_address("2001:db8:1:2::1")) == neighbourhood(ip_address("2001:db8:1:2:ffff::9"))
+    assert neighbourhood(ip_address("203.0.113.1")) != neighbourhood(ip_address("203.0.113.2"))
+    assert neighbourhood(None) == ""
