@@ -268,15 +268,18 @@ def _to_page(request: ApiRequest, number: int, cost: Cost, envelope: Envelope, r
 
 def _has_next(request: ApiRequest, envelope: Envelope) -> bool:
     """What the answer itself says; of numbered pages see `PageAccount.told`."""
+    unpaged = request.paging is Paging.NONE
+    if (unpaged and envelope.total and not envelope.data) or not (unpaged or envelope.is_list):
+        raise BodyMalformed  # null is no empty list, nor is anything that is counted
     if request.paging is Paging.CURSOR:
-        if envelope.has_next is None or (envelope.data and not envelope.is_list):
+        if envelope.has_next is None:
             raise BodyMalformed  # without page_info nobody knows whether this was all
         return envelope.has_next
     return False
 
 
 def _to_token(envelope: Envelope, requested_at: datetime) -> Token:
-    with suppress(msgspec.DecodeError, IndexError):
+    with suppress(msgspec.DecodeError, UnicodeDecodeError, IndexError):
         token = msgspec.json.decode(envelope.data[0], type=dict[str, msgspec.Raw]).get("token", msgspec.Raw(b"null"))
         value = msgspec.json.decode(token)
         if isinstance(value, str) and usable_header(value):

@@ -14,8 +14,9 @@ import msgspec
 
 from nexhealth_pipeline.client.split import split_envelope
 from nexhealth_pipeline.client.words import vendor_words
+from nexhealth_pipeline.errors import ServerFailed
 
-__all__ = ["NO_CONTENT", "BodyMalformed", "Envelope", "Page", "decode_envelope", "records_of"]
+__all__ = ["NO_CONTENT", "BodyMalformed", "Envelope", "Page", "decode_envelope", "fields_of", "records_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ def decode_envelope(body: bytes) -> Envelope:
         wire, data = _decode_strict(body)
     except msgspec.ValidationError:
         raise BodyMalformed from None
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         wire, data = _decode_tolerant(body)
     info = wire.page_info
     return Envelope(
@@ -118,7 +119,7 @@ def _children(parent: bytes, name: str) -> list[bytes]:
     try:
         nested = bytes(_OBJECT.decode(parent).get(name, b"null"))
         elements = _elements(nested)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise BodyMalformed from None
     return elements if isinstance(elements, list) else [elements] if elements else []
 
@@ -162,14 +163,25 @@ def _decode_tolerant(body: bytes) -> tuple[_Wire, list[bytes] | bytes]:
         raise BodyMalformed
     try:
         wire = _WIRE.decode(parts.rest)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise BodyMalformed from None
     return wire, parts.elements if parts.is_list else parts.elements[0]
+
+
+def fields_of(record: bytes) -> dict[str, msgspec.Raw]:
+    """Values of one record, undecoded, by key. Raises ServerFailed where it is no JSON object."""
+    try:
+        return msgspec.json.decode(record, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise ServerFailed("the answer about one record is no JSON object; run again later") from None
 
 
 def _texts(raw: msgspec.Raw | msgspec.UnsetType) -> list[str]:
     """The texts of a field that is text, list of texts or null."""
     if raw is msgspec.UNSET:
         return []
-    value = msgspec.json.decode(raw)
+    try:
+        value = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise BodyMalformed from None
     return [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]

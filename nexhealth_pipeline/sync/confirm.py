@@ -8,7 +8,7 @@ import msgspec
 import psycopg
 from psycopg import sql
 
-from nexhealth_pipeline.client.page import Page
+from nexhealth_pipeline.client.page import Page, fields_of
 from nexhealth_pipeline.client.request import ApiRequest
 from nexhealth_pipeline.errors import NotFound, ProtocolBroken
 from nexhealth_pipeline.sync.loader import Loader
@@ -94,6 +94,6 @@ class Confirmation:
         )
         stored = {row[0]: declared | set(row[1]) for row in rows}
         for row_id, page in pages.items():
-            record = msgspec.json.decode(page.records[0], type=dict[str, msgspec.Raw])
+            record = fields_of(page.records[0])
             kept = {name: value for name, value in record.items() if name in stored.get(row_id, declared)}
             yield replace(page, records=[msgspec.json.encode(kept)])

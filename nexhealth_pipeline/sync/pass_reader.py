@@ -113,7 +113,7 @@ class PassReader:
         state = self.stored
         if self._options.partial or not state.unfinished or not state.cursor or state.pass_started_at is None:
             return None
-        too_old = datetime.now(UTC) - state.pass_started_at > self._options.resume_within
+        too_old = self._session.client.clock.now() - state.pass_started_at > self._options.resume_within
         other_kind = self._options.mode.whole and state.since is not None
         if too_old or other_kind or state.filter_hash != filter_hash(self._request(state.since)):
             return None

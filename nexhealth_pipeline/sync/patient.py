@@ -14,7 +14,7 @@ from psycopg import sql
 
 from nexhealth_pipeline.catalog.collection import Collection, Scope
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
-from nexhealth_pipeline.client.page import Page
+from nexhealth_pipeline.client.page import Page, fields_of
 from nexhealth_pipeline.client.request import ApiRequest
 from nexhealth_pipeline.errors import ApiError, InvalidSetting, KeyRefused, NoAccess, NotFound, PipelineError
 from nexhealth_pipeline.sync.loader import Loader
@@ -76,7 +76,7 @@ class _Refresh:
     patient_id: int
 
     def run(self, page: Page) -> list[SliceResult]:
-        record = msgspec.json.decode(page.records[0], type=dict[str, msgspec.Raw])
+        record = fields_of(page.records[0])
         locations = self._locations(record)
         home = locations[0] if locations else None
         results = [self._read(_PATIENTS, home, partial(self._people, page, record))]
@@ -104,7 +104,7 @@ class _Refresh:
                 other = self.session.client.get(_single(self.institution, guarantor))
             except NotFound:
                 return answers
-            fields = msgspec.json.decode(other.records[0], type=dict[str, msgspec.Raw])
+            fields = fields_of(other.records[0])
             answers.append((_list_shape(other, fields), {}))
         return answers
 
@@ -206,7 +206,7 @@ def _decoded(record: Mapping[str, msgspec.Raw], name: str) -> object:
     """A field's value; None where it is absent or cannot be read (the loader says so)."""
     try:
         return msgspec.json.decode(record.get(name, msgspec.Raw(b"null")))
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 

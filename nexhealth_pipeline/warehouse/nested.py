@@ -117,7 +117,7 @@ class NestedStage:
             rows = _list(record.get(self.collection.records_at[0], msgspec.Raw(b"null")))
             known = {one.name: self._number(record, one.path[0]) for one in self.collection.from_request}
             version = self._version(record)
-        except (msgspec.MsgspecError, RecordRefused, RecursionError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecordRefused, RecursionError):
             return None  # the record itself is in quarantine
         return None if rows is None else (known, version, [bytes(row) for row in rows])
 

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from dataclasses import replace
 from email.utils import formatdate
 
 import pytest
@@ -223,6 +224,25 @@ def test_a_list_answer_without_page_info_is_never_taken_as_the_last_page(client,
     stub.script(envelope([{"id": 1}]))
     with pytest.raises(ServerFailed):
         list(client.pages(LIST))
+
+
+NULL_LIST = b'{"code":true,"description":"","error":[],"data":null,"page_info":{"has_next_page":false,"end_cursor":""}}'
+
+
+@pytest.mark.parametrize(
+    ("paging", "body"),
+    [
+        (Paging.CURSOR, NULL_LIST),
+        (Paging.PAGE, b'{"code":true,"description":"","error":[],"data":null,"count":0}'),
+        (Paging.NONE, b'{"code":true,"description":"","error":[],"data":null,"count":3}'),
+        (Paging.NONE, b'{"code":true,"description":"","error":[],"data":[],"count":3}'),
+    ],
+)
+def test_null_and_what_is_counted_but_not_there_are_no_empty_list(client, stub, paging, body):
+    """A list that lost its records and said so nowhere would be complete without them, for ever."""
+    stub.script(*[Reply(body=body)] * 20)
+    with pytest.raises(ServerFailed):
+        list(client.pages(replace(LIST, paging=paging)))
 
 
 def test_a_refused_cursor_has_an_error_of_its_own(client, stub):

@@ -52,6 +52,8 @@ def test_brackets_that_do_not_match_are_no_envelope(body):
         b'{"code":true,"data":[NaN],"count":NaN}',
         b'{"code":true,"data":[{"id":1}',
         b'\xff{"code":true,"data":[]}',
+        b'{"code":true,"description":"a\xff","data":[]}',
+        b'{"code":true,"data":[],"page_info":{"has_next_page":true,"end_cursor":"a\xff"}}',
     ],
 )
 def test_what_is_no_answer_is_malformed(body):

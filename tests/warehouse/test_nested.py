@@ -124,6 +124,17 @@ def test_a_row_that_cannot_be_read_keeps_its_siblings(connection: psycopg.Connec
     assert connection.execute("SELECT name FROM nexhealth_parts WHERE slot = 2").fetchone() == ("changed",)
 
 
+@pytest.mark.parametrize("raw", [b'{"i\xff\xfed":1}', b'{"id":1,"parts":[{"slot":"\xff"}]}', b"[1]"])
+def test_bytes_that_no_parser_takes_say_nothing_and_stop_nothing(connection: psycopg.Connection, raw: bytes) -> None:
+    """The record itself goes to quarantine; an error here would end all slices of the run."""
+    load(connection, thing(V1, 1))
+    nested = NestedStage(connection, PARTS, GADGETS, INSTITUTION)
+    nested.open()
+    nested.add([raw], NOON + MINUTE)
+    assert nested.merge() == Merged()
+    assert parts(connection) == [1]
+
+
 def test_a_record_that_comes_twice_counts_as_it_came_last(connection: psycopg.Connection) -> None:
     """Pages shift while rows change."""
     stage = Table(connection).stage(thing(V1, 1))
