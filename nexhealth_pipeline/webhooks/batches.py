@@ -205,7 +205,8 @@ class Batches:
             batch.loaded.append(Loaded(group.collection, group.institution, group.cause, done))
         for one in told:
             outcome = Outcome.APPLIED if one.event.id in applied else Outcome.SUPERSEDED
-            verdicts.append(Verdict(one.event.id, outcome, institution_id=one.institution.id))
+            outcome = Outcome.PARKED if one.fault else outcome
+            verdicts.append(Verdict(one.event.id, outcome, one.fault, one.institution.id))
         return verdicts
 
     def _loader(self, group: Group) -> SnapshotLoader:

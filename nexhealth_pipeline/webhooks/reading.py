@@ -39,6 +39,8 @@ class Told:
     """Locations of its records, where they say so."""
     owners: set[int] = field(default_factory=set)
     """Rows whose own lists changed (a document's patient), where the records say so."""
+    fault: str | None = None
+    """Why some of its records cannot be loaded; the others can."""
 
     @property
     def cause(self) -> Cause:
@@ -70,14 +72,22 @@ def read_event(event: StoredEvent, practices: Practices) -> Told | Verdict:
 
 
 def _read_records(told: Told, records: list[bytes], happened: datetime) -> None:
-    """Raises RecordRefused where a record that is to be loaded is none."""
+    """Raises RecordRefused where no record that is to be loaded can be; where some can, they are."""
     if told.feed.snapshot and not records:
         raise RecordRefused("data", "holds no record")
+    refused: RecordRefused | None = None
     for raw in records:
-        record = _decoded(raw)
-        _note_places(told, record)
-        if told.feed.snapshot:
-            _note_version(told, raw, record, happened)
+        try:
+            record = _decoded(raw)
+            _note_places(told, record)
+            if told.feed.snapshot:
+                _note_version(told, raw, record, happened)
+        except RecordRefused as refusal:
+            refused = refused or refusal
+    if refused is not None:
+        if not (told.snapshots or told.deletions or told.hint):
+            raise refused
+        told.fault = f"{told.feed.collection.name}: {refused}; its other records were loaded"
 
 
 def _decoded(raw: bytes) -> _Record:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from nexhealth_pipeline import errors
+from nexhealth_pipeline.cli import loop
 from nexhealth_pipeline.orchestration import launch
 from nexhealth_pipeline.orchestration.launch import SyncRequest, SyncSummary
 from nexhealth_pipeline.settings import Settings, load_settings
@@ -45,6 +46,8 @@ class Watching:
 def ran(monkeypatch: pytest.MonkeyPatch, server_url: str) -> Watching:
     watching = Watching()
     monkeypatch.setattr(launch, "run_sync", watching)
+    # It needs what the sync reads; `make demo` runs it.
+    monkeypatch.setattr(loop, "show_loop", lambda *_: None)
     monkeypatch.setenv("NEXHEALTH_HOME", os.environ["NEXHEALTH_TEST_HOME"])
     return watching
 

@@ -41,9 +41,10 @@ def standing_in(monkeypatch: pytest.MonkeyPatch, program: str) -> list[object]:
     """Let `dev` start `program` instead of Dagster; returns the realms it was asked for."""
     realms: list[object] = []
 
-    def start(household: Household, realm: object, host: str, port: int) -> None:
+    def start(household: Household, realm: object, host: str, port: int) -> list[str]:
         realms.append(realm)
         household.start("webserver", [sys.executable, "-S", "-c", program, str(port)])
+        return []
 
     monkeypatch.setattr(dev, "_start", start)
     return realms
@@ -136,6 +137,9 @@ class FakeHousehold:
     def start(self, name: str, command: list[str], **options: Any) -> None:
         self.started[name] = (command, options)
 
+    def answer(self, name: str, within: float) -> str:
+        return "http://127.0.0.1:8090"
+
 
 @pytest.fixture
 def real(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Realm:
@@ -150,8 +154,9 @@ def real(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_an_account_gets_dagster_on_its_own_warehouse(real: Realm, tmp_path: Path, database_url: str) -> None:
     """Its settings reach Dagster's processes as choices, and no secret stands on a command line."""
     household = FakeHousehold()
-    dev._start(cast("Household", household), real, "127.0.0.1", 4321)
+    (told,) = dev._start(cast("Household", household), real, "127.0.0.1", 4321)
     assert set(household.started) == {"webserver", "daemon"}
+    assert "NEXHEALTH_WEBHOOK_KEY is not set" in told
     for command, options in household.started.values():
         assert REAL_KEY not in " ".join(command)
         assert options["folder"] == tmp_path / "home" / "dagster"
@@ -160,6 +165,15 @@ def test_an_account_gets_dagster_on_its_own_warehouse(real: Realm, tmp_path: Pat
         assert seen.database_url is not None
         assert seen.database_url.get_secret_value() == database_url
     assert "4321" in household.started["webserver"][0]
+
+
+def test_an_account_with_a_key_for_secrets_gets_the_receiver(real: Realm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On loopback: a tunnel or a proxy is the user's to set up."""
+    monkeypatch.setenv("NEXHEALTH_WEBHOOK_KEY", "k" * 32)
+    household = FakeHousehold()
+    (told,) = dev._start(cast("Household", household), account(), "127.0.0.1", 4321)
+    assert household.started["receiver"][0][-3:-1] == ["serve", "--port"]
+    assert "http://127.0.0.1:8090/api/nexhealth-webhook" in told
 
 
 def test_a_warehouse_of_the_other_kind_is_refused_before_anything_starts(real: Realm, database_url: str) -> None:

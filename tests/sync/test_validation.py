@@ -20,6 +20,9 @@ KEY_WIDE = {"institutions", "locations", "sync_status"}
 NOT_A_TENANTS = {
     *("nexhealth_warehouse", "nexhealth_schema_changes", "nexhealth_runs", "nexhealth_sweeps"),
     "nexhealth_seen",  # its institution is that of the pass it belongs to
+    "nexhealth_changes_pruned",
+    "nexhealth_webhooks",  # an endpoint is an API key's
+    "nexhealth_webhook_events",  # has it, where what came could be trusted and names one that is known
 }
 """System tables that speak of no practice's data; those of the key's rate budget and alembic are told by their names."""
 

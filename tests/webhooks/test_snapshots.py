@@ -143,6 +143,15 @@ def test_an_event_with_several_records_loads_all_of_them(practice: psycopg.Conne
     ]
 
 
+def test_one_bad_record_of_an_event_does_not_stop_the_others(practice: psycopg.Connection, practice_url: str) -> None:
+    """The rest loads, and the event says that something did not."""
+    several = [patient(1, 5), {"id": "no number"}, 7, patient(2, 5)]
+    assert applied(practice, practice_url, body("patient_created", {"patients": several})) == ["parked"]
+    assert practice.execute("SELECT id FROM nexhealth_patients ORDER BY id").fetchall() == [(1,), (2,)]
+    (reason,) = practice.execute("SELECT error FROM nexhealth_webhook_events").fetchone() or ("",)
+    assert reason == "patients: id: missing, or no integer; its other records were loaded"
+
+
 def charge(at: float, **fields: Any) -> dict[str, Any]:
     record = {"id": 4, "patient_id": 1, "location_id": 70, "updated_at": moment(at), "deleted_at": None}
     return {name: one for name, one in (record | fields).items() if one is not ...}
