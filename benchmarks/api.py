@@ -166,7 +166,7 @@ def main() -> None:
     print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
     config = uvicorn.Config(
         App(World(args.records)), log_level="error", access_log=False, lifespan="off", interface="asgi3"
-    )  # type: ignore[arg-type]
+    )  # type: ignore[arg-type]  # uvicorn's type of an ASGI application is narrower than ASGI
     asyncio.run(uvicorn.Server(config).serve(sockets=[listener]))
 
 

@@ -105,7 +105,7 @@ class Line(asyncio.Protocol):
     def send(self, number: int, due: float) -> None:
         """Send event `number`, which was due at `due`."""
         self.number, self.due = number, due
-        self.transport.write(request_of(number, self.sender.secret))  # type: ignore[attr-defined]
+        self.transport.write(request_of(number, self.sender.secret))  # type: ignore[attr-defined]  # asyncio types it without `write`
 
     def data_received(self, data: bytes) -> None:
         """Hand over the answer once it is whole."""
