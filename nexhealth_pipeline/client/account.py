@@ -18,7 +18,7 @@ from nexhealth_pipeline.catalog.paging import Paging
 if TYPE_CHECKING:
     from nexhealth_pipeline.client.page import Page
 
-__all__ = ["PageAccount", "fingerprint"]
+__all__ = ["PageAccount", "fingerprint", "id_of"]
 
 _REMEMBERED = 65_536
 """Pages whose cursor and content are remembered: 65 million records at 1000 a page, a few MB."""
@@ -93,6 +93,14 @@ def _identity(record: bytes) -> bytes:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return record
     return bytes(found.id) + b"@" + bytes(found.updated_at)
+
+
+def id_of(record: bytes) -> str:
+    """The id of a record as text, without quotes; empty where there is none."""
+    try:
+        return bytes(_IDENTITY.decode(record).id).decode().strip('"')
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return ""
 
 
 class _Memory:

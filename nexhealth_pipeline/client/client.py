@@ -17,7 +17,7 @@ from datetime import datetime
 import msgspec
 
 from nexhealth_pipeline.catalog.paging import Paging
-from nexhealth_pipeline.client.account import PageAccount, fingerprint
+from nexhealth_pipeline.client.account import PageAccount, fingerprint, id_of
 from nexhealth_pipeline.client.auth import BareKey, Token, TokenKeeper, token_lifetime, usable_header
 from nexhealth_pipeline.client.budget import Budget
 from nexhealth_pipeline.client.clock import ApiClock
@@ -32,7 +32,8 @@ from nexhealth_pipeline.errors import InvalidSetting, MissingSetting, ProtocolBr
 __all__ = ["NexHealthClient", "hash_of_key"]
 
 _SECOND_LOOKS = 2
-"""Times a page that contradicts the paging contract is asked for again before that is an error."""
+"""Times a page is asked for again that contradicts the paging contract, before that is an error, or that is garbled,
+before it is taken as it is: then the loader finds the records that cannot be read."""
 
 
 class NexHealthClient:
@@ -92,9 +93,7 @@ class NexHealthClient:
 
     def get(self, request: ApiRequest) -> Page:
         """One answer: a single object, an unpaged list, or the first page. Raises ApiError, Cancelled."""
-        cost = Cost()
-        with cost.charged_to_failure():
-            return self._page(request, "", 1, cost)
+        return self._accounted(request, "", 1, PageAccount(request.paging, ""))
 
     def pages(
         self, request: ApiRequest, *, cursor: str = "", page: int = 0, previous: Iterable[str] = ()
@@ -146,13 +145,13 @@ class NexHealthClient:
         self._transport.close()
 
     def _accounted(self, request: ApiRequest, cursor: str, number: int, account: PageAccount) -> Page:
-        """The next page, looked at again where it contradicts the ones before (a stale cache passes)."""
+        """The next page, looked at again where it contradicts the ones before (a stale cache passes) or is garbled."""
         cost = Cost()
         with cost.charged_to_failure():
             for look in range(_SECOND_LOOKS + 1):
                 found = account.told(self._page(request, cursor, number, cost))
                 problem = account.problem(found)
-                if problem is None:
+                if problem is None and (not found.garbled or look == _SECOND_LOOKS):
                     return found
                 if look < _SECOND_LOOKS:
                     cost.retries += 1
@@ -233,7 +232,7 @@ def _checked(api_keys: Mapping[str, str]) -> dict[str, str]:
 
 
 def _where(request: ApiRequest, number: int) -> Where:
-    page = None if request.paging is Paging.NONE else number
+    page = number if request.paging in (Paging.CURSOR, Paging.PAGE) else None
     return Where("GET", request.path, request.subdomain, request.location_id, page)
 
 
@@ -263,19 +262,28 @@ def _to_page(request: ApiRequest, number: int, cost: Cost, envelope: Envelope, r
         warning=envelope.words or None,
         total=envelope.total,
         fingerprint=fingerprint(records),
+        garbled=envelope.garbled,
     )
 
 
 def _has_next(request: ApiRequest, envelope: Envelope) -> bool:
-    """What the answer itself says; of numbered pages see `PageAccount.told`."""
-    unpaged = request.paging is Paging.NONE
-    if (unpaged and envelope.total and not envelope.data) or not (unpaged or envelope.is_list):
-        raise BodyMalformed  # null is no empty list, nor is anything that is counted
+    """What the answer itself says; of numbered pages see `PageAccount.told`. Raises BodyMalformed for another answer."""
+    if request.paging is Paging.ONE:
+        _require_the_one(request, envelope)
+    elif not envelope.is_list or (request.paging is Paging.NONE and envelope.total and not envelope.data):
+        raise BodyMalformed  # neither null nor an object is an empty list, nor is what is counted
     if request.paging is Paging.CURSOR:
         if envelope.has_next is None:
             raise BodyMalformed  # without page_info nobody knows whether this was all
         return envelope.has_next
     return False
+
+
+def _require_the_one(request: ApiRequest, envelope: Envelope) -> None:
+    """Raise BodyMalformed for anything but the object that the path names."""
+    wanted = request.path.rpartition("/")[2]
+    if len(envelope.data) != 1 or (wanted.isdigit() and id_of(envelope.data[0]) != wanted):
+        raise BodyMalformed
 
 
 def _to_token(envelope: Envelope, requested_at: datetime) -> Token:

@@ -42,6 +42,8 @@ class Page:
     """`count`, where the API gives one."""
     fingerprint: str = ""
     """Which versions of which records it holds (`account.fingerprint`)."""
+    garbled: bool = False
+    """Some of it is not text, or no JSON that a strict parser takes."""
 
 
 class BodyMalformed(ValueError):
@@ -77,6 +79,8 @@ class Envelope:
     has_next: bool | None
     """None where the answer has no `page_info`."""
     end_cursor: str
+    garbled: bool = False
+    """Some of it is not text, or no JSON that a strict parser takes."""
 
 
 NO_CONTENT = Envelope(ok=True, data=[], is_list=False, words="", total=None, has_next=None, end_cursor="")
@@ -91,10 +95,12 @@ def decode_envelope(body: bytes) -> Envelope:
     """The envelope of `body`. Raises BodyMalformed for anything that is none."""
     try:
         wire, data = _decode_strict(body)
+        garbled = not _is_text(body)
     except msgspec.ValidationError:
         raise BodyMalformed from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         wire, data = _decode_tolerant(body)
+        garbled = True
     info = wire.page_info
     return Envelope(
         ok=wire.code,
@@ -104,7 +110,17 @@ def decode_envelope(body: bytes) -> Envelope:
         total=wire.count,
         has_next=None if info is None else info.has_next_page,
         end_cursor="" if info is None or info.end_cursor is None else str(info.end_cursor),
+        garbled=garbled,
     )
+
+
+def _is_text(body: bytes) -> bool:
+    """Whether all of it is UTF-8: the parser passes over strings that it need not decode."""
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def records_of(envelope: Envelope, path: tuple[str, ...]) -> list[bytes]:

@@ -164,6 +164,10 @@ class App:
                 return self._throttled(rule.seconds, rule.retry_after)
             case "malformed":
                 return Reply(200, _broken(self._answer(request).body))
+            case "garbled":
+                return Reply(200, _garbled(self._answer(request).body))
+            case "wrong_object" | "null_data":
+                return Reply(200, _with_data(self._answer(request).body, _STRANGER[rule.kind]))
             case "html":
                 return Reply(200, _HTML, "text/html; charset=utf-8")
             case "code_false":
@@ -228,6 +232,19 @@ _HEADERS = frozenset({b"authorization", b"nex-api-version"})
 def _broken(body: bytes) -> bytes:
     """Half of an answer: no JSON parser takes it."""
     return body[: len(body) // 2] if len(body) > 200 else _MALFORMED
+
+
+def _garbled(body: bytes) -> bytes:
+    """An answer in which one record has lost its id, whose name holds a byte that is no UTF-8."""
+    return body.replace(b'"id"', b'"\xffd"', 1)
+
+
+_STRANGER = {"wrong_object": {"status": "ok"}, "null_data": None}
+
+
+def _with_data(body: bytes, data: object) -> bytes:
+    """An answer that holds something else."""
+    return orjson.dumps({**orjson.loads(body), "data": data})
 
 
 async def _body(receive: Receive) -> bytes:

@@ -209,8 +209,10 @@ class ChildReader(SliceReader):
         failures.raise_any(len(due))
 
     def _load(self, connection: psycopg.Connection, batch: list[_Read]) -> Counts:
-        pages = [(page, self._known(row)) for row, answers in batch for page in answers]
-        loaded = self.loader.load(pages, None)
+        pages = [(row, page) for row, answers in batch for page in answers]
+        loaded = self.loader.load([(page, self._known(row)) for row, page in pages], None)
+        # A row whose record could not be read, perhaps spoilt on its way, stays due: the next sync asks once more.
+        again = {pages[position][0].id for position in loaded.unread}
         self._keeper.met(answered_key(row.id) for row, answers in batch if answers)
         self._keeper.unreadable(loaded.counts.quarantined)
         if not self.options.partial:
@@ -218,7 +220,11 @@ class ChildReader(SliceReader):
                 connection,
                 collection=self.slice.collection.name,
                 institution_id=self.slice.institution_id,
-                reads=[(row, sum(len(page.records) for page in answers)) for row, answers in batch if answers],
+                reads=[
+                    (row, sum(len(page.records) for page in answers))
+                    for row, answers in batch
+                    if answers and row.id not in again
+                ],
             )
         return loaded.counts
 

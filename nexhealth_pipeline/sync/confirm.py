@@ -8,6 +8,7 @@ import msgspec
 import psycopg
 from psycopg import sql
 
+from nexhealth_pipeline.catalog.paging import Paging
 from nexhealth_pipeline.client.page import Page, fields_of
 from nexhealth_pipeline.client.request import ApiRequest
 from nexhealth_pipeline.errors import NotFound, ProtocolBroken
@@ -52,7 +53,10 @@ class Confirmation:
         collection = self._slice.collection
         assert collection.by_id is not None
         request = ApiRequest(
-            collection.by_id.format(id=row_id), subdomain=self._slice.subdomain, legacy_accept=collection.by_id_legacy
+            collection.by_id.format(id=row_id),
+            subdomain=self._slice.subdomain,
+            paging=Paging.ONE,
+            legacy_accept=collection.by_id_legacy,
         )
         try:
             page = self._session.client.get(request)

@@ -35,6 +35,8 @@ class Loaded:
     """Declared fields that no record had; None = there was no record."""
     refused: list[Note] = field(default_factory=list)
     """Why records could not be loaded at all."""
+    unread: set[int] = field(default_factory=set)
+    """Which of the answers (by position) held such a record that was not met before."""
 
 
 class Loader:
@@ -83,10 +85,11 @@ class Loader:
         """Load pages, each with what its request knew; the caller commits."""
         loaded = Loaded()
         notes: list[Note] = []
+        origins: list[int] = []
         owners: list[int] = []
         lines: list[str] = []
         read_at: datetime | None = None
-        for page, request in pages:
+        for position, (page, request) in enumerate(pages):
             encoded = self._encoder.encode(page.records, page.requested_at, request)
             # Answers of one record each (single reads, events) share a COPY; pages have one of their own.
             lines += encoded.lines
@@ -98,6 +101,7 @@ class Loader:
             loaded.counts.add(cost_of(page))
             loaded.ids += encoded.ids
             notes += encoded.notes
+            origins += [position] * len(encoded.notes)
             owners += self._open_notes[0].owners(request)
             read_at = min(read_at or page.requested_at, page.requested_at)
         self._stage.copy(lines)
@@ -107,7 +111,9 @@ class Loader:
         self.refused += len(loaded.refused)
         loaded.counts.quarantined = len(loaded.refused)
         if not self._dry_run:
-            self._merge(loaded.counts, notes, not_before)
+            new = self._merge(loaded.counts, notes, not_before)
+            unread = {note.fingerprint for note in new if not note.loaded}
+            loaded.unread = {at for at, note in zip(origins, notes, strict=True) if note.fingerprint in unread}
             if read_at is not None:
                 self._resolve(loaded.ids, owners, read_at)
         return loaded
@@ -119,7 +125,8 @@ class Loader:
         counts.inserted, counts.updated = merged.inserted, merged.updated
         counts.unchanged = counts.records_read - counts.quarantined - merged.inserted - merged.updated
 
-    def _merge(self, counts: Counts, notes: list[Note], not_before: datetime | None) -> None:
+    def _merge(self, counts: Counts, notes: list[Note], not_before: datetime | None) -> list[Note]:
+        """Merge what is staged; returns the notes that are new."""
         if counts.records_read:
             state_cause(self._connection, self._cause, run_id=self._run_id)
         if self.before_merge is not None and self._stage.rows:
@@ -131,10 +138,11 @@ class Loader:
         for nested in self._nested:
             inside = nested.merge()
             self.nested_changes += inside.inserted + inside.updated
-        self._quarantine(self._slice.collection, notes)
+        new = self._quarantine(self._slice.collection, notes)
         record_drift(self._connection, self._slice.collection.name, self._encoder.drift.drain())
         for nested in self._nested:
             record_drift(self._connection, nested.collection.name, nested.drift.drain())
+        return new
 
     def _resolve(self, ids: list[int], owners: list[int], read_at: datetime) -> None:
         """Close the notes of records that came without their fault; those in a record's lists go by the record."""
@@ -143,8 +151,8 @@ class Loader:
         for one in nested:
             one.resolve((), ids, read_at)
 
-    def _quarantine(self, collection: Collection, notes: list[Note]) -> None:
-        self.new_notes += quarantine(
+    def _quarantine(self, collection: Collection, notes: list[Note]) -> list[Note]:
+        new = quarantine(
             self._connection,
             notes,
             collection=collection.name,
@@ -152,6 +160,8 @@ class Loader:
             location_id=self._slice.location_id,
             run_id=self._run_id,
         )
+        self.new_notes += len(new)
+        return new
 
 
 def cost_of(page: Page) -> Counts:

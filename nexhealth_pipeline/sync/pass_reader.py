@@ -33,6 +33,7 @@ from nexhealth_pipeline.sync.wide_window import pages_in_parts
 from nexhealth_pipeline.warehouse.drift import record_missing
 from nexhealth_pipeline.warehouse.encode import RecordEncoder
 from nexhealth_pipeline.warehouse.knowledge import close_membership, record_membership
+from nexhealth_pipeline.warehouse.quarantine import met_unread
 from nexhealth_pipeline.warehouse.state import PassState, database_time, load_state, save_state
 from nexhealth_pipeline.warehouse.sync_log import Counts
 
@@ -79,6 +80,8 @@ class PassReader:
         """What a dry run of a practice collection read."""
         self.resumed_at: int | None = None
         """Pages that an earlier run had committed."""
+        self.again = False
+        """Whether it asks for what an earlier pass asked for, since that met records which could not be read."""
 
     @property
     def fresh(self) -> bool:
@@ -124,6 +127,7 @@ class PassReader:
 
     def _anew(self) -> PassState:
         begun_at = database_time(self._connection)
+        self.again = not self._options.partial and self._met_unread()
         if not self._options.partial:
             self._keeper.begin(begun_at, self._options.mode)
         since = self._since()
@@ -152,10 +156,19 @@ class PassReader:
             return None
         if full_read_due(self._connection, collection, self.stored, self._session.client.clock.now()):
             return None
+        if self.again:
+            return _LONG_AGO if self._slice.window_key == CHANGES else self.stored.since
         watermark = self.stored.watermark
         if watermark is None and self._slice.window_key == CHANGES:
             watermark = self._earliest_month()
         return None if watermark is None else (watermark - self._options.overlap).replace(microsecond=0)
+
+    def _met_unread(self) -> bool:
+        """Whether records could not be read the last time: whoever asks again finds out if they were spoilt on the way."""
+        piece = self._slice
+        return met_unread(
+            self._connection, piece.collection.name, piece.institution_id, piece.location_id, self.stored.begun_at
+        )
 
     def _earliest_month(self) -> datetime | None:
         """Where the first change read begins: the earliest start of all the months' complete passes."""

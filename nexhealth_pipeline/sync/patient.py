@@ -14,6 +14,7 @@ from psycopg import sql
 
 from nexhealth_pipeline.catalog.collection import Collection, Scope
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
+from nexhealth_pipeline.catalog.paging import Paging
 from nexhealth_pipeline.client.page import Page, fields_of
 from nexhealth_pipeline.client.request import ApiRequest
 from nexhealth_pipeline.errors import ApiError, InvalidSetting, KeyRefused, NoAccess, NotFound, PipelineError
@@ -64,7 +65,7 @@ def _find(
 
 
 def _single(institution: Institution, patient_id: int) -> ApiRequest:
-    return ApiRequest(f"/patients/{patient_id}", (("include[]", "address"),), institution.subdomain)
+    return ApiRequest(f"/patients/{patient_id}", (("include[]", "address"),), institution.subdomain, Paging.ONE)
 
 
 @dataclass

@@ -19,6 +19,7 @@ from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice, SliceResult, Status
 from nexhealth_pipeline.warehouse.connect import driver_errors
 from nexhealth_pipeline.warehouse.knowledge import record_capability, record_freshness
+from nexhealth_pipeline.warehouse.quarantine import close_unnamed
 from nexhealth_pipeline.warehouse.state import PassState
 from nexhealth_pipeline.warehouse.sync_log import Counts, SyncLog
 
@@ -73,6 +74,7 @@ class SliceReader:
         """Make every pass of the slice that is not fresh already."""
         self._require_owner(connection)
         today = datetime.now(UTC).date()
+        again: list[PassReader] = []
         for plan in passes_of(self.slice, today, self.options.filters, reconcile=self.options.reconciles):
             reader = PassReader(
                 self.session, connection, self.slice, plan, self.options, self.loader, self.committing(connection)
@@ -89,6 +91,20 @@ class SliceReader:
                     self._log_row.resumed(connection, reader.resumed_at)
             self.records += reader.records
             self.states.append(reader.state)
+            if reader.again:
+                again.append(reader)
+        if again and len(again) == len(self.states):
+            self._close_unnamed(connection, again)
+
+    def _close_unnamed(self, connection: psycopg.Connection, again: list[PassReader]) -> None:
+        """All of the slice was asked again: what has no id and did not come again was spoilt on its way.
+
+        A month is only a part of what its location's notes are about; the change slice asks for all months.
+        """
+        began = _least(reader.state.pass_started_at for reader in again)
+        if began is not None and self.slice.window_key in ("", CHANGES):
+            piece = self.slice
+            close_unnamed(connection, piece.collection.name, piece.institution_id, piece.location_id, began)
 
     def committing(self, connection: psycopg.Connection) -> "_Committing":
         """What each transaction ends with: the log's counts, and progress for whoever watches."""

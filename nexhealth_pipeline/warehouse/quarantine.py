@@ -2,7 +2,8 @@
 
 A note is open until its record is read later without the fault, or until a retry loads it. The same fault of
 the same content is one note, however often it is read; one that comes back after it was resolved is open, and
-new, again.
+new, again. A record that could not be read at all may have been spoilt on its way, so what met one for the first
+time is asked once more: by the next sync, whose pass begins where that one began (:func:`met_unread`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ from psycopg.types.json import Jsonb
 from nexhealth_pipeline.catalog.collection import Collection
 from nexhealth_pipeline.warehouse.encode import Note
 
-__all__ = ["OpenNotes", "quarantine"]
+__all__ = ["OpenNotes", "close_unnamed", "met_unread", "quarantine"]
 
 
 def quarantine(
@@ -25,9 +26,9 @@ def quarantine(
     institution_id: int,
     location_id: int,
     run_id: str,
-) -> int:
-    """Store notes; returns how many were not there, or were resolved. The caller commits."""
-    new = 0
+) -> list[Note]:
+    """Store notes; returns those that were not there, or were resolved. The caller commits."""
+    new: list[Note] = []
     # In one order, so that two runs that meet the same faults wait for each other in no circle.
     for note in sorted(notes, key=lambda note: note.fingerprint):
         row = connection.execute(
@@ -39,6 +40,7 @@ def quarantine(
             " coalesce(%(read_at)s, clock_timestamp()))"
             " ON CONFLICT (collection, institution_id, fingerprint) DO UPDATE"
             " SET read_at = greatest(q.read_at, excluded.read_at), location_id = excluded.location_id,"
+            " first_seen_at = CASE WHEN q.resolved_at IS NULL THEN q.first_seen_at ELSE excluded.first_seen_at END,"
             " resolved_at = NULL"
             " RETURNING coalesce((SELECT resolved_at IS NOT NULL FROM old), true)",
             {
@@ -56,8 +58,38 @@ def quarantine(
                 "read_at": note.read_at,
             },
         ).fetchone()
-        new += bool(row and row[0])
+        if row and row[0]:
+            new.append(note)
     return new
+
+
+_UNREAD = " WHERE collection = %s AND institution_id = %s AND location_id = %s AND NOT loaded AND resolved_at IS NULL"
+
+
+def met_unread(
+    connection: psycopg.Connection, collection: str, institution_id: int, location_id: int, since: datetime | None
+) -> bool:
+    """Whether a record that could not be read was met there for the first time after `since` (database time)."""
+    row = connection.execute(
+        f"SELECT EXISTS (SELECT FROM nexhealth_quarantine{_UNREAD}"  # noqa: S608 - a constant
+        " AND (%s::timestamptz IS NULL OR first_seen_at >= %s))",
+        (collection, institution_id, location_id, since, since),
+    ).fetchone()
+    return bool(row and row[0])
+
+
+def close_unnamed(
+    connection: psycopg.Connection, collection: str, institution_id: int, location_id: int, before: datetime
+) -> int:
+    """Close notes of records without a readable id that a read begun at `before` no longer met; how many.
+
+    Nothing else could: such a record cannot be recognized when it comes well. The caller commits.
+    """
+    return connection.execute(
+        f"UPDATE nexhealth_quarantine SET resolved_at = clock_timestamp(){_UNREAD}"  # noqa: S608 - a constant
+        " AND record_id = '' AND read_at < %s",
+        (collection, institution_id, location_id, before),
+    ).rowcount
 
 
 class OpenNotes:

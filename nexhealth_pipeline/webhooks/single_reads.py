@@ -178,10 +178,14 @@ class SingleReads:
         log = self._open_log(piece)
         loader = Loader(self._connection, piece, run_id=self._session.run_id, dry_run=False)
         loader.open()
-        loaded = loader.load(
-            [(page, _known(collection, answer.row)) for answer in answers for page in answer.pages], None
-        )
-        reads = [(one.row, sum(len(page.records) for page in one.pages)) for one in answers if one.pages]
+        pages = [(answer.row, page) for answer in answers for page in answer.pages]
+        loaded = loader.load([(page, _known(collection, row)) for row, page in pages], None)
+        again = {pages[position][0].id for position in loaded.unread}
+        reads = [
+            (one.row, sum(len(page.records) for page in one.pages))
+            for one in answers
+            if one.pages and one.row.id not in again
+        ]
         record_child_reads(self._connection, collection=collection.name, institution_id=institution.id, reads=reads)
         for one in answers:
             if one.locations is not None:

@@ -26,7 +26,8 @@ from nexhealth_pipeline.errors import (
 from tests.client.stub import KEY, Reply, envelope, listing, refusal
 
 LIST = ApiRequest("/patients", (("location_id", "12"),), "demo", Paging.CURSOR, per_page=2)
-ONE = ApiRequest("/patients/7", (), "demo")
+ONE = ApiRequest("/patients/7/documents", (), "demo")
+SINGLE = ApiRequest("/patients/7", (), "demo", Paging.ONE)
 
 GOOD = envelope([{"id": 1}])
 
@@ -106,10 +107,45 @@ def test_records_are_the_bytes_received(client, stub):
     assert client.get(ONE).records == [record.encode(), b"{}"]
 
 
-@pytest.mark.parametrize(("data", "count"), [(None, 0), ({"id": 1}, 1), ([], 0), ([{"id": 1}, {"id": 2}], 2)])
-def test_data_may_be_null_an_object_or_a_list(client, stub, data, count):
+@pytest.mark.parametrize(("data", "count"), [([], 0), ([{"id": 1}, {"id": 2}], 2)])
+def test_an_unpaged_list_is_one_answer(client, stub, data, count):
     stub.script(envelope(data))
     assert len(client.get(ONE).records) == count
+
+
+@pytest.mark.parametrize(
+    ("wrong", "asked"),
+    [
+        (envelope(None), ONE),
+        (envelope({"status": "ok"}), ONE),
+        (envelope({"status": "ok"}, page_info={"has_next_page": False}), LIST),
+        (envelope(None), SINGLE),
+        (envelope([]), SINGLE),
+        (envelope({"status": "ok"}), SINGLE),
+        (envelope({"id": 8}), SINGLE),
+    ],
+)
+def test_what_was_not_asked_for_is_no_answer(client, stub, wrong, asked):
+    """Taken for one, a list would have lost its rows, or a row its details, and nothing would ask for them again."""
+    right = {SINGLE: envelope({"id": 7}), ONE: envelope([{"id": 7}]), LIST: listing([7], "", more=False)}[asked]
+    stub.script(wrong, right)
+    page = client.get(asked)
+    assert (ids([page]), page.retries) == ([7], 1)
+    stub.script(*[wrong] * 20)
+    with pytest.raises(ServerFailed):
+        client.get(asked)
+
+
+@pytest.mark.parametrize("garble", [b'{"\xffd": 12}', b'{"id": 12, "name": "O\xff"}', b'{"id": NaN}'])
+def test_a_garbled_page_is_asked_for_again(client, stub, garble):
+    """A byte that was spoilt on its way is right the next time; a record that is so for ever is left to the loader."""
+    body = b'{"code":true,"data":[{"id":11},' + garble + b"]}"
+    stub.script(Reply(body=body), envelope([{"id": 11}, {"id": 12}]))
+    page = client.get(ONE)
+    assert (ids([page]), page.retries, page.garbled) == ([11, 12], 1, False)
+    stub.script(*[Reply(body=body)] * 3)
+    page = client.get(ONE)
+    assert (page.records, page.retries, page.garbled) == ([b'{"id":11}', garble], 2, True)
 
 
 def test_nested_lists_are_exploded_where_the_request_says_so(client, stub):
@@ -176,12 +212,11 @@ def _dated(reply: Reply, ahead: float) -> Reply:
 )
 def test_one_record_no_parser_takes_does_not_stop_its_page(client, stub, poison):
     """Promise 7: the loader puts that record into quarantine; the others load."""
-    stub.script(
-        Reply(body=f'{{"code":true,"data":[{{"id":1}}, {poison},{{"id":3,"s":"a,]}}\\""}}],"count":3}}'.encode())
-    )
+    body = f'{{"code":true,"data":[{{"id":1}}, {poison},{{"id":3,"s":"a,]}}\\""}}],"count":3}}'.encode()
+    stub.script(*[Reply(body=body)] * 3)
     page = client.get(ONE)
     assert page.records == [b'{"id":1}', poison.encode(), b'{"id":3,"s":"a,]}\\""}']
-    assert (page.total, page.retries) == (3, 0)
+    assert (page.total, page.retries) == (3, 2)
 
 
 # ---- the paging contract ---------------------------------------------------------------------

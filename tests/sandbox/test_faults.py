@@ -67,6 +67,17 @@ def test_malformed_html_and_refusing_answers_all_say_200(caller: Caller) -> None
     assert (refusal.json()["code"], refusal.json()["data"]) == (False, None)
 
 
+def test_a_garbled_answer_has_one_record_without_its_id_and_others_hold_what_nobody_asked_for(caller: Caller) -> None:
+    """Risk: the rest of the answer looks well, so nobody asks again."""
+    for kind in ("garbled", "wrong_object", "null_data"):
+        caller.server.faults.add(kind, path="/patients", count=1)
+    garbled, wrong, null = (caller.get("/patients", **WHERE) for _ in range(3))
+    assert garbled.content.count(b'"\xffd"') == 1
+    assert garbled.content.replace(b'"\xffd"', b'"id"') == caller.get("/patients", **WHERE).content
+    assert (wrong.json()["data"], null.json()["data"]) == ({"status": "ok"}, None)
+    assert wrong.json()["page_info"] == null.json()["page_info"] == caller.get("/patients", **WHERE).json()["page_info"]
+
+
 def test_a_page_malformed_on_its_first_two_answers_is_good_on_the_third(caller: Caller) -> None:
     """Risk: each page of a list, not only the first, must survive this."""
     caller.server.faults.add("malformed", path="/patients", count=2, per_url=True)
@@ -125,7 +136,9 @@ def test_an_empty_page_claims_more(caller: Caller) -> None:
     assert (body["data"], body["page_info"]["has_next_page"]) == ([], True)
 
 
-@pytest.mark.parametrize("kind", sorted(set(KINDS_OF_FAULT) - {"repeated_page", "cursor_loop", "empty_page"}))
+@pytest.mark.parametrize(
+    "kind", sorted(set(KINDS_OF_FAULT) - {"repeated_page", "cursor_loop", "empty_page", "garbled"})
+)
 def test_every_fault_can_befall_authentication(caller: Caller, kind: str) -> None:
     """Risk: the token request fails like any other."""
     rule = caller.server.faults.add(kind, path="/authenticates", count=1, seconds=0.01)

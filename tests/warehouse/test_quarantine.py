@@ -13,8 +13,9 @@ NOTE = Note(
 
 
 def store(connection: psycopg.Connection, *notes: Note, institution_id: int = 7, run_id: str = "r1") -> int:
-    return quarantine(
-        connection, notes, collection="gadgets", institution_id=institution_id, location_id=3, run_id=run_id
+    """How many were new."""
+    return len(
+        quarantine(connection, notes, collection="gadgets", institution_id=institution_id, location_id=3, run_id=run_id)
     )
 
 
