@@ -81,6 +81,11 @@ class Loader:
             if not self._dry_run:
                 notes.look()
 
+    @property
+    def has_open_notes(self) -> bool:
+        """Whether quarantine held open notes of the collection when the loader was opened."""
+        return self._open_notes[0].any
+
     def load(self, pages: Iterable[tuple[Page, Mapping[str, int]]], not_before: datetime | None) -> Loaded:
         """Load pages, each with what its request knew; the caller commits."""
         loaded = Loaded()
