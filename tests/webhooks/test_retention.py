@@ -3,10 +3,10 @@
 import psycopg
 import pytest
 
-from nexhealth_pipeline.webhooks import retention
+from nexhealth_pipeline.webhooks import applying, retention
 from nexhealth_pipeline.webhooks.retention import expunge
 
-from .kit import patient, store, updated
+from .kit import apply_all, patient, settings_for, store, updated
 
 
 def age(connection: psycopg.Connection, status: str, days: float) -> int:
@@ -35,3 +35,26 @@ def test_payloads_go_and_their_audit_rows_stay(practice: psycopg.Connection, mon
     )
     assert found == dict.fromkeys(gone, True) | dict.fromkeys(kept, False)
     assert expunge(practice, 30) == 0
+
+
+def test_a_run_that_applies_events_removes_old_payloads_a_bounded_number(
+    practice: psycopg.Connection, practice_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without Dagster's daemon there is no watchdog to do so, and fresh events must not wait for years of them."""
+    monkeypatch.setattr(retention, "_BATCH", 2)
+    monkeypatch.setattr(applying, "_MOST_EXPUNGED", 2)
+    for days in (31, 32, 33):
+        age(practice, "applied", days)
+    left = "SELECT count(payload) FROM nexhealth_webhook_events"
+    for expected in (1, 0):
+        apply_all(settings_for(practice_url))
+        assert practice.execute(left).fetchall() == [(expected,)]
+
+
+def test_old_payloads_are_found_without_passing_over_rows_that_have_lost_theirs(practice: psycopg.Connection) -> None:
+    """Audit rows stay for years, and every run looks."""
+    practice.execute("SET enable_seqscan = off")
+    plan = practice.execute(
+        "EXPLAIN " + retention._OLD, {"days": 30, "parked": 300, "received": None, "id": None, "batch": 9}
+    ).fetchall()
+    assert "nexhealth_webhook_events_payloads" in "\n".join(line for (line,) in plan)
