@@ -20,7 +20,7 @@ from dagster._core.events import (
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.orchestration.assets import collections_in, step_name
 from nexhealth_pipeline.orchestration.jobs import SCOPE_JOBS
-from nexhealth_pipeline.orchestration.partitions import INSTITUTIONS, LOCATION_MONTHS, LOCATIONS, add_keys
+from nexhealth_pipeline.orchestration.partitions import INSTITUTIONS, LOCATIONS, add_keys
 from nexhealth_pipeline.sync.months import month_keys
 
 __all__ = ["Size", "fill"]

@@ -19,7 +19,6 @@ from nexhealth_pipeline.webhooks.claiming import BATCH, StoredEvent, claim, newe
 from nexhealth_pipeline.webhooks.hints import HintReader
 from nexhealth_pipeline.webhooks.log_book import LogBook
 from nexhealth_pipeline.webhooks.places import AppliedSlice, Touched
-from nexhealth_pipeline.webhooks.retention import expunge
 from nexhealth_pipeline.webhooks.single_reads import SingleReads, children_of
 
 __all__ = ["PATIENCE", "AppliedSlice", "Batch", "apply_pending"]
@@ -31,8 +30,6 @@ _HINTS = 2000
 """Events that the API is asked again for at once."""
 _MOST_SINGLES = 200
 """Single reads of changed rows in one go: each costs a request, and the nightly sync makes the others."""
-_MOST_EXPUNGED = 5000
-"""Old payloads removed in one go: fresh events must not wait for a year's backlog."""
 _LONGEST = 120.0
 """Seconds after which a run begins no further round: events that keep coming are the next run's."""
 
@@ -94,8 +91,6 @@ class _Applier:
             self._read_children()
         self._log_book.close(self._connection)
         self.touched.record(self._connection)
-        # Here as well, since without Dagster's daemon there is no watchdog.
-        expunge(self._connection, self._session.settings.webhook_payload_days, most=_MOST_EXPUNGED)
 
     def _done(self) -> bool:
         late = time.monotonic() - self._began > _LONGEST

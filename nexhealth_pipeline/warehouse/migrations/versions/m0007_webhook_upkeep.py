@@ -3,7 +3,7 @@
 from alembic import op
 
 revision = "0007"
-down_revision = "0004"
+down_revision = "0006"
 
 _ATTEMPTS = """
 CREATE TABLE nexhealth_webhook_attempts (
@@ -24,7 +24,7 @@ COMMENT ON COLUMN nexhealth_webhook_attempts.begun_at IS 'When it was begun. PHI
 
 
 _PAYLOADS = """
--- Each run of events removes old payloads: without it, it would pass over all rows that have lost theirs.
+-- Who removes old payloads would otherwise pass over all rows that have lost theirs.
 CREATE INDEX nexhealth_webhook_events_payloads ON nexhealth_webhook_events (received_at, id)
     WHERE payload IS NOT NULL AND status <> 'pending';
 """
