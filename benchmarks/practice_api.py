@@ -175,7 +175,7 @@ class App:
                 and start <= BEGAN + timedelta(days=index * 11 % 900, hours=index % 9) < end
             ]
         cursor = query.get("end_cursor")
-        first, size = int(base64.urlsafe_b64decode(cursor)) if cursor else 0, int(query["per_page"])
+        first, size = int(base64.urlsafe_b64decode(cursor)) if cursor else 0, int(query.get("per_page", 5))
         record = practices.person if path == "/patients" else practices.visit
         chosen = [record(number, index) for index in wanted[first : first + size]]
         more = first + size < len(wanted)
