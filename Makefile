@@ -6,6 +6,8 @@ PYTEST_ARGS ?=
 LOCK_ARGS ?=
 SOAK_ROUNDS ?= 200
 SOAK_SEED ?= 0
+QUICK ?=
+ONLY ?=
 RUN := .venv/bin/python -m
 MAKEFLAGS += --no-print-directory
 unexport PYTHONPATH PYTHONHOME
@@ -21,12 +23,13 @@ python3 scripts/set_up.py --usable; \
 exit 1
 endef
 
-.PHONY: help venv demo test soak check format docs lock
+.PHONY: help venv demo test soak bench check format docs lock
 
 help:
 	@echo "make demo     a local NexHealth, a full sync of it, and what is where"
 	@echo "make test     all tests but the long ones      (PYTEST_ARGS=...)"
 	@echo "make soak     the long ones: kills at random    (SOAK_ROUNDS=200 SOAK_SEED=0)"
+	@echo "make bench    what is measured, and against whom   (QUICK=1 ONLY=\"bench budget\")"
 	@echo "make check    format, lint, types, import directions"
 	@echo "make format   put the code into its format"
 	@echo "make docs     write README's reference sections"
@@ -43,6 +46,9 @@ test: venv
 
 soak: venv
 	@SOAK_ROUNDS=$(SOAK_ROUNDS) SOAK_SEED=$(SOAK_SEED) $(RUN) pytest -q -m soak --durations=20 $(PYTEST_ARGS)
+
+bench: venv
+	@.venv/bin/python benchmarks/run.py $(if $(QUICK),--quick) $(ONLY)
 
 check: venv
 	@$(RUN) ruff format --check -q .

@@ -26,7 +26,7 @@ BEGAN = datetime(2025, 1, 1, tzinfo=UTC)
 _RECORD = (
     '{"id":%(id)d,"email":"person%(id)d@example.com","first_name":"First%(n)d","middle_name":null,'
     '"last_name":"Last%(m)d","name":"First%(n)d Last%(m)d","created_at":"2024-06-13T03:50:09.449Z",'
-    '"updated_at":"%(at)s","institution_id":11,"foreign_id":"%(i)d","foreign_id_type":"msg-opendental-DataSource-35",'
+    '"updated_at":"%(at)s","institution_id":%(institution)d,"foreign_id":"%(i)d","foreign_id_type":"msg-opendental-DataSource-35",'
     '"bio":{"city":"Ville-d\'Essai","state":"ME","zip_code":"04101","address_line_1":"%(n)d Rue de l\'Exemple",'
     '"street_address":"%(n)d Rue de l\'Exemple","gender":"Male","date_of_birth":"19%(y)02d-07-19","new_patient":false,'
     '"non_patient":false,"address_line_2":"","phone_number":"%(phone)010d","cell_phone_number":"%(phone)010d",'
@@ -40,6 +40,22 @@ _RECORD = (
 def stamp(moment: datetime) -> str:
     """A time as the API prints it."""
     return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+
+
+def patient(own_id: int, index: int, version: int, at: str, institution: int = INSTITUTION) -> str:
+    """The `index`-th patient in its `version` as JSON."""
+    values = {
+        "id": own_id,
+        "institution": institution,
+        "i": index,
+        "n": index % 9973,
+        "m": index % 7919,
+        "y": 30 + index % 70,
+        "p": 100 + index % 40,
+        "phone": 2_125_550_000 + (index + version * 7) % 10_000,
+        "at": at,
+    }
+    return _RECORD % values
 
 
 class World:
@@ -62,17 +78,7 @@ class World:
         for number, (every, text, _) in enumerate(self.changes, 1):
             if index % every == 0:
                 version, at = number, text
-        values = {
-            "id": FIRST_ID + index,
-            "i": index,
-            "n": index % 9973,
-            "m": index % 7919,
-            "y": 30 + index % 70,
-            "p": 100 + index % 40,
-            "phone": 2_125_550_000 + (index + version * 7) % 10_000,
-            "at": at,
-        }
-        return _RECORD % values
+        return patient(FIRST_ID + index, index, version, at)
 
     def indexes(self, since: datetime | None) -> range:
         """Patients changed since then (their common step suffices: all changes here are of every n-th)."""
@@ -99,7 +105,7 @@ class App:
         path = scope["path"]
         self.requests += 1
         status, body = (
-            (201, _envelope(json.dumps({"token": _token()})))
+            (201, envelope(json.dumps({"token": token()})))
             if path == "/authenticates"
             else (200, self._body(path, query))
         )
@@ -115,8 +121,8 @@ class App:
         if path == "/patients":
             return self._patients(query)
         if path == "/bench/change":
-            return _envelope(str(self.world.change(int(query["every"]))))
-        return _envelope(json.dumps(_PRACTICE.get(path, [])), ',"count":1')
+            return envelope(str(self.world.change(int(query["every"]))))
+        return envelope(json.dumps(_PRACTICE.get(path, [])), ',"count":1')
 
     def _patients(self, query: dict[str, str]) -> bytes:
         since = query.get("updated_since")
@@ -128,14 +134,16 @@ class App:
         more = start + size < len(wanted)
         end = base64.urlsafe_b64encode(str(start + size).encode()).decode()
         info = {"has_previous_page": start > 0, "has_next_page": more, "start_cursor": cursor or "", "end_cursor": end}
-        return _envelope("[" + ",".join(map(self.world.record, chosen)) + "]", f',"page_info":{json.dumps(info)}')
+        return envelope("[" + ",".join(map(self.world.record, chosen)) + "]", f',"page_info":{json.dumps(info)}')
 
 
-def _envelope(data: str, more: str = "") -> bytes:
+def envelope(data: str, more: str = "") -> bytes:
+    """An answer around its data."""
     return f'{{"code":true,"description":"","error":[],"data":{data}{more}}}'.encode()
 
 
-def _token() -> str:
+def token() -> str:
+    """A token for a day."""
     claims = {"sub": "bench", "exp": int(time.time()) + 86_400, "iat": int(time.time())}
     parts = [json.dumps({"alg": "HS256"}), json.dumps(claims), "signature"]
     return ".".join(base64.urlsafe_b64encode(part.encode()).rstrip(b"=").decode() for part in parts)
@@ -156,18 +164,21 @@ def _practice() -> dict[str, Any]:
 _PRACTICE = _practice()
 
 
+def serve(app: Any, port: int = 0) -> None:
+    """Serve on the loopback address, which is printed, until SIGTERM."""
+    listener = socket.create_server(("127.0.0.1", port), backlog=256)
+    print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
+    config = uvicorn.Config(app, log_level="error", access_log=False, lifespan="off", interface="asgi3")
+    asyncio.run(uvicorn.Server(config).serve(sockets=[listener]))
+
+
 def main() -> None:
-    """Serve until SIGTERM."""
+    """Serve so many patients."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--records", type=int, default=200_000)
     parser.add_argument("--port", type=int, default=0)
     args = parser.parse_args()
-    listener = socket.create_server(("127.0.0.1", args.port), backlog=256)
-    print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
-    config = uvicorn.Config(
-        App(World(args.records)), log_level="error", access_log=False, lifespan="off", interface="asgi3"
-    )  # type: ignore[arg-type]  # uvicorn's type of an ASGI application is narrower than ASGI
-    asyncio.run(uvicorn.Server(config).serve(sockets=[listener]))
+    serve(App(World(args.records)), args.port)
 
 
 if __name__ == "__main__":

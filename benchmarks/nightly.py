@@ -1,0 +1,232 @@
+"""A nightly run over many locations, and a first full load, against the floor that the rate limits set.
+
+    python benchmarks/nightly.py                         1,000 locations, then a full load of 5 (about 45 minutes)
+    python benchmarks/nightly.py --locations 50 --full-locations 2
+
+The night: everything was read the night before, one per cent of the patients and appointments changed since. The
+floor is that of the requests that arrived: what NEXHEALTH_RATE_SHARE of the documented limits allows, by the slowest
+class. What had been read before is partly written by SQL instead of read (said in the report): its first load is not
+what is measured.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psycopg
+from arrivals import Arrival, counts_of, floor_seconds, peaks, statuses
+from measure import server_cpu
+from practice_api import KEY
+from results import Part, Table, arguments, show
+from serving import asked, environment, server, started
+
+from nexhealth_pipeline.catalog.collection import Scope
+from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
+from nexhealth_pipeline.catalog.limits import LIMITS
+from nexhealth_pipeline.settings import load_settings
+from nexhealth_pipeline.sync.children import ROWS
+from nexhealth_pipeline.sync.options import Mode, SyncOptions
+from nexhealth_pipeline.sync.plan import passes_of, slices_of
+from nexhealth_pipeline.sync.practice import Practices
+from nexhealth_pipeline.sync.runner import run_slices
+from nexhealth_pipeline.sync.session import SyncSession
+from nexhealth_pipeline.sync.slices import Slice
+from nexhealth_pipeline.warehouse.migrate import declare_kind, upgrade
+from nexhealth_pipeline.warehouse.state import PassKey
+
+SHARE = 0.8
+NIGHTS = 30
+"""Over which the lists under patients rotate."""
+
+
+class Unlimited:
+    """For what is read before the clock starts."""
+
+    def acquire(self, classes: object) -> float:
+        """Never wait."""
+        return 0.0
+
+    def throttle(self, classes: object, seconds: float) -> None:
+        """Never called."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One `nexhealth sync`, and what the API saw of it."""
+
+    wall: float
+    began: float
+    arrivals: list[Arrival]
+    client_cpu: float
+    server_cpu: float
+    rss: float
+
+    @property
+    def floor(self) -> float:
+        """Seconds that the limits allow for what arrived."""
+        return floor_seconds(counts_of(self.arrivals), SHARE)
+
+
+def read_before(api_url: str, url: str) -> None:
+    """Bring a warehouse to where last night left it: patients are read, the rest is noted as read."""
+    choices = {"NEXHEALTH_API_KEY": KEY, "NEXHEALTH_API_URL": api_url, "DATABASE_URL": url}
+    settings = load_settings(choices, environ={}, env_file=None)
+    options = SyncOptions(mode=Mode.FULL, concurrency=8)
+    today = datetime.now(UTC).date()
+    with SyncSession(settings, url, budget_for=lambda _: Unlimited()) as session:
+        load(session, [Slice(one) for one in DECLARED if one.scope is Scope.PRACTICE and one.is_asset], options)
+        load(session, slices_of(COLLECTIONS["patients"], session.practices(), today), options)
+        with psycopg.connect(url) as db:
+            note_read(db, session.practices())
+
+
+def load(session: SyncSession, slices: Iterable[Slice], options: SyncOptions) -> None:
+    """Read slices. Raises SystemExit where one fails."""
+    failed = [result.slice.label for result in run_slices(session, slices, options) if result.status == "failed"]
+    if failed:
+        raise SystemExit(f"could not be read before: {failed[0]}")
+
+
+def note_read(db: psycopg.Connection, practices: Practices) -> None:
+    """Note every slice but those of patients, and every list under a patient, as read completely last night."""
+    db.execute(
+        "CREATE TEMP TABLE was_read (collection text, institution_id bigint, location_id bigint, window_key text, pass text)"
+    )
+    with db.cursor() as cursor, cursor.copy("COPY was_read FROM STDIN") as copy:
+        for key in keys_of(practices):
+            copy.write_row(astuple(key))
+    moments = ("watermark", "pass_started_at", "begun_at", "complete_at", "last_full_at", "fresh_at", "full_at")
+    db.execute(
+        "INSERT INTO nexhealth_sync_state (collection, institution_id, location_id, window_key, pass, mode, filter_hash,"
+        f" cursor, page, records, run_id, {', '.join(moments)})"
+        f" SELECT *, 'full', '', '', 0, 0, '', {', '.join(['now()'] * len(moments))} FROM was_read ON CONFLICT DO NOTHING"
+    )
+    for name in [one.name for one in DECLARED if one.per_patient]:
+        db.execute(
+            "INSERT INTO nexhealth_child_reads (collection, institution_id, patient_id, read_at, patient_version, rows)"
+            " SELECT %s, institution_id, id, now() - (id %% %s) * interval '1 day' - interval '21 hours', updated_at, 0"
+            " FROM nexhealth_patients",
+            (name, NIGHTS),
+        )
+
+
+def keys_of(practices: Practices) -> Iterator[PassKey]:
+    """The passes of all slices but those of patients and of the practice."""
+    today = datetime.now(UTC).date()
+    for collection in DECLARED:
+        if collection.is_asset and collection.scope is not Scope.PRACTICE and collection.name != "patients":
+            for piece in slices_of(collection, practices, today):
+                plans = passes_of(piece, today)
+                yield from (replace(one.key, pass_name=ROWS) if collection.per else one.key for one in plans)
+
+
+@contextmanager
+def warehouse() -> Iterator[tuple[str, Path]]:
+    """A warehouse of its own; its address and home."""
+    with server() as (postgres, home):
+        postgres.create_database("nexhealth")
+        url = postgres.url("nexhealth")
+        upgrade(url)
+        declare_kind(url, "sandbox")
+        yield url, home
+
+
+def sync(api_url: str, url: str, home: Path, *options: str) -> Run:
+    """Run the command under the documented limits and wait for its end. Raises SystemExit where it fails."""
+    asked(f"{api_url}/bench/begin?limits=1")
+    settings = {"NEXHEALTH_API_URL": api_url, "NEXHEALTH_API_KEY": KEY, "DATABASE_URL": url,
+                "NEXHEALTH_DATA_KIND": "sandbox", "NEXHEALTH_RATE_SHARE": SHARE, "NEXHEALTH_LOG_LEVEL": "WARNING"}  # fmt: skip
+    command = [sys.executable, "-P", "-m", "nexhealth_pipeline.cli", "sync", "--json", *options]
+    with psycopg.connect(url, autocommit=True) as db:
+        before, began = server_cpu(db), time.time()
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, cwd=home, env=environment(home, **settings)
+        )
+        assert process.stdout is not None
+        output = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        wall = time.time() - began
+        spent = server_cpu(db) - before
+    if process.returncode:
+        raise SystemExit(f"nexhealth sync ended with {process.returncode}: {output[-2000:]}")
+    arrivals = [(moment, path, status) for moment, path, status in asked(f"{api_url}/bench/arrivals")]
+    return Run(wall, began, arrivals, usage.ru_utime + usage.ru_stime, spent, usage.ru_maxrss / 1024)
+
+
+def night(locations: int, patients: int, latency: float) -> Run:
+    """A night after one on which everything was read."""
+    with started("practice_api.py", "--locations", locations, "--patients", patients, "--latency", latency) as api_url:
+        with warehouse() as (url, home):
+            print(f"{locations:,} locations: reading what last night had read", flush=True)
+            asked(f"{api_url}/bench/begin?limits=0")
+            read_before(api_url, url)
+            asked(f"{api_url}/bench/change?every=100")
+            print("the night", flush=True)
+            return sync(api_url, url, home)
+
+
+def full_load(locations: int, patients: int, latency: float) -> Run:
+    """A first load."""
+    with started("practice_api.py", "--locations", locations, "--patients", patients, "--latency", latency) as api_url:
+        with warehouse() as (url, home):
+            print(f"a full load of {locations} locations", flush=True)
+            return sync(api_url, url, home, "--mode", "full")
+
+
+def row(name: str, run: Run) -> list[str]:
+    """A run in figures."""
+    first, last = (f"{choose(one[0] for one in run.arrivals) - run.began:.1f}" for choose in (min, max))
+    counts = ", ".join(f"{one} {count:,}" for one, count in sorted(counts_of(run.arrivals).items()))
+    most = ", ".join(f"{one} {count}/{LIMITS[one].requests}" for one, count in sorted(peaks(run.arrivals).items()))
+    return [
+        name, counts, f"{run.floor:.0f}", f"{run.wall:.0f}", f"{run.wall / run.floor:.2f}", f"{first} / {last}",
+        most, str(statuses(run.arrivals)[429]), f"{run.client_cpu:.0f} + {run.server_cpu:.0f}", f"{run.rss:.0f}",
+    ]  # fmt: skip
+
+
+def main() -> None:
+    """Run both, print, keep."""
+    parser = arguments(__doc__)
+    parser.add_argument("--locations", type=int, default=1000, help="of the nightly run")
+    parser.add_argument("--patients", type=int, default=100, help="of each location, and as many appointments")
+    parser.add_argument("--full-locations", type=int, default=5, help="of the full load")
+    parser.add_argument("--full-patients", type=int, default=200)
+    parser.add_argument("--latency", type=float, default=0.15, help="seconds before each of the API's answers")
+    parser.add_argument("--only", choices=("night", "full"))
+    args = parser.parse_args()
+    rows = []
+    if args.only != "full":
+        rows.append(
+            row(f"night, {args.locations:,} locations, 1 % changed", night(args.locations, args.patients, args.latency))
+        )
+        print("  " + " | ".join(rows[-1]), flush=True)
+    if args.only != "night":
+        rows.append(
+            row(
+                f"full load, {args.full_locations} locations",
+                full_load(args.full_locations, args.full_patients, args.latency),
+            )
+        )
+    text = (
+        f"`nexhealth sync` at {SHARE:.0%} of the documented limits, against a local API that enforces them, waits "
+        f"{args.latency * 1000:.0f} ms before each answer and counts what arrives. The floor is the slowest rate class's "
+        f"requests at that share. Locations have {args.patients} ({args.full_patients} in the full load) patients and as many appointments; "
+        "all other lists are empty: requests are measured, not loading. Before the night its patients were read; all "
+        "other lists, months of appointments and lists under patients were noted as read by SQL, the latter spread over the "
+        f"{NIGHTS} nights of the rotation. The night here is the command; the schedules ask for the same slices, "
+        "whose start is measured under start-up, and reconcile a seventh as well."
+    )
+    columns = ["run", "requests", "floor s", "took s", "ratio", "first / last request s", "most in a window / limit", "429",
+               "CPU s: client + PostgreSQL", "peak RSS MiB"]  # fmt: skip
+    show(Part("nightly", "A night, and a full load, against the rate floor", text, [Table(columns, rows)]), args.json)
+
+
+if __name__ == "__main__":
+    main()

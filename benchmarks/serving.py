@@ -1,0 +1,54 @@
+"""What a benchmark needs to stand: a local API and a PostgreSQL of its own, gone afterwards."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nexhealth_pipeline.warehouse import embedded
+
+HERE = Path(__file__).parent
+
+
+@contextmanager
+def started(script: str, *options: object) -> Iterator[str]:
+    """A server of this folder; its address."""
+    command = [sys.executable, str(HERE / script), *map(str, options)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.terminate()
+
+
+def asked(url: str) -> Any:
+    """The data that a local API answers with."""
+    with urllib.request.urlopen(url) as answer:
+        return json.load(answer)["data"]
+
+
+@contextmanager
+def server(*, tcp: bool = False) -> Iterator[tuple[embedded.EmbeddedServer, Path]]:
+    """An embedded, durable PostgreSQL in a folder of its own; the server and that folder."""
+    with tempfile.TemporaryDirectory(prefix="nexhealth-bench-") as folder:
+        Path(folder).chmod(0o711)
+        home = Path(folder) / "home"
+        found = embedded.ensure(home, tcp=tcp)
+        try:
+            yield found, home
+        finally:
+            embedded.release(home)
+
+
+def environment(home: Path, **settings: object) -> dict[str, str]:
+    """What a process of the project is given: of its settings only those named here, and NEXHEALTH_HOME."""
+    ours = ("NEXHEALTH_", "DATABASE_URL", "DAGSTER_")
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return {**plain, "NEXHEALTH_HOME": str(home), **{name: str(value) for name, value in settings.items()}}
