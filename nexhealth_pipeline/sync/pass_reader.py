@@ -282,7 +282,7 @@ class PassReader:
         if self._plan.pass_.membership:
             return self._load_membership(batch, ends=ends)
         known = {"location_id": self._plan.key.location_id}
-        self._loader.before_merge = self._keeper.staged
+        self._loader.before_merge = self._keeper.when_staged
         loaded = self._loader.load(((page, known) for page in batch), self.stored.watermark)
         self._keeper.unreadable(loaded.counts.quarantined)
         self._absent = loaded.absent_fields

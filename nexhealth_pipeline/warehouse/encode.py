@@ -83,6 +83,8 @@ class Encoded:
     notes: list[Note]
     ids: list[int]
     """Value of `id` per line, where the collection has one (membership, rotation)."""
+    hashes: list[str]
+    """Fingerprint of the content per line, as hexadecimal digits."""
 
 
 class RecordEncoder:
@@ -100,6 +102,11 @@ class RecordEncoder:
         """What the records held that is not as declared."""
 
     @property
+    def institution_id(self) -> int | None:
+        """The institution of all rows; None where each record names its own."""
+        return None if self._institution is None else int(self._institution)
+
+    @property
     def stage_columns(self) -> tuple[str, ...]:
         """Names of the line's columns, in order."""
         return (
@@ -114,7 +121,7 @@ class RecordEncoder:
 
     def encode(self, records: list[bytes], read_at: datetime, request: Mapping[str, int]) -> Encoded:
         """Encode one answer's records, read at `read_at`; `request` fills the `from_request` columns."""
-        encoded = Encoded([], [], [])
+        encoded = Encoded([], [], [], [])
         known = [str(request[column.name]) for column in self._request_columns]
         read_text = read_at.isoformat()
         for raw in records:
@@ -156,6 +163,7 @@ class RecordEncoder:
             encoded.notes.append(note)
         if self._id_at is not None and (identifier := values[self._id_at]) is not None:
             encoded.ids.append(int(identifier))
+        encoded.hashes.append(row_hash)
         return "\t".join(
             (
                 institution,
