@@ -143,7 +143,7 @@ def expunge(connection: psycopg.Connection, days: int, stop: threading.Event | N
 def _expunge_some(connection: psycopg.Connection, days: int, after: _Place | None) -> list[_Place]:
     """Expunge the next ones after a place in the order of arrival; the places of those that were."""
     return connection.execute(
-        "UPDATE nexhealth_webhook_events SET payload = NULL, expunged_at = clock_timestamp()"
+        "UPDATE nexhealth_webhook_events SET payload = NULL, expunged_at = clock_timestamp()"  # noqa: S608 - a constant
         f" WHERE id IN ({_OLD_PAYLOADS}) RETURNING received_at, id",
         {
             "days": days,
