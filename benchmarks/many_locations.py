@@ -4,9 +4,11 @@ The rows are copies of one real run's and one real event's of each asset, writte
 runs would take a day: keys, runs, planned and finished partitions of every asset, as the nightly schedule leaves them.
 """
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from unittest.mock import patch
 
 import dagster as dg
 import psycopg
@@ -63,24 +65,31 @@ class Size:
     nights: int
 
 
-def fill(instance: dg.DagsterInstance, url: str, size: Size) -> int:
-    """Write it; returns the number of events. `url` is the libpq address of the instance's database."""
+def fill(environment: Mapping[str, str], url: str, size: Size) -> int:
+    """Write it into the instance that a process with this environment has, whose database is at `url`; how many events."""
+    with (
+        patch.dict(os.environ, environment, clear=True),
+        dg.DagsterInstance.get() as instance,
+        psycopg.connect(url, autocommit=True) as connection,
+    ):
+        return _fill(instance, connection, size)
+
+
+def _fill(instance: dg.DagsterInstance, connection: psycopg.Connection, size: Size) -> int:
     institutions = [f"practice-{number}" for number in range(-(-size.locations // _LOCATIONS_OF_ONE))]
     locations = [f"{institutions[number // _LOCATIONS_OF_ONE]}.{number + 1}" for number in range(size.locations)]
     add_keys(instance, INSTITUTIONS, institutions)
     add_keys(instance, LOCATIONS, locations)
     months = [f"{location}|{month}" for location in locations for month in month_keys(datetime.now(UTC).date())]
     written = 0
-    with psycopg.connect(url, autocommit=True) as connection:
-        first = datetime.now(UTC) - timedelta(days=size.nights)
-        for night in range(size.nights):
-            at = first + timedelta(days=night)
-            written += _run(instance, connection, Scope.PRACTICE, [None], at)
-            written += _run(instance, connection, Scope.INSTITUTION, institutions, at)
-            written += _run(instance, connection, Scope.LOCATION, locations, at)
-            if night == 0:
-                written += _run(instance, connection, Scope.LOCATION_MONTH, months, at)
-        connection.execute("ANALYZE")
+    for night in range(size.nights):
+        at = datetime.now(UTC) - timedelta(days=size.nights - night)
+        written += _run(instance, connection, Scope.PRACTICE, [None], at)
+        written += _run(instance, connection, Scope.INSTITUTION, institutions, at)
+        written += _run(instance, connection, Scope.LOCATION, locations, at)
+        if night == 0:
+            written += _run(instance, connection, Scope.LOCATION_MONTH, months, at)
+    connection.execute("VACUUM ANALYZE")
     return written
 
 
