@@ -55,8 +55,8 @@ class Forks:
         """What the processes have to say."""
 
     def start(self, **order: object) -> int:
-        """The number of a process that does it."""
-        return self._ask(json.dumps(order | {"output": str(self.output)}))
+        """The number of a process that does it; an order may name another file for its output."""
+        return self._ask(json.dumps({"output": str(self.output), **order}))
 
     def wait(self, pid: int) -> int:
         """Its exit status; negative: the signal that ended it."""

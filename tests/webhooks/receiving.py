@@ -14,7 +14,6 @@ from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
 import psycopg
-import uvicorn
 
 from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.webhooks import serving
@@ -56,7 +55,6 @@ class Running:
     """One receiver."""
 
     port: int
-    server: uvicorn.Server
 
     def ask(
         self, body: bytes = b"", headers: dict[str, str] | None = None, method: str = "POST", path: str = WEBHOOK_PATH
@@ -98,7 +96,7 @@ def receiver(
     thread.start()
     try:
         assert ready.wait(20)
-        yield Running(port, servers[0])
+        yield Running(port)
     finally:
         servers[0].should_exit = True
         thread.join(20)
