@@ -38,7 +38,7 @@ def run(command: Sequence[str], environment: Mapping[str, str], admin_url: str, 
         db.execute("VACUUM ANALYZE")
         admin.execute("CHECKPOINT")
         before = _counters(admin, db)
-        server = _server_cpu(admin)
+        server = server_cpu(admin)
         began = time.monotonic()
         process = subprocess.Popen(
             command, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -54,7 +54,7 @@ def run(command: Sequence[str], environment: Mapping[str, str], admin_url: str, 
         return Cost(
             wall,
             usage.ru_utime + usage.ru_stime,
-            _server_cpu(admin) - server,
+            server_cpu(admin) - server,
             usage.ru_maxrss / 1024,
             after[0] - before[0],
             after[1] - before[1],
@@ -73,7 +73,7 @@ def _counters(admin: psycopg.Connection, db: psycopg.Connection) -> tuple[int, i
     return wal[0], rows[0] or 0
 
 
-def _server_cpu(admin: psycopg.Connection) -> float:
+def server_cpu(admin: psycopg.Connection) -> float:
     """CPU seconds of the postmaster and all it ever waited for: backends that ended are in its children's times."""
     row = admin.execute("SELECT pg_backend_pid()").fetchone()
     assert row
