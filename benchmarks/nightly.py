@@ -126,27 +126,45 @@ def keys_of(practices: Practices) -> Iterator[PassKey]:
                 yield from (replace(one.key, pass_name=ROWS) if collection.per else one.key for one in plans)
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A local API, a warehouse, and the command's home."""
+
+    api_url: str
+    url: str
+    home: Path
+
+
 @contextmanager
-def warehouse() -> Iterator[tuple[str, Path]]:
-    """A warehouse of its own; its address and home."""
-    with server() as (postgres, home):
+def place(locations: int, patients: int, latency: float) -> Iterator[Place]:
+    """An API of its own and an empty warehouse."""
+    options = ("--locations", locations, "--patients", patients, "--latency", latency)
+    with started("practice_api.py", *options) as api_url, server() as (postgres, home):
         postgres.create_database("nexhealth")
         url = postgres.url("nexhealth")
         upgrade(url)
         declare_kind(url, "sandbox")
-        yield url, home
+        yield Place(api_url, url, home)
 
 
-def sync(api_url: str, url: str, home: Path, *options: str) -> Run:
+def settings_of(where: Place) -> dict[str, str]:
+    """What the command and Dagster's processes are given."""
+    return {"NEXHEALTH_API_URL": where.api_url, "NEXHEALTH_API_KEY": KEY, "DATABASE_URL": where.url,
+            "NEXHEALTH_DATA_KIND": "sandbox", "NEXHEALTH_RATE_SHARE": str(SHARE), "NEXHEALTH_LOG_LEVEL": "WARNING"}  # fmt: skip
+
+
+def sync(where: Place, *options: str) -> Run:
     """Run the command under the documented limits and wait for its end. Raises SystemExit where it fails."""
-    asked(f"{api_url}/bench/begin?limits=1")
-    settings = {"NEXHEALTH_API_URL": api_url, "NEXHEALTH_API_KEY": KEY, "DATABASE_URL": url,
-                "NEXHEALTH_DATA_KIND": "sandbox", "NEXHEALTH_RATE_SHARE": SHARE, "NEXHEALTH_LOG_LEVEL": "WARNING"}  # fmt: skip
+    asked(f"{where.api_url}/bench/begin?limits=1")
     command = [sys.executable, "-P", "-m", "nexhealth_pipeline.cli", "sync", "--json", *options]
-    with psycopg.connect(url, autocommit=True) as db:
+    with psycopg.connect(where.url, autocommit=True) as db:
         before, began = server_cpu(db), time.time()
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, cwd=home, env=environment(home, **settings)
+            command,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=where.home,
+            env=environment(where.home, **settings_of(where)),
         )
         assert process.stdout is not None
         output = process.stdout.read()
@@ -156,28 +174,26 @@ def sync(api_url: str, url: str, home: Path, *options: str) -> Run:
         spent = server_cpu(db) - before
     if process.returncode:
         raise SystemExit(f"nexhealth sync ended with {process.returncode}: {output[-2000:]}")
-    arrivals = [(moment, path, status) for moment, path, status in asked(f"{api_url}/bench/arrivals")]
+    arrivals = [(moment, path, status) for moment, path, status in asked(f"{where.api_url}/bench/arrivals")]
     return Run(wall, began, arrivals, usage.ru_utime + usage.ru_stime, spent, usage.ru_maxrss / 1024)
 
 
 def night(locations: int, patients: int, latency: float) -> Run:
     """A night after one on which everything was read."""
-    with started("practice_api.py", "--locations", locations, "--patients", patients, "--latency", latency) as api_url:
-        with warehouse() as (url, home):
-            print(f"{locations:,} locations: reading what last night had read", flush=True)
-            asked(f"{api_url}/bench/begin?limits=0")
-            read_before(api_url, url)
-            asked(f"{api_url}/bench/change?every=100")
-            print("the night", flush=True)
-            return sync(api_url, url, home)
+    with place(locations, patients, latency) as where:
+        print(f"{locations:,} locations: reading what last night had read", flush=True)
+        asked(f"{where.api_url}/bench/begin?limits=0")
+        read_before(where.api_url, where.url)
+        asked(f"{where.api_url}/bench/change?every=100")
+        print("the night", flush=True)
+        return sync(where)
 
 
 def full_load(locations: int, patients: int, latency: float) -> Run:
     """A first load."""
-    with started("practice_api.py", "--locations", locations, "--patients", patients, "--latency", latency) as api_url:
-        with warehouse() as (url, home):
-            print(f"a full load of {locations} locations", flush=True)
-            return sync(api_url, url, home, "--mode", "full")
+    with place(locations, patients, latency) as where:
+        print(f"a full load of {locations} locations", flush=True)
+        return sync(where, "--mode", "full")
 
 
 def row(name: str, run: Run) -> list[str]:

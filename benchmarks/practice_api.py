@@ -15,7 +15,7 @@ import base64
 import json
 import re
 import time
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
 from typing import Any
@@ -76,9 +76,10 @@ class Practices:
         found = [(number, at) for number, (every, at) in enumerate(self.changes, 1) if index % every == 0]
         return found[-1] if found else (0, BEGAN)
 
-    def listed(self, since: datetime | None) -> list[int]:
+    def listed(self, since: datetime | None) -> Sequence[int]:
         """Indexes of what changed since then, or of all."""
-        return [index for index in range(self.patients) if since is None or self.version(index)[1] >= since]
+        everything = range(self.patients)
+        return everything if since is None else [index for index in everything if self.version(index)[1] >= since]
 
     def person(self, number: int, index: int) -> str:
         """A patient as JSON."""

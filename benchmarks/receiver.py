@@ -10,7 +10,6 @@ the moment an event was due, so a receiver that falls behind cannot hide it. Sen
 this machine; its load before the run is printed.
 """
 
-import argparse
 import asyncio
 import json
 import multiprocessing
@@ -30,6 +29,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import psycopg
+from results import Chart, Part, Table, arguments, show
 
 from nexhealth_pipeline.settings import load_settings
 from nexhealth_pipeline.warehouse.connect import warehouse_url
@@ -194,8 +194,32 @@ def send(connection: Connection, address: str, rate: float, seconds: float, firs
     connection.send(sent)
 
 
-def step(address: str, url: str, pid: int, rate: float, seconds: float, processes: int, first: int, bad: float) -> bool:
-    """One rate, beside `bad` requests a second with wrong signatures; prints its line, returns whether it was kept."""
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One rate: what became of its events."""
+
+    rate: float
+    taken: float
+    """Answered 2xx a second."""
+    p50: float
+    """Milliseconds, as the others."""
+    p99: float
+    most: float
+    lost: int
+    """Without an answer."""
+    missing: int
+    """Answered 2xx and not in the table."""
+    cpu: float
+    """The receiver's, part of one core."""
+
+    @property
+    def kept(self) -> bool:
+        """Whether all were taken in time, and none is missing."""
+        return self.p99 < 100 and not self.missing and not self.lost and self.taken >= 0.99 * self.rate
+
+
+def step(address: str, url: str, pid: int, rate: float, seconds: float, processes: int, first: int, bad: float) -> Step:
+    """One rate, beside `bad` requests a second with wrong signatures; prints its line."""
     before = cpu_of(pid)
     context = multiprocessing.get_context("spawn")
     plans = [(rate / processes, first + k * 1_000_000, SECRET) for k in range(processes)]
@@ -231,7 +255,16 @@ def step(address: str, url: str, pid: int, rate: float, seconds: float, processe
     if refused is not None:
         told = " ".join(f"{status}:{count}" for status, count in sorted(refused.statuses.items()))
         print(f"         bad signatures: {told}, unanswered {refused.lost}")
-    return p99 < 100 and not missing and not lost and statuses[200] >= 0.99 * rate * seconds
+    return Step(
+        rate,
+        statuses[200] / seconds,
+        p50,
+        p99,
+        latencies[-1] * 1000 if latencies else 0.0,
+        lost,
+        missing,
+        used / seconds,
+    )
 
 
 def received(connection: Connection, seconds: float) -> Sent:
@@ -271,9 +304,33 @@ def start(home: Path) -> tuple[subprocess.Popen[str], str, str]:
     return process, process.stdout.readline().strip(), url
 
 
+def part_of(steps: list[Step], seconds: float, processes: int) -> Part:
+    """The ladder as a table and a chart."""
+    rows = [[f"{one.rate:,.0f}", f"{one.taken:,.0f}", f"{one.p50:.1f}", f"{one.p99:.1f}", f"{one.most:.0f}", str(one.lost),
+             str(one.missing), f"{one.cpu:.0%}", "yes" if one.kept else "no"] for one in steps]  # fmt: skip
+    columns = [
+        "events/s due",
+        "taken/s",
+        "p50 ms",
+        "p99 ms",
+        "most ms",
+        "unanswered",
+        "missing",
+        "receiver's CPU",
+        "kept",
+    ]
+    chart = Chart("latency", "The receiver: latency by rate", "ms", [row[0] for row in rows],
+                  {"p50": [one.p50 for one in steps], "p99": [one.p99 for one in steps]}, "lines", logarithmic=True)  # fmt: skip
+    text = (
+        f"`nexhealth serve` with fsync, {seconds:g} s a step, {processes} sending process(es) on the same machine. Latency counts "
+        "from when an event was due. Kept = p99 below 100 ms, all answered 2xx, every answered one in the table."
+    )
+    return Part("receiver", "The receiver: events a second against latency", text, [Table(columns, rows)], [chart])
+
+
 def main() -> int:
     """Run the ladder; status 1 where an acknowledged event is missing or the only rate asked for was not kept."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--rate", type=float, nargs="*", default=list(LADDER), help="events a second, one step each")
     parser.add_argument("--seconds", type=float, default=10, help="of each step")
     parser.add_argument("--processes", type=int, default=1, help="that send")
@@ -292,14 +349,15 @@ def main() -> int:
             f"{os.cpu_count()} CPUs, load before: {load}; {given.processes} sending process(es), {given.seconds:g} s a step"
         )
         print("     due    2xx/s   p50 ms   p99 ms   max ms        other unanswered  missing  CPU recv CPU send")
-        kept = [
+        steps = [
             step(address, url, process.pid, rate, given.seconds, given.processes, 10_000_000 * (k + 1), given.bad)
             for k, rate in enumerate(given.rate)
         ]
-        if len(given.rate) > 1:
-            good = [rate for rate, ok in zip(given.rate, kept, strict=True) if ok]
-            print(f"highest rate kept (p99 below 100 ms, all answered 2xx, none missing): {max(good, default=0):.0f}/s")
-        return 0 if (kept[0] if len(kept) == 1 else any(kept)) else 1
+        if len(steps) > 1:
+            good = max((one.rate for one in steps if one.kept), default=0)
+            print(f"highest rate kept (p99 below 100 ms, all answered 2xx, none missing): {good:.0f}/s")
+        show(part_of(steps, given.seconds, given.processes), given.json)
+        return 0 if (steps[0].kept if len(steps) == 1 else any(one.kept for one in steps)) else 1
     finally:
         if process is not None:
             process.send_signal(signal.SIGTERM)

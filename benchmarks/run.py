@@ -43,6 +43,16 @@ class Script:
 
 SCRIPTS = (
     Script("bench", quick=("--records", "10000", "--rounds", "1")),
+    Script("memory", quick=("--records", "10000", "50000")),
+    Script(
+        "nightly", quick=("--locations", "30", "--patients", "30", "--full-locations", "1", "--full-patients", "20")
+    ),
+    Script("budget", quick=("--seconds", "20", "--processes", "4", "--mix", "appointment list")),
+    Script("startup", quick=("--rounds", "1")),
+    Script("webhook_row", quick=("--warm", "5", "--cold", "0")),
+    Script(
+        "receiver", "The receiver: events a second against latency", quick=("--rate", "100", "300", "--seconds", "4")
+    ),
     Script("change_feed", "What the change feed costs a load", quick=("--records", "10000", "--rounds", "1")),
     Script("growth", "Growth of the database per night"),
     Script("ticks", "What ticks of sensors and schedules cost"),

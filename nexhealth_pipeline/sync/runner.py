@@ -1,11 +1,13 @@
 """Reading many slices: side by side under one budget, each one's failure its own."""
 
+import queue
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from itertools import groupby
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 from nexhealth_pipeline.sync.children import ChildReader
 from nexhealth_pipeline.sync.options import SyncOptions
+from nexhealth_pipeline.sync.order import Lane, Order, lane_of
 from nexhealth_pipeline.sync.reader import SliceReader
 from nexhealth_pipeline.sync.reconcile import judge
 from nexhealth_pipeline.sync.session import SyncSession
@@ -21,23 +23,42 @@ def read_slice(session: SyncSession, piece: Slice, options: SyncOptions) -> Slic
 
 
 def run_slices(session: SyncSession, slices: Iterable[Slice], options: SyncOptions) -> Iterator[SliceResult]:
-    """Read slices and hand out each result as it comes.
+    """Read slices and hand out each result as it comes, in the order and lanes of `sync.order`.
 
-    Databases' owners go before their siblings, and both before lists under patients, which are read
-    one slice after the other because each reads several patients at once. A reconcile then judges the
-    absences of what it has read. Raises WarehouseError.
+    A reconcile then judges the absences of what it has read. Raises WarehouseError.
     """
     slices = list(slices)
-    for rank, group in groupby(sorted(slices, key=lambda piece: piece.rank), key=lambda piece: piece.rank):
-        width = 1 if rank == 2 else options.concurrency
-        with ThreadPoolExecutor(width, thread_name_prefix="nexhealth-slice") as pool:
-            futures = [pool.submit(read_slice, session, piece, options) for piece in group]
-            try:
-                for future in as_completed(futures):
-                    result = future.result()
-                    session.note(result)
-                    yield result
-            finally:
-                for future in futures:
-                    future.cancel()
+    for result in _read_all(session, slices, options):
+        session.note(result)
+        yield result
     yield from judge(session, slices, options)
+
+
+def _read_all(session: SyncSession, slices: list[Slice], options: SyncOptions) -> Iterator[SliceResult]:
+    order = Order(slices)
+    ended: queue.SimpleQueue[tuple[Slice, Future[SliceResult]]] = queue.SimpleQueue()
+    lanes = {lane: _pool(lane, options) for lane in Lane}
+    try:
+        for _ in slices:
+            for piece in order.ready():
+                future = lanes[lane_of(piece)].submit(read_slice, session, piece, options)
+                future.add_done_callback(partial(_end, ended, piece))
+            piece, future = ended.get()
+            order.done(piece)
+            yield future.result()
+    finally:
+        for pool in lanes.values():
+            pool.shutdown(wait=False, cancel_futures=True)
+        for pool in lanes.values():
+            pool.shutdown()
+
+
+def _end(
+    ended: "queue.SimpleQueue[tuple[Slice, Future[SliceResult]]]", piece: Slice, future: Future[SliceResult]
+) -> None:
+    ended.put((piece, future))
+
+
+def _pool(lane: Lane, options: SyncOptions) -> ThreadPoolExecutor:
+    width = 1 if lane is Lane.UNDER_ROWS else options.concurrency
+    return ThreadPoolExecutor(width, thread_name_prefix="nexhealth-slice")

@@ -63,8 +63,8 @@ class SyncSession:
             for dead in close_dead_runs(connection):
                 _log.warning("closed a dead run", extra={"nexhealth": {"run_id": dead}})
         self.lock = RunLock(self.url, self.run_id).__enter__()
-        # One connection a slice in work, and one to plan with; opened on demand.
-        self.pool = pool(self.url, self.settings.concurrency + 4, autocommit=True)
+        # One connection a slice in work, in each lane, and some to plan with; opened on demand.
+        self.pool = pool(self.url, 2 * self.settings.concurrency + 4, autocommit=True)
         self.client = NexHealthClient(
             api_url=self.settings.api_url,
             api_keys=self._keys,

@@ -61,13 +61,6 @@ class Slice:
         """Short name for people: collection and partition."""
         return f"{self.collection.name} {self.partition_key}" if self.partition_key else self.collection.name
 
-    @property
-    def rank(self) -> int:
-        """Order of reading: databases' owners, then siblings, then lists under patients."""
-        if self.collection.per:
-            return 2
-        return 0 if self.location is None or self.location.is_owner else 1
-
 
 @dataclass(frozen=True, slots=True)
 class Absence:

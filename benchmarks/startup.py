@@ -1,0 +1,172 @@
+"""What passes before a run's first request, and after its last: imports, the command, Dagster's queue and processes.
+
+    python benchmarks/startup.py                 3 rounds
+    python benchmarks/startup.py --rounds 1
+
+CPU seconds are the process's and its children's by the kernel's account. A run through the daemon is the job
+nexhealth_practice (three requests), launched while daemon and code server stand, each part read from Dagster's own
+events; the API is a local one of one location that answers at once.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from nightly import Place, place, settings_of, sync
+from results import Chart, Part, Table, arguments, show, spread
+from serving import asked, environment
+
+from nexhealth_pipeline.cli.household import Household
+
+IMPORTS = {
+    "the interpreter": "pass",
+    "import dagster": "import dagster",
+    "import the code location": "import nexhealth_pipeline.definitions",
+    "import `nexhealth sync`": "import nexhealth_pipeline.orchestration.launch",
+}
+JOB = "nexhealth_practice"
+WAIT_SECONDS = 300.0
+"""Longest wait for a run of a few seconds: a busy machine takes many times as long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """One process."""
+
+    wall: float
+    cpu: float
+    rss: float
+
+
+def spent(command: Sequence[str]) -> Spent:
+    """Run `command` to its end. Raises CalledProcessError where it fails."""
+    began = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return Spent(time.monotonic() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+
+
+def imports(rounds: int) -> Table:
+    """What starting an interpreter and importing costs."""
+    rows = []
+    for name, statement in IMPORTS.items():
+        runs = [spent([sys.executable, "-c", statement]) for _ in range(rounds)]
+        rows.append([name, *(spread([getattr(one, what) for one in runs], digits)
+                             for what, digits in (("wall", 2), ("cpu", 2), ("rss", 0)))])  # fmt: skip
+    return Table(["what", "s", "CPU s", "RSS MiB"], rows, "Interpreter and imports")
+
+
+def command(where: Place, rounds: int) -> Table:
+    """A sync by the command of which nothing is due but the lists of one location."""
+    rows = []
+    runs = [sync(where) for _ in range(rounds)]
+    parts = {
+        "start to the first request (institutions and locations)": [run.arrivals[0][0] - run.began for run in runs],
+        "then to the first request of the other lists": [second_start(run.arrivals) for run in runs],
+        "from there to the last request": [run.arrivals[-1][0] - run.arrivals[0][0] - second_start(run.arrivals) for run in runs],
+        "then to the end": [run.began + run.wall - run.arrivals[-1][0] for run in runs],
+        "all": [run.wall for run in runs],
+    }  # fmt: skip
+    rows = [[name, spread(seconds, 1)] for name, seconds in parts.items()]
+    rows += [
+        [
+            "CPU s, client + PostgreSQL",
+            f"{spread([run.client_cpu for run in runs], 1)} + {spread([run.server_cpu for run in runs], 1)}",
+        ]
+    ]
+    return Table(["part", "s"], rows, "`nexhealth sync` of one location")
+
+
+def second_start(arrivals: Sequence[tuple[float, str, int]]) -> float:
+    """Seconds from the first request to the first after those for institutions, locations and their status."""
+    discovery = ("/authenticates", "/institutions", "/locations", "/sync_status")
+    return next(moment for moment, path, _ in arrivals if path not in discovery) - arrivals[0][0]
+
+
+@contextmanager
+def daemon(where: Place, given: dict[str, str]) -> Iterator[Path]:
+    """Daemon and code server; the workspace's file."""
+    from nexhealth_pipeline.orchestration.instance import dagster_home, workspace_file
+    from nexhealth_pipeline.settings import load_settings
+
+    folder = dagster_home(load_settings(given, environ={}, env_file=None), start=Path("/"))
+    workspace = workspace_file(folder)
+    environ = {**environment(where.home, **given), "DAGSTER_HOME": str(folder)}
+    with Household(5.0) as household:
+        log = [sys.executable, "-P", "-m", "dagster._daemon", "run", "-w", str(workspace), "--log-level", "error"]
+        household.start("daemon", log, environment=environ, folder=folder)
+        os.environ.update({name: environ[name] for name in (*given, "DAGSTER_HOME", "NEXHEALTH_HOME")})
+        yield workspace
+
+
+def launched(where: Place, workspace: Path) -> dict[str, float]:
+    """One run through the queue: seconds of each of its parts."""
+    from dagster import DagsterInstance
+
+    asked(f"{where.api_url}/bench/begin?limits=0")
+    subprocess.run([sys.executable, "-P", "-m", "dagster", "job", "launch", "-w", str(workspace), "-j", JOB],
+                   check=True, capture_output=True)  # fmt: skip
+    with DagsterInstance.get() as instance:
+        run_id = instance.get_runs(limit=1)[0].run_id
+        deadline = time.monotonic() + WAIT_SECONDS
+        while not instance.get_run_by_id(run_id).is_finished:  # type: ignore[union-attr]  # it was launched
+            if time.monotonic() > deadline:
+                raise SystemExit(f"the run did not end within {WAIT_SECONDS:g} s")
+            time.sleep(0.1)
+        at: dict[str, float] = {}
+        for entry in instance.all_logs(run_id):
+            if entry.dagster_event is not None:
+                at.setdefault(entry.dagster_event.event_type_value, entry.timestamp)
+        if "PIPELINE_SUCCESS" not in at:
+            raise SystemExit(
+                "the run failed: its log is not kept; run with the warehouse of `nexhealth demo` to see why"
+            )
+    arrivals = [moment for moment, _, _ in asked(f"{where.api_url}/bench/arrivals")]
+    marks = {
+        "in the queue": at["PIPELINE_STARTING"] - at["PIPELINE_ENQUEUED"],
+        "code server, until the worker process is there": at["ENGINE_EVENT"] - at["PIPELINE_STARTING"],
+        "worker process: interpreter, imports, definitions": at["PIPELINE_START"] - at["ENGINE_EVENT"],
+        "executor, to the step's start": at["STEP_START"] - at["PIPELINE_START"],
+        "step's start to the first request": arrivals[0] - at["STEP_START"],
+        "first to last request": arrivals[-1] - arrivals[0],
+        "last request to the run's end": at["PIPELINE_SUCCESS"] - arrivals[-1],
+    }
+    return marks | {"all": at["PIPELINE_SUCCESS"] - at["PIPELINE_ENQUEUED"]}
+
+
+def main() -> None:
+    """Measure each, print, keep."""
+    parser = arguments(__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    tables = [imports(args.rounds)]
+    print("imports are measured", flush=True)
+    with place(1, 10, 0.0) as where:
+        sync(where)  # the first one loads everything
+        tables.append(command(where, args.rounds))
+        print("the command is measured", flush=True)
+        with daemon(where, settings_of(where)) as workspace:
+            launched(where, workspace)  # the first one waits for the code server
+            runs = [launched(where, workspace) for _ in range(args.rounds)]
+    rows = [[name, spread([run[name] for run in runs], 2)] for name in runs[0]]
+    tables.append(Table(["part", "s"], rows, f"A run of {JOB} through queue and daemon"))
+    chart = Chart("parts", "A run through queue and daemon: where its start goes", "s",
+                  [name.partition(",")[0].partition(":")[0] for name in list(runs[0])[:-1]],
+                  {"median": [sorted(run[name] for run in runs)[len(runs) // 2] for name in list(runs[0])[:-1]]})  # fmt: skip
+    text = (
+        f"{args.rounds} round(s). A run pays its start once, however many slices it reads, so a night of a thousand locations "
+        "pays it four times in parallel."
+    )
+    show(Part("startup", "Start-up: what a run costs before its first request", text, tables, [chart]), args.json)
+
+
+if __name__ == "__main__":
+    main()
