@@ -22,7 +22,7 @@ from nexhealth_pipeline.sync.slices import Slice, SliceResult, Status
 from nexhealth_pipeline.warehouse.state import PassKey, PassState, load_states
 from nexhealth_pipeline.webhooks.batches import Answered
 from nexhealth_pipeline.webhooks.claiming import Outcome, Verdict
-from nexhealth_pipeline.webhooks.owners import OwnerSearch
+from nexhealth_pipeline.webhooks.owners import Found, OwnerSearch
 from nexhealth_pipeline.webhooks.places import Touched
 from nexhealth_pipeline.webhooks.reading import Told
 from nexhealth_pipeline.webhooks.single_reads import Failure, SingleReads
@@ -116,13 +116,22 @@ class HintReader:
             return
         found = search.search({id_ for one in told for id_ in one.records}, max(one.event.received_at for one in told))
         self._rows += found.changed
-        lacking = _Answer(
-            *((Outcome.PARKED, f"{name}: {_NOWHERE}") if found.exhausted else (Outcome.FAILED, f"{name}: {_NOT_FOUND}"))
-        )
-        if found.failure is not None:
-            lacking = _unread(found.failure)
+        lacking = self._lacking(name, found)
         for one in told:
-            yield one.event.id, _Answer(Outcome.APPLIED) if one.records <= found.records else lacking
+            if one.records <= found.records:
+                yield one.event.id, _Answer(Outcome.APPLIED)
+            elif lacking is not None:
+                yield one.event.id, lacking
+
+    def _lacking(self, name: str, found: Found) -> _Answer | None:
+        """What to note about an event whose record was not found; None = the search was stopped."""
+        if self._session.stop.is_set():
+            return None
+        if found.failure is not None:
+            return _unread(found.failure)
+        if found.exhausted:
+            return _Answer(Outcome.PARKED, f"{name}: {_NOWHERE}")
+        return _Answer(Outcome.FAILED, f"{name}: {_NOT_FOUND}")
 
     def _own_lists_of(self, told: Sequence[Told]) -> Iterator[tuple[int, _Answer]]:
         if not told:

@@ -82,7 +82,8 @@ class OwnerSearch:
         likely = self._likely(since)
         found.exhausted = len(likely) < _SEARCHED
         for at in range(0, len(likely), _AT_ONCE):
-            done = self._single_reads.read(self._collection, self._institution, likely[at : at + _AT_ONCE])
+            rows = sorted(likely[at : at + _AT_ONCE])  # in the order of everybody who locks them
+            done = self._single_reads.read(self._collection, self._institution, rows)
             found.changed += done.changed
             found.records |= self.known(missing).keys()
             found.failure = next(iter(done.failures.values()), None)

@@ -14,6 +14,7 @@ from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
 import psycopg
+import uvicorn
 
 from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.webhooks import serving
@@ -55,6 +56,8 @@ class Running:
     """One receiver."""
 
     port: int
+    server: uvicorn.Server | None = None
+    """None where it is another process."""
 
     def ask(
         self, body: bytes = b"", headers: dict[str, str] | None = None, method: str = "POST", path: str = WEBHOOK_PATH
@@ -96,7 +99,7 @@ def receiver(
     thread.start()
     try:
         assert ready.wait(20)
-        yield Running(port)
+        yield Running(port, servers[0])
     finally:
         servers[0].should_exit = True
         thread.join(20)

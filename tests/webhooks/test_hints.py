@@ -17,6 +17,7 @@ from nexhealth_pipeline.sync.lock import SliceLock
 from nexhealth_pipeline.sync.practice import load_practices
 from nexhealth_pipeline.sync.slices import Slice
 from nexhealth_pipeline.webhooks import applying, owners
+from nexhealth_pipeline.webhooks.single_reads import SingleReads
 from tests.conftest import _fresh
 from tests.sync.kit import sync_all
 
@@ -223,6 +224,20 @@ def test_a_try_asks_for_a_bounded_number_of_lists_and_the_next_one_for_others(
         ((status, error),) = told()
     assert (status, sorted(lists_asked(box, since))) == ("parked", sorted(everybody))
     assert error == "documents: it does not say which patient's list it belongs to, and no list has it"
+
+
+def test_a_search_that_is_stopped_leaves_its_event_as_it_was(
+    db: psycopg.Connection, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has not looked everywhere."""
+    ask = SingleReads._ask
+
+    def stopping(self: SingleReads, *given: Any) -> Any:
+        self._session.stop.set()
+        return ask(self, *given)
+
+    monkeypatch.setattr(SingleReads, "_ask", stopping)
+    assert told(of_nobody(home(db), 1)) == [("pending", None)]
 
 
 def test_a_document_without_patient_and_id_is_parked(box: SandboxServer, db: psycopg.Connection, told: Told) -> None:
