@@ -192,7 +192,7 @@ def main() -> None:
         urls = {kept: (server.url(names[0]), server.url(names[1])) for kept, names in PAIRS.items()}
         sizes = grow(urls, given, math.ceil(given.locations / locations))
         embedded.release(home)
-    last = min(20, given.nights - 1)
+    last = max(1, given.nights // 2)
     nightly = {name: round((found[-1] - found[-1 - last]) / last) for name, found in sizes.items()}
     print(json.dumps({"locations": given.locations, "bytes_a_night_at_the_end": nightly}))
 

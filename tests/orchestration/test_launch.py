@@ -164,6 +164,9 @@ def test_a_full_sync_then_an_incremental_one_are_runs_in_dagsters_history(shell:
     assert full["exit_status"] == 0
     assert full["failures"] == []
     assert shell.old_rows() == (0, 0), "where no daemon runs, a command keeps house"
+    with psycopg.connect(shell.dagster) as db:
+        left = db.execute("SELECT count(*) FROM asset_check_executions").fetchone()
+    assert left == (0,), "a sync runs no check, so Dagit must not say that it skipped some"
     planned = event_transactions(shell.dagster, dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED)
     assert max(planned.values())[0] > 20
     assert {written for _, written in planned.values()} == {1}, "each event for itself is dear"
