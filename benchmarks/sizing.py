@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from functools import cache
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from nexhealth_pipeline.sync.practice import Institution, Location, Practices
 from nexhealth_pipeline.sync.slices import Slice
 
 GUIDE = Path(__file__).parents[1] / "deploy" / "README.md"
+ON = date(2026, 11, 28)
+"""The day the figures are for: the number of months grows."""
 SHARE = 0.8
 NIGHTS = 7
 """A database is reconciled once in so many nights."""
@@ -96,38 +99,41 @@ class _Done:
     watermark = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def practices(locations: int) -> Practices:
-    """Made-up practices with so many locations."""
-    institutions = tuple(
-        Institution(number, f"practice-{number}", "", frozenset())
-        for number in range(1, ceil(locations / OFFICES_OF_ONE) + 1)
-    )
-    return Practices(
-        institutions,
-        tuple(
-            Location(number, "", institutions[(number - 1) // OFFICES_OF_ONE], False, number, False)
-            for number in range(1, locations + 1)
-        ),
-    )
+def practice() -> Practices:
+    """One institution with its locations."""
+    institution = Institution(1, "practice", "", frozenset())
+    offices = tuple(Location(number, "", institution, False, number, False) for number in range(1, OFFICES_OF_ONE + 1))
+    return Practices((institution,), offices)
 
 
-def slices(locations: int, mode: Mode, today: date) -> list[Slice]:
-    """What a sync of so many locations reads, once everything was read before."""
+@cache
+def slices(mode: Mode, today: date) -> tuple[Slice, ...]:
+    """What a sync of one institution reads, once everything was read before."""
     assets = [one for one in DECLARED if one.is_asset]
-    return due_slices(assets, practices(locations), _AllComplete(), SyncOptions(mode=mode), today)
+    return tuple(due_slices(assets, practice(), _AllComplete(), SyncOptions(mode=mode), today))
 
 
-def requests(locations: int, mode: Mode, today: date, office: Office = OFFICE) -> Counter[str]:
-    """Requests by the collection's path. Lists count a page a pass, and in whole reads as many as their rows need."""
+def times(collection: Collection, locations: int) -> int:
+    """How often one institution's work is done; the practice collections are asked for once."""
+    return 1 if collection.scope is Scope.PRACTICE else locations // OFFICES_OF_ONE
+
+
+@cache
+def requests(locations: int, mode: Mode, today: date) -> Mapping[str, int]:
+    """Requests by the collection's path, for a multiple of OFFICES_OF_ONE locations.
+
+    Lists count a page a pass, and in whole reads as many as their rows need.
+    """
     found: Counter[str] = Counter()
-    for piece in slices(locations, mode, today):
+    for piece in slices(mode, today):
         collection = piece.collection
         offices = OFFICES_OF_ONE if collection.scope is Scope.INSTITUTION else 1
         if collection.per:
-            found[collection.path] += offices_children(collection, mode, office, min(offices, locations))
+            asked = offices_children(collection, mode, OFFICE, offices)
         else:
             passes = len(passes_of(piece, today, reconcile=mode is Mode.RECONCILE))
-            found[collection.path] += passes * _pages(collection, mode, office, min(offices, locations))
+            asked = passes * _pages(collection, mode, OFFICE, offices)
+        found[collection.path] += asked * times(collection, locations)
     return found
 
 
@@ -151,13 +157,24 @@ def night(locations: int, today: date) -> Counter[str]:
     """Requests of a night by path: six sevenths of the databases incrementally, one is reconciled."""
     changes = requests(locations, Mode.INCREMENTAL, today)
     whole = requests(locations, Mode.RECONCILE, today)
-    return Counter({path: round((changes[path] * (NIGHTS - 1) + whole[path]) / NIGHTS) for path in changes | whole})
+    paths = changes.keys() | whole.keys()
+    return Counter({path: round((changes.get(path, 0) * (NIGHTS - 1) + whole.get(path, 0)) / NIGHTS) for path in paths})
+
+
+def lines(locations: int, today: date, *, windows: bool = True) -> int:
+    """Slices of a night, with those of appointments or without."""
+    return sum(
+        times(one.collection, locations)
+        for one in slices(Mode.INCREMENTAL, today)
+        if windows or one.collection.window is None
+    )
 
 
 def events(locations: int, today: date) -> int:
     """Dagster's events of a night: each slice is planned and materialized; appointments' changes are observed."""
-    assets = [one for one in slices(locations, Mode.INCREMENTAL, today) if one.collection.window is None]
-    return 2 * len(assets) + locations + 6 * MEASURED.events_a_run + MEASURED.events_of_checks
+    return (
+        2 * lines(locations, today, windows=False) + locations + 6 * MEASURED.events_a_run + MEASURED.events_of_checks
+    )
 
 
 def tables(today: date) -> Iterator[str]:
@@ -176,12 +193,14 @@ def tables(today: date) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|"
     for count in (10, 100, 1000):
         nightly = night(count, today)
-        lines = len(slices(count, Mode.INCREMENTAL, today))
-        grown = count * (_new_bytes() + OFFICE.changed_rows * MEASURED.bytes_a_version) + lines * MEASURED.bytes_a_slice
+        logged = lines(count, today)
+        grown = (
+            count * (_new_bytes() + OFFICE.changed_rows * MEASURED.bytes_a_version) + logged * MEASURED.bytes_a_slice
+        )
         history = events(count, today) * MEASURED.bytes_an_event + MEASURED.events_of_checks * MEASURED.bytes_a_check
         seconds = sum(nightly.values()) * MEASURED.cpu_a_request + MEASURED.cpu_to_start
         whole = count * OFFICE.patients * MEASURED.bytes_a_patient
-        yield _row(count, size(whole), size(grown), size(history), lines, f"{seconds / 60:.0f} min", "3")
+        yield _row(count, size(whole), size(grown), size(history), logged, f"{seconds / 60:.0f} min", "3")
 
 
 def _new_bytes() -> int:
@@ -213,8 +232,7 @@ def written(text: str, today: date) -> str:
 
 
 if __name__ == "__main__":
-    now = datetime.now(UTC).date()
     if sys.argv[1:] == ["--write"]:
-        GUIDE.write_text(written(GUIDE.read_text(encoding="utf-8"), now), encoding="utf-8")
+        GUIDE.write_text(written(GUIDE.read_text(encoding="utf-8"), ON), encoding="utf-8")
     else:
-        print("\n".join(tables(now)))
+        print("\n".join(tables(ON)))

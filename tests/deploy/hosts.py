@@ -6,6 +6,7 @@ has no way into it: what runs outside cannot reach these hosts, and they reach n
 
 import os
 import shutil
+import signal
 import subprocess
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -75,6 +76,13 @@ class Host:
         """As if the power went: nothing arrives from here any more, and nobody is told."""
         _ip("-n", self.namespace, "link", "set", "up0", "down")
 
+    def clear(self) -> None:
+        """Kill what those left behind that were ended: nothing else lives in this namespace."""
+        pids = subprocess.run(["ip", "netns", "pids", self.namespace], check=False, capture_output=True, text=True)
+        for pid in pids.stdout.split():
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+
     def end(self) -> None:
         """End what still runs, the youngest first, politely and then not."""
         for process in reversed(self._processes):
@@ -115,6 +123,7 @@ def hosts(count: int) -> Iterator[list[Host]]:
         for host in reversed(made):
             host.end()
         for host in made:
+            host.clear()
             subprocess.run(["ip", "netns", "del", host.namespace], check=False, capture_output=True)
 
 

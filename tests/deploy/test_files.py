@@ -245,7 +245,7 @@ def test_the_image_is_made_of_what_was_tested() -> None:
     copied = [
         word for line in re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE, re.MULTILINE) for word in line.split()
     ]
-    assert len(copied) == 4
+    assert len(copied) == 5
     for name in copied:
         assert (ROOT / name).exists()
         assert f"!{name}" in ignored
