@@ -54,7 +54,7 @@ def _text(value: object) -> str | None:
 
 
 def _bigint(value: object) -> str | None:
-    if value.__class__ is int and _LEAST_BIGINT <= value <= _MOST_BIGINT:  # type: ignore[operator]
+    if value.__class__ is int and _LEAST_BIGINT <= value <= _MOST_BIGINT:
         return str(value)
     if isinstance(value, int) and not isinstance(value, bool):
         number = value
