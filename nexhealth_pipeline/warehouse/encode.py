@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from dataclasses import field as made_with
 from datetime import datetime
+from functools import partial
 from itertools import groupby, repeat
 
 import msgspec
@@ -86,7 +87,7 @@ class _Shape:
 
     template: str
     """Takes every value, and writes null for those that are null or absent."""
-    conversions: tuple[tuple[int, _Field], ...]
+    conversions: tuple[tuple[int, Converter], ...]
     """Values that are not written as they stand."""
     absent: list[str]
     keys: int
@@ -173,19 +174,13 @@ class RecordEncoder:
         record = _parse(raw)
         # What COPY would take for something else can only come of an escape in the JSON; most records have none.
         plain = b"\\" not in raw
-        values, shape = self._shaped(record) if plain else ([], None)
-        if shape is not None and self._is_closed(record, shape):
-            stored = raw.decode()
-        else:
-            # Before anything is taken from it: a jsonb column may hold the whole object around a dropped key.
-            stored = self._stored_text(raw, record)
-            values, shape = self._shaped(record) if plain else ([], None)
+        stored, values, shape = self._looked_at(raw, record, plain=plain)
+        absent: list[str] = []
         faults: list[RecordRefused] = []
         fields = None if shape is None else _written(values, shape)
         if shape is not None and fields is not None:
             absent = shape.absent
         else:
-            absent = []
             texts = self._values(record, absent, faults)
             values = [_NULL if text is None else text if plain else text.translate(_COPY_ESCAPES) for text in texts]
             fields = "\t".join(map(str, values))
@@ -211,6 +206,17 @@ class RecordEncoder:
             )
         )
 
+    def _looked_at(
+        self, raw: bytes, record: dict[str, object], *, plain: bool
+    ) -> tuple[str, list[object], _Shape | None]:
+        """The JSON to store, with the values and their shape; the shape is None where each value must be looked at."""
+        values, shape = self._shaped(record) if plain else ([], None)
+        if shape is not None and self._is_closed(record, shape):
+            return raw.decode(), values, shape
+        # Before anything is taken from it: a jsonb column may hold the whole object around a dropped key.
+        stored = self._stored_text(raw, record)
+        return (stored, *self._shaped(record)) if plain else (stored, [], None)
+
     def _shaped(self, record: dict[str, object]) -> tuple[list[object], _Shape | None]:
         """All values as they are, and how values of these types are written; None where each must be looked at.
 
@@ -232,7 +238,7 @@ class RecordEncoder:
     def _shape_of(self, values: list[object]) -> _Shape | None:
         """The shape of such values; None where a part of the key is missing."""
         parts: list[str] = []
-        conversions: list[tuple[int, _Field]] = []
+        conversions: list[tuple[int, Converter]] = []
         absent: list[str] = []
         keys = len(self._outers) if all(len(outer) == 1 for outer in self._outers) else -1
         for at, (field, value) in enumerate(zip(self._fields, values, strict=True)):
@@ -245,7 +251,8 @@ class RecordEncoder:
                 continue
             parts.append("%s")
             if field.indexed or field.convert is not _AS_TEXT or value.__class__ is not str:
-                conversions.append((at, field))
+                checked = field.in_key or (field.indexed and value.__class__ not in (int, bool))
+                conversions.append((at, partial(_converted, field) if checked else field.convert))
             if value.__class__ not in (str, bool) and field.convert is not _AS_BIGINT:
                 keys = -1
         if keys >= 0:
@@ -362,7 +369,7 @@ def _fields(collection: Collection) -> tuple[_Field, ...]:
     )
 
 
-def _converted(field: _Field, value: object, holder: object) -> str | None:
+def _converted(field: _Field, value: object, holder: object = None) -> str | None:
     """The text of a value that is neither null nor absent. Raises RecordRefused."""
     if value is holder:
         raise RecordRefused("", "the object around it is none")
@@ -377,8 +384,8 @@ def _converted(field: _Field, value: object, holder: object) -> str | None:
 def _written(values: list[object], shape: _Shape) -> str | None:
     """The fields of values as COPY takes them; None where one of them is at fault. Puts texts in their place."""
     try:
-        for at, field in shape.conversions:
-            text = _converted(field, values[at], None)
+        for at, convert in shape.conversions:
+            text = convert(values[at])
             values[at] = _NULL if text is None else text
     except RecordRefused:
         return None
