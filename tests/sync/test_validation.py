@@ -19,7 +19,7 @@ CANARY = "canary-5550100"
 KEY_WIDE = {"institutions", "locations", "sync_status"}
 NOT_A_TENANTS = {
     *("nexhealth_warehouse", "nexhealth_schema_changes", "nexhealth_runs", "nexhealth_sweeps"),
-    "nexhealth_housekeeping",
+    *("nexhealth_webhook_attempts", "nexhealth_housekeeping"),
     "nexhealth_seen",  # its institution is that of the pass it belongs to
     "nexhealth_changes_pruned",
     "nexhealth_webhooks",  # an endpoint is an API key's
