@@ -37,7 +37,7 @@ def test_a_commands_choice_for_its_children_wins_over_all_but_flags(env_file: Pa
     choice = internal_environment({"NEXHEALTH_CONCURRENCY": "40", "DATABASE_URL": "postgresql://x/y"})
     assert set(choice) == {f"{INTERNAL_PREFIX}NEXHEALTH_CONCURRENCY", f"{INTERNAL_PREFIX}DATABASE_URL"}
     environ = {"NEXHEALTH_CONCURRENCY": "20"} | choice
-    assert load(environ, env_file=env_file).concurrency == 60
+    assert load(environ, env_file=env_file).concurrency == 40
     assert load(environ).database_url is not None
     assert load(environ, {"NEXHEALTH_CONCURRENCY": "50"}, env_file=env_file).concurrency == 50
 
