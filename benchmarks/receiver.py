@@ -338,7 +338,6 @@ def main() -> int:
         "--bad", type=float, default=0, help="requests a second with wrong signatures, beside each step"
     )
     given = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends through `finally`
     home = Path(tempfile.mkdtemp(prefix="nexhealth-bench-"))
     home.chmod(0o755)
     process = None

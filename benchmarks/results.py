@@ -7,6 +7,7 @@ import argparse
 import os
 import platform
 import re
+import signal
 import statistics
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -127,7 +128,8 @@ def _postgres() -> str:
 
 
 def arguments(doc: str | None) -> argparse.ArgumentParser:
-    """A parser with what every script takes."""
+    """A parser with what every script takes; SIGTERM ends the script through every `finally` from now on."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="keep what was found there")
     return parser

@@ -45,17 +45,17 @@ SCRIPTS = (
     Script("bench", quick=("--records", "10000", "--rounds", "1")),
     Script("memory", quick=("--records", "10000", "50000")),
     Script(
-        "nightly", quick=("--locations", "30", "--patients", "30", "--full-locations", "1", "--full-patients", "20")
+        "nightly", quick=("--locations", "20", "--patients", "20", "--full-locations", "1", "--full-patients", "10")
     ),
-    Script("budget", quick=("--seconds", "20", "--processes", "4", "--mix", "appointment list")),
+    Script("budget", quick=("--seconds", "12", "--processes", "4", "--mix", "appointment list")),
     Script("startup", quick=("--rounds", "1")),
     Script("webhook_row", quick=("--warm", "5", "--cold", "0")),
     Script(
         "receiver", "The receiver: events a second against latency", quick=("--rate", "100", "300", "--seconds", "4")
     ),
     Script("change_feed", "What the change feed costs a load", quick=("--records", "10000", "--rounds", "1")),
-    Script("growth", "Growth of the database per night"),
-    Script("ticks", "What ticks of sensors and schedules cost"),
+    Script("growth", "Growth of the databases per night", quick=("--locations", "5", "--nights", "10")),
+    Script("ticks", "What ticks of sensors and schedules cost", quick=("--locations", "50", "--events", "1000")),
 )
 """In the report's order. One whose file is not there is left out."""
 

@@ -97,7 +97,8 @@ def daemon(where: Place, given: dict[str, str]) -> Iterator[Path]:
     from nexhealth_pipeline.orchestration.instance import dagster_home, workspace_file
     from nexhealth_pipeline.settings import load_settings
 
-    folder = dagster_home(load_settings(given, environ={}, env_file=None), start=Path("/"))
+    at_home = {**given, "NEXHEALTH_HOME": str(where.home)}
+    folder = dagster_home(load_settings(at_home, environ={}, env_file=None), start=Path("/"))
     workspace = workspace_file(folder)
     environ = {**environment(where.home, **given), "DAGSTER_HOME": str(folder)}
     with Household(5.0) as household:

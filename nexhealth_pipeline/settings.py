@@ -53,8 +53,8 @@ class Settings(BaseModel):
     """Dagster's own storage; unset = database `dagster` on the warehouse's server."""
     home: Annotated[Path | None, Field(alias="NEXHEALTH_HOME")] = None
     """State of the embedded default; unset = `.nexhealth/` in a checkout, else the user's data folder."""
-    concurrency: Annotated[int, Field(alias="NEXHEALTH_CONCURRENCY", ge=1, le=64)] = 4
-    """Slices (and patients' documents) read at once in one run."""
+    concurrency: Annotated[int, Field(alias="NEXHEALTH_CONCURRENCY", ge=1, le=64)] = 6
+    """Slices under one of the API's minute limits (and patients' documents) read at once in one run."""
     batch_pages: Annotated[int, Field(alias="NEXHEALTH_BATCH_PAGES", ge=1, le=100)] = 4
     """Pages committed together in one transaction."""
     overlap_minutes: Annotated[int, Field(alias="NEXHEALTH_OVERLAP_MINUTES", ge=0, le=10080)] = 60

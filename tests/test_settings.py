@@ -25,7 +25,7 @@ def env_file(tmp_path: Path) -> Path:
 def test_flag_before_environment_before_env_file_before_default(env_file: Path) -> None:
     environ = {"NEXHEALTH_CONCURRENCY": "20"}
     flags = {"NEXHEALTH_CONCURRENCY": "30"}
-    assert load().concurrency == 4
+    assert load().concurrency == 6
     assert load(env_file=env_file).concurrency == 10
     assert load(environ, env_file=env_file).concurrency == 20
     assert load(environ, flags, env_file=env_file).concurrency == 30
@@ -48,7 +48,7 @@ def test_an_empty_value_counts_as_unset(env_file: Path) -> None:
 
 
 def test_a_missing_env_file_is_none(tmp_path: Path) -> None:
-    assert load(env_file=tmp_path / "none").concurrency == 4
+    assert load(env_file=tmp_path / "none").concurrency == 6
 
 
 def test_the_env_file_of_the_working_folder_is_read(monkeypatch: pytest.MonkeyPatch, env_file: Path) -> None:

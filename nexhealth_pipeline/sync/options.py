@@ -30,8 +30,8 @@ class SyncOptions:
     """How slices are read. Defaults are those of the settings."""
 
     mode: Mode = Mode.INCREMENTAL
-    concurrency: int = 4
-    """Slices, or patients' documents, read at once."""
+    concurrency: int = 6
+    """Slices of a lane (`sync.order`), or patients' documents, read at once."""
     batch_pages: int = 4
     """Pages committed in one transaction."""
     overlap: timedelta = timedelta(minutes=60)

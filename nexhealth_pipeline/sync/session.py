@@ -1,10 +1,12 @@
 """Everything a sync needs, opened once: database, run lock, client, budget; and its end."""
 
+import ctypes
 import logging
 import threading
 import uuid
 from collections.abc import Callable
 from collections.abc import Collection as AnyCollection
+from contextlib import suppress
 from types import TracebackType
 
 from nexhealth_pipeline.client.budget import Budget
@@ -23,6 +25,10 @@ from nexhealth_pipeline.warehouse.state import PassKey, PassState, load_states
 __all__ = ["SyncSession"]
 
 _log = logging.getLogger(__name__)
+_ARENA_MAX = -8
+"""M_ARENA_MAX of glibc's malloc.h."""
+_MOST_CONNECTIONS = 2 * 64 + 4
+"""For the greatest concurrency that a run takes, in two lanes."""
 
 
 class SyncSession:
@@ -58,13 +64,15 @@ class SyncSession:
         """Patients that a dry run has met, by institution and location: nobody else remembers them."""
 
     def __enter__(self) -> "SyncSession":
+        _share_memory()
         check(self.url)
         with connect(self.url, autocommit=True) as connection, driver_errors("closing dead runs"):
             for dead in close_dead_runs(connection):
                 _log.warning("closed a dead run", extra={"nexhealth": {"run_id": dead}})
         self.lock = RunLock(self.url, self.run_id).__enter__()
-        # One connection a slice in work, in each lane, and some to plan with; opened on demand.
-        self.pool = pool(self.url, 2 * self.settings.concurrency + 4, autocommit=True)
+        # One connection a slice in work and some to plan with, opened on demand: a run may be told another
+        # concurrency than the settings', and a slice that waits for a connection longer than a while fails.
+        self.pool = pool(self.url, _MOST_CONNECTIONS, autocommit=True)
         self.client = NexHealthClient(
             api_url=self.settings.api_url,
             api_keys=self._keys,
@@ -114,3 +122,13 @@ class SyncSession:
         """Remember how a slice ended, for the run's own status."""
         if result.status == "failed":
             self._status = "failed"
+
+
+def _share_memory() -> None:
+    """Let the threads to come share two arenas of glibc's allocator; does nothing where there is another one.
+
+    By default each gets its own and keeps what a page took there: a load of sixteen locations by eight threads
+    peaked at 290 MiB, so at 224.
+    """
+    with suppress(AttributeError, OSError, TypeError):  # another C library, or none to be loaded
+        ctypes.CDLL(None).mallopt(_ARENA_MAX, 2)
