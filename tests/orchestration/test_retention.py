@@ -10,6 +10,7 @@ import dagster as dg
 import psycopg
 import pytest
 from dagster._core.remote_origin import InProcessCodeLocationOrigin
+from dagster._core.storage.defs_state.base import set_defs_state_storage
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import InProcessWorkspaceLoadTarget
@@ -119,7 +120,10 @@ class Past:
         for _ in range(2):
             target = LoadableTargetOrigin(python_file=__file__, attribute="defs")
             origin = InProcessCodeLocationOrigin(target, location_name="test")
-            with WorkspaceProcessContext(self.instance, InProcessWorkspaceLoadTarget(origin)) as workspace:
+            with (
+                set_defs_state_storage(None),  # else of whichever instance a test before has closed
+                WorkspaceProcessContext(self.instance, InProcessWorkspaceLoadTarget(origin)) as workspace,
+            ):
                 answer = execute_query(workspace, STATUS)
             assert "errors" not in answer, answer
             seen.append(answer["data"])
