@@ -89,6 +89,16 @@ class Settings(BaseModel):
     """Hours without an event of an institution after which the watchdog warns."""
     changes_days: Annotated[int, Field(alias="NEXHEALTH_CHANGES_DAYS", ge=1, le=365)] = 7
     """Days that the change feed (nexhealth_changes) goes back."""
+    webhook_event_days: Annotated[int | None, Field(alias="NEXHEALTH_WEBHOOK_EVENT_DAYS", ge=31, le=36500)] = None
+    """Days that the audit rows of webhook events are kept once their payload is gone; unset = for ever."""
+    sync_log_months: Annotated[int, Field(alias="NEXHEALTH_SYNC_LOG_MONTHS", ge=1, le=120)] = 3
+    """Whole months that the sync log keeps each slice; older ones become sums a day, which stay for two years."""
+    quarantine_days: Annotated[int, Field(alias="NEXHEALTH_QUARANTINE_DAYS", ge=1, le=3650)] = 90
+    """Days that resolved rows of the quarantine are kept; open ones stay."""
+    history_months: Annotated[int | None, Field(alias="NEXHEALTH_HISTORY_MONTHS", ge=1, le=1200)] = None
+    """Months that superseded versions of rows are kept; unset = for ever."""
+    dagster_days: Annotated[int, Field(alias="NEXHEALTH_DAGSTER_DAYS", ge=3, le=3650)] = 30
+    """Days that Dagster's database keeps runs and events; the last event of each partition and check stays."""
     log_level: Annotated[str, Field(alias="NEXHEALTH_LOG_LEVEL", pattern="^(DEBUG|INFO|WARNING|ERROR)$")] = "INFO"
     """Least severe level that is logged."""
     data_kind: Annotated[str, Field(alias="NEXHEALTH_DATA_KIND", pattern="^(real|sandbox)$")] = "real"

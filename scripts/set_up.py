@@ -7,7 +7,7 @@ that was interrupted has none and is begun again.
 
     python3 scripts/set_up.py            set up
     python3 scripts/set_up.py --usable   exit 0 if this Python can be used, 1 with the reason if not
-    python3 scripts/set_up.py --lock     write requirements.lock again (more arguments go to uv)
+    python3 scripts/set_up.py --lock     write requirements.lock and deploy/requirements.lock again (more arguments go to uv)
 """
 
 import fcntl
@@ -21,9 +21,14 @@ ROOT = Path(__file__).resolve().parent.parent
 OLDEST, NEWEST = (3, 11), (3, 14)
 UV = "uv==0.13.9"
 COMPILE = (
-    *("pip", "compile", "pyproject.toml", "--extra", "dev", "-o", "requirements.lock", "-q"),
+    *("pip", "compile", "pyproject.toml", "-q"),
     *("--universal", "--python-version", "3.11", "--generate-hashes", "--no-strip-extras", "--no-emit-index-url"),
     *("--custom-compile-command", "make lock"),
+)
+LOCKS = (
+    ("--extra", "dev", "-o", "requirements.lock"),
+    # What goes into the container image, in the versions that were tested.
+    ("--extra", "deploy", "-c", "requirements.lock", "-o", "deploy/requirements.lock"),
 )
 
 
@@ -105,7 +110,8 @@ def write_lock(root: Path, *arguments: str) -> None:
         make_venv(tools)
         install(tools, UV)
         (tools / UV).touch()
-    run(str(tools / "bin" / "uv"), *COMPILE, *arguments)
+    for lock in LOCKS:
+        run(str(tools / "bin" / "uv"), *COMPILE, *lock, *arguments)
 
 
 def run(*command: str) -> None:

@@ -1,4 +1,4 @@
-"""`nexhealth db`: the warehouse's address, its migrations, a SQL shell."""
+"""`nexhealth db`: the warehouse's address, its migrations, removal of what is old, a SQL shell."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ _demo_option = click.option("--demo", is_flag=True, help="The demo's warehouse i
 
 @click.group("db")
 def database() -> None:
-    """The warehouse's address, its migrations, a SQL shell."""
+    """The warehouse's address, its migrations, removal of what is old, a SQL shell."""
 
 
 @database.command()
@@ -44,6 +44,25 @@ def upgrade(*, demo: bool) -> None:
 
     changes = bring_up(_realm(demo).warehouse_url())
     click.echo("\n".join(changes) if changes else "the warehouse is up to date")
+
+
+@database.command()
+@_demo_option
+def prune(*, demo: bool) -> None:
+    """Remove what is older than the settings keep, now.
+
+    Logs, events, changes and Dagster's history; never a row of a practice's data. The watchdog, or the first sync of a day, does the same by itself.
+    """
+    from nexhealth_pipeline.orchestration.housekeeping import keep_house
+    from nexhealth_pipeline.warehouse.migrate import upgrade as bring_up
+
+    realm = _realm(demo)
+    bring_up(realm.warehouse_url())
+    removed = keep_house(realm.settings, realm.warehouse_url(), realm.dagster_url())
+    for name, count in removed.items():
+        click.echo(f"{count:>12,} {name.replace('_', ' ')}")
+    if not removed:
+        click.echo("nothing is old enough to go")
 
 
 @database.command(context_settings={"ignore_unknown_options": True})

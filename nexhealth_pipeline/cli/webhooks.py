@@ -40,14 +40,19 @@ def webhooks() -> None:
 @click.argument("url")
 @click.option("--rotate", is_flag=True, help="Change the secret: a new endpoint takes over, the old one goes in 49 h.")
 @click.option("--prune", is_flag=True, help="Delete our subscriptions and endpoints that are no longer wanted.")
+@click.option(
+    "--replace", is_flag=True, help="Delete another's endpoint with this URL whose secret NexHealth does not show."
+)
 @click.option("--dry-run", is_flag=True, help="Only say what would be changed.")
 @_json_option
-def setup(url: str, *, rotate: bool, prune: bool, dry_run: bool, as_json: bool) -> int:
+def setup(url: str, *, rotate: bool, prune: bool, replace: bool, dry_run: bool, as_json: bool) -> int:
     """Let NexHealth post events to URL.
 
     URL is where `nexhealth serve` is reached from outside: https://, or http:// on this machine; without a path,
     /api/nexhealth-webhook. Makes the endpoint and a subscription for every institution and event that a collection
     takes, and stores the secret, sealed. What is there stays: run it again after every change, it makes what is missing.
+    An endpoint with the same URL that this pipeline did not make is taken over where NexHealth shows its secret;
+    otherwise nothing is changed without --replace.
 
     Exit status 1: an institution was refused, the others are set up.
     """
@@ -59,7 +64,8 @@ def setup(url: str, *, rotate: bool, prune: bool, dry_run: bool, as_json: bool) 
         realm = account()
         wanted, sealer = usable_url(url), Sealer.of(realm.settings)  # before anything is started
         with _session(realm) as session, _progress(quiet=as_json) as show:
-            done = set_up(session, wanted, prune=prune, rotate=rotate, dry_run=dry_run, sealer=sealer, on_progress=show)
+            wish = {"prune": prune, "rotate": rotate, "replace": replace, "dry_run": dry_run}
+            done = set_up(session, wanted, **wish, sealer=sealer, on_progress=show)
     click.echo(json.dumps(done.as_json()) if as_json else "\n".join(_set_up_lines(done)))
     return done.exit_status
 

@@ -16,7 +16,7 @@ from nexhealth_pipeline.client.split import split_envelope
 from nexhealth_pipeline.client.words import vendor_words
 from nexhealth_pipeline.errors import ServerFailed
 
-__all__ = ["NO_CONTENT", "BodyMalformed", "Envelope", "Page", "decode_envelope", "fields_of", "records_of"]
+__all__ = ["NO_CONTENT", "BodyMalformed", "Envelope", "Page", "decode_envelope", "fields_of", "kept_page", "records_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,23 @@ class Page:
     """Which versions of which records it holds (`account.fingerprint`)."""
     garbled: bool = False
     """Some of it is not text, or no JSON that a strict parser takes."""
+
+
+def kept_page(record: bytes, read_at: datetime) -> Page:
+    """A record that was kept since `read_at`, as the answer it came in; it costs nothing."""
+    return Page(
+        number=1,
+        records=[record],
+        end_cursor="",
+        has_next=False,
+        requested_at=read_at,
+        requests=0,
+        retries=0,
+        throttled_seconds=0.0,
+        bytes=0,
+        warning=None,
+        total=None,
+    )
 
 
 class BodyMalformed(ValueError):

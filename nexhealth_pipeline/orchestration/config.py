@@ -125,6 +125,9 @@ class SetupConfig(Config):
     url: str = Field(description="where NexHealth shall post events to: https://<host>/api/nexhealth-webhook")
     rotate: bool = Field(default=False, description="take a new secret; the old one is taken for 49 hours more")
     prune: bool = Field(default=False, description="remove subscriptions and endpoints of ours that are stale")
+    replace: bool = Field(
+        default=False, description="delete another's endpoint with this URL whose secret NexHealth does not show"
+    )
     dry_run: bool = Field(default=False, description="say what would be changed, change nothing")
 
 

@@ -48,21 +48,25 @@ def in_the_way(instance: dg.DagsterInstance, connection: psycopg.Connection, job
     """The run of `job` that a new one should wait for, or None.
 
     A run whose process was killed is failed here, so that the next one need not wait for anybody to notice.
-    One that never starts, or whose process went before it held its lock, is in the way for a short while
-    only; others fail it later. `connection` must be in autocommit mode.
+    One that never starts, or whose process went before it held its lock, cannot be told from a slow one: it is
+    in the way for a short while only, and twice as long with each that is passed over, so that a slow machine is not
+    filled with them. Whoever started it fails it, or Dagster's monitor. `connection` must be in autocommit mode.
     """
-    records = instance.get_run_records(dg.RunsFilter(job_name=job, statuses=[*_COMING, *_LIVE]))
+    grace = _SHORT_GRACE_SECONDS
+    records = instance.get_run_records(dg.RunsFilter(job_name=job, statuses=[*_COMING, *_LIVE]), ascending=True)
     for record in records:
         run = record.dagster_run
-        if run.status in _LIVE:
-            waits = not _was_killed(instance, connection, run) and not _is_dead(
-                connection, run.run_id, record.start_time, _SHORT_GRACE_SECONDS
-            )
-        else:
-            moved = time.time() - record.update_timestamp.timestamp()
-            waits = run.status is dg.DagsterRunStatus.QUEUED or moved < _GRACE_SECONDS
-        if waits:
+        if run.status is dg.DagsterRunStatus.QUEUED:
             return run
+        if run.status in _LIVE:
+            if _was_killed(instance, connection, run):
+                continue
+            passed_over = _is_dead(connection, run.run_id, record.start_time, grace)
+        else:
+            passed_over = time.time() - record.update_timestamp.timestamp() > grace
+        if not passed_over:
+            return run
+        grace *= 2
     return None
 
 

@@ -8,7 +8,7 @@ the others run, the parent looks into `nexhealth_sync_logs` to show how far they
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -21,6 +21,7 @@ from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.errors import Cancelled, ConfigurationError, PipelineError, TryLater, WarehouseError
 from nexhealth_pipeline.orchestration.children import catch_up, discover, execute, finish
 from nexhealth_pipeline.orchestration.fork import Outcome, run_side_by_side
+from nexhealth_pipeline.orchestration.housekeeping import keep_house_beside
 from nexhealth_pipeline.orchestration.request import SyncRequest
 from nexhealth_pipeline.settings import INTERNAL_PREFIX, Settings
 from nexhealth_pipeline.sync.explain import floor_seconds
@@ -102,15 +103,13 @@ def run_sync(
     """
     began = time.monotonic()
     url = find_warehouse_url(settings, database_name=warehouse_database)
-    pass_on(
-        DATABASE_URL=url,
-        DAGSTER_DATABASE_URL=find_dagster_url(settings, database_name=dagster_database),
-        NEXHEALTH_DATA_KIND=kind,
-    )
+    dagster_url = find_dagster_url(settings, database_name=dagster_database)
+    pass_on(DATABASE_URL=url, DAGSTER_DATABASE_URL=dagster_url, NEXHEALTH_DATA_KIND=kind)
     first = run_side_by_side([partial(discover, settings, url, request, kind)])[0]
     raise_unless_answered(first)
     plan: dict[str, Any] = first.result
-    outcomes = _execute(url, plan, on_progress)
+    beside = [] if request.dry_run else [partial(keep_house_beside, settings, url, dagster_url)]
+    outcomes = _execute(url, plan, on_progress, beside)
     if plan["catch_up"] is not None and _undisturbed(outcomes):
         second = run_side_by_side([partial(catch_up, settings, url, request, plan["catch_up"])])[0]
         raise_unless_answered(second)
@@ -126,9 +125,15 @@ def run_sync(
     return summary
 
 
-def _execute(url: str, plan: dict[str, Any], on_progress: Callable[[Progress], None] | None) -> list[Outcome]:
-    """Execute the runs of a plan side by side."""
-    return run_side_by_side([partial(execute, job) for job in plan["jobs"]], tick=_Watch(url, plan, on_progress).tick)
+def _execute(
+    url: str,
+    plan: dict[str, Any],
+    on_progress: Callable[[Progress], None] | None,
+    beside: Sequence[Callable[[], Any]] = (),
+) -> list[Outcome]:
+    """Execute the runs of a plan side by side; with what else is to be done `beside` them, which has no outcome."""
+    runs = [partial(execute, job) for job in plan["jobs"]]
+    return run_side_by_side([*runs, *beside], tick=_Watch(url, plan, on_progress).tick)[: len(runs)]
 
 
 def _undisturbed(outcomes: list[Outcome]) -> bool:

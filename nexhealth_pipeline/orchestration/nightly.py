@@ -166,17 +166,12 @@ def complete_windows(
     connection: psycopg.Connection, locations: AnyCollection[int] | None = None
 ) -> set[tuple[int, str]]:
     """(location id, window) of every window of appointments whose passes have all been complete once."""
-    return {
-        (row[0], row[1])
-        for row in connection.execute(
-            "SELECT location_id, window_key FROM nexhealth_sync_state"
-            " WHERE collection = ANY(%s) AND pass = ANY(%s) AND (%s::bigint[] IS NULL OR location_id = ANY(%s))"
-            " GROUP BY location_id, window_key HAVING count(*) >= %s AND bool_and(watermark IS NOT NULL)",
-            (
-                [one.name for one in _WINDOWED],
-                _PASS_NAMES,
-                *[None if locations is None else list(locations)] * 2,
-                _PASSES,
-            ),
-        )
-    }
+    found = connection.execute(
+        # One row a location: of a thousand locations, a row a window took half a second to read.
+        "SELECT location_id, string_agg(window_key, ' ') FROM ("
+        " SELECT location_id, window_key FROM nexhealth_sync_state"
+        " WHERE collection = ANY(%s) AND pass = ANY(%s) AND (%s::bigint[] IS NULL OR location_id = ANY(%s))"
+        " GROUP BY location_id, window_key HAVING count(*) >= %s AND bool_and(watermark IS NOT NULL)) complete GROUP BY 1",
+        ([one.name for one in _WINDOWED], _PASS_NAMES, *[None if locations is None else list(locations)] * 2, _PASSES),
+    )
+    return {(row[0], window) for row in found for window in row[1].split(" ")}

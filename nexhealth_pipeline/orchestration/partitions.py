@@ -16,7 +16,6 @@ from dagster import (
     MonthlyPartitionsDefinition,
     MultiPartitionKey,
     MultiPartitionsDefinition,
-    PartitionKeyRange,
     PartitionsDefinition,
 )
 from dagster._core.definitions.partitions.context import partition_loading_context
@@ -106,16 +105,37 @@ def partition_tags(
     """
     if definition is None or not keys:
         return {}
-    wanted = set(keys)
     with partition_loading_context(dynamic_partitions_store=instance):
-        ordered = [key for key in definition.get_partition_keys() if key in wanted]
-        whole = 0 < len(ordered) == len(wanted) and ordered == _between(definition, ordered[0], ordered[-1])
-    first, last = (ordered[0], ordered[-1]) if whole else (keys[0], keys[0])
+        first, last = _box(definition, set(keys)) or (keys[0], keys[0])
     return {ASSET_PARTITION_RANGE_START_TAG: first, ASSET_PARTITION_RANGE_END_TAG: last}
 
 
-def _between(definition: PartitionsDefinition[str], first: str, last: str) -> list[str]:
-    return list(definition.get_partition_keys_in_range(PartitionKeyRange(first, last)))
+def _box(definition: PartitionsDefinition[str], wanted: set[str]) -> tuple[str, str] | None:
+    """First and last of `wanted` if they are all between those, of two dimensions in each; else None.
+
+    Dagster's own listing of a box makes an object a key, which took seconds of a tick at 1,000 locations.
+    """
+    if not isinstance(definition, MultiPartitionsDefinition):
+        return _range(definition.get_partition_keys(), wanted)
+    pairs = [key.split("|") for key in wanted]
+    outer, inner = ({pair[place] for pair in pairs} for place in (0, 1))
+    if len(outer) * len(inner) != len(wanted):
+        return None
+    ranges = [
+        _range(dimension.partitions_def.get_partition_keys(), chosen)
+        for dimension, chosen in zip(definition.partitions_defs, (outer, inner), strict=True)
+    ]
+    if ranges[0] is None or ranges[1] is None:
+        return None
+    first, last = zip(*ranges, strict=True)
+    return "|".join(first), "|".join(last)
+
+
+def _range(known: Sequence[str], wanted: set[str]) -> tuple[str, str] | None:
+    """First and last of `wanted` if they follow each other without a gap in `known`, else None."""
+    places = [place for place, key in enumerate(known) if key in wanted]
+    whole = len(places) == len(wanted) and places[-1] - places[0] == len(places) - 1
+    return (known[places[0]], known[places[-1]]) if whole else None
 
 
 def _checked(key: str) -> str:

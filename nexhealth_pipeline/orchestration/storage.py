@@ -33,7 +33,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from nexhealth_pipeline.errors import WarehouseUnreachable
 from nexhealth_pipeline.settings import load_settings
-from nexhealth_pipeline.warehouse.connect import dagster_url, home_folder
+from nexhealth_pipeline.warehouse.connect import dagster_url, home_folder, normalised_url
 
 __all__ = [
     "EVENT_BATCH_SIZE",
@@ -41,6 +41,7 @@ __all__ = [
     "HomeComputeLogManager",
     "NexHealthDagsterStorage",
     "dagster_folder",
+    "database_of",
     "psycopg2_url",
 ]
 
@@ -172,6 +173,15 @@ def _alone_on(engine: Engine) -> Iterator[None]:
             yield
         finally:
             connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _CREATE_LOCK})
+
+
+def database_of(events: object) -> str | None:
+    """The libpq URL of the database behind an instance's event log; None where that is not of this module."""
+    return (
+        normalised_url(events.postgres_url, "DAGSTER_DATABASE_URL")
+        if isinstance(events, _PooledEventLogStorage)
+        else None
+    )
 
 
 def dagster_folder() -> Path:

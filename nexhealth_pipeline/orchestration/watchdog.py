@@ -16,19 +16,18 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 from nexhealth_pipeline.errors import ConfigurationError, PipelineError
 from nexhealth_pipeline.orchestration.dead_runs import in_the_way
 from nexhealth_pipeline.orchestration.holes import fill_holes
+from nexhealth_pipeline.orchestration.housekeeping import dagster_database, keep_house_daily
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
 from nexhealth_pipeline.orchestration.step import step
 from nexhealth_pipeline.orchestration.webhook_names import EVENTS_ASSET, SHORT_TAGS, WATCHDOG_JOB, WATCHDOG_STEP
 from nexhealth_pipeline.orchestration.worker import done_aside
 from nexhealth_pipeline.sync.practice import load_practices
 from nexhealth_pipeline.sync.session import SyncSession
-from nexhealth_pipeline.warehouse import changes, history
 from nexhealth_pipeline.warehouse.check_rules import Severity
 from nexhealth_pipeline.warehouse.connect import driver_errors
 from nexhealth_pipeline.warehouse.migrate import HEAD, current_revision
 from nexhealth_pipeline.warehouse.webhook_health import HEALTH_RULES, Health, examine, store_health
 from nexhealth_pipeline.webhooks.checking import check_endpoints
-from nexhealth_pipeline.webhooks.retention import expunge
 from nexhealth_pipeline.webhooks.sealing import Sealer
 
 __all__ = ["EVENTS_SPEC", "WATCHDOG_CHECKS", "watchdog_job", "watchdog_schedule"]
@@ -60,7 +59,7 @@ def _check_webhooks(
 ) -> Iterator[dg.AssetCheckResult]:
     wanted = {key.name for key in context.selected_asset_check_keys}
     with step(context) as stop, nexhealth.session(context.run.run_id, stop) as session:
-        done_aside(context, lambda: _look(session), stop)
+        done_aside(context, lambda: _look(session, dagster_database(context.instance)), stop)
         if not stop.is_set():
             closed = fill_holes(context, session)
             if closed:
@@ -73,10 +72,10 @@ WATCHDOG_CHECKS: tuple[dg.AssetChecksDefinition, ...] = (_check_webhooks,)
 """The watchdog's asset checks."""
 
 
-def _look(session: SyncSession) -> None:
+def _look(session: SyncSession, dagster: str | None) -> None:
     """Ask NexHealth about our endpoints, remove what is old, and keep what the warehouse says."""
     _ask(session)
-    _keep_house(session)
+    keep_house_daily(session.settings, session.url, dagster, session.stop)
     _examined(session)
 
 
@@ -91,24 +90,6 @@ def _ask(session: SyncSession) -> None:
         fields = {"endpoint_id": state.endpoint_id, "verdict": state.verdict.value, "reason": state.reason}
         level = logging.INFO if state.fine else logging.WARNING
         _LOG.log(level, "an endpoint was checked", extra={"nexhealth": fields})
-
-
-def _keep_house(session: SyncSession) -> None:
-    """Remove payloads and changes that are old, make partitions for what comes."""
-    settings = session.settings
-    with driver_errors("removing what is old"), session.pool.connection() as connection:
-        removed = expunge(connection, settings.webhook_payload_days)
-        with connection.transaction():
-            dropped = changes.prune(connection, settings.changes_days)
-        for make in (changes.make_partitions, history.make_partitions):
-            with connection.transaction():
-                make(connection)
-        # Of runs that found nothing to do, which are most of this job's, nobody wants to read for ever.
-        connection.execute(
-            "DELETE FROM nexhealth_runs r WHERE status = 'succeeded' AND finished_at < clock_timestamp() - interval '7 days'"
-            " AND NOT EXISTS (SELECT FROM nexhealth_sync_logs g WHERE g.run_id = r.run_id)"
-        )
-    _LOG.info("old data was removed", extra={"nexhealth": {"payloads": removed, "days_of_changes": len(dropped)}})
 
 
 def _examined(session: SyncSession) -> list[Health]:

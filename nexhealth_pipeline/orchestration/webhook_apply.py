@@ -35,6 +35,10 @@ _EVENTS_A_CALL = 5000
 """Between two calls the clock is looked at."""
 _REPORT_SECONDS = 2.0
 _POLL_SECONDS = 0.5
+_NAMED = 5
+_REASONS = 20
+_LISTS = "lists read again"
+"""Where rows of what events only hint at are counted."""
 _OUTCOMES = ("applied", "superseded", "failed", "waiting", "parked")
 
 
@@ -129,6 +133,7 @@ class Tally:
     batches: int = 0
     _new: Counter[str] = field(default_factory=Counter)
     _new_rows: Counter[str] = field(default_factory=Counter)
+    _troubles: dict[str, list[int]] = field(default_factory=dict)
     _causes: dict[str, set[str]] = field(default_factory=dict)
     _places: dict[tuple[str, str | None], _Place] = field(default_factory=dict)
 
@@ -139,6 +144,9 @@ class Tally:
         self.rows += batch.rows
         self.counts += counts
         self._new += counts
+        self._new_rows[_LISTS] += batch.rows - sum(len(loaded.done.holders) for loaded in batch.loaded)
+        for event_id, reason in batch.troubles:
+            self._troubles.setdefault(reason, []).append(event_id)
         for loaded in batch.loaded:
             self._new_rows[loaded.collection.name] += len(loaded.done.holders)
             self._causes.setdefault(loaded.collection.table, set()).add(loaded.cause.value)
@@ -153,10 +161,19 @@ class Tally:
         if not self._new:
             return ""
         changed = ", ".join(f"{name} {count:,}" for name, count in self._new_rows.most_common() if count)
-        line = f"{self._new.total():,} events: {in_words(self._new)}; rows changed: {changed or 'none'}"
+        line = f"{_events(self._new.total())}: {in_words(self._new)}; rows changed: {changed or 'none'}"
         self._new.clear()
         self._new_rows.clear()
         return line
+
+    def troubles(self) -> list[str]:
+        """Why events could not be applied, since the last time; one line a reason."""
+        lines = [
+            f"{_events(len(ids))} failed: {reason} (id {', '.join(map(str, ids[:_NAMED]))}{', ...' * (len(ids) > _NAMED)})"
+            for reason, ids in list(self._troubles.items())[:_REASONS]
+        ]
+        self._troubles.clear()
+        return lines
 
     def events(self) -> list[Event]:
         """What Dagster is told of the slices since the last time."""
@@ -167,6 +184,10 @@ class Tally:
             self._places.clear()
             self._causes.clear()
         return events
+
+
+def _events(count: int) -> str:
+    return f"{count:,} event" + ("" if count == 1 else "s")
 
 
 def in_words(counts: Counter[str]) -> str:
@@ -217,6 +238,8 @@ def _report(context: Context, tally: Tally) -> bool:
     line, events = tally.line(), tally.events()
     if line:
         context.log.info(line)
+    for trouble in tally.troubles():
+        context.log.warning(trouble)
     if events:
         report(context, events)
     return bool(line or events)

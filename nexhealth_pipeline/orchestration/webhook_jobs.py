@@ -101,11 +101,8 @@ def _replayed(context: Context, session: SyncSession, selection: Selection) -> d
 @dg.op(name=SETUP_OP, description="Registers with NexHealth where events are posted to.")
 def _set_up(context: dg.OpExecutionContext, config: SetupConfig, nexhealth: NexHealthResource) -> None:
     with step(context) as stop, nexhealth.session(context.run.run_id, stop) as session:
-        done = done_aside(
-            context,
-            lambda: set_up(session, config.url, prune=config.prune, rotate=config.rotate, dry_run=config.dry_run),
-            stop,
-        )
+        wish = config.model_dump()
+        done = done_aside(context, lambda: set_up(session, **wish), stop)
         _tell(done.as_json())
         _report_set_up(context, done)
 

@@ -4,12 +4,15 @@ The table is the truth and there is no cursor: ids are committed out of order, a
 daemon that died has left is found by the next tick.
 """
 
+import itertools
 import time
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 import dagster as dg
 import psycopg
+from dagster._core.events import RunFailureReason
+from dagster._core.storage.tags import RUN_FAILURE_REASON_TAG
 
 from nexhealth_pipeline.errors import PipelineError
 from nexhealth_pipeline.orchestration.dead_runs import in_the_way
@@ -23,7 +26,11 @@ _INTERVAL_SECONDS = 4
 """The daemon looks every 5 s and leaves out a sensor whose last tick was a moment less than its interval ago."""
 _COUNTED = 10_000
 _ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
-_FAILURES = 7
+_LOOKED_AT = 20
+"""The last runs, among which those that failed are counted."""
+_ERRORS = {RunFailureReason.STEP_FAILURE, RunFailureReason.RUN_EXCEPTION, RunFailureReason.JOB_INITIALIZATION_FAILURE}
+_OWN_FAULT = {one.value for one in _ERRORS}
+"""A run that was ended from outside, because its process is gone or never came, gives no reason or another."""
 _FIRST_PAUSE_SECONDS = 20.0
 _LONGEST_PAUSE_SECONDS = 600.0
 
@@ -97,14 +104,14 @@ def _why_none(connection: psycopg.Connection) -> str:
 
 
 def _pause(instance: dg.DagsterInstance) -> float:
-    """Seconds until the next run may begin: runs that fail one after the other must not follow every five seconds."""
-    records = instance.get_run_records(dg.RunsFilter(job_name=APPLY_JOB, statuses=_ENDED), limit=_FAILURES)
-    failures = 0
-    for record in records:
-        if record.dagster_run.status is not dg.DagsterRunStatus.FAILURE:
-            break
-        failures += 1
-    if failures < 2:
+    """Seconds until the next run may begin: runs that fail one after the other must not follow every five seconds.
+
+    A run whose process was killed met no error that the next one would meet: it neither counts nor ends the row.
+    """
+    records = instance.get_run_records(dg.RunsFilter(job_name=APPLY_JOB, statuses=_ENDED), limit=_LOOKED_AT)
+    unbroken = itertools.takewhile(lambda record: record.dagster_run.status is dg.DagsterRunStatus.FAILURE, records)
+    failed = [one for one in unbroken if one.dagster_run.tags.get(RUN_FAILURE_REASON_TAG) in _OWN_FAULT]
+    if len(failed) < 2:
         return 0.0
-    pause: float = min(_FIRST_PAUSE_SECONDS * 2 ** (failures - 2), _LONGEST_PAUSE_SECONDS)
-    return pause - (time.time() - (records[0].end_time or 0.0))
+    pause: float = min(_FIRST_PAUSE_SECONDS * 2 ** (len(failed) - 2), _LONGEST_PAUSE_SECONDS)
+    return pause - (time.time() - (failed[0].end_time or 0.0))

@@ -90,7 +90,7 @@ class ChildReader(SliceReader):
         self.read_anything = True
         if not self.options.partial:
             save_state(connection, state)
-        self.loader.before_merge = self._keeper.staged
+        self.loader.before_merge = self._keeper.when_staged
         self._read_due(connection, plans, self._due(connection, state))
         state = state.completed(datetime.now(UTC))
         if not self.options.partial:

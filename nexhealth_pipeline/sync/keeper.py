@@ -3,8 +3,9 @@
 Those are all passes of a reconcile, and in every mode the passes that say whom a location lists.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
+from functools import partial
 
 import psycopg
 
@@ -66,10 +67,10 @@ class Keeper:
         if self._judged or self._membership:
             self.id = begin_seen(self._connection, self._key, begun_at)
 
-    def staged(self, stage: str) -> None:
-        """Keep the rows that stand in a stage, before they are merged."""
-        if self.id is not None:
-            record_staged(self._connection, self.id, self._collection, stage)
+    @property
+    def when_staged(self) -> Callable[[str], None] | None:
+        """What keeps the rows of a stage before they are merged; None where nothing is kept, and no stage needed."""
+        return None if self.id is None else partial(record_staged, self._connection, self.id, self._collection)
 
     def met(self, keys: Iterable[str]) -> None:
         """Keep keys."""

@@ -21,8 +21,6 @@ from nexhealth_pipeline.warehouse.sync_log import Counts
 
 __all__ = ["Loaded", "Loader", "cost_of"]
 
-_COPY_LINES = 500
-
 
 @dataclass(slots=True)
 class Loaded:
@@ -81,21 +79,21 @@ class Loader:
             if not self._dry_run:
                 notes.look()
 
+    @property
+    def has_open_notes(self) -> bool:
+        """Whether quarantine held open notes of the collection when the loader was opened."""
+        return self._open_notes[0].any
+
     def load(self, pages: Iterable[tuple[Page, Mapping[str, int]]], not_before: datetime | None) -> Loaded:
         """Load pages, each with what its request knew; the caller commits."""
         loaded = Loaded()
         notes: list[Note] = []
         origins: list[int] = []
         owners: list[int] = []
-        lines: list[str] = []
         read_at: datetime | None = None
         for position, (page, request) in enumerate(pages):
             encoded = self._encoder.encode(page.records, page.requested_at, request)
-            # Answers of one record each (single reads, events) share a COPY; pages have one of their own.
-            lines += encoded.lines
-            if len(lines) >= _COPY_LINES:
-                self._stage.copy(lines)
-                lines = []
+            self._stage.add(encoded)
             for nested in self._nested:
                 self._quarantine(nested.collection, nested.add(page.records, page.requested_at))
             loaded.counts.add(cost_of(page))
@@ -104,7 +102,8 @@ class Loader:
             origins += [position] * len(encoded.notes)
             owners += self._open_notes[0].owners(request)
             read_at = min(read_at or page.requested_at, page.requested_at)
-        self._stage.copy(lines)
+        if self._dry_run or self.before_merge is not None:
+            self._stage.fill()
         reach("after_copy", self._slice.collection.name)
         loaded.absent_fields = self._encoder.drift.drain_absent()
         loaded.refused = [note for note in notes if not note.loaded]

@@ -33,7 +33,6 @@ from nexhealth_pipeline.sync.wide_window import pages_in_parts
 from nexhealth_pipeline.warehouse.drift import record_missing
 from nexhealth_pipeline.warehouse.encode import RecordEncoder
 from nexhealth_pipeline.warehouse.knowledge import close_membership, record_membership
-from nexhealth_pipeline.warehouse.quarantine import met_unread
 from nexhealth_pipeline.warehouse.state import PassState, database_time, load_state, save_state
 from nexhealth_pipeline.warehouse.sync_log import Counts
 
@@ -81,7 +80,7 @@ class PassReader:
         self.resumed_at: int | None = None
         """Pages that an earlier run had committed."""
         self.again = False
-        """Whether it asks for what an earlier pass asked for, since that met records which could not be read."""
+        """Set before reading: whether to ask for what the last pass asked for, whose records could not all be read."""
 
     @property
     def fresh(self) -> bool:
@@ -94,6 +93,17 @@ class PassReader:
             return bool(after and self._keeper.complete_since(after))
         complete = state.full_at if self._options.mode.whole else state.fresh_at
         return bool(after and not self._options.partial and not state.unfinished and complete and complete >= after)
+
+    @property
+    def covers(self) -> bool:
+        """Whether it asked for all that earlier passes may have met; a month is only a part of its location's list."""
+        whole = self.again or self.state.since is None
+        return whole and not self._options.partial and self._slice.window_key in ("", CHANGES)
+
+    @property
+    def lists_members(self) -> bool:
+        """Whether it only tells whom the location lists, and loads no record."""
+        return self._plan.pass_.membership
 
     def read(self) -> None:
         """Read to the last page; a cursor the API has forgotten begins the pass anew, once."""
@@ -127,7 +137,6 @@ class PassReader:
 
     def _anew(self) -> PassState:
         begun_at = database_time(self._connection)
-        self.again = not self._options.partial and self._met_unread()
         if not self._options.partial:
             self._keeper.begin(begun_at, self._options.mode)
         since = self._since()
@@ -162,13 +171,6 @@ class PassReader:
         if watermark is None and self._slice.window_key == CHANGES:
             watermark = self._earliest_month()
         return None if watermark is None else (watermark - self._options.overlap).replace(microsecond=0)
-
-    def _met_unread(self) -> bool:
-        """Whether records could not be read the last time: whoever asks again finds out if they were spoilt on the way."""
-        piece = self._slice
-        return met_unread(
-            self._connection, piece.collection.name, piece.institution_id, piece.location_id, self.stored.begun_at
-        )
 
     def _earliest_month(self) -> datetime | None:
         """Where the first change read begins: the earliest start of all the months' complete passes."""
@@ -280,7 +282,7 @@ class PassReader:
         if self._plan.pass_.membership:
             return self._load_membership(batch, ends=ends)
         known = {"location_id": self._plan.key.location_id}
-        self._loader.before_merge = self._keeper.staged
+        self._loader.before_merge = self._keeper.when_staged
         loaded = self._loader.load(((page, known) for page in batch), self.stored.watermark)
         self._keeper.unreadable(loaded.counts.quarantined)
         self._absent = loaded.absent_fields

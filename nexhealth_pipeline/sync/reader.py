@@ -19,7 +19,7 @@ from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice, SliceResult, Status
 from nexhealth_pipeline.warehouse.connect import driver_errors
 from nexhealth_pipeline.warehouse.knowledge import record_capability, record_freshness
-from nexhealth_pipeline.warehouse.quarantine import close_unnamed
+from nexhealth_pipeline.warehouse.quarantine import close_unnamed, met_unread
 from nexhealth_pipeline.warehouse.state import PassState
 from nexhealth_pipeline.warehouse.sync_log import Counts, SyncLog
 
@@ -74,16 +74,20 @@ class SliceReader:
         """Make every pass of the slice that is not fresh already."""
         self._require_owner(connection)
         today = datetime.now(UTC).date()
-        again: list[PassReader] = []
-        for plan in passes_of(self.slice, today, self.options.filters, reconcile=self.options.reconciles):
-            reader = PassReader(
-                self.session, connection, self.slice, plan, self.options, self.loader, self.committing(connection)
-            )
+        committing = self.committing(connection)
+        readers = [
+            PassReader(self.session, connection, self.slice, plan, self.options, self.loader, committing)
+            for plan in passes_of(self.slice, today, self.options.filters, reconcile=self.options.reconciles)
+        ]
+        again, read = self._met_unread(connection, readers), 0
+        for reader in readers:
+            reader.again = again
             self._watermark_from = _earlier(self._watermark_from, reader.stored.watermark)
             if reader.fresh:
                 self.states.append(reader.stored)
                 continue
             self.read_anything = True
+            read += 1
             try:
                 reader.read()
             finally:
@@ -91,20 +95,27 @@ class SliceReader:
                     self._log_row.resumed(connection, reader.resumed_at)
             self.records += reader.records
             self.states.append(reader.state)
-            if reader.again:
-                again.append(reader)
-        if again and len(again) == len(self.states):
-            self._close_unnamed(connection, again)
+        if self.loader.has_open_notes and read == len(readers):
+            self._close_unnamed(connection, readers)
 
-    def _close_unnamed(self, connection: psycopg.Connection, again: list[PassReader]) -> None:
-        """All of the slice was asked again: what has no id and did not come again was spoilt on its way.
+    def _met_unread(self, connection: psycopg.Connection, readers: list[PassReader]) -> bool:
+        """Whether records could not be read the last time: who asks again finds out if they were spoilt on the way."""
+        if not self.loader.has_open_notes or self.options.partial:
+            return False
+        last = _least(reader.stored.begun_at for reader in readers)
+        return met_unread(connection, *self._place, last)
 
-        A month is only a part of what its location's notes are about; the change slice asks for all months.
-        """
-        began = _least(reader.state.pass_started_at for reader in again)
-        if began is not None and self.slice.window_key in ("", CHANGES):
-            piece = self.slice
-            close_unnamed(connection, piece.collection.name, piece.institution_id, piece.location_id, began)
+    def _close_unnamed(self, connection: psycopg.Connection, readers: list[PassReader]) -> None:
+        """Where all of the slice was asked for: what has no id and did not come again was spoilt on its way."""
+        content = [reader for reader in readers if not reader.lists_members]
+        began = _least(reader.state.pass_started_at for reader in content)
+        if began is not None and all(reader.covers for reader in content):
+            close_unnamed(connection, *self._place, began)
+
+    @property
+    def _place(self) -> tuple[str, int, int]:
+        piece = self.slice
+        return piece.collection.name, piece.institution_id, piece.location_id
 
     def committing(self, connection: psycopg.Connection) -> "_Committing":
         """What each transaction ends with: the log's counts, and progress for whoever watches."""

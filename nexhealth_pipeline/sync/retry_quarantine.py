@@ -14,7 +14,7 @@ from psycopg import sql
 
 from nexhealth_pipeline.catalog.collection import Collection
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
-from nexhealth_pipeline.client.page import Page
+from nexhealth_pipeline.client.page import kept_page
 from nexhealth_pipeline.errors import InvalidSetting
 from nexhealth_pipeline.sync.loader import Loader
 from nexhealth_pipeline.sync.practice import Institution, Location
@@ -172,7 +172,7 @@ def _retry_records(connection: psycopg.Connection, place: _Place, loader: Loader
         if mended:
             loadable.append(record)
             closed += mended
-    loaded = loader.load([(_page(record), record.request) for record in loadable], None)
+    loaded = loader.load([(kept_page(record.raw, record.read_at), record.request) for record in loadable], None)
     done.rows.inserted, done.rows.updated = loaded.counts.inserted, loaded.counts.updated
     done.rows.unchanged, done.rows.records_read = loaded.counts.unchanged, len(loadable)
     old = [note_id for record in outdated for note_id, _ in record.notes]
@@ -189,23 +189,6 @@ def _faults(encoder: RecordEncoder, record: _Record) -> set[str] | None:
     except KeyError:
         return None  # a column that the request filled was declared after the note was made
     return None if any(not note.loaded for note in notes) else {note.field for note in notes}
-
-
-def _page(record: _Record) -> Page:
-    """The record as the answer it came in; it costs nothing."""
-    return Page(
-        number=1,
-        records=[record.raw],
-        end_cursor="",
-        has_next=False,
-        requested_at=record.read_at,
-        requests=0,
-        retries=0,
-        throttled_seconds=0.0,
-        bytes=0,
-        warning=None,
-        total=None,
-    )
 
 
 def _outdated(connection: psycopg.Connection, place: _Place, record: _Record) -> bool:

@@ -48,6 +48,13 @@ OLDEST_SERVER = 15
 _CONNECT_SECONDS = 10
 """Longest wait for one address of a server, unless the URL sets `connect_timeout`."""
 _POOL_WAIT_SECONDS = 30.0
+_ALIVE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
+"""A server that vanished is noticed within a minute; the systems' own default is two hours."""
+_WATCH = b"""
+SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3;
+SET tcp_user_timeout = 60000
+"""
+"""The same the other way round: the server then gives back the locks of a host that vanished."""
 _SCHEMES = ("postgresql", "postgres", "postgresql+psycopg2", "postgresql+psycopg")
 _URL = re.compile(r"(?P<scheme>[a-z0-9+]+)://(?P<server>[^/?]*)(?:/(?P<database>[^?]*))?(?P<query>\?.*)?", re.DOTALL)
 
@@ -169,7 +176,14 @@ def connect(url: str, *, autocommit: bool = False, application_name: str = "nexh
         raise WarehouseError(
             f"PostgreSQL at {_address(url)} is release {version}: {OLDEST_SERVER} or newer is needed, upgrade it"
         )
+    _watch(connection)
     return connection
+
+
+def _watch(connection: psycopg.Connection) -> None:
+    """Let the server notice when this host is gone without a word. Begins no transaction."""
+    if not connection.info.host.startswith("/"):
+        connection.pgconn.exec_(_WATCH)
 
 
 class Pool(ConnectionPool[psycopg.Connection]):
@@ -196,6 +210,7 @@ def pool(url: str, size: int, *, autocommit: bool = False, application_name: str
         min_size=0,
         max_size=size,
         timeout=_POOL_WAIT_SECONDS,
+        configure=_watch,
         check=ConnectionPool.check_connection,
         open=True,
     )
@@ -235,7 +250,7 @@ def _code(error: psycopg.Error) -> str:
 
 def _options(url: str, application_name: str) -> dict[str, Any]:
     """Connection parameters that count unless `url` sets them itself."""
-    defaults = {"application_name": application_name, "connect_timeout": _CONNECT_SECONDS}
+    defaults = {"application_name": application_name, "connect_timeout": _CONNECT_SECONDS, **_ALIVE}
     given = conninfo.conninfo_to_dict(url)
     return {name: value for name, value in defaults.items() if name not in given}
 

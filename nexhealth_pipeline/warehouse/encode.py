@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from dataclasses import field as made_with
 from datetime import datetime
+from functools import partial
+from itertools import groupby, repeat
 
 import msgspec
 
@@ -21,9 +23,13 @@ from nexhealth_pipeline.warehouse.values import CONVERTERS, Converter, json_text
 
 __all__ = ["Encoded", "Note", "RecordEncoder"]
 
+_AS_TEXT, _AS_BIGINT = CONVERTERS[SqlType.TEXT], CONVERTERS[SqlType.BIGINT]
 _decode = msgspec.json.Decoder(dict[str, object]).decode
 _ABSENT = object()
+_ABSENTS = repeat(_ABSENT)
 _NULL = "\\N"
+_SHAPES = 1000
+"""Most shapes of a collection that are remembered; records of a practice have a few dozen."""
 _INDEXED_BYTES = 1000
 """Longest text of an indexed column: an entry of two must fit into a third of PostgreSQL's 8 KB page."""
 _ID_DIGITS = 19
@@ -75,6 +81,19 @@ class _Field:
     indexed: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """How records are written whose values have the same types, column by column."""
+
+    template: str
+    """Takes every value, and writes null for those that are null or absent."""
+    conversions: tuple[tuple[int, Converter], ...]
+    """Values that are not written as they stand."""
+    absent: list[str]
+    keys: int
+    """Keys of the record and of the objects in it where all are declared; -1 = that says not all of it."""
+
+
 @dataclass(slots=True)
 class Encoded:
     """Lines for COPY, and what could not be loaded."""
@@ -83,6 +102,8 @@ class Encoded:
     notes: list[Note]
     ids: list[int]
     """Value of `id` per line, where the collection has one (membership, rotation)."""
+    hashes: list[str]
+    """Fingerprint of the content per line, as hexadecimal digits."""
 
 
 class RecordEncoder:
@@ -92,12 +113,24 @@ class RecordEncoder:
         self._collection = collection
         self._institution = None if institution_id is None else str(institution_id)
         self._fields = _fields(collection)
+        # Columns of the same object in a row.
+        self._runs = tuple(
+            (outer, tuple(field.key for field in run))
+            for outer, run in groupby(self._fields, lambda field: field.outer)
+        )
+        self._outers = tuple({outer for outer, _ in self._runs if outer})
+        self._shapes: dict[tuple[type, ...], _Shape | None] = {}
         self._request_columns = collection.from_request
         self._sensitive = tuple((path[-1], path[-1].encode()) for path in collection.sensitive)
         names = [column.name for column in collection.columns]
         self._id_at = names.index("id") if "id" in names else None
         self.drift = DriftWatch(collection)
         """What the records held that is not as declared."""
+
+    @property
+    def institution_id(self) -> int | None:
+        """The institution of all rows; None where each record names its own."""
+        return None if self._institution is None else int(self._institution)
 
     @property
     def stage_columns(self) -> tuple[str, ...]:
@@ -114,7 +147,7 @@ class RecordEncoder:
 
     def encode(self, records: list[bytes], read_at: datetime, request: Mapping[str, int]) -> Encoded:
         """Encode one answer's records, read at `read_at`; `request` fills the `from_request` columns."""
-        encoded = Encoded([], [], [])
+        encoded = Encoded([], [], [], [])
         known = [str(request[column.name]) for column in self._request_columns]
         read_text = read_at.isoformat()
         for raw in records:
@@ -139,34 +172,99 @@ class RecordEncoder:
 
     def _line(self, raw: bytes, known: list[str], read_text: str, encoded: Encoded) -> str:
         record = _parse(raw)
-        # Before anything is taken from it: a jsonb column may hold the whole object around a dropped key.
-        stored = self._stored_text(raw, record)
-        absent: list[str] = []
-        faults: list[RecordRefused] = []
-        values = self._values(record, absent, faults)
-        institution = self._institution or self._institution_of(record)
-        self.drift.see(record, institution, absent, faults)
         # What COPY would take for something else can only come of an escape in the JSON; most records have none.
         plain = b"\\" not in raw
-        fields = [_NULL if value is None else value if plain else value.translate(_COPY_ESCAPES) for value in values]
-        content = "\t".join(fields) + "\0" + ",".join(absent)
-        row_hash = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+        stored, values, shape = self._looked_at(raw, record, plain=plain)
+        absent: list[str] = []
+        faults: list[RecordRefused] = []
+        fields = None if shape is None else _written(values, shape)
+        if shape is not None and fields is not None:
+            absent = shape.absent
+        else:
+            texts = self._values(record, absent, faults)
+            values = [_NULL if text is None else text if plain else text.translate(_COPY_ESCAPES) for text in texts]
+            fields = "\t".join(map(str, values))
+        institution = self._institution or self._institution_of(record)
+        self.drift.see(record, institution, absent, faults)
+        missing = ",".join(absent)
+        row_hash = hashlib.blake2b(f"{fields}\0{missing}".encode(), digest_size=16).hexdigest()
         for fault in faults:
             note = Note(_digits(record.get("id")), fault.field, fault.rule, loaded=True, raw=stored.encode())
             encoded.notes.append(note)
-        if self._id_at is not None and (identifier := values[self._id_at]) is not None:
-            encoded.ids.append(int(identifier))
+        if self._id_at is not None and (identifier := values[self._id_at]) != _NULL:
+            encoded.ids.append(int(str(identifier)))
+        encoded.hashes.append(row_hash)
         return "\t".join(
             (
                 institution,
                 *known,
-                *fields,
+                fields,
                 stored if plain and not _is_spread(raw) else stored.translate(_COPY_ESCAPES),
                 read_text,
                 "\\\\x" + row_hash,
-                "{" + ",".join(absent) + "}" if absent else _NULL,
+                "{" + missing + "}" if absent else _NULL,
             )
         )
+
+    def _looked_at(
+        self, raw: bytes, record: dict[str, object], *, plain: bool
+    ) -> tuple[str, list[object], _Shape | None]:
+        """The JSON to store, with the values and their shape; the shape is None where each value must be looked at."""
+        values, shape = self._shaped(record) if plain else ([], None)
+        if shape is not None and self._is_closed(record, shape):
+            return raw.decode(), values, shape
+        # Before anything is taken from it: a jsonb column may hold the whole object around a dropped key.
+        stored = self._stored_text(raw, record)
+        return (stored, *self._shaped(record)) if plain else (stored, [], None)
+
+    def _shaped(self, record: dict[str, object]) -> tuple[list[object], _Shape | None]:
+        """All values as they are, and how values of these types are written; None where each must be looked at.
+
+        Types are looked at all at once, so that nothing is asked of a value whose type says all: half of the time.
+        """
+        values: list[object] = []
+        for outer, keys in self._runs:
+            holder = _at(record, outer)
+            if holder.__class__ is not dict:
+                return values, None
+            values += map(holder.get, keys, _ABSENTS)
+        kinds = tuple(map(type, values))
+        if kinds not in self._shapes:
+            if len(self._shapes) >= _SHAPES:
+                self._shapes.clear()
+            self._shapes[kinds] = self._shape_of(values)
+        return values, self._shapes[kinds]
+
+    def _shape_of(self, values: list[object]) -> _Shape | None:
+        """The shape of such values; None where a part of the key is missing."""
+        parts: list[str] = []
+        conversions: list[tuple[int, Converter]] = []
+        absent: list[str] = []
+        keys = len(self._outers) if all(len(outer) == 1 for outer in self._outers) else -1
+        for at, (field, value) in enumerate(zip(self._fields, values, strict=True)):
+            if value is _ABSENT:
+                absent.append(field.name)
+            if value is None or value is _ABSENT:
+                if field.in_key:
+                    return None
+                parts.append("%.0s" + _NULL)
+                continue
+            parts.append("%s")
+            if field.indexed or field.convert is not _AS_TEXT or value.__class__ is not str:
+                checked = field.in_key or (field.indexed and value.__class__ not in (int, bool))
+                conversions.append((at, partial(_converted, field) if checked else field.convert))
+            if value.__class__ not in (str, bool) and field.convert is not _AS_BIGINT:
+                keys = -1
+        if keys >= 0:
+            keys += len(values) - len(absent)
+        return _Shape("\t".join(parts), tuple(conversions), absent, keys)
+
+    def _is_closed(self, record: dict[str, object], shape: _Shape) -> bool:
+        """Whether a record has nothing but declared keys with plain values: then nothing in it is to be dropped."""
+        found = len(record) - ("institution_id" in record)
+        for outer in self._outers:
+            found += len(record[outer[0]])  # type: ignore[arg-type]
+        return found == shape.keys
 
     def _values(self, record: dict[str, object], absent: list[str], faults: list[RecordRefused]) -> list[str | None]:
         """Every column's text; notes absent keys, turns a bad value of a plain column into null."""
@@ -271,7 +369,7 @@ def _fields(collection: Collection) -> tuple[_Field, ...]:
     )
 
 
-def _converted(field: _Field, value: object, holder: object) -> str | None:
+def _converted(field: _Field, value: object, holder: object = None) -> str | None:
     """The text of a value that is neither null nor absent. Raises RecordRefused."""
     if value is holder:
         raise RecordRefused("", "the object around it is none")
@@ -281,6 +379,17 @@ def _converted(field: _Field, value: object, holder: object) -> str | None:
     if text is None and field.in_key:
         raise RecordRefused(field.name, "missing, and it is part of the key")
     return text
+
+
+def _written(values: list[object], shape: _Shape) -> str | None:
+    """The fields of values as COPY takes them; None where one of them is at fault. Puts texts in their place."""
+    try:
+        for at, convert in shape.conversions:
+            text = convert(values[at])
+            values[at] = _NULL if text is None else text
+    except RecordRefused:
+        return None
+    return shape.template % tuple(values)
 
 
 def _at(record: dict[str, object], path: tuple[str, ...]) -> object:

@@ -148,6 +148,7 @@ def record_membership(
             WHERE l.gone_at IS NOT NULL
         """,
         {"institution": institution_id, "location": location_id, "ids": list(patient_ids), "seen": seen_at},
+        prepare=False,  # a plan made while the table was small would scan all of it for ever
     )
 
 

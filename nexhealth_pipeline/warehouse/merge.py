@@ -1,7 +1,9 @@
-"""From encoded lines to rows: COPY into a temporary stage, then one merge.
+"""From encoded lines to rows: what is known goes nowhere, what is new into the table, the rest through a stage.
 
-The stage is first filtered against the target by a join, so that unchanged rows are not even locked
-(ON CONFLICT alone wrote 216 MB of WAL for 200,000 unchanged rows, filtered first it wrote none).
+One look-up by key and hash tells them apart (`arrivals`). Unchanged rows end there; where all others are new, they
+are copied straight into the table. Else they go by COPY into a temporary stage, then by one merge, which filters
+them against the target by a join first, so that unchanged rows are not even locked (ON CONFLICT alone wrote 216 MB
+of WAL for 200,000 unchanged rows, filtered first it wrote none).
 A row is taken when it is new, or when its content differs and its version is not older:
 
 - newer `updated_at`, or the same one read later; without `updated_at`, read later, and only if its
@@ -17,7 +19,8 @@ import psycopg
 from psycopg import sql
 
 from nexhealth_pipeline.catalog.collection import Collection
-from nexhealth_pipeline.warehouse.encode import RecordEncoder
+from nexhealth_pipeline.warehouse.arrivals import Arrivals
+from nexhealth_pipeline.warehouse.encode import Encoded, RecordEncoder
 from nexhealth_pipeline.warehouse.tables import table_columns
 
 __all__ = ["Change", "Merged", "Stage"]
@@ -41,7 +44,7 @@ class Merged:
 
 
 class Stage:
-    """The temporary table of one collection on one connection, and the merge out of it."""
+    """The temporary table of one collection on one connection, and the way of rows through it or past it."""
 
     def __init__(self, connection: psycopg.Connection, collection: Collection, encoder: RecordEncoder) -> None:
         self._connection = connection
@@ -50,17 +53,23 @@ class Stage:
         self._name = f"stage_{collection.name}"
         self._sql = _merge_sql(collection, self._columns)
         self._prepared = False
-        self.rows = 0
-        """Rows it holds. Most answers of a night hold none: those cost no statement."""
+        self._arrivals = Arrivals(connection, collection, encoder)
+        self._staged = 0
 
     @property
     def name(self) -> str:
         """Name of the temporary table."""
         return self._name
 
+    @property
+    def rows(self) -> int:
+        """Rows to merge. Most answers of a night hold none: those cost no statement."""
+        return self._staged + len(self._arrivals)
+
     def open(self) -> None:
         """Begin with an empty stage."""
-        self._prepared, self.rows = False, 0
+        self._prepared, self._staged = False, 0
+        self._arrivals.clear()
 
     def prepare(self) -> None:
         """Create the stage, or empty it where this connection already has one, unless that was done."""
@@ -69,28 +78,43 @@ class Stage:
             self._connection.execute(self._sql.empty)
             self._prepared = True
 
+    def add(self, encoded: Encoded) -> None:
+        """More rows to merge, kept in memory until then."""
+        self._arrivals.add(encoded)
+
+    def fill(self) -> None:
+        """Put all rows into the temporary table, for whoever looks at it."""
+        lines = self._arrivals.all()
+        self._arrivals.clear()
+        self.copy(lines)
+
     def copy(self, lines: list[str]) -> None:
-        """Append encoded lines."""
+        """Append encoded lines to the temporary table."""
         if not lines:
             return
         self.prepare()
         with self._connection.cursor() as cursor, cursor.copy(self._sql.copy) as copy:
             copy.write("\n".join(lines) + "\n")
-        self.rows += len(lines)
+        self._staged += len(lines)
 
     def merge(self, not_before: datetime | None) -> Merged:
         """Write new and changed rows to the target, then empty the stage; the caller commits."""
-        if not self.rows:
+        if not self._staged and (inserted := self._arrivals.insert_if_new()):
+            return Merged(inserted)
+        self.fill()
+        if not self._staged:
             return Merged()
-        self._connection.execute(self._sql.keep_absent)
-        row = self._connection.execute(self._sql.write, {"not_before": not_before}).fetchone()
+        self._connection.execute(self._sql.keep_absent, prepare=False)
+        # Planned each time: a plan made while the table was small would scan all of it for ever.
+        row = self._connection.execute(self._sql.write, {"not_before": not_before}, prepare=False).fetchone()
         self._connection.execute(self._sql.empty)
-        self.rows = 0
+        self._staged = 0
         return Merged(*row) if row else Merged()
 
     def classify(self, not_before: datetime | None, *, target_exists: bool) -> Merged:
         """What `merge` would do, writing nothing; the stage keeps its rows."""
-        if not self.rows:
+        self.fill()
+        if not self._staged:
             return Merged()
         statement = self._sql.classify if target_exists else self._sql.count_new
         if target_exists:
@@ -100,10 +124,14 @@ class Stage:
 
     def changes(self, not_before: datetime | None) -> list[Change]:
         """Locations and months whose rows `merge` is about to change; old and new place of a moved row."""
-        if self._sql.places is None or not self.rows:
+        if self._sql.places is None:
             return []
-        self._connection.execute(self._sql.keep_absent)
-        rows = self._connection.execute(self._sql.places, {"not_before": not_before}).fetchall()
+        self._arrivals.drop_known()
+        self.fill()
+        if not self._staged:
+            return []
+        self._connection.execute(self._sql.keep_absent, prepare=False)
+        rows = self._connection.execute(self._sql.places, {"not_before": not_before}, prepare=False).fetchall()
         return [Change(location, month, count) for location, month, count in rows]
 
 
@@ -190,11 +218,9 @@ class _MergeSql:
     def _differs(self) -> sql.Composed:
         """Content differs; the hash is asked first, the columns only where it differs."""
         return sql.SQL(
-            "(s.row_hash <> t.row_hash AND t.deleted_by IS DISTINCT FROM 'absence' AND ({}) IS DISTINCT FROM ({}))"
-        ).format(
-            sql.SQL("ROW({})").format(self._names("s", self._content)),
-            sql.SQL("ROW({})").format(self._names("t", self._content)),
-        )
+            "(s.row_hash <> t.row_hash AND t.deleted_by IS DISTINCT FROM 'absence'"
+            " AND EXISTS (SELECT FROM {} w WHERE w.ctid = s.place AND ROW({}) IS DISTINCT FROM ROW({})))"
+        ).format(self._stage, self._names("w", self._content), self._names("t", self._content))
 
     def _keep_absent(self) -> sql.Composed:
         """Give keys that were absent from a changed record the value the target has."""
@@ -216,19 +242,25 @@ class _MergeSql:
         return sql.SQL("{}").format(sql.Identifier("t", name))
 
     def _changed(self) -> sql.Composed:
-        """CTEs: the newest staged row per key, then those to write."""
+        """CTEs: the newest staged row per key, then those to write, in the order of the key.
+
+        Only what they are judged by, and where they lie: sorting and keeping whole rows cost more than writing them.
+        """
         version = self._collection.version
         newest_first = (
             sql.SQL("{} DESC NULLS LAST, ").format(sql.Identifier(version)) if version else sql.SQL("").format()
         )
+        judged = [*self._collection.key, *((version,) if version else ()), "source_read_at", "row_hash"]
         return sql.SQL(
-            "WITH newest AS MATERIALIZED (SELECT DISTINCT ON ({key}) * FROM {stage}"
+            "WITH newest AS MATERIALIZED (SELECT DISTINCT ON ({key}) {judged}, ctid AS place FROM {stage}"
             " ORDER BY {key}, {newest_first} source_read_at DESC, stage_row DESC),"
-            " changed AS MATERIALIZED (SELECT s.*, t.source_read_at IS NULL AS is_new{was}"
+            " changed AS MATERIALIZED (SELECT s.place, t.source_read_at IS NULL AS is_new{was}"
             " FROM newest s LEFT JOIN {target} t ON {same_key}"
-            " WHERE t.source_read_at IS NULL OR ({not_older} AND {differs}) OR {revived}) "
+            " WHERE t.source_read_at IS NULL OR ({not_older} AND {differs}) OR {revived} ORDER BY {key_s}) "
         ).format(
             key=self._names("s", self._collection.key, bare=True),
+            key_s=self._names("s", self._collection.key),
+            judged=self._names("s", judged, bare=True),
             stage=self._stage,
             newest_first=newest_first,
             target=self._target,
@@ -257,13 +289,16 @@ class _MergeSql:
             assignments.append(sql.SQL("deleted_at = NULL").format())
         return sql.SQL(
             "{changed}, written AS (INSERT INTO {target} AS t ({columns}, synced_at, deleted_by)"
-            # In the order of the key, so that two merges of the same rows wait for each other in no circle.
-            " SELECT {columns}, clock_timestamp(), {deleted_by} FROM changed s ORDER BY {key}"
+            # In the order of the key, which the lateral join keeps, so that two merges of the same rows wait for
+            # each other in no circle.
+            " SELECT {columns}, clock_timestamp(), {deleted_by} FROM changed c"
+            " CROSS JOIN LATERAL (SELECT * FROM {stage} w WHERE w.ctid = c.place OFFSET 0) s"
             " ON CONFLICT ({key}) DO UPDATE SET {assignments} WHERE {guard}"
             " RETURNING (t.xmax = 0) AS inserted)"
             " SELECT count(*) FILTER (WHERE inserted), count(*) FILTER (WHERE NOT inserted) FROM written"
         ).format(
             changed=self._changed(),
+            stage=self._stage,
             target=self._target,
             columns=self._names("s", self._written, bare=True),
             deleted_by=sql.SQL("CASE WHEN deleted_at IS NOT NULL THEN 'source' END")
@@ -293,14 +328,15 @@ class _MergeSql:
         window = self._collection.window
         assert window is not None
         return sql.SQL(
-            "{changed}, places AS ("
-            " SELECT location_id, {column} AS at FROM changed"
-            " UNION ALL SELECT was_location, was_at FROM changed WHERE was_at IS NOT NULL"
+            "{changed}, moved AS (SELECT c.was_location, c.was_at, s.location_id, s.at FROM changed c"
+            " CROSS JOIN LATERAL (SELECT location_id, {column} AS at FROM {stage} w WHERE w.ctid = c.place OFFSET 0) s),"
+            " places AS (SELECT location_id, at FROM moved"
+            " UNION ALL SELECT was_location, was_at FROM moved WHERE was_at IS NOT NULL"
             " AND (was_location, date_trunc('month', was_at, 'UTC'))"
-            " IS DISTINCT FROM (location_id, date_trunc('month', {column}, 'UTC')))"
+            " IS DISTINCT FROM (location_id, date_trunc('month', at, 'UTC')))"
             " SELECT location_id, to_char(at AT TIME ZONE 'UTC', 'YYYY-MM'), count(*) FROM places"
             " WHERE location_id IS NOT NULL AND at IS NOT NULL GROUP BY 1, 2"
-        ).format(changed=self._changed(), column=sql.Identifier(window.column))
+        ).format(changed=self._changed(), stage=self._stage, column=sql.Identifier(window.column))
 
 
 def _listed(names: tuple[str, ...]) -> sql.Composed:

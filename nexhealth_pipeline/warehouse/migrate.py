@@ -86,8 +86,8 @@ def _refuse_newer(revision: str | None) -> None:
         )
 
 
-def _migrate(url: str) -> list[str]:
-    """Run alembic to HEAD under a lock, so that several processes may start at once."""
+def _migrate(url: str, target: str = HEAD) -> list[str]:
+    """Run alembic to `target` under a lock, so that several processes may start at once."""
     from alembic import command
     from alembic.config import Config
     from sqlalchemy import create_engine, text
@@ -103,9 +103,9 @@ def _migrate(url: str) -> list[str]:
             connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
             connection.commit()
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            command.upgrade(config, target)
             connection.commit()
     except DBAPIError as error:
         # SQLAlchemy wraps the driver's error, with the statement and the server's words.
         raise (error.orig or error) from None
-    return [f"migrated to {HEAD}"]
+    return [f"migrated to {target}"]

@@ -98,8 +98,12 @@ class OpenNotes:
     def __init__(self, connection: psycopg.Connection, collection: Collection, institution_id: int) -> None:
         self._connection = connection
         self._name, self._institution = collection.name, institution_id
-        self._owner = next((one.name for one in collection.from_request if one.name in collection.key), None)
-        self._any = False
+        known = [one.name for one in collection.from_request]
+        keyed = next((name for name in known if name in collection.key), None)
+        self._keyed = keyed is not None
+        self._owner = keyed or (known[0] if known and collection.per else None)
+        self.any = False
+        """Whether there are any, as far as :meth:`look` knows."""
 
     def look(self) -> None:
         """Find out once whether there are any: nearly always there are none, and nothing more is asked."""
@@ -108,30 +112,32 @@ class OpenNotes:
             " WHERE collection = %s AND institution_id = %s AND resolved_at IS NULL)",
             (self._name, self._institution),
         ).fetchone()
-        self._any = bool(row and row[0])
+        self.any = bool(row and row[0])
 
     def owners(self, request: Mapping[str, int]) -> list[int]:
-        """The id in what a request knew that its records are found by: the patient whose address it is."""
+        """The id in what a request knew that notes are found by: the patient whose address, or documents, they are."""
         return [request[self._owner]] if self._owner is not None and self._owner in request else []
 
     def resolve(self, ids: Sequence[int], owners: Sequence[int], read_at: datetime) -> int:
         """Close notes of records read before `read_at`; how many. The caller commits, after the new notes.
 
-        Records are found by `owners` where the key holds what the request knew, else by their `ids`.
+        Records are found by `owners` where the key holds what the request knew, else by their `ids`; those without
+        an id by their owner, whose whole list was read.
         """
-        wanted = ids if self._owner is None else owners
-        if not self._any or not wanted:
+        if not self.any or not (ids or owners):
             return 0
         return self._connection.execute(
             "UPDATE nexhealth_quarantine SET resolved_at = clock_timestamp()"
             " WHERE collection = %(collection)s AND institution_id = %(institution)s AND resolved_at IS NULL"
-            " AND read_at < %(read_at)s"
-            " AND CASE WHEN %(owner)s::text IS NULL THEN record_id ELSE request ->> %(owner)s::text END = ANY(%(wanted)s)",
+            " AND read_at < %(read_at)s AND (record_id = ANY(%(ids)s)"
+            " OR (%(keyed)s OR record_id = '') AND request ->> %(owner)s::text = ANY(%(owners)s))",
             {
                 "collection": self._name,
                 "institution": self._institution,
                 "owner": self._owner,
+                "keyed": self._keyed,
                 "read_at": read_at,
-                "wanted": [str(one) for one in wanted],
+                "ids": [] if self._keyed else [str(one) for one in ids],
+                "owners": [str(one) for one in owners],
             },
         ).rowcount

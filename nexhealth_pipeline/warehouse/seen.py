@@ -137,6 +137,7 @@ def record_staged(connection: psycopg.Connection, pass_id: int, collection: Coll
             ),
         ),
         {"pass": pass_id},
+        prepare=False,  # as the merge: a plan made while the table was small would scan all of it for ever
     )
 
 

@@ -13,6 +13,7 @@ from psycopg import sql
 from nexhealth_pipeline.catalog.collection import Collection, Column, Phi, SqlType
 from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.warehouse import changes as feed
+from nexhealth_pipeline.warehouse import sync_log
 from nexhealth_pipeline.warehouse.history import TRIGGER, attach_history, make_partitions
 from nexhealth_pipeline.warehouse.views import ensure_views
 
@@ -83,14 +84,13 @@ def ensure_tables(connection: psycopg.Connection, collections: Iterable[Collecti
     """Create what is missing, add new columns and indexes, bring comments up to date; commits.
 
     Puts the triggers of history and change feed on the tables, and their views into `nexhealth_current`. Returns
-    the changes made, one text each; a warehouse that is up to date costs five queries.
+    the changes made, one text each; a warehouse that is up to date costs six queries.
     """
     collections = tuple(collections)
     # In transactions of their own: they may wait for somebody who is writing there.
-    with connection.transaction():
-        make_partitions(connection)
-    with connection.transaction():
-        feed.make_partitions(connection)
+    for make in (make_partitions, feed.make_partitions, sync_log.make_partitions):
+        with connection.transaction():
+            make(connection)
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
         present = _present(connection, collections)

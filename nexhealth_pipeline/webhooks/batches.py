@@ -62,6 +62,8 @@ class Batch:
     hints: list[int] = field(default_factory=list)
     """Events left pending because the API is to be asked."""
     loaded: list[Loaded] = field(default_factory=list)
+    troubles: list[tuple[int, str]] = field(default_factory=list)
+    """Events that failed or were parked, and why."""
 
     def add(self, other: "Batch") -> None:
         """Add what another one did, so that this is the sum of several."""
@@ -73,6 +75,8 @@ class Batch:
         for one in verdicts:
             name = "failed" if one.outcome is Outcome.PARKED else one.outcome.value
             setattr(self, name, getattr(self, name) + 1)
+            if name == "failed" and one.reason:
+                self.troubles.append((one.event_id, one.reason))
         self.failed -= parked
         self.parked += parked
 

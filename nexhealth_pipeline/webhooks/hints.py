@@ -22,15 +22,18 @@ from nexhealth_pipeline.sync.slices import Slice, SliceResult, Status
 from nexhealth_pipeline.warehouse.state import PassKey, PassState, load_states
 from nexhealth_pipeline.webhooks.batches import Answered
 from nexhealth_pipeline.webhooks.claiming import Outcome, Verdict
+from nexhealth_pipeline.webhooks.owners import Found, OwnerSearch
 from nexhealth_pipeline.webhooks.places import Touched
 from nexhealth_pipeline.webhooks.reading import Told
-from nexhealth_pipeline.webhooks.single_reads import SingleReads
+from nexhealth_pipeline.webhooks.single_reads import Failure, SingleReads
 
 __all__ = ["HintReader"]
 
 _NOT_READ_YET = "never read completely: its first full read will bring the change"
 _NOT_OFFERED = "the practice does not offer it"
-_NO_OWNER = "it does not say which row's list it belongs to"
+_NO_OWNER = "it does not say which patient's list it belongs to"
+_NOT_FOUND = f"{_NO_OWNER}, and the likeliest lacked it; the nightly rotation reads all of them"
+_NOWHERE = f"{_NO_OWNER}, and no list has it"
 _IN_WORK = "another run reads it just now"
 _GRAVITY = (Outcome.PARKED, Outcome.FAILED, Outcome.WAITING, Outcome.APPLIED, Outcome.SUPERSEDED)
 """Of an event that several slices were read for, the first of these holds."""
@@ -86,18 +89,53 @@ class HintReader:
 
     def _own_lists(self, told: Sequence[Told]) -> Iterator[tuple[int, _Answer]]:
         """Lists under one row: a document's patient."""
-        wanted: dict[tuple[str, int], list[Told]] = {}
+        groups: dict[tuple[str, int], list[Told]] = {}
         for one in told:
             if one.feed.collection.per is None:
                 continue
-            if one.owners:
-                wanted.setdefault((one.feed.collection.name, one.institution.id), []).append(one)
+            if one.owners or one.records:
+                groups.setdefault((one.feed.collection.name, one.institution.id), []).append(one)
             else:
                 yield one.event.id, _Answer(Outcome.PARKED, f"{one.feed.collection.name}: {_NO_OWNER}")
-        for group in wanted.values():
-            yield from self._own_lists_of(group)
+        for group in groups.values():
+            search = OwnerSearch(self._connection, self._single_reads, group[0].feed.collection, group[0].institution)
+            known = search.known({record for one in group for record in one.records})
+            for one in group:
+                one.owners |= {known[record] for record in one.records & known.keys()}
+                one.records -= known.keys()
+            yield from self._own_lists_of([one for one in group if one.owners])
+            yield from self._searched(search, [one for one in group if one.records])
+
+    def _searched(self, search: OwnerSearch, told: Sequence[Told]) -> Iterator[tuple[int, _Answer]]:
+        """Records of which nobody knows whose they are."""
+        if not told:
+            return
+        name = told[0].feed.collection.name
+        if not self._was_read(told[0]):
+            yield from ((one.event.id, _Answer(Outcome.SUPERSEDED, f"{name}: {_NOT_READ_YET}")) for one in told)
+            return
+        found = search.search({id_ for one in told for id_ in one.records}, max(one.event.received_at for one in told))
+        self._rows += found.changed
+        lacking = self._lacking(name, found)
+        for one in told:
+            if one.records <= found.records:
+                yield one.event.id, _Answer(Outcome.APPLIED)
+            elif lacking is not None:
+                yield one.event.id, lacking
+
+    def _lacking(self, name: str, found: Found) -> _Answer | None:
+        """What to note about an event whose record was not found; None = the search was stopped."""
+        if self._session.stop.is_set():
+            return None
+        if found.failure is not None:
+            return _unread(found.failure)
+        if found.exhausted:
+            return _Answer(Outcome.PARKED, f"{name}: {_NOWHERE}")
+        return _Answer(Outcome.FAILED, f"{name}: {_NOT_FOUND}")
 
     def _own_lists_of(self, told: Sequence[Told]) -> Iterator[tuple[int, _Answer]]:
+        if not told:
+            return
         collection, institution = told[0].feed.collection, told[0].institution
         rows = {row for one in told for row in one.owners}
         done = self._single_reads.read(collection, institution, sorted(rows))
@@ -105,10 +143,18 @@ class HintReader:
         for one in told:
             for row in one.owners:
                 if (failure := done.failures.get(row)) is not None:
-                    outcome = Outcome.WAITING if failure.passing else Outcome.FAILED
-                    yield one.event.id, _Answer(outcome, failure.reason)
+                    yield one.event.id, _unread(failure)
                 elif row in done.read:
                     yield one.event.id, _Answer(Outcome.APPLIED)
+
+    def _was_read(self, told: Told) -> bool:
+        """Whether all lists were read once; else the first read asks for every one of them."""
+        row = self._connection.execute(
+            "SELECT EXISTS (SELECT FROM nexhealth_sync_state WHERE collection = %s AND institution_id = %s"
+            " AND watermark IS NOT NULL)",
+            (told.feed.collection.name, told.institution.id),
+        ).fetchone()
+        return bool(row and row[0])
 
     def _slices(self, told: Sequence[Told]) -> Iterator[tuple[int, _Answer]]:
         asked: dict[Slice, _Asked] = {}
@@ -202,6 +248,10 @@ def _answer(result: SliceResult) -> _Answer | None:
             return _Answer(Outcome.WAITING if result.passing else Outcome.FAILED, result.reason)
         case _:
             return None
+
+
+def _unread(failure: Failure) -> _Answer:
+    return _Answer(Outcome.WAITING if failure.passing else Outcome.FAILED, failure.reason)
 
 
 def _gravity(answer: _Answer) -> int:

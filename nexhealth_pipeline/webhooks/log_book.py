@@ -52,13 +52,13 @@ class LogBook:
         row = connection.execute(
             f"UPDATE nexhealth_sync_logs SET status = 'running', finished_at = NULL"  # noqa: S608 - names of a dataclass
             " WHERE run_id = %s AND collection = %s AND institution_id = %s AND mode = %s AND finished_at IS NOT NULL"
-            f" RETURNING id, {', '.join(names)}",
+            f" RETURNING id, started_at, {', '.join(names)}",
             (self._run_id, loaded.collection.name, loaded.institution.id, loaded.cause.value),
         ).fetchone()
         if row is None:
             return None
-        self._counts[_key(loaded)] = Counts(**dict(zip(names, row[1:], strict=True)))
-        return SyncLog(row[0])
+        self._counts[_key(loaded)] = Counts(**dict(zip(names, row[2:], strict=True)))
+        return SyncLog(row[0], row[1])
 
     def _open(self, connection: psycopg.Connection, loaded: Loaded) -> SyncLog:
         return SyncLog.open(

@@ -39,6 +39,8 @@ class Told:
     """Locations of its records, where they say so."""
     owners: set[int] = field(default_factory=set)
     """Rows whose own lists changed (a document's patient), where the records say so."""
+    records: set[int] = field(default_factory=set)
+    """Records of such lists."""
     fault: str | None = None
     """Why some of its records cannot be loaded; the others can."""
 
@@ -101,9 +103,12 @@ def _note_places(told: Told, record: _Record) -> None:
     collection = told.feed.collection
     if (location := _number(record, "location_id")) is not None:
         told.locations.add(location)
-    owner = next((one.name for one in collection.from_request), None) if collection.per else None
-    if owner is not None and (row := _number(record, owner)) is not None:
+    if collection.per is None:
+        return
+    if (row := _number(record, collection.from_request[0].name)) is not None:
         told.owners.add(row)
+    elif (id_ := _number(record, "id")) is not None:
+        told.records.add(id_)
 
 
 def _note_version(told: Told, raw: bytes, record: _Record, happened: datetime) -> None:

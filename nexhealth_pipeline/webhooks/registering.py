@@ -4,15 +4,17 @@ Each step looks first and changes then, so that a set-up that was killed anywher
 """
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
 import psycopg
 
-from nexhealth_pipeline.errors import BadRequest, NoAccess, ServerFailed, TryLater
+from nexhealth_pipeline.errors import ApiError, BadRequest, InvalidSetting, NoAccess, ServerFailed, TryLater
 from nexhealth_pipeline.sync.session import SyncSession
+from nexhealth_pipeline.webhooks.attempts import attempt_begins, attempt_over, ours_among
 from nexhealth_pipeline.webhooks.checking import delete_if_due, learn_secret
 from nexhealth_pipeline.webhooks.endpoints import (
     Endpoint,
@@ -96,6 +98,7 @@ class Order:
     counter: Counter
     prune: bool = False
     rotate: bool = False
+    replace: bool = False
     dry_run: bool = False
     subdomains: dict[int, str] = field(default_factory=dict)
     """Of every institution that is known, wanted or not."""
@@ -115,7 +118,10 @@ class KeyWork:
         self._done = KeySetUp(name, 0, institutions=len(institutions))
 
     def run(self) -> KeySetUp:
-        """Find or make the endpoint, subscribe it, delete what its time is over. Raises ApiError, Cancelled."""
+        """Find or make the endpoint, subscribe it, delete what its time is over.
+
+        Raises InvalidSetting where another's endpoint is in the way, ApiError, Cancelled.
+        """
         listed = self._remote.endpoints()
         by_id = {one.id: one for one in listed}
         known = {one.endpoint_id: one for one in self._known()}
@@ -124,18 +130,17 @@ class KeyWork:
             key=lambda one: (one.id not in known, one.id),
         )
         usable = [one for one in candidates if self._has_secret(one, known.get(one.id))]
-        orphans = [one.id for one in candidates if one not in usable]
+        orphans = self._orphans([one.id for one in candidates if one not in usable], alone=not usable)
         current = self._activated(usable[0]) if usable else self._create(by_id)
         self._retire_extra([known[one.id] for one in usable[1:] if one.id in known])
-        self._done.others = [one.id for one in usable[1:] if one.id not in known]
-        if usable and self._order.session.settings.webhook_secrets:  # the receiver may know their secrets
-            self._done.others, orphans = self._done.others + orphans, []
+        self._done.others += [one.id for one in usable[1:] if one.id not in known]
         if self._order.rotate and not self._done.created:
             current = self._rotate(current, by_id)
         self._done.endpoint_id = current.endpoint_id
         self._subscribe(current, orphans)
         self._forget_missing(known.values(), by_id)  # not before: a hole passes to an endpoint that has subscriptions
         self._delete(orphans)
+        attempt_over(self._connection, self._hash, self._url)
         self._delete_retired()
         if self._order.prune:
             others = [one for one in self._known() if one.target_url != self._url and one.retire_at is None]
@@ -156,6 +161,17 @@ class KeyWork:
             return learn_secret(self._connection, self._sealer, known, found.secret)
         return bool(found.secret)
 
+    def _orphans(self, secretless: list[int], *, alone: bool) -> list[int]:
+        """Those that are to be deleted: ours, whose secret got lost, and with `replace` another's as well."""
+        ours = ours_among(self._connection, self._hash, self._url, secretless)
+        others = [one for one in secretless if one not in ours]
+        if self._order.replace or not others:
+            return secretless
+        if alone and not self._order.session.settings.webhook_secrets:  # else the receiver may know their secrets
+            raise InvalidSetting(_in_the_way(others))
+        self._done.others += others
+        return sorted(ours)
+
     def _activated(self, found: RemoteEndpoint) -> Endpoint:
         """An endpoint that is there: remembered, and posted to again if it was switched off."""
         if not any(one.endpoint_id == found.id for one in self._known()):
@@ -174,7 +190,23 @@ class KeyWork:
         store(self._connection, self._hash, found.id, target_url=self._url, active=found.active, secret=secret)
 
     def _create(self, before: Iterable[int]) -> Endpoint:
-        """A new endpoint, its secret stored at once. Where the answer is lost, what it made is looked for."""
+        """A new endpoint, its secret stored at once."""
+        with self._attempt(before):
+            return self._make(before)
+
+    @contextmanager
+    def _attempt(self, before: Iterable[int]) -> Iterator[None]:
+        """Written down before, and until it is known what became of it."""
+        attempt_begins(self._connection, self._hash, self._url, before)
+        try:
+            yield
+        except ApiError as error:
+            if not isinstance(error, TryLater):
+                attempt_over(self._connection, self._hash, self._url)
+            raise
+
+    def _make(self, before: Iterable[int]) -> Endpoint:
+        """Make one. Where the answer is lost, what it made is looked for."""
         known = set(before)
         for look in range(LOOKS):
             try:
@@ -199,8 +231,8 @@ class KeyWork:
 
     def _rotate(self, current: Endpoint, before: Iterable[int]) -> Endpoint:
         """A successor with another secret; the two are exchanged in one transaction."""
-        with self._connection.transaction():
-            successor = self._create(before)
+        with self._attempt(before), self._connection.transaction():
+            successor = self._make(before)
             retire(self._connection, current)
         self._done.rotated_from = current.endpoint_id
         return successor
@@ -294,6 +326,15 @@ class KeyWork:
         for one in self._known():
             if delete_if_due(self._connection, self._remote, one):
                 self._done.endpoints_removed.append(one.endpoint_id)
+
+
+def _in_the_way(others: Sequence[int]) -> str:
+    named = ", ".join(map(str, others))
+    return (
+        f"not made by this pipeline, with the same URL and a secret that NexHealth does not show: endpoint {named}."
+        " Either register another URL (another path is enough), or set NEXHEALTH_WEBHOOK_SECRETS to its secret,"
+        " or give --replace: its subscriptions move to a new endpoint, and it is deleted"
+    )
 
 
 def _retiring(known: Endpoint | None) -> bool:

@@ -9,7 +9,8 @@ with. A secret is stored before anything is subscribed: no event is ever signed 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
+from dataclasses import replace as changed
 from typing import Any
 
 import msgspec
@@ -81,6 +82,7 @@ def set_up(
     *,
     prune: bool = False,
     rotate: bool = False,
+    replace: bool = False,
     dry_run: bool = False,
     sealer: Sealer | None = None,
     on_progress: Callable[[int, int], None] | None = None,
@@ -88,16 +90,23 @@ def set_up(
     """Let NexHealth post every declared event of every institution to `url`.
 
     `prune` deletes what is ours and no longer wanted; `rotate` gives each endpoint a successor with another secret;
+    `replace` deletes another's endpoint with this URL whose secret nobody knows, after its subscriptions have moved;
     `dry_run` asks and changes nothing. `on_progress` is told of subscriptions settled and planned, from any thread.
 
-    Raises InvalidSetting for a URL that cannot be used, MissingSetting without a key to seal with, ApiError where
+    Raises InvalidSetting for a URL that cannot be used or that another's endpoint has, MissingSetting without a key to seal with, ApiError where
     nothing can be done with the only API key, WarehouseError, Cancelled.
     """
     url = usable_url(url)
     sealer = sealer or Sealer.of(session.settings)
     with driver_errors("registering webhooks"), session.pool.connection() as connection:
         topics, counter = declared_topics(), Counter(on_progress)
-        order = Order(session, connection, sealer, url, topics, counter, prune=prune, rotate=rotate, dry_run=dry_run)
+        order = Order(
+            *(session, connection, sealer, url, topics, counter),
+            prune=prune,
+            rotate=rotate,
+            replace=replace,
+            dry_run=dry_run,
+        )
         done = SetUp(url, dry_run, failures=order.failures)
         with alone(connection, session.stop), connection.transaction(force_rollback=True) if dry_run else nullcontext():
             reseal(connection, sealer)
@@ -173,7 +182,7 @@ def _listed(order: Order) -> Institutions:
     found: list[_Institution] = []
     for name in client.key_names():
         with _own_failure(order, name):
-            for page in client.pages(replace(asked, key_name=name)):
+            for page in client.pages(changed(asked, key_name=name)):
                 found += [msgspec.json.decode(record, type=_Institution, strict=False) for record in page.records]
     return [(one.id, one.subdomain) for one in found if one.subdomain]
 

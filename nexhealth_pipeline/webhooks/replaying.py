@@ -1,7 +1,7 @@
 """Events applied once more: after a mistake was mended, or to prove that the tables are right.
 
 An event that was applied is harmless to apply again: what the table has in this version or a newer one stays
-untouched. Only events whose payload is still there can be (`webhooks.retention`).
+untouched. Only events whose payload is still there can be (`warehouse.housekeeping`).
 """
 
 from collections.abc import Callable, Sequence

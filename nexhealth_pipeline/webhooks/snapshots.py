@@ -14,7 +14,7 @@ from psycopg import sql
 
 from nexhealth_pipeline.catalog.collection import Collection
 from nexhealth_pipeline.catalog.collections import nested_in
-from nexhealth_pipeline.client.page import Page
+from nexhealth_pipeline.client.page import kept_page
 from nexhealth_pipeline.errors import RecordRefused
 from nexhealth_pipeline.sync.loader import Loader
 from nexhealth_pipeline.sync.practice import Institution
@@ -146,7 +146,7 @@ class SnapshotLoader:
         """Merge one version of each record; returns which event each changed row is of."""
         self._loader.open()
         self._loader.changes = []
-        loaded = self._loader.load([(_page(one), {}) for one in snapshots], None)
+        loaded = self._loader.load([(kept_page(one.raw, one.read_at), {}) for one in snapshots], None)
         if loaded.refused:
             note = loaded.refused[0]
             raise RecordRefused(".".join(filter(None, (self._collection.name, note.field))), note.rule)
@@ -252,20 +252,3 @@ def _layers(snapshots: Iterable[Snapshot]) -> list[list[Snapshot]]:
             kept.append(one)
     depth = max(map(len, versions.values()), default=0)
     return [[kept[at] for kept in versions.values() if len(kept) > at] for at in reversed(range(depth))]
-
-
-def _page(one: Snapshot) -> Page:
-    """The record as an answer of its own that cost nothing."""
-    return Page(
-        number=1,
-        records=[one.raw],
-        end_cursor="",
-        has_next=False,
-        requested_at=one.read_at,
-        requests=0,
-        retries=0,
-        throttled_seconds=0.0,
-        bytes=0,
-        warning=None,
-        total=None,
-    )

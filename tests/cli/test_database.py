@@ -54,6 +54,19 @@ def test_the_embedded_server_stays_up_for_whoever_asked_and_listens_if_asked_to(
     assert 590 < stays <= 600
 
 
+def test_prune_says_what_it_removed_and_then_that_nothing_is_old(
+    nexhealth: Run, database_url: str, empty_database_url: str
+) -> None:
+    """For a cron of one's own, and for who has just shortened a setting; Dagster may never have been started."""
+    with psycopg.connect(database_url) as db:
+        db.execute("INSERT INTO nexhealth_sweeps (mode, scope_hash, started_at) VALUES ('full', 'a', '2024-01-01')")
+    places = {"DATABASE_URL": database_url, "DAGSTER_DATABASE_URL": empty_database_url}
+    first = nexhealth("db", "prune", **places)
+    assert (first.status, first.out.split()) == (0, ["1", "sweeps"])
+    second = nexhealth("db", "prune", **places)
+    assert (second.status, second.out) == (0, "nothing is old enough to go\n")
+
+
 def test_upgrade_says_what_it_made_and_then_that_nothing_is_left(nexhealth: Run, empty_database_url: str) -> None:
     """Whoever deploys wants to see it in their log."""
     first = nexhealth("db", "upgrade", DATABASE_URL=empty_database_url)

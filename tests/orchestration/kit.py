@@ -113,6 +113,16 @@ class House:
         return str(event.event_specific_data.user_failure_data.description)
 
 
+def event_transactions(url: str, kind: dg.DagsterEventType) -> dict[str, tuple[int, int]]:
+    """Of each run in Dagster's database at `url`: how many events of `kind` it has, in how many transactions written."""
+    with psycopg.connect(url) as db:
+        found = db.execute(
+            "SELECT run_id, count(*), count(DISTINCT xmin::text) FROM event_logs WHERE dagster_event_type = %s GROUP BY 1",
+            (kind.value,),
+        )
+        return {run: (events, written) for run, events, written in found}
+
+
 def _metadata(event: Any) -> Any:
     data = event.event_specific_data
     return (data.materialization if hasattr(data, "materialization") else data.asset_observation).metadata

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import psycopg
 import pytest
 
@@ -22,6 +23,7 @@ from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import load_settings
 from nexhealth_pipeline.sync.months import month_keys
 from nexhealth_pipeline.warehouse import connect, embedded
+from tests.orchestration.kit import event_transactions
 from tests.test_phi_canary import CANARY, files, holds_canary, tables
 
 REPO = Path(__file__).resolve().parents[2]
@@ -98,6 +100,7 @@ def test_a_backfill_of_two_locations_by_six_months_runs_from_the_ui(checkout: Pa
                 },
             }
             _assert_silent(checkout, box.auth.issued)
+            _assert_written_in_bulk(checkout, len(months))
             for pid in sorted(_members(session)):
                 _end(pid)
             _wait_until(lambda: not _members(session), "processes stay", 30)
@@ -112,6 +115,13 @@ def _assert_silent(checkout: Path, tokens: tuple[str, ...]) -> None:
     for place, text in texts.items():
         assert CANARY not in text, place
         assert not any(token in text for token in tokens), place
+
+
+def _assert_written_in_bulk(checkout: Path, slices: int) -> None:
+    """Each event in a transaction of its own is what made a night's events cost minutes: the daemon plans a backfill's."""
+    home = load_settings({"NEXHEALTH_HOME": str(checkout / ".nexhealth")}, environ={}, env_file=None)
+    planned = event_transactions(connect.dagster_url(home), dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED)
+    assert sorted(planned.values())[-2:] == [(slices, 1), (slices, 1)]
 
 
 _LAUNCH = """mutation($job: String!) { launchRun(executionParams: {mode: "default", selector: {jobName: $job,

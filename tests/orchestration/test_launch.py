@@ -14,7 +14,10 @@ import dagster as dg
 import psycopg
 import pytest
 
+from nexhealth_pipeline.orchestration.housekeeping import dagster_database
 from nexhealth_pipeline.sandbox import SandboxServer
+
+from .kit import event_transactions
 
 REPO = Path(__file__).resolve().parents[2]
 JOBS = {
@@ -53,6 +56,9 @@ class Shell:
     """Runs syncs as a command would, in a process of their own, and looks at what they leave."""
 
     def __init__(self, box: SandboxServer, instance: dg.DagsterInstance, warehouse: psycopg.Connection) -> None:
+        dagster = dagster_database(instance)
+        assert dagster is not None
+        self.dagster = dagster
         self.box, self.instance, self.warehouse = box, instance, warehouse
         self.processes: list[subprocess.Popen[str]] = []
 
@@ -86,6 +92,25 @@ class Shell:
 
     def rows(self, query: str, *params: object) -> list[tuple[Any, ...]]:
         return self.warehouse.execute(query, params).fetchall()
+
+    def leave_old_rows(self) -> None:
+        """A row in each database that nobody needs any more."""
+        self.warehouse.execute(
+            "INSERT INTO nexhealth_sweeps (mode, scope_hash, started_at, finished_at)"
+            " VALUES ('full', 'old', now() - interval '31 days', now())"
+        )
+        with psycopg.connect(self.dagster) as db:
+            db.execute(
+                "INSERT INTO event_logs (run_id, event, timestamp) VALUES ('old', '', now() - interval '31 days')"
+            )
+
+    def old_rows(self) -> tuple[int, int]:
+        """How many of those are left in each."""
+        (sweeps,) = self.rows("SELECT count(*) FROM nexhealth_sweeps WHERE scope_hash = 'old'")[0]
+        with psycopg.connect(self.dagster) as db:
+            found = db.execute("SELECT count(*) FROM event_logs WHERE run_id = 'old'").fetchone()
+        assert found is not None
+        return sweeps, found[0]
 
     def runs(self, ids: list[str]) -> dict[str, str]:
         """Status of each run by its job."""
@@ -127,8 +152,10 @@ def shell(box: SandboxServer, instance: dg.DagsterInstance, environment: dict[st
 @pytest.mark.timeout(180)
 def test_a_full_sync_then_an_incremental_one_are_runs_in_dagsters_history(shell: Shell) -> None:
     """The main job: what a shell does must be seen in Dagit, under its jobs, with equal counts."""
+    shell.leave_old_rows()
     first = shell.sync("full", dry_run=True, resources=["operatories", "patients", "documents"])
     assert first["exit_status"] == 0
+    assert shell.old_rows() == (1, 1), "a dry run changes nothing"
     counted = {one["name"]: one["counts"]["inserted"] for one in first["collections"]}
     assert counted["documents"] == len(shell.box.state.ids("documents"))
     assert shell.rows("SELECT count(*) FROM nexhealth_institutions") == [(0,)]
@@ -136,6 +163,13 @@ def test_a_full_sync_then_an_incremental_one_are_runs_in_dagsters_history(shell:
     full = shell.sync("full")
     assert full["exit_status"] == 0
     assert full["failures"] == []
+    assert shell.old_rows() == (0, 0), "where no daemon runs, a command keeps house"
+    with psycopg.connect(shell.dagster) as db:
+        left = db.execute("SELECT count(*) FROM asset_check_executions").fetchone()
+    assert left == (0,), "a sync runs no check, so Dagit must not say that it skipped some"
+    planned = event_transactions(shell.dagster, dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED)
+    assert max(planned.values())[0] > 20
+    assert {written for _, written in planned.values()} == {1}, "each event for itself is dear"
     assert shell.runs(full["run_ids"]) == dict.fromkeys(JOBS - {"nexhealth_appointment_changes"}, "SUCCESS")
     for run in shell.instance.get_runs(dg.RunsFilter(run_ids=full["run_ids"])):
         assert run.tags[".dagster/repository"] == "__repository__@nexhealth_pipeline"

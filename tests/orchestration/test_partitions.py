@@ -63,3 +63,28 @@ def test_keys_are_added_once_and_checked_before_any_is_added() -> None:
         with pytest.raises(InvalidSetting):
             partitions.add_keys(instance, partitions.LOCATIONS, ["a.4", "a|5"])
         assert list(instance.get_dynamic_partitions("nexhealth_locations")) == ["a.1", "a.2", "a.3"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "box"),
+    [
+        (["a.2|2024-08"], True),
+        (["a.3|2024-09", "a.2|2024-08", "a.2|2024-09", "a.3|2024-08"], True),
+        (["a.1|2024-08", "a.2|2024-08", "a.3|2024-08"], True),
+        (["a.1|2024-08", "a.3|2024-08"], False),
+        (["a.1|2024-08", "a.1|2024-10"], False),
+        (["a.1|2024-08", "a.2|2024-09"], False),
+        (["a.1|2024-08", "a.9|2024-08"], False),
+    ],
+)
+def test_tags_hold_a_box_of_months_exactly_where_dagster_reads_the_same_keys_out_of_them(
+    keys: list[str], box: bool
+) -> None:
+    """A range that covers more than was asked for would paint slices that nobody reads."""
+    with dg.DagsterInstance.ephemeral() as instance:
+        partitions.add_keys(instance, partitions.LOCATIONS, ["a.1", "a.2", "a.3"])
+        tags = partitions.partition_tags(instance, partitions.LOCATION_MONTHS, keys)
+        first, last = tags["dagster/asset_partition_range_start"], tags["dagster/asset_partition_range_end"]
+        with partition_loading_context(dynamic_partitions_store=instance):
+            told = partitions.LOCATION_MONTHS.get_partition_keys_in_range(dg.PartitionKeyRange(first, last))
+    assert set(told) == (set(keys) if box else {keys[0]})

@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
+import psycopg
 import pytest
 
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.definitions import defs
+from nexhealth_pipeline.orchestration.housekeeping import dagster_database
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
 from nexhealth_pipeline.orchestration.watchdog import watchdog_schedule
 from nexhealth_pipeline.orchestration.webhook_names import EVENTS_ASSET, SETUP_JOB, SETUP_OP, WATCHDOG_JOB
@@ -129,7 +131,13 @@ def test_it_keeps_house(post: Post) -> None:
         "INSERT INTO nexhealth_runs (run_id, host, pid, status, finished_at)"
         " VALUES ('idle', 'h', 1, 'succeeded', now() - interval '8 days')"
     )
+    dagster = dagster_database(post.instance)
+    assert dagster is not None
+    with psycopg.connect(dagster) as db:
+        db.execute("INSERT INTO event_logs (run_id, event, timestamp) VALUES ('old', '', now() - interval '31 days')")
     assert _failed(_watch(post.instance)) == {}
+    with psycopg.connect(dagster) as db:
+        assert db.execute("SELECT count(*) FROM event_logs WHERE run_id = 'old'").fetchone() == (0,)
     assert post.rows("SELECT payload, expunged_at IS NULL FROM nexhealth_webhook_events") == [(None, False)]
     assert post.rows("SELECT count(*) FROM nexhealth_runs WHERE run_id = 'idle'") == [(0,)]
 

@@ -74,6 +74,29 @@ def test_a_burst_is_one_run_that_tells_each_partition_once(post: Post) -> None:
     assert line == ("128 events: 80 superseded, 48 applied; rows changed: patients 40, procedures 5, appointments 3")
 
 
+def test_partitions_told_together_lie_a_millisecond_apart(post: Post) -> None:
+    """Dagit's list of an asset's events shows one of each millisecond: the other partitions seemed untouched."""
+    for month in range(4, 9):
+        record = {"id": month, "updated_at": T0.isoformat(), "location_id": LOCATION}
+        start = {"start_time": T0.replace(month=month).isoformat()}
+        store(post.db, body("appointment_updated", {"appointment": record | start}))
+    run_id = post.apply().run_id
+    kind = dg.DagsterEventType.ASSET_OBSERVATION
+    records = post.instance.get_records_for_run(run_id, of_type=kind).records
+    moments = [int(one.event_log_entry.timestamp * 1000) for one in records]
+    assert len(moments) == len(set(moments)) == 6
+
+
+def test_why_an_event_failed_is_said_once_a_reason(post: Post) -> None:
+    """Whoever sees a run with failures must not need SQL to learn why."""
+    bad = store(post.db, *(updated(patient(1, 5, id="Canaryson"), at=at) for at in range(7)))
+    (deleted,) = store(post.db, body("patient_updated", None))
+    line, trouble, other = post.log(post.apply().run_id)
+    assert line == "8 events: 8 failed; rows changed: none"
+    assert trouble == f"7 events failed: patients: id: missing, or no integer (id {', '.join(map(str, bad[:5]))}, ...)"
+    assert other == f"1 event failed: patients: data: holds no record (id {deleted})"
+
+
 def test_a_slice_that_was_never_read_is_observed_only(post: Post) -> None:
     """Green says complete, and it is not."""
     store(post.db, _procedure(1))

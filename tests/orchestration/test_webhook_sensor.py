@@ -1,17 +1,19 @@
 """Ticks of the sensor, and the queue's order: events start one run at once, and nothing else holds it up."""
 
+import time
 import uuid
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
 import pytest
 import yaml
+from dagster._core.events import JobFailureData, RunFailureReason
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
 
 from nexhealth_pipeline.definitions import defs
-from nexhealth_pipeline.orchestration import dead_runs
 from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, SCOPE_JOBS
 from nexhealth_pipeline.orchestration.webhook_names import APPLY_JOB, BULK_TAG, WEBHOOK_SENSOR
 from nexhealth_pipeline.warehouse.runs import RunLock
@@ -95,28 +97,47 @@ def test_a_living_run_is_in_the_way_and_a_killed_one_is_failed_at_once(post: Pos
     assert _status(post, run) is Status.FAILURE
 
 
-def test_a_run_that_never_comes_to_life_is_passed_over_after_a_while(
+def test_a_run_that_never_comes_to_life_is_passed_over_after_a_while_each_further_one_later(
     post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its process may have died before it held a lock; Dagster notices that after five minutes."""
+    """Its process may have died before it held a lock, which looks like a slow start: it is not failed here."""
     store(post.db, updated(patient(1, 5)))
     starting, started = _run(post, Status.STARTING), _run(post, Status.STARTED)
-    monkeypatch.setattr(dead_runs, "_SHORT_GRACE_SECONDS", -1.0)
     assert starting.run_id in str(post.tick(WEBHOOK_SENSOR))
-    monkeypatch.setattr(dead_runs, "_GRACE_SECONDS", -1.0)
+    monkeypatch.setattr(time, "time", lambda: datetime.now(UTC).timestamp() + 45)
+    assert started.run_id in str(post.tick(WEBHOOK_SENSOR))
+    monkeypatch.setattr(time, "time", lambda: datetime.now(UTC).timestamp() + 75)
     assert isinstance(post.tick(WEBHOOK_SENSOR), dg.RunRequest)
     assert (_status(post, starting), _status(post, started)) == (Status.STARTING, Status.STARTED)
+
+
+def _fail(post: Post, reason: RunFailureReason | None) -> None:
+    """A run that ended by itself for `reason`, or whose process was found to be gone."""
+    data = JobFailureData(error=None, failure_reason=reason) if reason else None
+    post.instance.report_run_failed(_run(post, Status.STARTED), "it failed", data)
 
 
 def test_runs_that_fail_one_after_the_other_come_ever_later(post: Post) -> None:
     """A warehouse that is broken in a new way must not get a run every five seconds."""
     store(post.db, updated(patient(1, 5)))
-    for _ in range(2):
+    for reason in (RunFailureReason.STEP_FAILURE, None, RunFailureReason.JOB_INITIALIZATION_FAILURE):
         assert isinstance(post.tick(WEBHOOK_SENSOR), dg.RunRequest)
-        post.instance.report_run_failed(_run(post, Status.STARTED), "it failed")
+        _fail(post, reason)
     answer = post.tick(WEBHOOK_SENSOR)
     assert isinstance(answer, str)
     assert answer.endswith((" 19 s", " 20 s"))
+
+
+def test_runs_that_were_killed_do_not_keep_fresh_events_waiting(post: Post, environment: dict[str, str]) -> None:
+    """Whoever ended them: the next tick, the server that started them, or Dagster's monitor."""
+    store(post.db, updated(patient(1, 5)))
+    for reason in (None, RunFailureReason.START_TIMEOUT, RunFailureReason.UNEXPECTED_TERMINATION):
+        _fail(post, reason)
+        killed = _run(post, Status.STARTED)
+        with RunLock(environment["DATABASE_URL"], killed.run_id):
+            pass
+        assert isinstance(post.tick(WEBHOOK_SENSOR), dg.RunRequest)
+        assert _status(post, killed) is Status.FAILURE
 
 
 def test_without_a_key_or_a_database_it_says_what_is_missing(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:

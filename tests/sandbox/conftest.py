@@ -8,6 +8,7 @@ import pytest
 from nexhealth_pipeline.sandbox import SandboxServer, World, build_app, build_world
 
 from .calls import BASE, Caller, HandClock
+from .receiving import Receiver, receiver
 
 
 @pytest.fixture(scope="package")
@@ -49,3 +50,32 @@ def caller(changing_server: SandboxServer, clock: HandClock) -> Iterator[Caller]
     caller = Caller(changing_server)
     yield caller
     caller.close()
+
+
+@pytest.fixture(scope="package")
+def small_world() -> World:
+    """A world for servers that post webhooks."""
+    return build_world(base=BASE, patients=40, appointments_per_patient=4)
+
+
+@pytest.fixture(scope="module")
+def mailbox() -> Iterator[Receiver]:
+    """A receiver for a module's tests."""
+    with receiver() as kept:
+        yield kept
+
+
+@pytest.fixture
+def inbox(mailbox: Receiver) -> Receiver:
+    """It, empty; it takes everything."""
+    mailbox.got.clear()
+    mailbox.answer = lambda _number: 200
+    return mailbox
+
+
+@pytest.fixture
+def server(changing_server: SandboxServer, small_world: World, clock: HandClock) -> Iterator[SandboxServer]:
+    """A sandbox that delivers in order; it ends its workers when the next test begins."""
+    changing_server.replace(build_app(world=small_world, limits=False, clock=clock, webhooks={"workers": 1}))
+    yield changing_server
+    changing_server.webhooks.stop()

@@ -2,10 +2,6 @@
 
 import hashlib
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -21,57 +17,23 @@ from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.sandbox.log import Asked
 from nexhealth_pipeline.sync.plan import passes_of, slices_of
 from nexhealth_pipeline.sync.practice import load_practices
-
-from .fork_server import Order
+from tests.forks import Forks, forks
 
 PAGING = {"end_cursor", "per_page", "page"}
 DISCOVERY = {"/authenticates", *(one.path for one in DECLARED if one.scope is Scope.PRACTICE)}
 Key = tuple[str, tuple[tuple[str, str], ...]]
 
 
-class Syncs:
-    """Starts syncs as processes of their own, and says how they ended."""
-
-    def __init__(self, process: "subprocess.Popen[str]", output: Path) -> None:
-        self._process = process
-        self._output = output
-
-    def start(self, box: SandboxServer, url: str, mode: str = "full", **more: object) -> int:
-        order = Order(box.url, box.api_key, url, mode, str(self._output), **more)  # type: ignore[arg-type]
-        return self._ask(order.line())
-
-    def wait(self, pid: int) -> int:
-        return self._ask(str(pid))
-
-    def kill(self, pid: int) -> None:
-        """Not collected before `wait`, so the number is still that process's."""
-        os.kill(pid, signal.SIGKILL)
-
-    def run(self, box: SandboxServer, url: str, mode: str = "full", **more: object) -> int:
-        self._output.write_text("")
-        return self.wait(self.start(box, url, mode, **more))
-
-    def finish(self, box: SandboxServer, url: str, mode: str = "full", **more: object) -> None:
-        """A run that nobody disturbs and that must succeed."""
-        assert self.run(box, url, mode, **more) == 0, self._output.read_text()
-
-    def _ask(self, line: str) -> int:
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.write(line + "\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+def order(box: SandboxServer, url: str, mode: str = "full", **more: object) -> dict[str, object]:
+    """A sync of `box` into the warehouse at `url`, for :class:`tests.forks.Forks`; `more` as `fork_server.run` has it."""
+    return {"api_url": box.url, "api_key": box.api_key, "database_url": url, "mode": mode, **more}
 
 
 @contextmanager
-def syncs(folder: Path) -> Iterator[Syncs]:
-    script = Path(__file__).with_name("fork_server.py")
-    with subprocess.Popen(
-        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        yield Syncs(process, folder / "output")
-        assert process.stdin
-        process.stdin.close()
+def syncs(folder: Path) -> Iterator[Forks]:
+    """What starts them."""
+    with forks("tests.sync.fork_server", folder) as started:
+        yield started
 
 
 class Witness:

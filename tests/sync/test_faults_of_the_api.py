@@ -62,7 +62,8 @@ def behind(spoiler: Spoiler, box: SandboxServer, database_url: str, monkeypatch:
     """Settings of a sync behind the spoiler, with a client that waits for less than a minute."""
 
     def hasty(**given: Any) -> NexHealthClient:
-        return NexHealthClient(**{**given, "timeout_seconds": 1.0, "answer_seconds": 1.5})
+        short = {"timeout_seconds": 1.0, "answer_seconds": 1.5, "body_limit": 4 * 1024 * 1024}
+        return NexHealthClient(**{**given, **short})
 
     monkeypatch.setattr("nexhealth_pipeline.sync.session.NexHealthClient", hasty)
     monkeypatch.setitem(MOST_A_PAGE, Paging.CURSOR, 5)

@@ -22,9 +22,10 @@ from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.sync import fault_points, months
 from nexhealth_pipeline.sync.options import Mode
 from tests.conftest import _fresh
+from tests.forks import Forks
 
 from .fork_server import few_months
-from .killed import Syncs, Witness, facts, open_rows, statuses, syncs
+from .killed import Witness, facts, open_rows, order, statuses, syncs
 
 SOAK_ROUNDS = int(os.environ.get("SOAK_ROUNDS", "200"))
 SEED = int(os.environ.get("SOAK_SEED", "0"))
@@ -65,7 +66,7 @@ class World:
     """A sandbox that no longer changes, and where undisturbed syncs of it end."""
 
     box: SandboxServer
-    syncs: Syncs
+    syncs: Forks
     server_url: str
     empty: str
     """Template of a warehouse without rows."""
@@ -84,23 +85,23 @@ class World:
         if mode not in self._ends:
             for url in self.before(mode):
                 began = time.monotonic()
-                self.syncs.finish(self.box, url, mode, only=self.only)
+                self.syncs.finish(**order(self.box, url, mode, only=self.only))
                 self._ends[mode] = facts(url), time.monotonic() - began
         return self._ends[mode]
 
 
 @pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Syncs]:
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     with syncs(tmp_path_factory.mktemp("kills")) as started:
         yield started
 
 
 @contextmanager
-def world_of(only: list[str] | None, started: Syncs, server_url: str, template: str) -> Iterator[World]:
+def world_of(only: list[str] | None, started: Forks, server_url: str, template: str) -> Iterator[World]:
     fresh = _fresh(server_url, template)
     older = next(fresh)
     with SandboxServer(patients=10, appointments_per_patient=3, limits=False) as box:
-        started.finish(box, older, only=only)
+        started.finish(**order(box, older, only=only))
         change(box)
         name = psycopg.conninfo.conninfo_to_dict(older)["dbname"]
         yield World(box, started, server_url, template, str(name), only)
@@ -108,7 +109,7 @@ def world_of(only: list[str] | None, started: Syncs, server_url: str, template: 
 
 
 @pytest.fixture(scope="module")
-def world(started: Syncs, server_url: str, template: str) -> Iterator[World]:
+def world(started: Forks, server_url: str, template: str) -> Iterator[World]:
     """One collection of each kind, and what they need."""
     names = [name for kind in KINDS for name in (*of_kind(kind).after, of_kind(kind).name)]
     with world_of(names, started, server_url, template) as world:
@@ -116,7 +117,7 @@ def world(started: Syncs, server_url: str, template: str) -> Iterator[World]:
 
 
 @pytest.fixture(scope="module")
-def whole_world(started: Syncs, server_url: str, template: str) -> Iterator[World]:
+def whole_world(started: Forks, server_url: str, template: str) -> Iterator[World]:
     """Every collection."""
     with world_of(None, started, server_url, template) as world:
         yield world
@@ -153,10 +154,10 @@ def test_a_sync_killed_at_each_step_goes_on_and_ends_as_if_undisturbed(kind: str
     for url in world.before(Mode.FULL):
         witness = Witness(world.box, url)
         for n, point in enumerate(_orders(collection), 1):
-            assert world.syncs.run(world.box, url, only=only, point=point) == -signal.SIGKILL, point
+            assert world.syncs.run(**order(world.box, url, only=only, point=point)) == -signal.SIGKILL, point
             witness.nothing_asked_twice()
             assert len(statuses(url)) == n
-        world.syncs.finish(world.box, url, only=only)
+        world.syncs.finish(**order(world.box, url, only=only))
         witness.nothing_asked_twice()
         ends = facts(url)
         assert {name: ends[name] for name in judged} == {name: expected[name] for name in judged}
@@ -176,10 +177,10 @@ def test_a_reconcile_killed_while_it_marks_what_is_gone_is_gone_on_with(point: s
     expected, _ = world.end(Mode.RECONCILE)
     for url in world.before(Mode.RECONCILE):
         witness = Witness(world.box, url)
-        order = f"{point}:{fault_points.ABSENCES}:2"
-        assert world.syncs.run(world.box, url, Mode.RECONCILE, only=world.only, point=order) == -signal.SIGKILL
+        where = f"{point}:{fault_points.ABSENCES}:2"
+        assert world.syncs.run(**order(world.box, url, Mode.RECONCILE, only=world.only, point=where)) == -signal.SIGKILL
         witness.nothing_asked_twice()
-        world.syncs.finish(world.box, url, Mode.RECONCILE, only=world.only)
+        world.syncs.finish(**order(world.box, url, Mode.RECONCILE, only=world.only))
         witness.nothing_asked_twice()
         assert facts(url) == expected
         assert open_rows(url) == []
@@ -196,7 +197,7 @@ def kill_at_random(world: World, chance: random.Random) -> None:
         witness = Witness(world.box, url)
         kills = chance.choice((1, 1, 2))
         for _ in range(kills):
-            pid = world.syncs.start(world.box, url, mode, only=world.only)
+            pid = world.syncs.start(**order(world.box, url, mode, only=world.only))
             time.sleep(chance.random() * seconds)
             world.syncs.kill(pid)
             assert world.syncs.wait(pid) in (-signal.SIGKILL, 0)
@@ -204,7 +205,7 @@ def kill_at_random(world: World, chance: random.Random) -> None:
             if witness.sync_is_over:  # it was faster: the next one is another sync, which asks for all again
                 break
         else:
-            world.syncs.finish(world.box, url, mode, only=world.only)
+            world.syncs.finish(**order(world.box, url, mode, only=world.only))
             witness.nothing_asked_twice()
         assert facts(url) == expected
         assert open_rows(url) == []

@@ -106,7 +106,7 @@ class Table:
         raw = [one if isinstance(one, bytes) else json.dumps(one).encode() for one in records]
         encoded = self.encoder.encode(raw, read_at, self.request or {})
         self.notes += encoded.notes
-        stage.copy(encoded.lines)
+        stage.add(encoded)
 
     def load(
         self, *records: dict[str, Any] | bytes, read_at: datetime = NOON, not_before: datetime | None = None

@@ -154,6 +154,7 @@ def test_a_marked_row_is_revived_by_a_read_begun_after_the_mark(connection: psyc
     assert table.load(gadget(4), read_at=NOON + HOUR) == (0, 0)
     pass_id = begin_seen(connection, KEY, database_time(connection))
     stage = table.stage(gadget(4), gadget(1), read_at=NOON + 3 * HOUR)
+    stage.fill()
     record_staged(connection, pass_id, GADGETS, stage.name)
     stage.merge(None)
     found = find_seen(connection, KEY)

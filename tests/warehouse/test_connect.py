@@ -268,3 +268,13 @@ def test_the_home_is_the_setting_else_the_checkout_else_the_users_data_folder(
     assert home_folder(settings()).name == "nexhealth-pipeline"
     (checkout / "pyproject.toml").touch()
     assert home_folder(settings()) == checkout / ".nexhealth"
+
+
+def test_a_host_that_vanishes_gives_its_locks_back(own_home: Path) -> None:
+    """By the systems' own defaults the server would keep them for two hours. Asking for it begins no transaction."""
+    url = ensure(own_home, durable=False, tcp=True).tcp_url("postgres")
+    with connect(url) as connection, pool(url, 1) as few, few.connection() as pooled:
+        for one in (connection, pooled):
+            assert one.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+            row = one.execute("SELECT current_setting('tcp_keepalives_idle'), current_setting('tcp_user_timeout')")
+            assert row.fetchone() == ("30", "60000")

@@ -387,3 +387,74 @@ def test_a_social_security_number_is_kept_in_no_shape(record: bytes) -> None:
     encoded = RecordEncoder(COLLECTIONS["patients"], 7).encode([record], NOON, {})
     kept = "".join(encoded.lines).encode() + b"".join(note.raw for note in encoded.notes)
     assert b"987" not in kept
+
+
+READ_ALIKE: dict[str, dict[str, Any]] = {
+    "as it should be": {},
+    "another key": {"colour": "red"},
+    "another key in an object": {"maker": {"city": "X", "zip": "1"}},
+    "a key too sensitive to keep": {"tin": "987-65-4321"},
+    "such a key in a jsonb column": {"box": {"ssn": "987-65-4321", "colour": "red"}},
+    "no jsonb": {"box": None, "tags": None, "weight": None},
+    "nulls": {"note": None, "active": None, "born": None, "price": {"amount": None, "currency": None}},
+    "absent keys": {"note": ..., "active": ..., "maker": {}},
+    "null for an object": {"maker": None},
+    "text for an object": {"maker": "X"},
+    "empty text for an object": {"maker": ""},
+    "a list for an object": {"maker": [{"city": "X"}]},
+    "empty texts": {"note": "", "active": "", "born": "", "start_time": "", "location_id": ""},
+    "an offset": {"start_time": "2026-02-10T09:00:00+02:00"},
+    "the 29th of February": {"born": "2024-02-29", "start_time": "2024-02-29T23:59:59.999999Z"},
+    "no 29th of February": {"born": "2023-02-29", "start_time": "2023-02-29T23:59:59Z"},
+    "no 31st of April": {"born": "2023-04-31"},
+    "hour 24": {"start_time": "2023-04-30T24:00:00Z"},
+    "a year too far": {"born": "2201-01-01", "start_time": "1899-12-31T00:00:00Z"},
+    "the last year": {"born": "2200-12-31", "start_time": "1900-01-01T00:00:00Z"},
+    "digits of another script": {"born": "٢٠٠١-٠٢-٠٣", "location_id": "٧"},
+    "numbers as text": {"id": "1", "location_id": "3", "weight": "1.5"},
+    "numbers for texts": {"note": 7, "name": 1.5},
+    "words for numbers": {"location_id": "x", "weight": True, "active": 1},
+    "integers out of range": {"location_id": 2**63, "weight": 10**40},
+    "integers at the edge": {"location_id": -(2**63)},
+    "too long for its index": {"name": "n" * 1001},
+    "long in bytes only": {"name": "ë" * 501},
+    "no key": {"id": None},
+    "a key that is no number": {"id": "x"},
+}
+
+
+@pytest.mark.parametrize("fields", READ_ALIKE.values(), ids=READ_ALIKE.keys())
+def test_the_quick_way_reads_as_the_careful_one(fields: dict[str, Any]) -> None:
+    """A record without a backslash is written by the types of its values; with one each value is looked at."""
+    plain = json.dumps(gadget(**fields), ensure_ascii=False).encode()
+    escaped = plain.replace(b'"updated_at"', b'"updated\\u005fat"')
+    found = []
+    for raw in (plain, escaped):
+        encoder = RecordEncoder(GADGETS, 7)
+        encoded = encoder.encode([raw, raw], NOON, {})
+        kept = [line.split("\t") for line in encoded.lines]
+        at = encoder.stage_columns.index("raw")
+        texts = [fields.pop(at) for fields in kept]
+        assert "987-65" not in "".join((*encoded.lines, *(note.raw.decode() for note in encoded.notes)))
+        found.append(
+            (
+                kept,
+                [json.loads(text.replace("\\\\", "\\")) for text in texts],
+                encoded.ids,
+                encoded.hashes,
+                [(note.record_id, note.field, note.rule, note.loaded) for note in encoded.notes],
+                encoder.drift.drain(),
+                encoder.drift.drain_absent(),
+            )
+        )
+    assert b"\\" not in plain != escaped
+    assert found[0] == found[1]
+
+
+def test_so_many_shapes_that_some_are_forgotten_are_read_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nexhealth_pipeline.warehouse.encode._SHAPES", 2)
+    encoder = RecordEncoder(GADGETS, 7)
+    records = [gadget(name="a", note=note, active=active) for note in ("x", None, ...) for active in (True, None, ...)]
+    lines = encoder.encode([json.dumps(one).encode() for one in records * 2], NOON, {}).lines
+    assert lines[: len(records)] == lines[len(records) :]
+    assert len(set(lines)) == len(records)

@@ -1,6 +1,6 @@
 """Fixtures of the receiver's tests, and of those of registration."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 import psycopg
@@ -9,11 +9,13 @@ import pytest
 from nexhealth_pipeline.client.retry import RetryPolicy
 from nexhealth_pipeline.settings import load_settings
 from nexhealth_pipeline.sync.session import SyncSession
+from nexhealth_pipeline.webhooks import registration
 from tests.conftest import _fresh
 from tests.sync.kit import open_session
 
+from .account import TOPICS, Account, Opened
 from .kit import empty, know_practice
-from .vendor import KEY, SEALING_KEY, Vendor, vendor
+from .vendor import HARBOR, KEY, SEALING_KEY, WILLOW, Vendor, vendor
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +28,7 @@ def receivers_warehouse(server_url: str, template: str) -> Iterator[str]:
 def no_events(receivers_warehouse: str) -> str:
     """The module's database, without events and endpoints."""
     with psycopg.connect(receivers_warehouse, autocommit=True) as connection:
-        connection.execute("TRUNCATE nexhealth_webhook_events, nexhealth_webhooks")
+        connection.execute("TRUNCATE nexhealth_webhook_events, nexhealth_webhooks, nexhealth_webhook_attempts")
     return receivers_warehouse
 
 
@@ -53,9 +55,7 @@ def nexhealth_account(shared_vendor: Vendor) -> Vendor:
 
 
 @pytest.fixture
-def opened(
-    nexhealth_account: Vendor, no_events: str, db: psycopg.Connection
-) -> Callable[..., AbstractContextManager[SyncSession]]:
+def opened(nexhealth_account: Vendor, no_events: str, db: psycopg.Connection) -> Opened:
     """Opens a session with more settings by name; it never really waits."""
 
     def make(**more: str) -> AbstractContextManager[SyncSession]:
@@ -84,3 +84,14 @@ def practice(receivers_warehouse: str) -> Iterator[psycopg.Connection]:
 def practice_url(receivers_warehouse: str, practice: psycopg.Connection) -> str:
     """Its address."""
     return receivers_warehouse
+
+
+@pytest.fixture
+def account(
+    nexhealth_account: Vendor, opened: Opened, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> Account:
+    """The account of two known institutions, with a few of the events; nothing is registered yet."""
+    monkeypatch.setattr(registration, "declared_topics", lambda: TOPICS)
+    account = Account(nexhealth_account, opened, db)
+    account.know(WILLOW, HARBOR)
+    return account

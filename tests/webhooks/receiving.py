@@ -56,7 +56,8 @@ class Running:
     """One receiver."""
 
     port: int
-    server: uvicorn.Server
+    server: uvicorn.Server | None = None
+    """None where it is another process."""
 
     def ask(
         self, body: bytes = b"", headers: dict[str, str] | None = None, method: str = "POST", path: str = WEBHOOK_PATH

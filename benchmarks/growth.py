@@ -1,0 +1,201 @@
+"""How both databases grow, night after night, with what is old removed and without.
+
+    .venv/bin/python benchmarks/growth.py                                   50 locations, 120 nights, 30 days kept
+    .venv/bin/python benchmarks/growth.py --locations 200 --nights 60 --days 10
+
+One real night (a full sync of a sandbox, then the incremental one that is copied) gives the rows; further nights are
+that one's rows again, moved in time and multiplied by the locations, so that every byte is as Dagster and the sync
+log wrote it. Retention runs after each night as the watchdog runs it. What a practice's own data grows by is not
+looked at. Prints a JSON line every ten nights, and the bytes of a night at the end. The embedded server is used, in
+a folder that is removed afterwards.
+"""
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import psycopg
+
+REPO = Path(__file__).resolve().parents[1]
+MONTH_DAYS = 30.4
+PATIENTS = 40
+"""Few: the number of slices is what counts here."""
+PAIRS = {True: ("kept_warehouse", "kept_dagster"), False: ("warehouse", "dagster")}
+"""Databases by whether what is old is removed."""
+
+_TEMPLATES = """
+CREATE TABLE growth_runs AS SELECT * FROM runs WHERE run_id = ANY(%(runs)s);
+CREATE TABLE growth_run_tags AS SELECT * FROM run_tags WHERE run_id = ANY(%(runs)s);
+CREATE TABLE growth_events AS SELECT * FROM event_logs WHERE run_id = ANY(%(runs)s);
+CREATE TABLE growth_tags AS SELECT * FROM asset_event_tags WHERE event_id IN (SELECT id FROM growth_events)
+"""
+# The real syncs were before all nights: events are numbered in the order of time.
+_LONG_AGO = """
+UPDATE event_logs SET timestamp = timestamp - %(ago)s;
+UPDATE runs SET create_timestamp = create_timestamp - %(ago)s, update_timestamp = update_timestamp - %(ago)s,
+    end_time = end_time - extract(epoch FROM %(ago)s);
+VACUUM FULL
+"""
+_DAGSTER_NIGHT = """
+INSERT INTO runs (run_id, snapshot_id, pipeline_name, status, run_body, create_timestamp, update_timestamp, start_time,
+    end_time)
+SELECT run_id || %(name)s, snapshot_id, pipeline_name, status, run_body, create_timestamp - %(ago)s,
+       update_timestamp - %(ago)s, start_time - extract(epoch FROM %(ago)s), end_time - extract(epoch FROM %(ago)s)
+FROM growth_runs;
+INSERT INTO run_tags (run_id, key, value) SELECT run_id || %(name)s, key, value FROM growth_run_tags;
+CREATE TEMP TABLE night AS
+SELECT nextval('event_logs_id_seq') AS id, e.id AS model, copy
+FROM growth_events e CROSS JOIN generate_series(1, %(copies)s) copy WHERE copy = 1 OR partition LIKE '%%.%%';
+INSERT INTO event_logs (id, run_id, event, dagster_event_type, timestamp, step_key, asset_key, partition)
+SELECT n.id, run_id || %(name)s, event, dagster_event_type, timestamp - %(ago)s, step_key, asset_key,
+       partition || CASE WHEN copy > 1 THEN '-' || copy ELSE '' END
+FROM night n JOIN growth_events e ON e.id = n.model;
+INSERT INTO asset_event_tags (event_id, asset_key, key, value, event_timestamp)
+SELECT n.id, asset_key, key, value, event_timestamp - %(ago)s FROM night n JOIN growth_tags t ON t.event_id = n.model;
+DROP TABLE night
+"""
+_LOG = "run_id, asset, collection, institution_id, location_id, partition_key, mode, status"
+_COUNTS = (
+    "watermark_from, watermark_to, pages, records_read, inserted, updated, unchanged, quarantined, tombstoned, requests,"
+    " retries, throttled_seconds, bytes"
+)
+_WAREHOUSE_NIGHT = f"""
+INSERT INTO nexhealth_runs (run_id, host, pid, started_at, finished_at, status)
+SELECT run_id || %(name)s, host, pid, started_at - %(ago)s, finished_at - %(ago)s, status FROM growth_runs;
+INSERT INTO nexhealth_sync_logs ({_LOG}, started_at, finished_at, {_COUNTS})
+SELECT run_id || %(name)s, {_LOG.removeprefix("run_id, ")}, started_at - %(ago)s, finished_at - %(ago)s, {_COUNTS}
+FROM growth_logs CROSS JOIN generate_series(1, %(copies)s) copy WHERE copy = 1 OR location_id IS NOT NULL
+"""
+
+
+def real_night(home: Path, warehouse: str, dagster: str) -> list[str]:
+    """Fill both databases by two real syncs; ids of the second one's runs."""
+    from nexhealth_pipeline.sandbox import SandboxServer
+
+    with SandboxServer(patients=PATIENTS, limits=False) as box:
+        environment = {
+            **os.environ,
+            "NEXHEALTH_HOME": str(home),
+            "NEXHEALTH_API_URL": box.url,
+            "NEXHEALTH_API_KEY": box.api_key,
+            "NEXHEALTH_RATE_SHARE": "1",
+            "NEXHEALTH_DATA_KIND": "sandbox",
+            "DATABASE_URL": warehouse,
+            "DAGSTER_DATABASE_URL": dagster,
+        }
+        for mode in ("full", "incremental"):
+            done = subprocess.run(
+                [sys.executable, "-m", "nexhealth_pipeline.cli", "sync", "--mode", mode, "--json"],
+                env=environment,
+                cwd=REPO,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if done.returncode not in (0, 1):
+                raise SystemExit(done.stderr)
+    runs: list[str] = json.loads(done.stdout)["run_ids"]
+    return runs
+
+
+def templates(warehouse: str, dagster: str, runs: list[str]) -> int:
+    """Keep the night's rows beside the tables; how many locations it read."""
+    with psycopg.connect(dagster, autocommit=True) as db:
+        for statement in _TEMPLATES.split(";"):
+            db.execute(statement.encode(), {"runs": runs})
+    with psycopg.connect(warehouse, autocommit=True) as db:
+        for table, name in (("nexhealth_runs", "growth_runs"), ("nexhealth_sync_logs", "growth_logs")):
+            db.execute(f"CREATE TABLE {name} AS SELECT * FROM {table} WHERE run_id = ANY(%s)".encode(), (runs,))
+        row = db.execute("SELECT count(DISTINCT location_id) FROM growth_logs").fetchone()
+        assert row is not None
+        return int(row[0])
+
+
+def run_at(url: str, statements: str, ago: int, *, name: str = "", copies: int = 1) -> None:
+    """Execute `statements` for a night so many days ago."""
+    given = {"name": f" {name}", "copies": copies}
+    with psycopg.connect(url, autocommit=True) as db:
+        for statement in statements.replace("%(ago)s", f"interval '{ago} days'").split(";"):
+            db.execute(statement.encode(), given)
+
+
+def keep_house(warehouse: str, dagster: str, days: int, months: int, ago: int) -> None:
+    """What the watchdog removes, as if this were so many days ago."""
+    from nexhealth_pipeline.orchestration.retention import remove_old_records
+    from nexhealth_pipeline.settings import load_settings
+    from nexhealth_pipeline.warehouse.housekeeping import remove_old
+
+    kept_months = months + math.floor(ago / MONTH_DAYS)
+    settings = load_settings({"NEXHEALTH_SYNC_LOG_MONTHS": str(kept_months)}, environ={}, env_file=None)
+    with psycopg.connect(warehouse, autocommit=True) as db:
+        remove_old(db, settings)
+    remove_old_records(dagster, days + ago)
+    for url in (warehouse, dagster):
+        with psycopg.connect(url, autocommit=True) as db:
+            db.execute("VACUUM")  # as autovacuum does between nights, which follow each other too fast here
+
+
+def size(url: str) -> int:
+    """Bytes of a database."""
+    with psycopg.connect(url, autocommit=True) as db:
+        row = db.execute("SELECT pg_database_size(current_database())").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def grow(urls: dict[bool, tuple[str, str]], given: argparse.Namespace, copies: int) -> dict[str, list[int]]:
+    """Add the nights; sizes after each, by database."""
+    sizes: dict[str, list[int]] = {name: [] for pair in PAIRS.values() for name in pair}
+    for night in range(1, given.nights + 1):
+        ago = given.nights - night
+        for kept, (warehouse, dagster) in urls.items():
+            for url, statements in ((warehouse, _WAREHOUSE_NIGHT), (dagster, _DAGSTER_NIGHT)):
+                run_at(url, statements, ago, name=f"night {night}", copies=copies)
+            if kept:
+                keep_house(warehouse, dagster, given.days, given.months, ago)
+            for name, url in zip(PAIRS[kept], (warehouse, dagster), strict=True):
+                sizes[name].append(size(url))
+        if night % 10 == 0:
+            megabytes = {name: round(found[-1] / 1e6, 1) for name, found in sizes.items()}
+            print(json.dumps({"night": night, "megabytes": megabytes}), flush=True)
+    return sizes
+
+
+def main() -> None:
+    """Grow both pairs of databases, and print how."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--locations", type=int, default=50)
+    parser.add_argument("--nights", type=int, default=120)
+    parser.add_argument("--days", type=int, default=30, help="NEXHEALTH_DAGSTER_DAYS")
+    parser.add_argument("--months", type=int, default=1, help="NEXHEALTH_SYNC_LOG_MONTHS")
+    given = parser.parse_args()
+    from nexhealth_pipeline.warehouse import embedded
+
+    with tempfile.TemporaryDirectory(prefix="nexhealth-growth-") as folder:
+        Path(folder).chmod(0o711)
+        home = Path(folder) / "home"
+        server = embedded.ensure(home, durable=False)
+        os.environ["NEXHEALTH_HOME"] = str(home)
+        for name in PAIRS[False]:
+            server.create_database(name)
+        warehouse, dagster = (server.url(name) for name in PAIRS[False])
+        locations = templates(warehouse, dagster, real_night(home, warehouse, dagster))
+        run_at(dagster, _LONG_AGO, given.nights)
+        with psycopg.connect(server.url("postgres"), autocommit=True) as admin:
+            for name, copied in zip(PAIRS[True], PAIRS[False], strict=True):
+                admin.execute(f"CREATE DATABASE {name} TEMPLATE {copied}".encode())
+        urls = {kept: (server.url(names[0]), server.url(names[1])) for kept, names in PAIRS.items()}
+        sizes = grow(urls, given, math.ceil(given.locations / locations))
+        embedded.release(home)
+    last = max(1, given.nights // 2)
+    nightly = {name: round((found[-1] - found[-1 - last]) / last) for name, found in sizes.items()}
+    print(json.dumps({"locations": given.locations, "bytes_a_night_at_the_end": nightly}))
+
+
+if __name__ == "__main__":
+    main()

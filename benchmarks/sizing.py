@@ -1,0 +1,238 @@
+"""How an installation grows with the number of locations: the tables of deploy/README.md.
+
+    .venv/bin/python benchmarks/sizing.py          # prints them
+    .venv/bin/python benchmarks/sizing.py --write  # puts them into deploy/README.md
+
+Requests are counted with the planner itself, over practices that are made up here. What one record takes in the
+database, and one request in CPU, was measured (`MEASURED`); what a location has is assumed (`Office`): change it to
+yours and run it again.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from functools import cache
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from nexhealth_pipeline.catalog.collection import Collection, Scope
+from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
+from nexhealth_pipeline.catalog.paging import MOST_A_PAGE
+from nexhealth_pipeline.sync.explain import floor_seconds
+from nexhealth_pipeline.sync.options import Mode, SyncOptions
+from nexhealth_pipeline.sync.plan import due_slices, passes_of
+from nexhealth_pipeline.sync.practice import Institution, Location, Practices
+from nexhealth_pipeline.sync.slices import Slice
+
+GUIDE = Path(__file__).parents[1] / "deploy" / "README.md"
+ON = date(2026, 11, 28)
+"""The day the figures are for: the number of months grows."""
+SHARE = 0.8
+NIGHTS = 7
+"""A database is reconciled once in so many nights."""
+OFFICES_OF_ONE = 10
+"""Locations of one institution, each with an EHR database of its own."""
+
+
+@dataclass(frozen=True)
+class Office:
+    """What one location has, and what a day changes there. Assumptions: a practice of middle size."""
+
+    patients: int = 4000
+    coverages: int = 3000
+    changed_patients: int = 60
+    changed_coverages: int = 20
+    changed_rows: int = 200
+    """Rows that get a new version, appointments first of all; each old version is kept."""
+
+
+DAY = {
+    "appointments": 25, "procedures": 60, "charges": 40, "payments": 30, "claims": 15, "claim_payouts": 18,
+    "clinical_notes": 15, "documents": 8, "patients": 2, "insurance_coverages": 2,
+}  # fmt: skip
+"""New rows of a day at one location."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of a full sync and an incremental one of the sandbox: 700 patients, 5 locations, PostgreSQL 18, 28 November 2026."""
+
+    bytes_a_patient: int = 46_500
+    """Growth of the warehouse by the first sync, per patient, with everything that belongs to them, indexes included."""
+    bytes_a_version: int = 1100
+    """An old version in `nexhealth_history`: its `raw` is kept as it was."""
+    bytes_a_slice: int = 650
+    """A line of nexhealth_sync_logs."""
+    bytes_a_change: int = 160
+    """An entry of the change feed, which goes after seven days."""
+    bytes_an_event: int = 1660
+    """An event of Dagster's, indexes included."""
+    events_a_run: int = 25
+    events_of_checks: int = 211
+    bytes_a_check: int = 1600
+    cpu_a_request: float = 0.0055
+    """Seconds of the client, loading included: 27 s for 2,936 requests and 21,384 records, less the start of 11 s."""
+    cpu_to_start: float = 11.0
+    megabytes: int = 160
+    """Largest resident set of any one process."""
+
+
+BYTES = {
+    "appointments": 1810, "procedures": 842, "charges": 1197, "payments": 943, "claims": 1303, "claim_payouts": 1332,
+    "clinical_notes": 672, "documents": 545, "patients": 1978, "insurance_coverages": 743,
+}  # fmt: skip
+"""pg_total_relation_size of a collection's table, per row."""
+OFFICE, MEASURED = Office(), Measured()
+
+
+class _AllComplete(dict[Any, Any]):
+    """States of an installation that has read everything once."""
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return _Done
+
+
+class _Done:
+    watermark = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def practice() -> Practices:
+    """One institution with its locations."""
+    institution = Institution(1, "practice", "", frozenset())
+    offices = tuple(Location(number, "", institution, False, number, False) for number in range(1, OFFICES_OF_ONE + 1))
+    return Practices((institution,), offices)
+
+
+@cache
+def slices(mode: Mode, today: date) -> tuple[Slice, ...]:
+    """What a sync of one institution reads, once everything was read before."""
+    assets = [one for one in DECLARED if one.is_asset]
+    return tuple(due_slices(assets, practice(), _AllComplete(), SyncOptions(mode=mode), today))
+
+
+def times(collection: Collection, locations: int) -> int:
+    """How often one institution's work is done; the practice collections are asked for once."""
+    return 1 if collection.scope is Scope.PRACTICE else locations // OFFICES_OF_ONE
+
+
+@cache
+def requests(locations: int, mode: Mode, today: date) -> Mapping[str, int]:
+    """Requests by the collection's path, for a multiple of OFFICES_OF_ONE locations.
+
+    Lists count a page a pass, and in whole reads as many as their rows need.
+    """
+    found: Counter[str] = Counter()
+    for piece in slices(mode, today):
+        collection = piece.collection
+        offices = OFFICES_OF_ONE if collection.scope is Scope.INSTITUTION else 1
+        if collection.per:
+            asked = offices_children(collection, mode, OFFICE, offices)
+        else:
+            passes = len(passes_of(piece, today, reconcile=mode is Mode.RECONCILE))
+            asked = passes * _pages(collection, mode, OFFICE, offices)
+        found[collection.path] += asked * times(collection, locations)
+    return found
+
+
+def offices_children(collection: Collection, mode: Mode, office: Office, offices: int) -> int:
+    """Single reads of one slice: of all parents, or of those changed and of the rotation."""
+    of_patients = collection.per == "patients"
+    parents = offices * (office.patients if of_patients else office.coverages)
+    if mode.whole:
+        return parents
+    changed = offices * (office.changed_patients if of_patients else office.changed_coverages)
+    options = SyncOptions()
+    return changed + min(options.rotation_cap, ceil(parents / options.rotation_days))
+
+
+def _pages(collection: Collection, mode: Mode, office: Office, offices: int) -> int:
+    rows = {"patients": office.patients, "insurance_coverages": office.coverages}.get(collection.name, 0)
+    return max(1, ceil(offices * rows / MOST_A_PAGE[collection.paging])) if mode.whole else 1
+
+
+def night(locations: int, today: date) -> Counter[str]:
+    """Requests of a night by path: six sevenths of the databases incrementally, one is reconciled."""
+    changes = requests(locations, Mode.INCREMENTAL, today)
+    whole = requests(locations, Mode.RECONCILE, today)
+    paths = changes.keys() | whole.keys()
+    return Counter({path: round((changes.get(path, 0) * (NIGHTS - 1) + whole.get(path, 0)) / NIGHTS) for path in paths})
+
+
+def lines(locations: int, today: date, *, windows: bool = True) -> int:
+    """Slices of a night, with those of appointments or without."""
+    return sum(
+        times(one.collection, locations)
+        for one in slices(Mode.INCREMENTAL, today)
+        if windows or one.collection.window is None
+    )
+
+
+def events(locations: int, today: date) -> int:
+    """Dagster's events of a night: each slice is planned and materialized; appointments' changes are observed."""
+    return (
+        2 * lines(locations, today, windows=False) + locations + 6 * MEASURED.events_a_run + MEASURED.events_of_checks
+    )
+
+
+def tables(today: date) -> Iterator[str]:
+    """Both tables, as Markdown."""
+    yield "| locations | requests, first sync | hours | requests a night | of `/patients`, `/appointments` | hours with one key | with a key an institution |"
+    yield "|---|---|---|---|---|---|---|"
+    for count in (10, 100, 1000):
+        first, nightly = requests(count, Mode.FULL, today), night(count, today)
+        one_key = night(min(count, OFFICES_OF_ONE), today)
+        patients = sum(number for path, number in nightly.items() if path.startswith(("/patients", "/appointments")))
+        yield _row(
+            count, sum(first.values()), hours(first), sum(nightly.values()), patients, hours(nightly), hours(one_key)
+        )
+    yield ""
+    yield "| locations | warehouse after the first sync | a night | Dagster's history a night | slices a night | CPU of the runs a night | run pods at once |"
+    yield "|---|---|---|---|---|---|---|"
+    for count in (10, 100, 1000):
+        nightly = night(count, today)
+        logged = lines(count, today)
+        grown = (
+            count * (_new_bytes() + OFFICE.changed_rows * MEASURED.bytes_a_version) + logged * MEASURED.bytes_a_slice
+        )
+        history = events(count, today) * MEASURED.bytes_an_event + MEASURED.events_of_checks * MEASURED.bytes_a_check
+        seconds = sum(nightly.values()) * MEASURED.cpu_a_request + MEASURED.cpu_to_start
+        whole = count * OFFICE.patients * MEASURED.bytes_a_patient
+        yield _row(count, size(whole), size(grown), size(history), logged, f"{seconds / 60:.0f} min", "3")
+
+
+def _new_bytes() -> int:
+    return sum(number * BYTES[name] for name, number in DAY.items())
+
+
+def hours(found: Mapping[str, int]) -> str:
+    """The least time that the rate limits allow, at the default share."""
+    by_path = {path: number for path, number in found.items() if path in {one.path for one in COLLECTIONS.values()}}
+    return f"{floor_seconds(by_path, SHARE) / 3600:.1f}"
+
+
+def size(number: float) -> str:
+    """Bytes for people."""
+    power, unit = next((one for one in ((9, "GB"), (6, "MB")) if number >= 10 ** one[0]), (3, "kB"))
+    rounded = number / 10**power
+    return f"{rounded:.0f} {unit}" if rounded >= 10 else f"{rounded:.1f} {unit}"
+
+
+def _row(*cells: object) -> str:
+    return "| " + " | ".join(f"{one:,}" if isinstance(one, int) else str(one) for one in cells) + " |"
+
+
+def written(text: str, today: date) -> str:
+    """The guide with these tables in it."""
+    before, _, rest = text.partition("<!-- sizing -->\n")
+    _, _, after = rest.partition("<!-- /sizing -->")
+    return before + "<!-- sizing -->\n" + "\n".join(tables(today)) + "\n<!-- /sizing -->" + after
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--write"]:
+        GUIDE.write_text(written(GUIDE.read_text(encoding="utf-8"), ON), encoding="utf-8")
+    else:
+        print("\n".join(tables(ON)))

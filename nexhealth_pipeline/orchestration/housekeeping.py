@@ -1,0 +1,62 @@
+"""Keeping house in both databases: what is old goes from the warehouse and from Dagster's records.
+
+The watchdog does it once a day; where no daemon runs, so does the first `nexhealth sync` of a day, beside its runs.
+"""
+
+import logging
+import threading
+from dataclasses import asdict
+
+import dagster as dg
+
+from nexhealth_pipeline.errors import PipelineError
+from nexhealth_pipeline.orchestration.retention import remove_old_records
+from nexhealth_pipeline.orchestration.storage import database_of
+from nexhealth_pipeline.settings import Settings
+from nexhealth_pipeline.warehouse.connect import connect, driver_errors
+from nexhealth_pipeline.warehouse.housekeeping import claim, make_partitions, remove_old
+
+__all__ = ["dagster_database", "keep_house", "keep_house_beside", "keep_house_daily"]
+
+_LOG = logging.getLogger(__name__)
+
+
+def dagster_database(instance: dg.DagsterInstance) -> str | None:
+    """Address of the database in which `instance` keeps its records; None where that is no storage of ours."""
+    return database_of(instance.event_log_storage)
+
+
+def keep_house(
+    settings: Settings, warehouse: str, dagster: str | None, stop: threading.Event | None = None
+) -> dict[str, int]:
+    """Remove what is older than the settings keep; how many of each, where there were any.
+
+    `warehouse` and `dagster` are the databases' addresses. Once `stop` is set, the rest is left. Raises WarehouseError.
+    """
+    with connect(warehouse, autocommit=True) as connection, driver_errors("removing what is old"):
+        removed = remove_old(connection, settings, stop)
+    if dagster is not None:
+        records = asdict(remove_old_records(dagster, settings.dagster_days, stop))
+        removed |= {f"dagster_{name}": count for name, count in records.items() if count}
+    return removed
+
+
+def keep_house_daily(
+    settings: Settings, warehouse: str, dagster: str | None, stop: threading.Event | None = None
+) -> None:
+    """Make the partitions to come, and remove what is old unless that was done today. Raises WarehouseError."""
+    with connect(warehouse, autocommit=True) as connection, driver_errors("keeping house"):
+        make_partitions(connection)
+        due = claim(connection)
+    if due:
+        removed = keep_house(settings, warehouse, dagster, stop)
+        _LOG.info("old data was removed", extra={"nexhealth": removed})
+
+
+def keep_house_beside(settings: Settings, warehouse: str, dagster: str) -> dict[str, int]:
+    """The same for a child of a command, whose runs it must not disturb; nothing it could not do is worth a word more."""
+    try:
+        keep_house_daily(settings, warehouse, dagster)
+    except PipelineError as error:
+        _LOG.warning("old data could not be removed", extra={"nexhealth": {"reason": str(error)}})
+    return {}

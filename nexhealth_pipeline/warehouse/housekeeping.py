@@ -1,0 +1,155 @@
+"""Nothing grows without end: what is old is removed from the warehouse, in small transactions.
+
+A copy of a practice is as large as the practice. What is beside it (logs, events, changes, versions) is kept for
+as long as the settings say; README lists every table with its bound. Whoever watches or syncs first on a day removes
+what is due, so that no daemon is needed. Other processes are never kept waiting for more than half a second.
+"""
+
+import threading
+from datetime import datetime
+
+import psycopg
+
+from nexhealth_pipeline.settings import Settings
+from nexhealth_pipeline.warehouse import changes, history, sync_log
+
+__all__ = ["claim", "expunge", "make_partitions", "remove_old"]
+
+_BATCH = 1000
+_Place = tuple[datetime, int]
+_PARKED_TIMES = 10
+"""Payloads of parked events are kept so many times as long: somebody may still mend and replay them."""
+_SUMS_MONTHS = 24
+"""So long the sync log's sums a day are kept."""
+
+_RULES = {
+    # The audit rows of events whose payload is gone, where a setting says so. Their hash tells repetitions, which come within days.
+    "webhook_events": """
+        DELETE FROM nexhealth_webhook_events WHERE id IN (
+            SELECT id FROM nexhealth_webhook_events
+            WHERE payload IS NULL AND status <> 'pending'
+                AND received_at < clock_timestamp() - %(webhook_event_days)s * interval '1 day'
+            ORDER BY received_at LIMIT %(batch)s FOR UPDATE SKIP LOCKED)""",
+    "quarantine": """
+        DELETE FROM nexhealth_quarantine WHERE id IN (
+            SELECT id FROM nexhealth_quarantine
+            WHERE resolved_at < clock_timestamp() - %(quarantine_days)s * interval '1 day' LIMIT %(batch)s)""",
+    # Of runs that found nothing to do, which are most of the watchdog's, nobody wants to read for ever.
+    "runs": """
+        DELETE FROM nexhealth_runs WHERE run_id IN (
+            SELECT run_id FROM nexhealth_runs r
+            WHERE finished_at < clock_timestamp() - CASE status WHEN 'succeeded' THEN interval '7 days'
+                    ELSE %(sync_log_months)s * interval '1 month' END
+                AND NOT EXISTS (SELECT FROM nexhealth_sync_logs g WHERE g.run_id = r.run_id)
+            LIMIT %(batch)s)""",
+    "sweeps": """
+        DELETE FROM nexhealth_sweeps WHERE id IN (
+            SELECT id FROM nexhealth_sweeps WHERE started_at < clock_timestamp() - interval '30 days' LIMIT %(batch)s)""",
+    "log_sums": """
+        DELETE FROM nexhealth_sync_log_days WHERE ctid IN (
+            SELECT ctid FROM nexhealth_sync_log_days
+            WHERE day < (clock_timestamp() - %(sums_months)s * interval '1 month')::date LIMIT %(batch)s)""",
+}
+"""What removes the next old rows of a table, by what they are called in the log."""
+
+# The last superseded version of a row stays: it says since when the present one holds.
+_OLD_VERSIONS = """
+    DELETE FROM nexhealth_history g USING (
+        SELECT collection, institution_id, key, version, recorded_to FROM nexhealth_history h
+        WHERE recorded_to < clock_timestamp() - %(history_months)s * interval '1 month' AND EXISTS (
+            SELECT FROM nexhealth_history n WHERE n.collection = h.collection
+                AND n.institution_id = h.institution_id AND n.key = h.key AND n.version > h.version)
+        LIMIT %(batch)s) old
+    WHERE g.collection = old.collection AND g.institution_id = old.institution_id AND g.key = old.key
+        AND g.version = old.version AND g.recorded_to = old.recorded_to"""
+
+
+def claim(connection: psycopg.Connection) -> bool:
+    """Whether nobody has removed what is old for 20 hours; who is told so does it now. Autocommit, or the caller commits."""
+    row = connection.execute(
+        "INSERT INTO nexhealth_housekeeping AS h DEFAULT VALUES ON CONFLICT (only_row) DO UPDATE"
+        " SET begun_at = excluded.begun_at WHERE h.begun_at < clock_timestamp() - interval '20 hours' RETURNING true"
+    ).fetchone()
+    return row is not None
+
+
+def make_partitions(connection: psycopg.Connection) -> None:
+    """Make the partitions of the days and months to come. `connection` must be in autocommit mode."""
+    for make in (changes.make_partitions, history.make_partitions, sync_log.make_partitions):
+        with connection.transaction():
+            make(connection)
+
+
+def remove_old(
+    connection: psycopg.Connection, settings: Settings, stop: threading.Event | None = None
+) -> dict[str, int]:
+    """Remove what is older than the settings keep; how many of each, where there were any.
+
+    `connection` must be in autocommit mode: each batch is a transaction. Once `stop` is set, the rest is left.
+    """
+    stop = stop or threading.Event()
+    removed = {"payloads": expunge(connection, settings.webhook_payload_days, stop)}
+    with connection.transaction():
+        removed["days_of_changes"] = len(changes.prune(connection, settings.changes_days))
+    with connection.transaction():
+        removed["months_of_log"] = len(sync_log.prune(connection, settings.sync_log_months))
+    rules = _RULES | ({"versions": _OLD_VERSIONS} if settings.history_months is not None else {})
+    for name, statement in rules.items():
+        removed[name] = _in_batches(connection, statement, _limits(settings), stop)
+    return {name: count for name, count in removed.items() if count}
+
+
+def _limits(settings: Settings) -> dict[str, int | None]:
+    return {
+        "batch": _BATCH,
+        "history_months": settings.history_months,
+        "quarantine_days": settings.quarantine_days,
+        "sums_months": _SUMS_MONTHS,
+        "sync_log_months": settings.sync_log_months,
+        "webhook_event_days": settings.webhook_event_days,
+    }
+
+
+def _in_batches(
+    connection: psycopg.Connection, statement: str, limits: dict[str, int | None], stop: threading.Event
+) -> int:
+    removed, last = 0, _BATCH
+    while last == _BATCH and not stop.is_set():
+        last = connection.execute(statement.encode(), limits).rowcount
+        removed += last
+    return removed
+
+
+_OLD_PAYLOADS = """
+    SELECT id FROM nexhealth_webhook_events WHERE payload IS NOT NULL AND status <> 'pending'
+    AND received_at < clock_timestamp() - %(days)s * interval '1 day'
+    AND (status <> 'parked' OR received_at < clock_timestamp() - %(parked)s * interval '1 day')
+    AND (%(received)s::timestamptz IS NULL OR (received_at, id) > (%(received)s, %(id)s))
+    ORDER BY received_at, id LIMIT %(batch)s FOR UPDATE SKIP LOCKED"""
+
+
+def expunge(connection: psycopg.Connection, days: int, stop: threading.Event | None = None) -> int:
+    """Remove the payloads of webhook events that are done with and older than `days`; returns how many.
+
+    They are records of patients. Pending events keep theirs, audit rows stay. `connection` must be in autocommit
+    mode: each thousand is a transaction. Once `stop` is set, the rest is left.
+    """
+    removed, last = 0, None
+    while (stop is None or not stop.is_set()) and (found := _expunge_some(connection, days, last)):
+        removed, last = removed + len(found), max(found)
+    return removed
+
+
+def _expunge_some(connection: psycopg.Connection, days: int, after: _Place | None) -> list[_Place]:
+    """Expunge the next ones after a place in the order of arrival; the places of those that were."""
+    return connection.execute(
+        "UPDATE nexhealth_webhook_events SET payload = NULL, expunged_at = clock_timestamp()"  # noqa: S608 - a constant
+        f" WHERE id IN ({_OLD_PAYLOADS}) RETURNING received_at, id",
+        {
+            "days": days,
+            "parked": days * _PARKED_TIMES,
+            "batch": _BATCH,
+            "received": after and after[0],
+            "id": after and after[1],
+        },
+    ).fetchall()

@@ -1,0 +1,98 @@
+"""Whose list a record is in that an event names without saying whose it is.
+
+NexHealth's documents have no patient in them (API.md E.3), so its events may have none either. Their lists are
+asked for one patient at a time: those who are most likely first, and a bounded number a try.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import psycopg
+from psycopg import sql
+
+from nexhealth_pipeline.catalog.collection import Collection
+from nexhealth_pipeline.sync.practice import Institution
+from nexhealth_pipeline.webhooks.single_reads import Failure, SingleReads
+
+__all__ = ["Found", "OwnerSearch"]
+
+_SEARCHED = 100
+"""Lists read in one try; each costs a request of the thousand a minute."""
+_AT_ONCE = 20
+"""Lists read between two looks whether everything was found."""
+
+_LIKELY = """
+SELECT p.id FROM {owners} p
+LEFT JOIN nexhealth_child_reads r
+    ON r.collection = %(collection)s AND r.institution_id = p.institution_id AND r.patient_id = p.id
+LEFT JOIN (
+    SELECT patient_id, min(abs(extract(epoch FROM start_time - %(since)s))) AS away FROM nexhealth_appointments
+    WHERE institution_id = %(institution)s AND deleted_at IS NULL
+    AND start_time BETWEEN %(since)s - interval '30 days' AND %(since)s + interval '30 days' GROUP BY patient_id
+) visit ON visit.patient_id = p.id
+WHERE p.institution_id = %(institution)s AND p.deleted_at IS NULL
+AND (r.read_at IS NULL OR r.read_at < %(since)s)
+ORDER BY visit.away NULLS LAST, p.updated_at DESC, p.id LIMIT %(most)s
+"""
+"""Who was or will be here around then, then who has changed last; not whose list was read since."""
+
+
+@dataclass(slots=True)
+class Found:
+    """What came of a search."""
+
+    records: set[int] = field(default_factory=set)
+    """Records that are in the table now."""
+    changed: int = 0
+    """Rows that changed."""
+    exhausted: bool = False
+    """Nobody's list is left to be read."""
+    failure: Failure | None = None
+    """Why the search ended early."""
+
+
+class OwnerSearch:
+    """Searches lists of one collection (`per` patient) of one institution; the caller commits."""
+
+    def __init__(
+        self,
+        connection: psycopg.Connection,
+        single_reads: SingleReads,
+        collection: Collection,
+        institution: Institution,
+    ) -> None:
+        self._connection, self._single_reads = connection, single_reads
+        self._collection, self._institution = collection, institution
+
+    def known(self, records: Iterable[int]) -> dict[int, int]:
+        """Owners of the records that are in the table, by record."""
+        owner = self._collection.from_request[0].name
+        rows = self._connection.execute(
+            sql.SQL("SELECT id, {} FROM {} WHERE institution_id = %s AND id = ANY(%s)").format(
+                sql.Identifier(owner), sql.Identifier(self._collection.table)
+            ),
+            (self._institution.id, list(records)),
+        )
+        return dict(rows.fetchall())
+
+    def search(self, records: Iterable[int], since: datetime) -> Found:
+        """Read likely lists that were not read after `since` until `records` are found, or enough was asked."""
+        missing, found = set(records), Found()
+        likely = self._likely(since)
+        found.exhausted = len(likely) < _SEARCHED
+        for at in range(0, len(likely), _AT_ONCE):
+            rows = sorted(likely[at : at + _AT_ONCE])  # in the order of everybody who locks them
+            done = self._single_reads.read(self._collection, self._institution, rows)
+            found.changed += done.changed
+            found.records |= self.known(missing).keys()
+            found.failure = next(iter(done.failures.values()), None)
+            if missing <= found.records or found.failure is not None:
+                break
+        return found
+
+    def _likely(self, since: datetime) -> Sequence[int]:
+        question = sql.SQL(_LIKELY).format(owners=sql.Identifier(f"nexhealth_{self._collection.per}"))
+        given = {"collection": self._collection.name, "institution": self._institution.id}
+        rows = self._connection.execute(question, {**given, "since": since, "most": _SEARCHED})
+        return [id_ for (id_,) in rows]

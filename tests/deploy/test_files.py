@@ -1,0 +1,274 @@
+"""Every file under `deploy/` fits the package: its commands, settings, pages, names and versions are those of the code."""
+
+import importlib
+import re
+import shutil
+import subprocess
+from typing import Any
+
+import click
+import pytest
+import yaml
+from dagster._cli import create_dagster_cli
+from dagster._daemon.cli import create_dagster_daemon_cli
+from dagster_webserver.cli import create_dagster_webserver_cli
+
+from nexhealth_pipeline.cli.app import cli
+from nexhealth_pipeline.settings import Settings, load_settings
+from nexhealth_pipeline.webhooks import serving
+from nexhealth_pipeline.webhooks.metrics import Metrics
+from nexhealth_pipeline.webhooks.pages import pages
+from nexhealth_pipeline.webhooks.receiver import WEBHOOK_PATH
+
+from .files import (
+    COMPOSE,
+    DEPLOY,
+    DOCKERFILE,
+    GUIDE,
+    INSTANCE,
+    ROOT,
+    VALUES,
+    code_location,
+    containers,
+    environments,
+    manifests,
+    our_commands,
+    pods,
+    settings_file,
+)
+
+FIELDS = {str(field.alias): field for field in Settings.model_fields.values()}
+SECRETS = {name for name, field in FIELDS.items() if "SecretStr" in str(field.annotation)}
+NOT_OURS = {"DAGSTER_HOME", "POSTGRES_DB", "POSTGRES_USER", "POSTGRES_PASSWORD"}
+COMMANDS = our_commands()
+MOUNTED = "/opt/nexhealth/instance/workspace.yaml"
+"""Where the compose file puts its `workspace.yaml`."""
+
+
+def parse(line: list[str]) -> None:
+    """Let click take a command line apart, without running it. Raises UsageError."""
+    programs: dict[str, click.Command] = {
+        "nexhealth": cli,
+        "dagster": create_dagster_cli(),
+        "dagster-daemon": create_dagster_daemon_cli(),
+        "dagster-webserver": create_dagster_webserver_cli(),
+    }
+    here = [str(DEPLOY / "compose" / "workspace.yaml") if word == MOUNTED else word for word in line]
+    command, rest = programs[here[0]], here[1:]
+    while isinstance(command, click.Group) and rest != ["--help"]:
+        found = command.get_command(click.Context(command), rest[0])
+        if found is None:
+            raise click.UsageError(f"{' '.join(line)}: no command {rest[0]}")
+        command, rest = found, rest[1:]
+    command.make_context(line[0], rest, resilient_parsing=rest == ["--help"])
+
+
+@pytest.mark.parametrize(("place", "line"), COMMANDS, ids=[f"{place}: {' '.join(line)}" for place, line in COMMANDS])
+def test_every_command_exists_and_takes_its_options(place: str, line: list[str]) -> None:
+    parse(line)
+
+
+def test_a_wrong_option_is_noticed() -> None:
+    """Else the test above could not fail."""
+    for wrong in (
+        ["nexhealth", "serve", "--hots", "x"],
+        ["dagster", "api", "grpc", "--prot", "1"],
+        ["dagster-daemon", "rum"],
+    ):
+        with pytest.raises(click.UsageError):
+            parse(wrong)
+
+
+def test_commands_are_looked_for_everywhere() -> None:
+    assert {place.split(" ")[0].rstrip(",") for place, _ in COMMANDS} == {
+        "compose",
+        "kubernetes",
+        "Dockerfile",
+        "chart",
+        "guide",
+    }
+
+
+def test_the_code_location_is_the_repository_s() -> None:
+    """Its name is part of the identity of schedules and sensors, on every kind of installation."""
+    (home,) = yaml.safe_load((ROOT / "workspace.yaml").read_text())["load_from"]
+    (compose,) = yaml.safe_load((DEPLOY / "compose" / "workspace.yaml").read_text())["load_from"]
+    (chart,) = VALUES["dagsterWebserver"]["workspace"]["servers"]
+    name = home["python_module"]["location_name"]
+    assert compose["grpc_server"]["location_name"] == chart["name"] == name
+    assert (chart["host"], chart["port"]) == (code_location()["name"], code_location()["port"])
+    lines = [line for _, line in COMMANDS if line[1:3] == ["api", "grpc"]]
+    assert len(lines) == 2
+    for line in lines:
+        assert line[line.index("--location-name") + 1] == name
+        assert importlib.import_module(line[line.index("--module-name") + 1]).defs
+
+
+def test_every_variable_is_a_setting() -> None:
+    names = {variable for _, variable, _ in environments()}
+    assert names - NOT_OURS <= FIELDS.keys()
+    assert len(names & FIELDS.keys()) > 10
+
+
+def test_the_settings_that_are_given_are_valid() -> None:
+    found = load_settings(environ=settings_file(), env_file=None)
+    assert {field.alias for name, field in Settings.model_fields.items() if name in found.model_fields_set} == set(
+        settings_file()
+    )
+
+
+def test_no_secret_is_in_a_file() -> None:
+    """Compose takes them from its environment, Kubernetes from Secrets."""
+    kept = [(place, name, value) for place, name, value in environments() if name in SECRETS or "PASSWORD" in name]
+    assert len(kept) > 10
+    for place, name, value in kept:
+        if place.startswith("compose"):
+            assert re.fullmatch(rf"\$\{{{name}:(\?.*|-)\}}", value), (place, name)
+        else:
+            assert value["secretKeyRef"]["key"] == name, (place, name)
+    assert not SECRETS & settings_file().keys()
+    for path in DEPLOY.rglob("*"):
+        if path.is_file() and path.suffix != ".lock":
+            assert not re.search(r"://\w+:(?!password@)[^\s@$/]+@", path.read_text()), path
+
+
+def test_who_needs_no_patient_data_does_not_reach_it() -> None:
+    """Webserver and daemon see Dagster's history only, the receiver no API key, and runs no right in the cluster."""
+    for place in (
+        "compose daemon",
+        "compose webserver",
+        "compose webserver-read-only",
+        "chart dagsterWebserver",
+        "chart dagsterDaemon",
+    ):
+        assert {name for where, name, _ in environments() if where == place} - {"DAGSTER_HOME"} == {
+            "DAGSTER_DATABASE_URL"
+        }
+    for place in ("compose receiver", "kubernetes nexhealth-receiver/receiver"):
+        assert "NEXHEALTH_API_KEY" not in {name for where, name, _ in environments() if where == place}
+    account = next(one for one in manifests() if one["kind"] == "ServiceAccount")
+    assert INSTANCE["run_launcher"]["config"]["service_account_name"] == account["metadata"]["name"]
+    assert not any(one["kind"] in ("Role", "RoleBinding", "ClusterRoleBinding") for one in manifests())
+
+
+def test_the_instance_differs_where_a_cluster_does() -> None:
+    """Queue, retries and retention were tried out with the repository's file; a copy that drifts loses that."""
+    home = yaml.safe_load((ROOT / "dagster.yaml").read_text())
+    differing = {name for name in home.keys() | INSTANCE.keys() if home.get(name) != INSTANCE.get(name)}
+    assert differing == {"run_launcher", "compute_logs"}
+    assert COMPOSE["configs"]["dagster"]["file"] == "../../dagster.yaml"
+
+
+def test_names_lead_somewhere() -> None:
+    """ConfigMaps and Secrets that pods take: made by the kustomization, or to be made as the guide says."""
+    kustomization = yaml.safe_load((DEPLOY / "kubernetes" / "kustomization.yaml").read_text())
+    made = {one["name"] for one in kustomization["configMapGenerator"]}
+    taken = set(re.findall(r"(?:configMapRef|configMap): \{name: ([\w-]+)\}", _all_text()))
+    taken |= set(INSTANCE["run_launcher"]["config"]["env_config_maps"]) | {"nexhealth-dagster-instance"}
+    assert taken == made
+    secrets = set(re.findall(r"secretKeyRef: \{name: ([\w-]+)", _all_text()))
+    secrets |= set(INSTANCE["run_launcher"]["config"]["env_secrets"]) | {VALUES["global"]["postgresqlSecretName"]}
+    secrets |= {one["name"] for one in code_location()["envSecrets"]}
+    assert secrets == set(re.findall(r"create secret generic ([\w-]+)", GUIDE))
+    for name in kustomization["resources"]:
+        assert (DEPLOY / "kubernetes" / name).is_file()
+
+
+def _all_text() -> str:
+    return "".join(path.read_text() for path in DEPLOY.rglob("*.yaml"))
+
+
+def test_probes_ask_pages_that_exist() -> None:
+    """And the internet reaches the one path that NexHealth posts to."""
+    routes = {route.path for route in pages(lambda: None, lambda: True, Metrics()).routes}  # type: ignore[attr-defined,arg-type,return-value]
+    receiver = next(container for name, container in containers() if name == "nexhealth-receiver/receiver")
+    asked = {kind: receiver[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "liveness", "readiness")}
+    assert set(asked.values()) <= routes
+    assert asked["readiness"] == "/health/ready"
+    assert asked["liveness"] == "/health/live"
+    assert re.search(r":8090(/[\w/]+)'", COMPOSE["services"]["receiver"]["healthcheck"]["test"][-1])[1] in routes  # type: ignore[index]
+    ingress = next(one for one in manifests() if one["kind"] == "Ingress")
+    (rule,) = ingress["spec"]["rules"]
+    assert [(one["path"], one["pathType"]) for one in rule["http"]["paths"]] == [(WEBHOOK_PATH, "Exact")]
+    assert ingress["spec"]["tls"][0]["hosts"] == [rule["host"]]
+
+
+def test_there_is_time_to_stop() -> None:
+    (pod,) = (pod for name, pod in pods() if name == "nexhealth-receiver")
+    before = int(pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1])
+    assert pod["terminationGracePeriodSeconds"] > before + serving._STOP_SECONDS
+    assert int(COMPOSE["services"]["receiver"]["stop_grace_period"].rstrip("s")) > serving._STOP_SECONDS
+    run = INSTANCE["run_launcher"]["config"]["run_k8s_config"]["pod_spec_config"]
+    assert run["termination_grace_period_seconds"] < INSTANCE["run_monitoring"]["cancel_timeout_seconds"]
+
+
+@pytest.mark.parametrize(("name", "spec"), list(pods()), ids=[name for name, _ in pods()])
+def test_pods_run_without_rights(name: str, spec: dict[str, Any]) -> None:
+    assert spec["securityContext"]["runAsNonRoot"]
+    assert spec["automountServiceAccountToken"] is False
+    for container in [*spec.get("initContainers", []), *spec["containers"]]:
+        _no_rights(container["securityContext"])
+        assert container["resources"]["limits"]["memory"]
+    assert spec["securityContext"]["runAsUser"] == _user()
+
+
+def test_dagster_s_pods_run_without_rights() -> None:
+    launcher = INSTANCE["run_launcher"]["config"]
+    parts = [VALUES["dagsterWebserver"], VALUES["dagsterDaemon"], code_location()]
+    for pod, container in [
+        *((part["podSecurityContext"], part["securityContext"]) for part in parts),
+        (launcher["run_k8s_config"]["pod_spec_config"]["security_context"], launcher["security_context"]),
+    ]:
+        assert pod["runAsNonRoot"]
+        assert pod["runAsUser"] == _user()
+        _no_rights(container)
+
+
+def _user() -> int:
+    return int(re.findall(r"^USER (\d+):\d+$", DOCKERFILE, re.MULTILINE)[-1])
+
+
+def _no_rights(context: dict[str, Any]) -> None:
+    assert context["allowPrivilegeEscalation"] is False
+    assert context["readOnlyRootFilesystem"] is True
+    assert context["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_the_image_is_made_of_what_was_tested() -> None:
+    """Its lock has the versions of the development lock, the cluster client, and no test tool."""
+    tested, shipped = _versions("requirements.lock"), _versions("deploy/requirements.lock")
+    assert {name: version for name, version in shipped.items() if tested.get(name, version) != version} == {}
+    assert {"dagster", "dagster-k8s", "psycopg", "hatchling"} <= shipped.keys()
+    assert not {"pytest", "mypy", "ruff", "hypothesis", "uv"} & shipped.keys()
+    assert "--require-hashes" in DOCKERFILE
+    ignored = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
+    copied = [
+        word for line in re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE, re.MULTILINE) for word in line.split()
+    ]
+    assert len(copied) == 5
+    for name in copied:
+        assert (ROOT / name).exists()
+        assert f"!{name}" in ignored
+    gone = re.search(r"pip uninstall -y (.*)$", DOCKERFILE, re.MULTILINE)
+    assert gone is not None
+    assert set(gone[1].split()) - {"pip"} <= shipped.keys()
+
+
+def _versions(name: str) -> dict[str, str]:
+    pinned = re.findall(r"^([\w.-]+)(?:\[[\w,-]+\])?==([^\s;]+)", (ROOT / name).read_text(), re.MULTILINE)
+    return dict(pinned)
+
+
+def test_the_kustomization_builds() -> None:
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed")
+    done = subprocess.run(
+        ["kubectl", "kustomize", str(DEPLOY / "kubernetes")], check=True, capture_output=True, text=True
+    )
+    built = {(one["kind"], one["metadata"]["name"]): one for one in yaml.safe_load_all(done.stdout)}
+    assert {one["metadata"]["namespace"] for one in built.values()} == {"nexhealth"}
+    assert yaml.safe_load(built["ConfigMap", "nexhealth-dagster-instance"]["data"]["dagster.yaml"]) == INSTANCE
+    image = built["Deployment", "nexhealth-receiver"]["spec"]["template"]["spec"]["containers"][0]["image"]
+    (chosen,) = {code_location()["image"]["repository"] + ":" + code_location()["image"]["tag"]}
+    assert image == chosen
+    assert {container["image"] for name, container in containers() if "migrate" in name} == {chosen}

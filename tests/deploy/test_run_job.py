@@ -1,0 +1,125 @@
+"""The Job that a run becomes on Kubernetes, as dagster-k8s sends it with our instance's configuration."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from dagster import DagsterInstance
+from dagster._core.code_pointer import ModuleCodePointer
+from dagster._core.launcher import LaunchRunContext
+from dagster._core.origin import DEFAULT_DAGSTER_ENTRY_POINT, JobPythonOrigin, RepositoryPythonOrigin
+from dagster._core.test_utils import create_run_for_test
+
+from .files import INSTANCE, code_location
+
+pytest.importorskip("dagster_k8s", reason="dagster-k8s is in the image's lock only: pip install dagster-k8s")
+
+IMAGE = "{repository}:{tag}".format(**code_location()["image"])
+
+
+@contextmanager
+def cluster() -> Iterator[tuple[str, list[tuple[str, Any]]]]:
+    """Takes what is sent to a cluster's API: address, and path and body of each object."""
+    taken: list[tuple[str, Any]] = []
+
+    class Api(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            taken.append((self.path, json.loads(body)))
+            self.send_response(201)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Api)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", taken
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def kubeconfig(address: str) -> str:
+    """A file that leads kubernetes' client to `address`."""
+    return yaml.safe_dump(
+        {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "here",
+            "contexts": [{"name": "here", "context": {"cluster": "here", "user": "me"}}],
+            "clusters": [{"name": "here", "cluster": {"server": address}}],
+            "users": [{"name": "me", "user": {}}],
+        }
+    )
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What is sent when a run is launched."""
+    monkeypatch.setenv("DAGSTER_K8S_PIPELINE_RUN_NAMESPACE", "nexhealth")  # the chart sets it
+    with cluster() as (address, taken):
+        (tmp_path / "kubeconfig").write_text(kubeconfig(address))
+        launcher = json.loads(json.dumps(INSTANCE["run_launcher"]))
+        launcher["config"] |= {"load_incluster_config": False, "kubeconfig_file": str(tmp_path / "kubeconfig")}
+        (tmp_path / "dagster.yaml").write_text(
+            yaml.safe_dump({"run_launcher": launcher, "telemetry": {"enabled": False}})
+        )
+        pointer = ModuleCodePointer("nexhealth_pipeline.definitions", "defs")
+        repository = RepositoryPythonOrigin("python", pointer, IMAGE, DEFAULT_DAGSTER_ENTRY_POINT)
+        with DagsterInstance.from_config(str(tmp_path)) as instance:
+            run = create_run_for_test(
+                instance, "nexhealth_locations", job_code_origin=JobPythonOrigin("nexhealth_locations", repository)
+            )
+            instance.run_launcher.launch_run(LaunchRunContext(dagster_run=run, workspace=None))
+    ((path, body),) = taken
+    assert path.endswith("/namespaces/nexhealth/jobs")
+    return body
+
+
+def test_a_run_has_what_it_needs_and_no_more(job: dict[str, Any]) -> None:
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["image"] == IMAGE
+    assert container["args"][1:3] == ["api", "execute_run"]
+    assert {one["name"]: one.get("value") for one in container["env"]}["DAGSTER_HOME"] == "/opt/nexhealth/instance"
+    assert [(kind, ref["name"]) for one in container["envFrom"] for kind, ref in one.items()] == [
+        ("configMapRef", "nexhealth-settings"),
+        ("secretRef", "nexhealth-database"),
+        ("secretRef", "nexhealth-api"),
+    ]
+    assert pod["serviceAccountName"] == "nexhealth-runs"
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] == 10001
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def test_a_run_has_room_and_time(job: dict[str, Any]) -> None:
+    """Its root is read-only, so folders to write to are its own; it may take two minutes to end on a page."""
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    volumes = {one["name"] for one in pod["volumes"]}
+    mounts = {one["mountPath"]: one["name"] for one in container["volumeMounts"]}
+    assert mounts.keys() == {"/var/lib/nexhealth", "/tmp"}
+    assert set(mounts.values()) <= volumes
+    assert container["resources"]["limits"]["memory"] == "1Gi"
+    assert pod["terminationGracePeriodSeconds"] == 120
+    assert pod["restartPolicy"] == "Never"
+    assert job["spec"]["ttlSecondsAfterFinished"] == 86400

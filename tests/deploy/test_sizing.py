@@ -1,0 +1,46 @@
+"""The guide's tables of sizes follow from the planner and from what was measured."""
+
+import importlib.util
+import sys
+from types import ModuleType
+
+import pytest
+
+from nexhealth_pipeline.catalog.collections import COLLECTIONS
+from nexhealth_pipeline.sync.options import Mode
+
+from .files import GUIDE, ROOT
+
+
+@pytest.fixture(scope="module")
+def sizing() -> ModuleType:
+    """benchmarks/sizing.py, which is no part of a package."""
+    spec = importlib.util.spec_from_file_location("sizing", ROOT / "benchmarks" / "sizing.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["sizing"] = module  # its dataclasses look there for their names
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_tables_are_up_to_date(sizing: ModuleType) -> None:
+    """Run `.venv/bin/python benchmarks/sizing.py --write` where this fails."""
+    assert sizing.written(GUIDE, sizing.ON) == GUIDE
+    assert GUIDE.count("\n| 1,000 |") == 2
+
+
+def test_requests_are_those_of_the_readme(sizing: ModuleType) -> None:
+    """Of appointments two a location and night, and two a month; of documents one a changed patient and of the rotation."""
+    changes, first = (sizing.requests(20, mode, sizing.ON) for mode in (Mode.INCREMENTAL, Mode.FULL))
+    appointments, documents = COLLECTIONS["appointments"].path, COLLECTIONS["documents"].path
+    assert changes[appointments] == 2 * 20
+    assert first[appointments] == 2 * 53 * 20
+    assert changes[documents] == 20 * (60 + 134)
+    assert first[documents] == 20 * 4000
+
+
+def test_a_key_is_enough_for_as_many_locations_as_the_guide_says(sizing: ModuleType) -> None:
+    """Between eight in the evening and the morning's catch-up there are some eight hours."""
+    assert "about 150 locations" in GUIDE
+    assert 6 < float(sizing.hours(sizing.night(150, sizing.ON))) < 8

@@ -1,0 +1,141 @@
+"""What is old goes after its time, and only that: nobody needs it any more."""
+
+import threading
+
+import psycopg
+import pytest
+
+from nexhealth_pipeline.settings import Settings, load_settings
+from nexhealth_pipeline.warehouse import housekeeping
+from nexhealth_pipeline.warehouse.housekeeping import claim, expunge, make_partitions, remove_old
+from tests.webhooks.kit import patient, store, updated
+
+from .conftest import Rows
+
+PAST = """
+INSERT INTO nexhealth_quarantine (collection, institution_id, location_id, record_id, field, rule, loaded, raw,
+    fingerprint, run_id, resolved_at)
+SELECT 'gadgets', 7, 0, name, 'f', 'r', false, '', name::bytea, 'r', now() - ago
+FROM (VALUES ('old', interval '91 days'), ('young', interval '89 days'), ('open', NULL)) given (name, ago);
+
+INSERT INTO nexhealth_runs (run_id, host, pid, status, finished_at)
+SELECT name, 'h', 1, status, now() - ago FROM (VALUES
+    ('idle', 'succeeded', interval '8 days'), ('read', 'succeeded', interval '8 days'), ('new', 'succeeded', interval '6 days'),
+    ('failed', 'failed', interval '8 days'), ('failed long ago', 'failed', interval '100 days'), ('live', 'running', NULL)
+) given (name, status, ago);
+INSERT INTO nexhealth_sync_logs (run_id, asset, collection, mode, status) VALUES ('read', 'a', 'c', 'full', 'succeeded');
+
+INSERT INTO nexhealth_sweeps (mode, scope_hash, started_at)
+VALUES ('full', 'old', now() - interval '31 days'), ('full', 'young', now() - interval '29 days');
+"""
+VERSIONS = """
+INSERT INTO nexhealth_history (collection, institution_id, key, id, version, valid_from, valid_to, recorded_from,
+    recorded_to, cause, changed_fields, raw, fields)
+SELECT 'gadgets', 7, jsonb_build_object('id', id), id, version, now() - ago - interval '1 day', now() - ago,
+       now() - ago - interval '1 day', now() - ago, 'page', '{note}', '{}', '{}'
+FROM (VALUES (1, 1, interval '400 days'), (1, 2, interval '390 days'), (1, 3, interval '10 days'), (2, 1, interval '400 days'))
+    given (id, version, ago)
+"""
+
+
+@pytest.fixture(autouse=True)
+def emptied(connection: psycopg.Connection) -> None:
+    connection.execute("DELETE FROM nexhealth_webhook_events; DELETE FROM nexhealth_housekeeping")
+
+
+@pytest.fixture
+def settings(monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """The defaults, in batches of two."""
+    monkeypatch.setattr(housekeeping, "_BATCH", 2)
+    return load_settings(environ={}, env_file=None)
+
+
+def age(connection: psycopg.Connection, status: str, days: float) -> int:
+    """An event of that status, received so many days ago."""
+    number = len(connection.execute("SELECT 1 FROM nexhealth_webhook_events").fetchall())
+    (event,) = store(connection, updated(patient(number + 1, 1)))
+    connection.execute(
+        "UPDATE nexhealth_webhook_events SET status = %s, received_at = clock_timestamp() - %s * interval '1 day'"
+        " WHERE id = %s",
+        (status, days, event),
+    )
+    return event
+
+
+@pytest.mark.usefixtures("settings")
+def test_payloads_go_and_their_audit_rows_stay(connection: psycopg.Connection, rows: Rows) -> None:
+    """A patient's data must not outlive its purpose in a log; that something came may be asked for a year later."""
+    gone = [age(connection, status, days) for status in ("applied", "superseded") for days in (31, 40)]
+    gone.append(age(connection, "parked", 301))
+    kept = [age(connection, "applied", 29), age(connection, "parked", 299), age(connection, "pending", 400)]
+    assert expunge(connection, 30) == len(gone)
+    found = dict(rows("SELECT id, payload IS NULL AND expunged_at IS NOT NULL FROM nexhealth_webhook_events"))
+    assert found == dict.fromkeys(gone, True) | dict.fromkeys(kept, False)
+    assert expunge(connection, 30) == 0
+
+
+def test_old_payloads_are_found_without_passing_over_rows_that_have_lost_theirs(connection: psycopg.Connection) -> None:
+    """Audit rows stay for years."""
+    connection.execute("SET enable_seqscan = off")
+    plan = connection.execute(
+        "EXPLAIN " + housekeeping._OLD_PAYLOADS, {"days": 30, "parked": 300, "received": None, "id": None, "batch": 9}
+    ).fetchall()
+    assert "nexhealth_webhook_events_payloads" in "\n".join(line for (line,) in plan)
+
+
+def test_every_table_loses_what_is_older_than_the_settings_keep(
+    connection: psycopg.Connection, rows: Rows, settings: Settings
+) -> None:
+    connection.execute(PAST)
+    for status, days in (("applied", 401), ("duplicate", 500), ("rejected", 401), ("applied", 399), ("pending", 500)):
+        age(connection, status, days)
+    settings = settings.model_copy(update={"webhook_event_days": 400})
+    assert remove_old(connection, settings) == {
+        "payloads": 4,
+        "webhook_events": 3,
+        "quarantine": 1,
+        "runs": 2,
+        "sweeps": 1,
+    }
+    assert rows("SELECT record_id FROM nexhealth_quarantine ORDER BY 1") == [("open",), ("young",)]
+    assert rows("SELECT run_id FROM nexhealth_runs ORDER BY 1") == [("failed",), ("live",), ("new",), ("read",)]
+    assert rows("SELECT scope_hash FROM nexhealth_sweeps") == [("young",)]
+    assert sorted(rows("SELECT status FROM nexhealth_webhook_events")) == [("applied",), ("pending",)]
+    assert remove_old(connection, settings) == {}
+
+
+def test_superseded_versions_are_kept_for_ever_unless_a_setting_says_otherwise(
+    connection: psycopg.Connection, rows: Rows, settings: Settings
+) -> None:
+    """The last one of each record stays: else the present one would seem to have held since the record is known."""
+    connection.execute(VERSIONS)
+    assert remove_old(connection, settings) == {}
+    assert remove_old(connection, settings.model_copy(update={"history_months": 12})) == {"versions": 2}
+    assert rows("SELECT id, version FROM nexhealth_history ORDER BY 1") == [(1, 3), (2, 1)]
+
+
+def test_it_stops_when_it_is_told_to(connection: psycopg.Connection, rows: Rows, settings: Settings) -> None:
+    connection.execute(PAST)
+    stop = threading.Event()
+    stop.set()
+    assert remove_old(connection, settings, stop) == {}
+    assert rows("SELECT count(*) FROM nexhealth_runs") == [(6,)]
+
+
+def test_one_process_a_day_does_it(connection: psycopg.Connection, other: psycopg.Connection) -> None:
+    """A shell's sync every quarter of an hour must not search all tables every time."""
+    assert claim(connection)
+    assert not claim(other)
+    connection.execute("UPDATE nexhealth_housekeeping SET begun_at = now() - interval '21 hours'")
+    assert claim(other)
+    assert not claim(connection)
+
+
+def test_partitions_of_the_days_and_months_to_come_are_made(connection: psycopg.Connection, rows: Rows) -> None:
+    parts = "SELECT inhrelid::regclass::text FROM pg_inherits JOIN pg_class ON oid = inhrelid WHERE relkind = 'r' ORDER BY 1"
+    before = rows(parts)
+    for table in ("changes", "history", "sync_logs"):
+        (name,) = next(row for row in reversed(before) if row[0].startswith(f"nexhealth_{table}_2"))
+        connection.execute(f"DROP TABLE {name}")
+    make_partitions(connection)
+    assert rows(parts) == before

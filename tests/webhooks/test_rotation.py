@@ -1,0 +1,86 @@
+"""Rotation, pruning and removal: what is deleted at NexHealth, and when."""
+
+from datetime import timedelta
+
+import pytest
+
+from nexhealth_pipeline.errors import InvalidSetting
+from nexhealth_pipeline.webhooks.endpoints import (
+    OVERLAP,
+)
+from nexhealth_pipeline.webhooks.registration import Removal
+from tests.client.stub import refusal
+
+from .account import EVENTS, EVERYTHING, URL, Account
+from .vendor import HARBOR, WILLOW
+
+
+def test_a_rotation_moves_the_subscriptions_and_both_secrets_live_for_49_hours(account: Account) -> None:
+    account.set_up()
+    done = account.set_up(rotate=True)
+    assert (done.keys[0].endpoint_id, done.keys[0].rotated_from) == (16002, 16001)
+    assert (done.keys[0].subscriptions_moved, done.keys[0].subscriptions_created) == (len(EVERYTHING), 0)
+    assert (account.vendor.topics(16001), account.vendor.topics(16002)) == ([], EVERYTHING)
+    assert account.secrets() == account.true_secrets()
+    account.vendor.stub.seen.clear()
+    account.set_up()
+    assert account.vendor.changes() == []
+    account.db.execute("UPDATE nexhealth_webhooks SET retire_at = retire_at - %s", (OVERLAP - timedelta(minutes=1),))
+    account.set_up()
+    assert set(account.vendor.endpoints()) == {16001, 16002}
+    account.db.execute("UPDATE nexhealth_webhooks SET retire_at = retire_at - interval '1 minute'")
+    assert account.set_up().keys[0].endpoints_removed == [16001]
+    assert account.is_right()
+
+
+def test_a_first_set_up_has_nothing_to_rotate(account: Account) -> None:
+    assert account.set_up(rotate=True).keys[0].rotated_from is None
+    assert len(account.vendor.endpoints()) == 1
+
+
+def test_pruning_deletes_what_is_ours_and_no_longer_wanted(account: Account) -> None:
+    account.set_up("https://old.example.com/hook")
+    account.set_up()
+    registry = account.vendor.box.webhooks.registry
+    registry.add_subscription(16002, WILLOW[0], "Message", "message_created")
+    registry.add_subscription(16002, None, "Onboarding", "onboarding_created")
+    registry.add_subscription(16002, WILLOW[0], "Patient", "patient_updated")  # a double
+    kept = account.set_up(settings={"NEXHEALTH_SUBDOMAINS": WILLOW[1]})
+    assert kept.keys[0].subscriptions_removed == 0
+    done = account.set_up(settings={"NEXHEALTH_SUBDOMAINS": WILLOW[1]}, prune=True)
+    assert done.keys[0].subscriptions_removed == 3 + len(EVENTS)
+    assert done.keys[0].endpoints_removed == [16001]
+    assert account.is_right([one for one in EVERYTHING if one[0] == WILLOW[0]])
+
+
+def test_pruning_leaves_an_institution_alone_that_is_refused_just_now(account: Account) -> None:
+    account.set_up()
+    account.vendor.meddle = lambda seen: refusal(403) if seen.query.get("subdomain") == HARBOR[1] else None
+    done = account.set_up(prune=True)
+    assert (done.exit_status, done.keys[0].subscriptions_removed) == (1, 0)
+    assert account.vendor.topics(16001) == EVERYTHING
+
+
+def test_removing_deletes_at_the_api_and_the_secret_counts_no_more(account: Account) -> None:
+    account.set_up()
+    account.set_up("https://second.example.com/hook")
+    assert account.remove(URL).removed == [(16001, URL)]
+    assert list(account.vendor.endpoints()) == [16002]
+    assert [number for number, _ in account.secrets()] == [16002]
+    with pytest.raises(InvalidSetting, match=r"https://second\.example\.com/hook"):
+        account.remove(URL)
+    account.vendor.box.webhooks.registry.remove_endpoint(16002)  # gone already: as good
+    assert account.remove(None).removed == [(16002, "https://second.example.com/hook")]
+    assert account.remove(None) == Removal()
+    assert account.rows == []
+
+
+def test_what_cannot_be_removed_is_named_and_stays_known(account: Account) -> None:
+    account.set_up()
+    account.vendor.meddle = lambda seen: refusal(403) if seen.method == "DELETE" else None
+    done = account.remove(None)
+    assert (done.exit_status, [what for what, _ in done.failures]) == (1, ["endpoint 16001"])
+    account.vendor.meddle = lambda seen: None
+    account.db.execute("UPDATE nexhealth_webhooks SET key_hash = 'of a key that is not set'")
+    assert "key" in account.remove(None).failures[0][1]
+    assert len(account.rows) == 1
