@@ -10,6 +10,7 @@ Makes benchmarks/.venv first, with whom we are compared to. Sizes: each script's
 
 import argparse
 import hashlib
+import signal
 import subprocess
 import sys
 import time
@@ -83,9 +84,13 @@ def run(script: Script, *, quick: bool) -> bool:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
         assert process.stdout is not None
         said = []
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            said.append(line)
+        try:
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                said.append(line)
+        except KeyboardInterrupt:
+            process.terminate()  # it ends what it started, too
+            raise
     failed = process.returncode != 0
     part = kept(new) if new.exists() else Part(script.name, script.title or script.name, output="".join(said))
     new.unlink(missing_ok=True)
@@ -97,6 +102,7 @@ def run(script: Script, *, quick: bool) -> bool:
 
 def main() -> int:
     """Run, draw, write; status 1 where a part failed."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("only", nargs="*", metavar="NAME", help=f"of: {', '.join(one.name for one in SCRIPTS)}")
     parser.add_argument("--quick", action="store_true", help="small sizes")

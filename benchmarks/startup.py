@@ -102,21 +102,23 @@ def daemon(where: Place, given: dict[str, str]) -> Iterator[Path]:
     workspace = workspace_file(folder)
     environ = {**environment(where.home, **given), "DAGSTER_HOME": str(folder)}
     with Household(5.0) as household:
-        log = [sys.executable, "-P", "-m", "dagster._daemon", "run", "-w", str(workspace), "--log-level", "error"]
-        household.start("daemon", log, environment=environ, folder=folder)
+        # What daemon and runs say of their end would stand among the figures.
+        quiet = ["/bin/sh", "-c", 'exec "$@" >"$0" 2>&1', str(where.home / "daemon.log")]
+        command = [sys.executable, "-P", "-m", "dagster._daemon", "run", "-w", str(workspace), "--log-level", "error"]
+        household.start("daemon", [*quiet, *command], environment=environ, folder=folder)
         os.environ.update({name: environ[name] for name in (*given, "DAGSTER_HOME", "NEXHEALTH_HOME")})
         yield workspace
 
 
 def launched(where: Place, workspace: Path) -> dict[str, float]:
     """One run through the queue: seconds of each of its parts."""
-    from dagster import DagsterInstance
+    import dagster as dg
 
     asked(f"{where.api_url}/bench/begin?limits=0")
     subprocess.run([sys.executable, "-P", "-m", "dagster", "job", "launch", "-w", str(workspace), "-j", JOB],
                    check=True, capture_output=True)  # fmt: skip
-    with DagsterInstance.get() as instance:
-        run_id = instance.get_runs(limit=1)[0].run_id
+    with dg.DagsterInstance.get() as instance:
+        run_id = instance.get_runs(dg.RunsFilter(job_name=JOB), limit=1)[0].run_id
         deadline = time.monotonic() + WAIT_SECONDS
         while not instance.get_run_by_id(run_id).is_finished:  # type: ignore[union-attr]  # it was launched
             if time.monotonic() > deadline:

@@ -113,6 +113,7 @@ def main() -> None:
             ("row, a run lingers", warm, 2),
             ("row, a run must start", cold, 1),
         )
+        if seconds
     ]
     text = (
         "An event about one patient, posted to the real receiver; the daemon's sensor asks for a run, which applies what waits "
