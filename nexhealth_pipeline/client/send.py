@@ -39,8 +39,8 @@ T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 _LEGACY_ACCEPT = "application/vnd.Nexhealth+json;version=2"
 _NO_ACCESS = "access to perform this action"  # API.md A.4: known to come with 200 as well
-_REFUSALS_FORGIVEN = 2
-"""401s in a row that are met by a new token. One alone may hit a token that another thread just lost."""
+_REFUSALS_FORGIVEN = 4
+"""401s in a row that are met by a new token. Some may hit a token that other threads have just lost."""
 _GRANTS = 3
 """Grants used up at most while the token keeps expiring in the queue for the budget."""
 

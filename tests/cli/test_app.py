@@ -67,6 +67,7 @@ def test_the_commands_are_those_of_the_design() -> None:
         "nexhealth webhooks replay",
         "nexhealth db url",
         "nexhealth db upgrade",
+        "nexhealth db prune",
         "nexhealth db psql",
         "nexhealth sandbox",
     ]

@@ -40,6 +40,7 @@ def checkout(tmp_path: Path) -> Iterator[Path]:
     for name in ("pyproject.toml", "dagster.yaml", "workspace.yaml"):
         shutil.copy(REPO / name, folder / name)
     yield folder
+    embedded.release(folder / ".nexhealth")  # this process looked into it, and would keep it up
     server = _server_folder(folder)
     deadline = time.monotonic() + 30  # where the test failed, its server may be ending just now
     while _naming(str(folder), str(server)) and time.monotonic() < deadline:

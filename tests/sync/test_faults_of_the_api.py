@@ -62,7 +62,7 @@ def behind(spoiler: Spoiler, box: SandboxServer, database_url: str, monkeypatch:
     """Settings of a sync behind the spoiler, with a client that waits for less than a minute."""
 
     def hasty(**given: Any) -> NexHealthClient:
-        short = {"timeout_seconds": 1.0, "answer_seconds": 1.5, "body_limit": 4 * 1024 * 1024}
+        short = {"timeout_seconds": 2.0, "answer_seconds": 2.5, "body_limit": 4 * 1024 * 1024}
         return NexHealthClient(**{**given, **short})
 
     monkeypatch.setattr("nexhealth_pipeline.sync.session.NexHealthClient", hasty)
@@ -89,7 +89,7 @@ def test_every_trouble_fails_its_slice_in_its_own_words_and_the_next_sync_heals(
     results = sync_all(behind, FULL, only=ONLY, retry=IMPATIENT)
     assert time.monotonic() - began < 40
     failed = {(one.slice.collection.name, one.slice.location_id): one for one in results if one.status is Status.FAILED}
-    assert set(failed) == set(expected)
+    assert set(failed) == set(expected), {name: one.reason for name, one in failed.items()}
     for name, words in expected.items():
         assert words in (failed[name].reason or ""), (name, failed[name].reason)
     assert open_rows(database_url) == []
