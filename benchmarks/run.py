@@ -57,6 +57,7 @@ SCRIPTS = (
     Script("change_feed", "What the change feed costs a load", quick=("--records", "10000", "--rounds", "1")),
     Script("growth", "Growth of the databases per night", quick=("--locations", "5", "--nights", "10")),
     Script("ticks", "What ticks of sensors and schedules cost", quick=("--locations", "50", "--events", "1000")),
+    Script("pages", "Dagster's pages of many locations", quick=("--locations", "50", "--nights", "2", "--rounds", "1")),
 )
 """In the report's order. One whose file is not there is left out."""
 
