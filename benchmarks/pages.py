@@ -32,7 +32,7 @@ PAGES = {
     "asset patients": ("/assets/nexhealth_patients", "Latest materialization|Row count"),
     "partitions of patients": ("/assets/nexhealth_patients?view=partitions", r"Materialized \(\d+\)"),
     "one partition of patients": ("/assets/nexhealth_patients?view=partitions&partition=practice-0.1", "records_read"),
-    "events of patients": ("/assets/nexhealth_patients?view=events", r"practice-0\.\d+"),
+    "events of patients": ("/assets/nexhealth_patients?view=events", r"practice-\d+\.\d+"),
     "partitions of appointments": ("/assets/nexhealth_appointments?view=partitions", r"Materialized \(\d{2,}\)"),
     "automation": ("/automation", "nexhealth_nightly"),
 }
