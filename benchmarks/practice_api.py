@@ -141,7 +141,7 @@ class App:
             return self.practices.change(int(query["every"]))
         if path == "/bench/begin":
             self.arrivals.clear()
-            self.limits = Limits(time.time, enabled=query["limits"] == "1")  # type: ignore[arg-type]
+            self.limits = Limits(time.time, enabled=query["limits"] == "1")  # type: ignore[arg-type]  # as above
             return []
         return self.arrivals
 

@@ -12,9 +12,6 @@ from tests.sync.kit import open_session
 
 from .kit import MINUTE, T0, apply_all, body, due_again, patient, settings_for, store, updated
 
-KEPT = {"NEXHEALTH_WEBHOOK_PAYLOAD_DAYS": "3650"}
-"""The events are from March, and a run removes old payloads."""
-
 
 @pytest.fixture
 def stored(practice: psycopg.Connection) -> dict[str, int]:
@@ -40,7 +37,7 @@ def stored(practice: psycopg.Connection) -> dict[str, int]:
 def ids(stored: dict[str, int], practice: psycopg.Connection, practice_url: str) -> dict[str, int]:
     """The same, and they were."""
     practice.execute("UPDATE nexhealth_webhook_events SET status = 'pending'")
-    apply_all(settings_for(practice_url, NEXHEALTH_WEBHOOK_ATTEMPTS="1", **KEPT))
+    apply_all(settings_for(practice_url, NEXHEALTH_WEBHOOK_ATTEMPTS="1"))
     assert [one[1] for one in rows(practice)] == ["applied", "superseded", "applied", "parked", "applied"]
     return stored
 
@@ -103,7 +100,7 @@ def test_a_replay_of_everything_on_a_current_table_changes_nothing(
     before, said = places(practice), "SELECT id, status, run_id, applied_at FROM nexhealth_webhook_events ORDER BY id"
     audit = practice.execute(said).fetchall()
     assert replay(practice, Selection(since=T0)) == len(ids)
-    _, total = apply_all(settings_for(practice_url, **KEPT))
+    _, total = apply_all(settings_for(practice_url))
     assert (total.applied, total.rows) == (0, 0)
     assert places(practice) == before
     kept = [one for one in audit if one[1] == "applied"]
@@ -121,7 +118,7 @@ def test_a_replay_mends_what_is_missing_and_says_so(
     )
     practice.execute("DELETE FROM nexhealth_patients WHERE id = 2")
     replay(practice, Selection(since=T0))
-    _, total = apply_all(settings_for(practice_url, **KEPT))
+    _, total = apply_all(settings_for(practice_url))
     assert (total.applied, total.rows) == (2, 2)
     assert practice.execute("SELECT last_name FROM nexhealth_patients ORDER BY id").fetchall() == [("v9",), ("v5",)]
     history = practice.execute("SELECT cause, event_id FROM nexhealth_history ORDER BY version").fetchall()
@@ -142,7 +139,7 @@ def test_a_parked_event_is_applied_once_its_reason_is_gone(
         "SELECT attempts, error FROM nexhealth_webhook_events WHERE id = %s", (ids["unknown"],)
     ).fetchall() == [(0, None)]
     due_again(practice)
-    _, total = apply_all(settings_for(practice_url, **KEPT))
+    _, total = apply_all(settings_for(practice_url))
     assert total.applied == 1
 
 
@@ -151,10 +148,10 @@ def test_a_rehearsal_says_what_would_change_and_leaves_nothing(
 ) -> None:
     """Looked at before it is done: the events, too, are as they were."""
     store(practice, body("payment_type_updated", {"payment_type": {"id": 1}}))
-    apply_all(settings_for(practice_url, **KEPT))
+    apply_all(settings_for(practice_url))
     practice.execute("DELETE FROM nexhealth_patients WHERE id = 2")
     before = places(practice), rows(practice), practice.execute("SELECT count(*) FROM nexhealth_sync_logs").fetchall()
-    with open_session(settings_for(practice_url, **KEPT)) as session:
+    with open_session(settings_for(practice_url)) as session:
         found = rehearse(session, Selection(since=T0))
     assert found == Rehearsal(events=6, hints=1, applied=1, failed=1, rows=1)
     assert (
