@@ -36,13 +36,14 @@ ON_THE_WIRE: dict[str, tuple[Steps, str]] = {
         "larger than",
     ),
 }
-BY_THE_SERVER: dict[str, tuple[dict[str, Any], str]] = {
-    "redirect": ({"target": "http://127.0.0.1:9/"}, "a redirect, which is never followed"),
-    "empty_page": ({}, "an empty page"),
-    "cut": ({}, "ended before its end"),
-    "token_expired": ({}, "a new token was refused"),
-    "status": ({"status": 302}, "a redirect, which is never followed"),
-}
+BY_THE_SERVER: list[tuple[str, dict[str, Any], str]] = [
+    ("redirect", {"target": "http://127.0.0.1:9/"}, "a redirect, which is never followed"),
+    ("empty_page", {}, "an empty page"),
+    ("cut", {}, "ended before its end"),
+    # Not `token_expired`: it would take the token of every slice, and three times in a row end an innocent one.
+    ("status", {"status": 401}, "a new token was refused"),
+    ("status", {"status": 302}, "a redirect, which is never followed"),
+]
 
 
 @pytest.fixture
@@ -82,14 +83,14 @@ def test_every_trouble_fails_its_slice_in_its_own_words_and_the_next_sync_heals(
     for location, (steps, words) in zip(locations, ON_THE_WIRE.values(), strict=False):
         spoiler.spoilt["/operatories", str(location)] = steps
         expected["operatories", location] = words
-    for location, (kind, (options, words)) in zip(locations, BY_THE_SERVER.items(), strict=False):
+    for location, (kind, options, words) in zip(locations, BY_THE_SERVER, strict=False):
         box.faults.add(kind, path="/working_hours", location_id=location, **options)
         expected["working_hours", location] = words
     began = time.monotonic()
     results = sync_all(behind, FULL, only=ONLY, retry=IMPATIENT)
     assert time.monotonic() - began < 40
     failed = {(one.slice.collection.name, one.slice.location_id): one for one in results if one.status is Status.FAILED}
-    assert set(failed) == set(expected), {name: one.reason for name, one in failed.items()}
+    assert set(failed) == set(expected), {name: one.reason for name, one in failed.items() if name not in expected}
     for name, words in expected.items():
         assert words in (failed[name].reason or ""), (name, failed[name].reason)
     assert open_rows(database_url) == []
