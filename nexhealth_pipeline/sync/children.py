@@ -210,7 +210,7 @@ class ChildReader(SliceReader):
 
     def _load(self, connection: psycopg.Connection, batch: list[_Read]) -> Counts:
         pages = [(row, page) for row, answers in batch for page in answers]
-        loaded = self.loader.load([(page, self._known(row)) for row, page in pages], None)
+        loaded = self.loader.encode_and_load([(page, self._known(row)) for row, page in pages], None)
         # A row whose record could not be read, perhaps spoilt on its way, stays due: the next sync asks once more.
         again = {pages[position][0].id for position in loaded.unread}
         self._keeper.met(answered_key(row.id) for row, answers in batch if answers)

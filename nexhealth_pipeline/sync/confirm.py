@@ -80,7 +80,9 @@ class Confirmation:
                 )
         with self._connection.transaction():
             if there:
-                self.counts.add(self._loader.load(((page, {}) for page in self._list_shapes(there)), None).counts)
+                self.counts.add(
+                    self._loader.encode_and_load(((page, {}) for page in self._list_shapes(there)), None).counts
+                )
             self._missing.confirm(list(there), gone=False)
             self._missing.confirm([row_id for row_id in answers if row_id not in there], gone=True)
         self.gone += len(answers) - len(there)

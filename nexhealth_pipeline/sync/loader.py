@@ -1,8 +1,9 @@
-"""Answers of one collection into its table, inside the caller's transaction."""
+"""Answers of one collection into its table: encoded, which needs no database, then loaded in the caller's transaction."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import starmap
 
 import psycopg
 
@@ -11,15 +12,30 @@ from nexhealth_pipeline.catalog.collections import nested_in
 from nexhealth_pipeline.client.page import Page
 from nexhealth_pipeline.sync.fault_points import reach
 from nexhealth_pipeline.sync.slices import Slice
-from nexhealth_pipeline.warehouse.drift import record_drift
-from nexhealth_pipeline.warehouse.encode import Note, RecordEncoder
+from nexhealth_pipeline.warehouse.drift import Drift, record_drift
+from nexhealth_pipeline.warehouse.encode import Encoded, Note, RecordEncoder
 from nexhealth_pipeline.warehouse.history import Cause, state_cause
 from nexhealth_pipeline.warehouse.merge import Change, Stage
-from nexhealth_pipeline.warehouse.nested import NestedStage
+from nexhealth_pipeline.warehouse.nested import EncodedLists, NestedStage
 from nexhealth_pipeline.warehouse.quarantine import OpenNotes, quarantine
 from nexhealth_pipeline.warehouse.sync_log import Counts
 
-__all__ = ["Loaded", "Loader", "cost_of"]
+__all__ = ["EncodedPage", "Loaded", "Loader", "cost_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPage:
+    """One answer as the database takes it."""
+
+    page: Page
+    request: Mapping[str, int]
+    """What its request knew and the records do not say."""
+    rows: Encoded
+    lists: list[EncodedLists]
+    """What lies inside the records, by nested collection."""
+    drifts: list[Drift]
+    absent_fields: set[str] | None
+    """Declared fields that no record had; None = there was no record."""
 
 
 @dataclass(slots=True)
@@ -36,9 +52,17 @@ class Loaded:
     unread: set[int] = field(default_factory=set)
     """Which of the answers (by position) held such a record that was not met before."""
 
+    def lacks(self, fields: set[str] | None) -> None:
+        """One more answer, with the fields that it lacks."""
+        if fields is not None:
+            self.absent_fields = fields if self.absent_fields is None else self.absent_fields & fields
+
 
 class Loader:
-    """Loads batches of one slice on one connection; a dry one only says what it would do."""
+    """Loads batches of one slice on one connection; a dry one only says what it would do.
+
+    `encode` shares nothing with the rest, so one thread may encode what another loads next.
+    """
 
     def __init__(
         self,
@@ -84,33 +108,48 @@ class Loader:
         """Whether quarantine held open notes of the collection when the loader was opened."""
         return self._open_notes[0].any
 
-    def load(self, pages: Iterable[tuple[Page, Mapping[str, int]]], not_before: datetime | None) -> Loaded:
-        """Load pages, each with what its request knew; the caller commits."""
+    def encode(self, page: Page, request: Mapping[str, int]) -> EncodedPage:
+        """One answer as the database takes it; `request` is what its request knew. One thread at a time."""
+        rows = self._encoder.encode(page.records, page.requested_at, request)
+        lists = [nested.encode(page.records, page.requested_at) for nested in self._nested]
+        watch = self._encoder.drift
+        return EncodedPage(page, request, rows, lists, watch.drain(), watch.drain_absent())
+
+    def encode_and_load(self, answers: Iterable[tuple[Page, Mapping[str, int]]], not_before: datetime | None) -> Loaded:
+        """Load answers, each with what its request knew, as they come; the caller commits."""
+        return self.load(starmap(self.encode, answers), not_before)
+
+    def load(self, pages: Iterable[EncodedPage], not_before: datetime | None) -> Loaded:
+        """Load encoded answers; the caller commits."""
         loaded = Loaded()
         notes: list[Note] = []
+        drifts: list[Drift] = []
         origins: list[int] = []
         owners: list[int] = []
         read_at: datetime | None = None
-        for position, (page, request) in enumerate(pages):
-            encoded = self._encoder.encode(page.records, page.requested_at, request)
-            self._stage.add(encoded)
-            for nested in self._nested:
-                self._quarantine(nested.collection, nested.add(page.records, page.requested_at))
+        for position, encoded in enumerate(pages):
+            page, rows = encoded.page, encoded.rows
+            self._stage.add(rows)
+            for nested, lists in zip(self._nested, encoded.lists, strict=True):
+                self._quarantine(nested.collection, lists.notes)
+                nested.add(lists)
             loaded.counts.add(cost_of(page))
-            loaded.ids += encoded.ids
-            notes += encoded.notes
-            origins += [position] * len(encoded.notes)
-            owners += self._open_notes[0].owners(request)
+            loaded.ids += rows.ids
+            loaded.lacks(encoded.absent_fields)
+            drifts += encoded.drifts
+            notes += rows.notes
+            origins += [position] * len(rows.notes)
+            owners += self._open_notes[0].owners(encoded.request)
             read_at = min(read_at or page.requested_at, page.requested_at)
         if self._dry_run or self.before_merge is not None:
             self._stage.fill()
         reach("after_copy", self._slice.collection.name)
-        loaded.absent_fields = self._encoder.drift.drain_absent()
         loaded.refused = [note for note in notes if not note.loaded]
         self.refused += len(loaded.refused)
         loaded.counts.quarantined = len(loaded.refused)
         if not self._dry_run:
             new = self._merge(loaded.counts, notes, not_before)
+            record_drift(self._connection, self._slice.collection.name, drifts)
             unread = {note.fingerprint for note in new if not note.loaded}
             loaded.unread = {at for at, note in zip(origins, notes, strict=True) if note.fingerprint in unread}
             if read_at is not None:
@@ -137,11 +176,7 @@ class Loader:
         for nested in self._nested:
             inside = nested.merge()
             self.nested_changes += inside.inserted + inside.updated
-        new = self._quarantine(self._slice.collection, notes)
-        record_drift(self._connection, self._slice.collection.name, self._encoder.drift.drain())
-        for nested in self._nested:
-            record_drift(self._connection, nested.collection.name, nested.drift.drain())
-        return new
+        return self._quarantine(self._slice.collection, notes)
 
     def _resolve(self, ids: list[int], owners: list[int], read_at: datetime) -> None:
         """Close the notes of records that came without their fault; those in a record's lists go by the record."""

@@ -23,7 +23,7 @@ from nexhealth_pipeline.sync.enabled import full_read_due
 from nexhealth_pipeline.sync.every_key import pages_of_every_key
 from nexhealth_pipeline.sync.fault_points import reach
 from nexhealth_pipeline.sync.keeper import Keeper
-from nexhealth_pipeline.sync.loader import Loader, cost_of
+from nexhealth_pipeline.sync.loader import EncodedPage, Loader, cost_of
 from nexhealth_pipeline.sync.months import CHANGES
 from nexhealth_pipeline.sync.options import SyncOptions
 from nexhealth_pipeline.sync.plan import PassPlan, api_time, filter_hash
@@ -31,7 +31,6 @@ from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice
 from nexhealth_pipeline.sync.wide_window import pages_in_parts
 from nexhealth_pipeline.warehouse.drift import record_missing
-from nexhealth_pipeline.warehouse.encode import RecordEncoder
 from nexhealth_pipeline.warehouse.knowledge import close_membership, record_membership
 from nexhealth_pipeline.warehouse.state import PassState, database_time, load_state, save_state
 from nexhealth_pipeline.warehouse.sync_log import Counts
@@ -209,15 +208,23 @@ class PassReader:
             )
 
     def _read(self) -> None:
+        """Three at work at once: a page is asked for while another is encoded and the batch before is loaded."""
         whole = self._slice.collection.scope is Scope.PRACTICE
         size = None if whole else self._options.batch_pages
-        pages = prefetched(self._pages(), depth=self._options.batch_pages, stop=self._session.stop)
+        pages = prefetched(self._encoded(), depth=self._options.batch_pages, stop=self._session.stop)
         with closing(pages):
             for batch in _batches(pages, size):
                 self._commit(batch)
 
-    def _commit(self, batch: list[Page]) -> None:
+    def _encoded(self) -> Iterator[EncodedPage]:
+        known = {"location_id": self._plan.key.location_id}
+        with closing(prefetched(self._pages(), depth=1, stop=self._session.stop)) as pages:
+            for page in pages:
+                yield self._loader.encode(page, known)
+
+    def _commit(self, encoded: list[EncodedPage]) -> None:
         reach("after_fetch", self._slice.collection.name)
+        batch = [one.page for one in encoded]
         last = batch[-1]
         self._require_filtered(batch)
         state = replace(
@@ -233,7 +240,7 @@ class PassReader:
             self._compare_total(last, state.records)
             state = replace(state.completed(datetime.now(UTC)), total=self._total(batch))
         with self._connection.transaction():
-            counts = self._load(batch, ends=not last.has_next)
+            counts = self._load(encoded, ends=not last.has_next)
             state = replace(state, absent_fields=self._absent_since(state))
             if not self._options.partial:
                 save_state(self._connection, state)
@@ -277,19 +284,18 @@ class PassReader:
             return state.absent_fields
         return sorted(self._absent if state.absent_fields is None else self._absent & {*state.absent_fields})
 
-    def _load(self, batch: list[Page], *, ends: bool) -> Counts:
+    def _load(self, batch: list[EncodedPage], *, ends: bool) -> Counts:
         """Rows of a batch, and which patients its location lists."""
         if self._plan.pass_.membership:
             return self._load_membership(batch, ends=ends)
-        known = {"location_id": self._plan.key.location_id}
         self._loader.before_merge = self._keeper.when_staged
-        loaded = self._loader.load(((page, known) for page in batch), self.stored.watermark)
+        loaded = self._loader.load(batch, self.stored.watermark)
         self._keeper.unreadable(loaded.counts.quarantined)
         self._absent = loaded.absent_fields
         if self._lists_patients():
-            self._remember_members(loaded.ids, batch[0].requested_at)
+            self._remember_members(loaded.ids, batch[0].page.requested_at)
         if self._options.dry_run and self._slice.collection.scope is Scope.PRACTICE:
-            self.records += [record for page in batch for record in page.records]
+            self.records += [record for one in batch for record in one.page.records]
         return loaded.counts
 
     def _lists_patients(self) -> bool:
@@ -298,20 +304,18 @@ class PassReader:
         has_membership = any(pass_.membership for pass_ in self._slice.collection.passes)
         return has_membership and location is not None and not location.shared and not self._options.filters
 
-    def _load_membership(self, batch: list[Page], *, ends: bool) -> Counts:
+    def _load_membership(self, batch: list[EncodedPage], *, ends: bool) -> Counts:
         counts = Counts()
-        encoder = RecordEncoder(self._slice.collection, self._slice.institution_id)
-        for page in batch:
-            counts.add(cost_of(page))
-            encoded = encoder.encode(page.records, page.requested_at, {})
-            unreadable = sum(not note.loaded for note in encoded.notes)
+        for one in batch:
+            counts.add(cost_of(one.page))
+            unreadable = sum(not note.loaded for note in one.rows.notes)
             counts.quarantined += unreadable
-            self._remember_members(encoded.ids, page.requested_at)
-            self._keeper.met(map(str, encoded.ids))
+            self._remember_members(one.rows.ids, one.page.requested_at)
+            self._keeper.met(map(str, one.rows.ids))
             self._keeper.unreadable(unreadable)
         counts.unchanged = counts.records_read - counts.quarantined
         if ends and self._keeper.id is not None:
-            key, began = self._plan.key, self.state.pass_started_at or batch[0].requested_at
+            key, began = self._plan.key, self.state.pass_started_at or batch[0].page.requested_at
             close_membership(self._connection, key.institution_id, key.location_id, self._keeper.id, began=began)
         return counts
 
@@ -329,9 +333,9 @@ class PassReader:
         )
 
 
-def _batches(pages: Iterator[Page], size: int | None) -> Iterator[list[Page]]:
+def _batches(pages: Iterator[EncodedPage], size: int | None) -> Iterator[list[EncodedPage]]:
     """Pages in lists of `size` (None = one list); what came before a failure is handed out first."""
-    batch: list[Page] = []
+    batch: list[EncodedPage] = []
     failure: PipelineError | None = None
     try:
         for page in pages:

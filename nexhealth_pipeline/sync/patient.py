@@ -188,7 +188,7 @@ class _Refresh:
             answers = fetch()
             with self.connection.transaction():
                 loader.open()
-                counts = loader.load(answers, None).counts
+                counts = loader.encode_and_load(answers, None).counts
                 if collection.per:
                     self._remember_children(collection, answers)
         except PipelineError as failure:

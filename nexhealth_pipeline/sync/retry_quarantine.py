@@ -172,7 +172,9 @@ def _retry_records(connection: psycopg.Connection, place: _Place, loader: Loader
         if mended:
             loadable.append(record)
             closed += mended
-    loaded = loader.load([(kept_page(record.raw, record.read_at), record.request) for record in loadable], None)
+    loaded = loader.encode_and_load(
+        [(kept_page(record.raw, record.read_at), record.request) for record in loadable], None
+    )
     done.rows.inserted, done.rows.updated = loaded.counts.inserted, loaded.counts.updated
     done.rows.unchanged, done.rows.records_read = loaded.counts.unchanged, len(loadable)
     old = [note_id for record in outdated for note_id, _ in record.notes]

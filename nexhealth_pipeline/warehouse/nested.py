@@ -6,6 +6,7 @@ the list, or with one that could not be read, says nothing about the rows it had
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 
@@ -15,18 +16,31 @@ from psycopg import sql
 
 from nexhealth_pipeline.catalog.collection import Collection, SqlType
 from nexhealth_pipeline.errors import RecordRefused
-from nexhealth_pipeline.warehouse.drift import DriftWatch
+from nexhealth_pipeline.warehouse.drift import Drift, record_drift
 from nexhealth_pipeline.warehouse.encode import Note, RecordEncoder
 from nexhealth_pipeline.warehouse.merge import Merged, Stage
 from nexhealth_pipeline.warehouse.values import CONVERTERS
 
-__all__ = ["NestedStage"]
+__all__ = ["EncodedLists", "NestedStage"]
 
 _COPY_ROWS = 500
 
 _record = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _list = msgspec.json.Decoder(list[msgspec.Raw] | None).decode
 _value = msgspec.json.Decoder().decode
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedLists:
+    """The lists inside one answer's records, as the stages take them."""
+
+    records: list[tuple[object, ...]]
+    """Rows of the stage of records that have a list."""
+    lines: list[str]
+    """The lists' rows."""
+    notes: list[Note]
+    """What could not be loaded."""
+    drifts: list[Drift]
 
 
 class NestedStage:
@@ -44,6 +58,7 @@ class NestedStage:
         self._sql = _sql_of(collection, parent)
         self._parents = 0
         """Records staged, or about to be."""
+        self._drifts: list[Drift] = []
         self._copied = False
         """Whether the stages hold anything yet."""
         self._rows: list[tuple[object, ...]] = []
@@ -51,33 +66,35 @@ class NestedStage:
         self._lines: list[str] = []
         """Their lists' rows."""
 
-    @property
-    def drift(self) -> DriftWatch:
-        """What the rows held that is not as declared."""
-        return self._encoder.drift
-
     def open(self) -> None:
         """Begin with empty stages."""
         self._stage.open()
         self._parents, self._copied = 0, False
-        self._rows, self._lines = [], []
+        self._rows, self._lines, self._drifts = [], [], []
 
-    def add(self, records: Iterable[bytes], read_at: datetime) -> list[Note]:
-        """Stage the lists of one answer's records; returns what could not be loaded."""
+    def encode(self, records: Iterable[bytes], read_at: datetime) -> EncodedLists:
+        """Encode the lists of one answer's records; shares nothing with the rest, as another thread may call it."""
         # The same record twice in one answer: the last one counts.
         found = {tuple(one[0].values()): one for raw in records if (one := self._of_record(raw)) is not None}
-        notes: list[Note] = []
+        lists = EncodedLists([], [], [], [])
         for known, version, rows in found.values():
             encoded = self._encoder.encode(rows, read_at, known)
-            self._lines += encoded.lines
-            notes += encoded.notes
+            lists.lines.extend(encoded.lines)
+            lists.notes.extend(encoded.notes)
             whole = all(note.loaded for note in encoded.notes)
-            self._rows.append((self._institution, *known.values(), version, read_at, whole))
+            lists.records.append((self._institution, *known.values(), version, read_at, whole))
+        lists.drifts.extend(self._encoder.drift.drain())
+        return lists
+
+    def add(self, lists: EncodedLists) -> None:
+        """Stage the lists of one answer's records."""
+        self._rows += lists.records
+        self._lines += lists.lines
+        self._drifts += lists.drifts
         # Answers of one record each share a COPY.
         if len(self._rows) >= _COPY_ROWS or len(self._lines) >= _COPY_ROWS:
             self._copy()
-        self._parents += len(found)
-        return notes
+        self._parents += len(lists.records)
 
     def _copy(self) -> None:
         """Stage what was added since the last time."""
@@ -100,7 +117,8 @@ class NestedStage:
         gone = self._connection.execute(self._sql.mark_gone).rowcount
         merged = self._stage.merge(None)
         self._connection.execute(self._sql.empty)
-        self._parents, self._copied = 0, False
+        record_drift(self._connection, self.collection.name, self._drifts)
+        self._parents, self._copied, self._drifts = 0, False, []
         merged.updated += gone
         return merged
 

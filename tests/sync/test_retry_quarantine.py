@@ -46,7 +46,7 @@ class Desk:
         raw = [one if isinstance(one, bytes) else json.dumps(one).encode() for one in records]
         page = Page(1, raw, "", False, at, 1, 0, 0.0, 0, None, None)
         with self.connection.transaction():
-            loader.load([(page, {"location_id": 3, **request})], None)
+            loader.encode_and_load([(page, {"location_id": 3, **request})], None)
         return loader.new_notes
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:

@@ -50,7 +50,9 @@ def load(connection: psycopg.Connection, *records: dict[str, Any], read_at: date
     stage = Table(connection).stage(*records, read_at=read_at)
     nested = NestedStage(connection, PARTS, GADGETS, INSTITUTION)
     nested.open()
-    load.notes = nested.add([json.dumps(one).encode() for one in records], read_at)  # type: ignore[attr-defined]
+    lists = nested.encode([json.dumps(one).encode() for one in records], read_at)
+    nested.add(lists)
+    load.notes = lists.notes  # type: ignore[attr-defined]
     stage.merge(None)
     return nested.merge()
 
@@ -130,7 +132,7 @@ def test_bytes_that_no_parser_takes_say_nothing_and_stop_nothing(connection: psy
     load(connection, thing(V1, 1))
     nested = NestedStage(connection, PARTS, GADGETS, INSTITUTION)
     nested.open()
-    nested.add([raw], NOON + MINUTE)
+    nested.add(nested.encode([raw], NOON + MINUTE))
     assert nested.merge() == Merged()
     assert parts(connection) == [1]
 
@@ -140,8 +142,8 @@ def test_a_record_that_comes_twice_counts_as_it_came_last(connection: psycopg.Co
     stage = Table(connection).stage(thing(V1, 1))
     nested = NestedStage(connection, PARTS, GADGETS, INSTITUTION)
     nested.open()
-    nested.add([json.dumps(thing(V1, 1, 5)).encode(), json.dumps(thing(V1, 1)).encode()], NOON)
-    nested.add([json.dumps(thing(V2, 2)).encode()], NOON + MINUTE)
+    nested.add(nested.encode([json.dumps(thing(V1, 1, 5)).encode(), json.dumps(thing(V1, 1)).encode()], NOON))
+    nested.add(nested.encode([json.dumps(thing(V2, 2)).encode()], NOON + MINUTE))
     stage.merge(None)
     nested.merge()
     assert parts(connection) == [2]
