@@ -35,7 +35,11 @@ def contestants(*, with_dlt: bool) -> dict[str, tuple[str, str]]:
     """Interpreter and script by name."""
     found = {"ours": (MINE, "ours.py"), "limit script": (MINE, "limit.py"), "raw COPY": (MINE, "raw_copy.py")}
     if with_dlt:
-        found |= {"dlt, arrow": (DLT, "dlt_arrow.py"), "dlt, rest_api": (DLT, "dlt_rest.py")}
+        found |= {
+            "dlt, arrow": (DLT, "dlt_arrow.py"),
+            "dlt, arrow, raw": (DLT, "dlt_arrow_raw.py"),
+            "dlt, rest_api": (DLT, "dlt_rest.py"),
+        }
     return found
 
 
@@ -156,7 +160,7 @@ def main() -> None:
         "greatest speed. The API is a local one without rate limits, so that the machine is measured; it runs on the same "
         "cores. Each contestant is a process of its own whose whole life counts, start included: of the incremental read "
         "that is most of it. Ours and the limit script keep typed columns, the raw JSON and a hash; ours also versions, "
-        "quarantine, resume, log and change feed. dlt (arrow) keeps typed columns only. Raw COPY loads a file that was "
+        "quarantine, resume, log and change feed. dlt (arrow) keeps typed columns only, or the raw JSON as well. Raw COPY loads a file that was "
         "downloaded before, into one jsonb column without a key."
     )
     show(Part("bench", "Loading patients: ours beside others", text, [table(rounds, args.records)],
