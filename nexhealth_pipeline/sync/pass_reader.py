@@ -40,6 +40,10 @@ __all__ = ["PassReader"]
 _log = logging.getLogger(__name__)
 
 
+_KEPT_HASHES = 100
+"""Pages known again after a restart. All of a long pass would be written with each batch, and grow with its square; a
+loop longer than this goes round once more, which changes no row, until the client's own memory ends it."""
+
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 """Before any practice went live: asks lists for everything that refuse to be read whole (API.md A.4)."""
 
@@ -231,7 +235,7 @@ class PassReader:
             self.state,
             pass_started_at=self.state.pass_started_at or batch[0].requested_at,
             cursor=last.end_cursor,
-            page_hashes=[*self.state.page_hashes, *(page.fingerprint for page in batch)],
+            page_hashes=[*self.state.page_hashes, *(page.fingerprint for page in batch)][-_KEPT_HASHES:],
             page=self.state.page + len(batch),
             records=self.state.records + sum(len(page.records) for page in batch),
             run_id=self._session.run_id,

@@ -42,7 +42,7 @@ class PassState:
     cursor: str = ""
     page: int = 0
     page_hashes: list[str] = field(default_factory=list)
-    """Fingerprints of the pages read, so that a repeated one is known again after a restart."""
+    """Fingerprints of the pages read last, so that a repeated one is known again after a restart."""
     records: int = 0
     total: int | None = None
     """What the API itself counted; None where it gives no count, or the pass asked for changes only."""
