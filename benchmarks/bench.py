@@ -21,6 +21,7 @@ from pathlib import Path
 import psycopg
 from measure import Cost, run
 from results import Chart, Part, Table, arguments, show, spread
+from serving import server
 
 from nexhealth_pipeline.warehouse import embedded
 
@@ -55,16 +56,16 @@ def api(records: int) -> Iterator[str]:
             process.terminate()
 
 
-def one_round(names: dict[str, tuple[str, str]], records: int, server: embedded.EmbeddedServer) -> Costs:
+def one_round(names: dict[str, tuple[str, str]], records: int, postgres: embedded.EmbeddedServer) -> Costs:
     """Every contestant through every case."""
     costs: Costs = {}
     for name, (python, script) in names.items():
         identity = uuid.uuid4().hex[:8]
         database = f"bench_{identity}"
-        admin = server.tcp_url("postgres")
+        admin = postgres.tcp_url("postgres")
         with psycopg.connect(admin, autocommit=True) as db:
             db.execute(f"CREATE DATABASE {database}")
-        url = server.tcp_url(database)
+        url = postgres.tcp_url(database)
         folder = Path(tempfile.gettempdir()) / f"nexhealth-bench-{identity}"
         environment = {
             "BENCH_ID": identity,
@@ -147,14 +148,11 @@ def main() -> None:
     args = parser.parse_args()
     names = contestants(with_dlt=Path(DLT).exists())
     names = {name: how for name, how in names.items() if not args.only or name in args.only}
-    with tempfile.TemporaryDirectory(prefix="nexhealth-bench-") as home:
-        Path(home).chmod(0o711)
-        server = embedded.ensure(Path(home) / "home", tcp=True)
+    with server(tcp=True) as (postgres, _):
         rounds = []
         for number in range(args.rounds):
             print(f"round {number + 1} of {args.rounds}, {args.records:,} patients", flush=True)
-            rounds.append(one_round(names, args.records, server))
-        embedded.release(Path(home) / "home")
+            rounds.append(one_round(names, args.records, postgres))
     text = (
         f"{args.records:,} patients of one location, {args.rounds} round(s), the median of each figure and the least and "
         "greatest speed. The API is a local one without rate limits, so that the machine is measured; it runs on the same "

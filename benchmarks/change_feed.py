@@ -11,7 +11,6 @@ durable, in a folder that is removed afterwards.
 import argparse
 import json
 import statistics
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import psycopg
 from api import INSTITUTION, SUBDOMAIN, World
+from serving import server
 
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.client.page import Page
@@ -98,12 +98,12 @@ def counters(db: psycopg.Connection) -> tuple[int, int]:
 
 
 @contextmanager
-def database(server: embedded.EmbeddedServer, *, feed: bool) -> Iterator[psycopg.Connection]:
+def database(postgres: embedded.EmbeddedServer, *, feed: bool) -> Iterator[psycopg.Connection]:
     """A new warehouse, with or without the feed's triggers."""
-    with psycopg.connect(server.url("postgres"), autocommit=True) as admin:
+    with psycopg.connect(postgres.url("postgres"), autocommit=True) as admin:
         admin.execute("CREATE DATABASE bench")
-        upgrade(server.url("bench"))
-        with psycopg.connect(server.url("bench"), autocommit=True) as db:
+        upgrade(postgres.url("bench"))
+        with psycopg.connect(postgres.url("bench"), autocommit=True) as db:
             if not feed:
                 for name in TRIGGERS:
                     db.execute(f"ALTER TABLE nexhealth_patients DISABLE TRIGGER {name}")
@@ -112,10 +112,10 @@ def database(server: embedded.EmbeddedServer, *, feed: bool) -> Iterator[psycopg
 
 
 def one_round(
-    server: embedded.EmbeddedServer, first: list[Page], changed: list[Page], *, feed: bool
+    postgres: embedded.EmbeddedServer, first: list[Page], changed: list[Page], *, feed: bool
 ) -> dict[str, Cost]:
     """The cost of each kind of pass."""
-    with database(server, feed=feed) as db:
+    with database(postgres, feed=feed) as db:
         costs = {"full load": measured(db, first)}
         db.execute("VACUUM ANALYZE nexhealth_patients")
         costs["1 % changed"] = measured(db, changed)
@@ -146,14 +146,11 @@ def main() -> None:
     world.change(100)
     changed = pages_of(world)
     costs: dict[bool, list[dict[str, Cost]]] = {True: [], False: []}
-    with tempfile.TemporaryDirectory(prefix="nexhealth-feed-") as folder:
-        Path(folder).chmod(0o711)
-        server = embedded.ensure(Path(folder) / "home")
-        one_round(server, first[:4], changed[:4], feed=True)  # what is only slow at first is not the feed's
+    with server() as (postgres, _):
+        one_round(postgres, first[:4], changed[:4], feed=True)  # what is only slow at first is not the feed's
         for number in range(given.rounds):
             for feed in (True, False) if number % 2 else (False, True):
-                costs[feed].append(one_round(server, first, changed, feed=feed))
-        embedded.release(Path(folder) / "home")
+                costs[feed].append(one_round(postgres, first, changed, feed=feed))
     for name in PASSES:
         figures = {
             what: ratio(*([float(getattr(one[name], what)) for one in costs[feed]] for feed in (True, False)))

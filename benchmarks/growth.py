@@ -16,10 +16,10 @@ import math
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import psycopg
+from serving import server
 
 REPO = Path(__file__).resolve().parents[1]
 MONTH_DAYS = 30.4
@@ -174,24 +174,18 @@ def main() -> None:
     parser.add_argument("--days", type=int, default=30, help="NEXHEALTH_DAGSTER_DAYS")
     parser.add_argument("--months", type=int, default=1, help="NEXHEALTH_SYNC_LOG_MONTHS")
     given = parser.parse_args()
-    from nexhealth_pipeline.warehouse import embedded
-
-    with tempfile.TemporaryDirectory(prefix="nexhealth-growth-") as folder:
-        Path(folder).chmod(0o711)
-        home = Path(folder) / "home"
-        server = embedded.ensure(home, durable=False)
+    with server(durable=False) as (postgres, home):
         os.environ["NEXHEALTH_HOME"] = str(home)
         for name in PAIRS[False]:
-            server.create_database(name)
-        warehouse, dagster = (server.url(name) for name in PAIRS[False])
+            postgres.create_database(name)
+        warehouse, dagster = (postgres.url(name) for name in PAIRS[False])
         locations = templates(warehouse, dagster, real_night(home, warehouse, dagster))
         run_at(dagster, _LONG_AGO, given.nights)
-        with psycopg.connect(server.url("postgres"), autocommit=True) as admin:
+        with psycopg.connect(postgres.url("postgres"), autocommit=True) as admin:
             for name, copied in zip(PAIRS[True], PAIRS[False], strict=True):
                 admin.execute(f"CREATE DATABASE {name} TEMPLATE {copied}".encode())
-        urls = {kept: (server.url(names[0]), server.url(names[1])) for kept, names in PAIRS.items()}
+        urls = {kept: (postgres.url(names[0]), postgres.url(names[1])) for kept, names in PAIRS.items()}
         sizes = grow(urls, given, math.ceil(given.locations / locations))
-        embedded.release(home)
     last = max(1, given.nights // 2)
     nightly = {name: round((found[-1] - found[-1 - last]) / last) for name, found in sizes.items()}
     print(json.dumps({"locations": given.locations, "bytes_a_night_at_the_end": nightly}))

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nexhealth_pipeline.warehouse import embedded
+from nexhealth_pipeline.warehouse.locks import try_exclusive
 
 HERE = Path(__file__).parent
 
@@ -35,16 +37,28 @@ def asked(url: str) -> Any:
 
 
 @contextmanager
-def server(*, tcp: bool = False) -> Iterator[tuple[embedded.EmbeddedServer, Path]]:
-    """An embedded, durable PostgreSQL in a folder of its own; the server and that folder."""
+def server(*, tcp: bool = False, durable: bool = True) -> Iterator[tuple[embedded.EmbeddedServer, Path]]:
+    """An embedded PostgreSQL in a folder of its own; the server and that folder."""
     with tempfile.TemporaryDirectory(prefix="nexhealth-bench-") as folder:
         Path(folder).chmod(0o711)
         home = Path(folder) / "home"
-        found = embedded.ensure(home, tcp=tcp)
+        found = embedded.ensure(home, durable=durable, tcp=tcp)
         try:
             yield found, home
         finally:
             embedded.release(home)
+            _await_end(found)
+
+
+def _await_end(server: embedded.EmbeddedServer) -> None:
+    """Wait until nobody writes into its folder any more, or half a minute."""
+    deadline = time.monotonic() + 30
+    while server.place.folder.exists() and time.monotonic() < deadline:
+        lock = try_exclusive(server.place.supervisor_lock)
+        if lock is not None:
+            os.close(lock)
+            return
+        time.sleep(0.05)
 
 
 def environment(home: Path, **settings: object) -> dict[str, str]:

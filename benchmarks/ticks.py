@@ -15,7 +15,6 @@ import os
 import pstats
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from typing import Any
 
 import psycopg
 from measure import server_cpu
+from serving import server
 
 REPO = Path(__file__).resolve().parents[1]
 INSTITUTIONS = 20
@@ -129,33 +129,28 @@ def _runs(instance: Any, count: int) -> None:
 @contextmanager
 def grown(locations: int, events: int, *, unread: bool) -> Iterator[None]:
     """Both databases, filled; the environment names them."""
-    from nexhealth_pipeline.warehouse import embedded
     from nexhealth_pipeline.warehouse.migrate import upgrade
 
-    with tempfile.TemporaryDirectory(prefix="nexhealth-ticks-") as folder:
-        Path(folder).chmod(0o711)
-        home = Path(folder) / "home"
-        server = embedded.ensure(home, durable=False)
+    with server(durable=False) as (postgres, home):
         for name in ("nexhealth", "dagster"):
-            server.create_database(name)
+            postgres.create_database(name)
         os.environ |= {
             "NEXHEALTH_HOME": str(home),
-            "DATABASE_URL": server.url("nexhealth"),
-            "DAGSTER_DATABASE_URL": server.url("dagster"),
+            "DATABASE_URL": postgres.url("nexhealth"),
+            "DAGSTER_DATABASE_URL": postgres.url("dagster"),
             "DAGSTER_HOME": str(REPO),
             "NEXHEALTH_API_KEY": "bench",
             "NEXHEALTH_API_URL": "http://127.0.0.1:9",
         }
-        os.chdir(folder)
-        upgrade(server.url("nexhealth"))
-        with psycopg.connect(server.url("nexhealth"), autocommit=True) as db:
+        os.chdir(home)
+        upgrade(postgres.url("nexhealth"))
+        with psycopg.connect(postgres.url("nexhealth"), autocommit=True) as db:
             fill(db, locations, events, unread=unread)
         discover(locations)
         try:
             yield
         finally:
             os.chdir(REPO)
-            embedded.release(home)
 
 
 def ticks(instance: Any) -> dict[str, Callable[[], Any]]:
@@ -210,10 +205,10 @@ class Cost:
 
 def cost_of(tick: Callable[[], Any], admin: psycopg.Connection) -> tuple[Cost, str]:
     """What one tick cost, and its answer."""
-    server, wall, cpu = server_cpu(admin), time.monotonic(), time.process_time()
+    spent, wall, cpu = server_cpu(admin), time.monotonic(), time.process_time()
     answer = answer_of(tick())
     wall, cpu = time.monotonic() - wall, time.process_time() - cpu
-    return Cost(wall, cpu, server_cpu(admin) - server), answer
+    return Cost(wall, cpu, server_cpu(admin) - spent), answer
 
 
 def main() -> None:

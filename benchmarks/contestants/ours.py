@@ -35,8 +35,10 @@ def main(api_url: str, database_url: str, mode: str) -> None:
         practice = [one for one in DECLARED if one.scope is Scope.PRACTICE and one.is_asset]
         list(run_slices(session, due_slices(practice, session.practices(), {}, options, today), options))
         patients = [COLLECTIONS["patients"]]
-        states = session.states(["patients"])
-        for result in run_slices(session, due_slices(patients, session.practices(), states, options, today), options):
+        watermarks = session.watermarks(["patients"])
+        for result in run_slices(
+            session, due_slices(patients, session.practices(), watermarks, options, today), options
+        ):
             counts = result.counts
             print(counts.records_read, counts.inserted, counts.updated, result.status, result.reason or "")
 

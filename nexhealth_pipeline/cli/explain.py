@@ -90,7 +90,7 @@ def _slices(
     from nexhealth_pipeline.sync.filters import choose
     from nexhealth_pipeline.sync.plan import due_slices
     from nexhealth_pipeline.sync.practice import load_practices
-    from nexhealth_pipeline.warehouse.state import load_states
+    from nexhealth_pipeline.warehouse.state import load_watermarks
 
     practices = load_practices(connection, realm.settings.subdomains)
     chosen = {practices.find(text).key for text in request.locations}
@@ -103,8 +103,8 @@ def _slices(
     if request.start or request.end:
         collections = [one for one in collections if one.window is not None]
     collections = choose(collections, request.filters, named=bool(request.resources), known=COLLECTIONS.values())
-    states = load_states(connection, [one.name for one in collections])
-    due = due_slices(collections, practices, states, _options(realm, request), today)
+    watermarks = load_watermarks(connection, [one.name for one in collections])
+    due = due_slices(collections, practices, watermarks, _options(realm, request), today)
     wanted = [
         piece
         for piece in due

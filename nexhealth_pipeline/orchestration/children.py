@@ -34,7 +34,7 @@ from nexhealth_pipeline.sync.practice import Location, Practices, load_practices
 from nexhealth_pipeline.sync.slices import Slice, SliceResult
 from nexhealth_pipeline.warehouse.connect import connect
 from nexhealth_pipeline.warehouse.migrate import declare_kind, upgrade
-from nexhealth_pipeline.warehouse.state import database_time, load_states
+from nexhealth_pipeline.warehouse.state import database_time, load_watermarks
 from nexhealth_pipeline.warehouse.sweeps import SWEEP_LISTS, begin_sweep, finish_sweep, open_sweep
 
 __all__ = ["catch_up", "discover", "execute", "failure_of", "finish", "was_stopped"]
@@ -108,8 +108,8 @@ def _is_behind(connection: psycopg.Connection, practices: Practices, request: Sy
     if request.mode.whole or request.dry_run or request.start or request.end or request.patient or request.filters:
         return False
     windowed = [one for one in _collections(Scope.LOCATION_MONTH, request.resources) if one.window]
-    states = load_states(connection, [one.name for one in windowed])
-    return awaits_changes(windowed, practices, states, datetime.now(UTC).date())
+    watermarks = load_watermarks(connection, [one.name for one in windowed])
+    return awaits_changes(windowed, practices, watermarks, datetime.now(UTC).date())
 
 
 def catch_up(settings: Settings, url: str, request: SyncRequest, config: dict[str, str]) -> dict[str, Any]:
@@ -249,14 +249,14 @@ def _plan(
     if request.start or request.end:
         collections = [one for one in collections if one.window is not None]
     collections = choose(collections, request.filters, named=bool(request.resources), known=DECLARED)
-    states = load_states(connection, [one.name for one in collections])
+    watermarks = load_watermarks(connection, [one.name for one in collections])
     options = SyncOptions(
         mode=request.mode, start=request.start, end=request.end, filters=request.filters, dry_run=request.dry_run
     )
     today = datetime.now(UTC).date()
     slices = [
         piece
-        for piece in due_slices(collections, practices, states, options, today)
+        for piece in due_slices(collections, practices, watermarks, options, today)
         if not locations or _chosen(piece, locations)
     ]
     config = _config(request, fresh)

@@ -15,12 +15,12 @@ from nexhealth_pipeline.orchestration.step import Event, read
 from nexhealth_pipeline.orchestration.worker import Context
 from nexhealth_pipeline.sync.months import CHANGES
 from nexhealth_pipeline.sync.options import SyncOptions
-from nexhealth_pipeline.sync.plan import due_slices, passes_of
+from nexhealth_pipeline.sync.plan import due_slices, was_read
 from nexhealth_pipeline.sync.runner import run_slices
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice, SliceResult, Status
 from nexhealth_pipeline.warehouse.connect import driver_errors
-from nexhealth_pipeline.warehouse.state import PassKey, PassState, database_time
+from nexhealth_pipeline.warehouse.state import PassKey, database_time
 from nexhealth_pipeline.webhooks.endpoints import Endpoint, filled, known_endpoints
 
 __all__ = ["fill_holes"]
@@ -76,16 +76,15 @@ def _slices(session: SyncSession, subdomains: set[str], began: datetime) -> list
     wanted = subdomains & allowed if allowed else subdomains
     if not wanted:
         return []
-    states, today = session.states([one.name for one in _TOLD]), datetime.now(UTC).date()
-    due = due_slices(_TOLD, session.practices(wanted), states, _options(session, began), today)
-    return [piece for piece in due if _was_read(piece, states, today)]
+    watermarks, today = session.watermarks([one.name for one in _TOLD]), datetime.now(UTC).date()
+    due = due_slices(_TOLD, session.practices(wanted), watermarks, _options(session, began), today)
+    return [piece for piece in due if _is_known(piece, watermarks, today)]
 
 
-def _was_read(piece: Slice, states: Mapping[PassKey, PassState], today: date) -> bool:
+def _is_known(piece: Slice, watermarks: Mapping[PassKey, datetime], today: date) -> bool:
     if piece.window_key == CHANGES:
         return True  # planned only where every month was read, from whose watermark it goes on if it has none itself
-    found = [states.get(plan.key) for plan in passes_of(piece, today)]
-    return all(state is not None and state.watermark is not None for state in found)
+    return was_read(piece, watermarks, today)
 
 
 def _told(session: SyncSession, result: SliceResult) -> Iterable[Event]:

@@ -160,20 +160,20 @@ class _Progress:
 
 
 def _plan(context: dg.AssetExecutionContext, keys: Sequence[str]) -> None:
-    """The planned events that Dagster writes by itself for a run with partition tags."""
+    """The planned events that Dagster writes by itself for a run with partition tags.
+
+    Made one by one: all those of 24 assets at 1,000 locations took 10 MiB.
+    """
     step_key, run = context.get_step_execution_context().step.key, context.run
-    events = [
-        DagsterEvent.build_asset_materialization_planned_event(
-            run.job_name, step_key, AssetMaterializationPlannedData(asset, partition=key, partitions_subset=None)
-        )
-        for asset in sorted(context.selected_asset_keys)
-        for key in keys
-    ]
+    assets = sorted(context.selected_asset_keys)
+    last = len(assets) * len(keys) - 1
     batch = generate_event_batch_id()  # type: ignore[no-untyped-call]  # Dagster left it untyped
-    for index, event in enumerate(events):
+    for index, (asset, key) in enumerate(itertools.product(assets, keys)):
         if 0 < index < _SHOWN:
             time.sleep(_MILLISECOND)
-        metadata = DagsterEventBatchMetadata(batch, is_end=index == len(events) - 1)
+        planned = AssetMaterializationPlannedData(asset, partition=key, partitions_subset=None)
+        event = DagsterEvent.build_asset_materialization_planned_event(run.job_name, step_key, planned)
+        metadata = DagsterEventBatchMetadata(batch, is_end=index == last)
         context.instance.report_dagster_event(event, run.run_id, batch_metadata=metadata)
 
 

@@ -16,11 +16,12 @@ from nexhealth_pipeline.sync.months import CHANGES, month_keys, month_window, wi
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
 from nexhealth_pipeline.sync.practice import Location, Practices
 from nexhealth_pipeline.sync.slices import Slice
-from nexhealth_pipeline.warehouse.state import PassKey, PassState
+from nexhealth_pipeline.warehouse.state import PassKey
 
-__all__ = ["PassPlan", "api_time", "awaits_changes", "due_slices", "filter_hash", "passes_of", "slices_of"]
+__all__ = ["PassPlan", "api_time", "awaits_changes", "due_slices", "filter_hash", "passes_of", "slices_of", "was_read"]
 
-States = Mapping[PassKey, PassState]
+Watermarks = Mapping[PassKey, datetime]
+"""Of passes that were ever complete."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ def slices_of(collection: Collection, practices: Practices, today: date) -> Iter
 def due_slices(
     collections: Iterable[Collection],
     practices: Practices,
-    states: States,
+    watermarks: Watermarks,
     options: SyncOptions,
     today: date,
 ) -> list[Slice]:
@@ -66,11 +67,11 @@ def due_slices(
         if collection.window is None:
             due += slices
         else:
-            due += _due_months(list(slices), states, options, today)
+            due += _due_months(list(slices), watermarks, options, today)
     return due
 
 
-def _due_months(slices: list[Slice], states: States, options: SyncOptions, today: date) -> list[Slice]:
+def _due_months(slices: list[Slice], watermarks: Watermarks, options: SyncOptions, today: date) -> list[Slice]:
     """Months in the asked window, of filtered reads all at once; else months never complete and the change slices."""
     if options.start or options.end:
         return [piece for piece in slices if _overlaps(piece.window_key, options, today)]
@@ -78,17 +79,19 @@ def _due_months(slices: list[Slice], states: States, options: SyncOptions, today
         return list({piece.location_id: replace(piece, window_key=CHANGES) for piece in slices}.values())
     if options.mode is not Mode.INCREMENTAL:
         return slices
-    unread = [piece for piece in slices if not _complete(piece, states, today)]
+    unread = [piece for piece in slices if not was_read(piece, watermarks, today)]
     waiting = {piece.location_id for piece in unread}
     changes = {
         piece.location_id: replace(piece, window_key=CHANGES)
         for piece in slices
-        if piece.location_id not in waiting or _complete(replace(piece, window_key=CHANGES), states, today)
+        if piece.location_id not in waiting or was_read(replace(piece, window_key=CHANGES), watermarks, today)
     }
     return [*changes.values(), *unread]
 
 
-def awaits_changes(collections: Iterable[Collection], practices: Practices, states: States, today: date) -> bool:
+def awaits_changes(
+    collections: Iterable[Collection], practices: Practices, watermarks: Watermarks, today: date
+) -> bool:
     """Whether some location has complete months, but no change read yet because others of its months are not complete.
 
     Its changes are asked for once those are: else an earlier, killed sync's months would keep what changed since.
@@ -96,8 +99,8 @@ def awaits_changes(collections: Iterable[Collection], practices: Practices, stat
     for collection in collections:
         complete: dict[int, set[bool]] = {}
         for piece in slices_of(collection, practices, today) if collection.window else ():
-            if not _complete(replace(piece, window_key=CHANGES), states, today):
-                complete.setdefault(piece.location_id, set()).add(_complete(piece, states, today))
+            if not was_read(replace(piece, window_key=CHANGES), watermarks, today):
+                complete.setdefault(piece.location_id, set()).add(was_read(piece, watermarks, today))
         if any(found == {True, False} for found in complete.values()):
             return True
     return False
@@ -110,10 +113,9 @@ def _overlaps(key: str, options: SyncOptions, today: date) -> bool:
     )
 
 
-def _complete(piece: Slice, states: States, today: date) -> bool:
-    return all(
-        (state := states.get(plan.key)) is not None and state.watermark is not None for plan in passes_of(piece, today)
-    )
+def was_read(piece: Slice, watermarks: Watermarks, today: date) -> bool:
+    """Whether every pass of a slice was complete once."""
+    return all(plan.key in watermarks for plan in passes_of(piece, today))
 
 
 def passes_of(piece: Slice, today: date, filters: Filters = NO_FILTERS, *, reconcile: bool = False) -> list[PassPlan]:

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable
 from collections.abc import Collection as AnyCollection
 from contextlib import suppress
+from datetime import datetime
 from types import TracebackType
 
 from nexhealth_pipeline.client.budget import Budget
@@ -20,7 +21,7 @@ from nexhealth_pipeline.warehouse.budget import PostgresBudget
 from nexhealth_pipeline.warehouse.connect import connect, driver_errors, pool
 from nexhealth_pipeline.warehouse.migrate import check
 from nexhealth_pipeline.warehouse.runs import RunLock, close_dead_runs
-from nexhealth_pipeline.warehouse.state import PassKey, PassState, load_states
+from nexhealth_pipeline.warehouse.state import PassKey, load_watermarks
 
 __all__ = ["SyncSession"]
 
@@ -108,10 +109,10 @@ class SyncSession:
         with driver_errors("reading what the warehouse knows"), self.pool.connection() as connection:
             return load_practices(connection, subdomains or self.settings.subdomains)
 
-    def states(self, collections: list[str]) -> dict[PassKey, PassState]:
-        """Stored states, for planning."""
+    def watermarks(self, collections: list[str]) -> dict[PassKey, datetime]:
+        """Watermarks of passes that were ever complete, for planning."""
         with driver_errors("reading what has been read"), self.pool.connection() as connection:
-            return load_states(connection, collections)
+            return load_watermarks(connection, collections)
 
     def progress(self, label: str, pages: int, records: int) -> None:
         """Tell whoever watches that a slice has come so far."""

@@ -5,11 +5,12 @@ Written in the transaction of the rows it speaks of, so a killed run goes on at 
 
 from dataclasses import astuple, dataclass, field, fields, replace
 from datetime import datetime
+from sys import intern
 from typing import Any
 
 import psycopg
 
-__all__ = ["PassKey", "PassState", "database_time", "load_state", "load_states", "save_state"]
+__all__ = ["PassKey", "PassState", "database_time", "load_state", "load_watermarks", "save_state"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +102,20 @@ def load_state(connection: psycopg.Connection, key: PassKey) -> PassState:
     return PassState(key) if row is None else _state(row)
 
 
-def load_states(connection: psycopg.Connection, collections: list[str]) -> dict[PassKey, PassState]:
-    """All stored states of `collections` by key: for planning, not for resuming."""
-    rows = connection.execute(_SELECT + "WHERE collection = ANY(%s)", (collections,)).fetchall()
-    states = [_state(row) for row in rows]
-    return {state.key: state for state in states}
+def load_watermarks(connection: psycopg.Connection, collections: list[str]) -> dict[PassKey, datetime]:
+    """Watermarks of the passes of `collections` that were ever complete: what planning goes by.
+
+    A thousand locations have 106,000 passes of months alone: as whole states they took 200 MiB.
+    """
+    rows = connection.execute(
+        f"SELECT {', '.join(_KEY_COLUMNS.values())}, watermark FROM nexhealth_sync_state"  # noqa: S608
+        " WHERE collection = ANY(%s) AND watermark IS NOT NULL",
+        (collections,),
+    )
+    return {
+        PassKey(intern(collection), institution, location, intern(window), intern(name)): watermark
+        for collection, institution, location, window, name, watermark in rows
+    }
 
 
 def save_state(connection: psycopg.Connection, state: PassState) -> None:

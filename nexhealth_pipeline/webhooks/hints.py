@@ -14,12 +14,12 @@ from nexhealth_pipeline.catalog.collection import Collection, Reader, Scope
 from nexhealth_pipeline.sync.lock import SliceLock
 from nexhealth_pipeline.sync.months import CHANGES
 from nexhealth_pipeline.sync.options import SyncOptions
-from nexhealth_pipeline.sync.plan import due_slices, passes_of, slices_of
+from nexhealth_pipeline.sync.plan import due_slices, slices_of, was_read
 from nexhealth_pipeline.sync.practice import Practices
 from nexhealth_pipeline.sync.runner import run_slices
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice, SliceResult, Status
-from nexhealth_pipeline.warehouse.state import PassKey, PassState, load_states
+from nexhealth_pipeline.warehouse.state import PassKey, load_watermarks
 from nexhealth_pipeline.webhooks.batches import Answered
 from nexhealth_pipeline.webhooks.claiming import Outcome, Verdict
 from nexhealth_pipeline.webhooks.owners import Found, OwnerSearch
@@ -158,28 +158,28 @@ class HintReader:
 
     def _slices(self, told: Sequence[Told]) -> Iterator[tuple[int, _Answer]]:
         asked: dict[Slice, _Asked] = {}
-        states = load_states(self._connection, sorted({one.feed.collection.name for one in told}))
+        watermarks = load_watermarks(self._connection, sorted({one.feed.collection.name for one in told}))
         for one in told:
             if one.feed.collection.per is not None:
                 continue
-            ready = self._ready(one, states)
+            ready = self._ready(one, watermarks)
             if not ready:
                 yield one.event.id, _Answer(Outcome.SUPERSEDED, f"{one.feed.collection.name}: {_NOT_READ_YET}")
             for piece in ready:
                 asked.setdefault(piece, _Asked(piece)).events.add(one.event.id)
         yield from self._read_slices(asked)
 
-    def _ready(self, told: Told, states: Mapping[PassKey, PassState]) -> list[Slice]:
+    def _ready(self, told: Told, watermarks: Mapping[PassKey, datetime]) -> list[Slice]:
         """The slices the event is about that were read completely before."""
         today = self._today()
         pieces = [
             piece
-            for piece in _pieces(told.feed.collection, self._practices, states, today)
+            for piece in _pieces(told.feed.collection, self._practices, watermarks, today)
             if piece.institution in (None, told.institution)
         ]
         if (named := self._named(told)) is not None:
             pieces = [piece for piece in pieces if piece.location_id in named or not piece.location]
-        return [piece for piece in pieces if _is_complete(piece, states, today)]
+        return [piece for piece in pieces if _is_complete(piece, watermarks, today)]
 
     def _named(self, told: Told) -> set[int] | None:
         """Locations to read: those the records name, and whoever reads for them; None = all."""
@@ -218,21 +218,20 @@ class HintReader:
 
 
 def _pieces(
-    collection: Collection, practices: Practices, states: Mapping[PassKey, PassState], today: date
+    collection: Collection, practices: Practices, watermarks: Mapping[PassKey, datetime], today: date
 ) -> list[Slice]:
     """Slices that bring what has changed: of windowed collections the changes of locations whose months are read."""
     if collection.scope is not Scope.LOCATION_MONTH:
         return list(slices_of(collection, practices, today))
-    due = due_slices([collection], practices, states, SyncOptions(), today)
+    due = due_slices([collection], practices, watermarks, SyncOptions(), today)
     return [piece for piece in due if piece.window_key == CHANGES]
 
 
-def _is_complete(piece: Slice, states: Mapping[PassKey, PassState], today: date) -> bool:
+def _is_complete(piece: Slice, watermarks: Mapping[PassKey, datetime], today: date) -> bool:
     """Whether it was read completely before; the changes of a location once its months were."""
     if piece.window_key == CHANGES or piece.collection.scope is Scope.PRACTICE:
         return True
-    known = [states.get(plan.key) for plan in passes_of(piece, today)]
-    return all(state is not None and state.watermark is not None for state in known)
+    return was_read(piece, watermarks, today)
 
 
 def _answer(result: SliceResult) -> _Answer | None:

@@ -13,7 +13,7 @@ from nexhealth_pipeline.sync.plan import passes_of, slices_of
 from nexhealth_pipeline.sync.practice import Institution, Practices
 from nexhealth_pipeline.sync.slices import Slice, SliceResult
 from nexhealth_pipeline.warehouse.knowledge import record_change
-from nexhealth_pipeline.warehouse.state import PassKey, PassState, load_states
+from nexhealth_pipeline.warehouse.state import PassKey, load_watermarks
 from nexhealth_pipeline.webhooks.batches import Loaded
 
 __all__ = ["AppliedSlice", "Touched"]
@@ -110,21 +110,21 @@ class Touched:
     def slices(self, connection: psycopg.Connection) -> list[AppliedSlice]:
         """Everything noted, with what is known of each slice now."""
         today = datetime.now(UTC).date()
-        states = load_states(connection, sorted({name for name, _, _ in self._found}))
+        watermarks = load_watermarks(connection, sorted({name for name, _, _ in self._found}))
         known = {
             (piece.collection.name, piece.partition_key): piece
             for collection in {one.collection.name: one.collection for one in self._found.values()}.values()
             for piece in slices_of(collection, self._practices, today)
         }
         return [
-            self._slice(one, key, states, known.get((name, key)))
+            self._slice(one, key, watermarks, known.get((name, key)))
             for (name, _, key), one in sorted(self._found.items(), key=lambda item: (item[0][0], str(item[0][2])))
         ]
 
     def _slice(
-        self, one: _Figures, key: str | None, states: Mapping[PassKey, PassState], piece: Slice | None
+        self, one: _Figures, key: str | None, watermarks: Mapping[PassKey, datetime], piece: Slice | None
     ) -> AppliedSlice:
-        as_of = None if piece is None else _complete_through(piece, states)
+        as_of = None if piece is None else _complete_through(piece, watermarks)
         return AppliedSlice(one.collection, one.institution, key, one.rows, len(one.events), as_of is not None, as_of)
 
     def _partition(
@@ -168,17 +168,17 @@ def _places(
     ).fetchall()
 
 
-def _complete_through(piece: Slice, states: Mapping[PassKey, PassState]) -> datetime | None:
+def _complete_through(piece: Slice, watermarks: Mapping[PassKey, datetime]) -> datetime | None:
     """Up to when a slice is complete; None where it never was. A month is as its location's changes are."""
     today = datetime.now(UTC).date()
-    through = _least(piece, states, today)
+    through = _least(piece, watermarks, today)
     if through is None or piece.collection.window is None:
         return through
     changes = Slice(piece.collection, piece.institution, piece.location, CHANGES)
-    return max(through, _least(changes, states, today) or through)
+    return max(through, _least(changes, watermarks, today) or through)
 
 
-def _least(piece: Slice, states: Mapping[PassKey, PassState], today: date) -> datetime | None:
-    marks = [states[plan.key].watermark if plan.key in states else None for plan in passes_of(piece, today)]
+def _least(piece: Slice, watermarks: Mapping[PassKey, datetime], today: date) -> datetime | None:
+    marks = [watermarks.get(plan.key) for plan in passes_of(piece, today)]
     known = [mark for mark in marks if mark is not None]
     return min(known) if known and len(known) == len(marks) else None

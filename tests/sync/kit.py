@@ -44,8 +44,8 @@ def sync_all(
         results = list(run_slices(session, due_slices(practice, session.practices(), {}, whole, today), whole))
         rest = [one for one in assets if one.scope is not Scope.PRACTICE and (only is None or one.name in only)]
         practices = session.practices()
-        states = session.states([collection.name for collection in rest])
-        results += run_slices(session, due_slices(rest, practices, states, options, today), options)
+        watermarks = session.watermarks([collection.name for collection in rest])
+        results += run_slices(session, due_slices(rest, practices, watermarks, options, today), options)
     return results
 
 

@@ -12,7 +12,7 @@ from nexhealth_pipeline.sync.options import Mode, SyncOptions
 from nexhealth_pipeline.sync.plan import api_time, awaits_changes, due_slices, filter_hash, passes_of, slices_of
 from nexhealth_pipeline.sync.practice import Institution, Location, Practices
 from nexhealth_pipeline.sync.slices import Slice
-from nexhealth_pipeline.warehouse.state import PassKey, PassState
+from nexhealth_pipeline.warehouse.state import PassKey
 
 TODAY = datetime.now(UTC).date()
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -101,12 +101,11 @@ def test_every_slice_has_a_pass_and_every_pass_its_own_state(collection: object)
     assert len(set(keys)) == len(keys)
 
 
-def states(*pieces: Slice, watermark: datetime | None = NOON) -> dict[PassKey, PassState]:
-    found = (PassState(plan.key, watermark=watermark) for piece in pieces for plan in passes_of(piece, TODAY))
-    return {state.key: state for state in found}
+def watermarks(*pieces: Slice) -> dict[PassKey, datetime]:
+    return {plan.key: NOON for piece in pieces for plan in passes_of(piece, TODAY)}
 
 
-def due(known: dict[PassKey, PassState], options: SyncOptions) -> list[tuple[int, str]]:
+def due(known: dict[PassKey, datetime], options: SyncOptions) -> list[tuple[int, str]]:
     only_north = Practices((WILLOW,), (NORTH,))
     found = due_slices([APPOINTMENTS], only_north, known, options, TODAY)
     return [(piece.location_id, piece.window_key) for piece in found]
@@ -121,19 +120,19 @@ def test_an_incremental_sync_reads_unread_months_first_and_changes_only_after() 
     months = every_month()
     keys = [(11, piece.window_key) for piece in months]
     assert due({}, INCREMENTAL) == keys
-    assert due(states(*months[1:]), INCREMENTAL) == keys[:1]
-    assert due(states(*months), INCREMENTAL) == [(11, CHANGES)]
+    assert due(watermarks(*months[1:]), INCREMENTAL) == keys[:1]
+    assert due(watermarks(*months), INCREMENTAL) == [(11, CHANGES)]
 
 
 def test_a_month_whose_read_broke_off_is_unread() -> None:
     months = every_month()
-    known = states(*months) | states(months[3], watermark=None)
+    known = watermarks(*months[:3], *months[4:])
     assert due(known, INCREMENTAL) == [(11, months[3].window_key)]
 
 
 def test_a_month_with_one_pass_of_two_is_unread() -> None:
     months = every_month()
-    known = states(*months)
+    known = watermarks(*months)
     del known[passes_of(months[0], TODAY)[1].key]
     assert due(known, INCREMENTAL) == [(11, months[0].window_key)]
 
@@ -141,13 +140,13 @@ def test_a_month_with_one_pass_of_two_is_unread() -> None:
 def test_a_new_month_stops_no_change_slice_that_has_its_own_watermark() -> None:
     """On the first of each month a new last month is unread; the night's changes must come all the same."""
     months = every_month()
-    known = states(*months[:-1], replace(months[0], window_key=CHANGES))
+    known = watermarks(*months[:-1], replace(months[0], window_key=CHANGES))
     assert due(known, INCREMENTAL) == [(11, CHANGES), (11, months[-1].window_key)]
 
 
 def test_a_full_sync_reads_every_month_again() -> None:
     months = every_month()
-    assert due(states(*months), FULL) == [(11, piece.window_key) for piece in months]
+    assert due(watermarks(*months), FULL) == [(11, piece.window_key) for piece in months]
 
 
 def test_an_asked_window_reads_the_months_it_touches() -> None:
@@ -202,5 +201,4 @@ def test_changes_of_months_read_before_a_kill_wait_for_the_others(
     read = [piece for piece in slices_of(APPOINTMENTS, PRACTICES, TODAY) if piece.location == PIER][:months]
     read += [replace(read[0], window_key=CHANGES)] if changes else []
     keys = [plan.key for piece in read for plan in passes_of(piece, TODAY)]
-    states = {key: PassState(key, watermark=NOON) for key in keys}
-    assert awaits_changes([APPOINTMENTS], PRACTICES, states, TODAY) is waits
+    assert awaits_changes([APPOINTMENTS], PRACTICES, dict.fromkeys(keys, NOON), TODAY) is waits

@@ -6,7 +6,7 @@ from datetime import timedelta
 import psycopg
 import pytest
 
-from nexhealth_pipeline.warehouse.state import PassKey, PassState, load_state, load_states, save_state
+from nexhealth_pipeline.warehouse.state import PassKey, PassState, load_state, load_watermarks, save_state
 
 from .kit import MINUTE, NOON
 
@@ -24,8 +24,13 @@ def test_a_state_comes_back_as_it_was_saved(connection: psycopg.Connection) -> N
     save_state(connection, STARTED)
     save_state(connection, state)
     assert load_state(connection, KEY) == state
-    assert load_states(connection, ["gadgets", "others"]) == {KEY: state}
-    assert load_states(connection, ["others"]) == {}
+    assert load_watermarks(connection, ["gadgets", "others"]) == {KEY: NOON - MINUTE}
+    assert load_watermarks(connection, ["others"]) == {}
+
+
+def test_a_pass_never_complete_has_no_watermark(connection: psycopg.Connection) -> None:
+    save_state(connection, STARTED)
+    assert load_watermarks(connection, ["gadgets"]) == {}
 
 
 @pytest.mark.parametrize(
