@@ -33,8 +33,10 @@ class Loaded:
     """Declared fields that no record had; None = there was no record."""
     refused: list[Note] = field(default_factory=list)
     """Why records could not be loaded at all."""
+    nameless: set[int] = field(default_factory=set)
+    """Which of the answers (by position) held such a record of which not even the id could be read."""
     unread: set[int] = field(default_factory=set)
-    """Which of the answers (by position) held such a record that was not met before."""
+    """Which of the answers held such a record that was not met before."""
 
 
 class Loader:
@@ -107,6 +109,7 @@ class Loader:
         reach("after_copy", self._slice.collection.name)
         loaded.absent_fields = self._encoder.drift.drain_absent()
         loaded.refused = [note for note in notes if not note.loaded]
+        loaded.nameless = {at for at, note in zip(origins, notes, strict=True) if not (note.loaded or note.record_id)}
         self.refused += len(loaded.refused)
         loaded.counts.quarantined = len(loaded.refused)
         if not self._dry_run:
