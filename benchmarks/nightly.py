@@ -109,9 +109,9 @@ def note_read(db: psycopg.Connection, practices: Practices) -> None:
     )
     for name in [one.name for one in DECLARED if one.per_patient]:
         db.execute(
-            "INSERT INTO nexhealth_child_reads (collection, institution_id, patient_id, read_at, patient_version, rows)"
-            " SELECT %s, institution_id, id, now() - (id %% %s) * interval '1 day' - interval '21 hours', updated_at, 0"
-            " FROM nexhealth_patients",
+            "INSERT INTO nexhealth_child_reads (collection, institution_id, patient_id, read_at, judged_at,"
+            " patient_version, rows) SELECT %s, institution_id, id, read_at, read_at, updated_at, 0"
+            " FROM nexhealth_patients, LATERAL (SELECT now() - (id %% %s) * interval '1 day' - interval '21 hours') r (read_at)",
             (name, NIGHTS),
         )
 

@@ -26,6 +26,7 @@ from nexhealth_pipeline.sync.options import Mode, SyncOptions
 from nexhealth_pipeline.sync.plan import due_slices, passes_of
 from nexhealth_pipeline.sync.practice import Institution, Location, Practices
 from nexhealth_pipeline.sync.slices import Slice
+from nexhealth_pipeline.warehouse.checks import CHECKS
 
 GUIDE = Path(__file__).parents[1] / "deploy" / "README.md"
 ON = date(2026, 11, 28)
@@ -71,7 +72,8 @@ class Measured:
     bytes_an_event: int = 1660
     """An event of Dagster's, indexes included."""
     events_a_run: int = 25
-    events_of_checks: int = 211
+    events_a_check: int = 3
+    """Planned, put out, evaluated: in a run of its own after the night's. A sync plans none."""
     bytes_a_check: int = 1600
     cpu_a_request: float = 0.0055
     """Seconds of the client, loading included: 27 s for 2,936 requests and 21,384 records, less the start of 11 s."""
@@ -138,14 +140,13 @@ def requests(locations: int, mode: Mode, today: date) -> Mapping[str, int]:
 
 
 def offices_children(collection: Collection, mode: Mode, office: Office, offices: int) -> int:
-    """Single reads of one slice: of all parents, or of those changed and of the rotation."""
+    """Single reads of one slice: of all parents in a full sync; else, reconciled or not, those changed and in turn."""
     of_patients = collection.per == "patients"
     parents = offices * (office.patients if of_patients else office.coverages)
-    if mode.whole:
+    if mode is Mode.FULL:
         return parents
     changed = offices * (office.changed_patients if of_patients else office.changed_coverages)
-    options = SyncOptions()
-    return changed + min(options.rotation_cap, ceil(parents / options.rotation_days))
+    return changed + ceil(parents / SyncOptions().rotation_days)
 
 
 def _pages(collection: Collection, mode: Mode, office: Office, offices: int) -> int:
@@ -154,7 +155,7 @@ def _pages(collection: Collection, mode: Mode, office: Office, offices: int) -> 
 
 
 def night(locations: int, today: date) -> Counter[str]:
-    """Requests of a night by path: six sevenths of the databases incrementally, one is reconciled."""
+    """Requests of a night by path: six sevenths of the databases incrementally, one is reconciled, lists in turn."""
     changes = requests(locations, Mode.INCREMENTAL, today)
     whole = requests(locations, Mode.RECONCILE, today)
     paths = changes.keys() | whole.keys()
@@ -172,9 +173,8 @@ def lines(locations: int, today: date, *, windows: bool = True) -> int:
 
 def events(locations: int, today: date) -> int:
     """Dagster's events of a night: each slice is planned and materialized; appointments' changes are observed."""
-    return (
-        2 * lines(locations, today, windows=False) + locations + 6 * MEASURED.events_a_run + MEASURED.events_of_checks
-    )
+    of_checks = len(CHECKS) * MEASURED.events_a_check
+    return 2 * lines(locations, today, windows=False) + locations + 6 * MEASURED.events_a_run + of_checks
 
 
 def tables(today: date) -> Iterator[str]:
@@ -197,7 +197,7 @@ def tables(today: date) -> Iterator[str]:
         grown = (
             count * (_new_bytes() + OFFICE.changed_rows * MEASURED.bytes_a_version) + logged * MEASURED.bytes_a_slice
         )
-        history = events(count, today) * MEASURED.bytes_an_event + MEASURED.events_of_checks * MEASURED.bytes_a_check
+        history = events(count, today) * MEASURED.bytes_an_event + len(CHECKS) * MEASURED.bytes_a_check
         seconds = sum(nightly.values()) * MEASURED.cpu_a_request + MEASURED.cpu_to_start
         whole = count * OFFICE.patients * MEASURED.bytes_a_patient
         yield _row(count, size(whole), size(grown), size(history), logged, f"{seconds / 60:.0f} min", "3")

@@ -41,6 +41,10 @@ class SyncConfig(Config):
     allow_mass_delete: bool = Field(
         default=False, description="in a reconcile: mark rows as gone even where suspiciously many are"
     )
+    every_list: bool = Field(
+        default=True,
+        description="in a reconcile: read the lists under all patients and coverages again; else, as at night, those due",
+    )
     partitions: list[str] = Field(default=[], description="partition keys, where the run has no partition tag")
     fresh_after: str | None = Field(default=None, description="skip what a pass begun after this time has completed")
 
@@ -70,6 +74,7 @@ class SyncConfig(Config):
             filters=self._filters(),
             dry_run=self.dry_run,
             allow_mass_delete=self.allow_mass_delete,
+            every_list=self.every_list,
             fresh_after=_moment("fresh_after", self.fresh_after) or fresh_after,
             whole_after=_moment("whole_after", self.whole_after),
         )

@@ -43,7 +43,8 @@ class Due:
 def due_at_night(connection: psycopg.Connection, subdomains: AnyCollection[str]) -> Due:
     """Everything: lists of all institutions and locations, changes of appointments, months never read.
 
-    A seventh of it is reconciled instead: deletions have no event and no increment.
+    A seventh of it is reconciled instead: deletions have no event and no increment. Lists under rows, a request each,
+    are no part of that: whatever reads a location judges by its thirtieth of them (`SyncOptions.rotation_days`).
     """
     practices = load_practices(connection, subdomains)
     due = _due(connection, practices.institutions, practices.active())
@@ -133,7 +134,7 @@ def _next(
 
     Left out are those judged less than a week ago, and those not read completely yet, where nothing can be gone.
     """
-    names = [one.name for one in DECLARED if one.is_asset and one.scope is scope]
+    names = [one.name for one in DECLARED if one.is_asset and one.scope is scope and one.per is None]
     tried = {
         (row[0], row[1]): (row[2], row[3])
         for row in connection.execute(

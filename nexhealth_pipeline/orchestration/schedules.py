@@ -93,7 +93,9 @@ def _request(
     context: dg.ScheduleEvaluationContext, target: _Target, keys: list[str], mode: Mode | None = None
 ) -> dg.RunRequest:
     """One run; where a tick asks for two, the mode tells the daemon one from the other."""
-    told = {} if mode is None else {"mode": mode.value}
+    told: dict[str, object] = {} if mode is None else {"mode": mode.value}
+    if mode is Mode.RECONCILE:
+        told["every_list"] = False  # those have a slower rotation of their own, in every sync
     config = {"ops": {target.step: {"config": {"partitions": keys, **told}}}} if keys else {}
     tags = partition_tags(context.instance, target.partitions, keys)
     return dg.RunRequest(
@@ -151,7 +153,7 @@ def _schedules() -> list[dg.ScheduleDefinition]:
         settings.nightly,
         due_at_night,
         "Every location's changes, however old their date; what was never complete is read in full, and a seventh "
-        "of all is reconciled: read whole to see what is gone.",
+        "of all is reconciled: read whole to see what is gone. Lists under patients and coverages are read by a thirtieth.",
     )
     catchup = _Timetable(
         "nexhealth_catchup",

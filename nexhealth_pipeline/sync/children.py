@@ -1,8 +1,9 @@
 """Lists under one row (a patient's documents): one request a row, so only for those that are due.
 
 Due are rows never read or changed since, and a small rotation, because such a list has no increment and
-tells nobody that it changed. `nexhealth_child_reads`, written with the records, is where a killed run
-goes on.
+tells nobody that it changed. A list answered tells all of its row, so what it lacks is gone (`sync.reconcile`):
+no read of the others is needed for that. `nexhealth_child_reads`, written with the records, is where a
+killed run goes on.
 """
 
 import time
@@ -20,9 +21,10 @@ from nexhealth_pipeline.errors import ApiError, KeyRefused, NoAccess, NotFound
 from nexhealth_pipeline.sync.enabled import full_read_due
 from nexhealth_pipeline.sync.fault_points import reach
 from nexhealth_pipeline.sync.keeper import Keeper
+from nexhealth_pipeline.sync.options import Mode
 from nexhealth_pipeline.sync.plan import PassPlan, passes_of
 from nexhealth_pipeline.sync.reader import SliceReader
-from nexhealth_pipeline.warehouse.child_reads import DueRow, due_rows, record_child_reads
+from nexhealth_pipeline.warehouse.child_reads import DueRow, due_rows, record_child_reads, witnesses
 from nexhealth_pipeline.warehouse.seen import answered_key
 from nexhealth_pipeline.warehouse.state import PassState, database_time, load_state, save_state
 from nexhealth_pipeline.warehouse.sync_log import Counts
@@ -37,6 +39,8 @@ _BATCH_SECONDS = 2.0
 _BATCH_ROWS = 200
 _GIVE_UP_AFTER = 5
 """Failures in a row after which the rest of a location is left to the next sync: each costs all its retries."""
+_WITNESSES = 3
+"""Lists read besides where all that were due came back empty, to tell one that lost its last record from all of them."""
 _Answer = list[Page] | ApiError
 _Read = tuple[DueRow, list[Page]]
 
@@ -47,27 +51,35 @@ class _Failures:
     def __init__(self) -> None:
         self._all: list[ApiError] = []
         self.in_a_row = 0
+        self.asked = 0
+        """Rows whose lists were asked for."""
+
+    def __bool__(self) -> bool:
+        return bool(self._all)
 
     def add(self, failure: ApiError) -> None:
         """Note one. Raises it when too many came in a row."""
         self._all.append(failure)
         self.in_a_row += 1
         if self.in_a_row >= _GIVE_UP_AFTER:
-            self.raise_any(None)
+            raise self._as_one("in a row")
 
-    def raise_any(self, rows: int | None) -> None:
-        """Raise what was noted, if anything, as one error that carries what all of them cost."""
-        if not self._all:
-            return
+    def raise_any(self) -> None:
+        """Raise what was noted, if anything."""
+        if self._all:
+            raise self._as_one(f"of {self.asked}")
+
+    def _as_one(self, which: str) -> ApiError:
+        """One error that carries what all of them cost."""
         first = self._all[0]
-        many = f"{len(self._all)} single reads" + (f" of {rows}" if rows else " in a row")
-        error = type(first)(f"{many} could not be read, the first: {first}", status=first.status)
+        text = f"{len(self._all)} single reads {which} could not be read, the first: {first}"
+        error = type(first)(text, status=first.status)
         for one in self._all:
             error.requests += one.requests
             error.retries += one.retries
             error.throttled_seconds += one.throttled_seconds
             error.bytes += one.bytes
-        raise error
+        return error
 
 
 class ChildReader(SliceReader):
@@ -91,13 +103,35 @@ class ChildReader(SliceReader):
         if not self.options.partial:
             save_state(connection, state)
         self.loader.before_merge = self._keeper.when_staged
-        self._read_due(connection, plans, self._due(connection, state))
-        state = state.completed(datetime.now(UTC))
+        failures = self._read_all(connection, plans, state)
+        done = state.completed(datetime.now(UTC))
         if not self.options.partial:
             with connection.transaction():
-                save_state(connection, state)
-                self._keeper.end(state.pass_started_at)
-        self.states.append(state)
+                if not failures:
+                    save_state(connection, done)
+                # Lists that came in turn are judged by although others failed: each tells of its own row.
+                if not failures or state.since is not None:
+                    self._keeper.end(state.pass_started_at)
+        failures.raise_any()
+        self.states.append(done)
+
+    def _read_all(self, connection: psycopg.Connection, plans: list[PassPlan], state: PassState) -> _Failures:
+        """Read what is due, and where that brought no record although there were some, lists that had records too."""
+        due, failures = self._due(connection, state), _Failures()
+        self._read_due(connection, plans, due, failures)
+        if self._keeper.id is None or self.counts.records_read or not any(row.had for row in due):
+            return failures
+        assert state.begun_at is not None
+        others = witnesses(
+            connection,
+            collection=self.slice.collection,
+            institution_id=self.slice.institution_id,
+            location_id=self.slice.location_id,
+            read_before=state.begun_at,
+            most=_WITNESSES,
+        )
+        self._read_due(connection, plans, others, failures)
+        return failures
 
     def as_of(self) -> datetime | None:
         """No later than the rows themselves: a list cannot be due for a change that was not seen."""
@@ -116,9 +150,10 @@ class ChildReader(SliceReader):
 
     def _begin(self, connection: psycopg.Connection, stored: PassState) -> PassState | None:
         """The state to read under: an unfinished full read gone on with, or a new one; None = fresh."""
-        after, full = self.options.fresh_after, self.options.mode.whole
+        mode = self.options.mode_of_lists
+        after, full = self.options.fresh_after, mode.whole
         last = stored.full_at if full else stored.fresh_at
-        if self.options.reconciles:
+        if mode is Mode.RECONCILE and not self.options.partial:
             if after and self._keeper.complete_since(after):
                 return None
         elif after and not self.options.partial and not stored.unfinished and last and last >= after:
@@ -127,16 +162,16 @@ class ChildReader(SliceReader):
         now = self.session.client.clock.now()
         full = full or stored.watermark is None or full_read_due(connection, self.slice.collection, stored, now)
         young = started is not None and now - started < self.options.resume_within
-        if stored.unfinished and young and stored.since is None and self._keeper.take_up(stored, self.options.mode):
+        if stored.unfinished and young and stored.since is None and self._keeper.take_up(stored, mode):
             return replace(stored, run_id=self.session.run_id)
         begun_at = database_time(connection)
         if not self.options.partial:
-            self._keeper.begin(begun_at, self.options.mode)
+            self._keeper.begin(begun_at, mode, in_turn=not full)
         return replace(
             stored,
             pass_started_at=now,
             begun_at=begun_at,
-            mode=self.options.mode.value,
+            mode=mode.value,
             # Any time does: it only tells a read of what is due from a read of everything.
             since=None if full else stored.watermark,
             cursor="",
@@ -174,10 +209,11 @@ class ChildReader(SliceReader):
             location_id=self.slice.location_id,
             read_before=state.begun_at if state.since is None else None,
             rotation_days=self.options.rotation_days,
-            rotation_cap=self.options.rotation_cap,
         )
 
-    def _read_due(self, connection: psycopg.Connection, plans: list[PassPlan], due: list[DueRow]) -> None:
+    def _read_due(
+        self, connection: psycopg.Connection, plans: list[PassPlan], due: list[DueRow], failures: _Failures
+    ) -> None:
         committing = self.committing(connection)
         batch: list[_Read] = []
         last_commit = time.monotonic()
@@ -191,7 +227,7 @@ class ChildReader(SliceReader):
             reach("after_commit", self.slice.collection.name)
             batch.clear()
 
-        failures = _Failures()
+        failures.asked += len(due)
         try:
             for row, answer in self._fetch(plans, due):
                 if isinstance(answer, ApiError):
@@ -206,15 +242,15 @@ class ChildReader(SliceReader):
             # What came before a failure is as good as what came before a success.
             if batch:
                 commit()
-        failures.raise_any(len(due))
 
     def _load(self, connection: psycopg.Connection, batch: list[_Read]) -> Counts:
         pages = [(row, page) for row, answers in batch for page in answers]
         loaded = self.loader.encode_and_load([(page, self._known(row)) for row, page in pages], None)
         # A row whose record could not be read, perhaps spoilt on its way, stays due: the next sync asks once more.
         again = {pages[position][0].id for position in loaded.unread}
-        self._keeper.met(answered_key(row.id) for row, answers in batch if answers)
-        self._keeper.unreadable(loaded.counts.quarantined)
+        # What has no id may be any of the row's records: nothing is judged by its list.
+        unclear = {pages[position][0].id for position in loaded.nameless}
+        self._keeper.met(answered_key(row.id) for row, answers in batch if answers and row.id not in unclear)
         if not self.options.partial:
             record_child_reads(
                 connection,

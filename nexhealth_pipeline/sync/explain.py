@@ -103,9 +103,8 @@ def _due(connection: psycopg.Connection, piece: Slice, options: SyncOptions) -> 
         institution_id=piece.institution_id,
         location_id=piece.location_id,
         # Everything read so far is due again in a full sync.
-        read_before=datetime.now(UTC) if options.mode.whole else None,
+        read_before=datetime.now(UTC) if options.mode_of_lists.whole else None,
         rotation_days=options.rotation_days,
-        rotation_cap=options.rotation_cap,
     )
     return len(due)
 

@@ -1,6 +1,7 @@
 """Keeping what a pass meets, for those passes by which something is judged to be gone.
 
-Those are all passes of a reconcile, and in every mode the passes that say whom a location lists.
+Those are all passes of a reconcile, reads of lists under rows that come up in turn, and in every mode the passes
+that say whom a location lists.
 """
 
 from collections.abc import Callable, Iterable
@@ -60,9 +61,13 @@ class Keeper:
         self.id = found.id
         return True
 
-    def begin(self, begun_at: datetime, mode: Mode) -> None:
-        """Begin anew at `begun_at` (database time), forgetting what this pass had met before."""
-        self._judged = mode is Mode.RECONCILE and self._collection.scope is not Scope.PRACTICE
+    def begin(self, begun_at: datetime, mode: Mode, *, in_turn: bool = False) -> None:
+        """Begin anew at `begun_at` (database time), forgetting what this pass had met before.
+
+        `in_turn`: lists under rows that are due are read, and judged by whatever the mode.
+        """
+        reconciles = mode is Mode.RECONCILE and self._collection.scope is not Scope.PRACTICE
+        self._judged = reconciles or in_turn
         self.id = None
         if self._judged or self._membership:
             self.id = begin_seen(self._connection, self._key, begun_at)

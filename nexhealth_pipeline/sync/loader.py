@@ -49,8 +49,10 @@ class Loaded:
     """Declared fields that no record had; None = there was no record."""
     refused: list[Note] = field(default_factory=list)
     """Why records could not be loaded at all."""
+    nameless: set[int] = field(default_factory=set)
+    """Which of the answers (by position) held such a record of which not even the id could be read."""
     unread: set[int] = field(default_factory=set)
-    """Which of the answers (by position) held such a record that was not met before."""
+    """Which of the answers held such a record that was not met before."""
 
     def lacks(self, fields: set[str] | None) -> None:
         """One more answer, with the fields that it lacks."""
@@ -145,6 +147,7 @@ class Loader:
             self._stage.fill()
         reach("after_copy", self._slice.collection.name)
         loaded.refused = [note for note in notes if not note.loaded]
+        loaded.nameless = {at for at, note in zip(origins, notes, strict=True) if not (note.loaded or note.record_id)}
         self.refused += len(loaded.refused)
         loaded.counts.quarantined = len(loaded.refused)
         if not self._dry_run:

@@ -51,15 +51,25 @@ class SyncOptions:
     """The same for passes that have no increment and can only be read whole; None = as `fresh_after`."""
     resume_within: timedelta = timedelta(hours=24)
     """An unfinished pass older than this is begun anew."""
+    every_list: bool = True
+    """In a reconcile: read the lists under all rows; else those that are due, as in an incremental sync."""
     rotation_days: int = 30
-    """Patients' lists are re-read at least once in so many nights, a share each night."""
-    rotation_cap: int = 500
-    """Most patients re-read by rotation in one slice and night."""
+    """Each list under a row is read at least once in so many nights, a share each night, and judged by."""
 
     @property
     def reconciles(self) -> bool:
         """Whether absences are judged after it: never after a read that sees only part."""
         return self.mode is Mode.RECONCILE and not self.partial
+
+    @property
+    def judges_lists(self) -> bool:
+        """Whether absences are judged by lists under rows: each list answered tells all of its own row."""
+        return self.mode is not Mode.FULL and not self.partial
+
+    @property
+    def mode_of_lists(self) -> Mode:
+        """How lists under rows are read."""
+        return self.mode if self.every_list else Mode.INCREMENTAL
 
     @property
     def partial(self) -> bool:

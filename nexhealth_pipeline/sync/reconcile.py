@@ -1,10 +1,10 @@
 """Absences: after a complete read, rows that it lacked are marked as gone. Careful in every doubt.
 
-Judged per collection and EHR database (institution-wide lists: per institution; lists under one row: per
-slice, by the rows whose list was answered), and only by reads that this reconcile made completely, in all
-locations, passes and months. A record met anywhere in the institution is present. Nothing is marked where
-the practice was offline, a record could not be read, too much is missing at once, or a single read, where
-the API has one, does not say 404.
+Judged per collection and EHR database (institution-wide lists: per institution), and only by reads that this
+reconcile made completely, in all locations, passes and months. Lists under one row tell all of that row by
+themselves, so incremental syncs judge by those they read as well: per slice, by the rows whose list was
+answered. A record met anywhere in the institution is present. Nothing is marked where the practice was offline,
+a record could not be read, too much is missing at once, or a single read, where the API has one, does not say 404.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,7 +24,7 @@ from nexhealth_pipeline.sync.practice import Location, Practices
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Absence, Slice, SliceResult, Status
 from nexhealth_pipeline.sync.verdict import Sources, Verdict
-from nexhealth_pipeline.warehouse.absence import Ground, is_placed, judged, never_had
+from nexhealth_pipeline.warehouse.absence import Ground, end_turns, is_placed, judged, never_had
 from nexhealth_pipeline.warehouse.connect import driver_errors
 from nexhealth_pipeline.warehouse.knowledge import NOT_OFFERED
 from nexhealth_pipeline.warehouse.seen import SeenPass, offline_locations, seen_passes
@@ -35,17 +35,18 @@ __all__ = ["judge"]
 
 
 def judge(session: SyncSession, slices: Iterable[Slice], options: SyncOptions) -> Iterator[SliceResult]:
-    """Judge the absences of what a reconcile has read, one result a judgement. Raises WarehouseError.
+    """Judge the absences of what was read, one result a judgement worth telling. Raises WarehouseError.
 
     Call it when `slices` have been read. What they lack to make whole databases may have been read
     by another run since `options.fresh_after`.
     """
-    if not options.reconciles:
-        return
     places: dict[tuple[str, int], set[int]] = {}
     for one in slices:
-        if one.institution is not None:
+        judges = options.judges_lists if one.collection.per else options.reconciles
+        if judges and one.institution is not None:
             places.setdefault((one.collection.name, one.institution.id), set()).add(one.location_id)
+    if not places:
+        return
     practices, sources = session.practices(), Sources(session)
     with driver_errors("judging absences"), session.pool.connection() as connection:
         # Filled just now, and the best way to look for what it lacks depends on how much that is.
@@ -54,8 +55,15 @@ def judge(session: SyncSession, slices: Iterable[Slice], options: SyncOptions) -
         with driver_errors("judging absences"), session.pool.connection() as connection:
             court = _Court(session, connection, practices, COLLECTIONS[name], institution_id, options, sources)
             for result in court.sit(places[name, institution_id]):
-                session.note(result)
-                yield result
+                if _is_news(result, options):
+                    session.note(result)
+                    yield result
+
+
+def _is_news(result: SliceResult, options: SyncOptions) -> bool:
+    """Whether to tell of it: of lists that came in turn only what was missing or came back."""
+    in_turn = result.slice.collection.per is not None and not options.mode_of_lists.whole
+    return not in_turn or (result.absence is not None and not result.absence.quiet)
 
 
 def _order(name: str) -> int:
@@ -104,11 +112,14 @@ class _Court:
         with SliceLock(self._connection, everywhere, self._session.stop):
             self._passes = seen_passes(self._connection, self._collection.name, self._institution_id)
             done: list[SeenPass] = []
+            self._heard: list[SeenPass] = []
             for place in self._places(touched):
                 if self._session.stop.is_set():
                     return
                 yield from self._judge(place, done)
             with self._connection.transaction():
+                if self._collection.per is not None:
+                    end_turns(self._connection, self._collection.name, self._institution_id, self._heard)
                 judged(self._connection, done)
 
     def _places(self, touched: set[int]) -> Iterator[_Place]:
@@ -141,6 +152,9 @@ class _Court:
             done += known
             case = Verdict(self._session, self._connection, self._slice(place), self._options, alone=alone)
             for result in case.hear(lambda: self._ground(place, known), self._sources):
+                # An institution has offices that are offline for years: its lists' turns would never end.
+                if result.status is not Status.SKIPPED or place.location is None:
+                    self._heard += known
                 if not (alone and result.status is Status.SKIPPED):
                     yield result
         else:

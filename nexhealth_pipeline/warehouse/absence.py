@@ -16,10 +16,11 @@ from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
 from nexhealth_pipeline.warehouse.knowledge import NOT_OFFERED
 from nexhealth_pipeline.warehouse.seen import SeenPass, answered_key, row_key
 
-__all__ = ["Figures", "Ground", "Missing", "is_placed", "judged", "never_had"]
+__all__ = ["Figures", "Ground", "Missing", "end_turns", "is_placed", "judged", "never_had"]
 
 _MISSING = sql.Identifier("nexhealth_missing")
-_ANSWERED = sql.Literal(answered_key(0).removesuffix("0"))
+_ANSWERED_MARK = answered_key(0).removesuffix("0")
+_ANSWERED = sql.Literal(_ANSWERED_MARK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +176,23 @@ def judged(connection: psycopg.Connection, passes: Iterable[SeenPass]) -> None:
     )
 
 
+def end_turns(connection: psycopg.Connection, collection: str, institution_id: int, passes: Iterable[SeenPass]) -> None:
+    """Note that absences were judged by the lists under rows that these passes met; the caller commits.
+
+    Before `judged`. A list read by a pass that came to no judgement stays among the first whose turn it is.
+    """
+    connection.execute(
+        # Locked by id, the order in which reads note them. A CASE, because other keys are no numbers.
+        "WITH ended AS (SELECT r.collection, r.institution_id, r.patient_id FROM nexhealth_seen s"
+        " JOIN nexhealth_child_reads r ON r.collection = %s AND r.institution_id = %s"
+        " AND r.patient_id = CASE WHEN starts_with(s.key, %s) THEN substr(s.key, %s)::bigint END"
+        " WHERE s.pass_id = ANY(%s) ORDER BY r.patient_id FOR NO KEY UPDATE OF r)"
+        " UPDATE nexhealth_child_reads r SET judged_at = clock_timestamp() FROM ended e"
+        " WHERE (r.collection, r.institution_id, r.patient_id) = (e.collection, e.institution_id, e.patient_id)",
+        (collection, institution_id, _ANSWERED_MARK, len(_ANSWERED_MARK) + 1, [one.id for one in passes]),
+    )
+
+
 def is_placed(collection: Collection) -> bool:
     """Whether its rows say which location they belong to, themselves or by their patient."""
     return _place(collection) is not None or _patient(collection) is not None
@@ -299,8 +317,9 @@ def _lists_sql(collection: Collection) -> sql.Composed:
 
 
 def _parent(collection: Collection) -> str:
-    """Column that holds the row whose own list a row stands in."""
-    return next(column for column, target in collection.references if target in (collection.per, collection.inside))
+    """Column that holds the row whose own list a row stands in: one that says so, else what the request knows."""
+    named = [column for column, target in collection.references if target in (collection.per, collection.inside)]
+    return named[0] if named else collection.from_request[0].name
 
 
 def _place(collection: Collection) -> sql.Composed | None:

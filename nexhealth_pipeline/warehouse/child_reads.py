@@ -1,5 +1,8 @@
 """Which rows' own lists (a patient's documents and the like) are due, and which have been read.
 
+A list tells nobody that a record left it, so each comes up once in so many nights, whoever was judged longest ago
+first. Reads that do not judge (for a webhook, for one patient, by a full sync) do not put that off.
+
 A location's slice holds the patients whose lowest-id active location it is; patients that no active
 location lists fall to the institution's lowest-id active location. Rows of institution-wide collections
 all belong to the institution's slice.
@@ -8,13 +11,14 @@ all belong to the institution's slice.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import LiteralString
 
 import psycopg
 from psycopg import sql
 
 from nexhealth_pipeline.catalog.collection import Collection
 
-__all__ = ["DueRow", "due_rows", "record_child_reads"]
+__all__ = ["DueRow", "due_rows", "record_child_reads", "witnesses"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,8 @@ class DueRow:
 
     id: int
     version: datetime | None
+    had: int = 0
+    """Records in its list when that was read last."""
 
 
 _PATIENTS_OF_LOCATION = sql.SQL("""
@@ -35,25 +41,32 @@ WHERE coalesce(home.location_id, (SELECT min(id) FROM active)) = %(location)s AN
 """)
 """The part of the question that only patients need: where they belong."""
 
-_DUE = """
+_MINE = """
 WITH active AS (
     SELECT id FROM nexhealth_locations
     WHERE institution_id = %(institution)s AND NOT coalesce(inactive, false) AND deleted_at IS NULL
 ), mine AS (
-    SELECT p.id, p.updated_at, r.read_at, r.patient_version, r.patient_id IS NULL AS unread
+    SELECT p.id, p.updated_at, r.read_at, r.judged_at, r.patient_version, coalesce(r.rows, 0) AS had,
+        r.patient_id IS NULL AS unread
     FROM {parents} p
     LEFT JOIN nexhealth_child_reads r
         ON r.collection = %(collection)s AND r.institution_id = p.institution_id AND r.patient_id = p.id
     {belonging} p.institution_id = %(institution)s AND p.deleted_at IS NULL
-), rotation AS (
-    SELECT id FROM mine WHERE read_at < clock_timestamp() - %(rest)s
-    ORDER BY read_at
-    LIMIT least(%(cap)s, (SELECT ceil(count(*)::numeric / %(nights)s)::int FROM mine))
 )
-SELECT id, updated_at FROM mine
+"""
+_DUE = """, rotation AS (
+    SELECT id FROM mine WHERE judged_at < clock_timestamp() - %(rest)s
+    ORDER BY judged_at, read_at, id
+    LIMIT (SELECT ceil(count(*)::numeric / %(nights)s)::int FROM mine)
+)
+SELECT id, updated_at, had FROM mine
 WHERE unread OR patient_version IS DISTINCT FROM updated_at OR read_at < %(read_before)s
     OR id IN (SELECT id FROM rotation)
 ORDER BY id
+"""
+_WITNESSES = """
+SELECT id, updated_at, had FROM mine WHERE had > 0 AND read_at < %(read_before)s
+ORDER BY read_at DESC, id LIMIT %(most)s
 """
 
 
@@ -65,25 +78,49 @@ def due_rows(
     location_id: int,
     read_before: datetime | None,
     rotation_days: int,
-    rotation_cap: int,
 ) -> list[DueRow]:
     """Rows never read, changed since, read before `read_before`, or next in rotation; by id."""
-    belonging = _PATIENTS_OF_LOCATION if collection.per_patient else sql.SQL("WHERE")
-    question = sql.SQL(_DUE).format(parents=sql.Identifier(f"nexhealth_{collection.per}"), belonging=belonging)
     rows = connection.execute(
-        question,
+        _question(_DUE, collection),
         {
             "collection": collection.name,
             "institution": institution_id,
             "location": location_id,
             "read_before": read_before,
             "nights": rotation_days,
-            "cap": rotation_cap,
-            # One night's worth of rest, so that a second sync of the same day rotates nothing.
+            # One night's worth of rest: what was judged today is not judged again.
             "rest": timedelta(hours=20),
         },
     )
     return [DueRow(*row) for row in rows]
+
+
+def witnesses(
+    connection: psycopg.Connection,
+    *,
+    collection: Collection,
+    institution_id: int,
+    location_id: int,
+    read_before: datetime,
+    most: int,
+) -> list[DueRow]:
+    """At most so many rows whose lists had records when they were read, lately but before `read_before`."""
+    rows = connection.execute(
+        _question(_WITNESSES, collection),
+        {
+            "collection": collection.name,
+            "institution": institution_id,
+            "location": location_id,
+            "read_before": read_before,
+            "most": most,
+        },
+    )
+    return [DueRow(*row) for row in rows]
+
+
+def _question(text: LiteralString, collection: Collection) -> sql.Composed:
+    belonging = _PATIENTS_OF_LOCATION if collection.per_patient else sql.SQL("WHERE")
+    return sql.SQL(_MINE + text).format(parents=sql.Identifier(f"nexhealth_{collection.per}"), belonging=belonging)
 
 
 def record_child_reads(

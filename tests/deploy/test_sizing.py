@@ -38,9 +38,14 @@ def test_requests_are_those_of_the_readme(sizing: ModuleType) -> None:
     assert first[appointments] == 2 * 53 * 20
     assert changes[documents] == 20 * (60 + 134)
     assert first[documents] == 20 * 4000
+    night = sizing.night(20, sizing.ON)
+    assert night[documents] == changes[documents], "the database that is reconciled asks for no more of them"
+    assert night[appointments] == round((6 * 2 + 3 * 53) * 20 / 7)
+    assert "makes 600 of a location's 750 requests" in GUIDE
+    assert round(sum(night.values()) / 20, -1) == 750
 
 
 def test_a_key_is_enough_for_as_many_locations_as_the_guide_says(sizing: ModuleType) -> None:
     """Between eight in the evening and the morning's catch-up there are some eight hours."""
-    assert "about 150 locations" in GUIDE
-    assert 6 < float(sizing.hours(sizing.night(150, sizing.ON))) < 8
+    assert "about 550 locations" in GUIDE
+    assert 6 < float(sizing.hours(sizing.night(550, sizing.ON))) < 8

@@ -22,6 +22,12 @@ def test_an_empty_config_means_the_settings() -> None:
     assert (options.fresh_after, options.partial, options.overlap) == (NOW, False, SETTINGS.overlap)
 
 
+def test_a_reconcile_reads_every_list_unless_it_is_the_nights() -> None:
+    """Who asks for one in Dagit, or by the command, wants to know now; the night has thirty of them for that."""
+    assert SyncConfig(mode="reconcile").options(SETTINGS, NOW).mode_of_lists is Mode.RECONCILE
+    assert SyncConfig(mode="reconcile", every_list=False).options(SETTINGS, NOW).mode_of_lists is Mode.INCREMENTAL
+
+
 def test_what_is_given_wins() -> None:
     config = SyncConfig(
         mode="full", concurrency=9, start="2026-01-05", end="2026-01-05", fresh_after="2026-01-01T00:00:00+00:00"

@@ -190,6 +190,16 @@ def test_what_was_judged_this_week_rests(read: psycopg.Connection) -> None:
     assert _reconciled(read) == ([], [], ["acme.1"])
 
 
+def test_lists_judged_in_turn_every_night_give_a_database_no_rest(read: psycopg.Connection) -> None:
+    """Risk: documents are judged in every sync, and the rest of the database would never be."""
+    for institution, location in ((10, 1), (20, 3)):
+        _keep(read, institution, location, "patients", days=8)
+        _keep(read, institution, location, "documents", days=1)
+        _keep(read, institution, 0, "coverage_subscribers", days=1)
+    institutions, locations, _ = _reconciled(read)
+    assert (len(institutions), locations) == (1, ["acme.1"])
+
+
 def test_one_that_never_comes_to_its_end_takes_no_turn_of_the_others(read: psycopg.Connection) -> None:
     """Tried last night and not judged: tried again when nobody waits longer."""
     _keep(read, 10, 1, "patients", days=1, judged=False)

@@ -106,7 +106,7 @@ def test_what_is_reconciled_is_one_more_run_of_the_same_job(
     configs = {key: one.run_config["ops"]["read_locations"]["config"] for key, one in found.items()}
     assert configs == {
         "incremental": {"mode": "incremental", "partitions": ["acme.1", "bond.3"]},
-        "reconcile": {"mode": "reconcile", "partitions": ["acme.2"]},
+        "reconcile": {"mode": "reconcile", "every_list": False, "partitions": ["acme.2"]},
     }
     assert found["reconcile"].tags["dagster/asset_partition_range_start"] == "acme.2"
 

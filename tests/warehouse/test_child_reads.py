@@ -7,7 +7,7 @@ import psycopg
 import pytest
 
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
-from nexhealth_pipeline.warehouse.child_reads import DueRow, due_rows, record_child_reads
+from nexhealth_pipeline.warehouse.child_reads import DueRow, due_rows, record_child_reads, witnesses
 from nexhealth_pipeline.warehouse.knowledge import record_membership
 
 from .conftest import Rows
@@ -31,7 +31,7 @@ def practice(connection: psycopg.Connection) -> psycopg.Connection:
 
 
 def due(connection: psycopg.Connection, location_id: int = 3, **changes: Any) -> list[int]:
-    given: dict[str, Any] = {"read_before": None, "rotation_days": 30, "rotation_cap": 500} | changes
+    given: dict[str, Any] = {"read_before": None, "rotation_days": 30} | changes
     found = due_rows(
         connection, collection=COLLECTIONS["documents"], institution_id=INSTITUTION, location_id=location_id, **given
     )
@@ -47,7 +47,8 @@ def read(connection: psycopg.Connection, *ids: int, hours_ago: float = 0, versio
         reads=[(DueRow(number, of), 2) for number in ids],
     )
     connection.execute(
-        "UPDATE nexhealth_child_reads SET read_at = read_at - make_interval(secs => %s) WHERE patient_id = ANY(%s)",
+        "UPDATE nexhealth_child_reads SET read_at = read_at - ago, judged_at = judged_at - ago"
+        " FROM make_interval(secs => %s) ago WHERE patient_id = ANY(%s)",
         (hours_ago * 3600, list(ids)),
     )
 
@@ -95,10 +96,8 @@ def test_a_deleted_patients_list_is_not_read(practice: psycopg.Connection) -> No
     assert due(practice) == [2, 4]
 
 
-@pytest.mark.parametrize(("days", "cap", "count"), [(30, 500, 2), (60, 500, 1), (30, 1, 1), (1, 500, 60), (1, 7, 7)])
-def test_rotation_takes_a_nights_share_oldest_first(
-    practice: psycopg.Connection, days: int, cap: int, count: int
-) -> None:
+@pytest.mark.parametrize(("days", "count"), [(30, 2), (60, 1), (59, 2), (1, 60)])
+def test_rotation_takes_a_nights_share_oldest_first(practice: psycopg.Connection, days: int, count: int) -> None:
     """Documents change without their patient; within a month every list has been looked at again."""
     patients = range(101, 161)
     practice.execute("DELETE FROM nexhealth_patients")
@@ -106,7 +105,7 @@ def test_rotation_takes_a_nights_share_oldest_first(
     for number in patients:
         read(practice, number, hours_ago=24 + number)  # the highest id is the oldest
     expected = sorted(patients)[-count:]
-    assert due(practice, rotation_days=days, rotation_cap=cap) == expected
+    assert due(practice, rotation_days=days) == expected
 
 
 def test_a_second_sync_of_the_same_day_rotates_nothing(practice: psycopg.Connection) -> None:
@@ -121,3 +120,57 @@ def test_what_was_read_is_noted_once_a_patient(practice: psycopg.Connection, row
     again = [(DueRow(1, None), 5)]
     record_child_reads(practice, collection="documents", institution_id=INSTITUTION, reads=again)
     assert rows("SELECT patient_id, patient_version, rows FROM nexhealth_child_reads") == [(1, None, 5)]
+
+
+def test_every_list_comes_up_within_the_nights_and_none_twice_as_often(practice: psycopg.Connection) -> None:
+    """What left a list is noticed in its turn at the latest; an office that grows by a fifth meanwhile included."""
+    nights, first = 30, range(101, 201)
+    practice.execute("DELETE FROM nexhealth_patients")
+    patients = Table(practice, COLLECTIONS["patients"])
+    patients.load(*({"id": number, "updated_at": VERSION} for number in first))
+    read(practice, *first, hours_ago=24)
+    last = dict.fromkeys(first, 0)
+    for night in range(1, 4 * nights):
+        new = [max(last) + 1] if night % 6 == 0 else []
+        patients.load(*({"id": number, "updated_at": VERSION} for number in new))
+        taken = set(due(practice, rotation_days=nights))
+        turned = taken - set(new)
+        assert taken - turned == set(new)
+        assert len(turned) == -(-(len(last) + len(new)) // nights)
+        assert all(night - last[one] > nights / 2 for one in turned if night > nights)
+        last |= dict.fromkeys(taken, night)
+        assert max(night - one for one in last.values()) < nights
+        read(practice, *taken)
+        practice.execute(
+            "UPDATE nexhealth_child_reads SET judged_at = clock_timestamp() WHERE patient_id = ANY(%s)", (list(taken),)
+        )
+        practice.execute(
+            "UPDATE nexhealth_child_reads SET read_at = read_at - interval '1 day', judged_at = judged_at - interval '1 day'"
+        )
+
+
+def test_a_read_that_does_not_judge_puts_off_no_turn(practice: psycopg.Connection) -> None:
+    """Risk: a patient whose lists a webhook brings every few days would never be looked at for what is gone."""
+    read(practice, 1, 2, 4, hours_ago=24)
+    practice.execute("UPDATE nexhealth_child_reads SET judged_at = judged_at - interval '9 days' WHERE patient_id = 2")
+    again = [(DueRow(2, datetime.fromisoformat(VERSION)), 2)]
+    record_child_reads(practice, collection="documents", institution_id=INSTITUTION, reads=again)
+    assert due(practice, rotation_days=3) == [2]
+
+
+def test_witnesses_are_lists_that_had_records_read_lately_but_not_now(practice: psycopg.Connection) -> None:
+    read(practice, 1, hours_ago=30)
+    read(practice, 2, hours_ago=24)
+    read(practice, 4, hours_ago=0)
+    practice.execute("UPDATE nexhealth_child_reads SET rows = 0 WHERE patient_id = 3")
+    row = practice.execute("SELECT clock_timestamp() - interval '1 hour'").fetchone()
+    assert row is not None
+    found = witnesses(
+        practice,
+        collection=COLLECTIONS["documents"],
+        institution_id=INSTITUTION,
+        location_id=3,
+        read_before=row[0],
+        most=5,
+    )
+    assert [one.id for one in found] == [2, 1]

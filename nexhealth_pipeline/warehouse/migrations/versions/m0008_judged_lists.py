@@ -1,0 +1,29 @@
+"""When absences were last judged by each list under a row: whose turn in the rotation it is.
+
+Not `read_at`: a list read for a webhook, for one patient or by a full sync says nothing of what is gone, and must
+not put off the read that does.
+"""
+
+from alembic import op
+
+revision = "0008"
+down_revision = "0007"
+
+_JUDGED = """
+ALTER TABLE nexhealth_child_reads ADD COLUMN judged_at timestamptz;
+UPDATE nexhealth_child_reads SET judged_at = read_at;
+ALTER TABLE nexhealth_child_reads ALTER COLUMN judged_at SET DEFAULT clock_timestamp(),
+    ALTER COLUMN judged_at SET NOT NULL;
+COMMENT ON COLUMN nexhealth_child_reads.judged_at IS
+    'When it was last judged by this list what is gone; the first read counts, before which nothing was known. PHI class: none.';
+"""
+
+
+def upgrade() -> None:
+    """Add the column; what was read before counts as judged then."""
+    op.get_bind().exec_driver_sql(_JUDGED.replace("%", "%%"))
+
+
+def downgrade() -> None:
+    """Not offered: a warehouse is only ever upgraded."""
+    raise RuntimeError("a warehouse is only ever upgraded; restore a backup to go back")

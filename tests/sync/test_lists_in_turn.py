@@ -1,0 +1,237 @@
+"""Lists under rows: each night a share is read, and what a list lacks is marked as gone in its turn at the latest."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from nexhealth_pipeline.catalog.collections import COLLECTIONS
+from nexhealth_pipeline.client.retry import RetryPolicy
+from nexhealth_pipeline.sandbox import SandboxServer
+from nexhealth_pipeline.settings import Settings, load_settings
+from nexhealth_pipeline.sync.options import Mode, SyncOptions
+from nexhealth_pipeline.sync.runner import read_slice
+from nexhealth_pipeline.sync.slices import Slice, SliceResult
+
+from .kit import Rows, open_session, sync_all
+
+FULL, RECONCILE = SyncOptions(mode=Mode.FULL), SyncOptions(mode=Mode.RECONCILE)
+NIGHTS = 4
+TURN = SyncOptions(rotation_days=NIGHTS)
+AT_NIGHT = replace(TURN, mode=Mode.RECONCILE, every_list=False)
+NAMES = {"patients", "documents"}
+QUICK = RetryPolicy(sleep=lambda _: None)
+
+
+@pytest.fixture
+def box() -> Iterator[SandboxServer]:
+    with SandboxServer(patients=40, appointments_per_patient=0, limits=False) as server:
+        yield server
+
+
+@pytest.fixture
+def settings(box: SandboxServer, database_url: str) -> Settings:
+    """One practice, everything read the night before."""
+    given = {"NEXHEALTH_API_URL": box.url, "NEXHEALTH_API_KEY": box.api_key, "DATABASE_URL": database_url}
+    made = load_settings(given | {"NEXHEALTH_SUBDOMAINS": "willow-dental"}, environ={}, env_file=None)
+    sync_all(made, FULL, only=NAMES)
+    return made
+
+
+def a_day_passes(rows: Rows) -> None:
+    day = "interval '1 day'"
+    rows(f"UPDATE nexhealth_child_reads SET read_at = read_at - {day}, judged_at = judged_at - {day} RETURNING 1")
+
+
+def night(
+    settings: Settings, box: SandboxServer, rows: Rows, options: SyncOptions = TURN, **more: object
+) -> tuple[list[SliceResult], list[int]]:
+    """The next night: what came of it, and the patients whose documents were asked for."""
+    a_day_passes(rows)
+    box.requests.clear()
+    results = sync_all(settings, options, only=NAMES, **more)
+    return results, asked(box)
+
+
+def asked(box: SandboxServer) -> list[int]:
+    return sorted(int(one.path.split("/")[2]) for one in box.requests if one.path.endswith("/documents"))
+
+
+def gone(rows: Rows) -> set[object]:
+    return {row[0] for row in rows("SELECT id FROM nexhealth_documents WHERE deleted_by = 'absence'")}
+
+
+def documents(rows: Rows, fewest: int = 1, most: int = 99) -> dict[int, list[int]]:
+    """Patients with so many documents, and these."""
+    found = rows(
+        "SELECT patient_id, array_agg(id ORDER BY id) FROM nexhealth_documents WHERE deleted_at IS NULL GROUP BY 1"
+        f" HAVING count(*) BETWEEN {fewest} AND {most} ORDER BY 1"
+    )
+    return {int(str(patient)): list(ids) for patient, ids in found}  # type: ignore[call-overload]
+
+
+def turn_is_next(rows: Rows, patient: int) -> None:
+    rows(
+        "UPDATE nexhealth_child_reads SET judged_at = judged_at - interval '9 days'"
+        f" WHERE patient_id = {patient} RETURNING 1"
+    )
+
+
+@pytest.mark.parametrize("options", [TURN, AT_NIGHT], ids=["incremental", "reconcile"])
+def test_a_record_gone_from_a_list_is_marked_when_its_patients_turn_comes(
+    settings: Settings, box: SandboxServer, rows: Rows, options: SyncOptions
+) -> None:
+    """Its patient did not change, so nothing else tells of it; and a night costs a share of the lists, not all."""
+    lists = "SELECT location_id, count(*) FROM (SELECT min(location_id) AS location_id FROM nexhealth_patient_locations"
+    sizes = [int(str(count)) for _, count in rows(f"{lists} GROUP BY patient_id) home GROUP BY 1")]
+    patient, (victim, *_) = list(documents(rows).items())[-1]
+    box.state.delete("documents", victim, hard=True)
+    counted: list[int] = []
+    turn = 0
+    for number in range(1, NIGHTS + 1):
+        _, patients = night(settings, box, rows, options)
+        counted += patients
+        assert len(patients) <= sum(-(-size // NIGHTS) for size in sizes)
+        turn = number if patient in patients else turn
+        assert gone(rows) == ({victim} if turn else set())
+        once = len(set(counted)) == len(counted)
+        assert once or number == NIGHTS, "nobody's turn comes again before all had theirs"
+    assert turn
+    assert len(set(counted)) == sum(sizes)
+
+
+def test_a_reconcile_that_is_asked_for_reads_every_list(settings: Settings, box: SandboxServer, rows: Rows) -> None:
+    _, patients = night(settings, box, rows, RECONCILE)
+    assert len(patients) == rows("SELECT count(*) FROM nexhealth_child_reads")[0][0]
+
+
+def test_the_list_of_a_changed_or_new_patient_is_judged_the_same_night(
+    settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    patient, (victim, *_) = list(documents(rows, 2).items())[-1]
+    box.state.delete("documents", victim, hard=True)
+    box.state.update("patients", patient, {"first_name": "Other"})
+    sync_all(settings, replace(TURN, rotation_days=1000), only=NAMES)
+    assert gone(rows) == {victim}
+
+
+def test_nothing_is_marked_while_the_office_is_offline_and_the_turn_comes_again(
+    settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """What NexHealth could not read from the office looks like what the office deleted."""
+    statuses = box.state.ids("sync_status")
+    patient, (victim, *_) = next(iter(documents(rows, 2).items()))
+    turn_is_next(rows, patient)
+    box.state.delete("documents", victim, hard=True)
+    for status in statuses:
+        box.state.update("sync_status", status, {"read_status": "red"})
+    for _ in range(2):
+        results, patients = night(settings, box, rows)
+        assert patient in patients
+        assert gone(rows) == set()
+        assert not any(one.absence for one in results), "an office that is off at night is no news"
+    for status in statuses:
+        box.state.update("sync_status", status, {"read_status": "green"})
+    night(settings, box, rows)
+    assert gone(rows) == {victim}
+
+
+def test_reads_that_do_not_judge_put_no_turn_off(settings: Settings, box: SandboxServer, rows: Rows) -> None:
+    """A full sync, for one: it marks nothing, and is no reason to look again only in a month."""
+    patient, (victim, *_) = next(iter(documents(rows, 2).items()))
+    turn_is_next(rows, patient)
+    box.state.delete("documents", victim, hard=True)
+    night(settings, box, rows, FULL)
+    assert gone(rows) == set()
+    night(settings, box, rows)
+    assert gone(rows) == {victim}
+
+
+def test_a_run_killed_before_it_judged_loses_no_turn(settings: Settings, box: SandboxServer, rows: Rows) -> None:
+    """Its lists were read and noted; the next night reads them once more, and judges."""
+    patient, (victim, *_) = next(iter(documents(rows, 2).items()))
+    turn_is_next(rows, patient)
+    box.state.delete("documents", victim, hard=True)
+    with open_session(settings) as session:
+        for location in session.practices().active():
+            read_slice(session, Slice(COLLECTIONS["documents"], location.institution, location), TURN)
+    assert patient in asked(box)
+    assert gone(rows) == set()
+    assert patient in night(settings, box, rows)[1]
+    assert gone(rows) == {victim}
+
+
+def test_a_list_that_cannot_be_read_keeps_no_other_from_being_judged(
+    settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """Each tells of its own patient; one that fails every night must not stop the rotation."""
+    (patient, (victim, *_)), (other, (kept, *_)) = list(documents(rows, 2).items())[:2]
+    for one in (patient, other):
+        turn_is_next(rows, one)
+    for number in (victim, kept):
+        box.state.delete("documents", number, hard=True)
+    box.faults.add("status", path=f"/patients/{other}/documents")
+    results, _ = night(settings, box, rows, retry=QUICK)
+    assert [one.status for one in results if one.reason and "single reads" in one.reason] == ["failed"]
+    assert gone(rows) == {victim}
+    box.faults.clear()
+    night(settings, box, rows)
+    assert gone(rows) == {victim, kept}
+
+
+def test_nothing_is_judged_by_a_list_with_a_record_whose_id_cannot_be_read(
+    settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """It may be the one that is missing; another patient's list is another matter."""
+    (patient, (victim, *_)), (other, (kept, nameless, *_)) = list(documents(rows, 2).items())[:2]
+    for one in (patient, other):
+        turn_is_next(rows, one)
+    for number in (victim, kept):
+        box.state.delete("documents", number, hard=True)
+    box.state.update("documents", nameless, {"id": "x"})
+    night(settings, box, rows)
+    assert gone(rows) == {victim}
+
+
+def test_too_many_at_once_are_left_alone(settings: Settings, box: SandboxServer, rows: Rows) -> None:
+    patient = next(iter(documents(rows)))
+    made = [box.state.create("documents", subdomain="willow-dental", patient_id=patient) for _ in range(12)]
+    many = [one.id for one in made[:11]]
+    sync_all(settings, FULL, only=NAMES)
+    turn_is_next(rows, patient)
+    for number in many:
+        box.state.delete("documents", number, hard=True)
+    results, patients = night(settings, box, rows)
+    assert patient in patients
+    assert [one.absence.missing for one in results if one.absence is not None and one.absence.braked] == [11]
+    assert gone(rows) == set()
+    assert patient not in night(settings, box, rows)[1], "those it held up let the others' turns come"
+    sync_all(settings, replace(RECONCILE, allow_mass_delete=True), only=NAMES)
+    assert gone(rows) == set(many)
+
+
+def test_the_last_record_of_a_list_goes_when_other_lists_still_have_theirs(
+    settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """That night's answers are empty, all of them: lists that had records say whether to believe it."""
+    patient, ids = next(iter(documents(rows).items()))
+    few = replace(TURN, rotation_days=1000)
+    turn_is_next(rows, patient)
+    for number in ids:
+        box.state.delete("documents", number, hard=True)
+    results, patients = night(settings, box, rows, few)
+    assert gone(rows) == set(ids), [(one.slice.label, one.reason) for one in results]
+    assert patient in patients
+
+
+def test_where_every_list_comes_back_empty_nothing_is_believed(
+    settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    patient = next(iter(documents(rows)))
+    turn_is_next(rows, patient)
+    for ids in documents(rows).values():
+        for number in ids:
+            box.state.delete("documents", number, hard=True)
+    results, _ = night(settings, box, rows, replace(TURN, rotation_days=1000))
+    assert any("the answer was empty" in str(one.reason) for one in results)
+    assert gone(rows) == set()
