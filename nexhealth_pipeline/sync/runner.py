@@ -1,6 +1,7 @@
 """Reading many slices: side by side under one budget, each one's failure its own."""
 
 import queue
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -14,6 +15,9 @@ from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice, SliceResult
 
 __all__ = ["read_slice", "run_slices"]
+
+_AHEAD = 2
+"""Slices handed out for each that is read at once, so that nobody waits for whoever takes the results."""
 
 
 def read_slice(session: SyncSession, piece: Slice, options: SyncOptions) -> SliceResult:
@@ -37,19 +41,28 @@ def run_slices(session: SyncSession, slices: Iterable[Slice], options: SyncOptio
 def _read_all(session: SyncSession, slices: list[Slice], options: SyncOptions) -> Iterator[SliceResult]:
     order = Order(slices)
     ended: queue.SimpleQueue[tuple[Slice, Future[SliceResult]]] = queue.SimpleQueue()
-    lanes = {lane: _pool(lane, options) for lane in Lane}
+    pools = {lane: ThreadPoolExecutor(_width(lane, options), thread_name_prefix="nexhealth-slice") for lane in Lane}
+    waiting: dict[Lane, deque[Slice]] = {lane: deque() for lane in Lane}
+    begun: Counter[Lane] = Counter()
     try:
         for _ in slices:
             for piece in order.ready():
-                future = lanes[lane_of(piece)].submit(read_slice, session, piece, options)
-                future.add_done_callback(partial(_end, ended, piece))
+                waiting[lane_of(piece)].append(piece)
+            for lane, pool in pools.items():
+                # Not all at once: 22,000 futures took 60 MiB.
+                while waiting[lane] and begun[lane] < _AHEAD * _width(lane, options):
+                    piece = waiting[lane].popleft()
+                    future = pool.submit(read_slice, session, piece, options)
+                    future.add_done_callback(partial(_end, ended, piece))
+                    begun[lane] += 1
             piece, future = ended.get()
+            begun[lane_of(piece)] -= 1
             order.done(piece)
             yield future.result()
     finally:
-        for pool in lanes.values():
+        for pool in pools.values():
             pool.shutdown(wait=False, cancel_futures=True)
-        for pool in lanes.values():
+        for pool in pools.values():
             pool.shutdown()
 
 
@@ -59,6 +72,6 @@ def _end(
     ended.put((piece, future))
 
 
-def _pool(lane: Lane, options: SyncOptions) -> ThreadPoolExecutor:
-    width = 1 if lane is Lane.UNDER_ROWS else options.concurrency
-    return ThreadPoolExecutor(width, thread_name_prefix="nexhealth-slice")
+def _width(lane: Lane, options: SyncOptions) -> int:
+    """Slices of a lane that are read at once."""
+    return 1 if lane is Lane.UNDER_ROWS else options.concurrency
