@@ -34,9 +34,7 @@ def checkout(tmp_path: Path) -> Iterator[Path]:
     """A copy of the repository's own files in a path with a space; its server's folder is removed after use."""
     folder = tmp_path / "a checkout"
     folder.mkdir()
-    shutil.copytree(
-        REPO / "nexhealth_pipeline", folder / "nexhealth_pipeline", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    shutil.copytree(REPO / "nexhealth_pipeline", folder / "nexhealth_pipeline")
     for name in ("pyproject.toml", "dagster.yaml", "workspace.yaml"):
         shutil.copy(REPO / name, folder / name)
     yield folder
