@@ -1,9 +1,9 @@
 """The command as a whole: cheap to start, every word documented, every end a status and a line."""
 
 import logging
+import os
 import subprocess
 import sys
-import time
 
 import click
 import pytest
@@ -28,11 +28,12 @@ def test_help_starts_without_the_heavy_libraries() -> None:
 
 
 def test_the_installed_script_shows_help_quickly() -> None:
-    """0.17 s measured; the bound leaves room for a busy machine."""
+    """0.17 s measured, of processor time: by the clock a busy machine takes any time."""
     script = [sys.executable, "-m", "nexhealth_pipeline.cli", "--help"]
-    began = time.monotonic()
-    subprocess.run(script, check=True, capture_output=True)
-    assert time.monotonic() - began < 1.5
+    before = os.times()
+    subprocess.run(script, check=True, capture_output=True, timeout=60)
+    after = os.times()
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 1.0
 
 
 @pytest.mark.parametrize("path", [path for path, _ in visible_commands()])

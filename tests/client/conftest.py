@@ -33,16 +33,22 @@ class CountingBudget:
 
 
 class Naps:
-    """Time that passes only by sleeping, on top of the real clock."""
+    """Time that passes by sleeping, on top of the real clock unless that is stopped."""
 
     def __init__(self) -> None:
         self.slept: list[float] = []
+        self._clock: Callable[[], float] = time.monotonic
 
     def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
 
     def monotonic(self) -> float:
-        return time.monotonic() + sum(self.slept)
+        return self._clock() + sum(self.slept)
+
+    def stop_clock(self) -> None:
+        """Time passes only by sleeping from now on, however busy the machine is."""
+        now = time.monotonic()
+        self._clock = lambda: now
 
 
 @pytest.fixture

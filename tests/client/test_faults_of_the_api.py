@@ -102,7 +102,7 @@ def test_an_answer_that_does_not_end_is_given_up(
     make_client: Callable, stub: Stub, steps: list[bytes | float], for_ever: bool
 ) -> None:
     """A byte now and then resets every timeout of a socket; a run would stand still for hours."""
-    with wire(stub, *steps, for_ever=for_ever), at_most(1.5):
+    with wire(stub, *steps, for_ever=for_ever), at_most(4):
         client = make_client(timeout_seconds=0.1, answer_seconds=0.25, retry={"attempts": 1})
         with pytest.raises((Unreachable, ServerFailed)) as caught:
             client.get(ONE)
@@ -118,7 +118,7 @@ def test_a_connection_in_use_before_has_the_same_deadline(make_client: Callable,
         began = time.monotonic()
         with pytest.raises(Unreachable, match="too long"):
             client.get(ONE)
-        assert 0.19 < time.monotonic() - began < 1
+        assert 0.19 < time.monotonic() - began < 5
 
 
 BIG = 100 * MEGABYTE

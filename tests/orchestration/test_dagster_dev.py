@@ -34,9 +34,7 @@ def checkout(tmp_path: Path) -> Iterator[Path]:
     """A copy of the repository's own files in a path with a space; its server's folder is removed after use."""
     folder = tmp_path / "a checkout"
     folder.mkdir()
-    shutil.copytree(
-        REPO / "nexhealth_pipeline", folder / "nexhealth_pipeline", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    shutil.copytree(REPO / "nexhealth_pipeline", folder / "nexhealth_pipeline")
     for name in ("pyproject.toml", "dagster.yaml", "workspace.yaml"):
         shutil.copy(REPO / name, folder / name)
     yield folder
@@ -49,12 +47,12 @@ def checkout(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.dagster
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes through /proc")
 def test_dagster_dev_comes_up_with_nothing_set_and_each_of_its_processes_can_be_ended(checkout: Path) -> None:
     """The first thing a newcomer types. A process that stays would hold the port and the server."""
     with _dagster_dev(checkout) as (session, port):
-        _wait_until(lambda: _location(port) != "LOADING", "the code is not loaded", 60)
+        _wait_until(lambda: _location(port) != "LOADING", "the code is not loaded", 120)
         assert _location(port) == "LOADED"
         assert _ask(port, "{ assetNodes { assetKey { path } } }")["assetNodes"]
         runs = _ask(port, "{ runsOrError { ... on Runs { results { runId } } } }")["runsOrError"]
@@ -64,12 +62,12 @@ def test_dagster_dev_comes_up_with_nothing_set_and_each_of_its_processes_can_be_
         assert (checkout / ".nexhealth" / "postgres").is_dir()
         for pid in sorted(_members(session)):
             _end(pid)
-        _wait_until(lambda: not _members(session), "processes stay", 30)
+        _wait_until(lambda: not _members(session), "processes stay", 60)
     _server_has_gone(checkout)
 
 
 @pytest.mark.dagster
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes through /proc")
 def test_a_backfill_of_two_locations_by_six_months_runs_from_the_ui(checkout: Path) -> None:
     """One location that fails must not stop the other, whichever way Dagster cuts the backfill into runs.
@@ -82,13 +80,13 @@ def test_a_backfill_of_two_locations_by_six_months_runs_from_the_ui(checkout: Pa
         for visit in box.state.ids("appointments"):
             box.state.update("appointments", visit, {"note": CANARY, "provider_name": CANARY})
         with _dagster_dev(checkout, **settings) as (session, port):
-            _wait_until(lambda: _location(port) == "LOADED", "the code is not loaded", 60)
+            _wait_until(lambda: _location(port) == "LOADED", "the code is not loaded", 120)
             run = _ask(port, _LAUNCH, {"job": "nexhealth_practice"})["launchRun"]["run"]["runId"]
-            _wait_until(lambda: _status(port, run) == "SUCCESS", "discovery does not end", 60)
+            _wait_until(lambda: _status(port, run) == "SUCCESS", "discovery does not end", 120)
             box.faults.add("status", path="/appointments", location_id=348622, status=403)
             keys = [f"harbor-smiles.{number}|{month}" for number in (348621, 348622) for month in months]
             backfill = _ask(port, _BACKFILL, {"keys": keys})["launchPartitionBackfill"]["backfillId"]
-            _wait_until(lambda: _backfill(port, backfill)["status"] == "COMPLETED_FAILED", "the backfill goes on", 150)
+            _wait_until(lambda: _backfill(port, backfill)["status"] == "COMPLETED_FAILED", "the backfill goes on", 240)
             runs = [one["status"] for one in _backfill(port, backfill)["runs"]]
             assert sorted(runs) == ["FAILURE", "SUCCESS"]
             (box_of_months,) = _ask(port, _COLOURS)["assetNodeOrError"]["assetPartitionStatuses"]["ranges"]
@@ -104,7 +102,7 @@ def test_a_backfill_of_two_locations_by_six_months_runs_from_the_ui(checkout: Pa
             _assert_written_in_bulk(checkout, len(months))
             for pid in sorted(_members(session)):
                 _end(pid)
-            _wait_until(lambda: not _members(session), "processes stay", 30)
+            _wait_until(lambda: not _members(session), "processes stay", 60)
 
 
 def _assert_silent(checkout: Path, tokens: tuple[str, ...]) -> None:
@@ -180,7 +178,7 @@ def _server_has_gone(checkout: Path) -> None:
         assert db.execute("SELECT count(*) > 0 FROM daemon_heartbeats").fetchone() == (True,), "not this server"
     embedded.release(home)
     folder = str(_server_folder(checkout))
-    _wait_until(lambda: not _naming(str(checkout), folder), "a server stays", 30)
+    _wait_until(lambda: not _naming(str(checkout), folder), "a server stays", 60)
 
 
 def _server_folder(checkout: Path) -> Path:
@@ -225,10 +223,11 @@ def _end(pid: int, sent: signal.Signals = signal.SIGTERM) -> None:
 
 
 def _wait_until(true: Any, otherwise: str, seconds: float) -> None:
+    """Looks twice a second: what Dagster is asked costs it processor time that others wait for."""
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, otherwise
-        time.sleep(0.1)
+        time.sleep(0.5)
 
 
 def _answers(port: int) -> bool:

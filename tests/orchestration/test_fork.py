@@ -138,7 +138,7 @@ finally:
 
 
 def _gone(pids: list[int]) -> bool:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         if not any(_runs(pid) for pid in pids):
             return True

@@ -3,10 +3,9 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 
 from nexhealth_pipeline.orchestration.housekeeping import dagster_database
 from nexhealth_pipeline.sandbox import SandboxServer
+from tests.forks import Forks, forks
 
 from .kit import event_transactions
 
@@ -27,65 +27,57 @@ JOBS = {
     "nexhealth_appointments",
     "nexhealth_appointment_changes",
 }
-COMMAND = """
-import json, sys
-from tests.sync.kit import Unlimited, first_test_month
-from nexhealth_pipeline.errors import PipelineError
-from nexhealth_pipeline.orchestration.launch import SyncRequest, run_sync
-from nexhealth_pipeline.settings import load_settings
-from nexhealth_pipeline.sync import months
-from nexhealth_pipeline.sync.options import Mode
-from nexhealth_pipeline.sync.session import SyncSession
-months.FIRST_MONTH, months.MONTHS_AHEAD = first_test_month(), 1
-SyncSession._shared_budget = lambda *_: Unlimited()
-asked = json.loads(sys.argv[1])
-seen = []
-try:
-    summary = run_sync(
-        load_settings(), SyncRequest(Mode(asked.pop("mode")), **asked), kind="sandbox", on_progress=seen.append
-    )
-except PipelineError as error:
-    print(json.dumps({"error": str(error), "exit_status": error.exit_status}))
-    raise SystemExit(error.exit_status)
-print(json.dumps(summary.as_json() | {"progress": [[one.done, one.planned] for one in seen]}))
-raise SystemExit(summary.exit_status)
-"""
+
+
+@dataclass
+class Command:
+    """A sync that was begun, to be stopped, killed or waited for."""
+
+    pid: int
+    output: Path
+    ended: bool = False
 
 
 class Shell:
     """Runs syncs as a command would, in a process of their own, and looks at what they leave."""
 
-    def __init__(self, box: SandboxServer, instance: dg.DagsterInstance, warehouse: psycopg.Connection) -> None:
+    def __init__(
+        self,
+        forks: Forks,
+        folder: Path,
+        box: SandboxServer,
+        instance: dg.DagsterInstance,
+        warehouse: psycopg.Connection,
+    ) -> None:
         dagster = dagster_database(instance)
         assert dagster is not None
         self.dagster = dagster
-        self.box, self.instance, self.warehouse = box, instance, warehouse
-        self.processes: list[subprocess.Popen[str]] = []
+        self.folder = folder
+        self.forks, self.box, self.instance, self.warehouse = forks, box, instance, warehouse
+        self.commands: list[Command] = []
 
-    def start(self, mode: str, **asked: object) -> subprocess.Popen[str]:
+    def start(self, mode: str, **asked: object) -> Command:
         environment = dict(os.environ) | {
-            "PYTHONPATH": str(REPO),
             "DAGSTER_HOME": str(REPO),
             "NEXHEALTH_API_URL": self.box.url,
             "NEXHEALTH_API_KEY": self.box.api_key,
         }
-        process = subprocess.Popen(
-            [sys.executable, "-c", COMMAND, json.dumps({"mode": mode, **asked})],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        self.processes.append(process)
-        return process
+        output = self.folder / f"output {len(self.commands)}"
+        pid = self.forks.start(mode=mode, asked=asked, environment=environment, output=str(output))
+        self.commands.append(Command(pid, output))
+        return self.commands[-1]
 
-    def end(self, process: subprocess.Popen[str]) -> dict[str, Any]:
-        out, errors = process.communicate(timeout=120)
-        assert out, errors
-        answer: dict[str, Any] = json.loads(out)
-        assert process.returncode == answer["exit_status"], errors
+    def end(self, command: Command) -> dict[str, Any]:
+        status = self.wait(command)
+        said = Path(f"{command.output}.said").read_text()
+        assert command.output.exists(), said
+        answer: dict[str, Any] = json.loads(command.output.read_text())
+        assert status == answer["exit_status"], said
         return answer
+
+    def wait(self, command: Command) -> int:
+        command.ended = True
+        return self.forks.wait(command.pid)
 
     def sync(self, mode: str, **asked: object) -> dict[str, Any]:
         return self.end(self.start(mode, **asked))
@@ -137,15 +129,24 @@ class Shell:
         raise AssertionError(f"{collection} is never being read")
 
 
+@pytest.fixture(scope="module")
+def starter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """What starts the commands; it has their imports behind it."""
+    with forks("tests.orchestration.sync_commands", tmp_path_factory.mktemp("syncs")) as started:
+        yield started
+
+
 @pytest.fixture
-def shell(box: SandboxServer, instance: dg.DagsterInstance, environment: dict[str, str]) -> Iterator[Shell]:
+def shell(
+    starter: Forks, box: SandboxServer, instance: dg.DagsterInstance, environment: dict[str, str], tmp_path: Path
+) -> Iterator[Shell]:
     with psycopg.connect(environment["DATABASE_URL"], autocommit=True) as warehouse:
-        made = Shell(box, instance, warehouse)
+        made = Shell(starter, tmp_path, box, instance, warehouse)
         yield made
-        for process in made.processes:
-            if process.poll() is None:
-                process.kill()
-            process.communicate()
+        for command in made.commands:
+            if not command.ended:
+                starter.kill(command.pid)
+                starter.wait(command.pid)
 
 
 @pytest.mark.dagster
@@ -212,15 +213,15 @@ def test_a_sync_that_is_killed_and_then_stopped_by_its_user_is_gone_on_with(shel
     """A dead run that stays started hides what is missing; Ctrl-C must lose nothing, nor look like a failure."""
     asked = {"resources": ["providers", "patients", "documents"]}
     shell.box.faults.add("hang", path="/patients/[0-9]+/documents", seconds=0.4)
-    process = shell.start("full", **asked)
+    command = shell.start("full", **asked)
     dead, pid = shell.wait_until_reading("documents")
     os.kill(pid, signal.SIGKILL)
-    killed = shell.end(process)
+    killed = shell.end(command)
     assert killed["exit_status"] == 1
     assert [label for label, _ in killed["failures"]] == ["run"]
     assert shell.runs([dead]) == {"nexhealth_locations": "STARTED"}
 
-    process = shell.start("full", **asked)
+    command = shell.start("full", **asked)
     run_id, _ = shell.wait_until_reading("documents", other_than=dead)
     assert shell.runs([dead]) == {"nexhealth_locations": "FAILURE"}
     run = shell.instance.get_run_by_id(dead)
@@ -228,8 +229,8 @@ def test_a_sync_that_is_killed_and_then_stopped_by_its_user_is_gone_on_with(shel
     assert run.tags["dagster/will_retry"] == "false", "a command's run is not the daemon's to repeat"
     assert shell.rows("SELECT status FROM nexhealth_runs WHERE run_id = %s", dead) == [("interrupted",)]
     assert shell.statuses(dead) == {"succeeded", "interrupted"}
-    os.kill(process.pid, signal.SIGINT)
-    stopped = shell.end(process)
+    os.kill(command.pid, signal.SIGINT)
+    stopped = shell.end(command)
     assert stopped["exit_status"] == 130
     assert shell.runs([run_id]) == {"nexhealth_locations": "CANCELED"}
     assert "cancelled" in shell.statuses(run_id)
@@ -246,11 +247,13 @@ def test_a_sync_that_is_killed_and_then_stopped_by_its_user_is_gone_on_with(shel
     assert whole == [], "patients were read completely in this sweep; only what changed since is asked for"
     assert shell.rows("SELECT count(*), bool_and(finished_at IS NOT NULL) FROM nexhealth_sweeps") == [(1, True)]
 
-    process = shell.start("full", **asked)
-    while process.poll() is None and shell.rows("SELECT count(*) FROM nexhealth_sweeps") == [(1,)]:
+    command = shell.start("full", **asked)
+    deadline = time.monotonic() + 60
+    while shell.rows("SELECT count(*) FROM nexhealth_sweeps") == [(1,)]:
+        assert time.monotonic() < deadline, "it never begins a sweep"
         time.sleep(0.05)
-    process.kill()
-    process.communicate()
+    shell.forks.kill(command.pid)
+    shell.wait(command)
     plain = shell.sync("incremental", **asked)
     assert plain["exit_status"] == 0
     assert shell.rows("SELECT count(*), bool_and(finished_at IS NOT NULL) FROM nexhealth_sweeps") == [(2, True)], (

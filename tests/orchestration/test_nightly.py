@@ -129,7 +129,7 @@ def test_a_thousand_locations_are_decided_upon_in_a_second(db: psycopg.Connectio
     assert len(due.locations) == 1002
     assert len(due.changes) == 1000
     assert time.process_time() - began[0] < 1.0
-    assert time.monotonic() - began[1] < 3.0, "the machine may be busy; measured alone it takes 0.3 s"
+    assert time.monotonic() - began[1] < 15.0, "the machine may be busy; measured alone it takes 0.3 s"
 
 
 def _keep(

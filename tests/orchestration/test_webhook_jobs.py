@@ -115,7 +115,7 @@ def test_what_comes_while_it_lingers_is_applied_by_the_same_run(post: Post, monk
             heard_of.set()
             store(post.db, _procedure(2))
             post.db.execute(f"NOTIFY {webhook_apply.CHANNEL}")
-            return waits(self, 30.0, stopped)
+            return waits(self, 200.0, stopped)
         return waits(self, seconds, stopped)
 
     monkeypatch.setattr(webhook_apply._Doorbell, "waits", ring)
@@ -123,7 +123,7 @@ def test_what_comes_while_it_lingers_is_applied_by_the_same_run(post: Post, monk
     result = post.apply()
     assert result.success
     assert post.statuses() == {"applied": 2}
-    assert time.monotonic() - began < 25
+    assert time.monotonic() - began < 100
     assert post.rows("SELECT DISTINCT run_id FROM nexhealth_webhook_events") == [(result.run_id,)]
 
 

@@ -26,12 +26,12 @@ def hear(server: SandboxServer, url: str, *events: str, home: int = 11201) -> in
 
 
 def settled(server: SandboxServer) -> list[Delivery]:
-    assert server.webhooks.wait_idle(5)
+    assert server.webhooks.wait_idle(30)
     return server.webhooks.log()
 
 
 def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 5
+    end = time.monotonic() + 30
     while not true():
         assert time.monotonic() < end
         time.sleep(0.002)

@@ -112,12 +112,12 @@ def test_no_answer_is_a_failure_too(server: SandboxServer, inbox: Receiver) -> N
 
     def answer(number: int) -> int:
         if number == 2:
-            released.wait(0.15)
+            released.wait(30)
         return 0 if number == 1 else 200
 
     inbox.answer = answer
     hear(server, inbox.url, "patient_updated")
-    server.webhooks.configure(time_scale=FAST, timeout=0.03)
+    server.webhooks.configure(time_scale=FAST, timeout=0.5)
     email(server)
     until(lambda: len(server.webhooks.log()[0].attempts) >= 2)
     released.set()
@@ -223,13 +223,13 @@ def test_no_thread_runs_before_the_first_event_nor_after_the_end(small_world: Wo
 def test_stopping_does_not_wait_for_a_hanging_receiver(small_world: World, inbox: Receiver) -> None:
     """Risk: a test suite that waits for its own timeouts."""
     released = threading.Event()
-    inbox.answer = lambda _number: 200 if released.wait(3) else 500
+    inbox.answer = lambda _number: 200 if released.wait(30) else 500
     with SandboxServer(world=small_world) as server:
         hear(server, inbox.url, "patient_updated")
         email(server)
         until(lambda: bool(inbox.got))
         began = time.monotonic()
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 10
     assert server.webhooks.log()[0].outcome == "queued"
     released.set()
 

@@ -73,7 +73,7 @@ def test_serve_tells_its_address_and_ends_on_a_signal(tmp_path: Path) -> None:
         answer = requests.post(url + "/authenticates", headers={"Authorization": SANDBOX_API_KEY}, timeout=5)
         assert answer.status_code == 201
         child.send_signal(signal.SIGINT)
-        assert child.wait(timeout=5) == 0
+        assert child.wait(timeout=30) == 0
     finally:
         child.kill()
         child.wait()

@@ -1,6 +1,7 @@
 """A small sandbox and a fresh warehouse."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psycopg
 import pytest
@@ -16,12 +17,17 @@ from .kit import Rows, first_test_month
 def _few_months(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Eight months instead of fifty: the code is the same, the tests are not about how many there are."""
     if "all_months" not in request.keywords:
-        monkeypatch.setattr(months, "FIRST_MONTH", first_test_month())
-        monkeypatch.setattr(months, "MONTHS_AHEAD", 3)
+        use_few_months(monkeypatch)
 
 
-@pytest.fixture
-def box() -> Iterator[SandboxServer]:
+def use_few_months(patch: pytest.MonkeyPatch) -> None:
+    """For fixtures that live longer than a test."""
+    patch.setattr(months, "FIRST_MONTH", first_test_month())
+    patch.setattr(months, "MONTHS_AHEAD", 3)
+
+
+@contextmanager
+def whole_box() -> Iterator[SandboxServer]:
     """Everything is enabled everywhere; what is not is tested by itself."""
     with SandboxServer(patients=60, appointments_per_patient=4, limits=False) as server:
         for location in server.state.ids("locations"):
@@ -30,13 +36,24 @@ def box() -> Iterator[SandboxServer]:
         yield server
 
 
-@pytest.fixture
-def settings(box: SandboxServer, database_url: str) -> Settings:
+def settings_for(box: SandboxServer, database_url: str) -> Settings:
+    """Of a sync of `box`."""
     return load_settings(
         {"NEXHEALTH_API_URL": box.url, "NEXHEALTH_API_KEY": box.api_key, "DATABASE_URL": database_url},
         environ={},
         env_file=None,
     )
+
+
+@pytest.fixture
+def box() -> Iterator[SandboxServer]:
+    with whole_box() as box:
+        yield box
+
+
+@pytest.fixture
+def settings(box: SandboxServer, database_url: str) -> Settings:
+    return settings_for(box, database_url)
 
 
 @pytest.fixture

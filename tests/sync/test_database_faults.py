@@ -202,7 +202,7 @@ def test_a_server_that_crashes_ends_the_sync_and_costs_no_row(point: str, server
     began = time.monotonic()
     with once_at(point, server.crash), pytest.raises(WarehouseUnreachable) as caught:
         sync(box, url)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
     assert says(caught.value)
     server.up()
     no_page_is_half(url)

@@ -88,7 +88,7 @@ def test_every_trouble_fails_its_slice_in_its_own_words_and_the_next_sync_heals(
         expected["working_hours", location] = words
     began = time.monotonic()
     results = sync_all(behind, FULL, only=ONLY, retry=IMPATIENT)
-    assert time.monotonic() - began < 40
+    assert time.monotonic() - began < 60
     failed = {(one.slice.collection.name, one.slice.location_id): one for one in results if one.status is Status.FAILED}
     assert set(failed) == set(expected), {name: one.reason for name, one in failed.items() if name not in expected}
     for name, words in expected.items():

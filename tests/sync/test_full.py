@@ -2,7 +2,10 @@
 
 import json
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 
+import psycopg
 import pytest
 
 from nexhealth_pipeline.catalog.collection import Collection
@@ -10,8 +13,10 @@ from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.sandbox import SandboxServer, truth
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
-from nexhealth_pipeline.sync.slices import Status
+from nexhealth_pipeline.sync.slices import SliceResult, Status
+from tests.conftest import _fresh
 
+from .conftest import settings_for, use_few_months, whole_box
 from .kit import Rows, sync_all
 
 
@@ -58,18 +63,43 @@ def writes(rows: Rows) -> dict[str, int]:
     )
 
 
-@pytest.fixture
-def synced(settings: Settings) -> Settings:
+def full_sync(settings: Settings) -> list[SliceResult]:
     results = sync_all(settings, SyncOptions(mode=Mode.FULL))
     assert {result.status for result in results} == {Status.SUCCEEDED}, [r.reason for r in results if r.reason]
+    return results
+
+
+@pytest.fixture
+def synced(settings: Settings) -> Settings:
+    full_sync(settings)
     return settings
 
 
-def test_a_full_sync_equals_the_api_for_every_collection(synced: Settings, box: SandboxServer, rows: Rows) -> None:
-    assert_equal(box, rows)
+@dataclass(frozen=True)
+class Read:
+    """A warehouse that was read completely once, its source, and what the sync told."""
+
+    box: SandboxServer
+    results: list[SliceResult]
+    rows: Rows
 
 
-def test_every_typed_column_holds_what_the_record_says(synced: Settings, rows: Rows) -> None:
+@pytest.fixture(scope="module")
+def read(server_url: str, template: str) -> Iterator[Read]:
+    """For tests that only look."""
+    with whole_box() as box, pytest.MonkeyPatch.context() as patch:
+        use_few_months(patch)
+        for url in _fresh(server_url, template):
+            results = full_sync(settings_for(box, url))
+            with psycopg.connect(url, autocommit=True) as connection:
+                yield Read(box, results, lambda query: connection.execute(query).fetchall())
+
+
+def test_a_full_sync_equals_the_api_for_every_collection(read: Read) -> None:
+    assert_equal(read.box, read.rows)
+
+
+def test_every_typed_column_holds_what_the_record_says(read: Read) -> None:
     """A column filled from the wrong path would still leave `raw` right."""
     for collection in DECLARED:
         for column in collection.columns:
@@ -81,7 +111,7 @@ def test_every_typed_column_holds_what_the_record_says(synced: Settings, rows: R
                 f'SELECT count(*) FROM {collection.table} WHERE "{column.name}" IS DISTINCT FROM'
                 f" ({typed})::{column.type.value}"
             )
-            assert rows(query) == [(0,)], f"{collection.name}.{column.name}"
+            assert read.rows(query) == [(0,)], f"{collection.name}.{column.name}"
 
 
 def test_a_second_full_sync_asks_the_same_and_writes_no_row(synced: Settings, box: SandboxServer, rows: Rows) -> None:
@@ -92,16 +122,17 @@ def test_a_second_full_sync_asks_the_same_and_writes_no_row(synced: Settings, bo
     assert writes(rows) == before
 
 
-def test_membership_of_two_locations_with_one_database_equals_the_server(
-    synced: Settings, box: SandboxServer, rows: Rows
-) -> None:
+def test_membership_of_two_locations_with_one_database_equals_the_server(read: Read) -> None:
+    closed = inactive(read.rows)
     want = {
         (row["record"]["id"], location)
-        for row in truth(box.state, "patients")
+        for row in truth(read.box.state, "patients")
         for location in row["location_ids"]
-        if location not in inactive(rows)
+        if location not in closed
     }
-    assert set(rows("SELECT patient_id, location_id FROM nexhealth_patient_locations WHERE gone_at IS NULL")) == want
+    assert (
+        set(read.rows("SELECT patient_id, location_id FROM nexhealth_patient_locations WHERE gone_at IS NULL")) == want
+    )
 
 
 def subdomain_of(rows: Rows, collection: str, row_id: int) -> str:
@@ -153,26 +184,25 @@ def test_a_dry_run_reports_what_a_sync_would_do_and_writes_nothing(
     assert rows("SELECT count(*) FROM nexhealth_sync_state WHERE collection = 'appointments'") == [(0,)]
 
 
-def test_the_log_holds_the_counts_of_each_slice(synced: Settings, box: SandboxServer, rows: Rows) -> None:
-    assert rows("SELECT DISTINCT status FROM nexhealth_sync_logs") == [("succeeded",)]
-    totals = rows("SELECT sum(requests), count(DISTINCT run_id) FROM nexhealth_sync_logs")
-    assert totals == [(len(box.requests), 1)]
-    bad = rows(
+def test_the_log_holds_the_counts_of_each_slice(read: Read) -> None:
+    assert read.rows("SELECT DISTINCT status FROM nexhealth_sync_logs") == [("succeeded",)]
+    totals = read.rows("SELECT sum(requests), count(DISTINCT run_id) FROM nexhealth_sync_logs")
+    assert totals == [(len(read.box.requests), 1)]
+    bad = read.rows(
         "SELECT count(*) FROM nexhealth_sync_logs WHERE records_read <> inserted + updated + unchanged + quarantined"
     )
     assert bad == [(0,)]
 
 
-def test_a_slice_knows_its_rows(settings: Settings, box: SandboxServer, rows: Rows) -> None:
+def test_a_slice_knows_its_rows(read: Read) -> None:
     """Dagster shows them per partition; together they are the table, a month's neighbours not counted."""
-    results = sync_all(settings, SyncOptions(mode=Mode.FULL))
     found: dict[str, int] = {}
-    for result in results:
+    for result in read.results:
         if result.rows is not None:
             found[result.slice.collection.name] = found.get(result.slice.collection.name, 0) + result.rows
     for name in ("appointments", "operatories", "providers", "institutions", "insurance_coverages"):
-        assert [(found[name],)] == rows(f"SELECT count(*) FROM nexhealth_{name}"), name
-    assert [(found["patients"],)] == rows("SELECT count(*) FROM nexhealth_patient_locations")
+        assert [(found[name],)] == read.rows(f"SELECT count(*) FROM nexhealth_{name}"), name
+    assert [(found["patients"],)] == read.rows("SELECT count(*) FROM nexhealth_patient_locations")
 
 
 def test_a_first_dry_run_counts_the_documents_of_patients_it_stores_nowhere(

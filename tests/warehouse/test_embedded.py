@@ -19,6 +19,7 @@ from nexhealth_pipeline.errors import WarehouseError
 from nexhealth_pipeline.warehouse import binaries, embedded
 from nexhealth_pipeline.warehouse.account import server_account
 from nexhealth_pipeline.warehouse.embedded import ensure, release
+from tests.conftest import room_for_databases
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
@@ -65,7 +66,7 @@ class User:
 @pytest.fixture
 def home() -> Iterator[Path]:
     """A folder with a space in its path; after the test nothing may run from it."""
-    root = Path(tempfile.mkdtemp(prefix="nexhealth tests "))
+    root = Path(tempfile.mkdtemp(prefix="nexhealth tests ", dir=room_for_databases()))
     root.chmod(0o711)
     yield root / "a home"
     release(root / "a home")
@@ -76,7 +77,7 @@ def home() -> Iterator[Path]:
     shutil.rmtree(root)
 
 
-def until(condition: Callable[[], object], what: str, seconds: float = 15) -> None:
+def until(condition: Callable[[], object], what: str, seconds: float = 45) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"after {seconds} s still not: {what}"

@@ -113,7 +113,7 @@ def events(url: str, where: str = "true") -> list[dict[str, Any]]:
         return connection.execute(f"SELECT * FROM nexhealth_webhook_events WHERE {where} ORDER BY id").fetchall()
 
 
-def until(look: Callable[[], Any], seconds: float = 5.0) -> Any:
+def until(look: Callable[[], Any], seconds: float = 30.0) -> Any:
     """What `look` returns as soon as it is true."""
     end = time.monotonic() + seconds
     while not (found := look()):
