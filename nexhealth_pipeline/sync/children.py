@@ -248,8 +248,8 @@ class ChildReader(SliceReader):
         loaded = self.loader.encode_and_load([(page, self._known(row)) for row, page in pages], None)
         # A row whose record could not be read, perhaps spoilt on its way, stays due: the next sync asks once more.
         again = {pages[position][0].id for position in loaded.unread}
-        # What has no id may be any of the row's records: nothing is judged by its list.
-        unclear = {pages[position][0].id for position in loaded.nameless}
+        # What does not say which record it is may be any of the row's: nothing is judged by its list.
+        unclear = again | {pages[position][0].id for position in loaded.nameless}
         self._keeper.met(answered_key(row.id) for row, answers in batch if answers and row.id not in unclear)
         if not self.options.partial:
             record_child_reads(

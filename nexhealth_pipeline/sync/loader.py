@@ -30,8 +30,8 @@ class EncodedPage:
     page: Page
     request: Mapping[str, int]
     """What its request knew and the records do not say."""
-    rows: Encoded
-    lists: list[EncodedLists]
+    rows: Encoded = field(repr=False)
+    lists: list[EncodedLists] = field(repr=False)
     """What lies inside the records, by nested collection."""
     drifts: list[Drift]
     absent_fields: set[str] | None
@@ -147,7 +147,11 @@ class Loader:
             self._stage.fill()
         reach("after_copy", self._slice.collection.name)
         loaded.refused = [note for note in notes if not note.loaded]
-        loaded.nameless = {at for at, note in zip(origins, notes, strict=True) if not (note.loaded or note.record_id)}
+        # The id in a record tells its row only where that is the row's key.
+        named = self._slice.collection.key == ("institution_id", "id")
+        loaded.nameless = {
+            at for at, note in zip(origins, notes, strict=True) if not (note.loaded or (named and note.record_id))
+        }
         self.refused += len(loaded.refused)
         loaded.counts.quarantined = len(loaded.refused)
         if not self._dry_run:

@@ -21,6 +21,10 @@ __all__ = ["Figures", "Ground", "Missing", "end_turns", "is_placed", "judged", "
 _MISSING = sql.Identifier("nexhealth_missing")
 _ANSWERED_MARK = answered_key(0).removesuffix("0")
 _ANSWERED = sql.Literal(_ANSWERED_MARK)
+_ANSWERED_ID = sql.SQL("CASE WHEN starts_with(s.key, {}) THEN substr(s.key, {})::bigint END").format(
+    _ANSWERED, sql.Literal(len(_ANSWERED_MARK) + 1)
+)
+"""The row whose list was answered, of a key `s`; null of other keys, which are no numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,17 +183,23 @@ def judged(connection: psycopg.Connection, passes: Iterable[SeenPass]) -> None:
 def end_turns(connection: psycopg.Connection, collection: str, institution_id: int, passes: Iterable[SeenPass]) -> None:
     """Note that absences were judged by the lists under rows that these passes met; the caller commits.
 
-    Before `judged`. A list read by a pass that came to no judgement stays among the first whose turn it is.
+    Before `judged`. A list read by a pass that came to no judgement stays among the first whose turn it is; so do
+    those of a pass that was begun anew since, which is another run's.
     """
+    known = {one.id: one.begun_at for one in passes}
     connection.execute(
-        # Locked by id, the order in which reads note them. A CASE, because other keys are no numbers.
-        "WITH ended AS (SELECT r.collection, r.institution_id, r.patient_id FROM nexhealth_seen s"
-        " JOIN nexhealth_child_reads r ON r.collection = %s AND r.institution_id = %s"
-        " AND r.patient_id = CASE WHEN starts_with(s.key, %s) THEN substr(s.key, %s)::bigint END"
-        " WHERE s.pass_id = ANY(%s) ORDER BY r.patient_id FOR NO KEY UPDATE OF r)"
-        " UPDATE nexhealth_child_reads r SET judged_at = clock_timestamp() FROM ended e"
-        " WHERE (r.collection, r.institution_id, r.patient_id) = (e.collection, e.institution_id, e.patient_id)",
-        (collection, institution_id, _ANSWERED_MARK, len(_ANSWERED_MARK) + 1, [one.id for one in passes]),
+        # Locked by id, the order in which reads note them.
+        sql.SQL(
+            "WITH ended AS (SELECT r.collection, r.institution_id, r.patient_id"
+            " FROM unnest(%s::bigint[], %s::timestamptz[]) u(id, begun_at)"
+            " JOIN nexhealth_seen_passes p ON p.id = u.id AND p.begun_at = u.begun_at"
+            " JOIN nexhealth_seen s ON s.pass_id = p.id"
+            " JOIN nexhealth_child_reads r ON r.collection = %s AND r.institution_id = %s AND r.patient_id = {}"
+            " ORDER BY r.patient_id FOR NO KEY UPDATE OF r)"
+            " UPDATE nexhealth_child_reads r SET judged_at = clock_timestamp() FROM ended e"
+            " WHERE (r.collection, r.institution_id, r.patient_id) = (e.collection, e.institution_id, e.patient_id)"
+        ).format(_ANSWERED_ID),
+        (list(known), list(known.values()), collection, institution_id),
     )
 
 
@@ -347,9 +357,10 @@ def _belongs(ground: Ground) -> sql.Composed:
     """Which rows of the institution the ground is made of."""
     collection = ground.collection
     if collection.per is not None:
+        # From the lists to their rows, which an index finds: few lists were read, and the table holds all of them.
         return sql.SQL(
-            "EXISTS (SELECT FROM nexhealth_seen a WHERE a.pass_id = ANY(%(passes)s) AND a.key = {} || {}::text)"
-        ).format(_ANSWERED, sql.Identifier("t", _parent(collection)))
+            "{} IN (SELECT {} FROM nexhealth_seen s WHERE s.pass_id = ANY(%(passes)s) AND starts_with(s.key, {}))"
+        ).format(sql.Identifier("t", _parent(collection)), _ANSWERED_ID, _ANSWERED)
     place, patient = _place(collection), _patient(collection)
     parts = []
     if place is not None:

@@ -104,7 +104,7 @@ def witnesses(
     read_before: datetime,
     most: int,
 ) -> list[DueRow]:
-    """At most so many rows whose lists had records when they were read, lately but before `read_before`."""
+    """At most so many rows whose lists had records when they were read, lately but before `read_before`; by id."""
     rows = connection.execute(
         _question(_WITNESSES, collection),
         {
@@ -115,7 +115,7 @@ def witnesses(
             "most": most,
         },
     )
-    return [DueRow(*row) for row in rows]
+    return sorted((DueRow(*row) for row in rows), key=lambda row: row.id)
 
 
 def _question(text: LiteralString, collection: Collection) -> sql.Composed:

@@ -98,7 +98,7 @@ class _Shape:
 class Encoded:
     """Lines for COPY, and what could not be loaded."""
 
-    lines: list[str]
+    lines: list[str] = made_with(repr=False)
     notes: list[Note]
     ids: list[int]
     """Value of `id` per line, where the collection has one (membership, rotation)."""

@@ -6,7 +6,7 @@ the list, or with one that could not be read, says nothing about the rows it had
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
 
@@ -34,9 +34,9 @@ _value = msgspec.json.Decoder().decode
 class EncodedLists:
     """The lists inside one answer's records, as the stages take them."""
 
-    records: list[tuple[object, ...]]
+    records: list[tuple[object, ...]] = field(repr=False)
     """Rows of the stage of records that have a list."""
-    lines: list[str]
+    lines: list[str] = field(repr=False)
     """The lists' rows."""
     notes: list[Note]
     """What could not be loaded."""

@@ -218,3 +218,26 @@ def test_a_sync_heals_what_the_practice_corrected(settings: Settings, box: Sandb
     sync_all(settings, only={"patients"})
     assert rows(OPEN) == []
     assert rows("SELECT count(*) FROM nexhealth_quarantine") == [(1,)]
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "unclear"),
+    [
+        ("documents", b'{"id":900,"filename":"Jos\xe9"}', set()),
+        ("documents", b'{"filename":"Jos\xe9","id":900}', {0}),
+        ("coverage_subscribers", b'{"id":900,"name":"Jos\xe9"}', {0}),
+    ],
+    ids=["the row's id", "no id to be seen", "an id that is not the row's"],
+)
+def test_a_refused_record_says_which_row_it_is_or_leaves_it_open(
+    desk: Desk, name: str, raw: bytes, unclear: set[int]
+) -> None:
+    """Risk: the row that could not be read this time is taken for one that is gone."""
+    loader = Loader(desk.connection, Slice(COLLECTIONS[name], ACME, NORTH), run_id="r", dry_run=False)
+    loader.open()
+    page = Page(1, [raw], "", False, ONE, 1, 0, 0.0, 0, None, None)
+    with desk.connection.transaction():
+        known = {"location_id": 3, "patient_id": 5, "coverage_id": 77}
+        loaded = loader.encode_and_load([(page, known)], None)
+    assert loaded.nameless == unclear
+    assert loaded.unread == {0}

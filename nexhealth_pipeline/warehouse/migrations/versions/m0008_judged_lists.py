@@ -10,17 +10,16 @@ revision = "0008"
 down_revision = "0007"
 
 _JUDGED = """
-ALTER TABLE nexhealth_child_reads ADD COLUMN judged_at timestamptz;
-UPDATE nexhealth_child_reads SET judged_at = read_at;
-ALTER TABLE nexhealth_child_reads ALTER COLUMN judged_at SET DEFAULT clock_timestamp(),
-    ALTER COLUMN judged_at SET NOT NULL;
+-- now(), and then the clock: a default that is the same for all rows writes none of them.
+ALTER TABLE nexhealth_child_reads ADD COLUMN judged_at timestamptz NOT NULL DEFAULT now();
+ALTER TABLE nexhealth_child_reads ALTER COLUMN judged_at SET DEFAULT clock_timestamp();
 COMMENT ON COLUMN nexhealth_child_reads.judged_at IS
     'When it was last judged by this list what is gone; the first read counts, before which nothing was known. PHI class: none.';
 """
 
 
 def upgrade() -> None:
-    """Add the column; what was read before counts as judged then."""
+    """Add the column; what was read before counts as judged now, and takes turns by when it was read."""
     op.get_bind().exec_driver_sql(_JUDGED.replace("%", "%%"))
 
 
