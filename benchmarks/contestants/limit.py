@@ -27,7 +27,18 @@ COLUMNS = {
     "hipaa_authorization_date": "date", "hipaa_consent_date": "date",
 }  # fmt: skip
 ALL = [*COLUMNS, "raw", "hash"]
+NESTED = ("bio", "hipaa")
+LINE = "\t".join(["%s"] * len(ALL))
+NULL = "None"
+"""As Python prints it, so that no value needs to be looked at; it takes True and False as well."""
 ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+
+
+def _struct(name: str, prefix: str, *more: tuple[str, type, object]) -> type[msgspec.Struct]:
+    """What a decoder fills without looking anything up by name."""
+    names = [one for one in COLUMNS if one.startswith(prefix) and not (not prefix and one.startswith(NESTED))]
+    fields = [(one.removeprefix(prefix), object, None) for one in names]
+    return msgspec.defstruct(name, [*fields, *more])
 
 
 class Answer(msgspec.Struct):
@@ -59,24 +70,20 @@ def pages(api_url: str, since: str) -> Iterator[Answer]:
         yield answer
 
 
-def text(value: object) -> str:
-    """A value as COPY takes it."""
-    if value is None:
-        return "\\N"
-    if value is True or value is False:
-        return "t" if value else "f"
-    return str(value).translate(ESCAPES)
+_BIO, _HIPAA = _struct("Bio", "bio_"), _struct("Hipaa", "hipaa_")
+_decode = msgspec.json.Decoder(_struct("Patient", "", ("bio", _BIO, None), ("hipaa", _HIPAA, None))).decode
+_values = msgspec.structs.astuple
 
 
 def line(raw: bytes) -> str:
     """A record as a line of COPY."""
-    record = msgspec.json.decode(raw)
-    flat = dict(record)
-    for name in ("bio", "hipaa"):
-        flat |= {f"{name}_{key}": value for key, value in record[name].items()}
-    values = [text(flat.get(name)) for name in COLUMNS]
-    fingerprint = hashlib.blake2b("\t".join(values).encode(), digest_size=16).hexdigest()
-    return "\t".join((*values, text(raw.decode()), f"\\\\x{fingerprint}"))
+    *own, bio, hipaa = _values(_decode(raw))
+    values = (*own, *_values(bio), *_values(hipaa))
+    text = raw.decode()
+    if b"\\" in raw:
+        values = tuple(value.translate(ESCAPES) if isinstance(value, str) else value for value in values)
+        text = text.translate(ESCAPES)
+    return LINE % (*values, text, "\\\\x" + hashlib.blake2b(raw, digest_size=16).hexdigest())
 
 
 def main(api_url: str, database_url: str, mode: str) -> None:
@@ -95,7 +102,7 @@ def main(api_url: str, database_url: str, mode: str) -> None:
         read = 0
 
         def merge() -> None:
-            with db.cursor() as cursor, cursor.copy(f"COPY stage ({names}) FROM STDIN") as copy:
+            with db.cursor() as cursor, cursor.copy(f"COPY stage ({names}) FROM STDIN (NULL '{NULL}')") as copy:
                 copy.write("\n".join(batch) + "\n")
             db.execute(
                 f"INSERT INTO limit_patients AS t ({names}) SELECT {', '.join('s.' + name for name in ALL)} FROM stage s"
