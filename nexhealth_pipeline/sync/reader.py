@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import psycopg
 from psycopg import sql
 
-from nexhealth_pipeline.errors import Cancelled, PipelineError, ServerFailed, TryLater
+from nexhealth_pipeline.errors import Cancelled, PipelineError, ServerFailed, TryLater, WarehouseError
 from nexhealth_pipeline.sync.loader import Loader
 from nexhealth_pipeline.sync.lock import SliceLock
 from nexhealth_pipeline.sync.months import CHANGES, month_bounds, month_keys
@@ -67,7 +67,10 @@ class SliceReader:
         try:
             self.passes(connection)
         except PipelineError as failure:
-            return self._fail(connection, failure)
+            failed = self._fail(connection, failure)
+            if isinstance(failure, WarehouseError):
+                raise
+            return failed
         return self._succeed(connection)
 
     def passes(self, connection: psycopg.Connection) -> None:

@@ -73,6 +73,9 @@ SELECT set_config('synchronous_commit', 'off', false),
        set_config('statement_timeout', '30s', false)
 """
 
+_OVERDUE = ("57014", "55P03")
+"""A statement or a wait for a lock that took too long and so did nothing: all of one that a standstill met midway."""
+
 _ACQUIRE = "SELECT nexhealth_rate_acquire(%s, %s, %s, %s, %s, %s, %s, %s)"
 
 BUDGET_DDL = """
@@ -303,7 +306,7 @@ class PostgresBudget:
             self._connection = None
 
     def _ask(self, query: str, parameters: tuple[object, ...]) -> float:
-        """The answer of one function call; a connection that died meanwhile is replaced once."""
+        """The answer of one function call, asked twice where the server went away or stood still meanwhile."""
         with self._asking:
             for last in (False, True):
                 try:
@@ -312,9 +315,10 @@ class PostgresBudget:
                 except psycopg.Error as error:
                     lost = self._connection is None or self._connection.broken or self._connection.closed
                     code = error.sqlstate
-                if last or not lost:
+                if last or not (lost or code in _OVERDUE):
                     break
-                self._connection = None
+                if lost:
+                    self._connection = None
         raise BudgetUnavailable(_why(code))
 
     def _connected(self) -> psycopg.Connection:

@@ -21,7 +21,13 @@ import pytest
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
 from nexhealth_pipeline.catalog.paging import MOST_A_PAGE, Paging
-from nexhealth_pipeline.errors import MissingRights, PipelineError, WarehouseError, WarehouseUnreachable
+from nexhealth_pipeline.errors import (
+    BudgetUnavailable,
+    MissingRights,
+    PipelineError,
+    WarehouseError,
+    WarehouseUnreachable,
+)
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import load_settings
 from nexhealth_pipeline.sync import fault_points
@@ -30,7 +36,7 @@ from nexhealth_pipeline.sync.plan import due_slices
 from nexhealth_pipeline.sync.runner import run_slices
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import SliceResult
-from nexhealth_pipeline.warehouse import migrate
+from nexhealth_pipeline.warehouse import budget, migrate
 from nexhealth_pipeline.warehouse.embedded import EmbeddedServer, ensure, release
 
 from .killed import open_rows
@@ -241,6 +247,22 @@ def test_a_server_that_stands_still_is_waited_for(seconds: float, server: Server
                 (result.slice.label, result.reason) for result in results if str(result.status) != "succeeded"
             ]
     time.sleep(0.1)
+    no_page_is_half(url)
+    heals(box, url)
+
+
+def test_a_budget_that_cannot_be_asked_ends_the_sync_with_its_log_closed(
+    server: Server, box: SandboxServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing may be sent, so no other slice would fare better."""
+    monkeypatch.setattr(budget, "_SESSION", "SELECT set_config('lock_timeout', '100ms', false)")
+    url = server.database()
+    with psycopg.connect(url) as holder:
+        hold = "SELECT FROM nexhealth_rate_budget FOR UPDATE"
+        with once_at("after_fetch", lambda: holder.execute(hold) and None), pytest.raises(BudgetUnavailable):
+            sync(box, url)
+        assert open_rows(url) == []
+        assert "failed" in ended(url)
     no_page_is_half(url)
     heals(box, url)
 

@@ -12,6 +12,7 @@ import pytest
 
 from nexhealth_pipeline.catalog.limits import LIMITS, Limit, RateClass, rate_classes
 from nexhealth_pipeline.errors import BudgetUnavailable, Cancelled
+from nexhealth_pipeline.warehouse import budget as budget_module
 from nexhealth_pipeline.warehouse.budget import BUDGET_DDL, PACE_SLACK, PostgresBudget
 
 GENERAL, PATIENTS, OTHER = RateClass.GENERAL, RateClass.PATIENTS, RateClass.OTHER
@@ -223,6 +224,22 @@ def test_a_lost_connection_is_replaced_once(budget_of, url):
         mine = "datname = current_database() AND application_name LIKE '%rate budget'"
         db.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {mine}")
     assert budget.acquire((PATIENTS,)) == 0.0
+
+
+def test_a_question_that_a_standstill_cut_off_is_asked_again(budget_of, url, monkeypatch: pytest.MonkeyPatch):
+    """A server that stood still for a minute first ends what was on its way (57014, 55P03), and then answers."""
+    monkeypatch.setattr(budget_module, "_SESSION", "SELECT set_config('lock_timeout', '300ms', false)")
+    budget = budget_of(limits=only(9, 0.001))
+    budget.acquire((PATIENTS,))
+    with psycopg.connect(url) as db:
+        db.execute("SELECT FROM nexhealth_rate_budget FOR UPDATE")
+        release = threading.Timer(0.45, db.rollback)
+        release.start()
+        budget.acquire((PATIENTS,))
+        release.join()
+        db.execute("SELECT FROM nexhealth_rate_budget FOR UPDATE")
+        with pytest.raises(BudgetUnavailable):
+            budget.acquire((PATIENTS,))
 
 
 def test_an_unreachable_database_lets_nothing_through():
