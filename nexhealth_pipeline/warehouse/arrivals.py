@@ -12,6 +12,7 @@ from nexhealth_pipeline.catalog.collection import Collection
 from nexhealth_pipeline.warehouse.encode import Encoded, RecordEncoder
 from nexhealth_pipeline.warehouse.history import FIRST_SEEN
 from nexhealth_pipeline.warehouse.state import database_time
+from nexhealth_pipeline.warehouse.values import NULL
 
 __all__ = ["Arrivals"]
 
@@ -111,8 +112,8 @@ class Arrivals:
         order = sorted(range(len(held.ids)), key=held.ids.__getitem__)
         assert self._columns[-1] == "absent"
         names = (*self._columns[:-1], "synced_at", FIRST_SEEN)
-        query = sql.SQL("COPY {} ({}) FROM STDIN").format(
-            sql.Identifier(self._collection.table), sql.SQL(", ").join(map(sql.Identifier, names))
+        query = sql.SQL("COPY {} ({}) FROM STDIN (NULL {})").format(
+            sql.Identifier(self._collection.table), sql.SQL(", ").join(map(sql.Identifier, names)), sql.Literal(NULL)
         )
         # Given, though columns have defaults: COPY writes row by row where one is volatile.
         now = database_time(self._connection).isoformat()

@@ -1,7 +1,6 @@
 """Schema drift: fields that NexHealth begins, ceases or changes to deliver, seen while records are encoded.
 
-Only names of fields and ids of records are kept, never a value. A record costs a few set comparisons
-(about 2 % of encoding it); the database is written to once per slice and field.
+Only names of fields and ids of records are kept, never a value. The database is written to once per slice and field.
 
 - new: a key, at the top or in an object whose fields are columns, that no column holds (it is in `raw`);
 - retyped: a value of another type than the column's (a date that is no date, an object in a text column);
@@ -11,7 +10,6 @@ Only names of fields and ids of records are kept, never a value. A record costs 
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import cycle
 from typing import Literal
 
 import psycopg
@@ -20,7 +18,7 @@ from nexhealth_pipeline.catalog.collection import Collection, Column, SqlType
 from nexhealth_pipeline.catalog.collections import nested_in
 from nexhealth_pipeline.errors import RecordRefused
 
-__all__ = ["Drift", "DriftWatch", "field_of", "record_drift", "record_missing"]
+__all__ = ["Drift", "DriftWatch", "field_of", "is_plain_name", "known_keys", "record_drift", "record_missing"]
 
 Kind = Literal["new", "retyped"]
 
@@ -28,7 +26,6 @@ _NAME = re.compile(r"[A-Za-z0-9_\-]{1,63}", re.ASCII)
 _ODD_NAME = "(a key that is no plain name)"
 _MOST = 200
 """Most drifts one slice tells: an object keyed by anything would otherwise fill the table."""
-_AMOUNT = frozenset({"amount", "currency"})
 _TYPE_RULES = ("not ", "the object around")
 """How rules begin that a value of another type breaks; the others are about its content."""
 
@@ -48,6 +45,11 @@ def field_of(column: Column) -> str:
     return ".".join(column.path)
 
 
+def is_plain_name(key: str) -> bool:
+    """Whether a key names a field; any other may be somebody's data."""
+    return _NAME.fullmatch(key) is not None
+
+
 class DriftWatch:
     """Looks at the records of one collection as they are encoded; made once per slice."""
 
@@ -55,28 +57,17 @@ class DriftWatch:
         *(
             "_absent",
             "_curious",
-            "_deeper",
             "_fields",
             "_first",
             "_found",
             "_known",
-            "_objects",
-            "_size",
             "_texts",
             "_told",
         ),
     )
 
     def __init__(self, collection: Collection) -> None:
-        known = _known_keys(collection)
-        self._known = known.pop(())
-        self._size = _size(collection, ())
-        # Amounts and what lies deeper are taken one after the other, one a record: a balance has eight.
-        deeper = [(path, keys) for path, keys in known.items() if len(path) > 1 or keys == _AMOUNT]
-        self._deeper = cycle(deeper) if deeper else None
-        self._objects = tuple(
-            (path[0], _size(collection, path), keys) for path, keys in known.items() if (path, keys) not in deeper
-        )
+        self._known = known_keys(collection)
         self._fields = {column.name: field_of(column) for column in collection.columns}
         self._texts = tuple((column.path, field_of(column)) for column in collection.columns if _is_text(column))
         self._found: list[Drift] = []
@@ -88,19 +79,23 @@ class DriftWatch:
         self, record: dict[str, object], institution: str, absent: list[str], faults: Sequence[RecordRefused]
     ) -> None:
         """Look at one record: its keys, the columns whose key is absent, and what was wrong with its values."""
-        # Where no declared key is absent, the number of keys tells whether there is another one.
-        if (absent or len(record) - ("institution_id" in record) > self._size) and not self._known.issuperset(record):
-            self._note_new(record, record, institution, (), self._known)
-        for name, size, keys in self._objects:
-            inner = record.get(name)
-            if inner.__class__ is dict and (absent or len(inner) > size) and not keys.issuperset(inner):
-                self._note_new(record, inner, institution, (name,), keys)
-        if self._deeper is not None:
-            self._see_deeper(record, institution, *next(self._deeper))
-        if self._curious:
-            self._look_closer(record, institution, absent)
+        for path, known in self._known.items():
+            inner = _at(record, path)
+            if isinstance(inner, dict) and not known.issuperset(inner):
+                self._note_new(record, inner, institution, path, known)
+        if self._first:
+            self._first = False
+            self._see_texts(record, institution)
+        self.see_absent(absent)
         if faults:
             self._note_faults(record, institution, faults)
+
+    def see_absent(self, absent: list[str]) -> None:
+        """Look at one record of which all that can be said is which columns' keys it has not."""
+        # Asked only until it is answered: the keys that no record had yet.
+        if self._curious:
+            self._absent = set(absent) if self._absent is None else self._absent.intersection(absent)
+            self._curious = bool(self._absent)
 
     def drain(self) -> list[Drift]:
         """What was found since the last call, each drift once in the life of this watch."""
@@ -112,21 +107,6 @@ class DriftWatch:
         absent, self._absent = self._absent, None
         self._first = self._curious = True
         return None if absent is None else {self._fields[name] for name in absent}
-
-    def _look_closer(self, record: dict[str, object], institution: str, absent: list[str]) -> None:
-        """What is asked only until it is answered: the keys nobody has had yet, and the types of one record's texts."""
-        if self._first:
-            self._first = False
-            self._see_texts(record, institution)
-        self._absent = set(absent) if self._absent is None else self._absent.intersection(absent)
-        self._curious = bool(self._absent)
-
-    def _see_deeper(
-        self, record: dict[str, object], institution: str, path: tuple[str, ...], keys: frozenset[str]
-    ) -> None:
-        inner = _at(record, path)
-        if isinstance(inner, dict) and not keys.issuperset(inner):
-            self._note_new(record, inner, institution, path, keys)
 
     def _see_texts(self, record: dict[str, object], institution: str) -> None:
         """Text columns take any type, so nothing else notices that a field is no text any more."""
@@ -144,7 +124,7 @@ class DriftWatch:
         known: frozenset[str],
     ) -> None:
         for key in inner.keys() - known:
-            self._note("new", record, institution, ".".join((*path, key if _NAME.fullmatch(key) else _ODD_NAME)))
+            self._note("new", record, institution, ".".join((*path, key if is_plain_name(key) else _ODD_NAME)))
 
     def _note_faults(self, record: dict[str, object], institution: str, faults: Sequence[RecordRefused]) -> None:
         for fault in faults:
@@ -203,8 +183,8 @@ def record_missing(
     return sum(row[0] for row in rows)
 
 
-def _known_keys(collection: Collection) -> dict[tuple[str, ...], frozenset[str]]:
-    """Keys that may stand at the top (path `()`) and in each object whose fields are columns."""
+def known_keys(collection: Collection) -> dict[tuple[str, ...], frozenset[str]]:
+    """Declared keys: those that may stand at the top (path `()`) and in each object whose fields are columns."""
     paths = [column.path for column in (*collection.columns, *collection.from_request)]
     paths += [path for path in (*collection.sensitive, collection.institution_at, ("institution_id",)) if path]
     paths += [child.records_at for child in nested_in(collection)]
@@ -215,12 +195,6 @@ def _known_keys(collection: Collection) -> dict[tuple[str, ...], frozenset[str]]
         place: frozenset(path[len(place)] for path in paths if len(path) > len(place) and path[: len(place)] == place)
         for place in sorted({(), *objects} - opaque, key=len)
     }
-
-
-def _size(collection: Collection, place: tuple[str, ...]) -> int:
-    """Declared keys of the object at `place`."""
-    depth = len(place)
-    return len({one.path[depth] for one in collection.columns if len(one.path) > depth and one.path[:depth] == place})
 
 
 def _is_text(column: Column) -> bool:

@@ -11,32 +11,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from dataclasses import field as made_with
 from datetime import datetime
-from functools import partial
-from itertools import groupby, repeat
 
 import msgspec
 
 from nexhealth_pipeline.catalog.collection import Collection, SqlType
 from nexhealth_pipeline.errors import RecordRefused
 from nexhealth_pipeline.warehouse.drift import DriftWatch
-from nexhealth_pipeline.warehouse.values import CONVERTERS, Converter, json_text
+from nexhealth_pipeline.warehouse.usual import INDEXED_BYTES, Usual, UsualRecords, arranged, is_odd, must_be_short
+from nexhealth_pipeline.warehouse.values import CONVERTERS, COPY_ESCAPES, NULL, Converter, copy_text, json_text
 
 __all__ = ["Encoded", "Note", "RecordEncoder"]
 
-_AS_TEXT, _AS_BIGINT = CONVERTERS[SqlType.TEXT], CONVERTERS[SqlType.BIGINT]
 _decode = msgspec.json.Decoder(dict[str, object]).decode
 _ABSENT = object()
-_ABSENTS = repeat(_ABSENT)
-_NULL = "\\N"
-_SHAPES = 1000
-"""Most shapes of a collection that are remembered; records of a practice have a few dozen."""
-_INDEXED_BYTES = 1000
-"""Longest text of an indexed column: an entry of two must fit into a third of PostgreSQL's 8 KB page."""
 _ID_DIGITS = 19
+_HASH_BYTES = 15
+"""Another length with each change of what is hashed: so `merge` tells a row hashed in an earlier way. It was 16."""
 _FIRST_ID = re.compile(rb'\s*\{\s*"id"\s*:\s*"?(\d{1,19})"?\s*[,}]')
-_ODD_NUMBERS = tuple(re.compile(one) for one in (rb"e-\d{4}", rb"E-\d{4}", rb"\d{4000}"))
-"""Perhaps a number with more than the 16,383 decimals that PostgreSQL's numeric, and so jsonb, holds."""
-_COPY_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,19 +72,6 @@ class _Field:
     indexed: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    """How records are written whose values have the same types, column by column."""
-
-    template: str
-    """Takes every value, and writes null for those that are null or absent."""
-    conversions: tuple[tuple[int, Converter], ...]
-    """Values that are not written as they stand."""
-    absent: list[str]
-    keys: int
-    """Keys of the record and of the objects in it where all are declared; -1 = that says not all of it."""
-
-
 @dataclass(slots=True)
 class Encoded:
     """Lines for COPY, and what could not be loaded."""
@@ -113,16 +91,10 @@ class RecordEncoder:
         self._collection = collection
         self._institution = None if institution_id is None else str(institution_id)
         self._fields = _fields(collection)
-        # Columns of the same object in a row.
-        self._runs = tuple(
-            (outer, tuple(field.key for field in run))
-            for outer, run in groupby(self._fields, lambda field: field.outer)
-        )
-        self._outers = tuple({outer for outer, _ in self._runs if outer})
-        self._shapes: dict[tuple[type, ...], _Shape | None] = {}
+        self._usual = UsualRecords(collection)
         self._request_columns = collection.from_request
-        self._sensitive = tuple((path[-1], path[-1].encode()) for path in collection.sensitive)
-        names = [column.name for column in collection.columns]
+        self._sensitive = tuple((path[-1], b'"%s"' % path[-1].encode()) for path in collection.sensitive)
+        names = [field.name for field in self._fields]
         self._id_at = names.index("id") if "id" in names else None
         self.drift = DriftWatch(collection)
         """What the records held that is not as declared."""
@@ -138,7 +110,7 @@ class RecordEncoder:
         return (
             "institution_id",
             *(column.name for column in self._request_columns),
-            *(column.name for column in self._collection.columns),
+            *(field.name for field in self._fields),
             "raw",
             "source_read_at",
             "row_hash",
@@ -167,104 +139,52 @@ class RecordEncoder:
 
     def _blotted(self, raw: bytes) -> bytes:
         """The bytes of a record that is not even JSON, cut where a key too sensitive to keep begins."""
-        ends = [raw.find(b'"%s"' % path[-1].encode()) for path in self._collection.sensitive]
+        ends = [raw.find(written) for _, written in self._sensitive]
         return raw[: min((end for end in ends if end >= 0), default=len(raw))]
 
     def _line(self, raw: bytes, known: list[str], read_text: str, encoded: Encoded) -> str:
+        found = None if self._institution is None else self._usual.read(raw)
+        if found is None or self._institution is None:
+            return self._careful_line(raw, known, read_text, encoded)
+        self.drift.see_absent(found.absent)
+        return self._written(raw.decode(), found, self._institution, known, read_text, encoded)
+
+    def _careful_line(self, raw: bytes, known: list[str], read_text: str, encoded: Encoded) -> str:
+        """The line of a record each of whose values is looked at."""
         record = _parse(raw)
-        # What COPY would take for something else can only come of an escape in the JSON; most records have none.
-        plain = b"\\" not in raw
-        stored, values, shape = self._looked_at(raw, record, plain=plain)
+        # Before anything is taken from it: a jsonb column may hold the whole object around a dropped key.
+        stored = self._stored_text(raw, record)
         absent: list[str] = []
         faults: list[RecordRefused] = []
-        fields = None if shape is None else _written(values, shape)
-        if shape is not None and fields is not None:
-            absent = shape.absent
-        else:
-            texts = self._values(record, absent, faults)
-            values = [_NULL if text is None else text if plain else text.translate(_COPY_ESCAPES) for text in texts]
-            fields = "\t".join(map(str, values))
+        texts = self._values(record, absent, faults)
+        fields = "\t".join([NULL if text is None else copy_text(text, escaped=True) for text in texts])
         institution = self._institution or self._institution_of(record)
         self.drift.see(record, institution, absent, faults)
-        missing = ",".join(absent)
-        row_hash = hashlib.blake2b(f"{fields}\0{missing}".encode(), digest_size=16).hexdigest()
+        self._usual.learn(record)
         for fault in faults:
             note = Note(_digits(record.get("id")), fault.field, fault.rule, loaded=True, raw=stored.encode())
             encoded.notes.append(note)
-        if self._id_at is not None and (identifier := values[self._id_at]) != _NULL:
-            encoded.ids.append(int(str(identifier)))
+        return self._written(stored, Usual(fields, texts, absent), institution, known, read_text, encoded)
+
+    def _written(
+        self, stored: str, found: Usual, institution: str, known: list[str], read_text: str, encoded: Encoded
+    ) -> str:
+        missing = ",".join(found.absent)
+        row_hash = hashlib.blake2b(f"{found.fields}\0{missing}".encode(), digest_size=_HASH_BYTES).hexdigest()
+        if self._id_at is not None and (identifier := found.values[self._id_at]) is not None:
+            encoded.ids.append(int(identifier))  # type: ignore[call-overload]  # digits, or an integer
         encoded.hashes.append(row_hash)
         return "\t".join(
             (
                 institution,
                 *known,
-                fields,
-                stored if plain and not _is_spread(raw) else stored.translate(_COPY_ESCAPES),
+                found.fields,
+                stored.translate(COPY_ESCAPES) if _needs_escape(stored) else stored,
                 read_text,
                 "\\\\x" + row_hash,
-                "{" + missing + "}" if absent else _NULL,
+                "{" + missing + "}" if missing else NULL,
             )
         )
-
-    def _looked_at(
-        self, raw: bytes, record: dict[str, object], *, plain: bool
-    ) -> tuple[str, list[object], _Shape | None]:
-        """The JSON to store, with the values and their shape; the shape is None where each value must be looked at."""
-        values, shape = self._shaped(record) if plain else ([], None)
-        if shape is not None and self._is_closed(record, shape):
-            return raw.decode(), values, shape
-        # Before anything is taken from it: a jsonb column may hold the whole object around a dropped key.
-        stored = self._stored_text(raw, record)
-        return (stored, *self._shaped(record)) if plain else (stored, [], None)
-
-    def _shaped(self, record: dict[str, object]) -> tuple[list[object], _Shape | None]:
-        """All values as they are, and how values of these types are written; None where each must be looked at.
-
-        Types are looked at all at once, so that nothing is asked of a value whose type says all: half of the time.
-        """
-        values: list[object] = []
-        for outer, keys in self._runs:
-            holder = _at(record, outer)
-            if holder.__class__ is not dict:
-                return values, None
-            values += map(holder.get, keys, _ABSENTS)
-        kinds = tuple(map(type, values))
-        if kinds not in self._shapes:
-            if len(self._shapes) >= _SHAPES:
-                self._shapes.clear()
-            self._shapes[kinds] = self._shape_of(values)
-        return values, self._shapes[kinds]
-
-    def _shape_of(self, values: list[object]) -> _Shape | None:
-        """The shape of such values; None where a part of the key is missing."""
-        parts: list[str] = []
-        conversions: list[tuple[int, Converter]] = []
-        absent: list[str] = []
-        keys = len(self._outers) if all(len(outer) == 1 for outer in self._outers) else -1
-        for at, (field, value) in enumerate(zip(self._fields, values, strict=True)):
-            if value is _ABSENT:
-                absent.append(field.name)
-            if value is None or value is _ABSENT:
-                if field.in_key:
-                    return None
-                parts.append("%.0s" + _NULL)
-                continue
-            parts.append("%s")
-            if field.indexed or field.convert is not _AS_TEXT or value.__class__ is not str:
-                checked = field.in_key or (field.indexed and value.__class__ not in (int, bool))
-                conversions.append((at, partial(_converted, field) if checked else field.convert))
-            if value.__class__ not in (str, bool) and field.convert is not _AS_BIGINT:
-                keys = -1
-        if keys >= 0:
-            keys += len(values) - len(absent)
-        return _Shape("\t".join(parts), tuple(conversions), absent, keys)
-
-    def _is_closed(self, record: dict[str, object], shape: _Shape) -> bool:
-        """Whether a record has nothing but declared keys with plain values: then nothing in it is to be dropped."""
-        found = len(record) - ("institution_id" in record)
-        for outer in self._outers:
-            found += len(record[outer[0]])  # type: ignore[arg-type]
-        return found == shape.keys
 
     def _values(self, record: dict[str, object], absent: list[str], faults: list[RecordRefused]) -> list[str | None]:
         """Every column's text; notes absent keys, turns a bad value of a plain column into null."""
@@ -307,7 +227,7 @@ class RecordEncoder:
         # The key stands in the bytes as it is, or escaped; most records have neither and need no search.
         names = [name for name, written in self._sensitive if written in raw or b"\\u" in raw]
         dropped = [_drop(record, name) for name in names]
-        if any(dropped) or b"\\u0000" in raw or _maybe_odd(raw):
+        if any(dropped) or b"\\u0000" in raw or is_odd(raw):
             return json_text(record)
         return raw.decode()
 
@@ -332,29 +252,18 @@ def _parse(raw: bytes) -> dict[str, object]:
         raise RecordRefused("", "not a JSON object that can be stored") from None
 
 
-def _is_spread(raw: bytes) -> bool:
-    """Whether JSON is written over lines or with tabs, which COPY takes for its own."""
-    return b"\n" in raw or b"\t" in raw or b"\r" in raw
-
-
-def _maybe_odd(raw: bytes) -> bool:
-    """Whether `raw` may hold a number that jsonb refuses; the search is spared where it cannot."""
-    small, large, long = _ODD_NUMBERS
-    return (
-        (b"e-" in raw and small.search(raw) is not None)
-        or (b"E-" in raw and large.search(raw) is not None)
-        or (len(raw) > 4000 and long.search(raw) is not None)
-    )
+def _needs_escape(stored: str) -> bool:
+    """Whether JSON holds what COPY takes for its own: an escape, or white space between its parts."""
+    return "\\" in stored or "\n" in stored or "\t" in stored or "\r" in stored
 
 
 def _require_short(text: str | None) -> None:
     """Raise RecordRefused for what PostgreSQL could not put into an index (its error would end the load)."""
-    if text is not None and len(text) > _INDEXED_BYTES // 4 and len(text.encode()) > _INDEXED_BYTES:
-        raise RecordRefused("", f"longer than {_INDEXED_BYTES} bytes in an indexed column")
+    if text is not None and len(text) > INDEXED_BYTES // 4 and len(text.encode()) > INDEXED_BYTES:
+        raise RecordRefused("", f"longer than {INDEXED_BYTES} bytes in an indexed column")
 
 
 def _fields(collection: Collection) -> tuple[_Field, ...]:
-    indexed = {*collection.key, *(name for index in collection.indexes for name in index)}
     outers: dict[tuple[str, ...], tuple[str, ...]] = {(): ()}
     return tuple(
         _Field(
@@ -363,9 +272,9 @@ def _fields(collection: Collection) -> tuple[_Field, ...]:
             column.path[-1],
             CONVERTERS[column.type],
             column.name in collection.key,
-            column.name in indexed,
+            must_be_short(collection, column),
         )
-        for column in collection.columns
+        for column in arranged(collection)
     )
 
 
@@ -379,17 +288,6 @@ def _converted(field: _Field, value: object, holder: object = None) -> str | Non
     if text is None and field.in_key:
         raise RecordRefused(field.name, "missing, and it is part of the key")
     return text
-
-
-def _written(values: list[object], shape: _Shape) -> str | None:
-    """The fields of values as COPY takes them; None where one of them is at fault. Puts texts in their place."""
-    try:
-        for at, convert in shape.conversions:
-            text = convert(values[at])
-            values[at] = _NULL if text is None else text
-    except RecordRefused:
-        return None
-    return shape.template % tuple(values)
 
 
 def _at(record: dict[str, object], path: tuple[str, ...]) -> object:

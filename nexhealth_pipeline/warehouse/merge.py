@@ -22,6 +22,7 @@ from nexhealth_pipeline.catalog.collection import Collection
 from nexhealth_pipeline.warehouse.arrivals import Arrivals
 from nexhealth_pipeline.warehouse.encode import Encoded, RecordEncoder
 from nexhealth_pipeline.warehouse.tables import table_columns
+from nexhealth_pipeline.warehouse.values import NULL
 
 __all__ = ["Change", "Merged", "Stage"]
 
@@ -107,9 +108,12 @@ class Stage:
         self._connection.execute(self._sql.keep_absent, prepare=False)
         # Planned each time: a plan made while the table was small would scan all of it for ever.
         row = self._connection.execute(self._sql.write, {"not_before": not_before}, prepare=False).fetchone()
+        merged = Merged(*row) if row else Merged()
+        if merged.inserted + merged.updated < self._staged:
+            self._connection.execute(self._sql.rehash, prepare=False)
         self._connection.execute(self._sql.empty)
         self._staged = 0
-        return Merged(*row) if row else Merged()
+        return merged
 
     def classify(self, not_before: datetime | None, *, target_exists: bool) -> Merged:
         """What `merge` would do, writing nothing; the stage keeps its rows."""
@@ -153,9 +157,14 @@ class _MergeSql:
         self._content = [name for name in source if name not in collection.key]
         self.create = self._create(columns).as_bytes(None)
         self.empty = sql.SQL("TRUNCATE {}").format(self._stage).as_bytes(None)
-        self.copy = sql.SQL("COPY {} ({}) FROM STDIN").format(self._stage, _listed(columns)).as_bytes(None)
+        self.copy = (
+            sql.SQL("COPY {} ({}) FROM STDIN (NULL {})")
+            .format(self._stage, _listed(columns), sql.Literal(NULL))
+            .as_bytes(None)
+        )
         self.keep_absent = self._keep_absent().as_bytes(None)
         self.write = self._write().as_bytes(None)
+        self.rehash = self._rehash().as_bytes(None)
         self.classify = (
             sql.SQL("{}SELECT count(*) FILTER (WHERE is_new), count(*) FILTER (WHERE NOT is_new) FROM changed")
             .format(self._changed())
@@ -307,6 +316,29 @@ class _MergeSql:
             key=self._names("s", self._collection.key, bare=True),
             assignments=sql.SQL(", ").join(assignments),
             guard=self._conflict_guard(),
+        )
+
+    def _rehash(self) -> sql.Composed:
+        """Give rows whose whole content came again with another hash that hash, so that they are known the next time.
+
+        That is after a change of the encoding, which the length tells, and where a record came without some keys once.
+        Else those that lack keys give none: a list with them and one without would rewrite the row by turns. To history
+        and the change feed this is no change.
+        """
+        return sql.SQL(
+            "WITH same AS MATERIALIZED (SELECT {key_t}, s.row_hash AS hash FROM {stage} s JOIN {target} t ON {same_key}"
+            " WHERE s.row_hash <> t.row_hash AND s.source_read_at >= t.source_read_at"
+            " AND (s.absent IS NULL OR octet_length(s.row_hash) <> octet_length(t.row_hash))"
+            " AND t.deleted_by IS DISTINCT FROM 'absence' AND ROW({content_s}) IS NOT DISTINCT FROM ROW({content_t})"
+            " ORDER BY {key_t} FOR NO KEY UPDATE OF t)"
+            " UPDATE {target} t SET row_hash = s.hash FROM same s WHERE {same_key}"
+        ).format(
+            key_t=self._names("t", self._collection.key),
+            stage=self._stage,
+            target=self._target,
+            same_key=self._same_key(),
+            content_s=self._names("s", self._content),
+            content_t=self._names("t", self._content),
         )
 
     def _conflict_guard(self) -> sql.Composed:

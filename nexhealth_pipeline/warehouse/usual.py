@@ -1,0 +1,255 @@
+"""Records as nearly all of them come, read and written in a few calls; every other one is the encoder's to look at.
+
+A struct made from the declaration decodes a record and refuses undeclared keys and values of other types; then
+one pattern checks what a type does not say: times, days, amounts, the length of indexed texts. What passes is
+written as it stands. What does not is no fault yet: the encoder looks at each of its values, and an undeclared key
+is learnt, so that the next record with it passes. Half of the time went into asking each value what its type had
+said already (`benchmarks/TRIED.md`).
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from operator import itemgetter
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+
+from nexhealth_pipeline.catalog.collection import Collection, Column, SqlType
+from nexhealth_pipeline.warehouse.drift import is_plain_name, known_keys
+from nexhealth_pipeline.warehouse.values import NULL, copy_text, json_text
+
+__all__ = ["INDEXED_BYTES", "Usual", "UsualRecords", "arranged", "is_odd", "must_be_short"]
+
+INDEXED_BYTES = 1000
+"""Longest text of an indexed column: an entry of two must fit into a third of PostgreSQL's 8 KB page."""
+
+_ABSENT = "\x00"
+"""Stands for an absent key: no text of a record that is read here holds it."""
+_MOST_LEARNT = 50
+"""Undeclared keys that are passed over: an object keyed by anything would make a struct a record."""
+_ODD_NUMBERS = tuple(re.compile(one) for one in (rb"e-\d{4}", rb"E-\d{4}", rb"\d{4000}"))
+"""Perhaps a number with more than the 16,383 decimals that PostgreSQL's numeric, and so jsonb, holds."""
+
+_BIGINT = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+_TYPES: dict[SqlType, Any] = {
+    SqlType.TEXT: str,
+    SqlType.BIGINT: _BIGINT,
+    SqlType.BOOLEAN: bool,
+    SqlType.NUMERIC: str | int | float,
+    SqlType.DOUBLE: str | int | float,
+    SqlType.DATE: str,
+    SqlType.TIMESTAMPTZ: str,
+    SqlType.JSONB: Any,
+}
+# Written so that whatever matches is in the calendar: asking the calendar itself takes three times as long. February
+# 29, the year 2200 and everything that is rarer are looked at by the encoder.
+_DAY = (
+    r"(?:19|2[01])\d\d-(?:(?:0[1-9]|1[0-2])-(?:0[1-9]|1\d|2[0-8])|(?:0[13-9]|1[0-2])-(?:29|30)"
+    r"|(?:0[13578]|1[02])-31)"
+)
+_NUMBER = r"[+-]?\d{1,30}(?:\.\d{1,30})?"
+_LOOKS: dict[SqlType, str] = {
+    SqlType.DATE: _DAY,
+    SqlType.TIMESTAMPTZ: _DAY + r"T(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,9})?Z",
+    SqlType.NUMERIC: _NUMBER,
+    SqlType.DOUBLE: _NUMBER,
+}
+_SHORT = rf"[^\t]{{0,{INDEXED_BYTES // 4}}}"
+
+
+class Usual(NamedTuple):
+    """What is written of one record."""
+
+    fields: str
+    """Its columns as COPY takes them, in the order of :func:`arranged`."""
+    values: Sequence[object]
+    absent: list[str]
+    """Columns whose key the record has not."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Object:
+    """One object of a record: its struct, whose first fields are columns, then the objects in it, then the rest."""
+
+    struct: type[msgspec.Struct]
+    columns: int
+    inner: "tuple[_Object, ...]"
+    width: int
+    """Columns of it and all that is in it."""
+
+    def values(self, value: object) -> tuple[object, ...]:
+        """Its columns' values; of an object that is null or absent, that."""
+        if value.__class__ is not self.struct:
+            return (value,) * self.width
+        found: tuple[Any, ...] = msgspec.structs.astuple(value)
+        values = found[: self.columns]
+        for at, inner in enumerate(self.inner, self.columns):
+            values += inner.values(found[at])
+        return values
+
+
+class UsualRecords:
+    """Reads the records of one collection. What it has learnt is of one read, so each encoder has its own."""
+
+    def __init__(self, collection: Collection) -> None:
+        self._collection = collection
+        self._columns = arranged(collection)
+        self._names = [column.name for column in self._columns]
+        self._template = "\t".join(["%s"] * len(self._columns))
+        self._looks_well = _pattern(collection, self._columns).match
+        self._json = [at for at, column in enumerate(self._columns) if column.type is SqlType.JSONB]
+        # Types that a number too odd for `raw` may come in.
+        self._holds_any = any(
+            column.type in (SqlType.JSONB, SqlType.NUMERIC, SqlType.DOUBLE) for column in self._columns
+        )
+        self._sensitive = tuple(b'"%s"' % path[-1].encode() for path in collection.sensitive)
+        self._known = known_keys(collection)
+        self._learnt: dict[tuple[str, ...], set[str]] = {}
+        self._prepare()
+
+    def read(self, raw: bytes) -> Usual | None:
+        """What is written of `raw`, or None where each of its values must be looked at."""
+        escaped = b"\\" in raw
+        if (self._holds_any and self._is_suspect(raw)) or (escaped and b"\\u0000" in raw):
+            return None
+        try:
+            values = self._arrange(self._root.values(self._decode(raw)))
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return None
+        if escaped or self._json or NULL in values:
+            values = self._written(values, escaped=escaped)
+        fields = self._template % values
+        if self._looks_well(fields) is None:
+            return None
+        if _ABSENT not in fields:
+            return Usual(fields, values, [])
+        parts = fields.split(_ABSENT)
+        places = accumulate(part.count("\t") for part in parts[:-1])
+        return Usual(NULL.join(parts), values, [self._names[place] for place in places])
+
+    def learn(self, record: Mapping[str, object]) -> None:
+        """Pass over the undeclared keys of `record` from now on; those too sensitive to keep must be gone from it."""
+        news = {place: keys for place, keys in self._undeclared(record) if keys}
+        if not news or sum(map(len, (*self._learnt.values(), *news.values()))) > _MOST_LEARNT:
+            return
+        for place, keys in news.items():
+            self._learnt.setdefault(place, set()).update(keys)
+        self._holds_any = True
+        self._prepare()
+
+    def _undeclared(self, record: Mapping[str, object]) -> Iterator[tuple[tuple[str, ...], set[str]]]:
+        sensitive = {path[-1] for path in self._collection.sensitive}
+        for place, known in self._known.items():
+            value: object = record
+            for key in place:
+                value = value.get(key) if isinstance(value, dict) else None
+            if isinstance(value, dict):
+                keys = value.keys() - known - self._learnt.get(place, set()) - sensitive
+                yield place, {key for key in keys if is_plain_name(key)}
+
+    def _prepare(self) -> None:
+        """Make the struct of all that is known by now."""
+        order: list[Column] = []
+        self._root = self._object((), order)
+        self._decode = msgspec.json.Decoder(self._root.struct).decode
+        places = [order.index(column) for column in self._columns]
+        self._arrange: Any = itemgetter(*places) if len(places) > 1 else tuple
+
+    def _object(self, place: tuple[str, ...], order: list[Column]) -> _Object:
+        """The object at `place`; appends its columns to `order` as its values come."""
+        depth = len(place)
+        own = [column for column in self._columns if column.path[:-1] == place]
+        order += own
+        below = dict.fromkeys(
+            column.path[depth]
+            for column in self._columns
+            if len(column.path) > depth + 1 and column.path[:depth] == place
+        )
+        inner = {key: self._object((*place, key), order) for key in below}
+        mine = [(column.path[-1], _TYPES[column.type], column.name in self._collection.key) for column in own]
+        objects = [(key, one.struct, self._holds_key((*place, key))) for key, one in inner.items()]
+        keys: dict[str, tuple[Any, Any]] = {
+            key: (type_, ...) if needed else (type_ | None, _ABSENT) for key, type_, needed in (*mine, *objects)
+        }
+        keys |= {key: (msgspec.Raw, msgspec.Raw()) for key in sorted(self._passed_over(place) - keys.keys())}
+        # Any key may be one of JSON's, and so may not name a field.
+        names = {f"f{number}": key for number, key in enumerate(keys)}
+        struct = msgspec.defstruct(
+            "Usual",
+            [
+                (name, type_) if default is ... else (name, type_, default)
+                for name, (type_, default) in zip(names, keys.values(), strict=True)
+            ],
+            rename=names,
+            forbid_unknown_fields=True,
+            kw_only=True,
+            gc=False,
+        )
+        return _Object(struct, len(own), tuple(inner.values()), len(own) + sum(one.width for one in inner.values()))
+
+    def _passed_over(self, place: tuple[str, ...]) -> set[str]:
+        """Keys that may stand in an object and are no columns; one too sensitive to keep may not."""
+        sensitive = {path[-1] for path in self._collection.sensitive}
+        return (set(self._known[place]) | self._learnt.get(place, set())) - sensitive
+
+    def _holds_key(self, place: tuple[str, ...]) -> bool:
+        keys = [column for column in self._columns if column.name in self._collection.key]
+        return any(column.path[: len(place)] == place for column in keys)
+
+    def _is_suspect(self, raw: bytes) -> bool:
+        """Whether what is passed over or kept as JSON may hold something that must not be stored, or cannot be."""
+        hidden = self._sensitive and (b"\\u" in raw or any(name in raw for name in self._sensitive))
+        return bool(hidden) or is_odd(raw) or (not raw.isascii() and not _is_text(raw))
+
+    def _written(self, values: tuple[object, ...], *, escaped: bool) -> tuple[object, ...]:
+        """Values as COPY takes them, where some of them are not written as they stand."""
+        written = list(values)
+        for at in self._json:
+            if (value := values[at]) is not None and value is not _ABSENT:
+                written[at] = json_text(value)
+        return tuple([copy_text(one, escaped=escaped) if one.__class__ is str else one for one in written])
+
+
+def arranged(collection: Collection) -> tuple[Column, ...]:
+    """The columns in the order they are written in: first those whose text must be looked at."""
+    return tuple(sorted(collection.columns, key=lambda column: not _look(collection, column)))
+
+
+def must_be_short(collection: Collection, column: Column) -> bool:
+    """Whether the column is indexed."""
+    return column.name in {*collection.key, *(name for index in collection.indexes for name in index)}
+
+
+def is_odd(raw: bytes) -> bool:
+    """Whether `raw` may hold a number that jsonb refuses; the search is spared where it cannot."""
+    small, large, long = _ODD_NUMBERS
+    return (
+        (b"e-" in raw and small.search(raw) is not None)
+        or (b"E-" in raw and large.search(raw) is not None)
+        or (len(raw) > 4000 and long.search(raw) is not None)
+    )
+
+
+def _is_text(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _look(collection: Collection, column: Column) -> str:
+    """What the text of a column must look like; empty where its type says all."""
+    if column.type is SqlType.TEXT:
+        return _SHORT if must_be_short(collection, column) else ""
+    return _LOOKS.get(column.type, "")
+
+
+def _pattern(collection: Collection, columns: tuple[Column, ...]) -> re.Pattern[str]:
+    """Matches the fields of a record whose texts look as they must."""
+    looks = [(column, look) for column in columns if (look := _look(collection, column))]
+    parts = [look if column.name in collection.key else f"(?:{look}|{NULL}|{_ABSENT})" for column, look in looks]
+    # ASCII: Python takes digits of every script for such, PostgreSQL does not.
+    return re.compile("\t".join(parts) + r"(?:\t|\Z)" if parts else "", re.ASCII)
