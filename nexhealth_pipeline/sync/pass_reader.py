@@ -297,7 +297,8 @@ class PassReader:
         self._keeper.unreadable(loaded.counts.quarantined)
         self._absent = loaded.absent_fields
         if self._lists_patients():
-            self._remember_members(loaded.ids, batch[0].page.requested_at)
+            all_new = loaded.counts.inserted == len(loaded.ids)
+            self._remember_members(loaded.ids, batch[0].page.requested_at, new=all_new)
         if self._options.dry_run and self._slice.collection.scope is Scope.PRACTICE:
             self.records += [record for one in batch for record in one.page.records]
         return loaded.counts
@@ -323,7 +324,7 @@ class PassReader:
             close_membership(self._connection, key.institution_id, key.location_id, self._keeper.id, began=began)
         return counts
 
-    def _remember_members(self, ids: list[int], seen_at: datetime) -> None:
+    def _remember_members(self, ids: list[int], seen_at: datetime, *, new: bool = False) -> None:
         key = self._plan.key
         if self._options.dry_run:
             self._session.dry_patients.setdefault((key.institution_id, key.location_id), set()).update(ids)
@@ -334,6 +335,7 @@ class PassReader:
             location_id=key.location_id,
             patient_ids=ids,
             seen_at=seen_at,
+            new=new,
         )
 
 

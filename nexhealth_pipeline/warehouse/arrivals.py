@@ -29,6 +29,8 @@ class Arrivals:
         self._institution = encoder.institution_id
         self._columns = encoder.stage_columns
         self._held = Encoded([], [], [], [])
+        self._were_new = False
+        """Whether the rows of the last batch all were."""
 
     def __len__(self) -> int:
         return len(self._held.lines)
@@ -55,6 +57,9 @@ class Arrivals:
         held = self._held
         if not self._told_by_id() or not held.lines or len({*held.ids}) < len(held.ids):
             return False
+        # In a first load, where ids mostly come in order, this spares a look for each of them.
+        if self._were_new and self._is_beyond():
+            return True
         found = self._look_up()
         if len(found) < len(held.lines):
             places = [place - 1 for place, _ in found]
@@ -64,7 +69,8 @@ class Arrivals:
                 [held.ids[place] for place in places],
                 [held.hashes[place] for place in places],
             )
-        return all(is_new for _, is_new in found)
+        self._were_new = bool(found) and all(is_new for _, is_new in found)
+        return self._were_new or not found
 
     def insert_if_new(self) -> int:
         """Drop the known rows and, where all others are new, insert them: how many. The caller commits."""
@@ -86,6 +92,15 @@ class Arrivals:
     def _copied_straight(self) -> bool:
         """Whether nothing is derived from a row, and nobody asks where it belongs."""
         return self._collection.soft_delete is None and self._collection.window is None
+
+    def _is_beyond(self) -> bool:
+        """Whether the table has no row from the least to the greatest id."""
+        query = sql.SQL("SELECT NOT EXISTS (SELECT FROM {} WHERE institution_id = %s AND id BETWEEN %s AND %s)").format(
+            sql.Identifier(self._collection.table)
+        )
+        ids = self._held.ids
+        row = self._connection.execute(query, (self._institution, min(ids), max(ids)), prepare=False).fetchone()
+        return bool(row and row[0])
 
     def _look_up(self) -> list[tuple[int, bool]]:
         """Places (from 1) of the rows that differ from the table's, and whether it has none with that id."""

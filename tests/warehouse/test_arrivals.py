@@ -33,6 +33,21 @@ def test_new_rows_go_straight_into_the_table_and_known_ones_nowhere(table: Table
     assert [row[-1] for row in table.places()] == [1, 2, 3]
 
 
+def test_after_new_rows_others_are_found_new_by_where_their_ids_lie(table: Table) -> None:
+    """A first load asks for no single id; a row that lies among new ones is found all the same."""
+    stage = table.stage(gadget(1), gadget(2))
+    assert stage.merge(None) == Merged(2, 0)
+    table.add(stage, gadget(10), gadget(30))
+    assert stage.merge(None) == Merged(2, 0)
+    table.add(stage, gadget(20), gadget(40, note="x"))
+    assert stage.merge(None) == Merged(2, 0)
+    table.add(stage, gadget(35), gadget(40, note="y", updated_at=NEWER))
+    assert stage.merge(None) == Merged(1, 1)
+    table.add(stage, gadget(35), gadget(40, note="y", updated_at=NEWER))
+    assert stage.merge(None) == Merged(0, 0)
+    assert (table.value("note", 40), len(table.places())) == ("y", 7)
+
+
 def test_a_row_copied_straight_says_when_it_came(table: Table) -> None:
     table.load(gadget())
     row = table.connection.execute(

@@ -113,10 +113,11 @@ def test_what_is_enabled_later_is_known_with_its_time_and_has_no_state(
     assert note("not_enabled") is None
 
 
-def members(connection: psycopg.Connection, *ids: int, location_id: int = 3, minutes: int = 0) -> None:
-    record_membership(
-        connection, institution_id=7, location_id=location_id, patient_ids=ids, seen_at=NOON + minutes * MINUTE
-    )
+def members(
+    connection: psycopg.Connection, *ids: int, location_id: int = 3, minutes: int = 0, new: bool = False
+) -> None:
+    seen_at = NOON + minutes * MINUTE
+    record_membership(connection, institution_id=7, location_id=location_id, patient_ids=ids, seen_at=seen_at, new=new)
 
 
 LISTED = "SELECT patient_id, location_id FROM nexhealth_patient_locations WHERE gone_at IS NULL ORDER BY 1, 2"
@@ -130,6 +131,15 @@ def test_a_membership_that_stands_is_not_touched(connection: psycopg.Connection,
     assert rows(where) == before
     members(connection)
     assert rows(LISTED) == [(1, 3), (2, 3)]
+
+
+def test_patients_said_to_be_new_are_looked_for_where_one_is_not(connection: psycopg.Connection, rows: Rows) -> None:
+    """Another run may have loaded them meanwhile, and a membership that ended must come back."""
+    members(connection, 1, 2)
+    connection.execute("UPDATE nexhealth_patient_locations SET gone_at = now() WHERE patient_id = 2")
+    members(connection, 8, 9, new=True)
+    members(connection, 2, 3, 3, new=True)
+    assert rows(LISTED) == [(1, 3), (2, 3), (3, 3), (8, 3), (9, 3)]
 
 
 def seen(connection: psycopg.Connection, *ids: int) -> int:
