@@ -3,9 +3,9 @@
     .venv/bin/python benchmarks/pages.py                        1,000 locations, 30 nights of history
     .venv/bin/python benchmarks/pages.py --locations 100 --nights 3
 
-Both instances are served at once and each page is opened in turn in both, with an empty browser cache, by a headless
-Chromium (benchmarks/browser.py, in benchmarks/.venv). What the small one takes is the browser's and the machine's
-share; the difference is what the size costs. Needs Chromium: where there is none, says so and ends with status 2.
+Both instances are served at once and each page is opened in both by a headless Chromium (benchmarks/browser.py, in
+benchmarks/.venv): for the first time, with an empty cache, and again, as by somebody who works with it. What the small
+one takes is the browser's and the machine's share; the difference is what the size costs. Needs Chromium: where there is none, says so and ends with status 2.
 """
 
 import argparse
@@ -79,12 +79,12 @@ def _ready(url: str, process: subprocess.Popen[bytes]) -> str:
     raise SystemExit(f"the webserver ended with status {process.returncode}")
 
 
-def browsed(urls: list[str], chromium: str, rounds: int) -> list[dict[str, list[float]]]:
-    """Seconds until each page of each instance showed what it is for, once a round."""
+def browsed(urls: list[str], chromium: str, rounds: int) -> list[dict[str, dict[str, list[float]]]]:
+    """Seconds until each page of each instance showed what it is for, `first` and `again`, once a round."""
     command = [str(HERE / ".venv" / "bin" / "python"), str(HERE / "browser.py"), chromium, str(rounds)]
     wanted = json.dumps({"urls": urls, "pages": PAGES})
     done = subprocess.run(command, input=wanted, stdout=subprocess.PIPE, text=True, check=True)
-    found: list[dict[str, list[float]]] = json.loads(done.stdout)
+    found: list[dict[str, dict[str, list[float]]]] = json.loads(done.stdout)
     return found
 
 
@@ -101,12 +101,11 @@ def main() -> int:
         return 2
     with served(Size(5, 2)) as small, served(Size(given.locations, given.nights)) as large:
         seconds = browsed([small, large], chromium, given.rounds)
-    print(
-        f"{'seconds until it shows what it is for: median (most)':54} {'5 locations':>16} {given.locations:>8,} locations"
-    )
+    columns = [f"{size} {kind}" for kind in ("first", "again") for size in ("small,", "large,")]
+    print(f"{'seconds until it shows what it is for: median (most)':54}" + "".join(f"{one:>16}" for one in columns))
     for name in PAGES:
-        row = [f"{statistics.median(one[name]):.2f} ({max(one[name]):.2f})" for one in seconds]
-        print(f"{name:54} {row[0]:>16} {row[1]:>18}")
+        times = [one[name][kind] for kind in ("first", "again") for one in seconds]
+        print(f"{name:54}" + "".join(f"{f'{statistics.median(each):.2f} ({max(each):.2f})':>16}" for each in times))
     return 0
 
 
