@@ -86,6 +86,7 @@ class ChildReader(SliceReader):
     """Reads the lists of one slice's due rows, several at a time."""
 
     _parents_as_of: datetime | None = None
+    _last_begun: datetime | None = None
 
     def passes(self, connection: psycopg.Connection) -> None:
         """One way through all due rows; the passes of the declaration are requests of each of them."""
@@ -93,7 +94,7 @@ class ChildReader(SliceReader):
         key = replace(plans[0].key, pass_name=ROWS)
         self._keeper = Keeper(connection, self.slice.collection, key)
         stored = PassState(key) if self.options.dry_run else load_state(connection, key)
-        self._watermark_from = stored.watermark
+        self._watermark_from, self._last_begun = stored.watermark, stored.begun_at
         self._parents_as_of = self._upstream(connection)
         state = self._begin(connection, stored)
         if state is None:
@@ -209,6 +210,7 @@ class ChildReader(SliceReader):
             location_id=self.slice.location_id,
             read_before=state.begun_at if state.since is None else None,
             rotation_days=self.options.rotation_days,
+            last_begun=self._last_begun,
         )
 
     def _read_due(

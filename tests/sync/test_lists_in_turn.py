@@ -41,6 +41,7 @@ def settings(box: SandboxServer, database_url: str) -> Settings:
 def a_day_passes(rows: Rows) -> None:
     day = "interval '1 day'"
     rows(f"UPDATE nexhealth_child_reads SET read_at = read_at - {day}, judged_at = judged_at - {day} RETURNING 1")
+    rows(f"UPDATE nexhealth_sync_state SET begun_at = begun_at - {day} WHERE collection = 'documents' RETURNING 1")
 
 
 def night(
@@ -72,7 +73,7 @@ def documents(rows: Rows, fewest: int = 1, most: int = 99) -> dict[int, list[int
 
 def turn_is_next(rows: Rows, patient: int) -> None:
     rows(
-        "UPDATE nexhealth_child_reads SET judged_at = judged_at - interval '9 days'"
+        "UPDATE nexhealth_child_reads SET judged_at = judged_at - interval '9 years'"
         f" WHERE patient_id = {patient} RETURNING 1"
     )
 
