@@ -24,7 +24,7 @@ from nexhealth_pipeline.sync.keeper import Keeper
 from nexhealth_pipeline.sync.options import Mode
 from nexhealth_pipeline.sync.plan import PassPlan, passes_of
 from nexhealth_pipeline.sync.reader import SliceReader
-from nexhealth_pipeline.warehouse.child_reads import DueRow, due_rows, record_child_reads, witnesses
+from nexhealth_pipeline.warehouse.child_reads import DueRow, due_rows, record_child_reads, record_unknown, witnesses
 from nexhealth_pipeline.warehouse.seen import answered_key
 from nexhealth_pipeline.warehouse.state import PassState, database_time, load_state, save_state
 from nexhealth_pipeline.warehouse.sync_log import Counts
@@ -264,6 +264,13 @@ class ChildReader(SliceReader):
                     if answers and row.id not in again
                 ],
             )
+            if self._keeper.id is not None:
+                record_unknown(
+                    connection,
+                    collection=self.slice.collection.name,
+                    institution_id=self.slice.institution_id,
+                    ids=[row.id for row, answers in batch if not answers],
+                )
         return loaded.counts
 
     def _known(self, row: DueRow) -> dict[str, int]:

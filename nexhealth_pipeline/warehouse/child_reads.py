@@ -20,7 +20,7 @@ from psycopg import sql
 
 from nexhealth_pipeline.catalog.collection import Collection
 
-__all__ = ["DueRow", "due_rows", "record_child_reads", "witnesses"]
+__all__ = ["DueRow", "due_rows", "record_child_reads", "record_unknown", "witnesses"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,3 +160,16 @@ def record_child_reads(
             " read_at = excluded.read_at, patient_version = excluded.patient_version, rows = excluded.rows",
             [(collection, institution_id, row.id, row.version, rows) for row, rows in reads],
         )
+
+
+def record_unknown(connection: psycopg.Connection, *, collection: str, institution_id: int, ids: Iterable[int]) -> None:
+    """Note rows that the API did not know when their lists were asked for in turn; the caller commits.
+
+    Their turn is over as if they had been judged, else they stay the first for ever, and many leave no turn to the
+    others. That their records are gone is for the read of the rows themselves to say.
+    """
+    connection.execute(
+        "UPDATE nexhealth_child_reads SET judged_at = clock_timestamp()"
+        " WHERE collection = %s AND institution_id = %s AND patient_id = ANY(%s)",
+        (collection, institution_id, list(ids)),
+    )

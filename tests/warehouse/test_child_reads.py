@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
-from nexhealth_pipeline.warehouse.child_reads import DueRow, due_rows, record_child_reads, witnesses
+from nexhealth_pipeline.warehouse.child_reads import DueRow, due_rows, record_child_reads, record_unknown, witnesses
 from nexhealth_pipeline.warehouse.knowledge import record_membership
 
 from .conftest import Rows
@@ -221,6 +221,13 @@ def test_reads_that_come_to_no_judgement_cost_no_more_a_day(practice: psycopg.Co
     for _ in range(20):
         assert office.sync(DAY, judges=False) <= 20
     assert sum(office.sync(1, judges=False) for _ in range(24)) <= 48
+
+
+def test_rows_that_the_api_does_not_know_have_had_their_turn(practice: psycopg.Connection) -> None:
+    read(practice, 1, 2, 4, hours_ago=40 * 24)
+    assert due(practice, rotation_days=2) == [1, 2, 4]
+    record_unknown(practice, collection="documents", institution_id=INSTITUTION, ids=[1, 4, 99])
+    assert due(practice, rotation_days=2) == [2]
 
 
 def test_a_read_that_does_not_judge_puts_off_no_turn(practice: psycopg.Connection) -> None:
