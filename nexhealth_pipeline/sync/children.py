@@ -24,7 +24,7 @@ from nexhealth_pipeline.sync.keeper import Keeper
 from nexhealth_pipeline.sync.options import Mode
 from nexhealth_pipeline.sync.plan import PassPlan, passes_of
 from nexhealth_pipeline.sync.reader import SliceReader
-from nexhealth_pipeline.warehouse.child_reads import DueRow, due_rows, record_child_reads, witnesses
+from nexhealth_pipeline.warehouse.child_reads import DueRow, due_rows, record_child_reads, record_unknown, witnesses
 from nexhealth_pipeline.warehouse.seen import answered_key
 from nexhealth_pipeline.warehouse.state import PassState, database_time, load_state, save_state
 from nexhealth_pipeline.warehouse.sync_log import Counts
@@ -86,6 +86,7 @@ class ChildReader(SliceReader):
     """Reads the lists of one slice's due rows, several at a time."""
 
     _parents_as_of: datetime | None = None
+    _last_begun: datetime | None = None
 
     def passes(self, connection: psycopg.Connection) -> None:
         """One way through all due rows; the passes of the declaration are requests of each of them."""
@@ -93,7 +94,7 @@ class ChildReader(SliceReader):
         key = replace(plans[0].key, pass_name=ROWS)
         self._keeper = Keeper(connection, self.slice.collection, key)
         stored = PassState(key) if self.options.dry_run else load_state(connection, key)
-        self._watermark_from = stored.watermark
+        self._watermark_from, self._last_begun = stored.watermark, stored.begun_at
         self._parents_as_of = self._upstream(connection)
         state = self._begin(connection, stored)
         if state is None:
@@ -209,6 +210,7 @@ class ChildReader(SliceReader):
             location_id=self.slice.location_id,
             read_before=state.begun_at if state.since is None else None,
             rotation_days=self.options.rotation_days,
+            last_begun=self._last_begun,
         )
 
     def _read_due(
@@ -262,6 +264,13 @@ class ChildReader(SliceReader):
                     if answers and row.id not in again
                 ],
             )
+            if self._keeper.id is not None:
+                record_unknown(
+                    connection,
+                    collection=self.slice.collection.name,
+                    institution_id=self.slice.institution_id,
+                    ids=[row.id for row, answers in batch if not answers],
+                )
         return loaded.counts
 
     def _known(self, row: DueRow) -> dict[str, int]:

@@ -1,7 +1,9 @@
 """Which rows' own lists (a patient's documents and the like) are due, and which have been read.
 
 A list tells nobody that a record left it, so each comes up once in so many nights, whoever was judged longest ago
-first. Reads that do not judge (for a webhook, for one patient, by a full sync) do not put that off.
+first. Reads that do not judge (for a webhook, for one patient, by a full sync) do not put that off. How many come up
+follows from how long ago each was judged, and not from how often a sync runs: as many as must be read now so that,
+at an even pace, none gets older than that. So hourly syncs share a day's lot, and a lot that was missed is made up for.
 
 A location's slice holds the patients whose lowest-id active location it is; patients that no active
 location lists fall to the institution's lowest-id active location. Rows of institution-wide collections
@@ -18,7 +20,7 @@ from psycopg import sql
 
 from nexhealth_pipeline.catalog.collection import Collection
 
-__all__ = ["DueRow", "due_rows", "record_child_reads", "witnesses"]
+__all__ = ["DueRow", "due_rows", "record_child_reads", "record_unknown", "witnesses"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +56,29 @@ WITH active AS (
     {belonging} p.institution_id = %(institution)s AND p.deleted_at IS NULL
 )
 """
-_DUE = """, rotation AS (
-    SELECT id FROM mine WHERE judged_at < clock_timestamp() - %(rest)s
-    ORDER BY judged_at, read_at, id
-    LIMIT (SELECT ceil(count(*)::numeric / %(nights)s)::int FROM mine)
+_DUE = """, ranked AS (
+    SELECT id, row_number() OVER (ORDER BY judged_at, read_at, id) AS place, count(*) OVER () AS lists,
+        least(1, extract(epoch FROM clock_timestamp() - judged_at) / extract(epoch FROM %(turn)s)) AS waited
+    FROM mine WHERE NOT unread
+), rotation AS (
+    SELECT id FROM ranked WHERE place <= (
+        -- Of the lists that have waited so long, more than an even pace can read before their turn is over.
+        SELECT least(max(place - lists * (1 - waited)),
+            ceil(max(lists) * %(most)s::numeric / %(nights)s * least(1, coalesce(
+                extract(epoch FROM clock_timestamp() - %(last)s::timestamptz) / extract(epoch FROM %(pause)s), 1))))
+        FROM ranked)
 )
 SELECT id, updated_at, had FROM mine
 WHERE unread OR patient_version IS DISTINCT FROM updated_at OR read_at < %(read_before)s
     OR id IN (SELECT id FROM rotation)
 ORDER BY id
+"""
+_EARLY = timedelta(hours=4)
+"""A list's turn is over so much before its nights are, so that the last night's sync may begin earlier than others."""
+_MOST_LOTS, _PAUSE = 2, timedelta(hours=12)
+"""Nights' lots that one sync takes at most, and how long after the one before: sooner, in proportion.
+
+Where lots were missed, or reads do not lead to a judgement (the office is offline), no day costs more than four.
 """
 _WITNESSES = """
 SELECT id, updated_at, had FROM mine WHERE had > 0 AND read_at < %(read_before)s
@@ -78,8 +94,12 @@ def due_rows(
     location_id: int,
     read_before: datetime | None,
     rotation_days: int,
+    last_begun: datetime | None = None,
 ) -> list[DueRow]:
-    """Rows never read, changed since, read before `read_before`, or next in rotation; by id."""
+    """Rows never read, changed since, read before `read_before`, or next in rotation; by id.
+
+    `last_begun`: when they were last begun to be read, in the database's time; None = long ago.
+    """
     rows = connection.execute(
         _question(_DUE, collection),
         {
@@ -88,8 +108,10 @@ def due_rows(
             "location": location_id,
             "read_before": read_before,
             "nights": rotation_days,
-            # One night's worth of rest: what was judged today is not judged again.
-            "rest": timedelta(hours=20),
+            "turn": timedelta(days=rotation_days) - _EARLY,
+            "most": _MOST_LOTS,
+            "last": last_begun,
+            "pause": _PAUSE,
         },
     )
     return [DueRow(*row) for row in rows]
@@ -138,3 +160,16 @@ def record_child_reads(
             " read_at = excluded.read_at, patient_version = excluded.patient_version, rows = excluded.rows",
             [(collection, institution_id, row.id, row.version, rows) for row, rows in reads],
         )
+
+
+def record_unknown(connection: psycopg.Connection, *, collection: str, institution_id: int, ids: Iterable[int]) -> None:
+    """Note rows that the API did not know when their lists were asked for in turn; the caller commits.
+
+    Their turn is over as if they had been judged, else they stay the first for ever, and many leave no turn to the
+    others. That their records are gone is for the read of the rows themselves to say.
+    """
+    connection.execute(
+        "UPDATE nexhealth_child_reads SET judged_at = clock_timestamp()"
+        " WHERE collection = %s AND institution_id = %s AND patient_id = ANY(%s)",
+        (collection, institution_id, list(ids)),
+    )

@@ -14,7 +14,7 @@ import psycopg
 
 from nexhealth_pipeline.warehouse.connect import connect
 
-__all__ = ["RunLock", "close_dead_runs", "close_if_dead", "lock_key"]
+__all__ = ["RunLock", "close_dead_runs", "close_if_dead", "is_dead", "lock_key"]
 
 
 def lock_key(*parts: object) -> int:
@@ -115,3 +115,10 @@ def close_if_dead(connection: psycopg.Connection, run_id: str) -> bool:
         return done.rowcount > 0
     finally:
         connection.execute("SELECT pg_advisory_unlock(%s)", (key,))
+
+
+def is_dead(connection: psycopg.Connection, run_id: str) -> bool:
+    """Whether no process holds the run's lock. `connection` must be in autocommit mode."""
+    # Shared, so that two that ask at once do not take each other for the run; given back with the statement.
+    row = connection.execute("SELECT pg_try_advisory_xact_lock_shared(%s)", (lock_key("run", run_id),)).fetchone()
+    return bool(row and row[0])

@@ -6,6 +6,7 @@ Events that hold their record are loaded; those that only tell of a change have 
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 
 import psycopg
 
@@ -15,11 +16,20 @@ from nexhealth_pipeline.sync.practice import Institution
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.warehouse.connect import driver_errors
 from nexhealth_pipeline.webhooks.batches import Batch, Batches
-from nexhealth_pipeline.webhooks.claiming import BATCH, StoredEvent, claim, newest_id
+from nexhealth_pipeline.webhooks.claiming import BATCH, Outcome, newest_id
 from nexhealth_pipeline.webhooks.hints import HintReader
 from nexhealth_pipeline.webhooks.log_book import LogBook
 from nexhealth_pipeline.webhooks.places import AppliedSlice, Touched
 from nexhealth_pipeline.webhooks.single_reads import SingleReads, children_of
+from nexhealth_pipeline.webhooks.taking import (
+    LEAST_TAKINGS,
+    abandoned,
+    dead_takers,
+    give_back,
+    take_abandoned,
+    take_hints,
+    take_new,
+)
 
 __all__ = ["PATIENCE", "AppliedSlice", "Batch", "apply_pending"]
 
@@ -30,6 +40,7 @@ _HINTS = 2000
 """Events that the API is asked again for at once."""
 _MOST_SINGLES = 200
 """Single reads of changed rows in one go: each costs a request, and the nightly sync makes the others."""
+_GIVE_BACK_SECONDS = 5.0
 _LONGEST = 120.0
 """Seconds after which a run begins no further round: events that keep coming are the next run's."""
 
@@ -45,8 +56,18 @@ def apply_pending(
     """
     with driver_errors("applying webhook events"), session.pool.connection() as connection:
         applier = _Applier(session, connection, limit, on_batch)
-        applier.run()
+        try:
+            applier.run()
+        except BaseException:
+            _give_back(session, applier.in_work)
+            raise
         yield from applier.touched.slices(connection)
+
+
+def _give_back(session: SyncSession, ids: Sequence[int]) -> None:
+    """Leave no event taken by a process that lives on; where the database is away there is nobody to tell."""
+    with suppress(psycopg.Error), session.pool.connection(timeout=_GIVE_BACK_SECONDS) as connection:
+        give_back(connection, ids)
 
 
 class _Applier:
@@ -77,6 +98,8 @@ class _Applier:
         """Events that wait until those with records are done."""
         self._changed: dict[tuple[str, Institution], set[int]] = {}
         """Rows that events have changed, whose own lists may be due."""
+        self.in_work: Sequence[int] = ()
+        """Events taken last; those among them that are not settled have to be given back."""
         self._singles = _MOST_SINGLES
         self._upto = 0
         self._began = time.monotonic()
@@ -89,6 +112,9 @@ class _Applier:
                 self._load_all(retried)
             self._ask_again()
             self._read_children()
+            # Last, for one of them may end this process as well.
+            self._take_up()
+            self._read_children()
         self._log_book.close(self._connection)
         self.touched.record(self._connection)
 
@@ -96,21 +122,59 @@ class _Applier:
         late = time.monotonic() - self._began > _LONGEST
         return self._session.stop.is_set() or late or (self._left is not None and self._left <= 0)
 
-    def _load_all(self, retried: bool) -> None:
-        def take(ids: Sequence[int] | None) -> list[StoredEvent]:
-            most = BATCH if self._left is None else min(BATCH, self._left)
-            return claim(self._connection, ids=ids, upto=self._upto, without=self._hints, retried=retried, limit=most)
+    def _goes_on(self) -> bool:
+        return not self._session.stop.is_set() and (self._left is None or self._left > 0)
 
-        while not self._session.stop.is_set() and (self._left is None or self._left > 0):
-            if not any(batch.claimed for batch in self._batches.apply(take)):
+    def _most(self) -> int:
+        return BATCH if self._left is None else min(BATCH, self._left)
+
+    def _load_all(self, retried: bool) -> None:
+        while self._goes_on():
+            ids = take_new(
+                self._connection,
+                self._session.run_id,
+                upto=self._upto,
+                without=self._hints,
+                retried=retried,
+                limit=self._most(),
+            )
+            if not ids:
                 return
+            self.in_work = ids
+            self._batches.apply(ids)
+
+    def _take_up(self) -> None:
+        """Apply what processes had taken that are gone: the more often, the fewer at a time; at last give it up."""
+        if not self._goes_on():
+            return  # looking for them reads all that is pending, which may be much
+        dead = dead_takers(self._connection)
+        most = max(self._session.settings.webhook_attempts, LEAST_TAKINGS)
+        for times in abandoned(self._connection, upto=self._upto, dead=dead):
+            while self._goes_on():
+                ids = take_abandoned(
+                    self._connection,
+                    self._session.run_id,
+                    upto=self._upto,
+                    times=times,
+                    dead=dead,
+                    limit=self._most(),
+                )
+                if not ids:
+                    break
+                self.in_work = ids
+                if times >= most:
+                    self._batches.settle(ids, Outcome.PARKED, f"taken {times} times, its process ended each time")
+                    continue
+                self._batches.apply(ids)
+                self._ask_again()
 
     def _ask_again(self) -> None:
         """Ask the API because of events that only tell of a change: once for all of them."""
         hints, self._hints = self._hints, []
         for at in range(0, len(hints), _HINTS):
             if not self._session.stop.is_set():
-                self._batches.ask(hints[at : at + _HINTS], self._hint_reader.read)
+                self.in_work = take_hints(self._connection, self._session.run_id, hints[at : at + _HINTS])
+                self._batches.ask(self.in_work, self._hint_reader.read)
 
     def _read_children(self) -> None:
         """Read what comes with the single read of changed rows, up to a number a run."""

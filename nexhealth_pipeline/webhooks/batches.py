@@ -20,8 +20,9 @@ from nexhealth_pipeline.warehouse.history import Cause
 from nexhealth_pipeline.webhooks.claiming import Outcome, StoredEvent, Verdict, claim, mark
 from nexhealth_pipeline.webhooks.reading import Told, read_event
 from nexhealth_pipeline.webhooks.snapshots import Group, GroupLoaded, SnapshotLoader
+from nexhealth_pipeline.webhooks.taking import give_back
 
-__all__ = ["Answered", "Batch", "Batches", "Claim", "Loaded"]
+__all__ = ["Answered", "Batch", "Batches", "Loaded"]
 
 _log = logging.getLogger(__name__)
 _REPEATS = 10
@@ -29,8 +30,6 @@ _REPEATS = 10
 _AT_FAULT = ("21", "22", "23", "54", "P0")
 """Classes of errors of PostgreSQL that the data can be at fault for; the rest is about the server or the schema."""
 _ORDER = {one.name: at for at, one in enumerate(DECLARED)}
-Claim = Callable[[Sequence[int] | None], list[StoredEvent]]
-"""Locks events: those of the ids given, or as it likes."""
 Answered = tuple[list[Verdict], int]
 """What to note about events that the API was asked because of, and how many rows changed."""
 
@@ -97,16 +96,12 @@ class Batches:
         self.after_commit: Callable[[Batch], None] | None = None
         """Called after each transaction that claimed something."""
 
-    def apply(self, take: Claim, ids: Sequence[int] | None = None) -> list[Batch]:
-        """Apply the events that `take` locks when asked for `ids`; one result a transaction.
-
-        Raises the driver's error where no event is at fault.
-        """
-        claimed: list[int] = []
+    def apply(self, ids: Sequence[int]) -> list[Batch]:
+        """Apply events; one result a transaction. Raises the driver's error where no event is at fault."""
         try:
-            batch = self._repeated(take, ids, claimed)
+            batch = self._repeated(ids)
         except Exception as failure:
-            if not claimed or not _may_be_at_fault(failure):
+            if not _may_be_at_fault(failure):
                 raise
             # Their temporary tables and what they had seen went with the transaction.
             self._loaders.clear()
@@ -114,11 +109,11 @@ class Batches:
         else:
             self._tell(batch)
             return [batch]
-        if len(claimed) == 1:
-            _log.warning("an event cannot be applied", extra={"nexhealth": {"event_id": claimed[0], "reason": reason}})
-            return [self.fail(take, claimed[0], reason)]
-        middle = len(claimed) // 2
-        return [batch for half in (claimed[:middle], claimed[middle:]) for batch in self.apply(take, half)]
+        if len(ids) == 1:
+            _log.warning("an event cannot be applied", extra={"nexhealth": {"event_id": ids[0], "reason": reason}})
+            return [self.settle(ids, Outcome.FAILED, reason)]
+        middle = len(ids) // 2
+        return [batch for half in (ids[:middle], ids[middle:]) for batch in self.apply(half)]
 
     def ask(self, ids: Sequence[int], read: Callable[[Sequence[Told]], Answered]) -> None:
         """Settle events by asking the API, which `read` does, in one transaction.
@@ -131,14 +126,14 @@ class Batches:
             if not _may_be_at_fault(failure):
                 raise
             for one in ids:
-                self.fail(self._claim, one, _reason(failure))
+                self.settle([one], Outcome.FAILED, _reason(failure))
         else:
             self._tell(batch)
 
     def _ask(self, ids: Sequence[int], read: Callable[[Sequence[Told]], Answered]) -> Batch:
         batch = Batch()
         with self._connection.transaction():
-            events = self._claim(ids)
+            events = claim(self._connection, ids)
             told = [one for one in (read_event(event, self._practices) for event in events) if isinstance(one, Told)]
             reach("after_fetch", _POINT)
             verdicts, batch.rows = read(told) if told else ([], 0)
@@ -148,38 +143,35 @@ class Batches:
         reach("after_commit", _POINT)
         return batch
 
-    def _claim(self, ids: Sequence[int] | None) -> list[StoredEvent]:
-        return claim(self._connection, ids=ids, limit=len(ids or ()))
-
-    def fail(self, take: Claim, event_id: int, reason: str) -> Batch:
-        """Count a failed try of one event."""
+    def settle(self, ids: Sequence[int], outcome: Outcome, reason: str) -> Batch:
+        """Note what became of events that were not, or cannot be, applied."""
         batch = Batch()
         with self._connection.transaction():
-            batch.claimed = len(take([event_id]))
-            if batch.claimed:
-                self._mark(batch, [Verdict(event_id, Outcome.FAILED, reason)])
+            events = claim(self._connection, ids)
+            batch.claimed = len(events)
+            self._mark(batch, [Verdict(one.id, outcome, reason) for one in events])
         self._tell(batch)
         return batch
 
-    def _repeated(self, take: Claim, ids: Sequence[int] | None, claimed: list[int]) -> Batch:
+    def _repeated(self, ids: Sequence[int]) -> Batch:
         for left in reversed(range(_REPEATS)):
             try:
-                return self._transaction(take, ids, claimed)
+                return self._transaction(ids)
             except (errors.DeadlockDetected, errors.SerializationFailure, errors.LockNotAvailable):
                 self._loaders.clear()
                 if not left:
                     raise
         raise AssertionError("unreachable")
 
-    def _transaction(self, take: Claim, ids: Sequence[int] | None, claimed: list[int]) -> Batch:
+    def _transaction(self, ids: Sequence[int]) -> Batch:
         batch = Batch()
         with self._connection.transaction():
-            events = take(ids)
-            claimed[:] = [one.id for one in events]
+            events = claim(self._connection, ids)
             batch.claimed = len(events)
             if events:
                 reach("after_fetch", _POINT)
                 self._mark(batch, self._load(batch, events))
+                give_back(self._connection, batch.hints)
                 if self.before_commit is not None:
                     self.before_commit(batch)
                 reach("before_commit", _POINT)

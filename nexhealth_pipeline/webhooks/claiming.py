@@ -1,10 +1,11 @@
 """Pending events: claimed under row locks, and marked in the transaction of the rows they changed.
 
 A claim lasts as long as its transaction. A process that is killed drops it, and its events are pending as
-before; another process passes over claimed events instead of waiting for them.
+before, but for the note that they were taken (`webhooks.taking`); another process passes over claimed events
+instead of waiting for them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -59,33 +60,16 @@ class Verdict:
     institution_id: int | None = None
 
 
-_CLAIM = (
-    "SELECT id, payload, received_at, attempts, replays FROM nexhealth_webhook_events"
-    " WHERE status = 'pending' AND (next_attempt_at IS NULL OR next_attempt_at <= clock_timestamp())"
-)
+def claim(connection: psycopg.Connection, ids: Sequence[int]) -> list[StoredEvent]:
+    """Lock those of these events that are pending, until the caller's transaction ends; by id.
 
-
-def claim(
-    connection: psycopg.Connection,
-    *,
-    ids: Sequence[int] | None = None,
-    upto: int | None = None,
-    without: Iterable[int] = (),
-    retried: bool = False,
-    limit: int = BATCH,
-) -> list[StoredEvent]:
-    """Lock due events by id, those of `ids`, else those never tried (or, `retried`, tried before) but `without`.
-
-    Events that another process has claimed are left out. Until the caller's transaction ends.
+    Events that another process has claimed are left out.
     """
-    given = {"ids": ids if ids is None else list(ids), "upto": upto, "without": list(without)}
-    chosen = " AND id = ANY(%(ids)s)"
-    if ids is None:
-        chosen = " AND id <= %(upto)s AND id <> ALL(%(without)s) AND (attempts > 0) = %(retried)s"
     with connection.cursor(row_factory=class_row(StoredEvent)) as cursor:
         return cursor.execute(
-            _CLAIM + chosen + " ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED",
-            {**given, "retried": retried, "limit": limit},
+            "SELECT id, payload, received_at, attempts, replays FROM nexhealth_webhook_events"
+            " WHERE status = 'pending' AND id = ANY(%s) ORDER BY id FOR UPDATE SKIP LOCKED",
+            (list(ids),),
         ).fetchall()
 
 
@@ -106,6 +90,7 @@ def mark(connection: psycopg.Connection, verdicts: Sequence[Verdict], *, run_id:
                 WHEN v.idle THEN 'applied'
                 WHEN v.outcome IN ('applied', 'superseded', 'parked') THEN v.outcome
                 WHEN v.outcome = 'failed' AND e.attempts + 1 >= %(most)s THEN 'parked' ELSE 'pending' END,
+            taken = 0, taken_by = NULL,
             attempts = e.attempts + (v.outcome IN ('failed', 'parked'))::int,
             next_attempt_at = CASE v.outcome
                 WHEN 'failed' THEN CASE WHEN e.attempts + 1 < %(most)s THEN clock_timestamp()

@@ -4,7 +4,7 @@ An event that was applied is harmless to apply again: what the table has in this
 untouched. Only events whose payload is still there can be (`warehouse.housekeeping`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -14,7 +14,7 @@ from nexhealth_pipeline.errors import InvalidSetting
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.warehouse.connect import driver_errors
 from nexhealth_pipeline.webhooks.batches import Batch, Batches
-from nexhealth_pipeline.webhooks.claiming import BATCH, StoredEvent, claim
+from nexhealth_pipeline.webhooks.claiming import BATCH
 from nexhealth_pipeline.webhooks.feeds import event_names
 
 __all__ = ["STATUSES", "Rehearsal", "Selection", "rehearse", "replay"]
@@ -88,14 +88,10 @@ def rehearse(
     ):
         ids = _mark(connection, selection)
         batches = Batches(connection, session.practices(), run_id=session.run_id, most_attempts=1)
-
-        def take(chosen: Sequence[int] | None) -> list[StoredEvent]:
-            return claim(connection, ids=chosen, limit=BATCH)
-
         for at in range(0, len(ids), BATCH):
             if session.stop.is_set():
                 break
-            for batch in batches.apply(take, ids[at : at + BATCH]):
+            for batch in batches.apply(ids[at : at + BATCH]):
                 total.add(batch)
                 if on_batch is not None:
                     on_batch(batch)
@@ -105,8 +101,8 @@ def rehearse(
 def _mark(connection: psycopg.Connection, selection: Selection) -> list[int]:
     """Ids of the chosen events, which are pending now, oldest first; the caller commits."""
     rows = connection.execute(
-        "UPDATE nexhealth_webhook_events SET status = 'pending', status_before = status, replays = replays + 1, attempts = 0,"
-        " next_attempt_at = NULL, error = NULL"
+        "UPDATE nexhealth_webhook_events SET status = 'pending', status_before = status, replays = replays + 1,"
+        " attempts = 0, taken = 0, taken_by = NULL, next_attempt_at = NULL, error = NULL"
         " WHERE payload IS NOT NULL AND status = ANY(%(statuses)s)"
         " AND (%(since)s::timestamptz IS NULL OR received_at >= %(since)s)"
         " AND (%(until)s::timestamptz IS NULL OR received_at < %(until)s)"

@@ -41,6 +41,7 @@ def settings(box: SandboxServer, database_url: str) -> Settings:
 def a_day_passes(rows: Rows) -> None:
     day = "interval '1 day'"
     rows(f"UPDATE nexhealth_child_reads SET read_at = read_at - {day}, judged_at = judged_at - {day} RETURNING 1")
+    rows(f"UPDATE nexhealth_sync_state SET begun_at = begun_at - {day} WHERE collection = 'documents' RETURNING 1")
 
 
 def night(
@@ -72,7 +73,7 @@ def documents(rows: Rows, fewest: int = 1, most: int = 99) -> dict[int, list[int
 
 def turn_is_next(rows: Rows, patient: int) -> None:
     rows(
-        "UPDATE nexhealth_child_reads SET judged_at = judged_at - interval '9 days'"
+        "UPDATE nexhealth_child_reads SET judged_at = judged_at - interval '9 years'"
         f" WHERE patient_id = {patient} RETURNING 1"
     )
 
@@ -177,6 +178,24 @@ def test_a_list_that_cannot_be_read_keeps_no_other_from_being_judged(
     box.faults.clear()
     night(settings, box, rows)
     assert gone(rows) == {victim, kept}
+
+
+def test_patients_whom_the_api_does_not_know_hold_up_nobodys_turn(
+    settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """Listed as before, their own lists answer 404 night after night: nothing of theirs is marked by that."""
+    held = list(documents(rows))
+    unknown, patient = held[:-1], held[-1]
+    victim = documents(rows)[patient][0]
+    for one in unknown:
+        turn_is_next(rows, one)
+        box.faults.add("status", path=f"/patients/{one}/documents", status=404)
+    box.state.delete("documents", victim, hard=True)
+    counted = [night(settings, box, rows)[1] for _ in range(2 * NIGHTS)]
+    assert gone(rows) == {victim}
+    asked_for = [sum(one in patients for patients in counted) for one in unknown]
+    assert min(asked_for) >= 1
+    assert max(asked_for) <= NIGHTS + 1, "not night after night"
 
 
 def test_nothing_is_judged_by_a_list_with_a_record_whose_id_cannot_be_read(

@@ -1,5 +1,6 @@
 """Which patients' lists are due."""
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -7,7 +8,7 @@ import psycopg
 import pytest
 
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
-from nexhealth_pipeline.warehouse.child_reads import DueRow, due_rows, record_child_reads, witnesses
+from nexhealth_pipeline.warehouse.child_reads import DueRow, due_rows, record_child_reads, record_unknown, witnesses
 from nexhealth_pipeline.warehouse.knowledge import record_membership
 
 from .conftest import Rows
@@ -96,23 +97,14 @@ def test_a_deleted_patients_list_is_not_read(practice: psycopg.Connection) -> No
     assert due(practice) == [2, 4]
 
 
-@pytest.mark.parametrize(("days", "count"), [(30, 2), (60, 1), (59, 2), (1, 60)])
+@pytest.mark.parametrize(("days", "count"), [(30, 2), (60, 1), (40, 1), (1, 60)])
 def test_rotation_takes_a_nights_share_oldest_first(practice: psycopg.Connection, days: int, count: int) -> None:
     """Documents change without their patient; within a month every list has been looked at again."""
-    patients = range(101, 161)
-    practice.execute("DELETE FROM nexhealth_patients")
-    Table(practice, COLLECTIONS["patients"]).load(*({"id": number, "updated_at": VERSION} for number in patients))
+    patients = only_patients(practice, 60)
     for number in patients:
-        read(practice, number, hours_ago=24 + number)  # the highest id is the oldest
+        read(practice, number, hours_ago=24 + number / 1000)  # the highest id is the oldest
     expected = sorted(patients)[-count:]
     assert due(practice, rotation_days=days) == expected
-
-
-def test_a_second_sync_of_the_same_day_rotates_nothing(practice: psycopg.Connection) -> None:
-    read(practice, 1, 2, 4, hours_ago=19)
-    assert due(practice, rotation_days=1) == []
-    read(practice, 1, 2, 4, hours_ago=21)
-    assert due(practice, rotation_days=1) == [1, 2, 4]
 
 
 def test_what_was_read_is_noted_once_a_patient(practice: psycopg.Connection, rows: Rows) -> None:
@@ -122,31 +114,120 @@ def test_what_was_read_is_noted_once_a_patient(practice: psycopg.Connection, row
     assert rows("SELECT patient_id, patient_version, rows FROM nexhealth_child_reads") == [(1, None, 5)]
 
 
-def test_every_list_comes_up_within_the_nights_and_none_twice_as_often(practice: psycopg.Connection) -> None:
-    """What left a list is noticed in its turn at the latest; an office that grows by a fifth meanwhile included."""
-    nights, first = 30, range(101, 201)
+def only_patients(practice: psycopg.Connection, count: int) -> range:
+    """So many patients, and no others."""
+    patients = range(101, 101 + count)
     practice.execute("DELETE FROM nexhealth_patients")
-    patients = Table(practice, COLLECTIONS["patients"])
-    patients.load(*({"id": number, "updated_at": VERSION} for number in first))
-    read(practice, *first, hours_ago=24)
-    last = dict.fromkeys(first, 0)
-    for night in range(1, 4 * nights):
-        new = [max(last) + 1] if night % 6 == 0 else []
-        patients.load(*({"id": number, "updated_at": VERSION} for number in new))
-        taken = set(due(practice, rotation_days=nights))
-        turned = taken - set(new)
-        assert taken - turned == set(new)
-        assert len(turned) == -(-(len(last) + len(new)) // nights)
-        assert all(night - last[one] > nights / 2 for one in turned if night > nights)
-        last |= dict.fromkeys(taken, night)
-        assert max(night - one for one in last.values()) < nights
-        read(practice, *taken)
-        practice.execute(
-            "UPDATE nexhealth_child_reads SET judged_at = clock_timestamp() WHERE patient_id = ANY(%s)", (list(taken),)
+    Table(practice, COLLECTIONS["patients"]).load(*({"id": number, "updated_at": VERSION} for number in patients))
+    return patients
+
+
+class Office:
+    """An office's syncs as time goes by: what each of them reads in turn, and is judged by."""
+
+    def __init__(self, practice: psycopg.Connection, count: int, nights: int = 30) -> None:
+        self._practice, self._nights = practice, nights
+        self.hour = 0.0
+        self.judged = dict.fromkeys(only_patients(practice, count), 0.0)
+        """When each list was judged last."""
+        self.oldest = 0.0
+        """Hours that a list has waited at most."""
+        read(practice, *self.judged)
+
+    def sync(self, hours: float, new: int = 0, changed: Iterable[int] = (), *, judges: bool = True) -> int:
+        """A sync so many hours after the last one, which finds `new` patients; returns how many came in turn."""
+        added = [max(self.judged) + one for one in range(1, new + 1)]
+        Table(self._practice, COLLECTIONS["patients"]).load(*({"id": one, "updated_at": VERSION} for one in added))
+        self._practice.execute(
+            "UPDATE nexhealth_child_reads SET read_at = read_at - ago, judged_at = judged_at - ago"
+            " FROM make_interval(secs => %s) ago",
+            (hours * 3600,),
         )
-        practice.execute(
-            "UPDATE nexhealth_child_reads SET read_at = read_at - interval '1 day', judged_at = judged_at - interval '1 day'"
-        )
+        self.hour += hours
+        last = self._practice.execute("SELECT clock_timestamp() - make_interval(secs => %s)", (hours * 3600,))
+        (begun,) = last.fetchone() or (None,)
+        in_turn = set(due(self._practice, last_begun=begun, rotation_days=self._nights)) - set(added)
+        taken = in_turn | set(added) | set(changed)
+        read(self._practice, *taken)
+        if judges:
+            self._practice.execute(
+                "UPDATE nexhealth_child_reads SET judged_at = clock_timestamp() WHERE patient_id = ANY(%s)",
+                (list(taken),),
+            )
+            self.judged |= dict.fromkeys(taken, self.hour)
+        self.oldest = max(self.oldest, *(self.hour - one for one in self.judged.values()))
+        return len(in_turn)
+
+
+DAY = 24.0
+
+
+def test_every_list_comes_up_within_the_nights_at_an_even_pace(practice: psycopg.Connection) -> None:
+    """What left a list is noticed in its turn at the latest; an office that grows by a fifth meanwhile included."""
+    office = Office(practice, 100)
+    lots = [office.sync(DAY + 0.2 * (-1) ** night, new=night % 6 == 0) for night in range(1, 120)]
+    assert office.oldest < 30 * DAY
+    assert max(lots) <= 6
+    assert sum(lots) <= sum(-(-len(office.judged) // 30) for _ in lots)
+
+
+def test_a_days_lot_is_the_same_however_many_syncs_share_it(practice: psycopg.Connection) -> None:
+    """Risk: a sync each hour takes a thirtieth each hour, and every list is read daily."""
+    office = Office(practice, 22, nights=4)
+    days = [sum(office.sync(1) for _ in range(24)) for _ in range(9)]
+    assert max(days) <= 6
+    assert 22 / 4 * 8 <= sum(days) <= 22 / 4 * 9.5
+    assert office.oldest < 4 * DAY + 1
+
+
+def test_syncs_soon_after_the_nights_read_nothing_more(practice: psycopg.Connection) -> None:
+    office = Office(practice, 300)
+    assert office.sync(DAY) == 10
+    assert [office.sync(0.1) for _ in range(20)] == [0] * 20
+    assert office.sync(DAY - 2) == 10
+
+
+def test_patients_that_change_daily_or_are_new_take_nobodys_turn(practice: psycopg.Connection) -> None:
+    """Risk: their reads are counted as the day's lot, and the others are never judged."""
+    office = Office(practice, 100)
+    first = range(101, 121)
+    for _ in range(70):
+        office.sync(DAY, new=5, changed=first)
+        assert office.oldest < 31 * DAY
+
+
+def test_missed_nights_are_made_up_for_by_and_by(practice: psycopg.Connection) -> None:
+    """Two weeks without a sync cost no day half of all lists, and no list its turn."""
+    office = Office(practice, 300)
+    for _ in range(40):
+        office.sync(DAY)
+    lots = [office.sync(15 * DAY)] + [office.sync(DAY) for _ in range(14)]
+    assert max(lots) <= 20
+    assert sum(lots) >= 290
+    for _ in range(10):
+        office.sync(DAY)
+    assert all(office.hour - one <= 31 * DAY for one in office.judged.values())
+
+
+def test_hourly_syncs_make_up_for_them_little_faster(practice: psycopg.Connection) -> None:
+    office = Office(practice, 300)
+    assert office.sync(15 * DAY) == 20
+    assert 20 <= sum(office.sync(1) for _ in range(24)) <= 48
+
+
+def test_reads_that_come_to_no_judgement_cost_no_more_a_day(practice: psycopg.Connection) -> None:
+    """An office that is offline for weeks: its lists are read in vain, and stay the first in turn."""
+    office = Office(practice, 300)
+    for _ in range(20):
+        assert office.sync(DAY, judges=False) <= 20
+    assert sum(office.sync(1, judges=False) for _ in range(24)) <= 48
+
+
+def test_rows_that_the_api_does_not_know_have_had_their_turn(practice: psycopg.Connection) -> None:
+    read(practice, 1, 2, 4, hours_ago=40 * 24)
+    assert due(practice, rotation_days=2) == [1, 2, 4]
+    record_unknown(practice, collection="documents", institution_id=INSTITUTION, ids=[1, 4, 99])
+    assert due(practice, rotation_days=2) == [2]
 
 
 def test_a_read_that_does_not_judge_puts_off_no_turn(practice: psycopg.Connection) -> None:
@@ -155,7 +236,7 @@ def test_a_read_that_does_not_judge_puts_off_no_turn(practice: psycopg.Connectio
     practice.execute("UPDATE nexhealth_child_reads SET judged_at = judged_at - interval '9 days' WHERE patient_id = 2")
     again = [(DueRow(2, datetime.fromisoformat(VERSION)), 2)]
     record_child_reads(practice, collection="documents", institution_id=INSTITUTION, reads=again)
-    assert due(practice, rotation_days=3) == [2]
+    assert due(practice, rotation_days=9) == [2]
 
 
 def test_witnesses_are_lists_that_had_records_read_lately_but_not_now(practice: psycopg.Connection) -> None:

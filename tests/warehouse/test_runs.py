@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from nexhealth_pipeline.warehouse.runs import RunLock, close_dead_runs, lock_key
+from nexhealth_pipeline.warehouse.runs import RunLock, close_dead_runs, is_dead, lock_key
 from nexhealth_pipeline.warehouse.sync_log import Counts, SyncLog
 
 from .conftest import Rows
@@ -109,6 +109,14 @@ def test_a_run_takes_its_lock_again_when_the_server_dropped_it(
         assert rows(RUNS) == [("mine", "running", False)]
         lock.finish("succeeded")
     assert rows(RUNS) == [("mine", "succeeded", True)]
+
+
+def test_a_run_is_dead_when_nobody_holds_its_lock(connection: psycopg.Connection, shared_url: str, rows: Rows) -> None:
+    with RunLock(shared_url, "mine"):
+        assert not is_dead(connection, "mine")
+    wait_until_free(connection, "mine")
+    assert is_dead(connection, "mine")
+    assert rows("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()") == [(0,)]
 
 
 def test_keeping_a_lock_that_stands_changes_nothing(

@@ -15,6 +15,7 @@ from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.sync.loader import Loader
 from nexhealth_pipeline.sync.practice import load_practices
 from nexhealth_pipeline.sync.slices import Slice
+from nexhealth_pipeline.warehouse.runs import lock_key
 from nexhealth_pipeline.warehouse.state import PassKey, PassState, save_state
 from nexhealth_pipeline.webhooks.applying import AppliedSlice, Batch, apply_pending
 from nexhealth_pipeline.webhooks.events import EventMalformed, dedup_hash, parse
@@ -165,3 +166,11 @@ def apply_all(settings: Settings, *, limit: int | None = None) -> tuple[list[App
 def due_again(connection: psycopg.Connection) -> None:
     """Let the time until the next tries pass."""
     connection.execute("UPDATE nexhealth_webhook_events SET next_attempt_at = NULL WHERE status = 'pending'")
+
+
+def free_locks(connection: psycopg.Connection) -> None:
+    """Wait until the server has noticed that the sockets of killed runs are closed, which takes milliseconds."""
+    runs = connection.execute("SELECT run_id FROM nexhealth_runs WHERE finished_at IS NULL").fetchall()
+    for (run_id,) in runs:
+        connection.execute("SELECT pg_advisory_lock(%s)", (lock_key("run", run_id),))
+        connection.execute("SELECT pg_advisory_unlock(%s)", (lock_key("run", run_id),))

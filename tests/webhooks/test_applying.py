@@ -23,6 +23,7 @@ from .kit import (
     apply_all,
     body,
     due_again,
+    free_locks,
     load_page,
     mark_complete,
     moment,
@@ -307,8 +308,8 @@ def test_a_lost_connection_loses_no_event(
     with pytest.raises(WarehouseUnreachable), open_session(settings_for(practice_url)) as session:
         list(applying.apply_pending(session, on_batch=restart))
     assert practice.execute(
-        "SELECT status, attempts, count(*) FROM nexhealth_webhook_events GROUP BY 1, 2 ORDER BY 1"
-    ).fetchall() == [("applied", 0, 10), ("pending", 0, 20)]
+        "SELECT status, attempts, taken, count(*) FROM nexhealth_webhook_events GROUP BY 1, 2, 3 ORDER BY 1"
+    ).fetchall() == [("applied", 0, 0, 10), ("pending", 0, 0, 20)]
     _, total = apply_all(settings_for(practice_url))
     assert total.applied == 20
 
@@ -325,6 +326,8 @@ def test_a_run_killed_at_any_step_has_applied_each_event_once(
         story.store(practice, told)
     killed = [started.wait(started.start(url=practice_url, point=f"{point}:{n}")) for n in (1, 2)]
     assert killed == [-9, -9]
+    free_locks(practice)
+    due_again(practice)
     started.finish(url=practice_url)
     story.check(practice)
     history_is_sound(practice)
@@ -345,6 +348,8 @@ def killed_at_random(rounds: int, seed: int, started: Forks, practice: psycopg.C
         time.sleep(chance.uniform(0.0, 0.15))
         started.kill(pid)
         assert started.wait(pid) in {-9, 0}
+    free_locks(practice)
+    due_again(practice)
     started.finish(url=practice_url)
     story.check(practice)
     history_is_sound(practice)

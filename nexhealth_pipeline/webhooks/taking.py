@@ -1,0 +1,105 @@
+"""Which events are being worked on: noted, and committed, before the work begins.
+
+A process that is killed leaves that note. Its events are taken again few at a time, then alone, so that the one that
+ends its process each time is found and given up, and its neighbours are applied. Whatever ends in another way than
+with its process takes the note back, so that a database that is away is no event's fault.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+
+import psycopg
+
+from nexhealth_pipeline.warehouse.runs import is_dead
+
+__all__ = [
+    "LEAST_TAKINGS",
+    "abandoned",
+    "dead_takers",
+    "give_back",
+    "take_abandoned",
+    "take_hints",
+    "take_new",
+]
+
+_SIZES = (100, 10)
+"""Events taken at once that were taken once, twice before; later ones alone."""
+LEAST_TAKINGS = len(_SIZES) + 2
+"""Takings after which an event may be given up: not before it was taken alone."""
+_PAUSES = [timedelta(seconds=30), timedelta(minutes=2), timedelta(minutes=10), timedelta(hours=1)]
+"""How long an event that is taken alone is left alone, should that end its process; the last for all further times."""
+_TAKE = """
+UPDATE nexhealth_webhook_events e SET taken = e.taken + 1, taken_by = %(run)s,
+    next_attempt_at = CASE WHEN e.taken >= %(alone)s THEN clock_timestamp()
+        + (%(pauses)s::interval[])[least(e.taken - %(alone)s + 1, cardinality(%(pauses)s::interval[]))] END
+FROM (
+    SELECT id FROM nexhealth_webhook_events
+    WHERE status = 'pending' AND (next_attempt_at IS NULL OR next_attempt_at <= clock_timestamp()) AND """
+_NEW = "id <= %(upto)s AND id <> ALL(%(without)s) AND taken = 0 AND (attempts > 0) = %(retried)s"
+_HINTS = "id = ANY(%(ids)s) AND taken_by IS NULL"
+_ABANDONED = "id <= %(upto)s AND taken = %(times)s AND (taken_by IS NULL OR taken_by = ANY(%(dead)s))"
+_CHOSEN = """
+    ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+) chosen WHERE e.id = chosen.id RETURNING e.id
+"""
+
+
+def take_new(
+    connection: psycopg.Connection, run_id: str, *, upto: int, without: Iterable[int], retried: bool, limit: int
+) -> list[int]:
+    """Take due events by id that were never tried (or, `retried`, failed before), but `without`.
+
+    As every taking: for `connection` in autocommit mode; what another process takes just now is left out.
+    """
+    given = {"upto": upto, "without": list(without), "retried": retried, "limit": limit}
+    return _take(connection, _TAKE + _NEW + _CHOSEN, run_id, given)
+
+
+def take_hints(connection: psycopg.Connection, run_id: str, ids: Sequence[int]) -> list[int]:
+    """Take events once more that were given back because the API is to be asked."""
+    return _take(connection, _TAKE + _HINTS + _CHOSEN, run_id, {"ids": list(ids), "limit": len(ids)})
+
+
+def take_abandoned(
+    connection: psycopg.Connection, run_id: str, *, upto: int, times: int, dead: Sequence[str], limit: int
+) -> list[int]:
+    """Take due events again that were taken so many times in vain, last by one of the `dead` runs."""
+    given = {"upto": upto, "times": times, "dead": list(dead), "limit": min(limit, _most_at_once(times))}
+    return _take(connection, _TAKE + _ABANDONED + _CHOSEN, run_id, given)
+
+
+def dead_takers(connection: psycopg.Connection) -> list[str]:
+    """Runs that have events and whose process is gone; `connection` is in autocommit mode."""
+    runs = connection.execute(
+        "SELECT DISTINCT taken_by FROM nexhealth_webhook_events WHERE status = 'pending' AND taken_by IS NOT NULL"
+    ).fetchall()
+    return [run_id for (run_id,) in runs if is_dead(connection, run_id)]
+
+
+def abandoned(connection: psycopg.Connection, *, upto: int, dead: Sequence[str]) -> list[int]:
+    """How often events were taken that no living process has and that are due, fewest first."""
+    rows = connection.execute(
+        "SELECT DISTINCT taken FROM nexhealth_webhook_events WHERE status = 'pending' AND taken > 0 AND id <= %s"
+        " AND (next_attempt_at IS NULL OR next_attempt_at <= clock_timestamp())"
+        " AND (taken_by IS NULL OR taken_by = ANY(%s)) ORDER BY 1",
+        (upto, list(dead)),
+    )
+    return [times for (times,) in rows]
+
+
+def give_back(connection: psycopg.Connection, ids: Sequence[int]) -> None:
+    """Take back one taking of those events that are not settled: another step is to follow, or a failure of no event's."""
+    connection.execute(
+        "UPDATE nexhealth_webhook_events SET taken = taken - 1, taken_by = NULL, next_attempt_at = NULL"
+        " WHERE id = ANY(%s) AND taken > 0",
+        (list(ids),),
+    )
+
+
+def _most_at_once(times: int) -> int:
+    return _SIZES[times - 1] if times <= len(_SIZES) else 1
+
+
+def _take(connection: psycopg.Connection, statement: str, run_id: str, given: dict[str, object]) -> list[int]:
+    given |= {"run": run_id, "alone": len(_SIZES) + 1, "pauses": _PAUSES}
+    return sorted(id_ for (id_,) in connection.execute(statement, given))

@@ -1,0 +1,164 @@
+"""Events whose process is killed while it works on them: none is tried for ever, none is lost, and no neighbour is blamed."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from nexhealth_pipeline.warehouse.runs import RunLock, lock_key
+from nexhealth_pipeline.webhooks import applying, hints
+from nexhealth_pipeline.webhooks.replaying import Selection, replay
+from tests.forks import Forks
+
+from .appliers import appliers
+from .kit import LOCATION, apply_all, body, due_again, free_locks, patient, settings_for, store, updated
+
+DEADLY = "Deadly"
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """Processes that apply events."""
+    with appliers(tmp_path_factory.mktemp("taken")) as started:
+        yield started
+
+
+def killed_until_parked(started: Forks, db: psycopg.Connection, url: str, **how: object) -> int:
+    """Runs one after the other, all pauses over; how many were killed until one was not."""
+    for killed in range(30):
+        status = started.run(url=url, **how)
+        if status == 0:
+            return killed
+        assert status == -9, started.output.read_text()
+        free_locks(db)
+        due_again(db)
+    raise AssertionError("killed for ever")
+
+
+def ends(db: psycopg.Connection) -> dict[int, tuple[str, str | None]]:
+    rows = db.execute("SELECT id, status, error FROM nexhealth_webhook_events").fetchall()
+    return {id_: (status, error) for id_, status, error in rows}
+
+
+def patients(first: int, count: int) -> list[bytes]:
+    return [updated(patient(number, 1)) for number in range(first, first + count)]
+
+
+def inserted(number: int, note: str = "") -> bytes:
+    """An event that only tells of an appointment."""
+    data = {"appointment": {"id": number, "location_id": LOCATION}}
+    return body("appointment_insertion.complete", data, note=note)
+
+
+@pytest.mark.parametrize(("tries", "killed"), [("5", 5), ("1", 4)])
+def test_an_event_that_ends_its_process_is_given_up_and_its_neighbours_are_applied(
+    started: Forks, practice: psycopg.Connection, practice_url: str, tries: str, killed: int
+) -> None:
+    """Out of memory at one record, say: it is alone before it is given up, however few tries the settings allow."""
+    before = store(practice, *patients(1, 130))
+    (deadly,) = store(practice, updated(patient(500, 1, first_name=DEADLY)))
+    after = store(practice, *patients(200, 130))
+    order = {"deadly": DEADLY, "batch": 200, "attempts": tries}
+    assert killed_until_parked(started, practice, practice_url, **order) == killed
+    found = ends(practice)
+    assert found.pop(deadly) == ("parked", f"taken {killed} times, its process ended each time")
+    assert found == dict.fromkeys(before + after, ("applied", None))
+    assert practice.execute("SELECT count(*) FROM nexhealth_patients").fetchall() == [(260,)]
+    assert practice.execute("SELECT max(taken), max(taken_by) FROM nexhealth_webhook_events").fetchall() == [(0, None)]
+
+
+def test_what_comes_later_is_applied_before_it_is_tried_again(
+    started: Forks, practice: psycopg.Connection, practice_url: str
+) -> None:
+    """Else each new event would wait, and be taken in vain, until it is given up."""
+    store(practice, updated(patient(500, 1, first_name=DEADLY)))
+    assert started.run(url=practice_url, deadly=DEADLY) == -9
+    free_locks(practice)
+    later = store(practice, *patients(1, 3))
+    assert started.run(url=practice_url, deadly=DEADLY) == -9
+    assert [ends(practice)[one] for one in later] == [("applied", None)] * 3
+
+
+def test_an_event_the_api_is_asked_for_is_given_up_as_well(
+    started: Forks, practice: psycopg.Connection, practice_url: str
+) -> None:
+    """It is settled in a later step than it is read in: what that step ends counts once, not for each step."""
+    others = store(practice, *(inserted(number) for number in range(1, 30)))
+    (deadly,) = store(practice, inserted(99, DEADLY))
+    assert killed_until_parked(started, practice, practice_url, asked=DEADLY) == 5
+    found = ends(practice)
+    assert found.pop(deadly) == ("parked", "taken 5 times, its process ended each time")
+    assert found == dict.fromkeys(others, ("applied", None))
+
+
+def test_one_that_is_taken_alone_is_left_alone_for_a_while(
+    started: Forks, practice: psycopg.Connection, practice_url: str
+) -> None:
+    """What ended its process may be the host's memory that others used."""
+    store(practice, updated(patient(500, 1, first_name=DEADLY)))
+    for _ in range(4):
+        assert started.run(url=practice_url, deadly=DEADLY) == -9
+        free_locks(practice)
+    started.finish(url=practice_url, deadly=DEADLY)
+    row = practice.execute(
+        "SELECT taken, extract(epoch FROM next_attempt_at - clock_timestamp())::int FROM nexhealth_webhook_events"
+    ).fetchone()
+    assert row is not None
+    assert row[0] == 4
+    assert 20 <= row[1] <= 30
+
+
+def test_one_that_was_given_up_is_replayed_from_the_beginning(
+    started: Forks, practice: psycopg.Connection, practice_url: str
+) -> None:
+    """After a mistake was mended, or on a larger host."""
+    (event,) = store(practice, updated(patient(500, 1, first_name=DEADLY)))
+    killed_until_parked(started, practice, practice_url, deadly=DEADLY)
+    assert replay(practice, Selection(ids=(event,))) == 1
+    assert started.run(url=practice_url, deadly=DEADLY) == -9
+    free_locks(practice)
+    _, total = apply_all(settings_for(practice_url))
+    assert total.applied == 1
+    assert ends(practice)[event] == ("applied", None)
+
+
+def test_what_a_living_run_has_taken_is_left_to_it(practice: psycopg.Connection, practice_url: str) -> None:
+    store(practice, *patients(1, 2))
+    practice.execute("UPDATE nexhealth_webhook_events SET taken = 1, taken_by = 'other'")
+    with RunLock(practice_url, "other"):
+        assert apply_all(settings_for(practice_url))[1].claimed == 0
+    practice.execute("SELECT pg_advisory_lock(%s)", (lock_key("run", "other"),))
+    practice.execute("SELECT pg_advisory_unlock(%s)", (lock_key("run", "other"),))
+    assert apply_all(settings_for(practice_url))[1].applied == 2
+
+
+@pytest.mark.parametrize("step", ["load", "ask"])
+def test_a_run_that_fails_without_being_killed_leaves_no_trace(
+    practice: psycopg.Connection, practice_url: str, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """A full disk, a wish to stop: nobody's fault, as often as it happens."""
+    store(practice, *patients(1, 2), inserted(9))
+
+    def fails(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        if step == "load":
+            patch.setattr(applying.Batches, "_load", fails)
+        else:
+            patch.setattr(hints.HintReader, "read", fails)
+        for _ in range(7):
+            with pytest.raises(MemoryError):
+                apply_all(settings_for(practice_url))
+    taken = "SELECT sum(taken), count(taken_by) FROM nexhealth_webhook_events WHERE status = 'pending'"
+    assert practice.execute(taken).fetchall() == [(0, 0)]
+    apply_all(settings_for(practice_url))
+    assert practice.execute("SELECT count(*) FROM nexhealth_webhook_events WHERE status = 'pending'").fetchall() == [
+        (0,)
+    ]
+
+
+def test_the_processes_said_nothing(started: Forks) -> None:
+    """A run that fails instead of being killed proves nothing."""
+    assert not Path(started.output).exists() or Path(started.output).read_text() == ""
