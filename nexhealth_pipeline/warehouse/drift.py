@@ -58,7 +58,6 @@ class DriftWatch:
             "_absent",
             "_curious",
             "_fields",
-            "_first",
             "_found",
             "_known",
             "_texts",
@@ -73,7 +72,7 @@ class DriftWatch:
         self._found: list[Drift] = []
         self._told: set[tuple[Kind, int, str]] = set()
         self._absent: set[str] | None = None
-        self._first = self._curious = True
+        self._curious = True
 
     def see(
         self, record: dict[str, object], institution: str, absent: list[str], faults: Sequence[RecordRefused]
@@ -83,9 +82,7 @@ class DriftWatch:
             inner = _at(record, path)
             if isinstance(inner, dict) and not known.issuperset(inner):
                 self._note_new(record, inner, institution, path, known)
-        if self._first:
-            self._first = False
-            self._see_texts(record, institution)
+        self._see_texts(record, institution)
         self.see_absent(absent)
         if faults:
             self._note_faults(record, institution, faults)
@@ -105,7 +102,7 @@ class DriftWatch:
     def drain_absent(self) -> set[str] | None:
         """Fields that none of the records since the last call had; None = there was no record."""
         absent, self._absent = self._absent, None
-        self._first = self._curious = True
+        self._curious = True
         return None if absent is None else {self._fields[name] for name in absent}
 
     def _see_texts(self, record: dict[str, object], institution: str) -> None:

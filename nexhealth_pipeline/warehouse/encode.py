@@ -17,16 +17,25 @@ import msgspec
 from nexhealth_pipeline.catalog.collection import Collection, SqlType
 from nexhealth_pipeline.errors import RecordRefused
 from nexhealth_pipeline.warehouse.drift import DriftWatch
-from nexhealth_pipeline.warehouse.usual import INDEXED_BYTES, Usual, UsualRecords, arranged, is_odd, must_be_short
+from nexhealth_pipeline.warehouse.usual import (
+    INDEXED_BYTES,
+    Usual,
+    UsualRecords,
+    arranged,
+    id_place,
+    is_odd,
+    must_be_short,
+)
 from nexhealth_pipeline.warehouse.values import CONVERTERS, COPY_ESCAPES, NULL, Converter, copy_text, json_text
 
-__all__ = ["Encoded", "Note", "RecordEncoder"]
+__all__ = ["HASH_BEGINS", "Encoded", "Note", "RecordEncoder"]
 
 _decode = msgspec.json.Decoder(dict[str, object]).decode
 _ABSENT = object()
 _ID_DIGITS = 19
-_HASH_BYTES = 15
-"""Another length with each change of what is hashed: so `merge` tells a row hashed in an earlier way. It was 16."""
+HASH_BEGINS = 2
+"""Bytes of a row's hash that tell which columns it is of, in which order: those of an earlier release begin otherwise."""
+_HASH_ENDS = 14
 _FIRST_ID = re.compile(rb'\s*\{\s*"id"\s*:\s*"?(\d{1,19})"?\s*[,}]')
 
 
@@ -94,8 +103,8 @@ class RecordEncoder:
         self._usual = UsualRecords(collection)
         self._request_columns = collection.from_request
         self._sensitive = tuple((path[-1], b'"%s"' % path[-1].encode()) for path in collection.sensitive)
-        names = [field.name for field in self._fields]
-        self._id_at = names.index("id") if "id" in names else None
+        self._id_at = id_place(arranged(collection))
+        self._hash_begins = hashlib.blake2b(",".join(self.stage_columns).encode(), digest_size=HASH_BEGINS).hexdigest()
         self.drift = DriftWatch(collection)
         """What the records held that is not as declared."""
 
@@ -164,15 +173,18 @@ class RecordEncoder:
         for fault in faults:
             note = Note(_digits(record.get("id")), fault.field, fault.rule, loaded=True, raw=stored.encode())
             encoded.notes.append(note)
-        return self._written(stored, Usual(fields, texts, absent), institution, known, read_text, encoded)
+        id_ = None if self._id_at is None else texts[self._id_at]
+        found = Usual(fields, None if id_ is None else int(id_), absent)
+        return self._written(stored, found, institution, known, read_text, encoded)
 
     def _written(
         self, stored: str, found: Usual, institution: str, known: list[str], read_text: str, encoded: Encoded
     ) -> str:
         missing = ",".join(found.absent)
-        row_hash = hashlib.blake2b(f"{found.fields}\0{missing}".encode(), digest_size=_HASH_BYTES).hexdigest()
-        if self._id_at is not None and (identifier := found.values[self._id_at]) is not None:
-            encoded.ids.append(int(identifier))  # type: ignore[call-overload]  # digits, or an integer
+        content = hashlib.blake2b(f"{found.fields}\0{missing}".encode(), digest_size=_HASH_ENDS)
+        row_hash = self._hash_begins + content.hexdigest()
+        if found.id is not None:
+            encoded.ids.append(found.id)
         encoded.hashes.append(row_hash)
         return "\t".join(
             (

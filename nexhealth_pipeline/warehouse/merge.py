@@ -20,7 +20,7 @@ from psycopg import sql
 
 from nexhealth_pipeline.catalog.collection import Collection
 from nexhealth_pipeline.warehouse.arrivals import Arrivals
-from nexhealth_pipeline.warehouse.encode import Encoded, RecordEncoder
+from nexhealth_pipeline.warehouse.encode import HASH_BEGINS, Encoded, RecordEncoder
 from nexhealth_pipeline.warehouse.tables import table_columns
 from nexhealth_pipeline.warehouse.values import NULL
 
@@ -321,22 +321,23 @@ class _MergeSql:
     def _rehash(self) -> sql.Composed:
         """Give rows whose whole content came again with another hash that hash, so that they are known the next time.
 
-        That is after a change of the encoding, which the length tells, and where a record came without some keys once.
-        Else those that lack keys give none: a list with them and one without would rewrite the row by turns. To history
-        and the change feed this is no change.
+        That is after a release with other columns, and where a record came without some keys once. Else those that
+        lack keys give none: a list with them and one without would rewrite the row by turns. To history and the change
+        feed this is no change. Rows that another process holds have time until they come again.
         """
         return sql.SQL(
             "WITH same AS MATERIALIZED (SELECT {key_t}, s.row_hash AS hash FROM {stage} s JOIN {target} t ON {same_key}"
             " WHERE s.row_hash <> t.row_hash AND s.source_read_at >= t.source_read_at"
-            " AND (s.absent IS NULL OR octet_length(s.row_hash) <> octet_length(t.row_hash))"
+            " AND (s.absent IS NULL OR substr(s.row_hash, 1, {begins}) <> substr(t.row_hash, 1, {begins}))"
             " AND t.deleted_by IS DISTINCT FROM 'absence' AND ROW({content_s}) IS NOT DISTINCT FROM ROW({content_t})"
-            " ORDER BY {key_t} FOR NO KEY UPDATE OF t)"
+            " ORDER BY {key_t} FOR NO KEY UPDATE OF t SKIP LOCKED)"
             " UPDATE {target} t SET row_hash = s.hash FROM same s WHERE {same_key}"
         ).format(
             key_t=self._names("t", self._collection.key),
             stage=self._stage,
             target=self._target,
             same_key=self._same_key(),
+            begins=sql.Literal(HASH_BEGINS),
             content_s=self._names("s", self._content),
             content_t=self._names("t", self._content),
         )

@@ -20,7 +20,7 @@ from nexhealth_pipeline.catalog.collection import Collection, Column, SqlType
 from nexhealth_pipeline.warehouse.drift import is_plain_name, known_keys
 from nexhealth_pipeline.warehouse.values import NULL, copy_text, json_text
 
-__all__ = ["INDEXED_BYTES", "Usual", "UsualRecords", "arranged", "is_odd", "must_be_short"]
+__all__ = ["INDEXED_BYTES", "Usual", "UsualRecords", "arranged", "id_place", "is_odd", "must_be_short"]
 
 INDEXED_BYTES = 1000
 """Longest text of an indexed column: an entry of two must fit into a third of PostgreSQL's 8 KB page."""
@@ -56,6 +56,9 @@ _LOOKS: dict[SqlType, str] = {
     SqlType.NUMERIC: _NUMBER,
     SqlType.DOUBLE: _NUMBER,
 }
+_LOOSE = (SqlType.JSONB, SqlType.NUMERIC, SqlType.DOUBLE)
+_PASSED_OVER: dict[str, Any] = {"institution_id": int | str | None}
+"""Types of keys that are known and no columns; all others may hold anything."""
 _SHORT = rf"[^\t]{{0,{INDEXED_BYTES // 4}}}"
 
 
@@ -64,7 +67,8 @@ class Usual(NamedTuple):
 
     fields: str
     """Its columns as COPY takes them, in the order of :func:`arranged`."""
-    values: Sequence[object]
+    id: int | None
+    """Value of column `id`, where there is one."""
     absent: list[str]
     """Columns whose key the record has not."""
 
@@ -100,10 +104,7 @@ class UsualRecords:
         self._template = "\t".join(["%s"] * len(self._columns))
         self._looks_well = _pattern(collection, self._columns).match
         self._json = [at for at, column in enumerate(self._columns) if column.type is SqlType.JSONB]
-        # Types that a number too odd for `raw` may come in.
-        self._holds_any = any(
-            column.type in (SqlType.JSONB, SqlType.NUMERIC, SqlType.DOUBLE) for column in self._columns
-        )
+        self._id_at = id_place(self._columns)
         self._sensitive = tuple(b'"%s"' % path[-1].encode() for path in collection.sensitive)
         self._known = known_keys(collection)
         self._learnt: dict[tuple[str, ...], set[str]] = {}
@@ -123,11 +124,13 @@ class UsualRecords:
         fields = self._template % values
         if self._looks_well(fields) is None:
             return None
+        found = None if self._id_at is None else values[self._id_at]
+        id_ = found if found.__class__ is int else None
         if _ABSENT not in fields:
-            return Usual(fields, values, [])
+            return Usual(fields, id_, [])
         parts = fields.split(_ABSENT)
         places = accumulate(part.count("\t") for part in parts[:-1])
-        return Usual(NULL.join(parts), values, [self._names[place] for place in places])
+        return Usual(NULL.join(parts), id_, [self._names[place] for place in places])
 
     def learn(self, record: Mapping[str, object]) -> None:
         """Pass over the undeclared keys of `record` from now on; those too sensitive to keep must be gone from it."""
@@ -136,7 +139,6 @@ class UsualRecords:
             return
         for place, keys in news.items():
             self._learnt.setdefault(place, set()).update(keys)
-        self._holds_any = True
         self._prepare()
 
     def _undeclared(self, record: Mapping[str, object]) -> Iterator[tuple[tuple[str, ...], set[str]]]:
@@ -151,6 +153,8 @@ class UsualRecords:
 
     def _prepare(self) -> None:
         """Make the struct of all that is known by now."""
+        # What a number too odd for `raw`, or a key too sensitive for it, may stand in.
+        self._holds_any = any(column.type in _LOOSE for column in self._columns)
         order: list[Column] = []
         self._root = self._object((), order)
         self._decode = msgspec.json.Decoder(self._root.struct).decode
@@ -173,7 +177,8 @@ class UsualRecords:
         keys: dict[str, tuple[Any, Any]] = {
             key: (type_, ...) if needed else (type_ | None, _ABSENT) for key, type_, needed in (*mine, *objects)
         }
-        keys |= {key: (msgspec.Raw, msgspec.Raw()) for key in sorted(self._passed_over(place) - keys.keys())}
+        keys |= {key: (_PASSED_OVER.get(key, Any), None) for key in sorted(self._passed_over(place) - keys.keys())}
+        self._holds_any |= any(type_ is Any for type_, _ in keys.values())
         # Any key may be one of JSON's, and so may not name a field.
         names = {f"f{number}": key for number, key in enumerate(keys)}
         struct = msgspec.defstruct(
@@ -201,7 +206,7 @@ class UsualRecords:
     def _is_suspect(self, raw: bytes) -> bool:
         """Whether what is passed over or kept as JSON may hold something that must not be stored, or cannot be."""
         hidden = self._sensitive and (b"\\u" in raw or any(name in raw for name in self._sensitive))
-        return bool(hidden) or is_odd(raw) or (not raw.isascii() and not _is_text(raw))
+        return bool(hidden) or is_odd(raw)
 
     def _written(self, values: tuple[object, ...], *, escaped: bool) -> tuple[object, ...]:
         """Values as COPY takes them, where some of them are not written as they stand."""
@@ -217,6 +222,11 @@ def arranged(collection: Collection) -> tuple[Column, ...]:
     return tuple(sorted(collection.columns, key=lambda column: not _look(collection, column)))
 
 
+def id_place(columns: Sequence[Column]) -> int | None:
+    """Which of the columns is the record's own id, where it has one."""
+    return next((at for at, one in enumerate(columns) if one.name == "id" and one.type is SqlType.BIGINT), None)
+
+
 def must_be_short(collection: Collection, column: Column) -> bool:
     """Whether the column is indexed."""
     return column.name in {*collection.key, *(name for index in collection.indexes for name in index)}
@@ -227,14 +237,6 @@ def is_odd(raw: bytes) -> bool:
     return ((b"e-" in raw or b"E-" in raw) and _ODD_NUMBER.search(raw) is not None) or (
         len(raw) > 4000 and _LONG_NUMBER.search(raw) is not None
     )
-
-
-def _is_text(raw: bytes) -> bool:
-    try:
-        raw.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _look(collection: Collection, column: Column) -> str:

@@ -12,6 +12,7 @@ import psycopg
 
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.client.retry import RetryPolicy
+from nexhealth_pipeline.errors import PipelineError
 from nexhealth_pipeline.sync.practice import Institution
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.warehouse.connect import driver_errors
@@ -58,10 +59,14 @@ def apply_pending(
         applier = _Applier(session, connection, limit, on_batch)
         try:
             applier.run()
-        except BaseException:
+        except BaseException as failure:
             _give_back(session, applier.in_work)
+            if isinstance(failure, PipelineError):
+                # What was committed before is told all the same, where the database is still there to ask.
+                with suppress(psycopg.Error):
+                    yield from applier.ended()
             raise
-        yield from applier.touched.slices(connection)
+        yield from applier.ended()
 
 
 def _give_back(session: SyncSession, ids: Sequence[int]) -> None:
@@ -115,8 +120,12 @@ class _Applier:
             # Last, for one of them may end this process as well.
             self._take_up()
             self._read_children()
+
+    def ended(self) -> Iterator[AppliedSlice]:
+        """Close the log of what was applied, and tell its slices."""
         self._log_book.close(self._connection)
         self.touched.record(self._connection)
+        yield from self.touched.slices(self._connection)
 
     def _done(self) -> bool:
         late = time.monotonic() - self._began > _LONGEST
