@@ -33,7 +33,7 @@ _CRON = re.compile(r"([\d*,/A-Za-z#L-]+ +){4}[\d*,/A-Za-z#L-]+")
 class Settings(BaseModel):
     """All settings, validated. Secrets print as stars; build with :func:`load_settings`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
 
     api_key: Annotated[SecretStr | None, Field(alias="NEXHEALTH_API_KEY")] = None
     """The organisation's NexHealth API key."""

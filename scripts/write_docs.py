@@ -3,9 +3,13 @@
 A section stands between `<!-- name -->` and `<!-- /name -->`; `--check` only says whether it is up to date.
 """
 
+import ast
+import inspect
 import re
 import sys
+import textwrap
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -29,11 +33,24 @@ def settings() -> str:
     """A row for every setting."""
     from nexhealth_pipeline.settings import Settings
 
+    meanings = meanings_of(Settings)
     lines = ["| variable | meaning | default |", "|---|---|---|"]
-    for field in Settings.model_fields.values():
+    for name, field in Settings.model_fields.items():
         default = "" if field.default in (None, ()) else f"`{field.default}`"
-        lines.append(f"| `{field.alias}` | {field.description} | {default} |")
+        lines.append(f"| `{field.alias}` | {meanings[name]} | {default} |")
     return "\n".join(lines)
+
+
+def meanings_of(model: type) -> dict[str, str]:
+    """The docstring below each field. pydantic would take them as well, but at each start of the software."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(model))).body
+    assert isinstance(tree, ast.ClassDef)
+    return {
+        field.target.id: doc.value.value
+        for field, doc in pairwise(tree.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant) and isinstance(doc.value.value, str)
+    }
 
 
 def commands() -> str:

@@ -1,10 +1,13 @@
 """Where a setting comes from, and what is said when it cannot be used."""
 
+import inspect
+import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nexhealth_pipeline import settings as settings_module
 from nexhealth_pipeline.errors import InvalidSetting, MissingSetting
 from nexhealth_pipeline.settings import INTERNAL_PREFIX, Settings, internal_environment, load_settings
 
@@ -146,6 +149,15 @@ def test_every_setting_has_an_environment_name_and_a_meaning() -> None:
         assert field.alias.isupper()
         after = source.split(f'alias="{field.alias}"', 1)[1]
         assert '"""' in after[:400], f"{name} has no docstring"
+
+
+def test_making_the_settings_looks_at_no_source() -> None:
+    """To find its source, `inspect` asks the file system after every module there is: 20,000 calls at each start."""
+    looked_for: list[object] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inspect, "getmodule", lambda *given: looked_for.append(given))
+        runpy.run_path(settings_module.__file__)
+    assert looked_for == []
 
 
 def test_a_setting_cannot_be_changed_afterwards() -> None:

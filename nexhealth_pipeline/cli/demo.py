@@ -9,7 +9,7 @@ from nexhealth_pipeline.cli.realm import Realm, demo_home, shut_in_demo
 from nexhealth_pipeline.cli.realm import demo as demo_realm
 
 if TYPE_CHECKING:
-    from nexhealth_pipeline.orchestration.launch import SyncRequest
+    from nexhealth_pipeline.orchestration.request import SyncRequest
 
 __all__ = ["demo"]
 
@@ -52,7 +52,7 @@ def _say(text: str, *, as_json: bool) -> None:
 
 
 def _everything() -> "SyncRequest":
-    from nexhealth_pipeline.orchestration.launch import SyncRequest
+    from nexhealth_pipeline.orchestration.request import SyncRequest
     from nexhealth_pipeline.sync.options import Mode
 
     return SyncRequest(mode=Mode.FULL)

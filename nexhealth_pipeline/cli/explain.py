@@ -10,7 +10,7 @@ from nexhealth_pipeline.cli.tables import number, table
 if TYPE_CHECKING:
     import psycopg
 
-    from nexhealth_pipeline.orchestration.launch import SyncRequest
+    from nexhealth_pipeline.orchestration.request import SyncRequest
     from nexhealth_pipeline.sync.explain import Explained
     from nexhealth_pipeline.sync.options import SyncOptions
     from nexhealth_pipeline.sync.slices import Slice

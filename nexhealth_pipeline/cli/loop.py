@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nexhealth_pipeline.cli.household import Household, nexhealth_command
+from nexhealth_pipeline.cli.loading import loading
 from nexhealth_pipeline.cli.realm import Realm
 from nexhealth_pipeline.errors import PipelineError
 
@@ -74,7 +75,8 @@ def show_loop(household: Household, realm: Realm, say: Callable[[str], None]) ->
 
 
 def _run(realm: Realm, job: str, config: dict[str, Any]) -> dict[str, Any]:
-    from nexhealth_pipeline.orchestration.webhook_launch import run_webhook_job
+    with loading():
+        from nexhealth_pipeline.orchestration.webhook_launch import run_webhook_job
 
     done = run_webhook_job(
         realm.settings,

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nexhealth_pipeline.cli.loading import loading
 from nexhealth_pipeline.cli.progress import showing_progress
 from nexhealth_pipeline.cli.realm import Realm, account
 from nexhealth_pipeline.errors import InvalidSetting, PipelineError
 
 if TYPE_CHECKING:
-    from nexhealth_pipeline.orchestration.launch import SyncRequest, SyncSummary
+    from nexhealth_pipeline.orchestration.launch import SyncSummary
+    from nexhealth_pipeline.orchestration.request import SyncRequest
     from nexhealth_pipeline.sync.filters import Filters, Status
 
 __all__ = ["run", "sync"]
@@ -218,7 +220,7 @@ def _begin(realm: Realm) -> None:
 
 
 def _request(options: _Options) -> "SyncRequest":
-    from nexhealth_pipeline.orchestration.launch import SyncRequest
+    from nexhealth_pipeline.orchestration.request import SyncRequest
     from nexhealth_pipeline.sync.options import Mode
 
     return SyncRequest(
@@ -263,7 +265,8 @@ def run(realm: Realm, request: "SyncRequest", *, as_json: bool) -> int:
 
 
 def _run(realm: Realm, request: "SyncRequest", *, as_json: bool) -> "SyncSummary":
-    from nexhealth_pipeline.orchestration.launch import run_sync
+    with loading():
+        from nexhealth_pipeline.orchestration.launch import run_sync
 
     with showing_progress(json=as_json) as show:
         return run_sync(

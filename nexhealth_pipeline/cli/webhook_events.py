@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nexhealth_pipeline.cli.loading import loading
 from nexhealth_pipeline.cli.realm import Realm, account
 from nexhealth_pipeline.cli.realm import demo as demo_realm
 from nexhealth_pipeline.errors import InvalidSetting, PipelineError
@@ -99,9 +100,10 @@ def _run(realm: Realm, job: str, config: dict[str, Any], *, as_json: bool) -> "W
     """Run a job and wait for it; an error that ends it is told to programs as well."""
     from nexhealth_pipeline.cli.household import end_like_interrupt
     from nexhealth_pipeline.log import set_up_for
-    from nexhealth_pipeline.orchestration.webhook_launch import run_webhook_job
     from nexhealth_pipeline.warehouse.migrate import declare_kind, upgrade
 
+    with loading():
+        from nexhealth_pipeline.orchestration.webhook_launch import run_webhook_job
     end_like_interrupt()
     set_up_for(realm.settings)
     try:

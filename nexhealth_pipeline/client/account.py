@@ -22,6 +22,8 @@ __all__ = ["PageAccount", "fingerprint", "id_of"]
 
 _REMEMBERED = 65_536
 """Pages whose cursor and content are remembered: 65 million records at 1000 a page, a few MB."""
+_LOOKED_AT = 16
+"""Records of a page that stand for all of it."""
 
 
 class PageAccount:
@@ -71,12 +73,26 @@ class PageAccount:
 
 
 def fingerprint(records: list[bytes]) -> str:
-    """What tells a page from others: which versions of which records, in order.
+    """What tells a page from others: how many records, and which versions of the first, the last and some between.
 
     Not the bytes: the same records may come escaped differently, or with a field that moves with every
-    answer. Records without an id stand for themselves.
+    answer. Not all records either: a list names each record once, so two pages that have only these few in
+    common, each at the same place, contradict each other just as two equal ones do; and a repeated page has them in common.
+    Records without an id stand for themselves and may be equal: where there is one, all count.
     """
-    return _digest([_identity(record) for record in records]) if records else ""
+    if not records:
+        return ""
+    identities = [_identity(record) for record in _some_of(records)]
+    if None in identities:
+        identities = [_identity(record) for record in records]
+        return _digest([identity or record for identity, record in zip(identities, records, strict=True)])
+    return _digest([b"%d records" % len(records), *filter(None, identities)])
+
+
+def _some_of(records: list[bytes]) -> list[bytes]:
+    """The first, the last and some between, evenly spread; all of a short page."""
+    last = len(records) - 1
+    return records if last < _LOOKED_AT else [records[n * last // (_LOOKED_AT - 1)] for n in range(_LOOKED_AT)]
 
 
 class _Identity(msgspec.Struct):
@@ -87,11 +103,12 @@ class _Identity(msgspec.Struct):
 _IDENTITY = msgspec.json.Decoder(_Identity)
 
 
-def _identity(record: bytes) -> bytes:
+def _identity(record: bytes) -> bytes | None:
+    """Id and version of a record; None where it has no id or cannot be read."""
     try:
         found = _IDENTITY.decode(record)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return record
+        return None
     return bytes(found.id) + b"@" + bytes(found.updated_at)
 
 

@@ -5,6 +5,7 @@ NexHealth wraps everything in one envelope (API.md C.1) whose types vary: `descr
 received: their meaning is the loader's business, and `raw jsonb` wants them unchanged.
 """
 
+import codecs
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -72,13 +73,22 @@ class _PageInfo(msgspec.Struct, frozen=True):
     end_cursor: str | int | None = None
 
 
-class _Wire(msgspec.Struct, frozen=True):
+class _Frame(msgspec.Struct, frozen=True):
+    """The envelope without its data."""
+
     code: bool
-    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     description: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     count: int | None = None
     page_info: _PageInfo | None = None
+
+
+class _Wire(_Frame, frozen=True):
+    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class _ListWire(_Frame, frozen=True, kw_only=True):
+    data: list[msgspec.Raw]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +110,15 @@ class Envelope:
     """Some of it is not text, or no JSON that a strict parser takes."""
 
 
+_PIECE = 128 * 1024
+"""Bytes decoded at once to see whether they are text: small enough to be dropped in the processor's cache. A page as one
+text is megabytes of fresh memory, which took six times as long (measured with a page of 1.1 MB)."""
+
 NO_CONTENT = Envelope(ok=True, data=[], is_list=False, words="", total=None, has_next=None, end_cursor="")
 """What a 204 says."""
 
 _WIRE = msgspec.json.Decoder(_Wire)
+_LIST_WIRE = msgspec.json.Decoder(_ListWire)
 _LIST = msgspec.json.Decoder(list[msgspec.Raw])
 _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -133,8 +148,13 @@ def decode_envelope(body: bytes) -> Envelope:
 
 def _is_text(body: bytes) -> bool:
     """Whether all of it is UTF-8: the parser passes over strings that it need not decode."""
+    if body.isascii():
+        return True
+    decoder = codecs.getincrementaldecoder("utf-8")()
     try:
-        body.decode()
+        for start in range(0, len(body), _PIECE):
+            decoder.decode(body[start : start + _PIECE])
+        decoder.decode(b"", final=True)
     except UnicodeDecodeError:
         return False
     return True
@@ -157,7 +177,17 @@ def _children(parent: bytes, name: str) -> list[bytes]:
     return elements if isinstance(elements, list) else [elements] if elements else []
 
 
-def _decode_strict(body: bytes) -> tuple[_Wire, list[bytes] | bytes]:
+def _decode_strict(body: bytes) -> tuple[_Frame, list[bytes] | bytes]:
+    """A list, which nearly every answer is, in one walk over the body."""
+    try:
+        wire = _LIST_WIRE.decode(body)
+    except msgspec.ValidationError:
+        return _decode_other(body)
+    return wire, list(map(bytes, wire.data)) if wire.code else b""
+
+
+def _decode_other(body: bytes) -> tuple[_Frame, list[bytes] | bytes]:
+    """An answer whose data are no list, in two walks."""
     wire = _WIRE.decode(body)
     if not wire.code:
         return wire, b""
@@ -178,7 +208,7 @@ def _elements(data: bytes) -> list[bytes] | bytes:
     raise BodyMalformed
 
 
-def _decode_tolerant(body: bytes) -> tuple[_Wire, list[bytes] | bytes]:
+def _decode_tolerant(body: bytes) -> tuple[_Frame, list[bytes] | bytes]:
     """For pages where one record holds NaN, a lone surrogate or absurd nesting.
 
     One such record must not stop the other 999 (promise 7), yet a garbled page must be asked for

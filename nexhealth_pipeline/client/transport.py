@@ -8,6 +8,7 @@ module: a failed exchange is returned as a `Fault`.
 import http.client
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import requests
@@ -167,7 +168,7 @@ class Transport:
             return self._idle.pop()
         except IndexError:
             deadline = Deadline(self._monotonic)
-            return _session(deadline), deadline
+            return _session(deadline, self._root), deadline
 
     def _give_back(self, session: requests.Session, deadline: Deadline) -> None:
         session.cookies.clear()
@@ -177,12 +178,24 @@ class Transport:
             self._idle.append((session, deadline))
 
 
-def _session(deadline: Deadline) -> requests.Session:
+def _session(deadline: Deadline, root: str) -> requests.Session:
     session = requests.Session()
     session.headers.clear()  # each exchange names all its headers
     for scheme in ("http://", "https://"):
         session.mount(scheme, BoundedAdapter(deadline))
+    with suppress(ValueError):  # an address that cannot be read: sending finds out and says so
+        _heed_environment(session, root)
     return session
+
+
+def _heed_environment(session: requests.Session, root: str) -> None:
+    """Take proxies and certificates for `root` from the environment, once.
+
+    `requests` would with each request, going through every variable there is.
+    """
+    found = session.merge_environment_settings(root, {}, None, None, None)
+    session.proxies, session.verify = found["proxies"], found["verify"]
+    session.trust_env = False
 
 
 def _stated_length(response: requests.Response) -> int:

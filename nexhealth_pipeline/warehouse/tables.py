@@ -98,8 +98,8 @@ def ensure_tables(connection: psycopg.Connection, collections: Iterable[Collecti
         for collection in collections:
             changes += _ensure_one(connection, collection, present.get(collection.table, {}))
         ensure_views(connection, {one: _visible(one) for one in collections})
-        for change in changes:
-            connection.execute("INSERT INTO nexhealth_schema_changes (change) VALUES (%s)", (change,))
+        if changes:
+            connection.execute("INSERT INTO nexhealth_schema_changes (change) SELECT unnest(%s::text[])", (changes,))
     return changes
 
 
@@ -173,13 +173,16 @@ def _ensure_one(connection: psycopg.Connection, collection: Collection, have: di
 
 
 def _comment(connection: psycopg.Connection, collection: Collection, have: dict[str, str | None]) -> None:
-    """Write the comments that differ from the catalog's."""
+    """Write the comments that differ from the catalog's, all at once: a new warehouse has a thousand."""
     table = sql.Identifier(collection.table)
+    statements = []
     if have.get("") != collection.doc:
-        connection.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(table, sql.Literal(collection.doc)))
+        statements.append(sql.SQL("COMMENT ON TABLE {} IS {}").format(table, sql.Literal(collection.doc)))
     wanted = {column.name: f"{column.doc} PHI class: {column.phi.value}." for column in table_columns(collection)}
-    for name, comment in {**wanted, "row_hash": _HASH_DOC}.items():
-        if have.get(name) != comment:
-            connection.execute(
-                sql.SQL("COMMENT ON COLUMN {}.{} IS {}").format(table, sql.Identifier(name), sql.Literal(comment))
-            )
+    statements += [
+        sql.SQL("COMMENT ON COLUMN {}.{} IS {}").format(table, sql.Identifier(name), sql.Literal(comment))
+        for name, comment in {**wanted, "row_hash": _HASH_DOC}.items()
+        if have.get(name) != comment
+    ]
+    if statements:
+        connection.execute(sql.SQL(";").join(statements))

@@ -90,8 +90,9 @@ def ensure_views(connection: psycopg.Connection, visible: Mapping[Collection, tu
     for collection, columns in visible.items():
         for view in _views(collection, columns):
             comment, order = present.get(view.shown.name, (None, []))
-            if comment != view.comment:
-                _make(connection, view, order)
+            wanted = view.comment
+            if comment != wanted:
+                _make(connection, view, order, wanted)
 
 
 def drop_views(connection: psycopg.Connection, collection: Collection) -> None:
@@ -124,17 +125,20 @@ def _present(connection: psycopg.Connection) -> dict[str, tuple[str | None, list
     return {name: (comment, columns) for name, comment, columns in rows}
 
 
-def _make(connection: psycopg.Connection, view: _View, order: list[str]) -> None:
+def _make(connection: psycopg.Connection, view: _View, order: list[str], comment: str) -> None:
     """Replace a view whose columns are `order` now, or drop it and create it where it cannot be replaced."""
-    create = sql.SQL("CREATE OR REPLACE VIEW {} AS {}")
     try:
         with connection.transaction():
-            connection.execute(create.format(view.identifier, view.query(order)))
+            connection.execute(_statements(view, order, comment))
     except errors.InvalidTableDefinition:  # a column is gone, or of another type
         _drop(connection, view)
-        connection.execute(create.format(view.identifier, view.query([])))
-    connection.execute(
-        sql.SQL("{}; COMMENT ON VIEW {} IS {}").format(view.comments, view.identifier, sql.Literal(view.comment))
+        connection.execute(_statements(view, [], comment))
+
+
+def _statements(view: _View, order: list[str], comment: str) -> sql.Composed:
+    """What makes a view and describes it."""
+    return sql.SQL("CREATE OR REPLACE VIEW {} AS {}; {}; COMMENT ON VIEW {} IS {}").format(
+        view.identifier, view.query(order), view.comments, view.identifier, sql.Literal(comment)
     )
 
 

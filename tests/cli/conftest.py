@@ -1,5 +1,6 @@
 """Running `nexhealth` in this process, leaving its settings, working folder, signals and logging as they were."""
 
+import gc
 import json
 import logging
 import os
@@ -40,6 +41,7 @@ def as_before() -> Iterator[None]:
     handlers, levels = (list(root.handlers), list(room.handlers)), (root.level, room.level)
     signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
+    gc.unfreeze()
     logging.captureWarnings(capture=False)
     for number, handler in signals.items():
         signal.signal(number, handler)

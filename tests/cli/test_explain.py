@@ -1,6 +1,10 @@
 """`nexhealth sync --explain`: figures before a single request."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -88,3 +92,20 @@ def test_a_warehouse_without_tables_is_not_touched(nexhealth: Run, empty_databas
     ended = nexhealth("sync", "--explain", NEXHEALTH_API_KEY=SANDBOX_API_KEY, DATABASE_URL=empty_database_url)
     assert ended.status == 4
     assert "nexhealth db upgrade" in ended.err
+
+
+def test_it_starts_without_dagster(account: dict[str, str], tmp_path: Path) -> None:
+    """It runs nothing: seconds of imports for a look into the catalog."""
+    program = (
+        "import sys; from nexhealth_pipeline.cli import main; main(['sync', '--explain', '--json'])\n"
+        "print([name for name in ('dagster', 'sqlalchemy') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, **account},
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -68,3 +68,36 @@ def test_a_page_read_by_an_earlier_run_is_known_again():
     """Risk: each resumed run commits the repeated page once more, until the list looks complete."""
     account = PageAccount(Paging.CURSOR, "c2", [page(name, more=True).fingerprint for name in ("r0", "r1")])
     assert account.problem(page("r0", "c3", more=True)) == "the page repeats one already read"
+
+
+def wide_page(**changed: str) -> list[bytes]:
+    """A thousand records with ids, some of them (`r7`) with another version."""
+    return [
+        b'{"id": %d, "updated_at": "%s"}' % (number, changed.get(f"r{number}", "t").encode()) for number in range(1000)
+    ]
+
+
+def test_a_few_records_stand_for_a_wide_page():
+    """A page that comes again while one of its records changes is a repeated page none the less."""
+    assert fingerprint(wide_page(r7="u")) == fingerprint(wide_page())
+
+
+def test_a_wide_page_is_told_by_its_edges_and_its_length():
+    """Neighbouring pages, a shifted one and a short one are others."""
+    pages = [wide_page(), wide_page(r0="u"), wide_page(r999="u"), wide_page()[1:], wide_page()[:-1]]
+    middle = [wide_page()[:500], wide_page()[500:], [*wide_page()[:400], *wide_page()[401:]]]
+    assert len({fingerprint(one) for one in [*pages, *middle]}) == len(pages) + len(middle)
+
+
+def test_every_record_of_a_short_page_counts():
+    short = wide_page()[:16]
+    others = [[*short[:place], b'{"id": -1}', *short[place + 1 :]] for place in range(len(short))]
+    assert len({fingerprint(one) for one in [short, *others]}) == len(short) + 1
+
+
+def test_where_a_record_has_no_id_all_count():
+    """Records without an id may be equal: two pages may have the few looked at in common and be different ones."""
+    nameless = [b'{"amount": 1}'] * 1000
+    assert fingerprint(nameless) != fingerprint([*nameless[:7], b'{"amount": 2}', *nameless[8:]])
+    mixed = [b'{"amount": 1}', *wide_page()]
+    assert fingerprint(mixed) != fingerprint([b'{"amount": 1}', *wide_page(r7="u")])

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nexhealth_pipeline.client import page as page_module
 from nexhealth_pipeline.client.page import BodyMalformed, decode_envelope, records_of
 from nexhealth_pipeline.client.split import split_envelope
 from nexhealth_pipeline.client.words import vendor_words
@@ -59,6 +60,36 @@ def test_brackets_that_do_not_match_are_no_envelope(body):
 def test_what_is_no_answer_is_malformed(body):
     with pytest.raises(BodyMalformed):
         decode_envelope(body)
+
+
+def test_a_list_is_cut_in_one_walk(monkeypatch):
+    """It is nearly every answer, and a walk over a page of a thousand records takes as long as all else with it."""
+    monkeypatch.setattr(page_module, "_WIRE", None)
+    found = decode_envelope(b'{"code":true, "data": [ {"id": 1} , null, [2] ],"count":3,"more":0}')
+    assert (found.data, found.total, found.is_list) == ([b'{"id": 1}', b"null", b"[2]"], 3, True)
+
+
+@pytest.mark.parametrize("data", [b"[]", b"[7]", b'{"id":7}', b"null", b'"text"'])
+def test_of_data_given_twice_the_last_counts(data):
+    """As any parser has it, whatever the first one was."""
+    found = decode_envelope(b'{"code":true,"data":%s,"data":[{"id":1}]}' % data)
+    assert (found.data, found.is_list) == ([b'{"id":1}'], True)
+
+
+@pytest.mark.parametrize("data", [b"[{}]", b"{}", b"null", b"7"])
+def test_what_a_refusal_brings_along_is_no_data(data):
+    assert decode_envelope(b'{"code":false,"data":%s}' % data).data == []
+
+
+@pytest.mark.parametrize("piece", range(1, 9))
+def test_bytes_that_are_no_text_are_noticed_wherever_they_stand(monkeypatch, piece):
+    """A page is looked at in pieces, whose edges may cut a character."""
+    monkeypatch.setattr(page_module, "_PIECE", piece)
+    assert not decode_envelope('{"code":true,"data":["aé€😀"]}'.encode()).garbled
+    for spoilt in (b"\xff", b"\xe2\x82", b"\xf0\x9f\x98", b"\xed\xa0\x80"):
+        found = decode_envelope(b'{"code":true,"data":[1,"' + spoilt + b'"]}')
+        assert found.garbled
+        assert found.data == [b"1", b'"' + spoilt + b'"']
 
 
 def test_description_and_error_may_be_text_list_or_null():

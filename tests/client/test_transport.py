@@ -8,6 +8,7 @@ import pytest
 
 from nexhealth_pipeline.client.request import ApiRequest
 from nexhealth_pipeline.errors import (
+    InvalidSetting,
     ServerFailed,
     Unreachable,
 )
@@ -67,3 +68,32 @@ def test_a_redirect_never_carries_the_token_elsewhere(client, stub):
         with pytest.raises(ServerFailed, match="redirect"):
             client.get(ONE)
         assert other.seen == []
+
+
+def test_a_proxy_of_the_environment_is_used(make_client, stub, monkeypatch):
+    monkeypatch.setenv("http_proxy", stub.url)
+    make_client(api_url="http://nexhealth.invalid").get(ONE)
+    assert stub.data_requests[0].path
+
+
+@pytest.mark.parametrize("exempt", ["127.0.0.1", "*"])
+def test_no_proxy_is_used_for_an_exempt_host(client, stub, monkeypatch, exempt):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", exempt)
+    client.get(ONE)
+    assert stub.data_requests
+
+
+def test_the_environment_is_looked_at_once(client, stub, monkeypatch):
+    """`requests` would go through every variable with each request: a quarter of what a small answer costs."""
+    client.get(ONE)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    client.get(ONE)
+    assert len(stub.data_requests) == 2
+
+
+@pytest.mark.parametrize("url", ["http://[broken", "http://host:99999999", "nonsense"])
+def test_an_address_that_cannot_be_read_is_named_as_such(make_client, url, monkeypatch):
+    monkeypatch.setenv("no_proxy", "elsewhere")
+    with pytest.raises(InvalidSetting, match="NEXHEALTH_API_URL"):
+        make_client(api_url=url).get(ONE)
