@@ -27,7 +27,9 @@ IMPORTS = {
     "the interpreter": "pass",
     "import dagster": "import dagster",
     "import the code location": "import nexhealth_pipeline.definitions",
-    "import `nexhealth sync`": "import nexhealth_pipeline.orchestration.launch",
+    "import `nexhealth sync`": (
+        "from nexhealth_pipeline.cli.loading import loading\nwith loading(): import nexhealth_pipeline.orchestration.launch"
+    ),
 }
 JOB = "nexhealth_practice"
 WAIT_SECONDS = 300.0
