@@ -41,7 +41,7 @@ def run(command: Sequence[str], environment: Mapping[str, str], admin_url: str, 
         server = server_cpu(admin)
         began = time.monotonic()
         process = subprocess.Popen(
-            command, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            command, env=_as_installed(environment), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
         assert process.stdout is not None
         output = process.stdout.read()
@@ -60,6 +60,13 @@ def run(command: Sequence[str], environment: Mapping[str, str], admin_url: str, 
             after[1] - before[1],
             output.strip().splitlines()[-1] if output.strip() else "",
         )
+
+
+def _as_installed(environment: Mapping[str, str]) -> dict[str, str]:
+    """This environment with `environment`; modules may be kept compiled, as they are where somebody installed them."""
+    found = {**os.environ, **environment}
+    found.pop("PYTHONDONTWRITEBYTECODE", None)
+    return found
 
 
 def _counters(admin: psycopg.Connection, db: psycopg.Connection) -> tuple[int, int]:
