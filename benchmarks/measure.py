@@ -63,7 +63,7 @@ def run(command: Sequence[str], environment: Mapping[str, str], admin_url: str, 
 
 
 def _as_installed(environment: Mapping[str, str]) -> dict[str, str]:
-    """This environment with `environment`; modules may be kept compiled, as they are where somebody installed them."""
+    """Our environment with `environment`; modules may be kept compiled, as they are where somebody installed them."""
     found = {**os.environ, **environment}
     found.pop("PYTHONDONTWRITEBYTECODE", None)
     return found
