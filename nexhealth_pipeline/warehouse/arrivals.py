@@ -28,7 +28,7 @@ class Arrivals:
         self._collection = collection
         self._institution = encoder.institution_id
         self._columns = encoder.stage_columns
-        self._held = Encoded([], [], [], [])
+        self._held = Encoded()
         self._were_new = False
         """Whether the rows of the last batch all were."""
 
@@ -37,17 +37,15 @@ class Arrivals:
 
     def add(self, encoded: Encoded) -> None:
         """More rows."""
-        self._held.lines += encoded.lines
-        self._held.ids += encoded.ids
-        self._held.hashes += encoded.hashes
+        self._held.add(encoded)
 
     def all(self) -> list[str]:
-        """The lines of all rows held."""
-        return self._held.lines
+        """The staged lines of all rows held."""
+        return self._held.staged()
 
     def clear(self) -> None:
         """Hold nothing."""
-        self._held = Encoded([], [], [], [])
+        self._held = Encoded()
 
     def drop_known(self) -> bool:
         """Drop the rows that are as the table has them; whether all others are new to it.
@@ -65,9 +63,9 @@ class Arrivals:
             places = [place - 1 for place, _ in found]
             self._held = Encoded(
                 [held.lines[place] for place in places],
-                [],
-                [held.ids[place] for place in places],
-                [held.hashes[place] for place in places],
+                [held.lacking[place] for place in places],
+                ids=[held.ids[place] for place in places],
+                hashes=[held.hashes[place] for place in places],
             )
         self._were_new = bool(found) and all(is_new for _, is_new in found)
         return self._were_new or not found
@@ -125,7 +123,6 @@ class Arrivals:
         """Into the table, in the order of the key, so that two of these wait for each other in no circle."""
         held = self._held
         order = sorted(range(len(held.ids)), key=held.ids.__getitem__)
-        assert self._columns[-1] == "absent"
         names = (*self._columns[:-1], "synced_at", FIRST_SEEN)
         query = sql.SQL("COPY {} ({}) FROM STDIN (NULL {})").format(
             sql.Identifier(self._collection.table), sql.SQL(", ").join(map(sql.Identifier, names)), sql.Literal(NULL)
@@ -136,4 +133,4 @@ class Arrivals:
         with self._connection.cursor() as cursor, cursor.copy(query) as copy:
             for start in range(0, len(order), _CHUNK):
                 lines = [held.lines[place] for place in order[start : start + _CHUNK]]
-                copy.write("".join([line[: line.rindex("\t")] + ending for line in lines]))
+                copy.write(ending.join(lines) + ending)

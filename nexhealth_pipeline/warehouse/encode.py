@@ -85,12 +85,27 @@ class _Field:
 class Encoded:
     """Lines for COPY, and what could not be loaded."""
 
-    lines: list[str] = made_with(repr=False)
-    notes: list[Note]
-    ids: list[int]
+    lines: list[str] = made_with(default_factory=list, repr=False)
+    """Of each record, all that a table takes."""
+    lacking: list[str] = made_with(default_factory=list)
+    """Names of the columns whose key the record has not, as an array."""
+    notes: list[Note] = made_with(default_factory=list)
+    ids: list[int] = made_with(default_factory=list)
     """Value of `id` per line, where the collection has one (membership, rotation)."""
-    hashes: list[str]
+    hashes: list[str] = made_with(default_factory=list)
     """Fingerprint of the content per line, as hexadecimal digits."""
+
+    def add(self, other: "Encoded") -> None:
+        """Append another answer's."""
+        self.lines += other.lines
+        self.lacking += other.lacking
+        self.notes += other.notes
+        self.ids += other.ids
+        self.hashes += other.hashes
+
+    def staged(self) -> list[str]:
+        """Lines as the stage takes them."""
+        return [f"{line}\t{lacking}" for line, lacking in zip(self.lines, self.lacking, strict=True)]
 
 
 class RecordEncoder:
@@ -115,7 +130,7 @@ class RecordEncoder:
 
     @property
     def stage_columns(self) -> tuple[str, ...]:
-        """Names of the line's columns, in order."""
+        """Names of a staged line's columns, in order; the last is not of the table."""
         return (
             "institution_id",
             *(column.name for column in self._request_columns),
@@ -128,7 +143,7 @@ class RecordEncoder:
 
     def encode(self, records: list[bytes], read_at: datetime, request: Mapping[str, int]) -> Encoded:
         """Encode one answer's records, read at `read_at`; `request` fills the `from_request` columns."""
-        encoded = Encoded([], [], [], [])
+        encoded = Encoded()
         known = [str(request[column.name]) for column in self._request_columns]
         read_text = read_at.isoformat()
         for raw in records:
@@ -186,6 +201,7 @@ class RecordEncoder:
         if found.id is not None:
             encoded.ids.append(found.id)
         encoded.hashes.append(row_hash)
+        encoded.lacking.append("{" + missing + "}" if missing else NULL)
         return "\t".join(
             (
                 institution,
@@ -194,7 +210,6 @@ class RecordEncoder:
                 stored.translate(COPY_ESCAPES) if _needs_escape(stored) else stored,
                 read_text,
                 "\\\\x" + row_hash,
-                "{" + missing + "}" if missing else NULL,
             )
         )
 

@@ -90,7 +90,7 @@ class Stage:
         self.copy(lines)
 
     def copy(self, lines: list[str]) -> None:
-        """Append encoded lines to the temporary table."""
+        """Append staged lines to the temporary table."""
         if not lines:
             return
         self.prepare()

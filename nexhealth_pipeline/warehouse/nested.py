@@ -37,7 +37,7 @@ class EncodedLists:
     records: list[tuple[object, ...]] = field(repr=False)
     """Rows of the stage of records that have a list."""
     lines: list[str] = field(repr=False)
-    """The lists' rows."""
+    """The lists' rows, as staged."""
     notes: list[Note]
     """What could not be loaded."""
     drifts: list[Drift]
@@ -79,7 +79,7 @@ class NestedStage:
         lists = EncodedLists([], [], [], [])
         for known, version, rows in found.values():
             encoded = self._encoder.encode(rows, read_at, known)
-            lists.lines.extend(encoded.lines)
+            lists.lines.extend(encoded.staged())
             lists.notes.extend(encoded.notes)
             whole = all(note.loaded for note in encoded.notes)
             lists.records.append((self._institution, *known.values(), version, read_at, whole))

@@ -443,7 +443,7 @@ def encoded(records: list[bytes], collection: Collection = GADGETS) -> tuple[Any
     """All that an encoder says of records."""
     encoder = RecordEncoder(collection, 7)
     encoded = encoder.encode(records, NOON, {column.name: 3 for column in collection.from_request})
-    kept = [line.split("\t") for line in encoded.lines]
+    kept = [line.split("\t") for line in encoded.staged()]
     at = encoder.stage_columns.index("raw")
     texts = [fields.pop(at) for fields in kept]
     assert b"987-65" not in "".join(encoded.lines).encode() + b"".join(note.raw for note in encoded.notes)
