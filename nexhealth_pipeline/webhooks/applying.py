@@ -1,18 +1,19 @@
 """Applying stored events: everything that is pending, batch after batch, each in one transaction with its marks.
 
 Events that hold their record are loaded; those that only tell of a change have the API asked again
-(`webhooks.hints`). Several processes may do so at once: each passes over what another has claimed.
+(`webhooks.hints`). Several processes may do so at once: each passes over what another has taken.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 
 import psycopg
 
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.client.retry import RetryPolicy
-from nexhealth_pipeline.errors import PipelineError
+from nexhealth_pipeline.errors import PipelineError, WarehouseError
 from nexhealth_pipeline.sync.practice import Institution
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.warehouse.connect import driver_errors
@@ -61,9 +62,9 @@ def apply_pending(
             applier.run()
         except BaseException as failure:
             _give_back(session, applier.in_work)
-            if isinstance(failure, PipelineError):
+            if isinstance(failure, Exception):
                 # What was committed before is told all the same, where the database is still there to ask.
-                with suppress(psycopg.Error):
+                with suppress(psycopg.Error, PipelineError):
                     yield from applier.ended()
             raise
         yield from applier.ended()
@@ -71,8 +72,11 @@ def apply_pending(
 
 def _give_back(session: SyncSession, ids: Sequence[int]) -> None:
     """Leave no event taken by a process that lives on; where the database is away there is nobody to tell."""
-    with suppress(psycopg.Error), session.pool.connection(timeout=_GIVE_BACK_SECONDS) as connection:
-        give_back(connection, ids)
+    with (
+        suppress(psycopg.Error, WarehouseError),
+        session.pool.connection(timeout=_GIVE_BACK_SECONDS) as connection,
+    ):
+        give_back(connection, session.run_id, ids)
 
 
 class _Applier:
@@ -104,7 +108,7 @@ class _Applier:
         self._changed: dict[tuple[str, Institution], set[int]] = {}
         """Rows that events have changed, whose own lists may be due."""
         self.in_work: Sequence[int] = ()
-        """Events taken last; those among them that are not settled have to be given back."""
+        """Events that were taken and are being worked on."""
         self._singles = _MOST_SINGLES
         self._upto = 0
         self._began = time.monotonic()
@@ -149,8 +153,14 @@ class _Applier:
             )
             if not ids:
                 return
-            self.in_work = ids
-            self._batches.apply(ids)
+            self._work(ids, self._batches.apply)
+
+    def _work(self, ids: Sequence[int], work: Callable[[Sequence[int]], object]) -> None:
+        """Do something with events just taken; those it comes to no end with, for a wish to stop say, are taken no more."""
+        self.in_work = ids
+        work(ids)
+        give_back(self._connection, self._session.run_id, ids)
+        self.in_work = ()
 
     def _take_up(self) -> None:
         """Apply what processes had taken that are gone: the more often, the fewer at a time; at last give it up."""
@@ -170,11 +180,11 @@ class _Applier:
                 )
                 if not ids:
                     break
-                self.in_work = ids
                 if times >= most:
-                    self._batches.settle(ids, Outcome.PARKED, f"taken {times} times, its process ended each time")
+                    reason = f"taken {times} times, its process ended each time"
+                    self._work(ids, partial(self._batches.settle, outcome=Outcome.PARKED, reason=reason))
                     continue
-                self._batches.apply(ids)
+                self._work(ids, self._batches.apply)
                 self._ask_again()
 
     def _ask_again(self) -> None:
@@ -182,8 +192,8 @@ class _Applier:
         hints, self._hints = self._hints, []
         for at in range(0, len(hints), _HINTS):
             if not self._session.stop.is_set():
-                self.in_work = take_hints(self._connection, self._session.run_id, hints[at : at + _HINTS])
-                self._batches.ask(self.in_work, self._hint_reader.read)
+                ids = take_hints(self._connection, self._session.run_id, hints[at : at + _HINTS])
+                self._work(ids, partial(self._batches.ask, read=self._hint_reader.read))
 
     def _read_children(self) -> None:
         """Read what comes with the single read of changed rows, up to a number a run."""

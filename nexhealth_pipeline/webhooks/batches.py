@@ -1,4 +1,4 @@
-"""One batch of events: claimed, loaded and marked in one transaction.
+"""One batch of events that were taken: claimed, loaded and marked in one transaction.
 
 A batch that cannot be loaded is halved until the event is alone that is at fault: it counts a failed try,
 the others are applied. A deadlock is nobody's fault: the batch is repeated.
@@ -133,7 +133,7 @@ class Batches:
     def _ask(self, ids: Sequence[int], read: Callable[[Sequence[Told]], Answered]) -> Batch:
         batch = Batch()
         with self._connection.transaction():
-            events = claim(self._connection, ids)
+            events = claim(self._connection, ids, self._run_id)
             told = [one for one in (read_event(event, self._practices) for event in events) if isinstance(one, Told)]
             reach("after_fetch", _POINT)
             verdicts, batch.rows = read(told) if told else ([], 0)
@@ -147,7 +147,7 @@ class Batches:
         """Note what became of events that were not, or cannot be, applied."""
         batch = Batch()
         with self._connection.transaction():
-            events = claim(self._connection, ids)
+            events = claim(self._connection, ids, self._run_id)
             batch.claimed = len(events)
             self._mark(batch, [Verdict(one.id, outcome, reason) for one in events])
         self._tell(batch)
@@ -166,12 +166,12 @@ class Batches:
     def _transaction(self, ids: Sequence[int]) -> Batch:
         batch = Batch()
         with self._connection.transaction():
-            events = claim(self._connection, ids)
+            events = claim(self._connection, ids, self._run_id)
             batch.claimed = len(events)
             if events:
                 reach("after_fetch", _POINT)
                 self._mark(batch, self._load(batch, events))
-                give_back(self._connection, batch.hints)
+                give_back(self._connection, self._run_id, batch.hints)
                 if self.before_commit is not None:
                     self.before_commit(batch)
                 reach("before_commit", _POINT)

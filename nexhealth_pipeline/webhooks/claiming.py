@@ -1,8 +1,7 @@
 """Pending events: claimed under row locks, and marked in the transaction of the rows they changed.
 
 A claim lasts as long as its transaction. A process that is killed drops it, and its events are pending as
-before, but for the note that they were taken (`webhooks.taking`); another process passes over claimed events
-instead of waiting for them.
+before, but for the note that they were taken (`webhooks.taking`), by which other processes pass over them.
 """
 
 from collections.abc import Sequence
@@ -60,16 +59,16 @@ class Verdict:
     institution_id: int | None = None
 
 
-def claim(connection: psycopg.Connection, ids: Sequence[int]) -> list[StoredEvent]:
-    """Lock those of these events that are pending, until the caller's transaction ends; by id.
+def claim(connection: psycopg.Connection, ids: Sequence[int], run_id: str) -> list[StoredEvent]:
+    """Lock those of these events that are pending and that the run has taken, until the caller's transaction ends; by id.
 
-    Events that another process has claimed are left out.
+    Waits for who holds one, which is a moment: another run's taking keeps a lock of what it met, and left, until it ends.
     """
     with connection.cursor(row_factory=class_row(StoredEvent)) as cursor:
         return cursor.execute(
             "SELECT id, payload, received_at, attempts, replays FROM nexhealth_webhook_events"
-            " WHERE status = 'pending' AND id = ANY(%s) ORDER BY id FOR UPDATE SKIP LOCKED",
-            (list(ids),),
+            " WHERE status = 'pending' AND taken_by = %s AND id = ANY(%s) ORDER BY id FOR UPDATE",
+            (run_id, list(ids)),
         ).fetchall()
 
 

@@ -70,7 +70,7 @@ def replay(connection: psycopg.Connection, selection: Selection) -> int:
     Raises WarehouseError.
     """
     with driver_errors("choosing webhook events"), connection.transaction():
-        return len(_mark(connection, selection))
+        return len(_mark(connection, selection, taken_by=None))
 
 
 def rehearse(
@@ -86,7 +86,7 @@ def rehearse(
         session.pool.connection() as connection,
         connection.transaction(force_rollback=True),
     ):
-        ids = _mark(connection, selection)
+        ids = _mark(connection, selection, taken_by=session.run_id)
         batches = Batches(connection, session.practices(), run_id=session.run_id, most_attempts=1)
         for at in range(0, len(ids), BATCH):
             if session.stop.is_set():
@@ -98,11 +98,11 @@ def rehearse(
     return Rehearsal(len(ids), len(total.hints), total.applied, total.failed + total.parked, total.rows)
 
 
-def _mark(connection: psycopg.Connection, selection: Selection) -> list[int]:
+def _mark(connection: psycopg.Connection, selection: Selection, *, taken_by: str | None) -> list[int]:
     """Ids of the chosen events, which are pending now, oldest first; the caller commits."""
     rows = connection.execute(
         "UPDATE nexhealth_webhook_events SET status = 'pending', status_before = status, replays = replays + 1,"
-        " attempts = 0, taken = 0, taken_by = NULL, next_attempt_at = NULL, error = NULL"
+        " attempts = 0, taken = 0, taken_by = %(taken_by)s, next_attempt_at = NULL, error = NULL"
         " WHERE payload IS NOT NULL AND status = ANY(%(statuses)s)"
         " AND (%(since)s::timestamptz IS NULL OR received_at >= %(since)s)"
         " AND (%(until)s::timestamptz IS NULL OR received_at < %(until)s)"
@@ -114,6 +114,7 @@ def _mark(connection: psycopg.Connection, selection: Selection) -> list[int]:
             "until": selection.until,
             "names": event_names(selection.resources) or None,
             "ids": list(selection.ids) or None,
+            "taken_by": taken_by,
         },
     ).fetchall()
     return sorted(id_ for (id_,) in rows)

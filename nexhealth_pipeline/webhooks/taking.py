@@ -87,12 +87,16 @@ def abandoned(connection: psycopg.Connection, *, upto: int, dead: Sequence[str])
     return [times for (times,) in rows]
 
 
-def give_back(connection: psycopg.Connection, ids: Sequence[int]) -> None:
-    """Take back one taking of those events that are not settled: another step is to follow, or a failure of no event's."""
+def give_back(connection: psycopg.Connection, run_id: str, ids: Sequence[int]) -> None:
+    """Take back the taking of those events that the run has and came to no end with.
+
+    Another step is to follow, or a wish to stop or a failure of no event's came between.
+    """
     connection.execute(
         "UPDATE nexhealth_webhook_events SET taken = taken - 1, taken_by = NULL, next_attempt_at = NULL"
-        " WHERE id = ANY(%s) AND taken > 0",
-        (list(ids),),
+        " WHERE id = ANY(%s) AND status = 'pending' AND taken_by = %s",
+        (list(ids), run_id),
+        prepare=False,
     )
 
 
@@ -102,4 +106,4 @@ def _most_at_once(times: int) -> int:
 
 def _take(connection: psycopg.Connection, statement: str, run_id: str, given: dict[str, object]) -> list[int]:
     given |= {"run": run_id, "alone": len(_SIZES) + 1, "pauses": _PAUSES}
-    return sorted(id_ for (id_,) in connection.execute(statement, given))
+    return sorted(id_ for (id_,) in connection.execute(statement, given, prepare=False))

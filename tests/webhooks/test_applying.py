@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from nexhealth_pipeline.errors import BudgetUnavailable, WarehouseUnreachable
+from nexhealth_pipeline.errors import BudgetUnavailable, WarehouseError, WarehouseUnreachable
 from nexhealth_pipeline.sync.fault_points import POINTS
 from nexhealth_pipeline.webhooks import applying
 from tests.forks import Forks
@@ -293,18 +293,30 @@ def test_a_caller_that_fails_is_heard_and_no_event_is_blamed(practice: psycopg.C
     assert practice.execute("SELECT status, attempts FROM nexhealth_webhook_events").fetchall() == [("applied", 0)]
 
 
+@pytest.mark.parametrize(
+    ("failure", "heard"),
+    [
+        (BudgetUnavailable("the shared rate budget cannot be asked"), BudgetUnavailable),
+        (psycopg.errors.DiskFull(), WarehouseError),
+        (MemoryError(), MemoryError),
+    ],
+)
 def test_what_was_applied_before_a_failure_is_told(
-    practice: psycopg.Connection, practice_url: str, monkeypatch: pytest.MonkeyPatch
+    failure: Exception,
+    heard: type[Exception],
+    practice: psycopg.Connection,
+    practice_url: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Else Dagster never hears of those rows, and the log says that they failed."""
 
     def fails(_: object) -> None:
-        raise BudgetUnavailable("the shared rate budget cannot be asked")
+        raise failure
 
     monkeypatch.setattr(applying._Applier, "_ask_again", fails)
     store(practice, updated(patient(1, 1)))
     told: list[applying.AppliedSlice] = []
-    with pytest.raises(BudgetUnavailable), open_session(settings_for(practice_url)) as session:
+    with pytest.raises(heard), open_session(settings_for(practice_url)) as session:
         told.extend(applying.apply_pending(session))
     assert [(piece.collection.name, piece.rows) for piece in told] == [("patients", 1)]
     assert practice.execute("SELECT status, inserted FROM nexhealth_sync_logs").fetchall() == [("succeeded", 1)]

@@ -1,7 +1,9 @@
 """Events whose process is killed while it works on them: none is tried for ever, none is lost, and no neighbour is blamed."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -10,6 +12,7 @@ from nexhealth_pipeline.warehouse.runs import RunLock, lock_key
 from nexhealth_pipeline.webhooks import applying, hints
 from nexhealth_pipeline.webhooks.replaying import Selection, replay
 from tests.forks import Forks
+from tests.sync.kit import open_session
 
 from .appliers import appliers
 from .kit import LOCATION, apply_all, body, due_again, free_locks, patient, settings_for, store, updated
@@ -157,6 +160,46 @@ def test_a_run_that_fails_without_being_killed_leaves_no_trace(
     assert practice.execute("SELECT count(*) FROM nexhealth_webhook_events WHERE status = 'pending'").fetchall() == [
         (0,)
     ]
+
+
+def test_a_wish_to_stop_is_no_end_of_a_process(
+    practice: psycopg.Connection, practice_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while the API is asked: what came to no verdict is as before, however often."""
+    (event,) = store(practice, inserted(9))
+    for _ in range(7):
+        stop = threading.Event()
+
+        def stopped(*_: object, stop: threading.Event = stop) -> hints.Answered:
+            stop.set()
+            return [], 0
+
+        with monkeypatch.context() as patch, open_session(settings_for(practice_url), stop=stop) as session:
+            patch.setattr(hints.HintReader, "read", stopped)
+            assert list(applying.apply_pending(session)) == []
+    assert practice.execute("SELECT taken, taken_by FROM nexhealth_webhook_events").fetchall() == [(0, None)]
+    apply_all(settings_for(practice_url))
+    assert ends(practice)[event][0] == "superseded"
+
+
+def test_an_event_that_another_run_looks_at_just_now_is_waited_for(
+    practice: psycopg.Connection, practice_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A taking keeps the locks of rows that it met and left until it ends; who has taken them must not pass over them."""
+    store(practice, *patients(1, 3))
+    take = applying.take_new
+
+    def taken(*given: Any, **how: Any) -> list[int]:
+        ids = take(*given, **how)
+        if ids:
+            other = psycopg.connect(practice_url)
+            other.execute("SELECT FROM nexhealth_webhook_events FOR UPDATE")
+            threading.Timer(0.3, other.close).start()
+        return ids
+
+    monkeypatch.setattr(applying, "take_new", taken)
+    _, total = apply_all(settings_for(practice_url))
+    assert total.applied == 3
 
 
 def test_the_processes_said_nothing(started: Forks) -> None:
