@@ -10,6 +10,7 @@ said already (`benchmarks/TRIED.md`).
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from itertools import accumulate
 from operator import itemgetter
 from typing import Annotated, Any, NamedTuple
@@ -25,6 +26,8 @@ __all__ = ["INDEXED_BYTES", "Usual", "UsualRecords", "arranged", "id_place", "is
 INDEXED_BYTES = 1000
 """Longest text of an indexed column: an entry of two must fit into a third of PostgreSQL's 8 KB page."""
 
+_Key = tuple[tuple[str, ...], str]
+"""The object that a key stands in, by the keys to it, and the key."""
 _ABSENT = "\x00"
 """Stands for an absent key: no text of a record that is read here holds it."""
 _MOST_LEARNT = 50
@@ -99,16 +102,45 @@ class UsualRecords:
 
     def __init__(self, collection: Collection) -> None:
         self._collection = collection
+        self._learnt: frozenset[_Key] = frozenset()
+        self._reader = _reader(collection, self._learnt)
+
+    def read(self, raw: bytes) -> Usual | None:
+        """What is written of `raw`, or None where each of its values must be looked at."""
+        return self._reader.read(raw)
+
+    def learn(self, record: Mapping[str, object]) -> None:
+        """Pass over the undeclared keys of `record` from now on; those too sensitive to keep must be gone from it."""
+        learnt = self._learnt.union(self._reader.undeclared(record))
+        if self._learnt < learnt and len(learnt) <= _MOST_LEARNT:
+            self._learnt, self._reader = learnt, _reader(self._collection, learnt)
+
+
+class _Reader:
+    """Reads the records of one collection that may have the keys learnt as well; never changes."""
+
+    def __init__(self, collection: Collection, learnt: frozenset[_Key]) -> None:
+        self._collection = collection
         self._columns = arranged(collection)
         self._names = [column.name for column in self._columns]
         self._template = "\t".join(["%s"] * len(self._columns))
         self._looks_well = _pattern(collection, self._columns).match
         self._json = [at for at, column in enumerate(self._columns) if column.type is SqlType.JSONB]
         self._id_at = id_place(self._columns)
-        self._sensitive = tuple(b'"%s"' % path[-1].encode() for path in collection.sensitive)
-        self._known = known_keys(collection)
-        self._learnt: dict[tuple[str, ...], set[str]] = {}
-        self._prepare()
+        self._dropped = {path[-1] for path in collection.sensitive}
+        self._sensitive = tuple(b'"%s"' % name.encode() for name in self._dropped)
+        # Keys that may stand in an object; one too sensitive to keep may not.
+        self._known = {
+            place: {*keys, *(key for at, key in learnt if at == place)} - self._dropped
+            for place, keys in known_keys(collection).items()
+        }
+        # What a number too odd for `raw`, or a key too sensitive for it, may stand in.
+        self._holds_any = any(column.type in _LOOSE for column in self._columns)
+        order: list[Column] = []
+        self._root = self._object((), order)
+        self._decode = msgspec.json.Decoder(self._root.struct).decode
+        places = [order.index(column) for column in self._columns]
+        self._arrange: Any = itemgetter(*places) if len(places) > 1 else tuple
 
     def read(self, raw: bytes) -> Usual | None:
         """What is written of `raw`, or None where each of its values must be looked at."""
@@ -132,34 +164,14 @@ class UsualRecords:
         places = accumulate(part.count("\t") for part in parts[:-1])
         return Usual(NULL.join(parts), id_, [self._names[place] for place in places])
 
-    def learn(self, record: Mapping[str, object]) -> None:
-        """Pass over the undeclared keys of `record` from now on; those too sensitive to keep must be gone from it."""
-        news = {place: keys for place, keys in self._undeclared(record) if keys}
-        if not news or sum(map(len, (*self._learnt.values(), *news.values()))) > _MOST_LEARNT:
-            return
-        for place, keys in news.items():
-            self._learnt.setdefault(place, set()).update(keys)
-        self._prepare()
-
-    def _undeclared(self, record: Mapping[str, object]) -> Iterator[tuple[tuple[str, ...], set[str]]]:
-        sensitive = {path[-1] for path in self._collection.sensitive}
+    def undeclared(self, record: Mapping[str, object]) -> Iterator[_Key]:
+        """Keys of the record that may not stand there, and could be learnt."""
         for place, known in self._known.items():
             value: object = record
             for key in place:
                 value = value.get(key) if isinstance(value, dict) else None
             if isinstance(value, dict):
-                keys = value.keys() - known - self._learnt.get(place, set()) - sensitive
-                yield place, {key for key in keys if is_plain_name(key)}
-
-    def _prepare(self) -> None:
-        """Make the struct of all that is known by now."""
-        # What a number too odd for `raw`, or a key too sensitive for it, may stand in.
-        self._holds_any = any(column.type in _LOOSE for column in self._columns)
-        order: list[Column] = []
-        self._root = self._object((), order)
-        self._decode = msgspec.json.Decoder(self._root.struct).decode
-        places = [order.index(column) for column in self._columns]
-        self._arrange: Any = itemgetter(*places) if len(places) > 1 else tuple
+                yield from ((place, key) for key in value.keys() - known - self._dropped if is_plain_name(key))
 
     def _object(self, place: tuple[str, ...], order: list[Column]) -> _Object:
         """The object at `place`; appends its columns to `order` as its values come."""
@@ -177,7 +189,7 @@ class UsualRecords:
         keys: dict[str, tuple[Any, Any]] = {
             key: (type_, ...) if needed else (type_ | None, _ABSENT) for key, type_, needed in (*mine, *objects)
         }
-        keys |= {key: (_PASSED_OVER.get(key, Any), None) for key in sorted(self._passed_over(place) - keys.keys())}
+        keys |= {key: (_PASSED_OVER.get(key, Any), None) for key in sorted(self._known[place] - keys.keys())}
         self._holds_any |= any(type_ is Any for type_, _ in keys.values())
         # Any key may be one of JSON's, and so may not name a field.
         names = {f"f{number}": key for number, key in enumerate(keys)}
@@ -193,11 +205,6 @@ class UsualRecords:
             gc=False,
         )
         return _Object(struct, len(own), tuple(inner.values()), len(own) + sum(one.width for one in inner.values()))
-
-    def _passed_over(self, place: tuple[str, ...]) -> set[str]:
-        """Keys that may stand in an object and are no columns; one too sensitive to keep may not."""
-        sensitive = {path[-1] for path in self._collection.sensitive}
-        return (set(self._known[place]) | self._learnt.get(place, set())) - sensitive
 
     def _holds_key(self, place: tuple[str, ...]) -> bool:
         keys = [column for column in self._columns if column.name in self._collection.key]
@@ -217,6 +224,13 @@ class UsualRecords:
         return tuple([copy_text(one, escaped=escaped) if one.__class__ is str else one for one in written])
 
 
+@lru_cache(maxsize=200)
+def _reader(collection: Collection, learnt: frozenset[_Key]) -> _Reader:
+    """Made once for all slices: that takes half a millisecond, as long as 30 records, and most slices of a night hold none."""
+    return _Reader(collection, learnt)
+
+
+@cache
 def arranged(collection: Collection) -> tuple[Column, ...]:
     """The columns in the order they are written in: first those whose text must be looked at."""
     return tuple(sorted(collection.columns, key=lambda column: not _look(collection, column)))
