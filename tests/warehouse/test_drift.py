@@ -95,8 +95,7 @@ def test_every_declared_field_of_every_collection_is_known(collection: Any) -> N
         if len(path) == 1 or isinstance(record.get(path[0]), dict):
             (record if len(path) == 1 else record[path[0]])[path[-1]] = None
     watch = DriftWatch(collection)
-    for _ in range(12):  # amounts of money take turns
-        watch.see(record, "1", [], [])
+    watch.see(record, "1", [], [])
     assert watch.drain() == []
     assert watch.drain_absent() == set()
 
@@ -109,15 +108,14 @@ def test_a_list_that_is_a_table_of_its_own_is_no_new_field() -> None:
     assert [(one.kind, one.field) for one in watch.drain()] == [("new", "fee.tax")]
 
 
-def test_every_amount_of_a_record_with_many_has_its_turn() -> None:
-    """They are looked at one a record, since a balance has eight."""
+def test_every_amount_of_a_record_with_many_is_looked_at() -> None:
+    """A balance has eight, and the next record with the new key is read the quick way, which tells nothing."""
     watch, names = DriftWatch(COLLECTIONS["guarantor_balances"]), set()
     for column in COLLECTIONS["guarantor_balances"].columns:
         if column.path[-1] == "amount":
             names.add(field_of(column).removesuffix(".amount"))
-    for number in range(len(names)):
-        record = {name: {"amount": "1", "currency": "USD", "cents": 1} for name in names}
-        watch.see({"id": number, **record}, "1", [], [])
+    record = {name: {"amount": "1", "currency": "USD", "cents": 1} for name in names}
+    watch.see({"id": 1, **record}, "1", [], [])
     assert {one.field for one in watch.drain()} == {f"{name}.cents" for name in names}
 
 
