@@ -117,7 +117,7 @@ def _rights(connection: psycopg.Connection) -> Iterator[Finding]:
 
 
 def _ownership(connection: psycopg.Connection, user: str) -> Iterator[Finding]:
-    """Whether a newer release could widen the tables: only their owner may."""
+    """Whether a run could put indexes on the tables, and a newer release widen them: only their owner may."""
     row = connection.execute(_NOT_OWNED).fetchone()
     if row and row[0]:
         yield Finding(
@@ -125,7 +125,8 @@ def _ownership(connection: psycopg.Connection, user: str) -> Iterator[Finding]:
             Level.WARNING,
             Group.DATABASE,
             f"database role {user} does not own {row[0]} of the warehouse's tables",
-            "Run `nexhealth db upgrade` as their owner when a new release brings columns.",
+            "Run `nexhealth db upgrade` as their owner after the first load, which makes the indexes, and with each "
+            "new release.",
         )
 
 

@@ -1,7 +1,7 @@
 """Answers of one collection into its table: encoded, which needs no database, then loaded in the caller's transaction."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import starmap
 
@@ -20,7 +20,7 @@ from nexhealth_pipeline.warehouse.nested import EncodedLists, NestedStage
 from nexhealth_pipeline.warehouse.quarantine import OpenNotes, quarantine
 from nexhealth_pipeline.warehouse.sync_log import Counts
 
-__all__ = ["EncodedPage", "Loaded", "Loader", "cost_of"]
+__all__ = ["EncodedPage", "Loaded", "Loader"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,9 @@ class EncodedPage:
     """One answer as the database takes it."""
 
     page: Page
+    """Without its records, which would take as much memory again while this waits to be loaded."""
+    cost: Counts
+    """What getting it cost, and how many records it brought."""
     request: Mapping[str, int]
     """What its request knew and the records do not say."""
     rows: Encoded = field(repr=False)
@@ -115,7 +118,9 @@ class Loader:
         rows = self._encoder.encode(page.records, page.requested_at, request)
         lists = [nested.encode(page.records, page.requested_at) for nested in self._nested]
         watch = self._encoder.drift
-        return EncodedPage(page, request, rows, lists, watch.drain(), watch.drain_absent())
+        return EncodedPage(
+            replace(page, records=[]), _cost_of(page), request, rows, lists, watch.drain(), watch.drain_absent()
+        )
 
     def encode_and_load(self, answers: Iterable[tuple[Page, Mapping[str, int]]], not_before: datetime | None) -> Loaded:
         """Load answers, each with what its request knew, as they come; the caller commits."""
@@ -135,7 +140,7 @@ class Loader:
             for nested, lists in zip(self._nested, encoded.lists, strict=True):
                 self._quarantine(nested.collection, lists.notes)
                 nested.add(lists)
-            loaded.counts.add(cost_of(page))
+            loaded.counts.add(encoded.cost)
             loaded.ids += rows.ids
             loaded.lacks(encoded.absent_fields)
             drifts += encoded.drifts
@@ -205,7 +210,7 @@ class Loader:
         return new
 
 
-def cost_of(page: Page) -> Counts:
+def _cost_of(page: Page) -> Counts:
     """What getting one page cost, and how many records it brought."""
     return Counts(
         pages=1,

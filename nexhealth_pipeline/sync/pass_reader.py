@@ -23,7 +23,7 @@ from nexhealth_pipeline.sync.enabled import full_read_due
 from nexhealth_pipeline.sync.every_key import pages_of_every_key
 from nexhealth_pipeline.sync.fault_points import reach
 from nexhealth_pipeline.sync.keeper import Keeper
-from nexhealth_pipeline.sync.loader import EncodedPage, Loader, cost_of
+from nexhealth_pipeline.sync.loader import EncodedPage, Loader
 from nexhealth_pipeline.sync.months import CHANGES
 from nexhealth_pipeline.sync.options import SyncOptions
 from nexhealth_pipeline.sync.plan import PassPlan, api_time, filter_hash
@@ -139,6 +139,7 @@ class PassReader:
         return state
 
     def _anew(self) -> PassState:
+        self.records = []
         begun_at = database_time(self._connection)
         if not self._options.partial:
             self._keeper.begin(begun_at, self._options.mode)
@@ -224,6 +225,8 @@ class PassReader:
         known = {"location_id": self._plan.key.location_id}
         with closing(prefetched(self._pages(), depth=1, stop=self._session.stop)) as pages:
             for page in pages:
+                if self._options.dry_run and self._slice.collection.scope is Scope.PRACTICE:
+                    self.records += page.records
                 yield self._loader.encode(page, known)
 
     def _commit(self, encoded: list[EncodedPage]) -> None:
@@ -237,7 +240,7 @@ class PassReader:
             cursor=last.end_cursor,
             page_hashes=[*self.state.page_hashes, *(page.fingerprint for page in batch)][-_KEPT_HASHES:],
             page=self.state.page + len(batch),
-            records=self.state.records + sum(len(page.records) for page in batch),
+            records=self.state.records + sum(one.cost.records_read for one in encoded),
             run_id=self._session.run_id,
         )
         if not last.has_next:
@@ -299,8 +302,6 @@ class PassReader:
         if self._lists_patients():
             all_new = loaded.counts.inserted == len(loaded.ids)
             self._remember_members(loaded.ids, batch[0].page.requested_at, new=all_new)
-        if self._options.dry_run and self._slice.collection.scope is Scope.PRACTICE:
-            self.records += [record for one in batch for record in one.page.records]
         return loaded.counts
 
     def _lists_patients(self) -> bool:
@@ -312,7 +313,7 @@ class PassReader:
     def _load_membership(self, batch: list[EncodedPage], *, ends: bool) -> Counts:
         counts = Counts()
         for one in batch:
-            counts.add(cost_of(one.page))
+            counts.add(one.cost)
             unreadable = sum(not note.loaded for note in one.rows.notes)
             counts.quarantined += unreadable
             self._remember_members(one.rows.ids, one.page.requested_at)

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
+from nexhealth_pipeline.catalog.collection import Collection
+from nexhealth_pipeline.catalog.collections import nested_in
 from nexhealth_pipeline.sync.children import ChildReader
 from nexhealth_pipeline.sync.options import SyncOptions
 from nexhealth_pipeline.sync.order import Lane, Order, lane_of
@@ -29,13 +31,19 @@ def read_slice(session: SyncSession, piece: Slice, options: SyncOptions) -> Slic
 def run_slices(session: SyncSession, slices: Iterable[Slice], options: SyncOptions) -> Iterator[SliceResult]:
     """Read slices and hand out each result as it comes, in the order and lanes of `sync.order`.
 
-    A reconcile then judges the absences of what it has read. Raises WarehouseError.
+    A reconcile then judges the absences of what it has read. Tables filled for the first time get their indexes.
+    Raises WarehouseError.
     """
     slices = list(slices)
+    filled: set[Collection] = set()
     for result in _read_all(session, slices, options):
         session.note(result)
+        if result.counts.inserted:
+            filled |= {result.slice.collection, *nested_in(result.slice.collection)}
         yield result
     yield from judge(session, slices, options)
+    if filled and not (options.dry_run or session.stop.is_set()):
+        session.index(filled)
 
 
 def _read_all(session: SyncSession, slices: list[Slice], options: SyncOptions) -> Iterator[SliceResult]:

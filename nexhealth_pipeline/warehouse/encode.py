@@ -171,7 +171,7 @@ class RecordEncoder:
         if found is None or self._institution is None:
             return self._careful_line(raw, known, read_text, encoded)
         self.drift.see_absent(found.absent)
-        return self._written(raw.decode(), found, self._institution, known, read_text, encoded)
+        return self._written(found, self._institution, known, read_text, encoded)
 
     def _careful_line(self, raw: bytes, known: list[str], read_text: str, encoded: Encoded) -> str:
         """The line of a record each of whose values is looked at."""
@@ -189,12 +189,10 @@ class RecordEncoder:
             note = Note(_digits(record.get("id")), fault.field, fault.rule, loaded=True, raw=stored.encode())
             encoded.notes.append(note)
         id_ = None if self._id_at is None else texts[self._id_at]
-        found = Usual(fields, None if id_ is None else int(id_), absent)
-        return self._written(stored, found, institution, known, read_text, encoded)
+        found = Usual(fields, None if id_ is None else int(id_), absent, stored)
+        return self._written(found, institution, known, read_text, encoded)
 
-    def _written(
-        self, stored: str, found: Usual, institution: str, known: list[str], read_text: str, encoded: Encoded
-    ) -> str:
+    def _written(self, found: Usual, institution: str, known: list[str], read_text: str, encoded: Encoded) -> str:
         missing = ",".join(found.absent)
         content = hashlib.blake2b(f"{found.fields}\0{missing}".encode(), digest_size=_HASH_ENDS)
         row_hash = self._hash_begins + content.hexdigest()
@@ -207,7 +205,7 @@ class RecordEncoder:
                 institution,
                 *known,
                 found.fields,
-                stored.translate(COPY_ESCAPES) if _needs_escape(stored) else stored,
+                found.stored.translate(COPY_ESCAPES) if _needs_escape(found.stored) else found.stored,
                 read_text,
                 "\\\\x" + row_hash,
             )

@@ -109,6 +109,16 @@ def test_a_full_sync_equals_the_api_for_every_collection(read: Read) -> None:
     assert_equal(read.box, read.rows)
 
 
+def test_tables_that_a_full_sync_filled_have_their_indexes(read: Read) -> None:
+    """They are made once the rows are there: nothing else would tell that somebody forgot to."""
+    made = {name for (name,) in read.rows("SELECT indexrelid::regclass::text FROM pg_index WHERE indisvalid")}
+    filled = [one for one in DECLARED if read.rows(f"SELECT EXISTS (SELECT FROM {one.table})") == [(True,)]]
+    assert len(filled) > 30
+    for collection in filled:
+        wanted = {f"{collection.table}_{'_'.join(index)}_idx"[:63] for index in collection.indexes}
+        assert wanted <= made, collection.name
+
+
 def test_every_typed_column_holds_what_the_record_says(read: Read) -> None:
     """A column filled from the wrong path would still leave `raw` right."""
     for collection in DECLARED:
