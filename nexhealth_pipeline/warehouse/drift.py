@@ -60,6 +60,7 @@ class DriftWatch:
             "_fields",
             "_found",
             "_known",
+            "_last_absent",
             "_texts",
             "_told",
         ),
@@ -72,6 +73,7 @@ class DriftWatch:
         self._found: list[Drift] = []
         self._told: set[tuple[Kind, int, str]] = set()
         self._absent: set[str] | None = None
+        self._last_absent: list[str] | None = None
         self._curious = True
 
     def see(
@@ -89,8 +91,9 @@ class DriftWatch:
 
     def see_absent(self, absent: list[str]) -> None:
         """Look at one record of which all that can be said is which columns' keys it has not."""
-        # Asked only until it is answered: the keys that no record had yet.
-        if self._curious:
+        # Asked only until it is answered: the keys that no record had yet. Most records lack what the one before did.
+        if self._curious and absent != self._last_absent:
+            self._last_absent = absent
             self._absent = set(absent) if self._absent is None else self._absent.intersection(absent)
             self._curious = bool(self._absent)
 
@@ -101,7 +104,7 @@ class DriftWatch:
 
     def drain_absent(self) -> set[str] | None:
         """Fields that none of the records since the last call had; None = there was no record."""
-        absent, self._absent = self._absent, None
+        absent, self._absent, self._last_absent = self._absent, None, None
         self._curious = True
         return None if absent is None else {self._fields[name] for name in absent}
 

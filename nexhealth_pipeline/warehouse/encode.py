@@ -5,12 +5,12 @@ absent (an absent key keeps its old value, an explicit null overwrites it). What
 noted for quarantine: a bad field becomes null, a record without a usable key is refused whole.
 """
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from dataclasses import field as made_with
 from datetime import datetime
+from hashlib import blake2b
 
 import msgspec
 
@@ -57,7 +57,7 @@ class Note:
     @property
     def fingerprint(self) -> bytes:
         """The same for the same fault of the same content, so that a re-read adds no second note."""
-        digest = hashlib.blake2b(self.raw, digest_size=16)
+        digest = blake2b(self.raw, digest_size=16)
         digest.update(f"\0{self.field}\0{self.rule}".encode())
         if self.owner:
             digest.update(f"\0{self.owner}".encode())
@@ -119,7 +119,7 @@ class RecordEncoder:
         self._request_columns = collection.from_request
         self._sensitive = tuple((path[-1], b'"%s"' % path[-1].encode()) for path in collection.sensitive)
         self._id_at = id_place(arranged(collection))
-        self._hash_begins = hashlib.blake2b(",".join(self.stage_columns).encode(), digest_size=HASH_BEGINS).hexdigest()
+        self._hash_begins = blake2b(",".join(self.stage_columns).encode(), digest_size=HASH_BEGINS).hexdigest()
         self.drift = DriftWatch(collection)
         """What the records held that is not as declared."""
 
@@ -193,23 +193,16 @@ class RecordEncoder:
         return self._written(found, institution, known, read_text, encoded)
 
     def _written(self, found: Usual, institution: str, known: list[str], read_text: str, encoded: Encoded) -> str:
-        missing = ",".join(found.absent)
-        content = hashlib.blake2b(f"{found.fields}\0{missing}".encode(), digest_size=_HASH_ENDS)
+        fields, stored, missing = found.fields, found.stored, ",".join(found.absent)
+        content = blake2b(f"{fields}\0{missing}".encode(), digest_size=_HASH_ENDS)
         row_hash = self._hash_begins + content.hexdigest()
         if found.id is not None:
             encoded.ids.append(found.id)
         encoded.hashes.append(row_hash)
         encoded.lacking.append("{" + missing + "}" if missing else NULL)
-        return "\t".join(
-            (
-                institution,
-                *known,
-                found.fields,
-                found.stored.translate(COPY_ESCAPES) if _needs_escape(found.stored) else found.stored,
-                read_text,
-                "\\\\x" + row_hash,
-            )
-        )
+        if _needs_escape(stored):
+            stored = stored.translate(COPY_ESCAPES)
+        return "\t".join((institution, *known, fields, stored, read_text, "\\\\x" + row_hash))
 
     def _values(self, record: dict[str, object], absent: list[str], faults: list[RecordRefused]) -> list[str | None]:
         """Every column's text; notes absent keys, turns a bad value of a plain column into null."""

@@ -35,6 +35,8 @@ _LOG_BYTES = 5_000_000
 
 _SETTINGS = {
     "max_connections": "200",
+    # A first load's table is read again for each index; memory that is not needed is never touched.
+    "shared_buffers": "512MB",
     "unix_socket_permissions": "0700",
     "max_wal_size": "2GB",
     "timezone": "UTC",

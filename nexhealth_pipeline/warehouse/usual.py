@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from operator import itemgetter
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import msgspec
 
@@ -70,8 +70,8 @@ _encode = msgspec.json.Encoder().encode
 _SHORT = rf"[^\t]{{0,{INDEXED_BYTES // 4}}}"
 
 
-class Usual(NamedTuple):
-    """What is written of one record."""
+class Usual(msgspec.Struct, frozen=True, gc=False):
+    """What is written of one record. A struct, since one is made for each."""
 
     fields: str
     """Its columns as COPY takes them, in the order of :func:`arranged`."""
