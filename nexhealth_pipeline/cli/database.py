@@ -42,7 +42,7 @@ def upgrade(*, demo: bool) -> None:
     """Bring the warehouse's tables up to this release."""
     from nexhealth_pipeline.warehouse.migrate import upgrade as bring_up
 
-    changes = bring_up(_realm(demo).warehouse_url())
+    changes = bring_up(_realm(demo).warehouse_url(), indexes=True)
     click.echo("\n".join(changes) if changes else "the warehouse is up to date")
 
 

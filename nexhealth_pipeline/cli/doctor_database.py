@@ -85,7 +85,7 @@ GROUP BY r.right ORDER BY r.right
 _NOT_OWNED = """
 SELECT count(*) FROM pg_class c
 WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND c.relname LIKE 'nexhealth\\_%'
-  AND NOT pg_has_role(c.relowner, 'MEMBER')
+  AND NOT pg_has_role(c.relowner, 'USAGE')
 """
 
 _WIDE_RIGHTS = """

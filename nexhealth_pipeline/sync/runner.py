@@ -6,8 +6,6 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
-from nexhealth_pipeline.catalog.collection import Collection
-from nexhealth_pipeline.catalog.collections import nested_in
 from nexhealth_pipeline.sync.children import ChildReader
 from nexhealth_pipeline.sync.options import SyncOptions
 from nexhealth_pipeline.sync.order import Lane, Order, lane_of
@@ -35,15 +33,12 @@ def run_slices(session: SyncSession, slices: Iterable[Slice], options: SyncOptio
     Raises WarehouseError.
     """
     slices = list(slices)
-    filled: set[Collection] = set()
     for result in _read_all(session, slices, options):
         session.note(result)
-        if result.counts.inserted:
-            filled |= {result.slice.collection, *nested_in(result.slice.collection)}
         yield result
     yield from judge(session, slices, options)
-    if filled and not (options.dry_run or session.stop.is_set()):
-        session.index(filled)
+    if not (options.dry_run or session.stop.is_set()):
+        session.index({piece.collection for piece in slices})
 
 
 def _read_all(session: SyncSession, slices: list[Slice], options: SyncOptions) -> Iterator[SliceResult]:

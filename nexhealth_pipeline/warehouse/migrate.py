@@ -9,7 +9,7 @@ import psycopg
 
 from nexhealth_pipeline.errors import MissingRights, WarehouseNewer, WarehouseOutdated, WarehouseRefused
 from nexhealth_pipeline.warehouse.connect import connect, driver_errors
-from nexhealth_pipeline.warehouse.tables import ensure_tables, missing_tables
+from nexhealth_pipeline.warehouse.tables import ensure_indexes, ensure_tables, missing_tables
 
 __all__ = ["HEAD", "check", "current_revision", "declare_kind", "upgrade"]
 
@@ -29,9 +29,10 @@ def current_revision(connection: psycopg.Connection) -> str | None:
     return None if row is None else str(row[0])
 
 
-def upgrade(url: str) -> list[str]:
+def upgrade(url: str, *, indexes: bool = False) -> list[str]:
     """Bring an empty or older warehouse up to date; returns the changes made, one text each.
 
+    With `indexes` also those that a run makes at its end, however long it takes.
     Raises WarehouseNewer when a newer release wrote it, MissingRights when the role may not create.
     """
     with connect(url) as connection:
@@ -40,7 +41,8 @@ def upgrade(url: str) -> list[str]:
                 revision = current_revision(connection)
                 _refuse_newer(revision)
                 changes = [] if revision == HEAD else _migrate(url)
-                return changes + ensure_tables(connection)
+                changes += ensure_tables(connection)
+                return changes + ensure_indexes(connection, insist=True) if indexes else changes
         except MissingRights:
             raise MissingRights(
                 f"the database role {connection.info.user} may not create or alter the warehouse's tables: "

@@ -35,8 +35,6 @@ _LOG_BYTES = 5_000_000
 
 _SETTINGS = {
     "max_connections": "200",
-    # A first load's table is read again for each index; memory that is not needed is never touched.
-    "shared_buffers": "512MB",
     "unix_socket_permissions": "0700",
     "max_wal_size": "2GB",
     "timezone": "UTC",
@@ -52,6 +50,12 @@ _SETTINGS = {
     "log_lock_waits": "off",
 }
 _NOT_DURABLE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+
+
+def _buffers() -> int:
+    """Megabytes that the server keeps of its tables: a first load's is read again for each index, from there if it fits."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(512, max(128, memory >> 25))  # a thirty-second of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +124,7 @@ class _Server:
         quoted = order.socket.replace('"', '""')
         settings = {
             **_SETTINGS,
+            "shared_buffers": f"{_buffers()}MB",
             **({} if order.durable else _NOT_DURABLE),
             "unix_socket_directories": f'"{quoted}"',
             "listen_addresses": "127.0.0.1" if order.tcp else "",
