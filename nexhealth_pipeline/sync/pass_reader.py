@@ -216,7 +216,8 @@ class PassReader:
         """Three at work at once: a page is asked for while another is encoded and the batch before is loaded."""
         whole = self._slice.collection.scope is Scope.PRACTICE
         size = None if whole else self._options.batch_pages
-        pages = prefetched(self._encoded(), depth=self._options.batch_pages, stop=self._session.stop)
+        # One less than a batch: the last one waits in the hands of whoever encoded it.
+        pages = prefetched(self._encoded(), depth=self._options.batch_pages - 1, stop=self._session.stop)
         with closing(pages):
             for batch in _batches(pages, size):
                 self._commit(batch)
