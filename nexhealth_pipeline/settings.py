@@ -56,7 +56,7 @@ class Settings(BaseModel):
     concurrency: Annotated[int, Field(alias="NEXHEALTH_CONCURRENCY", ge=1, le=64)] = 6
     """Slices under one of the API's minute limits (and patients' documents) read at once in one run."""
     batch_pages: Annotated[int, Field(alias="NEXHEALTH_BATCH_PAGES", ge=1, le=100)] = 4
-    """Pages committed together in one transaction; fewer where more than four slices are read at once."""
+    """Pages committed together in one transaction, at most: more than four slices at once share what four may hold."""
     overlap_minutes: Annotated[int, Field(alias="NEXHEALTH_OVERLAP_MINUTES", ge=0, le=10080)] = 60
     """Minutes subtracted from a watermark when it is used."""
     timeout_seconds: Annotated[float, Field(alias="NEXHEALTH_TIMEOUT_SECONDS", gt=0, le=600)] = 60.0

@@ -26,7 +26,7 @@ class SyncConfig(Config):
         default=None, ge=1, le=64, description="slices read at once; default NEXHEALTH_CONCURRENCY"
     )
     batch_pages: int | None = Field(
-        default=None, ge=1, le=100, description="pages a transaction; default NEXHEALTH_BATCH_PAGES"
+        default=None, ge=1, le=100, description="pages a transaction, at most; default NEXHEALTH_BATCH_PAGES"
     )
     start: str | None = Field(default=None, description="first day (YYYY-MM-DD) of a window of appointments")
     end: str | None = Field(default=None, description="last day (YYYY-MM-DD) of a window of appointments")

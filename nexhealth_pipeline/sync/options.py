@@ -33,7 +33,7 @@ class SyncOptions:
     concurrency: int = 6
     """Slices of a lane (`sync.order`), or patients' documents, read at once."""
     batch_pages: int = 4
-    """Pages committed in one transaction."""
+    """Pages committed in one transaction; `run_slices` gives each of many slices fewer."""
     overlap: timedelta = timedelta(minutes=60)
     """Subtracted from a watermark when it is used (API.md J.1)."""
     start: date | None = None

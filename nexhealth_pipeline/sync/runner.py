@@ -20,8 +20,8 @@ __all__ = ["read_slice", "run_slices"]
 _AHEAD = 2
 """Slices handed out for each that is read at once, so that nobody waits for whoever takes the results."""
 _FEW = 4
-"""Slices at once that may have all of `batch_pages` each; more of them share what four have. So sixteen locations by
-eight threads peak at 210 MiB instead of 250, in the same time."""
+"""Slices at once that may have all of `batch_pages` each; more of them share what four have. So a load of sixteen
+locations, six at once, peaked at 210 MiB instead of 250, in the same time."""
 
 
 def read_slice(session: SyncSession, piece: Slice, options: SyncOptions) -> SliceResult:
@@ -30,21 +30,30 @@ def read_slice(session: SyncSession, piece: Slice, options: SyncOptions) -> Slic
     return reader(session, piece, options).read()
 
 
-def run_slices(session: SyncSession, slices: Iterable[Slice], options: SyncOptions) -> Iterator[SliceResult]:
+def run_slices(
+    session: SyncSession, slices: Iterable[Slice], options: SyncOptions, *, indexes: bool = True
+) -> Iterator[SliceResult]:
     """Read slices and hand out each result as it comes, in the order and lanes of `sync.order`.
 
-    A reconcile then judges the absences of what it has read. Tables filled for the first time get their indexes.
-    Raises WarehouseError.
+    A reconcile then judges the absences of what it has read. Tables filled for the first time get their indexes,
+    unless the caller holds something that others wait for. Raises WarehouseError.
     """
     slices = list(slices)
-    at_once = max(_FEW, min(len(slices), options.concurrency))
-    options = replace(options, batch_pages=max(1, options.batch_pages * _FEW // at_once))
+    options = replace(options, batch_pages=_shared_pages(slices, options))
     for result in _read_all(session, slices, options):
         session.note(result)
         yield result
     yield from judge(session, slices, options)
-    if not (options.dry_run or session.stop.is_set()):
+    if indexes and not options.dry_run:
         session.index({piece.collection for piece in slices})
+
+
+def _shared_pages(slices: list[Slice], options: SyncOptions) -> int:
+    """Pages of a transaction, where so many slices are read at once."""
+    lanes = Counter(lane_of(piece) for piece in slices)
+    # Lists under rows commit row by row.
+    at_once = sum(min(lanes[lane], _width(lane, options)) for lane in Lane if lane is not Lane.UNDER_ROWS)
+    return max(1, options.batch_pages * _FEW // max(_FEW, at_once))
 
 
 def _read_all(session: SyncSession, slices: list[Slice], options: SyncOptions) -> Iterator[SliceResult]:

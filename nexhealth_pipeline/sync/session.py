@@ -14,7 +14,7 @@ from nexhealth_pipeline.catalog.collection import Collection
 from nexhealth_pipeline.client.budget import Budget
 from nexhealth_pipeline.client.client import NexHealthClient
 from nexhealth_pipeline.client.retry import RetryPolicy
-from nexhealth_pipeline.errors import Cancelled
+from nexhealth_pipeline.errors import Cancelled, WarehouseError
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.sync.practice import Practices, load_practices
 from nexhealth_pipeline.sync.slices import SliceResult
@@ -118,9 +118,12 @@ class SyncSession:
             return load_watermarks(connection, collections)
 
     def index(self, collections: AnyCollection[Collection]) -> None:
-        """Make the indexes of tables that were empty until now."""
-        with driver_errors("making indexes"), self.pool.connection() as connection:
-            ensure_indexes(connection, collections)
+        """Make the indexes that tables with rows lack. What was read is complete without: a failure is only told."""
+        try:
+            with driver_errors("making indexes"), self.pool.connection() as connection:
+                ensure_indexes(connection, collections, stop=self.stop.is_set)
+        except WarehouseError as error:
+            _log.warning("indexes are left to the next run", extra={"nexhealth": {"reason": str(error)}})
 
     def progress(self, label: str, pages: int, records: int) -> None:
         """Tell whoever watches that a slice has come so far."""

@@ -8,7 +8,7 @@ less than half of what they cost row by row, which was a fifth of a first load. 
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 
 import psycopg
@@ -40,8 +40,6 @@ _SYSTEM: tuple[Column, ...] = (
     Column("deleted_at", SqlType.TIMESTAMPTZ, Phi.NONE, "When the record was deleted; null = present.", ()),
     Column("deleted_by", SqlType.TEXT, Phi.NONE, "source = the API says so, absence = a complete read lacked it.", ()),
 )
-_FILLED = "filled()"
-"""Stands among a table's columns where it has rows, or had some, and this role may put an index on it."""
 _HASH_DOC = "Fingerprint of the declared columns. PHI class: none."
 
 
@@ -104,7 +102,7 @@ def _create_indexes(connection: psycopg.Connection, collection: Collection, name
 
 
 def ensure_tables(connection: psycopg.Connection, collections: Iterable[Collection] = DECLARED) -> list[str]:
-    """Create what is missing, add new columns and indexes, bring comments up to date; commits.
+    """Create what is missing, add new columns, bring comments up to date; commits.
 
     Puts the triggers of history and change feed on the tables, and their views into `nexhealth_current`. Returns
     the changes made, one text each; a warehouse that is up to date costs six queries.
@@ -127,35 +125,57 @@ def ensure_tables(connection: psycopg.Connection, collections: Iterable[Collecti
 
 
 def ensure_indexes(
-    connection: psycopg.Connection, collections: Iterable[Collection] = DECLARED, *, insist: bool = False
+    connection: psycopg.Connection,
+    collections: Iterable[Collection] = DECLARED,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    insist: bool = False,
 ) -> list[str]:
     """Make the indexes that tables with rows lack, where this role owns them; the changes made, one text each; commits.
 
     Whoever writes to such a table waits meanwhile. Unless told to `insist`, what cannot be done is left to the next
-    run with a warning: a table is complete without.
+    run with a warning: a table is complete without. Raises psycopg.Error for a connection that is lost.
     """
-    collections = tuple(collections)
+    wait = "0" if insist else _INDEX_WAIT
+    by_table = {collection.table: collection for collection in collections}
     with connection.transaction():
-        present = _present(connection, collections)
+        # Looking at a table's size waits for whoever has it for himself.
+        connection.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(wait)))
+        present = _present(connection, tuple(by_table.values()))
+        lacking = {
+            table: [name for name in _indexes(one) if f"{name}()" not in present[table]]
+            for table, one in by_table.items()
+            if table in present
+        }
+        filled = _filled(connection, [table for table, names in lacking.items() if names])
     changes = []
-    for collection in collections:
-        have = present.get(collection.table, {})
-        lacking = [name for name in _indexes(collection) if f"{name}()" not in have]
-        if lacking and _FILLED in have:
-            try:
-                changes += _add_indexes(connection, collection, lacking, wait="0" if insist else _INDEX_WAIT)
-            except psycopg.Error as error:
-                if insist or connection.broken:
-                    raise
-                _log.warning(
-                    "indexes are left to the next run",
-                    extra={"nexhealth": {"table": collection.table, "sqlstate": error.sqlstate}},
-                )
+    for table in filled:
+        if stop():
+            break
+        try:
+            changes += _add_indexes(connection, by_table[table], lacking[table], wait)
+        except psycopg.Error as error:
+            if insist or connection.broken:
+                raise
+            _log.warning(
+                "indexes are left to the next run", extra={"nexhealth": {"table": table, "sqlstate": error.sqlstate}}
+            )
     return changes
 
 
-def _add_indexes(connection: psycopg.Connection, collection: Collection, names: list[str], *, wait: str) -> list[str]:
+def _filled(connection: psycopg.Connection, tables: list[str]) -> list[str]:
+    """Those of the tables that have rows, or had some, and belong to this role."""
+    found = connection.execute(
+        "SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relname = ANY(%s)"
+        " AND pg_has_role(relowner, 'USAGE') AND pg_relation_size(oid) > 0 ORDER BY relname",
+        (tables,),
+    )
+    return [name for (name,) in found]
+
+
+def _add_indexes(connection: psycopg.Connection, collection: Collection, names: list[str], wait: str) -> list[str]:
     """Make indexes of one table; each table in a transaction of its own, as whoever loads has locks on several."""
+    _log.info("making indexes", extra={"nexhealth": {"table": collection.table}})
     with connection.transaction():
         connection.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(wait)))
         connection.execute("SET LOCAL statement_timeout = 0")
@@ -187,10 +207,7 @@ def missing_tables(connection: psycopg.Connection, collections: Iterable[Collect
 
 
 def _present(connection: psycopg.Connection, collections: tuple[Collection, ...]) -> dict[str, dict[str, str | None]]:
-    """Columns that exist, with their comments, by table; the table's own is under "", index and trigger under "name()",
-    and `_FILLED`.
-    """
-    tables = [collection.table for collection in collections]
+    """Columns that exist, with their comments, by table; the table's own is under "", index and trigger under "name()"."""
     rows = connection.execute(
         """
         SELECT c.relname::text, coalesce(a.attname::text, ''), d.description
@@ -209,11 +226,8 @@ def _present(connection: psycopg.Connection, collections: tuple[Collection, ...]
         SELECT c.relname, g.tgname || '()', NULL
         FROM pg_class c JOIN pg_trigger g ON g.tgrelid = c.oid
         WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY(%s)
-        UNION ALL
-        SELECT c.relname, %s, NULL FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace
-        AND c.relname = ANY(%s) AND pg_relation_size(c.oid) > 0 AND pg_has_role(c.relowner, 'USAGE')
         """,
-        (*([tables] * 4), _FILLED, tables),
+        ([collection.table for collection in collections],) * 4,
     ).fetchall()
     present: dict[str, dict[str, str | None]] = {}
     for table, name, comment in rows:
@@ -234,9 +248,6 @@ def _ensure_one(connection: psycopg.Connection, collection: Collection, have: di
                 )
             )
             changes.append(f"added column {collection.table}.{column.name}")
-    lacking = [name for name in _indexes(collection) if f"{name}()" not in have]
-    if have and lacking and not _indexed_later(collection):
-        changes += _create_indexes(connection, collection, lacking)
     if f"{TRIGGER}()" not in have:
         attach_history(connection, collection)
         changes += [f"added history to {collection.table}"] if have else []

@@ -199,7 +199,8 @@ class HintReader:
         options = SyncOptions(
             concurrency=settings.concurrency, batch_pages=settings.batch_pages, overlap=settings.overlap
         )
-        for result in run_slices(self._session, free, options):
+        # No indexes: the events stay locked meanwhile.
+        for result in run_slices(self._session, free, options, indexes=False):
             answer = _answer(result)
             if answer is None:
                 continue

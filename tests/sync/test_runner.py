@@ -1,11 +1,14 @@
-"""Slices read side by side share what a run may hold."""
+"""Slices read side by side share what a run may hold; indexes are made when all are read, or not at all."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
+from threading import Event
 from typing import Any, cast
 
 import pytest
 
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
+from nexhealth_pipeline.settings import load_settings
 from nexhealth_pipeline.sync import runner
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
 from nexhealth_pipeline.sync.runner import run_slices
@@ -19,10 +22,7 @@ class Session:
 
     def __init__(self) -> None:
         self.indexed: list[set[str]] = []
-        self.stop = self
-
-    def is_set(self) -> bool:
-        return False
+        self.stop = Event()
 
     def note(self, result: SliceResult) -> None:
         pass
@@ -44,8 +44,8 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-def pieces(count: int) -> list[Slice]:
-    return [Slice(COLLECTIONS["patients"]) for _ in range(count)]
+def pieces(count: int, name: str = "patients") -> list[Slice]:
+    return [Slice(COLLECTIONS[name]) for _ in range(count)]
 
 
 @pytest.mark.parametrize(
@@ -61,9 +61,28 @@ def test_many_slices_at_once_share_the_pages_of_a_few(
     assert set(batches) == {given}
 
 
-def test_a_dry_run_makes_no_index(batches: list[int]) -> None:
-    session = Session()
-    for dry_run in (True, False):
-        options = SyncOptions(mode=Mode.FULL, fresh_after=datetime.now(UTC), dry_run=dry_run)
-        list(run_slices(cast("SyncSession", session), pieces(2), options))
-    assert session.indexed == [{"patients"}]
+@pytest.mark.parametrize(("others", "given"), [("operatories", 1), ("documents", 2)])
+def test_slices_of_every_lane_count(batches: list[int], others: str, given: int) -> None:
+    """Lists under rows commit row by row, and count for nothing."""
+    options = SyncOptions(mode=Mode.FULL, fresh_after=datetime.now(UTC), concurrency=8, batch_pages=4)
+    list(run_slices(cast("SyncSession", Session()), pieces(8) + pieces(8, others), options))
+    assert set(batches) == {given}
+
+
+def test_only_who_writes_and_holds_nothing_makes_indexes(batches: list[int]) -> None:
+    session = cast("SyncSession", Session())
+    options = SyncOptions(mode=Mode.FULL, fresh_after=datetime.now(UTC))
+    list(run_slices(session, pieces(2), replace(options, dry_run=True)))
+    list(run_slices(session, pieces(2), options, indexes=False))
+    assert cast("Session", session).indexed == []
+    list(run_slices(session, pieces(2), options))
+    assert cast("Session", session).indexed == [{"patients"}]
+
+
+def test_a_run_does_not_fail_for_want_of_an_index(database_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Everything was read and committed before."""
+    settings = load_settings({"NEXHEALTH_API_KEY": "k", "DATABASE_URL": database_url}, environ={}, env_file=None)
+    with SyncSession(settings, database_url) as session:
+        session.pool.close()
+        session.index([COLLECTIONS["patients"]])
+    assert [record.getMessage() for record in caplog.records] == ["indexes are left to the next run"]
