@@ -29,18 +29,20 @@ LEAST_TAKINGS = len(_SIZES) + 2
 _PAUSES = [timedelta(seconds=30), timedelta(minutes=2), timedelta(minutes=10), timedelta(hours=1)]
 """How long an event that is taken alone is left alone, should that end its process; the last for all further times."""
 _TAKE = """
-UPDATE nexhealth_webhook_events e SET taken = e.taken + 1, taken_by = %(run)s,
-    next_attempt_at = CASE WHEN e.taken >= %(alone)s THEN clock_timestamp()
-        + (%(pauses)s::interval[])[least(e.taken - %(alone)s + 1, cardinality(%(pauses)s::interval[]))] END
-FROM (
+WITH chosen AS MATERIALIZED (
     SELECT id FROM nexhealth_webhook_events
     WHERE status = 'pending' AND (next_attempt_at IS NULL OR next_attempt_at <= clock_timestamp()) AND """
 _NEW = "id <= %(upto)s AND id <> ALL(%(without)s) AND taken = 0 AND (attempts > 0) = %(retried)s"
 _HINTS = "id = ANY(%(ids)s) AND taken_by IS NULL"
 _ABANDONED = "id <= %(upto)s AND taken = %(times)s AND (taken_by IS NULL OR taken_by = ANY(%(dead)s))"
+# Chosen once: as a subquery of the UPDATE it may be asked again for each row that it joins, and takes the next ones.
 _CHOSEN = """
     ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
-) chosen WHERE e.id = chosen.id RETURNING e.id
+)
+UPDATE nexhealth_webhook_events e SET taken = e.taken + 1, taken_by = %(run)s,
+    next_attempt_at = CASE WHEN e.taken >= %(alone)s THEN clock_timestamp()
+        + (%(pauses)s::interval[])[least(e.taken - %(alone)s + 1, cardinality(%(pauses)s::interval[]))] END
+FROM chosen WHERE e.id = chosen.id RETURNING e.id
 """
 
 

@@ -10,7 +10,9 @@ import pytest
 
 from nexhealth_pipeline.warehouse.runs import RunLock, lock_key
 from nexhealth_pipeline.webhooks import applying, hints
+from nexhealth_pipeline.webhooks.claiming import newest_id
 from nexhealth_pipeline.webhooks.replaying import Selection, replay
+from nexhealth_pipeline.webhooks.taking import take_new
 from tests.forks import Forks
 from tests.sync.kit import open_session
 
@@ -52,6 +54,22 @@ def inserted(number: int, note: str = "") -> bytes:
     """An event that only tells of an appointment."""
     data = {"appointment": {"id": number, "location_id": LOCATION}}
     return body("appointment_insertion.complete", data, note=note)
+
+
+@pytest.mark.parametrize("method", ["", "hashjoin", "nestloop", "mergejoin", "indexscan", "material"])
+def test_no_more_are_taken_than_asked_for_however_it_is_planned(practice: psycopg.Connection, method: str) -> None:
+    """Risk: where the planner takes the table for tiny, it asks for the next ones once a row, and takes them all."""
+    store(practice, patients(1, 1)[0])
+    practice.execute("ANALYZE nexhealth_webhook_events")
+    store(practice, *patients(2, 40))
+    others = [
+        f"enable_{one}" for one in ("hashjoin", "nestloop", "mergejoin", "indexscan", "material") if one != method
+    ]
+    with practice.transaction(force_rollback=True):
+        for setting in others if method else []:
+            practice.execute(f"SET LOCAL {setting} = off")
+        taken = take_new(practice, "a run", upto=newest_id(practice), without=(), retried=False, limit=10)
+    assert len(taken) == 10
 
 
 @pytest.mark.parametrize(("tries", "killed"), [("5", 5), ("1", 4)])
