@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 
+from nexhealth_pipeline.catalog.collections import nested_in
 from nexhealth_pipeline.sync.children import ChildReader
 from nexhealth_pipeline.sync.options import SyncOptions
 from nexhealth_pipeline.sync.order import Lane, Order, lane_of
@@ -45,7 +46,8 @@ def run_slices(
         yield result
     yield from judge(session, slices, options)
     if indexes and not options.dry_run:
-        session.index({piece.collection for piece in slices})
+        read = {piece.collection for piece in slices}
+        session.index({one for outer in read for one in (outer, *nested_in(outer))})
 
 
 def _shared_pages(slices: list[Slice], options: SyncOptions) -> int:

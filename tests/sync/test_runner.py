@@ -79,6 +79,13 @@ def test_only_who_writes_and_holds_nothing_makes_indexes(batches: list[int]) -> 
     assert cast("Session", session).indexed == [{"patients"}]
 
 
+def test_tables_of_lists_inside_records_are_looked_at_as_well(batches: list[int]) -> None:
+    """Risk: one that gains an index in a release never gets it, since no slice reads it."""
+    session = cast("SyncSession", Session())
+    list(run_slices(session, pieces(1, "charges"), SyncOptions(mode=Mode.FULL, fresh_after=datetime.now(UTC))))
+    assert cast("Session", session).indexed == [{"charges", "claim_payouts"}]
+
+
 def test_a_run_does_not_fail_for_want_of_an_index(database_url: str, caplog: pytest.LogCaptureFixture) -> None:
     """Everything was read and committed before."""
     settings = load_settings({"NEXHEALTH_API_KEY": "k", "DATABASE_URL": database_url}, environ={}, env_file=None)
