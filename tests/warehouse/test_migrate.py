@@ -118,3 +118,17 @@ def test_the_revision_is_that_of_the_newest_migration(shared_url: str, empty_dat
         assert migrate.current_revision(db) == migrate.HEAD
     with connect(empty_database_url) as db:
         assert migrate.current_revision(db) is None
+
+
+def test_an_upgrade_by_hand_makes_the_indexes_of_tables_with_rows(database_url: str) -> None:
+    """What doctor tells an owner to do whose runs are another role's."""
+    with psycopg.connect(database_url, autocommit=True) as db:
+        db.execute(
+            "INSERT INTO nexhealth_operatories (institution_id, id, synced_at, source_read_at, row_hash)"
+            " VALUES (1, 1, now(), now(), '')"
+        )
+        assert migrate.upgrade(database_url) == []
+        added = migrate.upgrade(database_url, indexes=True)
+        assert added
+        assert all(one.startswith("added index nexhealth_operatories_") for one in added)
+        assert migrate.upgrade(database_url, indexes=True) == []
