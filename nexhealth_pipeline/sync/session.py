@@ -144,6 +144,7 @@ def _share_memory() -> None:
     for the next one: 235,000 page faults in a load of 200,000 patients, so 25,000, at the same peak.
     """
     with suppress(AttributeError, OSError, TypeError):  # another C library, or none to be loaded
-        options = {_ARENA_MAX: 2, _TRIM_THRESHOLD: _KEPT_BYTES, _MMAP_THRESHOLD: _KEPT_BYTES}
-        for option, value in options.items():
-            ctypes.CDLL(None).mallopt(option, value)
+        library = ctypes.CDLL(None)
+        library.mallopt(_ARENA_MAX, 2)
+        library.mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
+        library.mallopt(_MMAP_THRESHOLD, _KEPT_BYTES)

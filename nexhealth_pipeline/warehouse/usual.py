@@ -7,7 +7,7 @@ is learnt, so that the next record with it passes. Half of the time went into as
 said already (`benchmarks/TRIED.md`).
 
 Where texts, whole numbers and truth values are all there is in it, a record is stored with its keys in the order of
-jsonb: a third of the server's time for a record went into sorting them.
+jsonb: a seventh of the server's time for a record went into sorting them.
 """
 
 import re

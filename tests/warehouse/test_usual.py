@@ -179,7 +179,7 @@ PLAIN = {"middle_name": "None", "bio": {"zip_code": "1", "city": 'Zoë\u2028"s\\
 def test_a_plain_record_is_stored_as_received_with_keys_as_jsonb_sorts_them(
     connection: psycopg.Connection, fields: dict[str, Any], *, ascii_only: bool
 ) -> None:
-    """Sorting them was a third of the server's work for a record; in this order it finds nothing to do."""
+    """Sorting them was a seventh of the server's work for a record; in this order it finds nothing to do."""
     record = {**PLAIN, **fields}
     found = UsualRecords(COLLECTIONS["patients"]).read(json.dumps(record, ensure_ascii=ascii_only).encode())
     assert found is not None

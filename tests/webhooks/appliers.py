@@ -28,7 +28,7 @@ def work(
     if deadly:
         batches.read_event = _dying_at(deadly, batches.read_event)
     if asked:
-        hints.HintReader.read = _asking_dies_at(asked)  # type: ignore[method-assign]
+        hints.HintReader.read = _asking_dies_at(asked)  # type: ignore[method-assign]  # in this process, which ends by it
     fault_points.armed = fault_points.killing(point) if point else None
     apply_all(settings_for(url, NEXHEALTH_WEBHOOK_ATTEMPTS=attempts))
     return 0
