@@ -16,9 +16,11 @@ ROOT = Path(__file__).parents[1]
 def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """scripts/set_up.py as a module whose commands are written down instead of run."""
     spec = importlib.util.spec_from_file_location("set_up", ROOT / "scripts" / "set_up.py")
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.commands = []
+    module.__dict__["commands"] = []
     monkeypatch.setattr(module, "run", lambda *command: remember(module.commands, command))
     return module
 

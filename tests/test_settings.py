@@ -143,7 +143,7 @@ def test_a_keys_file_that_cannot_be_used_is_named_without_its_keys(
 
 
 def test_every_setting_has_an_environment_name_and_a_meaning() -> None:
-    source = Path(__import__(Settings.__module__, fromlist=["x"]).__file__).read_text(encoding="utf-8")
+    source = Path(inspect.getfile(Settings)).read_text(encoding="utf-8")
     for name, field in Settings.model_fields.items():
         assert field.alias
         assert field.alias.isupper()
@@ -162,4 +162,4 @@ def test_making_the_settings_looks_at_no_source() -> None:
 
 def test_a_setting_cannot_be_changed_afterwards() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        load().concurrency = 5  # type: ignore[misc]
+        load().concurrency = 5

@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]  # it has no types, and one call is made
+import yaml
 from dagster import DagsterInstance
 
 from nexhealth_pipeline.errors import InvalidSetting

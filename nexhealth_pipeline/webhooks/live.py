@@ -36,7 +36,8 @@ class Known:
     institutions: Mapping[str, int] = field(default_factory=dict)
     """Id by subdomain."""
     schema_fits: bool = False
-    """Whether the warehouse is at this release's migration."""
+    """Whether the warehouse is at this release's migration, or at a newer one: the old receivers go on while a release
+    is rolled out."""
 
 
 def secrets_of(settings: Settings) -> tuple[LiveSecret, ...]:
@@ -110,7 +111,7 @@ class Live:
             self._connection.execute(f"LISTEN {SECRETS_CHANNEL}")
         connection = self._connection
         with driver_errors("reading webhook secrets"):
-            if current_revision(connection) != HEAD:
+            if (current_revision(connection) or "") < HEAD:
                 return replace(self.known, schema_fits=False)
             stored = live_secrets(connection, self._sealer) if self._sealer is not None else []
             rows = connection.execute("SELECT subdomain, id FROM nexhealth_institutions ORDER BY id").fetchall()

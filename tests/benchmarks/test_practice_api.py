@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from datetime import UTC, datetime
 from urllib.parse import urlencode
 
@@ -71,7 +72,7 @@ def test_what_is_under_a_patient_is_empty_and_the_patient_is_the_one_asked_for(a
 
 
 def test_arrivals_are_counted_and_those_beyond_a_limit_refused(app, monkeypatch):
-    monkeypatch.setattr(practice_api.time, "time", lambda: 1_800_000_000.0)
+    monkeypatch.setattr(time, "time", lambda: 1_800_000_000.0)
     ask(app, "/bench/begin", limits="1")
     window = {"start": "2026-01-01T00:00:00+0000", "end": "2026-02-01T00:00:00+0000", "location_id": "100003"}
     answers = [ask(app, "/appointments", **window)[0] for _ in range(11)]

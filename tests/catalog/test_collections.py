@@ -62,7 +62,7 @@ SYSTEM = {"institution_id", "raw", "synced_at", "source_read_at", "row_hash", "d
 
 @cache
 def spec() -> dict[str, Any]:
-    return json.loads(SPEC.read_text())  # type: ignore[no-any-return]
+    return json.loads(SPEC.read_text())
 
 
 def resolved(node: dict[str, Any]) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def resolved(node: dict[str, Any]) -> dict[str, Any]:
 def operation(collection: Collection) -> dict[str, Any]:
     path = collection.path.replace("{location_id}", "{id}")
     assert path in spec()["paths"], f"the API has no {path}"
-    return spec()["paths"][path]["get"]  # type: ignore[no-any-return]
+    return spec()["paths"][path]["get"]
 
 
 def parameters(collection: Collection) -> dict[str, dict[str, Any]]:
@@ -103,7 +103,7 @@ def entity(collection: Collection) -> dict[str, Any]:
 def properties_of(node: dict[str, Any]) -> dict[str, Any]:
     """Properties of an object; of a free one (a patient's `bio`) those that its example shows."""
     if "properties" in node or node.get("type") != "object":
-        return node.get("properties", {})  # type: ignore[no-any-return]
+        return node.get("properties", {})
     kinds = {str: "string", bool: "boolean", int: "integer"}
     return {name: {"type": kinds[type(value)], "example": value} for name, value in node.get("example", {}).items()}
 

@@ -55,8 +55,8 @@ def entity(spec: Node, path: str) -> Node:
     data = media["schema"]["properties"]["data"] = inlined(media["schema"]["properties"]["data"])
     if data.get("type") == "array":
         data["items"] = inlined(data["items"])
-        return data["items"]  # type: ignore[no-any-return]
-    return data  # type: ignore[no-any-return]
+        return data["items"]
+    return data
 
 
 @with_spec

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nexhealth_pipeline import errors
-from nexhealth_pipeline.cli import sync as module
+from nexhealth_pipeline.cli.progress import showing_progress
 from nexhealth_pipeline.orchestration import launch
 from nexhealth_pipeline.orchestration.launch import CollectionSummary, Progress, SyncRequest, SyncSummary
 from nexhealth_pipeline.sandbox import SANDBOX_API_KEY
@@ -316,7 +316,7 @@ class TestProgress:
         monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
         before = threading.active_count()
         seen: list[int] = []
-        shown = module.showing_progress(json=False)
+        shown = showing_progress(json=False)
         with shown as show:
             assert show is not None
             show(Progress("patients acme.1", 2, 2000, 1, 7))
@@ -325,5 +325,5 @@ class TestProgress:
 
     def test_json_gets_none(self) -> None:
         """Nothing but the object."""
-        with module.showing_progress(json=True) as show:
+        with showing_progress(json=True) as show:
             assert show is None

@@ -20,6 +20,11 @@ MEGABYTE = 1024 * 1024
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
 
+def drip(piece: bytes, pause: float, times: int) -> list[bytes | float]:
+    """A piece and a pause, so many times."""
+    return [piece, pause] * times
+
+
 @contextmanager
 def wire(stub: Stub, *steps: bytes | float, for_ever: bool = False) -> Iterator[list[int]]:
     """A server that gives a token, then these bytes with these pauses, as raw as they come.
@@ -84,14 +89,14 @@ SLOW: dict[str, tuple[list[bytes | float], bool]] = {
     "stops in the middle of the body": ([HEAD + b'Content-Length: 900\r\n\r\n{"code":true', 5.0], False),
     "stops in the middle of a chunk": ([HEAD + b"Transfer-Encoding: chunked\r\n\r\n50\r\n{", 5.0], False),
     "drips its status line": ([b"H", 0.02], True),
-    "drips one header": ([b"HTTP/1.1 200 OK\r\nX-Long: ", *[b"x", 0.02] * 500], False),
-    "drips headers": ([b"HTTP/1.1 200 OK\r\n", *[b"X: y\r\n", 0.02] * 500], False),
+    "drips one header": ([b"HTTP/1.1 200 OK\r\nX-Long: ", *drip(b"x", 0.02, 500)], False),
+    "drips headers": ([b"HTTP/1.1 200 OK\r\n", *drip(b"X: y\r\n", 0.02, 500)], False),
     "says for ever that it goes on": ([b"HTTP/1.1 100 Continue\r\n\r\n", 0.02], True),
-    "drips its body": ([HEAD + b"Content-Length: 9000\r\n\r\n", *[b" ", 0.02] * 500], False),
-    "drips chunks": ([HEAD + b"Transfer-Encoding: chunked\r\n\r\n", *[b"1\r\n \r\n", 0.02] * 500], False),
-    "drips one chunk's length": ([HEAD + b"Transfer-Encoding: chunked\r\n\r\n", *[b"0", 0.02] * 500], False),
+    "drips its body": ([HEAD + b"Content-Length: 9000\r\n\r\n", *drip(b" ", 0.02, 500)], False),
+    "drips chunks": ([HEAD + b"Transfer-Encoding: chunked\r\n\r\n", *drip(b"1\r\n \r\n", 0.02, 500)], False),
+    "drips one chunk's length": ([HEAD + b"Transfer-Encoding: chunked\r\n\r\n", *drip(b"0", 0.02, 500)], False),
     "drips what is packed": (
-        [HEAD + b"Content-Encoding: gzip\r\n\r\n", gzip.compress(b"")[:10], *[b"\0", 0.02] * 500],
+        [HEAD + b"Content-Encoding: gzip\r\n\r\n", gzip.compress(b"")[:10], *drip(b"\0", 0.02, 500)],
         False,
     ),
 }
@@ -111,7 +116,7 @@ def test_an_answer_that_does_not_end_is_given_up(
 
 def test_a_connection_in_use_before_has_the_same_deadline(make_client: Callable, stub: Stub) -> None:
     """Kept alive, it must neither have what was left of the last answer's time nor have no limit."""
-    with wire(stub, HEAD + b"Content-Length: 900\r\n\r\n", *[b" ", 0.02] * 500):
+    with wire(stub, HEAD + b"Content-Length: 900\r\n\r\n", *drip(b" ", 0.02, 500)):
         client = make_client(timeout_seconds=0.1, answer_seconds=0.2, retry={"attempts": 1})
         client.authenticate()
         time.sleep(0.15)

@@ -110,6 +110,20 @@ def test_every_variable_is_a_setting() -> None:
     assert len(names & FIELDS.keys()) > 10
 
 
+ELSEWHERE = {"NEXHEALTH_HOME", "NEXHEALTH_API_KEYS_FILE"}
+"""Settings that the image has, or that name a file which would have to be mounted."""
+NOT_FOR_RECEIVERS = {"NEXHEALTH_API_KEY", "DAGSTER_DATABASE_URL"}
+
+
+def test_every_setting_reaches_who_reads_it() -> None:
+    """Compose passes on what is named and nothing else: a retention that stays behind is never heard of."""
+    given = {name: set(service.get("environment", {})) for name, service in COMPOSE["services"].items()}
+    assert given["code"] == FIELDS.keys() - ELSEWHERE
+    assert given["receiver"] == FIELDS.keys() - ELSEWHERE - NOT_FOR_RECEIVERS
+    receiver = {name for place, name, _ in environments() if place == "kubernetes nexhealth-receiver/receiver"}
+    assert {name for name in SECRETS if "WEBHOOK" in name} <= receiver
+
+
 def test_the_settings_that_are_given_are_valid() -> None:
     found = load_settings(environ=settings_file(), env_file=None)
     assert {field.alias for name, field in Settings.model_fields.items() if name in found.model_fields_set} == set(
@@ -191,6 +205,26 @@ def test_probes_ask_pages_that_exist() -> None:
     (rule,) = ingress["spec"]["rules"]
     assert [(one["path"], one["pathType"]) for one in rule["http"]["paths"]] == [(WEBHOOK_PATH, "Exact")]
     assert ingress["spec"]["tls"][0]["hosts"] == [rule["host"]]
+
+
+def test_dagster_s_pages_are_asked_where_they_are() -> None:
+    """The chart's own probe stays at port 80: then no pod is ever ready."""
+    webserver = VALUES["dagsterWebserver"]
+    assert webserver["readinessProbe"]["httpGet"]["port"] == webserver["service"]["port"]
+
+
+def test_nothing_starts_before_both_databases_are_at_this_release() -> None:
+    """On one host; in a cluster the guide's order sees to it."""
+    services = COMPOSE["services"]
+    migrations = {name for name in services if name.startswith("migrate")}
+    assert services["code"]["depends_on"].keys() == migrations
+    assert services["receiver"]["depends_on"].keys() == {"migrate"}
+    for name in ("daemon", "webserver", "webserver-read-only"):
+        assert services[name]["depends_on"] == {"code": {"condition": "service_healthy"}}
+    for name in migrations:
+        assert services[name]["depends_on"] == {"postgres": {"condition": "service_healthy", "required": False}}
+    migrate, rest = GUIDE.index("job/nexhealth-migrate"), GUIDE.index("kubectl apply -k")
+    assert migrate < rest < GUIDE.index("helm upgrade --install")
 
 
 def test_there_is_time_to_stop() -> None:

@@ -85,7 +85,7 @@ class Scene:
     def query(self, question: str, *parameters: object) -> list[tuple[Any, ...]]:
         """Rows of the warehouse."""
         with psycopg.connect(self.inside) as connection:
-            return connection.execute(question, parameters).fetchall()  # type: ignore[arg-type]
+            return connection.execute(question, parameters).fetchall()
 
     def keys_of(self, which: str) -> list[str]:
         """Arguments that name the active locations of some institutions."""
@@ -111,7 +111,17 @@ def database(hub: Host, folder: Path, account: Account, password: str) -> Iterat
         one.mkdir(mode=0o700)
     for one in (data, socket, secret):
         account.own(one)
-    initdb = [programs / "initdb", "-D", data, "-U", "nexhealth", "-E", "UTF8", "--locale=C", "--auth-local=trust"]
+    initdb: list[str | Path] = [
+        programs / "initdb",
+        "-D",
+        data,
+        "-U",
+        "nexhealth",
+        "-E",
+        "UTF8",
+        "--locale=C",
+        "--auth-local=trust",
+    ]
     initdb += ["--auth-host=scram-sha-256", f"--pwfile={secret}", "--no-sync"]
     subprocess.run(initdb, check=True, cwd="/", capture_output=True, **account.options())
     with (data / "pg_hba.conf").open("a") as file:

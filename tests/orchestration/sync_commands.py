@@ -28,7 +28,7 @@ def run(mode: str, asked: dict[str, Any], environment: dict[str, str], output: s
     os.environ.clear()
     os.environ.update(environment)
     months.FIRST_MONTH, months.MONTHS_AHEAD = first_test_month(), 1
-    SyncSession._shared_budget = lambda *_: Unlimited()  # type: ignore[assignment,method-assign,misc]
+    SyncSession._shared_budget = lambda *_: Unlimited()  # type: ignore[method-assign]
     seen: list[Progress] = []
     try:
         summary = run_sync(load_settings(), SyncRequest(Mode(mode), **asked), kind="sandbox", on_progress=seen.append)

@@ -1,6 +1,7 @@
 """Run config: what a person types into Dagit's launchpad, checked with words that help."""
 
 from datetime import UTC, date, datetime
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -53,8 +54,9 @@ def test_what_is_given_wins() -> None:
 )
 def test_a_value_that_cannot_be_used_is_named_with_the_way_to_write_it(field: str, value: str, says: str) -> None:
     """A launchpad has no help page."""
+    given: dict[str, Any] = {field: value}
     with pytest.raises(InvalidSetting) as caught:
-        SyncConfig(**{field: value}).options(SETTINGS, NOW)
+        SyncConfig(**given).options(SETTINGS, NOW)
     assert str(caught.value).startswith(f"{field} '{value}': ")
     assert says in str(caught.value)
 

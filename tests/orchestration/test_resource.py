@@ -16,6 +16,7 @@ def test_what_is_given_wins_over_the_environment(environment: dict[str, str], mo
     monkeypatch.setenv("OTHER_KEY", "from-resource")
     assert NexHealthResource().settings().api_keys() == {"": "from-environment"}
     with NexHealthResource(api_key=dg.EnvVar("OTHER_KEY")).process_config_and_initialize_cm() as resource:
+        assert isinstance(resource, NexHealthResource)
         assert resource.settings().api_keys() == {"": "from-resource"}
         assert "from-resource" not in repr(resource.settings())
 

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from typing import Any
 
 from nexhealth_pipeline.sandbox import SANDBOX_API_KEY, SandboxServer
 
@@ -60,7 +61,7 @@ def test_revoking_ends_every_token_issued_so_far(caller: Caller) -> None:
 
 def test_a_token_survives_a_restart_of_the_server(clock: HandClock) -> None:
     """Risk: `demo` restarts the sandbox between runs."""
-    sizes = {"patients": 20, "appointments_per_patient": 1, "base": BASE}
+    sizes: dict[str, Any] = {"patients": 20, "appointments_per_patient": 1, "base": BASE}
     with SandboxServer(**sizes, clock=clock) as first:
         caller = Caller(first)
         caller.authenticate()

@@ -236,7 +236,7 @@ def test_stopping_does_not_wait_for_a_hanging_receiver(small_world: World, inbox
 
 def test_a_later_start_goes_on_delivering(tmp_path: Path, inbox: Receiver) -> None:
     """Risk: a demo stopped and started again hears nothing; what was queued is gone, which a full read repairs."""
-    small = {"seed": 5, "base": BASE, "patients": 5, "appointments_per_patient": 0}
+    small: dict[str, Any] = {"seed": 5, "base": BASE, "patients": 5, "appointments_per_patient": 0}
     with SandboxServer(state_dir=tmp_path, **small, webhooks={"delay": 60}) as server:
         hear(server, inbox.url, "patient_updated")
         secret = secret_of(server)

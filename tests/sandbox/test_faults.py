@@ -2,6 +2,7 @@
 
 import time
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 import pytest
 import requests
@@ -187,7 +188,8 @@ def test_a_probability_is_kept_and_depends_only_on_seed_and_url() -> None:
 
 def test_a_rule_that_cannot_be_meant_is_refused() -> None:
     """Risk: a misspelt fault that never fires makes a test prove nothing."""
-    for options in ({"kind": "nonsense"}, {"kind": "throttle", "retry_after": "soon"}):
+    unmeant: list[dict[str, Any]] = [{"kind": "nonsense"}, {"kind": "throttle", "retry_after": "soon"}]
+    for options in unmeant:
         with pytest.raises(ValueError, match=r"one of|is seconds"):
             FaultRule(**options)
     with pytest.raises(TypeError):

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from nexhealth_pipeline.sandbox.kinds import KINDS
 
 from .calls import BASE, ISLAND, NORTH, WILLOW, HandClock
 
-SIZES = {"patients": 40, "appointments_per_patient": 2}
+SIZES: dict[str, Any] = {"patients": 40, "appointments_per_patient": 2}
 
 
 def _everything(state: State) -> dict[str, list[dict[str, object]]]:
@@ -66,7 +67,7 @@ def test_a_folder_of_an_older_sandbox_is_completed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("other", [{"seed": 6}, {"patients": 41}, {"appointments_per_patient": 9.0}])
-def test_another_world_in_the_same_folder_is_refused(tmp_path: Path, other: dict[str, float]) -> None:
+def test_another_world_in_the_same_folder_is_refused(tmp_path: Path, other: dict[str, Any]) -> None:
     """Risk: two worlds mixed in one warehouse."""
     build_app(state_dir=tmp_path, seed=5, base=BASE, **SIZES)
     with pytest.raises(ValueError, match="another"):

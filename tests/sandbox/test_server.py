@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -16,7 +17,7 @@ from nexhealth_pipeline.sandbox import SANDBOX_API_KEY, SandboxServer, build_app
 
 from .calls import BASE, Caller
 
-SMALL = {"patients": 20, "appointments_per_patient": 1, "base": BASE}
+SMALL: dict[str, Any] = {"patients": 20, "appointments_per_patient": 1, "base": BASE}
 
 
 def test_it_serves_on_a_free_port_and_leaves_no_thread(caller: Caller) -> None:

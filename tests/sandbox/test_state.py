@@ -86,7 +86,7 @@ def test_created_rows_appear_where_they_belong(caller: Caller) -> None:
 
 
 _EVERY = sorted(set(KINDS) - {"institutions", "locations", "sync_status"})
-_ABOUT = {
+_ABOUT: dict[str, dict[str, object]] = {
     "patients": {"location_ids": [NORTH]},
     "providers": {"location_ids": [NORTH]},
     "document_types": {"location_id": NORTH},

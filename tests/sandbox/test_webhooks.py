@@ -230,7 +230,7 @@ def test_a_fault_can_hide_an_endpoint_that_was_made(hooks: Hooks) -> None:
 
 def test_a_later_start_has_them_and_never_gives_an_id_again(tmp_path: Path) -> None:
     """Risk: a demo that is started again would lose its registration, or mix up two endpoints."""
-    world = {"seed": 5, "base": BASE, "patients": 5, "appointments_per_patient": 0}
+    world: dict[str, Any] = {"seed": 5, "base": BASE, "patients": 5, "appointments_per_patient": 0}
     first = build_app(state_dir=tmp_path, **world).webhooks.registry
     kept, gone = (first.add_endpoint("me", f"https://{name}.example.com/") for name in ("a", "b"))
     subscription = first.add_subscription(kept.id, 11201, "Patient", "patient_updated")

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ def _records(world: World, collection: str) -> list[Record]:
 
 def test_the_same_seed_and_base_give_the_same_bytes() -> None:
     """Risk: a finding that cannot be repeated."""
-    sizes = {"base": BASE, "patients": 60, "appointments_per_patient": 5}
+    sizes: dict[str, Any] = {"base": BASE, "patients": 60, "appointments_per_patient": 5}
     one, two, other = build_world(3, **sizes), build_world(3, **sizes), build_world(4, **sizes)
     assert [row.body for row in one.rows["appointments"]] == [row.body for row in two.rows["appointments"]]
     assert one.rows == two.rows

@@ -48,8 +48,8 @@ def run(
     )
     with psycopg.connect(database_url, autocommit=True) as connection:
         sweep, began, _ = begin_sweep(connection, mode, "everything")
-    options = SyncOptions(mode=Mode(mode), batch_pages=1, fresh_after=began, **(options or {}))
-    results = sync_all(settings, options, only=None if only is None else set(only))
+    given = SyncOptions(mode=Mode(mode), batch_pages=1, fresh_after=began, **(options or {}))
+    results = sync_all(settings, given, only=None if only is None else set(only))
     with psycopg.connect(database_url, autocommit=True) as connection:
         finish_sweep(connection, sweep)
     bad = [f"{result.slice.label}: {result.reason}" for result in results if result.status == "failed"]

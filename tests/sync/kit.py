@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, date, datetime
+from typing import Any
 
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.catalog.collections import DECLARED
@@ -49,7 +50,7 @@ def sync_all(
     return results
 
 
-Rows = Callable[[str], list[tuple[object, ...]]]
+Rows = Callable[[str], list[tuple[Any, ...]]]
 
 
 def first_test_month() -> date:

@@ -67,12 +67,11 @@ CHAIRS = Collection(
 def main(api_url: str, database_url: str, mode: str) -> None:
     catalog.DECLARED = (*catalog.DECLARED, REFERRALS, CHAIRS)
     catalog.COLLECTIONS |= {one.name: one for one in (REFERRALS, CHAIRS)}
-    sys.path.insert(0, __file__.rsplit("/", 2)[0])
-    from sync.kit import sync_all
-
+    sys.path.insert(0, __file__.rsplit("/", 3)[0])
     from nexhealth_pipeline.settings import load_settings
     from nexhealth_pipeline.sync.options import Mode, SyncOptions
     from nexhealth_pipeline.warehouse.migrate import upgrade
+    from tests.sync.kit import sync_all
 
     changes = upgrade(database_url)
     given = {"NEXHEALTH_API_URL": api_url, "NEXHEALTH_API_KEY": "k", "DATABASE_URL": database_url}

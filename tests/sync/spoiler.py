@@ -11,6 +11,11 @@ Steps = list[bytes | float]
 """Bytes to send and seconds to wait, in turn; then the connection is closed."""
 
 
+def drip(piece: bytes, pause: float, times: int) -> Steps:
+    """A piece and a pause, so many times."""
+    return [piece, pause] * times
+
+
 class Spoiler:
     """Spoils every answer whose (path, location_id) is in `spoilt`."""
 

@@ -140,7 +140,7 @@ def sync(box: SandboxServer, url: str) -> list[SliceResult]:
 
 
 @contextmanager
-def once_at(point: str, act: Callable[[], None]) -> Iterator[list[str]]:
+def once_at(point: str, act: Callable[[], object]) -> Iterator[list[str]]:
     """Do something to the server when the second page of patients has come to `point`."""
     reached: list[str] = []
     lock = threading.Lock()

@@ -128,7 +128,7 @@ def test_documents_are_no_fresher_than_their_patients(settings: Settings, box: S
     box.faults.add("status", path="/patients", status=400)
     results = sync_all(settings, only={"patients", "documents"})
     assert {str(r.status) for r in results if r.slice.collection.name == "patients"} == {"failed"}
-    patients = dict(
+    patients: dict[Any, Any] = dict(
         rows("SELECT location_id, complete_through FROM nexhealth_freshness WHERE collection = 'patients' ORDER BY 1")
     )
     assert all(through <= max(patients.values()) for _, through in rows(fresh))

@@ -18,7 +18,7 @@ from nexhealth_pipeline.sync.slices import Status
 
 from .killed import facts, open_rows
 from .kit import Rows, sync_all
-from .spoiler import Spoiler, Steps, spoiling
+from .spoiler import Spoiler, Steps, drip, spoiling
 
 FULL = SyncOptions(mode=Mode.FULL)
 IMPATIENT = RetryPolicy(attempts=3, sleep=lambda _: None)
@@ -28,8 +28,8 @@ BEGUN = HEAD + b'Content-Length: 9000\r\n\r\n{"code":true,'
 
 ON_THE_WIRE: dict[str, tuple[Steps, str]] = {
     "stops in the middle of the body": ([BEGUN, 30.0], "no answer in time"),
-    "drips its headers": ([b"HTTP/1.1 200 OK\r\nX: ", *[b"x", 0.1] * 100], "too long to arrive"),
-    "drips its body": ([BEGUN, *[b" ", 0.1] * 100], "too long to arrive"),
+    "drips its headers": ([b"HTTP/1.1 200 OK\r\nX: ", *drip(b"x", 0.1, 100)], "too long to arrive"),
+    "drips its body": ([BEGUN, *drip(b" ", 0.1, 100)], "too long to arrive"),
     "100 MB": ([HEAD + b"Content-Length: 104857600\r\n\r\n", *[b" " * 1048576] * 100], "larger than"),
     "a gzip bomb": (
         [HEAD + b"Content-Encoding: gzip\r\n\r\n" + gzip.compress(b" " * 104857600, 1)],
@@ -91,8 +91,8 @@ def test_every_trouble_fails_its_slice_in_its_own_words_and_the_next_sync_heals(
     assert time.monotonic() - began < 60
     failed = {(one.slice.collection.name, one.slice.location_id): one for one in results if one.status is Status.FAILED}
     assert set(failed) == set(expected), {name: one.reason for name, one in failed.items() if name not in expected}
-    for name, words in expected.items():
-        assert words in (failed[name].reason or ""), (name, failed[name].reason)
+    for place, words in expected.items():
+        assert words in (failed[place].reason or ""), (place, failed[place].reason)
     assert open_rows(database_url) == []
     box.faults.clear()
     spoiler.spoilt.clear()

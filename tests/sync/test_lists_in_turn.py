@@ -68,7 +68,7 @@ def documents(rows: Rows, fewest: int = 1, most: int = 99) -> dict[int, list[int
         "SELECT patient_id, array_agg(id ORDER BY id) FROM nexhealth_documents WHERE deleted_at IS NULL GROUP BY 1"
         f" HAVING count(*) BETWEEN {fewest} AND {most} ORDER BY 1"
     )
-    return {int(str(patient)): list(ids) for patient, ids in found}  # type: ignore[call-overload]
+    return {int(str(patient)): list(ids) for patient, ids in found}
 
 
 def turn_is_next(rows: Rows, patient: int) -> None:

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date
+from typing import Any
 
 import pytest
 
@@ -85,7 +86,7 @@ def test_what_a_complete_read_lacks_is_marked_once_and_comes_back_when_it_is_lis
     names = {"patients", "operatories", "providers", "documents", "appointment_types"}
     sync_all(settings, FULL, only=names)
     document, keeper = rows("SELECT id, patient_id FROM nexhealth_documents ORDER BY id LIMIT 1")[0]
-    victims = {
+    victims: dict[str, Any] = {
         "patients": rows(f"SELECT max(id) FROM nexhealth_patients WHERE id <> {keeper}")[0][0],
         "operatories": at(rows, "operatories", DESERT)[0],
         "providers": rows("SELECT min(id) FROM nexhealth_providers")[0][0],
@@ -237,7 +238,7 @@ def test_nothing_is_told_by_a_source_that_is_or_was_offline(settings: Settings, 
     assert desert in at(rows, "operatories", DESERT), "another database's is judged"
 
     began, stop = rows("SELECT clock_timestamp()")[0][0], threading.Event()
-    options = replace(RECONCILE, fresh_after=began)  # type: ignore[arg-type]
+    options = replace(RECONCILE, fresh_after=began)
 
     def after_north(label: str, pages: int, records: int) -> None:
         if label.endswith(str(NORTH)):
@@ -410,7 +411,7 @@ def test_a_stopped_reconcile_goes_on_and_then_judges_by_all_it_has_met(
     victim = at_patient(rows, DESERT)
     box.state.delete("patients", victim, hard=True)
     began = rows("SELECT clock_timestamp()")[0][0]
-    small = replace(RECONCILE, batch_pages=1, concurrency=1, fresh_after=began)  # type: ignore[arg-type]
+    small = replace(RECONCILE, batch_pages=1, concurrency=1, fresh_after=began)
     for mode in (small, replace(small, mode=Mode.INCREMENTAL)):
         stop = threading.Event()
 
@@ -441,7 +442,7 @@ def test_a_reconcile_does_not_rest_on_what_an_earlier_one_met(
     box.faults.clear()
     box.state.delete("operatories", at(rows, "operatories", SOUTH)[0], hard=True)
     began = rows("SELECT clock_timestamp()")[0][0]
-    options = replace(RECONCILE, fresh_after=began)  # type: ignore[arg-type]
+    options = replace(RECONCILE, fresh_after=began)
     with open_session(settings) as session:
         pieces = slices_of(COLLECTIONS["operatories"], session.practices(), date(2026, 1, 1))
         results = list(run_slices(session, [one for one in pieces if one.location_id == SOUTH], options))

@@ -44,7 +44,7 @@ def test_a_full_sync_passes_every_check_and_every_row_log_and_result_names_its_i
     found = faults(rows, database_url)
     assert set(found) == {("sync_status", "offices_online")}  # one office of the sandbox is offline
     assert set(found["sync_status", "offices_online"].details) == {"harbor-smiles.348622 is offline"}
-    tenants = {int(row[0]) for row in rows("SELECT id FROM nexhealth_institutions")}  # type: ignore[call-overload]
+    tenants = {int(row[0]) for row in rows("SELECT id FROM nexhealth_institutions")}
     assert len(tenants) == 2
     for collection in DECLARED:
         seen = {row[0] for row in rows(f"SELECT DISTINCT institution_id FROM {collection.table}")}
@@ -56,7 +56,7 @@ def test_a_full_sync_passes_every_check_and_every_row_log_and_result_names_its_i
     with psycopg.connect(database_url, autocommit=True) as connection:
         run_all(connection, tenants)
     kept = rows("SELECT institution_id, count(*) FROM nexhealth_check_results GROUP BY 1")
-    assert dict(kept) == dict.fromkeys({0, *tenants}, len(CHECKS))  # type: ignore[arg-type]
+    assert dict(kept) == dict.fromkeys({0, *tenants}, len(CHECKS))
 
 
 def test_every_table_has_its_tenant_and_the_collections_have_it_first_in_their_key(rows: Rows) -> None:

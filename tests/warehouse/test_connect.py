@@ -44,7 +44,7 @@ def text_of(error: BaseException) -> str:
     return "".join(traceback.format_exception(error))
 
 
-def changed(url: str, **parts: object) -> str:
+def changed(url: str, **parts: str) -> str:
     """The address of `url` with other parts, in libpq's other form."""
     return conninfo.make_conninfo(url, **parts)
 
@@ -156,9 +156,7 @@ def test_where_nothing_listens_the_address_is_named() -> None:
         ({"connect_timeout": "soon"}, "correct the option"),
     ],
 )
-def test_a_refused_connection_says_what_to_correct(
-    server: EmbeddedServer, parts: dict[str, object], words: str
-) -> None:
+def test_a_refused_connection_says_what_to_correct(server: EmbeddedServer, parts: dict[str, str], words: str) -> None:
     """Each mistake has its own fix; the driver's own text is not passed on."""
     with pytest.raises(WarehouseUnreachable, match=words) as caught:
         connect(changed(server.tcp_url("postgres"), **parts))

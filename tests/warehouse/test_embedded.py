@@ -9,8 +9,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -37,17 +38,20 @@ for line in sys.stdin:
 class User:
     """One process that uses the server of `home`."""
 
-    def __init__(self, home: Path, *, linger: float = 0, durable: bool = False, **options: object) -> None:
+    def __init__(self, home: Path, *, linger: float = 0, durable: bool = False, **options: Any) -> None:
         command = [sys.executable, "-c", USER, str(home), str(linger), "durable" if durable else ""]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen(command, **{**pipes, **options})
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process: subprocess.Popen[str] = subprocess.Popen(command, **{**pipes, **options})
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.input, self.output = self.process.stdin, self.process.stdout
 
     def ask(self) -> None:
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
+        self.input.write("\n")
+        self.input.flush()
 
     def url(self) -> str:
-        return self.process.stdout.readline().strip()
+        return self.output.readline().strip()
 
     def ensure(self) -> str:
         self.ask()
@@ -58,9 +62,9 @@ class User:
         self.close()
 
     def close(self) -> None:
-        self.process.stdin.close()
+        self.input.close()
         self.process.wait(timeout=30)
-        self.process.stdout.close()
+        self.output.close()
 
 
 @pytest.fixture
@@ -101,7 +105,9 @@ def supervisor(home: Path) -> int:
 
 def value(url: str, query: str) -> object:
     with psycopg.connect(url) as connection:
-        return connection.execute(query).fetchone()[0]
+        row = connection.execute(query).fetchone()
+    assert row is not None
+    return row[0]
 
 
 def started_at(url: str) -> object:
@@ -242,6 +248,8 @@ print(url, flush=True)
     parent.wait(timeout=30)
     began = (home / "postgres/server/data/postmaster.pid").read_text()
     time.sleep(0.2)  # two looks of the supervisor
+    assert parent.stdin is not None
+    assert parent.stdout is not None
     parent.stdin.close()
     assert parent.stdout.read().startswith("postgresql://")
     parent.stdout.close()
@@ -459,7 +467,7 @@ def test_an_ordinary_user_runs_the_server_directly(home: Path) -> None:
     until(lambda: not processes_of(home), "the server has stopped")
 
 
-def _python_for(options: dict[str, object]) -> str:
+def _python_for(options: Mapping[str, Any]) -> str:
     """An interpreter of this very release that another account can start and import this project with."""
     release_name = f"python{sys.version_info.major}.{sys.version_info.minor}"
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

@@ -259,7 +259,7 @@ def test_odd_but_storable_records_are_stored(table: Table, raw: str) -> None:
         ("name", "".join(chr(0x4E00 + index % 20_000) for index in range(3000))),
     ],
 )
-def test_a_bad_field_becomes_null_and_is_noted(table: Table, field: str, value: object) -> None:
+def test_a_bad_field_becomes_null_and_is_noted(table: Table, field: str, value: Any) -> None:
     """Risk: one unreadable date keeps a patient out; or a name too long for the index ends every load for ever."""
     assert table.load(gadget(**{field: value})) == (1, 0)
     column = {"price": "price", "maker": "maker_city"}.get(field, field)

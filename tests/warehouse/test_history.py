@@ -44,7 +44,7 @@ def as_of(connection: psycopg.Connection, at: object, by: str = "recorded") -> d
 def now(connection: psycopg.Connection) -> datetime:
     row = connection.execute("SELECT clock_timestamp()").fetchone()
     assert row is not None
-    return row[0]  # type: ignore[no-any-return]
+    return row[0]
 
 
 def test_a_superseded_version_is_kept_with_its_record_and_what_changed(table: Table) -> None:
@@ -238,7 +238,7 @@ def test_every_collection_has_the_trigger_and_one_that_lost_it_gets_it_back(
 
 
 def test_every_column_of_history_says_its_phi_class(rows: Rows) -> None:
-    comments = dict(
+    comments: dict[Any, Any] = dict(
         rows(
             "SELECT attname, col_description(attrelid, attnum) FROM pg_attribute"
             " WHERE attrelid = 'nexhealth_history'::regclass AND attnum > 0"

@@ -1,6 +1,7 @@
 """What is old goes after its time, and only that: nobody needs it any more."""
 
 import threading
+from typing import Any
 
 import psycopg
 import pytest
@@ -69,7 +70,9 @@ def test_payloads_go_and_their_audit_rows_stay(connection: psycopg.Connection, r
     gone.append(age(connection, "parked", 301))
     kept = [age(connection, "applied", 29), age(connection, "parked", 299), age(connection, "pending", 400)]
     assert expunge(connection, 30) == len(gone)
-    found = dict(rows("SELECT id, payload IS NULL AND expunged_at IS NOT NULL FROM nexhealth_webhook_events"))
+    found: dict[Any, Any] = dict(
+        rows("SELECT id, payload IS NULL AND expunged_at IS NOT NULL FROM nexhealth_webhook_events")
+    )
     assert found == dict.fromkeys(gone, True) | dict.fromkeys(kept, False)
     assert expunge(connection, 30) == 0
 

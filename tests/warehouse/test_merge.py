@@ -2,6 +2,7 @@
 
 import threading
 from datetime import timedelta
+from typing import Any
 
 import psycopg
 import pytest
@@ -173,7 +174,7 @@ def test_a_row_marked_absent_comes_back_by_a_read_begun_after_the_mark(
     connection: psycopg.Connection, kind: Collection, absent: bool
 ) -> None:
     table = Table(connection, kind)
-    extra = {} if absent else {"deleted_at": None}
+    extra: dict[str, Any] = {} if absent else {"deleted_at": None}
     table.load(gadget(**extra))
     table.bury(1, NOON + 5 * MINUTE)
     assert table.load(gadget(**extra), read_at=NOON + 4 * MINUTE) == (0, 0)
@@ -241,8 +242,8 @@ def test_two_connections_that_merge_the_same_new_row_leave_the_newest(
 ) -> None:
     """Risk: the filter saw no row in either, so only the guard behind ON CONFLICT stands between them."""
     first, second = Table(connection, kind), Table(other, kind)
-    new = {"note": "new", "updated_at": NEWER, "read_at": NOON + MINUTE}
-    old = {"note": "old", "updated_at": OLDER, "read_at": NOON}
+    new: dict[str, Any] = {"note": "new", "updated_at": NEWER, "read_at": NOON + MINUTE}
+    old: dict[str, Any] = {"note": "old", "updated_at": OLDER, "read_at": NOON}
     stages = []
     for table, fields in ((first, new), (second, old)) if newest_first else ((first, old), (second, new)):
         stages.append(

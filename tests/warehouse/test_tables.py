@@ -2,7 +2,7 @@
 
 import threading
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 import pytest
@@ -43,9 +43,9 @@ def queries(connection: psycopg.Connection, run: object) -> int:
     sent: list[object] = []
 
     class Counting(psycopg.Cursor):
-        def execute(self, *args: object, **more: object) -> psycopg.Cursor:
+        def execute(self, *args: Any, **more: Any) -> Self:
             sent.append(args[0])
-            return super().execute(*args, **more)  # type: ignore[arg-type]
+            return super().execute(*args, **more)
 
     connection.cursor_factory = Counting
     run()  # type: ignore[operator]
@@ -63,7 +63,7 @@ def test_a_new_warehouse_takes_few_statements(connection: psycopg.Connection) ->
 
 def test_a_table_has_key_types_and_comments_of_its_declaration(connection: psycopg.Connection, rows: Rows) -> None:
     assert ensure_tables(connection, [GADGETS]) == ["created table nexhealth_gadgets"]
-    types = dict(
+    types: dict[Any, Any] = dict(
         rows(
             "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute"
             " WHERE attrelid = 'nexhealth_gadgets'::regclass AND attnum > 0"

@@ -216,5 +216,5 @@ def test_an_object_keyed_by_anything_is_not_learnt() -> None:
     for number in range(200):
         usual.learn(gadget(maker={f"k{number}": 1}))
     assert usual.read(json.dumps(gadget(maker={"k199": 1})).encode()) is None
-    usual.learn(gadget(**{"tin": "1", 'Jane "J" Doe': 1}))
+    usual.learn(gadget() | {"tin": "1", 'Jane "J" Doe': 1})
     assert usual.read(json.dumps(gadget(tin="1")).encode()) is None

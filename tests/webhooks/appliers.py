@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nexhealth_pipeline.sync import fault_points
 from nexhealth_pipeline.sync.practice import Practices
-from nexhealth_pipeline.webhooks import applying, batches, hints
+from nexhealth_pipeline.webhooks import applying, batches, hints, reading
 from nexhealth_pipeline.webhooks.batches import Answered
 from nexhealth_pipeline.webhooks.claiming import Outcome, StoredEvent, Verdict
 from nexhealth_pipeline.webhooks.reading import Told
@@ -24,11 +24,11 @@ def work(
 
     Or at an event: `deadly` is in its payload, or it is one that the API is `asked` for.
     """
-    applying.BATCH = batch
+    applying.BATCH = batch  # type: ignore[attr-defined]  # replaced where it is used, in this process, which ends by it
     if deadly:
-        batches.read_event = _dying_at(deadly, batches.read_event)
+        batches.read_event = _dying_at(deadly, reading.read_event)  # type: ignore[attr-defined]  # likewise
     if asked:
-        hints.HintReader.read = _asking_dies_at(asked)  # type: ignore[method-assign]  # in this process, which ends by it
+        hints.HintReader.read = _asking_dies_at(asked)  # type: ignore[method-assign]  # likewise
     fault_points.armed = fault_points.killing(point) if point else None
     apply_all(settings_for(url, NEXHEALTH_WEBHOOK_ATTEMPTS=attempts))
     return 0

@@ -88,7 +88,8 @@ def receiver(
     url: str, given: Settings | None = None, plan: serving.Plan | None = None, sealer: Sealer | None = None
 ) -> Iterator[Running]:
     """A receiver in a thread."""
-    ready, servers = threading.Event(), []
+    ready = threading.Event()
+    servers: list[uvicorn.Server] = []
     listener = serving.bind("127.0.0.1", 0)
     port = listener.getsockname()[1]
     thread = threading.Thread(

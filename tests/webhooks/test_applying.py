@@ -364,8 +364,8 @@ def test_a_run_killed_at_any_step_has_applied_each_event_once(
         practice.execute("SELECT status, count(*) FROM nexhealth_runs WHERE finished_at IS NULL GROUP BY 1").fetchall()
         == []
     )
-    told = practice.execute("SELECT sum(records_read) FROM nexhealth_sync_logs").fetchone()
-    assert told == practice.execute("SELECT count(*) FROM nexhealth_webhook_events").fetchone()
+    read = practice.execute("SELECT sum(records_read) FROM nexhealth_sync_logs").fetchone()
+    assert read == practice.execute("SELECT count(*) FROM nexhealth_webhook_events").fetchone()
 
 
 def killed_at_random(rounds: int, seed: int, started: Forks, practice: psycopg.Connection, practice_url: str) -> None:
@@ -382,8 +382,8 @@ def killed_at_random(rounds: int, seed: int, started: Forks, practice: psycopg.C
     started.finish(url=practice_url)
     story.check(practice)
     history_is_sound(practice)
-    told = practice.execute("SELECT sum(records_read) FROM nexhealth_sync_logs").fetchone()
-    assert told == practice.execute("SELECT count(*) FROM nexhealth_webhook_events").fetchone()
+    read = practice.execute("SELECT sum(records_read) FROM nexhealth_sync_logs").fetchone()
+    assert read == practice.execute("SELECT count(*) FROM nexhealth_webhook_events").fetchone()
 
 
 def test_runs_killed_at_random_lose_nothing(started: Forks, practice: psycopg.Connection, practice_url: str) -> None:

@@ -51,7 +51,7 @@ def refuse(audit: Audit, count: int, sender: str = "203.0.113.1", reason: str = 
 
 
 def write(audit: Audit, table: Table) -> None:
-    asyncio.run(audit.write(table))  # type: ignore[arg-type]
+    asyncio.run(audit.write(table))
 
 
 def test_a_flood_is_counted_in_one_row_a_minute() -> None:

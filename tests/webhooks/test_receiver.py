@@ -239,22 +239,6 @@ def _ended(line: socket.socket) -> bool:
         return True
 
 
-def test_health_and_metrics_are_told(running: Running) -> None:
-    assert json.loads(running.ask(method="GET", path="/health/live", headers={}).word) == {"live": True}
-    ready = running.ask(method="GET", path="/health/ready", headers={})
-    assert (ready.status, json.loads(ready.word)) == (
-        200, {"ready": True, "database": True, "schema": True, "secrets": 1},
-    )  # fmt: skip
-    running.ask(event(8))
-    running.ask(event(8))
-    found = running.lines("/metrics")
-    assert found['nexhealth_webhook_requests_total{outcome="stored",status="200"}'] >= 1
-    assert found["nexhealth_webhook_duplicates_total"] >= 1
-    assert found['nexhealth_webhook_base64_total{alphabet="standard"}'] >= 2
-    assert found["nexhealth_webhook_database_up"] == 1
-    assert running.ask(method="GET", path="/else", headers={}).status == 404
-
-
 def test_nothing_of_a_request_is_logged(running: Running, caplog: pytest.LogCaptureFixture) -> None:
     """Bodies are patients, signatures and secrets are keys."""
     body = event(9, note="Lovelace")
@@ -413,6 +397,7 @@ def test_it_ends_after_answering_what_it_has_read(no_events: str) -> None:
         sender = threading.Thread(target=lambda: answers.append(one.ask(event(1)).status))
         sender.start()
         until(lambda: one.lines("/metrics")["nexhealth_webhook_batch_count"] == 1)
+        assert one.server is not None
         one.server.should_exit = True
         until(lambda: not _connects(one))
         holding.rollback()

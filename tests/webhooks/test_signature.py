@@ -111,7 +111,7 @@ def test_whatever_is_tampered_with_is_refused(given_headers: list[tuple[bytes, b
 
 def test_every_refusal_does_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the time of the answer tells which part was wrong, or which secret is the first."""
-    counts = []
+    counts: list[int] = []
     real = hmac.compare_digest
 
     def counted(a: bytes, b: bytes) -> bool:

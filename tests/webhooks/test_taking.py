@@ -10,6 +10,7 @@ import pytest
 
 from nexhealth_pipeline.warehouse.runs import RunLock, lock_key
 from nexhealth_pipeline.webhooks import applying, hints
+from nexhealth_pipeline.webhooks.batches import Batches
 from nexhealth_pipeline.webhooks.claiming import newest_id
 from nexhealth_pipeline.webhooks.replaying import Selection, replay
 from nexhealth_pipeline.webhooks.taking import take_new
@@ -166,7 +167,7 @@ def test_a_run_that_fails_without_being_killed_leaves_no_trace(
 
     with monkeypatch.context() as patch:
         if step == "load":
-            patch.setattr(applying.Batches, "_load", fails)
+            patch.setattr(Batches, "_load", fails)
         else:
             patch.setattr(hints.HintReader, "read", fails)
         for _ in range(7):
@@ -188,7 +189,7 @@ def test_a_wish_to_stop_is_no_end_of_a_process(
     for _ in range(7):
         stop = threading.Event()
 
-        def stopped(*_: object, stop: threading.Event = stop) -> hints.Answered:
+        def stopped(*_: object, stop: threading.Event = stop) -> tuple[list[object], int]:
             stop.set()
             return [], 0
 
@@ -205,10 +206,9 @@ def test_an_event_that_another_run_looks_at_just_now_is_waited_for(
 ) -> None:
     """A taking keeps the locks of rows that it met and left until it ends; who has taken them must not pass over them."""
     store(practice, *patients(1, 3))
-    take = applying.take_new
 
     def taken(*given: Any, **how: Any) -> list[int]:
-        ids = take(*given, **how)
+        ids = take_new(*given, **how)
         if ids:
             other = psycopg.connect(practice_url)
             other.execute("SELECT FROM nexhealth_webhook_events FOR UPDATE")
