@@ -53,12 +53,16 @@ class _Failures:
         self.in_a_row = 0
         self.asked = 0
         """Rows whose lists were asked for."""
+        self.offered = False
+        """Whether a list of the practice was ever answered: then no refusal of one says that it has none."""
 
     def __bool__(self) -> bool:
         return bool(self._all)
 
     def add(self, failure: ApiError) -> None:
-        """Note one. Raises it when too many came in a row."""
+        """Note one. Raises it when too many came in a row, or where it seems to be about the practice."""
+        if isinstance(failure, NoAccess) and not self.offered:
+            raise failure
         self._all.append(failure)
         self.in_a_row += 1
         if self.in_a_row >= _GIVE_UP_AFTER:
@@ -73,7 +77,7 @@ class _Failures:
         """One error that carries what all of them cost."""
         first = self._all[0]
         text = f"{len(self._all)} single reads {which} could not be read, the first: {first}"
-        error = type(first)(text, status=first.status)
+        error = type(first)(text, status=None if self.offered else first.status)
         for one in self._all:
             error.requests += one.requests
             error.retries += one.retries
@@ -119,6 +123,7 @@ class ChildReader(SliceReader):
     def _read_all(self, connection: psycopg.Connection, plans: list[PassPlan], state: PassState) -> _Failures:
         """Read what is due, and where that brought no record although there were some, lists that had records too."""
         due, failures = self._due(connection, state), _Failures()
+        failures.offered = self._were_answered(connection)
         self._read_due(connection, plans, due, failures)
         if self._keeper.id is None or self.counts.records_read or not any(row.had for row in due):
             return failures
@@ -133,6 +138,14 @@ class ChildReader(SliceReader):
         )
         self._read_due(connection, plans, others, failures)
         return failures
+
+    def _were_answered(self, connection: psycopg.Connection) -> bool:
+        """Whether an earlier read was answered a list of this institution's."""
+        row = connection.execute(
+            "SELECT EXISTS (SELECT FROM nexhealth_child_reads WHERE collection = %s AND institution_id = %s)",
+            (self.slice.collection.name, self.slice.institution_id),
+        ).fetchone()
+        return bool(row and row[0])
 
     def as_of(self) -> datetime | None:
         """No later than the rows themselves: a list cannot be due for a change that was not seen."""
@@ -235,7 +248,7 @@ class ChildReader(SliceReader):
                 if isinstance(answer, ApiError):
                     failures.add(answer)
                     continue
-                failures.in_a_row = 0
+                failures.in_a_row, failures.offered = 0, True
                 batch.append((row, answer))
                 if len(batch) >= _BATCH_ROWS or time.monotonic() - last_commit > _BATCH_SECONDS:
                     commit()
@@ -306,7 +319,7 @@ class ChildReader(SliceReader):
     def _read_row(self, plans: list[PassPlan], row: DueRow) -> _Answer:
         """All pages of one row's lists, none where the API no longer knows the row; or this row's failure.
 
-        Raises what no other row would fare better with.
+        Raises what no other row would fare better with. One record may be closed to a key that others are open to.
         """
         pages: list[Page] = []
         for plan in plans:
@@ -315,7 +328,7 @@ class ChildReader(SliceReader):
             except NotFound:
                 # Gone since its collection was read; the next read of that says what became of it.
                 return []
-            except (KeyRefused, NoAccess):
+            except KeyRefused:
                 raise
             except ApiError as failure:
                 return failure

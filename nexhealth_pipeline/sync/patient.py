@@ -4,7 +4,7 @@ A partial read: it moves no watermark, completes no slice and materializes nothi
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from functools import partial
 
@@ -75,6 +75,8 @@ class _Refresh:
     practices: Practices
     institution: Institution
     patient_id: int
+    _asked: dict[str, list[DueRow]] = field(default_factory=dict)
+    """By collection the rows whose lists were asked for, as they were before that."""
 
     def run(self, page: Page) -> list[SliceResult]:
         record = fields_of(page.records[0])
@@ -114,12 +116,15 @@ class _Refresh:
         records = [] if address.strip() == b"null" else [address]
         # The answer is the patient's, whose cost is counted there.
         free = replace(page, records=records, requests=0, retries=0, throttled_seconds=0.0, bytes=0)
+        self._asked[_ADDRESSES.name] = [DueRow(self.patient_id, _version(record))]
         return [(free, {"patient_id": self.patient_id})]
 
     def _children(self, collection: Collection, home: Location | None) -> _Answers:
         requests = [plan.request for plan in passes_of(Slice(collection, self.institution), self._today())]
         answers: _Answers = []
-        for row in self._parents(collection):
+        # Looked at before the lists: one that changes meanwhile stays due.
+        self._asked[collection.name] = self._parents(collection)
+        for row in self._asked[collection.name]:
             known = {column.name: row.id for column in collection.from_request}
             known["location_id"] = home.id if home else 0
             for request in requests:
@@ -141,7 +146,7 @@ class _Refresh:
         if not collection.per_patient:
             return
         rows = sum(len(page.records) for page, _ in answers)
-        reads = [(row, rows) for row in self._parents(collection)]
+        reads = [(row, rows) for row in self._asked[collection.name]]
         record_child_reads(self.connection, collection=collection.name, institution_id=self.institution.id, reads=reads)
 
     def _filtered(self, collection: Collection, locations: list[Location]) -> _Answers:
@@ -208,6 +213,15 @@ def _decoded(record: Mapping[str, msgspec.Raw], name: str) -> object:
     try:
         return msgspec.json.decode(record.get(name, msgspec.Raw(b"null")))
     except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _version(record: Mapping[str, msgspec.Raw]) -> datetime | None:
+    """The record's `updated_at`; None where it has none that can be read."""
+    value = _decoded(record, "updated_at")
+    try:
+        return datetime.fromisoformat(value) if isinstance(value, str) else None
+    except ValueError:
         return None
 
 

@@ -4,6 +4,7 @@ import ctypes
 import logging
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from collections.abc import Collection as AnyCollection
@@ -35,6 +36,8 @@ _KEPT_BYTES = 16 << 20
 _TURN_SECONDS = 0.001
 """How long one thread computes while another waits for its turn. A batch is some fifteen questions to the database, and
 after each its thread waits for the one that encodes the next page: at Python's 5 ms a load took a fifth longer."""
+_LOCK_SECONDS = 60.0
+"""Between two looks at the run's lock."""
 _MOST_CONNECTIONS = 2 * 64 + 4
 """For the greatest concurrency that a run takes, in two lanes."""
 
@@ -67,6 +70,7 @@ class SyncSession:
         self._retry = retry
         self._keys = settings.api_keys()
         self._status = "succeeded"
+        self._lock_due = time.monotonic() + _LOCK_SECONDS
         self._budgets: list[PostgresBudget] = []
         self.dry_patients: dict[tuple[int, int], set[int]] = {}
         """Patients that a dry run has met, by institution and location: nobody else remembers them."""
@@ -131,9 +135,21 @@ class SyncSession:
             _log.warning("indexes are left to the next run", extra={"nexhealth": {"reason": str(error)}})
 
     def progress(self, label: str, pages: int, records: int) -> None:
-        """Tell whoever watches that a slice has come so far."""
+        """Tell whoever watches that a slice has come so far; now and then see that the run's lock is still held."""
+        self._keep_lock()
         if self._on_progress is not None:
             self._on_progress(label, pages, records)
+
+    def _keep_lock(self) -> None:
+        """Once in a while: a server or proxy may end a connection that is silent for hours, and then the run looks dead."""
+        if time.monotonic() < self._lock_due:
+            return
+        self._lock_due = time.monotonic() + _LOCK_SECONDS
+        try:
+            with driver_errors("holding the run's lock"):
+                self.lock.keep()
+        except WarehouseError as error:  # whoever loads finds out; this one may come again
+            _log.warning("the run's lock could not be looked after", extra={"nexhealth": {"reason": str(error)}})
 
     def note(self, result: SliceResult) -> None:
         """Remember how a slice ended, for the run's own status."""

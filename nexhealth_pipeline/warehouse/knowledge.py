@@ -136,7 +136,7 @@ def record_membership(
     seen_at: datetime,
     new: bool = False,
 ) -> None:
-    """Note that a location lists these patients; a membership that stands is not touched.
+    """Note that a location lists these patients; a membership that stands is not touched, one that ended begins anew.
 
     `new` says that none of them was in the warehouse before, so that they need not be looked for.
     """
@@ -149,7 +149,9 @@ def record_membership(
     connection.execute(
         "INSERT INTO nexhealth_patient_locations AS l (institution_id, patient_id, location_id, first_seen)"
         " SELECT %(institution)s, u.id, %(location)s, %(seen)s FROM unnest(%(ids)s::bigint[]) AS u(id)"
-        " ON CONFLICT (institution_id, patient_id, location_id) DO UPDATE SET gone_at = NULL WHERE l.gone_at IS NOT NULL",
+        " ON CONFLICT (institution_id, patient_id, location_id) DO UPDATE"
+        # As if first seen now, so that a read which began before that and did not meet it does not end it.
+        " SET gone_at = NULL, first_seen = excluded.first_seen WHERE l.gone_at IS NOT NULL",
         {**place, "ids": _array(ids)},
     )
 

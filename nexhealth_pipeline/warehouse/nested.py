@@ -7,7 +7,7 @@ the list, or with one that could not be read, says nothing about the rows it had
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cache
 
 import msgspec
@@ -28,6 +28,10 @@ _COPY_ROWS = 500
 _record = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _list = msgspec.json.Decoder(list[msgspec.Raw] | None).decode
 _value = msgspec.json.Decoder().decode
+
+_NEVER = datetime.min.replace(tzinfo=UTC)
+_Found = tuple[Mapping[str, int], str | None, list[bytes]]
+"""Of one record: its key, its version, and the list in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +78,12 @@ class NestedStage:
 
     def encode(self, records: Iterable[bytes], read_at: datetime) -> EncodedLists:
         """Encode the lists of one answer's records; shares nothing with the rest, as another thread may call it."""
-        # The same record twice in one answer: the last one counts.
-        found = {tuple(one[0].values()): one for raw in records if (one := self._of_record(raw)) is not None}
+        # The same record twice in one answer: the newest counts, and of the same version the last, as for the record.
+        found: dict[tuple[int, ...], _Found] = {}
+        for one in filter(None, map(self._of_record, records)):
+            key = tuple(one[0].values())
+            if key not in found or _moment(one[1]) >= _moment(found[key][1]):
+                found[key] = one
         lists = EncodedLists([], [], [], [])
         for known, version, rows in found.values():
             encoded = self._encoder.encode(rows, read_at, known)
@@ -128,7 +136,7 @@ class NestedStage:
             self._connection.execute(self._sql.empty)
         self._stage.prepare()
 
-    def _of_record(self, raw: bytes) -> tuple[Mapping[str, int], str | None, list[bytes]] | None:
+    def _of_record(self, raw: bytes) -> _Found | None:
         """What the record says: its key, its version and its list; None where it has none that can be read."""
         try:
             record = _record(raw)
@@ -149,6 +157,11 @@ class NestedStage:
     def _version(self, record: Mapping[str, msgspec.Raw]) -> str | None:
         name = self._parent.version
         return None if name is None else CONVERTERS[SqlType.TIMESTAMPTZ](_value(record.get(name, msgspec.Raw(b"null"))))
+
+
+def _moment(version: str | None) -> datetime:
+    """When a version was made; one without a time is older than all others."""
+    return _NEVER if version is None else datetime.fromisoformat(version)
 
 
 @cache

@@ -8,6 +8,7 @@ import pytest
 
 from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.sync.enabled import FILLED_AFTER
+from nexhealth_pipeline.sync.filters import Filters
 from nexhealth_pipeline.sync.options import SyncOptions
 from tests.client.stub import Reply, Seen, Stub, envelope, running
 
@@ -15,6 +16,7 @@ from .kit import Rows, sync_all
 from .test_new_collection import cursor_page
 
 REFUSED = Reply(403, b'{"code": false, "error": ["You don\'t have access to perform this action"], "data": null}')
+UNKNOWN = Reply(404, b'{"code": false, "error": ["no such path"], "data": null, "description": ""}')
 CAPABILITY = "SELECT status, enabled_at IS NOT NULL FROM nexhealth_capabilities WHERE collection = 'charges'"
 
 
@@ -25,6 +27,8 @@ class Office(Stub):
         super().__init__()
         self.enabled = False
         self.alerts = 403
+        self.closed: set[str] = set()
+        """Patients whose alerts alone are refused."""
         self.answer = self.serve
 
     def serve(self, seen: Seen) -> Reply:
@@ -38,12 +42,14 @@ class Office(Stub):
             case ["patients"]:
                 ids = range(1, 31)
                 return cursor_page([{"id": one, "updated_at": "2026-03-01T10:00:00Z"} for one in ids], "p")
-            case ["patients", _, "alerts"]:
-                return REFUSED if self.alerts == 403 else envelope([])
+            case ["patients", patient, "alerts"]:
+                return REFUSED if self.alerts == 403 or patient in self.closed else envelope([])
+            case ["charges"] if seen.query.get("provider_id", "7") != "7":
+                return UNKNOWN
             case ["charges"]:
                 charge = {"id": 5, "location_id": 11, "updated_at": "2026-03-01T10:00:00Z", "claim_payouts": []}
                 return cursor_page([charge], "c") if self.enabled else REFUSED
-        return Reply(404, b'{"code": false, "error": ["no such path"], "data": null, "description": ""}')
+        return UNKNOWN
 
     def asked(self, path: str) -> list[str | None]:
         """What the requests for `path` gave as updated_since."""
@@ -103,6 +109,53 @@ def test_a_list_under_patients_that_is_not_offered_costs_one_request(
     office.alerts = 200
     sync_all(settings, only={"patients", "alerts"})
     assert rows("SELECT count(*) FROM nexhealth_child_reads WHERE collection = 'alerts'") == [(30,)]
+
+
+def test_one_list_that_is_closed_keeps_no_other_from_being_read(office: Office, database_url: str, rows: Rows) -> None:
+    """Risk: in a shared database one patient's refusal hides all who come after, every night, as "not enabled"."""
+    settings = settings_of(office, database_url)
+    office.alerts, office.closed = 200, {"7"}
+    for due in (30, 1):
+        office.seen.clear()
+        *_, result = sync_all(settings, only={"patients", "alerts"})
+        assert (result.status.value, "1 single reads" in (result.reason or "")) == ("failed", True)
+        assert sum(seen.path.endswith("/alerts") for seen in office.data_requests) == due
+        assert rows("SELECT count(*) FROM nexhealth_child_reads WHERE collection = 'alerts'") == [(29,)]
+        assert rows("SELECT count(*) FROM nexhealth_capabilities WHERE status = 'not_enabled'") == [(0,)]
+    office.closed = set()
+    assert sync_all(settings, only={"patients", "alerts"})[-1].status.value == "succeeded"
+
+
+def test_a_practice_that_loses_a_list_is_told_so_after_a_few_requests(
+    office: Office, database_url: str, rows: Rows
+) -> None:
+    settings = settings_of(office, database_url)
+    office.alerts = 200
+    sync_all(settings, only={"patients", "alerts"})
+    office.alerts = 403
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("UPDATE nexhealth_child_reads SET patient_version = NULL")
+    office.seen.clear()
+    assert sync_all(settings, only={"patients", "alerts"})[-1].status.value == "failed"
+    assert sum(seen.path.endswith("/alerts") for seen in office.data_requests) < 30
+
+
+def test_a_filter_that_the_api_does_not_know_says_nothing_of_the_list(
+    office: Office, database_url: str, rows: Rows
+) -> None:
+    """Risk: a provider who left makes the practice look as if it had no charges, and its watermarks are gone."""
+    settings = settings_of(office, database_url)
+    office.enabled = True
+    sync_all(settings, only={"charges"})
+    state = rows("SELECT * FROM nexhealth_sync_state WHERE collection = 'charges'")
+    known = rows("SELECT * FROM nexhealth_capabilities WHERE collection = 'charges'")
+    gone = SyncOptions(filters=Filters(providers=(8,)))
+    assert sync_all(settings, gone, only={"charges"})[-1].status.value == "failed"
+    office.enabled = False
+    there = SyncOptions(filters=Filters(providers=(7,)))
+    assert sync_all(settings, there, only={"charges"})[-1].status.value == "skipped"
+    assert rows("SELECT * FROM nexhealth_sync_state WHERE collection = 'charges'") == state
+    assert rows("SELECT * FROM nexhealth_capabilities WHERE collection = 'charges'") == known
 
 
 def test_what_a_practice_system_does_not_have_is_no_failure(office: Office, database_url: str, rows: Rows) -> None:

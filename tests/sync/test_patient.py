@@ -1,7 +1,14 @@
 """One patient on demand: everything about that patient, nothing else, and no watermark moves."""
 
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
 import pytest
 
+from nexhealth_pipeline.client.client import NexHealthClient
+from nexhealth_pipeline.client.page import Page
+from nexhealth_pipeline.client.request import ApiRequest
 from nexhealth_pipeline.errors import InvalidSetting
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import Settings
@@ -39,6 +46,44 @@ def test_one_patient_is_refreshed_with_everything_about_it(settings: Settings, b
     assert results["patient_addresses"].counts.records_read == 1
     assert rows("SELECT * FROM nexhealth_sync_state ORDER BY 1, 2, 3, 4, 5") == state
     assert_equal(box, rows)
+
+
+@pytest.mark.parametrize("path", ["/documents", "/alerts", ""], ids=["documents", "alerts", "address"])
+def test_what_changes_while_a_list_is_read_is_due_again(
+    settings: Settings, database_url: str, rows: Rows, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """Risk: the older list is noted as of the newer patient, and what was added comes a month later."""
+    only = {"patients", "patient_addresses", "documents", "alerts"}
+    sync_all(settings, SyncOptions(mode=Mode.FULL), only=only)
+    patient = rows("SELECT min(id) FROM nexhealth_patients")[0][0]
+    refresh(settings, patient)
+    assert overtaken(rows, patient) == []
+
+    def changed(answer: Callable[..., Any]) -> Callable[..., Any]:
+        def asking(client: NexHealthClient, request: ApiRequest, **more: Any) -> Any:
+            found = answer(client, request, **more)
+            found = found if isinstance(found, Page) else list(found)
+            if request.path == f"/patients/{patient}{path}":
+                with psycopg.connect(database_url) as other:
+                    newer = "UPDATE nexhealth_patients SET updated_at = updated_at + interval '1 hour' WHERE id = %s"
+                    other.execute(newer, (patient,))
+            return found
+
+        return asking
+
+    monkeypatch.setattr(NexHealthClient, "pages", changed(NexHealthClient.pages))
+    monkeypatch.setattr(NexHealthClient, "get", changed(NexHealthClient.get))
+    refresh(settings, patient)
+    assert {"": "patient_addresses"}.get(path, path.strip("/")) in overtaken(rows, patient)
+
+
+def overtaken(rows: Rows, patient: int) -> list[str]:
+    """Lists of the patient that were read for another version of them than is there."""
+    found = rows(
+        "SELECT r.collection FROM nexhealth_child_reads r JOIN nexhealth_patients p ON p.id = r.patient_id"
+        f" WHERE p.id = {patient} AND r.patient_version IS DISTINCT FROM p.updated_at ORDER BY 1"
+    )
+    return [name for (name,) in found]
 
 
 def test_a_patient_nobody_knows_is_named(settings: Settings, box: SandboxServer) -> None:

@@ -160,7 +160,17 @@ def test_whom_a_complete_pass_did_not_meet_is_gone_and_may_return(connection: ps
     assert rows(LISTED) == [(1, 4), (2, 3)]
     members(connection, 1, minutes=9)
     assert rows(LISTED) == [(1, 3), (1, 4), (2, 3)]
-    assert rows("SELECT DISTINCT first_seen FROM nexhealth_patient_locations") == [(NOON,)]
+    since = "SELECT patient_id, location_id, first_seen FROM nexhealth_patient_locations ORDER BY 1, 2"
+    assert rows(since) == [(1, 3, NOON + 9 * MINUTE), (1, 4, NOON), (2, 3, NOON)]
+
+
+def test_a_patient_who_came_back_after_the_pass_began_is_left_alone(connection: psycopg.Connection, rows: Rows) -> None:
+    """Risk: a pass that had been past the patient's place takes back what a webhook told meanwhile."""
+    members(connection, 1, 2)
+    close(connection, seen(connection, 2))
+    members(connection, 1, minutes=5)
+    assert close(connection, seen(connection, 2), minutes=4) == 0
+    assert rows(LISTED) == [(1, 3), (2, 3)]
 
 
 def test_an_empty_answer_or_an_unreadable_record_marks_nobody(connection: psycopg.Connection, rows: Rows) -> None:

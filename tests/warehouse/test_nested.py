@@ -137,6 +137,16 @@ def test_bytes_that_no_parser_takes_say_nothing_and_stop_nothing(connection: psy
     assert parts(connection) == [1]
 
 
+def test_a_record_that_comes_twice_in_one_answer_counts_as_its_newest_version(
+    connection: psycopg.Connection,
+) -> None:
+    """Risk: the record is the newer one and its list the older one's, for good: nothing reads it again."""
+    load(connection, thing(V2, 1, 2), thing(V1, 1, 5))
+    assert parts(connection) == [1, 2]
+    load(connection, thing(V3, 3), thing(V3, 4), read_at=NOON + MINUTE)
+    assert (parts(connection), parts(connection, gone=True)) == ([4], [1, 2])
+
+
 def test_a_record_that_comes_twice_counts_as_it_came_last(connection: psycopg.Connection) -> None:
     """Pages shift while rows change."""
     stage = Table(connection).stage(thing(V1, 1))

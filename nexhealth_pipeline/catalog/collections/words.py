@@ -53,9 +53,19 @@ NONE, ID, CONTACT, DEMOGRAPHIC, CLINICAL, FINANCIAL, INSURANCE = (
     Phi.INSURANCE,
 )
 
-INACTIVE_PASSES = (Pass("active", (("inactive", "false"),)), Pass("inactive", (("inactive", "true"),)))
+
+def _by_activity(parameter: str, active: str, inactive: str) -> tuple[Pass, ...]:
+    """Both halves of a list. A row that becomes active between them is in neither, and looks gone: once more, then."""
+    return (
+        Pass("active", ((parameter, active),)),
+        Pass("inactive", ((parameter, inactive),)),
+        Pass("active_again", ((parameter, active),), reconcile_only=True),
+    )
+
+
+INACTIVE_PASSES = _by_activity("inactive", "false", "true")
 """Of lists that show active rows unless told otherwise, by a parameter `inactive`."""
-ACTIVE_PASSES = (Pass("active", (("active", "true"),)), Pass("inactive", (("active", "false"),)))
+ACTIVE_PASSES = _by_activity("active", "true", "false")
 """Of lists that show active rows unless told otherwise, by a parameter `active`."""
 DELETED_PASSES = (Pass("all", (("include_deleted", "true"),)),)
 """Of lists that hide deleted rows unless told otherwise."""

@@ -1,0 +1,75 @@
+"""Rows that move while a list is read in parts: what is listed at every moment is never marked as gone."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from nexhealth_pipeline.catalog.collections import COLLECTIONS
+from nexhealth_pipeline.sandbox import SandboxServer
+from nexhealth_pipeline.settings import Settings, load_settings
+from nexhealth_pipeline.sync import fault_points
+from nexhealth_pipeline.sync.options import Mode, SyncOptions
+
+from .kit import Rows, sync_all
+
+FULL, RECONCILE = SyncOptions(mode=Mode.FULL), SyncOptions(mode=Mode.RECONCILE)
+IN_HALVES = {
+    "insurance_coverages": "active",
+    "payment_types": "active",
+    "adjustment_types": "active",
+    "fee_schedules": "active",
+    "document_types": "active",
+    "working_hours": "active",
+    "providers": "inactive",
+}
+"""Collections that are read by activity, and what says it."""
+
+
+@pytest.fixture
+def box() -> Iterator[SandboxServer]:
+    with SandboxServer(patients=40, appointments_per_patient=2, limits=False) as server:
+        yield server
+
+
+@pytest.fixture
+def settings(box: SandboxServer, database_url: str) -> Settings:
+    given = {"NEXHEALTH_API_URL": box.url, "NEXHEALTH_API_KEY": box.api_key, "DATABASE_URL": database_url}
+    return load_settings(given | {"NEXHEALTH_SUBDOMAINS": "willow-dental"}, environ={}, env_file=None)
+
+
+def test_these_are_all_that_are_read_in_halves() -> None:
+    """Each has the pass that catches what moves between the halves."""
+    halves = {name for name, one in COLLECTIONS.items() if {"active", "inactive"} <= {x.name for x in one.passes}}
+    assert halves == IN_HALVES.keys()
+    for name in halves:
+        *_, again = COLLECTIONS[name].passes
+        assert again.reconcile_only
+        assert again.params == COLLECTIONS[name].passes[0].params
+
+
+@pytest.mark.parametrize("name", IN_HALVES)
+def test_a_row_that_becomes_active_between_the_halves_is_not_gone(
+    settings: Settings, box: SandboxServer, rows: Rows, name: str
+) -> None:
+    """It is in neither: the active ones came before, the inactive ones after."""
+    word = IN_HALVES[name]
+    only = {"patients", name}
+    sync_all(settings, FULL, only=only)
+    table = f"nexhealth_{name}"
+    dormant = f"SELECT id FROM {table} WHERE {word} = {'true' if word == 'inactive' else 'false'} ORDER BY id"
+    (victim,) = rows(dormant)[0]
+    moved: list[str] = []
+
+    def wake(point: fault_points.Point, collection: str) -> None:
+        if (point, collection) == ("after_commit", name) and not moved:
+            moved.append(collection)
+            box.state.update(name, victim, {word: word == "active"})
+
+    fault_points.armed = wake
+    try:
+        results = sync_all(settings, RECONCILE, only=only)
+    finally:
+        fault_points.armed = None
+    assert moved
+    assert {str(one.status) for one in results} <= {"succeeded", "skipped"}, [one.reason for one in results]
+    assert rows(f"SELECT id FROM {table} WHERE deleted_by = 'absence'") == []
