@@ -54,16 +54,16 @@ class _Failures:
         self.asked = 0
         """Rows whose lists were asked for."""
         self.offered = False
-        """Whether a list of the practice was ever answered: then no refusal of one says that it has none."""
+        """Whether a list was answered: then no refusal says that the practice has none."""
 
     def __bool__(self) -> bool:
         return bool(self._all)
 
     def add(self, failure: ApiError) -> None:
-        """Note one. Raises it when too many came in a row, or where it seems to be about the practice."""
-        if isinstance(failure, NoAccess) and not self.offered:
-            raise failure
+        """Note one. Raises it when too many came in a row; a refusal, which costs no retries, is none of those."""
         self._all.append(failure)
+        if isinstance(failure, NoAccess):
+            return
         self.in_a_row += 1
         if self.in_a_row >= _GIVE_UP_AFTER:
             raise self._as_one("in a row")
@@ -123,7 +123,6 @@ class ChildReader(SliceReader):
     def _read_all(self, connection: psycopg.Connection, plans: list[PassPlan], state: PassState) -> _Failures:
         """Read what is due, and where that brought no record although there were some, lists that had records too."""
         due, failures = self._due(connection, state), _Failures()
-        failures.offered = self._were_answered(connection)
         self._read_due(connection, plans, due, failures)
         if self._keeper.id is None or self.counts.records_read or not any(row.had for row in due):
             return failures
@@ -139,13 +138,19 @@ class ChildReader(SliceReader):
         self._read_due(connection, plans, others, failures)
         return failures
 
-    def _were_answered(self, connection: psycopg.Connection) -> bool:
-        """Whether an earlier read was answered a list of this institution's."""
-        row = connection.execute(
-            "SELECT EXISTS (SELECT FROM nexhealth_child_reads WHERE collection = %s AND institution_id = %s)",
-            (self.slice.collection.name, self.slice.institution_id),
-        ).fetchone()
-        return bool(row and row[0])
+    def _answers_others(self, connection: psycopg.Connection, plans: list[PassPlan]) -> bool:
+        """Whether a list of the institution that was answered before is answered now, when one was refused."""
+        rows = connection.execute(
+            "SELECT patient_id FROM nexhealth_child_reads WHERE collection = %s AND institution_id = %s"
+            " ORDER BY read_at DESC, patient_id LIMIT %s",
+            (self.slice.collection.name, self.slice.institution_id, _WITNESSES),
+        ).fetchall()
+        for (number,) in rows:
+            answer = self._read_row(plans, DueRow(number, None))
+            if answer and not isinstance(answer, ApiError):
+                self.counts.requests += sum(page.requests for page in answer)
+                return True
+        return False
 
     def as_of(self) -> datetime | None:
         """No later than the rows themselves: a list cannot be due for a change that was not seen."""
@@ -245,6 +250,10 @@ class ChildReader(SliceReader):
         failures.asked += len(due)
         try:
             for row, answer in self._fetch(plans, due):
+                if isinstance(answer, NoAccess) and not failures.offered:
+                    failures.offered = self._answers_others(connection, plans)
+                    if not failures.offered:
+                        raise answer
                 if isinstance(answer, ApiError):
                     failures.add(answer)
                     continue
