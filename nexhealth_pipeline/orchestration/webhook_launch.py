@@ -95,6 +95,6 @@ def _execute(job: str, config: dict[str, Any], run_id: str) -> dict[str, Any]:
             raise_on_error=False,
         )
         stopped = was_stopped(instance, run_id)
-        if not outcome.success and not stopped and not told:
-            raise failure_of(instance, run_id)
+        if not stopped and not told and (failure := failure_of(outcome)) is not None:
+            raise failure
     return {"result": told, "stopped": stopped, "failed": not outcome.success or bool(told.get("failed"))}
