@@ -90,8 +90,13 @@ def _execute(job: str, config: dict[str, Any], run_id: str) -> dict[str, Any]:
                 "ops": {_OPS[job]: {"config": config}},
                 "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
             },
-            # Without the first one the run shows under Runs, but not under its job.
-            tags={".dagster/repository": "__repository__@nexhealth_pipeline", "nexhealth/by": "command"},
+            tags={
+                # Without it the run shows under Runs, but not under its job.
+                ".dagster/repository": "__repository__@nexhealth_pipeline",
+                # It takes as long as its events do: a daemon must not end it after the hour that its own runs have.
+                "dagster/max_runtime": "0",
+                "nexhealth/by": "command",
+            },
             raise_on_error=False,
         )
         stopped = was_stopped(instance, run_id)
