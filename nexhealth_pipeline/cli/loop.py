@@ -66,7 +66,7 @@ def show_loop(household: Household, realm: Realm, say: Callable[[str], None]) ->
         say(f"  changed      patient {patient} there: city {old!r} becomes {new!r}")
         name, verdict = _await_event(connection, last, patient)
     say(f"  received     {name}, signature {verdict}, {time.monotonic() - began:.1f} s after the change")
-    _run(realm, APPLY_JOB, {"linger_seconds": 0.1})
+    _run(realm, APPLY_JOB, {"due_only": True})
     with _warehouse(realm) as connection:
         city = _one(connection, "SELECT bio_city FROM nexhealth_patients WHERE id = %s", patient)[0]
     if city != new:

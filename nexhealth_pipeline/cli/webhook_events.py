@@ -27,14 +27,15 @@ _demo_option = click.option("--demo", is_flag=True, help="The demo's warehouse i
 def apply(*, as_json: bool, demo: bool) -> int:
     """Apply the events that wait.
 
-    `nexhealth dev` and Dagster's daemon do so by themselves within seconds. Runs through Dagster, whose pages show it as
-    well. Ctrl-C ends it on a committed batch (exit status 130).
+    All that are due when it begins, however long that takes. `nexhealth dev` and Dagster's daemon do so by themselves
+    within seconds. Runs through Dagster, whose pages show it as well. Ctrl-C ends it on a committed batch (exit status
+    130).
 
-    Exit status 1: an event failed, and is tried again later, or was parked; `nexhealth status` says more.
+    Exit status 1: an event failed, and is tried again later, or was parked, or still waits; `nexhealth status` says more.
     """
     from nexhealth_pipeline.orchestration.webhook_names import APPLY_JOB
 
-    run = _run(demo_realm() if demo else account(), APPLY_JOB, {"linger_seconds": 0.1}, as_json=as_json)
+    run = _run(demo_realm() if demo else account(), APPLY_JOB, {"due_only": True}, as_json=as_json)
     _print(run, as_json=as_json, lines=_applied_lines)
     return run.exit_status or int(_has_news(run))
 
@@ -126,7 +127,7 @@ def _run(realm: Realm, job: str, config: dict[str, Any], *, as_json: bool) -> "W
 
 
 def _has_news(run: "WebhookRun") -> bool:
-    return bool(run.result.get("failed") or run.result.get("parked"))
+    return any(run.result.get(name) for name in ("failed", "parked", "waiting", "still_due"))
 
 
 def _print(run: "WebhookRun", *, as_json: bool, lines: Any) -> None:
@@ -139,7 +140,10 @@ def _print(run: "WebhookRun", *, as_json: bool, lines: Any) -> None:
 def _applied_lines(result: dict[str, Any]) -> list[str]:
     counts = {name: result.get(name, 0) for name in _OUTCOMES}
     told = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
-    return [f"{sum(counts.values()):,} events: {told or 'none waited'}; {result.get('rows', 0):,} rows changed"]
+    left = result.get("still_due", 0)
+    told = told or ("none done" if left else "none waited")
+    rest = f"; {left:,} still wait" if left else ""
+    return [f"{sum(counts.values()):,} events: {told}; {result.get('rows', 0):,} rows changed{rest}"]
 
 
 def _replayed_lines(result: dict[str, Any]) -> list[str]:

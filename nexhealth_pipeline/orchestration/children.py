@@ -24,7 +24,7 @@ from nexhealth_pipeline.orchestration.instance import open_instance
 from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, CHANGES_OP, PATIENT_JOB, PATIENT_OP, SCOPE_JOBS
 from nexhealth_pipeline.orchestration.partitions import partition_tags
 from nexhealth_pipeline.orchestration.request import SyncRequest
-from nexhealth_pipeline.orchestration.step import listen
+from nexhealth_pipeline.orchestration.step import EXIT_STATUS, FAILED_SLICES, listen
 from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.sync.filters import choose
 from nexhealth_pipeline.sync.months import CHANGES
@@ -57,9 +57,11 @@ def discover(settings: Settings, url: str, request: SyncRequest, kind: str) -> d
         practice = _job(Scope.PRACTICE, _collections(Scope.PRACTICE, ()), [], {"dry_run": request.dry_run})
         found: dict[str, list[bytes]] = {}
         with listen(lambda result: found.update({result.slice.collection.name: result.records})):
-            results, stopped = _run(instance, practice)
+            results, stopped, failure = _run(instance, practice)
     if stopped:
         raise Cancelled("stopped while the institutions and locations were read")
+    if failure is not None:
+        raise failure
     with connect(url, autocommit=True) as connection:
         practices = load_practices(connection, settings.subdomains)
         if request.dry_run and not practices.institutions:
@@ -134,10 +136,16 @@ def catch_up(settings: Settings, url: str, request: SyncRequest, config: dict[st
 
 
 def execute(job: Job) -> dict[str, Any]:
-    """Execute one Dagster run in this process: its slices' results, and whether it was stopped. Raises PipelineError."""
+    """Execute one Dagster run in this process: its slices' results, whether it was stopped, and what it broke off by."""
     with open_instance(load_settings(), chosen=os.environ.get("DAGSTER_HOME")) as instance:
-        results, stopped = _run(instance, job)
-    return {"results": results, "stopped": stopped}
+        results, stopped, failure = _run(instance, job)
+    return {"results": results, "stopped": stopped, "failure": failure and _broken_off(failure, results)}
+
+
+def _broken_off(failure: PipelineError, results: list[dict[str, Any]]) -> dict[str, Any]:
+    read = sum(row["absence"] is None for row in results)
+    message = f"broke off after {read:,} slices: {failure}" if read else str(failure)
+    return {"message": message, "exit_status": failure.exit_status}
 
 
 def finish(url: str, sweep: int) -> None:
@@ -146,7 +154,7 @@ def finish(url: str, sweep: int) -> None:
         finish_sweep(connection, sweep)
 
 
-def _run(instance: dg.DagsterInstance, job: Job) -> tuple[list[dict[str, Any]], bool]:
+def _run(instance: dg.DagsterInstance, job: Job) -> tuple[list[dict[str, Any]], bool, PipelineError | None]:
     results: list[SliceResult] = []
     with listen(results.append):
         outcome = _definition_of(job).execute_in_process(
@@ -160,9 +168,8 @@ def _run(instance: dg.DagsterInstance, job: Job) -> tuple[list[dict[str, Any]], 
             raise_on_error=False,
         )
     stopped = was_stopped(instance, job["run_id"])
-    if not outcome.success and not stopped and not any(result.status == "failed" for result in results):
-        raise failure_of(instance, job["run_id"])
-    return [_as_json(result) for result in results], stopped
+    # What was read before it broke off is done, and counts.
+    return [_as_json(result) for result in results], stopped, None if stopped else failure_of(outcome)
 
 
 def _definition_of(job: Job) -> dg.JobDefinition:
@@ -188,17 +195,28 @@ def _definition(job: Job) -> dg.PartitionsDefinition[str] | None:
     return next((PARTITIONS[scope] for scope, name in SCOPE_JOBS.items() if name == job["job"]), None)
 
 
-def failure_of(instance: dg.DagsterInstance, run_id: str) -> PipelineError:
-    """Why a run failed that read no slice: the text of its Failure, else the kind of its error."""
-    details = [entry.dagster_event.event_specific_data for entry in instance.all_logs(run_id) if entry.dagster_event]
+def failure_of(outcome: dg.ExecuteInProcessResult) -> PipelineError | None:
+    """Why a run did not come to its end: the text of its Failure, else the kind of its error.
+
+    None where it did: slices may have failed, each for itself.
+    """
+    if outcome.success:
+        return None
+    details = [event.event_specific_data for event in outcome.all_events]
     for detail in details:
         told = getattr(detail, "user_failure_data", None)
-        if told is not None and told.metadata and "exit_status" in told.metadata:
+        if told is None or not told.metadata:
+            continue
+        if FAILED_SLICES in told.metadata:
+            return None
+        if EXIT_STATUS in told.metadata:
             kinds: dict[object, type[PipelineError]] = {2: InvalidSetting, 3: TryLater, 4: WarehouseError}
-            kind = kinds.get(told.metadata["exit_status"].value, PipelineError)
+            kind = kinds.get(told.metadata[EXIT_STATUS].value, PipelineError)
             return kind(told.description or "the run failed")
-    names = [error.cls_name for detail in details if (error := getattr(detail, "error", None)) is not None]
-    return PipelineError(f"the run failed ({names[0] if names else 'no error told'}); its log is in Dagster")
+    errors = [error for detail in details if (error := getattr(detail, "error", None)) is not None]
+    # Dagster wraps what a step raises.
+    name = (errors[0].cause or errors[0]).cls_name if errors else "no error told"
+    return PipelineError(f"the run failed ({name}); its log is in Dagster")
 
 
 def _as_json(result: SliceResult) -> dict[str, Any]:

@@ -101,6 +101,10 @@ class ApplyConfig(Config):
         default=30.0, ge=0.1, le=3600, description="wait so long for more events before the run ends"
     )
     turn_seconds: float = Field(default=600.0, gt=0, le=3600, description="end after so long in any case")
+    due_only: bool = Field(
+        default=False,
+        description="instead of both: end when every event that was due when the run began has been tried",
+    )
 
 
 class ReplayConfig(Config):

@@ -74,7 +74,7 @@ class SyncSummary:
     run_ids: list[str]
     collections: list[CollectionSummary]
     failures: list[tuple[str, str]]
-    """Label and reason of each failed slice."""
+    """Label and reason of each failed slice; of a run that broke off, with slices unread, `run` and why."""
     new_notes: int
     seconds: float
     floor_seconds: float
@@ -138,11 +138,19 @@ def _execute(
 
 def _undisturbed(outcomes: list[Outcome]) -> bool:
     """Whether every run came to its end by itself, with failed slices or without."""
-    return all(outcome.result is not None and not _was_stopped(outcome) for outcome in outcomes)
+    return not any(_was_stopped(outcome) or _broken_by(outcome) for outcome in outcomes)
 
 
 def _was_stopped(outcome: Outcome) -> bool:
     return outcome.status == Cancelled.exit_status or bool(outcome.result and outcome.result["stopped"])
+
+
+def _broken_by(outcome: Outcome) -> dict[str, Any] | None:
+    """What a run broke off by, as `message` and `exit_status`, with slices unread; None where it came to its end."""
+    if outcome.result is not None:
+        failure: dict[str, Any] | None = outcome.result["failure"]
+        return failure
+    return {"message": outcome.message or f"ended with status {outcome.status}", "exit_status": outcome.status}
 
 
 def pass_on(**choices: str) -> None:
@@ -215,8 +223,8 @@ def _summarise(
     for name, summary in by_name.items():
         requests[COLLECTIONS[name].path] += summary.counts.requests
     failures = [(row["label"], row["reason"]) for row in results if row["status"] == "failed"]
-    lost = [outcome for outcome in outcomes if outcome.result is None]
-    failures += [("run", outcome.message or f"ended with status {outcome.status}") for outcome in lost]
+    broken = [broken for outcome in outcomes if (broken := _broken_by(outcome)) is not None]
+    failures += [("run", one["message"]) for one in broken]
     new_notes = sum(row["new_notes"] for row in results)
     return SyncSummary(
         run_ids=[plan["run_id"], *(job["run_id"] for job in plan["jobs"])],
@@ -225,7 +233,7 @@ def _summarise(
         new_notes=new_notes,
         seconds=seconds,
         floor_seconds=floor_seconds(requests, settings.rate_share),
-        exit_status=_exit_status(results, outcomes, failures, new_notes),
+        exit_status=_exit_status(results, [one["exit_status"] for one in broken], failures, new_notes),
         absences=_absences(results),
     )
 
@@ -239,11 +247,11 @@ def _absences(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _exit_status(
-    results: list[dict[str, Any]], outcomes: list[Outcome], failures: list[tuple[str, str]], new_notes: int
+    results: list[dict[str, Any]], broken: list[int], failures: list[tuple[str, str]], new_notes: int
 ) -> int:
     """0 done, 1 something new to look at, 3 nothing could be read, 4 the database could not be used."""
     for decisive in (WarehouseError.exit_status, ConfigurationError.exit_status):
-        if any(outcome.status == decisive for outcome in outcomes):
+        if decisive in broken:
             return decisive
     read = [row for row in results if row["scope"] != Scope.PRACTICE and row["absence"] is None and _was_read(row)]
     if failures and not read:

@@ -30,7 +30,24 @@ from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import SliceResult, Status
 from nexhealth_pipeline.warehouse.connect import driver_errors
 
-__all__ = ["Context", "Event", "Listener", "chosen_partitions", "listen", "raise_failures", "read", "report", "step"]
+__all__ = [
+    "EXIT_STATUS",
+    "FAILED_SLICES",
+    "Context",
+    "Event",
+    "Listener",
+    "chosen_partitions",
+    "listen",
+    "raise_failures",
+    "read",
+    "report",
+    "step",
+]
+
+EXIT_STATUS = "exit_status"
+"""Metadata of the Failure of a step that an error of ours has ended."""
+FAILED_SLICES = "failed_slices"
+"""Metadata of the Failure of a step that has read all it was to read, and names the slices that failed."""
 
 Event = dg.AssetMaterialization | dg.AssetObservation
 Listener = Callable[[SliceResult], None]
@@ -69,7 +86,7 @@ def step(context: Context) -> Iterator[threading.Event]:
         except Cancelled:
             stop.set()
         except PipelineError as error:
-            metadata = {"exit_status": error.exit_status}
+            metadata = {EXIT_STATUS: error.exit_status}
             raise dg.Failure(description=str(error), metadata=metadata, allow_retries=False) from None
     if stop.is_set():
         _end_canceled(context)
@@ -134,7 +151,7 @@ def raise_failures(results: Sequence[SliceResult]) -> None:
     others = ", the others are done" if len(failed) < len(results) else ""
     raise dg.Failure(
         description=f"{len(failed)} of {len(results)} slices failed{others}:\n" + "\n".join(lines + more),
-        metadata={"failed_slices": [one.slice.label for one in failed[:_NAMED_FAILURES]]},
+        metadata={FAILED_SLICES: [one.slice.label for one in failed[:_NAMED_FAILURES]]},
         allow_retries=False,
     )
 

@@ -1,7 +1,8 @@
-"""Applying events inside a Dagster step: until nothing comes any more, reported by partition.
+"""Applying events inside a Dagster step, reported by partition: until nothing comes any more, or what is due is done.
 
-The step waits a moment for more events before it ends, because the next run costs seconds before its first
-line. It ends after its turn in any case, so that the queue stays fair and the run's page readable.
+The daemon's run waits a moment for more events before it ends, because the next run costs seconds before its first
+line. It ends after its turn in any case, so that the queue stays fair and the run's page readable. A command's run,
+which no other follows, goes on until every event that was due when it began has been tried, and waits for none.
 """
 
 import queue
@@ -24,8 +25,9 @@ from nexhealth_pipeline.warehouse.connect import connect
 from nexhealth_pipeline.warehouse.history import Cause
 from nexhealth_pipeline.webhooks.applying import AppliedSlice, apply_pending
 from nexhealth_pipeline.webhooks.batches import Batch
+from nexhealth_pipeline.webhooks.claiming import Backlog
 
-__all__ = ["CHANNEL", "Tally", "apply_and_report", "in_words"]
+__all__ = ["CHANNEL", "Stay", "Tally", "apply_and_report", "in_words"]
 
 CHANNEL = "nexhealth_webhook_events"
 """The receiver notifies on it after each commit."""
@@ -35,6 +37,8 @@ _EVENTS_A_CALL = 5000
 """Between two calls the clock is looked at."""
 _REPORT_SECONDS = 2.0
 _POLL_SECONDS = 0.5
+_LONGEST_SECONDS = 24 * 3600.0
+"""For a command: should another process hold some of its events, and neither go on with them nor end."""
 _NAMED = 5
 _REASONS = 20
 _LISTS = "lists read again"
@@ -61,9 +65,17 @@ class _Doorbell:
         return False
 
 
-def _until_quiet(
-    session: SyncSession, on_batch: Callable[[Batch], None], linger_seconds: float, turn_seconds: float
-) -> Iterator[AppliedSlice]:
+@dataclass(frozen=True, slots=True)
+class Stay:
+    """How long a run stays that others follow."""
+
+    linger_seconds: float
+    """It waits so long for more events."""
+    turn_seconds: float
+    """It ends after so long in any case."""
+
+
+def _until_quiet(session: SyncSession, on_batch: Callable[[Batch], None], stay: Stay) -> Iterator[AppliedSlice]:
     """Apply what is pending, and what comes meanwhile, until nothing has come for a while or the turn is over."""
     settled = 0
 
@@ -72,7 +84,7 @@ def _until_quiet(
         settled += sum(getattr(batch, name) for name in _OUTCOMES)
         on_batch(batch)
 
-    over = time.monotonic() + turn_seconds
+    over = time.monotonic() + stay.turn_seconds
     with connect(session.url, autocommit=True, application_name="nexhealth webhook events") as connection:
         doorbell = _Doorbell(connection)
         while not session.stop.is_set():
@@ -80,11 +92,23 @@ def _until_quiet(
             yield from apply_pending(session, limit=_EVENTS_A_CALL, on_batch=committed)
             if time.monotonic() > over:
                 return
-            if settled > before or doorbell.waits(linger_seconds, session.stop.is_set):
+            if settled > before or doorbell.waits(stay.linger_seconds, session.stop.is_set):
                 continue
             # A last look: that the time for an event's next try has come rings no bell.
             if not _is_due(connection):
                 return
+
+
+def _until_tried(session: SyncSession, on_batch: Callable[[Batch], None], backlog: Backlog) -> Iterator[AppliedSlice]:
+    """Apply what is pending until each event of the backlog has been tried, by this process or another."""
+    over = time.monotonic() + _LONGEST_SECONDS
+    with connect(session.url, autocommit=True, application_name="nexhealth webhook events") as connection:
+        left = backlog.left(connection)
+        while left and not session.stop.is_set() and time.monotonic() < over:
+            yield from apply_pending(session, limit=_EVENTS_A_CALL, on_batch=on_batch)
+            before, left = left, backlog.left(connection)
+            if left == before:  # all in the hands of another process
+                session.stop.wait(_POLL_SECONDS)
 
 
 def _is_due(connection: psycopg.Connection) -> bool:
@@ -131,6 +155,8 @@ class Tally:
     rows: int = 0
     """Rows changed."""
     batches: int = 0
+    still_due: int = 0
+    """Events that were due when the run began, and that nobody has tried yet."""
     _new: Counter[str] = field(default_factory=Counter)
     _new_rows: Counter[str] = field(default_factory=Counter)
     _troubles: dict[str, list[int]] = field(default_factory=dict)
@@ -199,18 +225,21 @@ def apply_and_report(
     context: Context,
     session: SyncSession,
     *,
-    linger_seconds: float,
-    turn_seconds: float,
+    stay: Stay | None,
 ) -> Tally:
-    """Apply events until nothing comes any more, and report what changed. Sets `session.stop` when the run is stopped.
+    """Apply events and report what changed. Sets `session.stop` when the run is stopped.
 
-    Raises WarehouseError.
+    Without a `stay` it ends when all that was due when it began has been tried. Raises WarehouseError.
     """
     tally, told = Tally(), 0.0
     batches: queue.SimpleQueue[Batch] = queue.SimpleQueue()
+    with session.pool.connection() as connection:
+        backlog = Backlog.now(connection)
 
     def work() -> Iterator[AppliedSlice]:
-        return _until_quiet(session, batches.put, linger_seconds, turn_seconds)
+        if stay is None:
+            return _until_tried(session, batches.put, backlog)
+        return _until_quiet(session, batches.put, stay)
 
     with Worker(work, session.stop) as worker:
         try:
@@ -221,7 +250,10 @@ def apply_and_report(
         finally:  # what was committed is told, whatever ended the work
             _count(tally, batches, ())
             _report(context, tally)
-    report(context, [_observation(session, tally)])
+    with session.pool.connection() as connection:
+        tally.still_due = backlog.left(connection)
+        observation = _observation(connection, tally)
+    report(context, [observation])
     return tally
 
 
@@ -245,13 +277,12 @@ def _report(context: Context, tally: Tally) -> bool:
     return bool(line or events)
 
 
-def _observation(session: SyncSession, tally: Tally) -> dg.AssetObservation:
+def _observation(connection: psycopg.Connection, tally: Tally) -> dg.AssetObservation:
     """What became of the run's events, and what waits now."""
-    with session.pool.connection() as connection:
-        row = connection.execute(
-            "SELECT count(*) FILTER (WHERE status = 'pending'), count(*) FILTER (WHERE status = 'parked')"
-            " FROM nexhealth_webhook_events WHERE status IN ('pending', 'parked')"
-        ).fetchone()
+    row = connection.execute(
+        "SELECT count(*) FILTER (WHERE status = 'pending'), count(*) FILTER (WHERE status = 'parked')"
+        " FROM nexhealth_webhook_events WHERE status IN ('pending', 'parked')"
+    ).fetchone()
     pending, parked = row or (0, 0)
     return dg.AssetObservation(
         EVENTS_ASSET,

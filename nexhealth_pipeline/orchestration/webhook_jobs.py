@@ -15,7 +15,7 @@ import dagster as dg
 from nexhealth_pipeline.orchestration.config import ApplyConfig, ReplayConfig, SetupConfig
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
 from nexhealth_pipeline.orchestration.step import report, step
-from nexhealth_pipeline.orchestration.webhook_apply import apply_and_report
+from nexhealth_pipeline.orchestration.webhook_apply import Stay, Tally, apply_and_report
 from nexhealth_pipeline.orchestration.webhook_names import (
     APPLY_JOB,
     APPLY_OP,
@@ -55,17 +55,15 @@ def _tell(result: dict[str, Any]) -> None:
         listener(result)
 
 
-_REPLAY_LINGER_SECONDS = 0.1
-_REPLAY_TURN_SECONDS = 24 * 3600.0
-
-
-@dg.op(name=APPLY_OP, description="Applies events until none comes any more.")
+@dg.op(name=APPLY_OP, description="Applies events until none comes any more, or those that are due are done.")
 def _apply(context: dg.OpExecutionContext, config: ApplyConfig, nexhealth: NexHealthResource) -> None:
     with step(context) as stop, nexhealth.session(context.run.run_id, stop, retry=PATIENCE) as session:
-        tally = apply_and_report(
-            context, session, linger_seconds=config.linger_seconds, turn_seconds=config.turn_seconds
-        )
-        _tell({**tally.counts, "rows": tally.rows})
+        stay = None if config.due_only else Stay(config.linger_seconds, config.turn_seconds)
+        _tell(_counted(apply_and_report(context, session, stay=stay)))
+
+
+def _counted(tally: Tally) -> dict[str, Any]:
+    return {**tally.counts, "rows": tally.rows, "still_due": tally.still_due}
 
 
 @dg.op(name=REPLAY_OP, description="Marks stored events pending again, and applies them.")
@@ -94,8 +92,7 @@ def _replayed(context: Context, session: SyncSession, selection: Selection) -> d
 
     marked = done_aside(context, mark, session.stop)
     context.log.info(f"{marked:,} events are pending again")
-    tally = apply_and_report(context, session, linger_seconds=_REPLAY_LINGER_SECONDS, turn_seconds=_REPLAY_TURN_SECONDS)
-    return {"dry_run": False, "events": marked, **tally.counts, "rows": tally.rows}
+    return {"dry_run": False, "events": marked, **_counted(apply_and_report(context, session, stay=None))}
 
 
 @dg.op(name=SETUP_OP, description="Registers with NexHealth where events are posted to.")

@@ -90,11 +90,16 @@ def _execute(job: str, config: dict[str, Any], run_id: str) -> dict[str, Any]:
                 "ops": {_OPS[job]: {"config": config}},
                 "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
             },
-            # Without the first one the run shows under Runs, but not under its job.
-            tags={".dagster/repository": "__repository__@nexhealth_pipeline", "nexhealth/by": "command"},
+            tags={
+                # Without it the run shows under Runs, but not under its job.
+                ".dagster/repository": "__repository__@nexhealth_pipeline",
+                # It takes as long as its events do: a daemon must not end it after the hour that its own runs have.
+                "dagster/max_runtime": "0",
+                "nexhealth/by": "command",
+            },
             raise_on_error=False,
         )
         stopped = was_stopped(instance, run_id)
-        if not outcome.success and not stopped and not told:
-            raise failure_of(instance, run_id)
+        if not stopped and not told and (failure := failure_of(outcome)) is not None:
+            raise failure
     return {"result": told, "stopped": stopped, "failed": not outcome.success or bool(told.get("failed"))}

@@ -12,7 +12,7 @@ from enum import StrEnum
 import psycopg
 from psycopg.rows import class_row
 
-__all__ = ["BATCH", "Outcome", "StoredEvent", "Verdict", "claim", "mark", "newest_id"]
+__all__ = ["BATCH", "Backlog", "Outcome", "StoredEvent", "Verdict", "claim", "mark", "newest_id"]
 
 BATCH = 500
 """Events applied in one transaction: large enough for throughput, small enough to be repeated."""
@@ -31,6 +31,31 @@ class StoredEvent:
     received_at: datetime
     attempts: int
     replays: int
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """Events that are due at a moment. It becomes less only: what was tried since is due later, if at all."""
+
+    at: datetime
+    """Of the database's clock."""
+    newest_id: int
+
+    @classmethod
+    def now(cls, connection: psycopg.Connection) -> "Backlog":
+        """What is due now."""
+        row = connection.execute("SELECT clock_timestamp()").fetchone()
+        assert row is not None
+        return cls(row[0], newest_id(connection))
+
+    def left(self, connection: psycopg.Connection) -> int:
+        """How many of them nobody has tried since; one that a process is working on counts."""
+        row = connection.execute(
+            "SELECT count(*) FROM nexhealth_webhook_events WHERE status = 'pending' AND id <= %s"
+            " AND (next_attempt_at IS NULL OR next_attempt_at <= %s)",
+            (self.newest_id, self.at),
+        ).fetchone()
+        return int(row[0]) if row else 0
 
 
 class Outcome(StrEnum):

@@ -87,7 +87,14 @@ def test_a_rehearsal_says_that_nothing_was_changed(nexhealth: Run, launched: Lau
     ]
 
 
-@pytest.mark.parametrize(("counts", "status"), [({"applied": 4}, 0), ({}, 0), ({"failed": 1}, 1), ({"parked": 1}, 1)])
+@pytest.mark.parametrize(
+    ("counts", "status"),
+    [
+        ({"applied": 4, "still_due": 0}, 0),
+        ({}, 0),
+        *(({name: 1}, 1) for name in ("failed", "parked", "waiting", "still_due")),
+    ],
+)
 def test_applying_ends_with_one_where_something_is_to_be_looked_at(
     counts: dict[str, int], status: int, nexhealth: Run, launched: Launched, database_url: str
 ) -> None:
@@ -96,3 +103,20 @@ def test_applying_ends_with_one_where_something_is_to_be_looked_at(
     ended = nexhealth("webhooks", "apply", "--json", DATABASE_URL=database_url, NEXHEALTH_API_KEY="k")
     assert ended.status == status
     assert json.loads(ended.out) == {"run_id": "run-1", "seconds": 1.5, **counts, "rows": 2}
+    assert launched.asked == [("nexhealth_webhook_apply", {"due_only": True})], "all of it, however long it takes"
+
+
+@pytest.mark.parametrize(
+    ("counts", "line"),
+    [
+        ({"applied": 2400, "failed": 1, "still_due": 1600}, "2,401 events: 2,400 applied, 1 failed; 2 rows changed; "),
+        ({"still_due": 1600}, "0 events: none done; 2 rows changed; "),
+    ],
+)
+def test_events_that_still_wait_are_told(
+    counts: dict[str, int], line: str, nexhealth: Run, launched: Launched, database_url: str
+) -> None:
+    """A line that looks complete, and a copy that is not."""
+    launched.result = {**counts, "rows": 2}
+    ended = nexhealth("webhooks", "apply", DATABASE_URL=database_url, NEXHEALTH_API_KEY="k")
+    assert (ended.status, ended.out) == (1, f"{line}1,600 still wait\n")

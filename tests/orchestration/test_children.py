@@ -6,14 +6,18 @@ from typing import Any, cast
 import psycopg
 import pytest
 
-from nexhealth_pipeline.errors import InvalidSetting, TryLater
-from nexhealth_pipeline.orchestration.children import _config, _require_practices, _sweep
+from nexhealth_pipeline.catalog.collection import Scope
+from nexhealth_pipeline.errors import InvalidSetting, TryLater, WarehouseError
+from nexhealth_pipeline.orchestration.children import _config, _require_practices, _sweep, failure_of
 from nexhealth_pipeline.orchestration.config import SyncConfig
 from nexhealth_pipeline.orchestration.request import SyncRequest
 from nexhealth_pipeline.settings import load_settings
 from nexhealth_pipeline.sync.filters import Filters
 from nexhealth_pipeline.sync.options import Mode
 from nexhealth_pipeline.sync.practice import Institution, Practices
+from nexhealth_pipeline.sync.session import SyncSession
+
+from .kit import DESERT, NORTH, House
 
 SETTINGS = load_settings({}, environ={}, env_file=None)
 ACME = Practices((Institution(1, "acme", "Acme", frozenset()),), ())
@@ -53,3 +57,26 @@ def test_where_no_key_is_answered_nothing_else_is_tried(exit_status: int, error:
         _require_practices(ACME, [row("failed", 0, exit_status)] * 3, SETTINGS)
     with pytest.raises(error, match="why"):
         _require_practices(Practices((), ()), [row("failed", 1, exit_status), row("succeeded", 1)], SETTINGS)
+
+
+def test_failed_slices_are_no_failure_of_their_run_and_hide_none(known: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that came to its end and one that broke off in the middle both have failed, and are red in Dagit."""
+    known.box.faults.add("status", path="/operatories", location_id=348513, status=400)
+
+    def failure() -> Exception | None:
+        result = known.run(Scope.LOCATION, [NORTH, DESERT], assets=["operatories"])
+        assert not result.success
+        return failure_of(result)
+
+    def crash(*_: object) -> None:
+        raise ZeroDivisionError("Jane Doe")
+
+    def refuse(*_: object) -> None:
+        raise WarehouseError("no room")
+
+    assert failure() is None
+    monkeypatch.setattr(SyncSession, "index", refuse)
+    broken = failure()
+    assert (type(broken), str(broken)) == (WarehouseError, "no room")
+    monkeypatch.setattr(SyncSession, "index", crash)
+    assert str(failure()) == "the run failed (ZeroDivisionError); its log is in Dagster"

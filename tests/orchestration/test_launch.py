@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -258,4 +259,42 @@ def test_a_sync_that_is_killed_and_then_stopped_by_its_user_is_gone_on_with(shel
     assert plain["exit_status"] == 0
     assert shell.rows("SELECT count(*), bool_and(finished_at IS NOT NULL) FROM nexhealth_sweeps") == [(2, True)], (
         "a full sync begun later must read everything, not what a killed one left"
+    )
+
+
+FULL_DISK = """
+CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS
+$body$ BEGIN RAISE EXCEPTION 'full' USING ERRCODE = 'disk_full'; END $body$;
+CREATE TRIGGER full_disk BEFORE INSERT ON nexhealth_documents EXECUTE FUNCTION full_disk();
+"""
+
+
+@pytest.mark.dagster
+@pytest.mark.timeout(180)
+def test_a_failed_slice_hides_no_run_that_broke_off(shell: Shell) -> None:
+    """Else the sync calls one slice failed, nobody learns of those never read, and the next one begins anew."""
+    asked = {"resources": ["operatories", "patients", "documents"]}
+    shell.box.faults.add("status", path="/operatories", location_id=348511, status=400)
+    slow = shell.box.faults.add("hang", path="/patients/[0-9]+/documents", seconds=0.4)
+    shell.warehouse.execute(FULL_DISK)
+    broken = shell.sync("full", **asked)
+    assert broken["exit_status"] == 4
+    (label, _), (run, why) = broken["failures"]
+    assert (label.partition(" ")[0], run) == ("operatories", "run")
+    assert re.fullmatch(r"broke off after [0-9]+ slices: .*PostgreSQL has no room left \(53100\).*", why), why
+    counted = {one["name"]: (one["slices"], one["failed"]) for one in broken["collections"]}
+    assert counted["operatories"][1] == 1
+    assert counted["patients"][0] > 1, "what it had read counts all the same"
+    assert shell.rows("SELECT finished_at FROM nexhealth_sweeps") == [(None,)]
+
+    shell.warehouse.execute("DROP TRIGGER full_disk ON nexhealth_documents")
+    shell.box.faults.remove(slow.id)
+    shell.box.requests.clear()
+    failed = shell.sync("full", **asked)
+    assert (failed["exit_status"], {label for label, _ in failed["failures"]}) == (1, {label})
+    whole = [one for one in shell.box.requests.matching("/patients") if one.param("updated_since") is None]
+    assert whole == [], "it goes on where the other one broke off"
+    assert shell.rows("SELECT count(*) FROM nexhealth_documents") == [(len(shell.box.state.ids("documents")),)]
+    assert shell.rows("SELECT count(*), bool_and(finished_at IS NOT NULL) FROM nexhealth_sweeps") == [(1, True)], (
+        "a slice that failed keeps no sweep open"
     )

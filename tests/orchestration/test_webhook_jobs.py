@@ -1,13 +1,15 @@
 """The run that applies events: what it tells Dagster, how long it stays, and what a kill leaves."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -23,6 +25,9 @@ from nexhealth_pipeline.orchestration.webhook_names import (
     WEBHOOK_SENSOR,
 )
 from nexhealth_pipeline.sync.months import month_keys
+from nexhealth_pipeline.sync.session import SyncSession
+from nexhealth_pipeline.warehouse.runs import RunLock
+from nexhealth_pipeline.webhooks.applying import AppliedSlice, apply_pending
 from tests.webhooks.kit import LOCATION, T0, body, mark_complete, patient, store, updated
 
 from .webhook_kit import Post, metadata, run_job
@@ -159,6 +164,80 @@ def test_its_turn_ends_though_more_is_waiting(post: Post, monkeypatch: pytest.Mo
     assert isinstance(post.tick(WEBHOOK_SENSOR), dg.RunRequest)
 
 
+def _bit_by_bit(
+    post: Post, monkeypatch: pytest.MonkeyPatch, between: Callable[[SyncSession], object] = lambda _: None
+) -> list[int]:
+    """Seven events, of which a run takes three at a time; `between` is called before each time."""
+
+    def apply(session: SyncSession, **options: Any) -> Iterator[AppliedSlice]:
+        between(session)
+        return apply_pending(session, **options)
+
+    monkeypatch.setattr(webhook_apply, "_EVENTS_A_CALL", 3)
+    monkeypatch.setattr(webhook_apply, "apply_pending", apply)
+    return store(post.db, *(_procedure(number) for number in range(1, 8)))
+
+
+def test_a_commands_run_knows_no_turn(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no daemon is, no other run follows it."""
+    _bit_by_bit(post, monkeypatch)
+    told: list[dict[str, object]] = []
+    with heard(told.append):
+        assert post.apply(due_only=True, turn_seconds=0.001).success
+    assert told == [{"applied": 7, "rows": 7, "still_due": 0}]
+    assert post.statuses() == {"applied": 7}
+
+
+def test_a_commands_run_ends_though_events_keep_coming(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is due when it begins is its work: a stream has no end, nor has an event that fails again and again."""
+    numbers = itertools.count(101)
+    store(post.db, body("patient_updated", None))
+    _bit_by_bit(post, monkeypatch, lambda _: store(post.db, *(_procedure(next(numbers)) for _ in range(3))))
+    told: list[dict[str, object]] = []
+    with heard(told.append):
+        assert post.apply(due_only=True).success
+    assert told == [{"applied": 8, "failed": 1, "rows": 8, "still_due": 0}]
+    assert post.statuses() == {"applied": 8, "pending": 9}
+
+
+def test_a_commands_run_says_what_it_left(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped in the middle it must not look as if all was done."""
+    calls = itertools.count()
+    _bit_by_bit(post, monkeypatch, lambda session: session.stop.set() if next(calls) else None)
+    told: list[dict[str, object]] = []
+    with heard(told.append):
+        run_id = post.apply(due_only=True).run_id
+    assert told == [{"applied": 3, "rows": 3, "still_due": 4}]
+    run = post.instance.get_run_by_id(run_id)
+    assert run is not None
+    assert run.status is dg.DagsterRunStatus.CANCELED
+
+
+def test_a_commands_run_waits_for_what_another_process_works_on(
+    post: Post, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That one may still end before it has applied them; but nobody waits for ever."""
+    calls = itertools.count(1)
+    other = "11111111-2222-3333-4444-777777777777"
+
+    def ends_later(_: SyncSession) -> None:
+        if next(calls) == 5:
+            post.db.execute("UPDATE nexhealth_webhook_events SET status = 'applied' WHERE taken_by = %s", (other,))
+
+    (first, *_) = _bit_by_bit(post, monkeypatch, ends_later)
+    monkeypatch.setattr(webhook_apply, "_POLL_SECONDS", 0.01)
+    take = "UPDATE nexhealth_webhook_events SET status = 'pending', taken = 1, taken_by = %s WHERE id = %s"
+    told: list[dict[str, object]] = []
+    with RunLock(environment["DATABASE_URL"], other), heard(told.append):
+        post.db.execute(take, (other, first))
+        assert post.apply(due_only=True).success
+        assert next(calls) == 6
+        post.db.execute(take, (other, first))
+        monkeypatch.setattr(webhook_apply, "_LONGEST_SECONDS", 0.05)
+        assert post.apply(due_only=True).success
+    assert told == [{"applied": 6, "rows": 6, "still_due": 0}, {"rows": 0, "still_due": 1}]
+
+
 def test_a_replay_is_a_run_of_its_own_and_can_be_rehearsed(post: Post) -> None:
     """Somebody who is not sure looks first."""
     ids = store(post.db, _procedure(1), _procedure(2))
@@ -173,7 +252,7 @@ def test_a_replay_is_a_run_of_its_own_and_can_be_rehearsed(post: Post) -> None:
     assert (dry.success, done.success, refused.success) == (True, True, False)
     assert told == [
         {"dry_run": True, "events": 2, "hints": 0, "applied": 1, "failed": 0, "rows": 1},
-        {"dry_run": False, "events": 2, "applied": 1, "superseded": 1, "rows": 1},
+        {"dry_run": False, "events": 2, "applied": 1, "superseded": 1, "rows": 1, "still_due": 0},
     ]
     (facts,) = [metadata(one) for one in post.told(done.run_id) if one.asset_key.path[-1] == "nexhealth_procedures"]
     assert facts["cause"] == "replay"
@@ -186,7 +265,7 @@ from nexhealth_pipeline.orchestration.webhook_launch import run_webhook_job
 from nexhealth_pipeline.orchestration.webhook_names import APPLY_JOB, REPLAY_JOB
 from nexhealth_pipeline.settings import load_settings
 try:
-    run_webhook_job(load_settings(), APPLY_JOB, {"linger_seconds": 0.1}, kind="sandbox")
+    run_webhook_job(load_settings(), APPLY_JOB, {"due_only": True}, kind="sandbox")
 except PipelineError as error:
     said = str(error)
 run = run_webhook_job(load_settings(), REPLAY_JOB, {"ids": [1], "dry_run": True}, kind="sandbox")
@@ -217,7 +296,8 @@ def test_a_run_that_is_killed_in_the_middle_is_followed_by_one_that_ends_the_wor
     (run,) = post.instance.get_runs(dg.RunsFilter(job_name=APPLY_JOB))
     assert run.status is dg.DagsterRunStatus.FAILURE
     assert run.tags["dagster/will_retry"] == "false"  # the sensor has asked for the next one
-    assert post.apply().success
+    assert run.tags["dagster/max_runtime"] == "0", "a daemon must not end a command's run after an hour"
+    assert post.apply(due_only=True).success
     assert post.statuses() == {"applied": 300, "superseded": 300}
     assert post.rows("SELECT count(*), min(updated_at), max(updated_at) FROM nexhealth_procedures") == [
         (300, T0.replace(minute=6), T0.replace(minute=6))
