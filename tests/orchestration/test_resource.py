@@ -70,6 +70,6 @@ def test_a_run_that_only_asks_the_warehouse_holds_its_lock_and_says_how_it_ended
     with pytest.raises(WarehouseError), NexHealthResource().warehouse_of_run("broken") as connection:
         connection.execute("SELECT 1 / 0")
     with psycopg.connect(environment["DATABASE_URL"], autocommit=True) as db:
-        found = dict(db.execute("SELECT run_id, status FROM nexhealth_runs").fetchall())
+        found: dict[str, str] = dict(db.execute("SELECT run_id, status FROM nexhealth_runs").fetchall())
         assert found == {"done": "succeeded", "stopped": "cancelled", "broken": "failed"}
         assert all(is_dead(db, run_id) for run_id in found)
