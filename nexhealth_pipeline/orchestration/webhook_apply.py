@@ -141,7 +141,7 @@ class Tally:
     def add_batch(self, batch: Batch) -> None:
         """Count the events of a transaction."""
         counts = Counter({name: getattr(batch, name) for name in _OUTCOMES})
-        self.batches += bool(batch.claimed)
+        self.batches += bool(batch.claimed)  # reads of lists of changed rows are transactions without events
         self.rows += batch.rows
         self.counts += counts
         self._new += counts
@@ -151,7 +151,6 @@ class Tally:
         for loaded in batch.loaded:
             self._new_rows[loaded.collection.name] += len(loaded.done.holders)
             self._causes.setdefault(loaded.collection.table, set()).add(loaded.cause.value)
-
         for done in batch.lists:
             if done.read:
                 figures = {"lists_read": len(done.read), "records_read": done.records, "rows_changed": done.changed}
