@@ -12,8 +12,10 @@ import psycopg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from nexhealth_pipeline.errors import PipelineError
+from nexhealth_pipeline.orchestration.dead_runs import in_the_way
+from nexhealth_pipeline.orchestration.jobs import CHECKS_JOB
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
-from nexhealth_pipeline.orchestration.webhook_names import WEBHOOK_JOBS
+from nexhealth_pipeline.orchestration.webhook_names import SHORT_TAGS, WEBHOOK_JOBS
 from nexhealth_pipeline.sync.practice import load_practices
 from nexhealth_pipeline.warehouse.check_results import run_all
 from nexhealth_pipeline.warehouse.check_rules import Severity
@@ -21,14 +23,12 @@ from nexhealth_pipeline.warehouse.checks import CHECKS, Check, CheckResult
 from nexhealth_pipeline.warehouse.migrate import HEAD, current_revision
 from nexhealth_pipeline.warehouse.webhook_health import COLLECTION
 
-__all__ = ["ASSET_CHECKS", "CHECKS_JOB", "CHECKS_SENSOR", "checks_job", "checks_sensor"]
+__all__ = ["ASSET_CHECKS", "CHECKS_SENSOR", "checks_job", "checks_sensor"]
 
-CHECKS_JOB = "nexhealth_checks"
 CHECKS_SENSOR = "nexhealth_checks_after_syncs"
 _REST_HOURS = 6
 """Least time between two runs that the sensor asks for: a catch-up in the morning makes a second one."""
 _SEVERITY = {Severity.ERROR: dg.AssetCheckSeverity.ERROR, Severity.WARNING: dg.AssetCheckSeverity.WARN}
-_BUSY = [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
 
 
 def _key(check: Check) -> dg.AssetCheckKey:
@@ -56,7 +56,7 @@ def _check_warehouse(
 ) -> Iterator[dg.AssetCheckResult]:
     wanted = context.selected_asset_check_keys
     try:
-        with nexhealth.warehouse() as connection:
+        with nexhealth.warehouse_of_run(context.run.run_id) as connection:
             results = _run(connection, nexhealth, [check for check in CHECKS if _key(check) in wanted])
     except PipelineError as error:
         raise dg.Failure(description=str(error), allow_retries=False) from None
@@ -94,6 +94,7 @@ checks_job: UnresolvedAssetJobDefinition = dg.define_asset_job(
     CHECKS_JOB,
     selection=dg.AssetSelection.checks(*ASSET_CHECKS),
     description="Checks the whole copy; reads the warehouse only.",
+    tags=SHORT_TAGS,
 )
 """The job that runs all checks."""
 
@@ -112,12 +113,12 @@ def checks_sensor(context: dg.SensorEvaluationContext, nexhealth: NexHealthResou
         with nexhealth.warehouse() as connection:
             if current_revision(connection) != HEAD:
                 return dg.SkipReason("the warehouse is not set up yet")
+            busy = in_the_way(context.instance, connection, CHECKS_JOB)
             reason = _why_not(connection, _webhook_runs(context.instance))
     except PipelineError as error:
         return dg.SkipReason(str(error))
-    busy = context.instance.get_runs(dg.RunsFilter(job_name=CHECKS_JOB, statuses=_BUSY), limit=1)
-    if busy:
-        return dg.SkipReason(f"run {busy[0].run_id} of {CHECKS_JOB} is still going")
+    if busy is not None:
+        return dg.SkipReason(f"run {busy.run_id} of {CHECKS_JOB} is {busy.status.value.lower()}")
     return dg.SkipReason(reason) if reason else dg.RunRequest()
 
 

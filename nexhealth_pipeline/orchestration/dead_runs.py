@@ -12,8 +12,8 @@ import dagster as dg
 import psycopg
 
 from nexhealth_pipeline.catalog.collections import DECLARED
-from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, PATIENT_JOB, SCOPE_JOBS
-from nexhealth_pipeline.orchestration.webhook_names import WEBHOOK_JOBS
+from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, CHECKS_JOB, PATIENT_JOB, SCOPE_JOBS
+from nexhealth_pipeline.orchestration.webhook_names import EVENTS_ASSET, WEBHOOK_JOBS
 from nexhealth_pipeline.warehouse.runs import close_dead_runs, close_if_dead, lock_key
 
 __all__ = ["fail_dead_runs", "in_the_way"]
@@ -22,8 +22,8 @@ _GRACE_SECONDS = 120.0
 """So long a run may be starting before it has a row of its own, or ending after that row was closed."""
 _SHORT_GRACE_SECONDS = 30.0
 """The same where nothing is lost if two runs go on side by side: a new one is not kept waiting for long."""
-_JOBS = {*SCOPE_JOBS.values(), CHANGES_JOB, PATIENT_JOB, *WEBHOOK_JOBS}
-_ASSETS = {dg.AssetKey(one.table) for one in DECLARED if one.is_asset}
+_JOBS = {*SCOPE_JOBS.values(), CHANGES_JOB, CHECKS_JOB, PATIENT_JOB, *WEBHOOK_JOBS}
+_ASSETS = {*(dg.AssetKey(one.table) for one in DECLARED if one.is_asset), dg.AssetKey(EVENTS_ASSET)}
 _LIVE = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 _COMING = [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING]
 
@@ -103,8 +103,9 @@ def _alone(connection: psycopg.Connection) -> Iterator[None]:
 
 
 def _is_ours(run: dg.DagsterRun) -> bool:
-    """Whether the run is of a job of ours, or materializes assets of ours: other code may share the instance."""
-    return run.job_name in _JOBS or bool(run.asset_selection and run.asset_selection <= _ASSETS)
+    """Whether the run is of a job of ours, or of assets of ours or their checks: other code may share the instance."""
+    chosen = {*(run.asset_selection or ()), *(one.asset_key for one in run.asset_check_selection or ())}
+    return run.job_name in _JOBS or (bool(chosen) and chosen <= _ASSETS)
 
 
 def _is_dead(connection: psycopg.Connection, run_id: str, started: float | None, grace: float | None = None) -> bool:

@@ -1,10 +1,11 @@
 """Holes in the stream of events: what may have changed unheard while an endpoint was off is read from the API.
 
 Every slice goes on from its own watermark, as at night, so a read that begins after the endpoint was switched on
-again brings all that the lost events would have told.
+again brings all that the lost events would have told, whoever makes it: that slice is not read for the hole again.
 """
 
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AnySet
 from datetime import UTC, date, datetime
 from functools import partial
 
@@ -15,37 +16,39 @@ from nexhealth_pipeline.orchestration.step import Event, read
 from nexhealth_pipeline.orchestration.worker import Context
 from nexhealth_pipeline.sync.months import CHANGES
 from nexhealth_pipeline.sync.options import SyncOptions
-from nexhealth_pipeline.sync.plan import due_slices, was_read
+from nexhealth_pipeline.sync.plan import due_slices, is_fresh, was_read
 from nexhealth_pipeline.sync.runner import run_slices
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice, SliceResult, Status
 from nexhealth_pipeline.warehouse.connect import driver_errors
-from nexhealth_pipeline.warehouse.state import PassKey, database_time
+from nexhealth_pipeline.warehouse.state import PassKey, database_time, load_fresh
 from nexhealth_pipeline.webhooks.endpoints import Endpoint, filled, known_endpoints
 
 __all__ = ["fill_holes"]
 
 _TOLD = [one for one in DECLARED if one.events is not None]
+_NAMES = [one.name for one in _TOLD]
 _BAD = (Status.FAILED, Status.CANCELLED)
 
 
 def fill_holes(context: Context, session: SyncSession) -> list[int]:
     """Read what endpoints that are active again may have missed; ids of those whose hole is closed now.
 
-    A hole stays open where a slice of an institution subscribed there could not be read: the next look tries again.
-    Raises WarehouseError.
+    A hole stays open where a slice of an institution subscribed there could not be read: the next look tries that
+    slice again. Raises WarehouseError.
     """
     with driver_errors("looking for lost events"), session.pool.connection() as connection:
         holes = [one for one in known_endpoints(connection) if one.hole_since is not None and one.active]
-        began = database_time(connection)
-    if not holes:
-        return []
-    slices = _slices(session, {name for one in holes for name in _subdomains(one)}, began)
+        if not holes:
+            return []
+        over = max(one.seen_active_at or database_time(connection) for one in holes)
+        fresh = load_fresh(connection, _NAMES, over)
+    slices = _slices(session, {name for one in holes for name in _subdomains(one)}, fresh)
     context.log.info(f"events of {len(holes)} endpoints may be missing: reading {len(slices)} slices since")
     results = read(
         context,
         session,
-        lambda: run_slices(session, slices, _options(session, began)),
+        lambda: run_slices(session, slices, _options(session, over)),
         len(slices),
         partial(_told, session),
     )
@@ -56,13 +59,13 @@ def fill_holes(context: Context, session: SyncSession) -> list[int]:
         return [one.endpoint_id for one in closed if filled(connection, one)]
 
 
-def _options(session: SyncSession, began: datetime) -> SyncOptions:
+def _options(session: SyncSession, fresh_after: datetime) -> SyncOptions:
     settings = session.settings
     return SyncOptions(
         concurrency=settings.concurrency,
         batch_pages=settings.batch_pages,
         overlap=settings.overlap,
-        fresh_after=began,
+        fresh_after=fresh_after,
     )
 
 
@@ -70,15 +73,15 @@ def _subdomains(endpoint: Endpoint) -> set[str]:
     return {one.subdomain for one in endpoint.subscribed}
 
 
-def _slices(session: SyncSession, subdomains: set[str], began: datetime) -> list[Slice]:
-    """Slices of what events tell about, as far as they were ever read completely: the rest is read whole anyway."""
+def _slices(session: SyncSession, subdomains: set[str], fresh: AnySet[PassKey]) -> list[Slice]:
+    """Slices of what events tell about that were not read since, as far as they ever were: the rest is read whole anyway."""
     allowed = set(session.settings.subdomains)
     wanted = subdomains & allowed if allowed else subdomains
     if not wanted:
         return []
-    watermarks, today = session.watermarks([one.name for one in _TOLD]), datetime.now(UTC).date()
-    due = due_slices(_TOLD, session.practices(wanted), watermarks, _options(session, began), today)
-    return [piece for piece in due if _is_known(piece, watermarks, today)]
+    watermarks, today = session.watermarks(_NAMES), datetime.now(UTC).date()
+    due = due_slices(_TOLD, session.practices(wanted), watermarks, SyncOptions(), today)
+    return [piece for piece in due if _is_known(piece, watermarks, today) and not is_fresh(piece, fresh, today)]
 
 
 def _is_known(piece: Slice, watermarks: Mapping[PassKey, datetime], today: date) -> bool:

@@ -31,10 +31,21 @@ from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice, SliceResult
 from nexhealth_pipeline.warehouse.merge import Change
 
-__all__ = ["CHANGES_JOB", "CHANGES_OP", "JOBS", "PATIENT_JOB", "PATIENT_OP", "SCOPE_JOBS", "change_events"]
+__all__ = [
+    "CHANGES_JOB",
+    "CHANGES_OP",
+    "CHECKS_JOB",
+    "JOBS",
+    "PATIENT_JOB",
+    "PATIENT_OP",
+    "SCOPE_JOBS",
+    "change_events",
+]
 
 CHANGES_JOB = "nexhealth_appointment_changes"
 CHANGES_OP = "read_appointment_changes"
+CHECKS_JOB = "nexhealth_checks"
+"""Made in `orchestration.checks`; named here for whoever looks after runs."""
 PATIENT_JOB = "nexhealth_patient"
 PATIENT_OP = "read_patient"
 

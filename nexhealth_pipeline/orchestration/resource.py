@@ -13,6 +13,7 @@ from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.warehouse.connect import connect, driver_errors, warehouse_url
 from nexhealth_pipeline.warehouse.migrate import declare_kind, upgrade
+from nexhealth_pipeline.warehouse.runs import RunLock
 
 __all__ = ["NexHealthResource"]
 
@@ -58,3 +59,17 @@ class NexHealthResource(ConfigurableResource[None]):
             driver_errors("reading what is due"),
         ):
             yield connection
+
+    @contextmanager
+    def warehouse_of_run(self, run_id: str) -> Iterator[psycopg.Connection]:
+        """The same for a run that asks the warehouse only; it holds its lock, so that its death is seen.
+
+        Raises WarehouseError.
+        """
+        with self.warehouse() as connection, RunLock(warehouse_url(self.settings()), run_id) as lock:
+            try:
+                yield connection
+            except BaseException as error:
+                lock.finish("failed" if isinstance(error, Exception) else "cancelled")
+                raise
+            lock.finish("succeeded")

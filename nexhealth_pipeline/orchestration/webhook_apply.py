@@ -162,11 +162,12 @@ class Tally:
     _troubles: dict[str, list[int]] = field(default_factory=dict)
     _causes: dict[str, set[str]] = field(default_factory=dict)
     _places: dict[tuple[str, str | None], _Place] = field(default_factory=dict)
+    _lists: dict[str, Counter[str]] = field(default_factory=dict)
 
     def add_batch(self, batch: Batch) -> None:
         """Count the events of a transaction."""
         counts = Counter({name: getattr(batch, name) for name in _OUTCOMES})
-        self.batches += 1
+        self.batches += bool(batch.claimed)  # reads of lists of changed rows are transactions without events
         self.rows += batch.rows
         self.counts += counts
         self._new += counts
@@ -176,6 +177,10 @@ class Tally:
         for loaded in batch.loaded:
             self._new_rows[loaded.collection.name] += len(loaded.done.holders)
             self._causes.setdefault(loaded.collection.table, set()).add(loaded.cause.value)
+        for done in batch.lists:
+            if done.read:
+                figures = {"lists_read": len(done.read), "records_read": done.records, "rows_changed": done.changed}
+                self._lists.setdefault(done.collection.table, Counter()).update(figures)
 
     def add_slice(self, piece: AppliedSlice) -> None:
         """Remember what is to be reported of a slice."""
@@ -210,6 +215,10 @@ class Tally:
             self._places.clear()
             self._causes.clear()
         return events
+
+    def lists(self) -> list[Event]:
+        """What Dagster is told, once a run, of lists under single rows: they make no partition complete."""
+        return [dg.AssetObservation(asset, metadata=dict(figures)) for asset, figures in sorted(self._lists.items())]
 
 
 def _events(count: int) -> str:
@@ -250,6 +259,7 @@ def apply_and_report(
         finally:  # what was committed is told, whatever ended the work
             _count(tally, batches, ())
             _report(context, tally)
+            report(context, tally.lists())
     with session.pool.connection() as connection:
         tally.still_due = backlog.left(connection)
         observation = _observation(connection, tally)

@@ -4,7 +4,7 @@ Pure functions of the catalog, the practices and the stored state: no request is
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 
@@ -18,7 +18,17 @@ from nexhealth_pipeline.sync.practice import Location, Practices
 from nexhealth_pipeline.sync.slices import Slice
 from nexhealth_pipeline.warehouse.state import PassKey
 
-__all__ = ["PassPlan", "api_time", "awaits_changes", "due_slices", "filter_hash", "passes_of", "slices_of", "was_read"]
+__all__ = [
+    "PassPlan",
+    "api_time",
+    "awaits_changes",
+    "due_slices",
+    "filter_hash",
+    "is_fresh",
+    "passes_of",
+    "slices_of",
+    "was_read",
+]
 
 Watermarks = Mapping[PassKey, datetime]
 """Of passes that were ever complete."""
@@ -116,6 +126,11 @@ def _overlaps(key: str, options: SyncOptions, today: date) -> bool:
 def was_read(piece: Slice, watermarks: Watermarks, today: date) -> bool:
     """Whether every pass of a slice was complete once."""
     return all(plan.key in watermarks for plan in passes_of(piece, today))
+
+
+def is_fresh(piece: Slice, fresh: Container[PassKey], today: date) -> bool:
+    """Whether every pass of a slice is among those that need not be made again."""
+    return all(plan.key in fresh for plan in passes_of(piece, today))
 
 
 def passes_of(piece: Slice, today: date, filters: Filters = NO_FILTERS, *, reconcile: bool = False) -> list[PassPlan]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 
-__all__ = ["PassKey", "PassState", "database_time", "load_state", "load_watermarks", "save_state"]
+__all__ = ["PassKey", "PassState", "database_time", "load_fresh", "load_state", "load_watermarks", "save_state"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +116,16 @@ def load_watermarks(connection: psycopg.Connection, collections: list[str]) -> d
         PassKey(intern(collection), institution, location, intern(window), intern(name)): watermark
         for collection, institution, location, window, name, watermark in rows
     }
+
+
+def load_fresh(connection: psycopg.Connection, collections: list[str], after: datetime) -> set[PassKey]:
+    """Passes of `collections` that were begun after this time, in the database's, and are complete."""
+    rows = connection.execute(
+        f"SELECT {', '.join(_KEY_COLUMNS.values())} FROM nexhealth_sync_state"  # noqa: S608
+        " WHERE collection = ANY(%s) AND fresh_at >= %s AND pass_started_at = watermark",
+        (collections, after),
+    )
+    return {PassKey(*row) for row in rows}
 
 
 def save_state(connection: psycopg.Connection, state: PassState) -> None:

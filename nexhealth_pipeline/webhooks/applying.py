@@ -204,7 +204,8 @@ class _Applier:
                     due = self._single_reads.due(child, institution, rows, self._singles)
                     self._singles -= len(due)
                     with self._connection.transaction():
-                        self._single_reads.read(child, institution, due)
+                        done = self._single_reads.read(child, institution, due)
+                    self._tell(Batch(lists=[done]))
 
     def _committed(self, batch: Batch) -> None:
         self._log_book.committed(batch)
@@ -216,5 +217,8 @@ class _Applier:
             if children_of(loaded.collection):
                 changed = self._changed.setdefault((loaded.collection.name, loaded.institution), set())
                 changed.update(loaded.done.holders)
+        self._tell(batch)
+
+    def _tell(self, batch: Batch) -> None:
         if self._on_batch is not None:
             self._on_batch(batch)

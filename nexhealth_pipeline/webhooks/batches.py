@@ -19,6 +19,7 @@ from nexhealth_pipeline.sync.practice import Institution, Practices
 from nexhealth_pipeline.warehouse.history import Cause
 from nexhealth_pipeline.webhooks.claiming import Outcome, StoredEvent, Verdict, claim, mark
 from nexhealth_pipeline.webhooks.reading import Told, read_event
+from nexhealth_pipeline.webhooks.single_reads import SinglesRead
 from nexhealth_pipeline.webhooks.snapshots import Group, GroupLoaded, SnapshotLoader
 from nexhealth_pipeline.webhooks.taking import give_back
 
@@ -30,8 +31,8 @@ _REPEATS = 10
 _AT_FAULT = ("21", "22", "23", "54", "P0")
 """Classes of errors of PostgreSQL that the data can be at fault for; the rest is about the server or the schema."""
 _ORDER = {one.name: at for at, one in enumerate(DECLARED)}
-Answered = tuple[list[Verdict], int]
-"""What to note about events that the API was asked because of, and how many rows changed."""
+Answered = tuple[list[Verdict], int, list[SinglesRead]]
+"""What to note about events that the API was asked because of, how many rows changed, and which lists were read."""
 
 
 @dataclass(slots=True)
@@ -60,6 +61,8 @@ class Batch:
     """Rows changed."""
     hints: list[int] = field(default_factory=list)
     """Events left pending because the API is to be asked."""
+    lists: list[SinglesRead] = field(default_factory=list)
+    """Lists under single rows that were read."""
     loaded: list[Loaded] = field(default_factory=list)
     troubles: list[tuple[int, str]] = field(default_factory=list)
     """Events that failed or were parked, and why."""
@@ -136,7 +139,7 @@ class Batches:
             events = claim(self._connection, ids, self._run_id)
             told = [one for one in (read_event(event, self._practices) for event in events) if isinstance(one, Told)]
             reach("after_fetch", _POINT)
-            verdicts, batch.rows = read(told) if told else ([], 0)
+            verdicts, batch.rows, batch.lists = read(told) if told else ([], 0, [])
             batch.claimed = len(verdicts)
             self._mark(batch, verdicts)
             reach("before_commit", _POINT)

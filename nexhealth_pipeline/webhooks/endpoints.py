@@ -83,6 +83,7 @@ class Endpoint:
     registered_at: datetime
     checked_at: datetime
     seen_active_at: datetime | None
+    """When it was last found active; while a hole is open, when it was first found so again."""
     hole_since: datetime | None
     """Since when events may be missing."""
     retire_at: datetime | None
@@ -210,8 +211,16 @@ def note_secret(connection: psycopg.Connection, endpoint: Endpoint, secret: byte
 
 
 def record_active(connection: psycopg.Connection, endpoint: Endpoint) -> None:
-    """NexHealth says that it posts events to this endpoint."""
-    _update(connection, endpoint, "active = true, checked_at = clock_timestamp(), seen_active_at = clock_timestamp()")
+    """NexHealth says that it posts events to this endpoint.
+
+    While a hole is open, when it was first found active again is kept: what was read since then has filled its part.
+    """
+    _update(
+        connection,
+        endpoint,
+        "active = true, checked_at = clock_timestamp(), seen_active_at ="
+        " CASE WHEN active AND hole_since IS NOT NULL THEN seen_active_at ELSE clock_timestamp() END",
+    )
 
 
 def record_inactive(connection: psycopg.Connection, endpoint: Endpoint) -> datetime:
@@ -245,11 +254,15 @@ def retire(connection: psycopg.Connection, endpoint: Endpoint) -> None:
 
 
 def record_removed(connection: psycopg.Connection, endpoint: Endpoint) -> None:
-    """It is gone at NexHealth: its secrets count no more. An open hole passes to the key's other endpoints."""
+    """It is gone at NexHealth: its secrets count no more. An open hole passes to the key's other endpoints.
+
+    It ends now for those that are active: they may have been so long before it began, and nothing read then fills it.
+    """
     with connection.transaction():
         hole = _update(connection, endpoint, "removed_at = clock_timestamp(), active = false")
         connection.execute(
-            "UPDATE nexhealth_webhooks SET hole_since = least(hole_since, %(hole)s) WHERE key_hash = %(key_hash)s"
+            "UPDATE nexhealth_webhooks SET hole_since = least(hole_since, %(hole)s), seen_active_at ="
+            " CASE WHEN active THEN clock_timestamp() ELSE seen_active_at END WHERE key_hash = %(key_hash)s"
             " AND removed_at IS NULL AND retire_at IS NULL AND %(hole)s::timestamptz IS NOT NULL",
             {"key_hash": endpoint.key_hash, "hole": hole},
         )

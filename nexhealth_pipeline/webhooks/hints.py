@@ -25,7 +25,7 @@ from nexhealth_pipeline.webhooks.claiming import Outcome, Verdict
 from nexhealth_pipeline.webhooks.owners import Found, OwnerSearch
 from nexhealth_pipeline.webhooks.places import Touched
 from nexhealth_pipeline.webhooks.reading import Told
-from nexhealth_pipeline.webhooks.single_reads import Failure, SingleReads
+from nexhealth_pipeline.webhooks.single_reads import Failure, SingleReads, SinglesRead
 
 __all__ = ["HintReader"]
 
@@ -72,10 +72,11 @@ class HintReader:
         self._touched = touched
         self._single_reads = single_reads
         self._rows = 0
+        self._lists: list[SinglesRead] = []
 
     def read(self, told: Sequence[Told]) -> Answered:
-        """Read what the events tell of; what to note about each, but those whose read was stopped, and rows changed."""
-        self._rows = 0
+        """Read what the events tell of; what to note about each, but those whose read was stopped, and what was read."""
+        self._rows, self._lists = 0, []
         answers: dict[int, list[_Answer]] = {one.event.id: [] for one in told}
         # Slices are read on other connections: before this one holds anything but its claims.
         for event_id, answer in (*self._slices(told), *self._own_lists(told)):
@@ -85,7 +86,7 @@ class HintReader:
             for one in told
             if (worst := min(answers[one.event.id], key=_gravity, default=None)) is not None
         ]
-        return verdicts, self._rows
+        return verdicts, self._rows + sum(one.changed for one in self._lists), self._lists
 
     def _own_lists(self, told: Sequence[Told]) -> Iterator[tuple[int, _Answer]]:
         """Lists under one row: a document's patient."""
@@ -115,7 +116,7 @@ class HintReader:
             yield from ((one.event.id, _Answer(Outcome.SUPERSEDED, f"{name}: {_NOT_READ_YET}")) for one in told)
             return
         found = search.search({id_ for one in told for id_ in one.records}, max(one.event.received_at for one in told))
-        self._rows += found.changed
+        self._lists += found.lists
         lacking = self._lacking(name, found)
         for one in told:
             if one.records <= found.records:
@@ -139,7 +140,7 @@ class HintReader:
         collection, institution = told[0].feed.collection, told[0].institution
         rows = {row for one in told for row in one.owners}
         done = self._single_reads.read(collection, institution, sorted(rows))
-        self._rows += done.changed
+        self._lists.append(done)
         for one in told:
             for row in one.owners:
                 if (failure := done.failures.get(row)) is not None:

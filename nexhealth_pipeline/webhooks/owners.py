@@ -13,7 +13,7 @@ from psycopg import sql
 
 from nexhealth_pipeline.catalog.collection import Collection
 from nexhealth_pipeline.sync.practice import Institution
-from nexhealth_pipeline.webhooks.single_reads import Failure, SingleReads
+from nexhealth_pipeline.webhooks.single_reads import Failure, SingleReads, SinglesRead
 
 __all__ = ["Found", "OwnerSearch"]
 
@@ -44,8 +44,8 @@ class Found:
 
     records: set[int] = field(default_factory=set)
     """Records that are in the table now."""
-    changed: int = 0
-    """Rows that changed."""
+    lists: list[SinglesRead] = field(default_factory=list)
+    """What was read for it."""
     exhausted: bool = False
     """Nobody's list is left to be read."""
     failure: Failure | None = None
@@ -84,7 +84,7 @@ class OwnerSearch:
         for at in range(0, len(likely), _AT_ONCE):
             rows = sorted(likely[at : at + _AT_ONCE])  # in the order of everybody who locks them
             done = self._single_reads.read(self._collection, self._institution, rows)
-            found.changed += done.changed
+            found.lists.append(done)
             found.records |= self.known(missing).keys()
             found.failure = next(iter(done.failures.values()), None)
             if missing <= found.records or found.failure is not None:

@@ -49,9 +49,12 @@ class Failure:
 class SinglesRead:
     """What came of reading some rows' lists."""
 
+    collection: Collection
     read: set[int] = field(default_factory=set)
     failures: dict[int, Failure] = field(default_factory=dict)
     """Rows that could not be read; one in neither was not asked for, because the run was stopped."""
+    records: int = 0
+    """Records in them."""
     changed: int = 0
     """Rows of the collection that changed."""
 
@@ -111,7 +114,7 @@ class SingleReads:
 
     def read(self, collection: Collection, institution: Institution, rows: Sequence[int]) -> SinglesRead:
         """Read and load the lists of these rows; where the API is away or refuses, the rest is not asked for."""
-        done = SinglesRead()
+        done = SinglesRead(collection)
         if not rows:
             return done
         answers: list[_Answer] = []
@@ -121,7 +124,8 @@ class SingleReads:
             elif isinstance(answer, ApiError):
                 done.failures[row] = Failure(str(answer), isinstance(answer, TryLater))
         if answers:
-            done.changed = self._load(collection, institution, answers)
+            counts = self._load(collection, institution, answers)
+            done.records, done.changed = counts.records_read, counts.inserted + counts.updated
             done.read = {one.row.id for one in answers}
         return done
 
@@ -173,7 +177,7 @@ class SingleReads:
         locations = _locations(page.records[0]) if collection.per_patient and page.records else None
         return _Answer(row, [replace(page, records=inside)], locations)
 
-    def _load(self, collection: Collection, institution: Institution, answers: Sequence[_Answer]) -> int:
+    def _load(self, collection: Collection, institution: Institution, answers: Sequence[_Answer]) -> Counts:
         piece = Slice(collection, institution)
         log = self._open_log(piece)
         loader = Loader(self._connection, piece, run_id=self._session.run_id, dry_run=False)
@@ -192,7 +196,7 @@ class SingleReads:
                 record_locations(self._connection, institution.id, one.row.id, one.locations, one.pages[0].requested_at)
         counts: Counts = loaded.counts
         log.finish(self._connection, "succeeded", counts)
-        return counts.inserted + counts.updated
+        return counts
 
     def _open_log(self, piece: Slice) -> SyncLog:
         return SyncLog.open(

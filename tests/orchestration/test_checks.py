@@ -1,6 +1,11 @@
 """The checks in Dagster: one run, outside of every sync, whose results hold ids and counts only."""
 
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -8,14 +13,18 @@ import psycopg
 import pytest
 
 from nexhealth_pipeline.definitions import defs
-from nexhealth_pipeline.orchestration.checks import CHECKS_JOB, CHECKS_SENSOR
-from nexhealth_pipeline.orchestration.jobs import SCOPE_JOBS
+from nexhealth_pipeline.orchestration import dead_runs
+from nexhealth_pipeline.orchestration.checks import CHECKS_SENSOR
+from nexhealth_pipeline.orchestration.dead_runs import fail_dead_runs
+from nexhealth_pipeline.orchestration.jobs import CHECKS_JOB, SCOPE_JOBS
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
 from nexhealth_pipeline.orchestration.webhook_names import EVENTS_ASSET
 from nexhealth_pipeline.warehouse.checks import CHECKS
+from tests.webhooks.kit import free_locks
 
 from .practices import add_locations
 
+REPO = Path(__file__).resolve().parents[2]
 REPOSITORY = defs.get_repository_def()
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
@@ -153,3 +162,79 @@ def test_the_sensor_asks_once_after_the_syncs_have_ended(
     assert _sense(instance) == "the checks ran in the last 6 hours"
     warehouse.execute("UPDATE nexhealth_check_results SET checked_at = checked_at - interval '7 hours'")
     assert isinstance(_sense(instance), dg.RunRequest)
+
+
+CHECKING = """
+import dagster as dg
+from nexhealth_pipeline.definitions import defs
+with dg.DagsterInstance.get() as instance:
+    defs.resolve_job_def("nexhealth_checks").execute_in_process(instance=instance)
+"""
+
+
+def _a_sync_has_ended(db: psycopg.Connection) -> None:
+    db.execute(
+        "INSERT INTO nexhealth_runs (run_id, host, pid, status, finished_at) VALUES ('r', 'h', 1, 'succeeded', now());"
+        " INSERT INTO nexhealth_sync_logs (run_id, asset, collection, mode, status)"
+        " VALUES ('r', 'a', 'c', 'full', 'succeeded')"
+    )
+
+
+def _locked_run(db: psycopg.Connection) -> str:
+    """Id of the run that holds its lock, once there is one."""
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        if row := db.execute("SELECT run_id FROM nexhealth_runs WHERE finished_at IS NULL").fetchone():
+            return str(row[0])
+        time.sleep(0.05)
+    raise AssertionError("no run holds its lock")
+
+
+def test_a_run_that_is_killed_is_failed_at_once_and_a_living_one_never(
+    instance: dg.DagsterInstance,
+    warehouse: psycopg.Connection,
+    environment: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would stay started for two days, in which no check runs; one that takes long must not be run twice."""
+    monkeypatch.setenv("NEXHEALTH_API_KEY", "some-key")
+    monkeypatch.setattr(dead_runs, "_GRACE_SECONDS", -1.0)
+    add_locations(warehouse, 10, "acme", [1])
+    _a_sync_has_ended(warehouse)
+    with psycopg.connect(environment["DATABASE_URL"]) as other:
+        other.execute("LOCK TABLE nexhealth_patients IN ACCESS EXCLUSIVE MODE")  # the checks wait
+        with subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", CHECKING],
+            env={**os.environ, "DAGSTER_HOME": str(REPO)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            try:
+                run_id = _locked_run(warehouse)
+                assert run_id in str(_sense(instance))
+                assert fail_dead_runs(instance, warehouse) == []
+            finally:
+                process.kill()
+    free_locks(warehouse)
+    assert isinstance(_sense(instance), dg.RunRequest)
+    run = instance.get_run_by_id(run_id)
+    assert run is not None
+    assert (run.job_name, run.status) == (CHECKS_JOB, dg.DagsterRunStatus.FAILURE)
+    assert run.tags["dagster/will_retry"] == "false"  # the sensor has asked for the next one
+    assert fail_dead_runs(instance, warehouse) == []
+    assert defs.resolve_job_def(CHECKS_JOB).execute_in_process(instance=instance, run_config=QUIET).success
+    statuses = warehouse.execute("SELECT status, count(*) FROM nexhealth_runs GROUP BY 1").fetchall()
+    assert dict(statuses) == {"interrupted": 1, "succeeded": 2}
+
+
+def test_a_run_whose_query_fails_leaves_a_failed_row_and_no_lock(
+    instance: dg.DagsterInstance, warehouse: psycopg.Connection
+) -> None:
+    """It has come to its end: nobody may take it for one that was killed."""
+    warehouse.execute("DROP TABLE nexhealth_check_results")
+    result = defs.resolve_job_def(CHECKS_JOB).execute_in_process(
+        instance=instance, raise_on_error=False, run_config=QUIET
+    )
+    assert not result.success
+    assert warehouse.execute("SELECT run_id, status FROM nexhealth_runs").fetchall() == [(result.run_id, "failed")]
+    free_locks(warehouse)

@@ -117,6 +117,27 @@ def test_runs_of_other_code_are_not_ours_to_end(
     assert fail_dead_runs(instance, db) == [mine.run_id]
 
 
+def test_a_dead_run_of_one_check_is_failed_and_one_of_other_codes_check_is_not(
+    instance: dg.DagsterInstance, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dagit runs a check that somebody clicks in the job of everything, without an asset."""
+    monkeypatch.setattr(dead_runs, "_GRACE_SECONDS", -1.0)
+    runs = [
+        dg.DagsterRun(
+            job_name="__ASSET_JOB",
+            run_id=str(uuid.uuid4()),
+            status=dg.DagsterRunStatus.STARTING,
+            asset_selection=frozenset(),
+            asset_check_selection=frozenset({dg.AssetCheckKey(dg.AssetKey(asset), "fresh")}),
+        )
+        for asset in ("nexhealth_patients", "theirs")
+    ]
+    for run in runs:
+        instance.run_storage.add_run(run)
+        instance.report_dagster_event(dg.DagsterEvent("PIPELINE_START", "__ASSET_JOB", message=""), run.run_id)
+    assert fail_dead_runs(instance, db) == [runs[0].run_id]
+
+
 def test_the_daemon_repeats_a_run_that_crashed_but_none_that_failed_nor_a_commands(
     instance: dg.DagsterInstance, db: psycopg.Connection
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from nexhealth_pipeline.errors import InvalidSetting, MissingSetting, WarehouseError, WarehouseRefused
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
+from nexhealth_pipeline.warehouse.runs import is_dead
 
 
 def test_what_is_given_wins_over_the_environment(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,3 +58,18 @@ def test_a_query_that_fails_is_told_without_the_servers_words(environment: dict[
     with pytest.raises(WarehouseError) as caught, NexHealthResource().warehouse() as connection:
         connection.execute("SELECT 'Jane Doe'::bigint")
     assert "Jane" not in str(caught.value)
+
+
+def test_a_run_that_only_asks_the_warehouse_holds_its_lock_and_says_how_it_ended(environment: dict[str, str]) -> None:
+    """Else a killed one cannot be told from one that takes long, nor a stopped one from one that failed."""
+    with NexHealthResource().warehouse_of_run("done") as connection:
+        assert not is_dead(connection, "done")
+        connection.execute("SELECT 1")
+    with pytest.raises(KeyboardInterrupt), NexHealthResource().warehouse_of_run("stopped"):
+        raise KeyboardInterrupt
+    with pytest.raises(WarehouseError), NexHealthResource().warehouse_of_run("broken") as connection:
+        connection.execute("SELECT 1 / 0")
+    with psycopg.connect(environment["DATABASE_URL"], autocommit=True) as db:
+        found: dict[str, str] = dict(db.execute("SELECT run_id, status FROM nexhealth_runs").fetchall())
+        assert found == {"done": "succeeded", "stopped": "cancelled", "broken": "failed"}
+        assert all(is_dead(db, run_id) for run_id in found)

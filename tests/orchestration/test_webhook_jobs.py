@@ -14,6 +14,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.orchestration import webhook_apply, worker
 from nexhealth_pipeline.orchestration.webhook_jobs import heard
 from nexhealth_pipeline.orchestration.webhook_names import (
@@ -30,10 +31,12 @@ from nexhealth_pipeline.warehouse.runs import RunLock
 from nexhealth_pipeline.webhooks.applying import AppliedSlice, apply_pending
 from tests.webhooks.kit import LOCATION, T0, body, mark_complete, patient, store, updated
 
+from .kit import DESERT, NORTH, SOUTH, WILLOW, House
 from .webhook_kit import Post, metadata, run_job
 
 REPO = Path(__file__).resolve().parents[2]
 OBSERVATION, MATERIALIZATION = dg.DagsterEventType.ASSET_OBSERVATION, dg.DagsterEventType.ASSET_MATERIALIZATION
+READ = ["patients", "documents", "patient_addresses"]
 MONTH = f"{T0:%Y-%m}"
 
 
@@ -256,6 +259,74 @@ def test_a_replay_is_a_run_of_its_own_and_can_be_rehearsed(post: Post) -> None:
     ]
     (facts,) = [metadata(one) for one in post.told(done.run_id) if one.asset_key.path[-1] == "nexhealth_procedures"]
     assert facts["cause"] == "replay"
+
+
+def _place_and_patients(house: House) -> tuple[int, str, list[int]]:
+    """An institution, its subdomain, and two patients of it."""
+    ((place, subdomain, numbers),) = house.rows(
+        "SELECT i.id, i.subdomain, (array_agg(p.id ORDER BY p.id))[:2] FROM nexhealth_institutions i"
+        " JOIN nexhealth_patients p ON p.institution_id = i.id WHERE i.subdomain = %s AND p.deleted_at IS NULL"
+        " GROUP BY 1, 2",
+        WILLOW,
+    )
+    return place, subdomain, numbers
+
+
+def _lists_told(house: House, result: dg.ExecuteInProcessResult) -> dict[str, dict[str, object]]:
+    """What a run said of assets other than that of events and that of patients, each of which only once."""
+    told = [one for one in house.events(result) if one.asset_key.path[-1] not in {EVENTS_ASSET, "nexhealth_patients"}]
+    assert {(one.event_type, one.partition) for one in told} <= {(OBSERVATION, None)}
+    found = {one.asset_key.path[-1]: metadata(one) for one in told}
+    assert len(found) == len(told)
+    return found
+
+
+def test_lists_of_single_rows_that_events_had_read_are_observed_once_an_asset(
+    known: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of documents changed, and their asset in Dagit showed nothing of it; an entry a patient would be too many."""
+    monkeypatch.setattr(webhook_apply, "_EVENTS_A_CALL", 1)  # several rounds, still one entry
+    assert known.run(Scope.LOCATION, [NORTH, SOUTH, DESERT], assets=READ).success
+    place, subdomain, numbers = _place_and_patients(known)
+    for at, number in enumerate(numbers):
+        made = known.box.state.create(
+            "documents", {"filename": "canary-77.pdf"}, subdomain=subdomain, patient_id=number
+        )
+        data = {"document": {"id": made.id, "patient_id": number}}
+        store(known.warehouse, body("document_insertion.complete", data, subdomain=subdomain, at=at))
+        known.box.state.update("patients", number, {"first_name": f"canary-77 {at}"})
+        record = json.loads(json.dumps(known.box.state.row("patients", number).record()))
+        store(known.warehouse, body("patient_updated", {"patients": [record]}, subdomain=subdomain, at=at))
+    result = known.job(APPLY_JOB, APPLY_OP, config={"linger_seconds": 0.1})
+    assert result.success
+    assert known.rows("SELECT status, count(*) FROM nexhealth_webhook_events GROUP BY 1") == [("applied", 4)]
+    documents = known.one(
+        "SELECT count(*) FROM nexhealth_documents WHERE institution_id = %s AND patient_id = ANY(%s)", place, numbers
+    )
+    told = _lists_told(known, result)
+    assert told["nexhealth_documents"] == {"lists_read": 2, "records_read": documents, "rows_changed": 2}
+    assert (told["nexhealth_patient_addresses"]["lists_read"], len(told)) == (2, 2)
+    logged = known.rows(
+        "SELECT asset, sum(records_read), sum(inserted + updated) FROM nexhealth_sync_logs WHERE run_id = %s"
+        " AND asset = ANY(%s) GROUP BY 1",
+        *(result.run_id, list(told)),
+    )
+    assert {(asset, one["records_read"], one["rows_changed"]) for asset, one in told.items()} == set(logged)
+    assert "canary-77" not in "".join(str(entry) for entry in known.instance.all_logs(result.run_id))
+
+
+def test_a_list_that_could_not_be_read_is_not_observed(known: House) -> None:
+    """What was rolled back or refused has changed nothing."""
+    assert known.run(Scope.LOCATION, [NORTH, SOUTH, DESERT], assets=READ).success
+    _, subdomain, (number, other) = _place_and_patients(known)
+    known.box.faults.add("status", path=f"/patients/{number}/documents", status=400)
+    for one in (number, other):
+        data = {"document": {"id": one, "patient_id": one}}
+        store(known.warehouse, body("document_insertion.complete", data, subdomain=subdomain))
+    told = _lists_told(known, known.job(APPLY_JOB, APPLY_OP, config={"linger_seconds": 0.1}))
+    assert told["nexhealth_documents"]["lists_read"] == 1
+    known.warehouse.execute("UPDATE nexhealth_webhook_events SET next_attempt_at = NULL WHERE status = 'pending'")
+    assert _lists_told(known, known.job(APPLY_JOB, APPLY_OP, config={"linger_seconds": 0.1})) == {}
 
 
 KILLED = """

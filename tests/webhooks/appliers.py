@@ -47,7 +47,7 @@ def _asking_dies_at(word: str) -> Callable[..., Answered]:
     def deadly(reader: hints.HintReader, told: Sequence[Told]) -> Answered:
         if any(word in (one.event.payload or "") for one in told):
             os.kill(os.getpid(), signal.SIGKILL)
-        return [Verdict(one.event.id, Outcome.APPLIED) for one in told], 0
+        return [Verdict(one.event.id, Outcome.APPLIED) for one in told], 0, []
 
     return deadly
 

@@ -164,6 +164,43 @@ def test_the_hole_of_an_endpoint_that_is_gone_passes_to_the_keys_others(db: psyc
     assert [one.hole_since for one in known_endpoints(db)] == [hole]
 
 
+def test_while_a_hole_is_open_it_is_known_since_when_the_endpoint_is_active_again(db: psycopg.Connection) -> None:
+    """What was read since then need not be read again; what was read before says nothing of the hole."""
+    endpoint = stored(db)
+    record_inactive(db, endpoint)
+    record_active(db, endpoint)
+    again = found(db).seen_active_at
+    record_active(db, endpoint)
+    assert found(db).seen_active_at == again
+    record_inactive(db, endpoint)
+    record_active(db, endpoint)
+    assert again is not None
+    later = found(db).seen_active_at
+    assert later is not None
+    assert later > again
+    assert filled(db, found(db))
+    record_active(db, endpoint)
+    last = found(db).seen_active_at
+    assert last is not None
+    assert last > later
+
+
+def test_a_hole_that_passes_to_an_endpoint_that_was_active_all_the_time_ends_when_it_does(
+    db: psycopg.Connection,
+) -> None:
+    """Else what was read before the other one went off would pass for what it has lost."""
+    stored(db, 1), stored(db, 2), stored(db, 3)
+    age(db, seen_active_at=DAY)
+    hole = record_inactive(db, found(db, 1))
+    record_inactive(db, found(db, 3))
+    inactive = found(db, 3).seen_active_at
+    record_removed(db, found(db, 1))
+    heir = found(db, 2)
+    assert heir.seen_active_at is not None
+    assert heir.seen_active_at > hole
+    assert found(db, 3).seen_active_at == inactive
+
+
 def test_an_endpoint_that_comes_back_is_as_new(db: psycopg.Connection) -> None:
     record_removed(db, stored(db))
     stored(db, secret="second")

@@ -16,7 +16,7 @@ from nexhealth_pipeline.sync import months
 from nexhealth_pipeline.sync.lock import SliceLock
 from nexhealth_pipeline.sync.practice import load_practices
 from nexhealth_pipeline.sync.slices import Slice
-from nexhealth_pipeline.webhooks import applying, owners
+from nexhealth_pipeline.webhooks import applying, hints, owners
 from nexhealth_pipeline.webhooks.single_reads import SingleReads
 from tests.conftest import _fresh
 from tests.sync.kit import sync_all
@@ -166,6 +166,31 @@ def test_a_document_has_its_patients_list_read_and_no_other(
     assert db.execute("SELECT mode, inserted FROM nexhealth_sync_logs WHERE collection = 'documents'").fetchall() == [
         ("webhook", 1)
     ]
+
+
+def test_lists_are_told_once_they_are_committed_and_never_if_they_are_not(
+    box: SandboxServer, db: psycopg.Connection, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is told of rows that were rolled back looks for them in vain."""
+    place = home(db)
+    row = db.execute("SELECT min(id) FROM nexhealth_patients WHERE institution_id = %s", place[:1]).fetchone()
+    assert row is not None
+    made = box.state.create("documents", {}, subdomain=place[1], patient_id=row[0])
+    data = {"document": {"id": made.id, "patient_id": row[0]}}
+    store(db, body("document_insertion.complete", data, subdomain=place[1]))
+
+    def fails(_answer: object) -> int:
+        raise ValueError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hints, "_gravity", fails)
+        _, total = apply_all(settings)
+    assert (total.failed, total.lists) == (1, [])
+    assert not db.execute("SELECT FROM nexhealth_documents WHERE id = %s", (made.id,)).fetchall()
+    due_again(db)
+    _, total = apply_all(settings)
+    (done,) = total.lists
+    assert (total.applied, done.collection.name, done.read, done.changed) == (1, "documents", {row[0]}, 1)
 
 
 def patients(db: psycopg.Connection, institution: int) -> list[int]:
