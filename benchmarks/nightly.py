@@ -45,6 +45,10 @@ NIGHTS = 30
 """Over which the lists under patients rotate."""
 
 
+_LAST_NIGHT = "now() - interval '1 day'"
+"""Of what a night found last: lists under rows come up sooner, or fewer at once, the shorter ago that was."""
+
+
 class Unlimited:
     """For what is read before the clock starts."""
 
@@ -105,13 +109,13 @@ def note_read(db: psycopg.Connection, practices: Practices) -> None:
     db.execute(
         "INSERT INTO nexhealth_sync_state (collection, institution_id, location_id, window_key, pass, mode, filter_hash,"
         f" cursor, page, records, run_id, {', '.join(moments)})"
-        f" SELECT *, 'full', '', '', 0, 0, '', {', '.join(['now()'] * len(moments))} FROM was_read ON CONFLICT DO NOTHING"
+        f" SELECT *, 'full', '', '', 0, 0, '', {', '.join([_LAST_NIGHT] * len(moments))} FROM was_read ON CONFLICT DO NOTHING"
     )
     for name in [one.name for one in DECLARED if one.per_patient]:
         db.execute(
             "INSERT INTO nexhealth_child_reads (collection, institution_id, patient_id, read_at, judged_at,"
             " patient_version, rows) SELECT %s, institution_id, id, read_at, read_at, updated_at, 0"
-            " FROM nexhealth_patients, LATERAL (SELECT now() - (id %% %s) * interval '1 day' - interval '21 hours') r (read_at)",
+            " FROM nexhealth_patients, LATERAL (SELECT now() - (id %% %s) * interval '1 day' - interval '23 hours') r (read_at)",
             (name, NIGHTS),
         )
 
