@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from functools import partial
 
 import psycopg
 import pytest
@@ -39,11 +40,15 @@ def test_who_is_older_than_the_warehouse_stays_in_service_and_who_is_newer_leave
             for revision, status in (("0000", 503), ("9999", 200)):
                 warehouse.execute("UPDATE nexhealth_alembic_version SET version_num = %s", (revision,))
                 warehouse.execute(f"NOTIFY {SECRETS_CHANNEL}")
-                until(lambda status=status: ready(running)[0] == status)
+                until(partial(tells, running, status))
             assert running.ask(event(1)).status == 200
             assert len(events(no_events)) == 1
         finally:
             warehouse.execute("UPDATE nexhealth_alembic_version SET version_num = %s", (HEAD,))
+
+
+def tells(running: Running, status: int) -> bool:
+    return ready(running)[0] == status
 
 
 def ready(running: Running) -> tuple[int, dict[str, object]]:
