@@ -22,6 +22,7 @@
     |   |-- WarehouseNewer       install a newer nexhealth_pipeline
     |   |-- WarehouseRefused     it holds the other kind of data (sandbox or real)
     |   |-- MissingRights        grant what the message names
+    |   |-- ValueRefused         a column cannot hold a value: leave that row out, the others can be written
     |   |-- ChangesGone          the change feed does not go back so far: read the tables anew
     |   `-- BudgetUnavailable    the shared rate budget cannot be asked: nothing is sent
     `-- Cancelled                the user asked to stop; the last page is committed         (exit 130)
@@ -53,6 +54,7 @@ __all__ = [
     "ServerFailed",
     "TryLater",
     "Unreachable",
+    "ValueRefused",
     "WarehouseError",
     "WarehouseNewer",
     "WarehouseOutdated",
@@ -175,6 +177,10 @@ class WarehouseRefused(WarehouseError):
 
 class MissingRights(WarehouseError):
     """The database role lacks a right that the message names."""
+
+
+class ValueRefused(WarehouseError):
+    """A value that its column cannot hold; without that row the statement would have been carried out."""
 
 
 class ChangesGone(WarehouseError):

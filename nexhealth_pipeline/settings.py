@@ -90,7 +90,7 @@ class Settings(BaseModel):
     changes_days: Annotated[int, Field(alias="NEXHEALTH_CHANGES_DAYS", ge=1, le=365)] = 7
     """Days that the change feed (nexhealth_changes) goes back."""
     webhook_event_days: Annotated[int | None, Field(alias="NEXHEALTH_WEBHOOK_EVENT_DAYS", ge=31, le=36500)] = None
-    """Days that the audit rows of webhook events are kept once their payload is gone; unset = for ever."""
+    """Days that the audit rows of webhook events stay once their payload is gone (refused requests: 31); unset = for ever."""
     sync_log_months: Annotated[int, Field(alias="NEXHEALTH_SYNC_LOG_MONTHS", ge=1, le=120)] = 3
     """Whole months that the sync log keeps each slice; older ones become sums a day, which stay for two years."""
     quarantine_days: Annotated[int, Field(alias="NEXHEALTH_QUARANTINE_DAYS", ge=1, le=3650)] = 90

@@ -20,7 +20,7 @@ import psycopg
 from psycopg import conninfo, errors, sql
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from nexhealth_pipeline.errors import InvalidSetting, MissingRights, WarehouseError, WarehouseUnreachable
+from nexhealth_pipeline.errors import InvalidSetting, MissingRights, ValueRefused, WarehouseError, WarehouseUnreachable
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.warehouse.embedded import ensure
 
@@ -36,6 +36,7 @@ __all__ = [
     "normalised_url",
     "pool",
     "warehouse_url",
+    "watch",
 ]
 
 WAREHOUSE_DATABASE = "nexhealth"
@@ -176,11 +177,11 @@ def connect(url: str, *, autocommit: bool = False, application_name: str = "nexh
         raise WarehouseError(
             f"PostgreSQL at {_address(url)} is release {version}: {OLDEST_SERVER} or newer is needed, upgrade it"
         )
-    _watch(connection)
+    watch(connection)
     return connection
 
 
-def _watch(connection: psycopg.Connection) -> None:
+def watch(connection: psycopg.Connection) -> None:
     """Let the server notice when this host is gone without a word. Begins no transaction."""
     if not connection.info.host.startswith("/"):
         connection.pgconn.exec_(_WATCH)
@@ -210,7 +211,7 @@ def pool(url: str, size: int, *, autocommit: bool = False, application_name: str
         min_size=0,
         max_size=size,
         timeout=_POOL_WAIT_SECONDS,
-        configure=_watch,
+        configure=watch,
         check=ConnectionPool.check_connection,
         open=True,
     )
@@ -220,8 +221,8 @@ def pool(url: str, size: int, *, autocommit: bool = False, application_name: str
 def driver_errors(doing: str) -> Iterator[None]:
     """Map the driver's errors while `doing` something ("writing nexhealth_patients") to this package's.
 
-    Raises WarehouseUnreachable where the connection was lost, MissingRights, else WarehouseError; each
-    with the server's five-character error code, whose meaning is in PostgreSQL's appendix A.
+    Raises WarehouseUnreachable where the connection was lost, MissingRights, ValueRefused, else WarehouseError;
+    each with the server's five-character error code, whose meaning is in PostgreSQL's appendix A.
     """
     try:
         yield
@@ -235,6 +236,8 @@ def driver_errors(doing: str) -> Iterator[None]:
         if _lost(error):
             raise WarehouseUnreachable(f"{doing}: the connection to PostgreSQL was lost{_code(error)}") from None
         raise WarehouseError(f"{doing}: PostgreSQL gave up{_code(error)}") from None
+    except psycopg.DataError as error:
+        raise ValueRefused(f"{doing}: PostgreSQL refused a value{_code(error)}") from None
     except psycopg.Error as error:
         raise WarehouseError(f"{doing}: PostgreSQL refused{_code(error)}") from None
 

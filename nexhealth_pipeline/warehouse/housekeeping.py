@@ -19,10 +19,18 @@ _BATCH = 1000
 _Place = tuple[datetime, int]
 _PARKED_TIMES = 10
 """Payloads of parked events are kept so many times as long: somebody may still mend and replay them."""
+_REFUSAL_DAYS = 31
+"""So long refused webhooks are kept, whatever the settings say: anybody on the internet can add some."""
 _SUMS_MONTHS = 24
 """So long the sync log's sums a day are kept."""
 
 _RULES = {
+    # They take no part in telling repetitions.
+    "webhook_refusals": """
+        DELETE FROM nexhealth_webhook_events WHERE id IN (
+            SELECT id FROM nexhealth_webhook_events
+            WHERE status = 'rejected' AND received_at < clock_timestamp() - %(refusal_days)s * interval '1 day'
+            ORDER BY received_at LIMIT %(batch)s FOR UPDATE SKIP LOCKED)""",
     # The audit rows of events whose payload is gone, where a setting says so. Their hash tells repetitions, which come within days.
     "webhook_events": """
         DELETE FROM nexhealth_webhook_events WHERE id IN (
@@ -104,6 +112,7 @@ def _limits(settings: Settings) -> dict[str, int | None]:
         "batch": _BATCH,
         "history_months": settings.history_months,
         "quarantine_days": settings.quarantine_days,
+        "refusal_days": _REFUSAL_DAYS,
         "sums_months": _SUMS_MONTHS,
         "sync_log_months": settings.sync_log_months,
         "webhook_event_days": settings.webhook_event_days,

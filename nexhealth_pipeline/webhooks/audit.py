@@ -1,7 +1,8 @@
 """Every refused request leaves a trace, and a flood of them leaves few rows.
 
 Of one sender and reason, the first refusals of a minute get a row each; the rest are counted in the
-`repeats` of one more row. The answer does not wait for any of it: bad requests must not slow good ones.
+`repeats` of one more row. All senders together get so many rows a minute; what is beyond them is counted in one
+row a reason, which names no sender. The answer does not wait for any of it: bad requests must not slow good ones.
 """
 
 import logging
@@ -13,8 +14,9 @@ from typing import Any, Protocol
 
 from psycopg.rows import TupleRow
 
-from nexhealth_pipeline.errors import WarehouseError
+from nexhealth_pipeline.errors import ValueRefused, WarehouseError
 from nexhealth_pipeline.webhooks.rows import INSERT, Row, columns_of
+from nexhealth_pipeline.webhooks.sources import Buckets
 
 __all__ = ["Audit"]
 
@@ -47,45 +49,74 @@ class _Tally:
 class Audit:
     """Refusals that are not written down yet; bounded, whatever comes.
 
-    `rows` is how many a minute get a row of their own, for one sender and reason; `most` how many senders and
-    reasons are told apart (what comes beyond is counted without a source), and how many rows may wait.
+    `rows` is how many a minute get a row of their own, for one sender and reason; `rows_of_all` how many rows a
+    minute all of them get, twice as many in a burst; `most` how many senders and reasons are told apart, and how many rows may wait. What comes
+    beyond is counted without a source.
     """
 
-    def __init__(self, *, rows: int = 60, most: int = 1000, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        rows: int = 60,
+        rows_of_all: int = 120,
+        most: int = 1000,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._rows, self._most, self._clock = rows, most, clock
-        self._tallies: dict[tuple[str, str], _Tally] = {}
+        self._room = Buckets(rows_of_all / _MINUTE, rows_of_all, clock=clock)
+        self._tallies: dict[tuple[str | None, str], _Tally] = {}  # sender None = all that get no row
         self._waiting: deque[tuple[float, Row]] = deque()
 
     def note(self, sender: str, row: Row) -> None:
         """Remember the refusal `row` of `sender`."""
         now = self._clock()
-        tally = self._tally(sender, row, now)
-        if tally.rows < self._rows and len(self._waiting) < self._most:
+        key = (sender, row.verdict)
+        tally = self._current(key, now)
+        if tally is None or tally.row is None:  # one more row is wanted
+            tally = self._with_room(key, tally, now) or self._shared(row, now)
+        if tally.row is None and tally.rows < self._rows and len(self._waiting) < self._most:
             tally.rows += 1
             self._waiting.append((now, row))
-        else:
-            tally.more += 1
-            if tally.row is None:
-                tally.row = row if (sender, row.verdict) in self._tallies else Row(row.verdict, row.status)
+            return
+        tally.more += 1
+        if tally.row is None:
+            tally.row = row
 
     async def write(self, link: _Writes) -> None:
-        """Write down what was noted. Raises WarehouseError; what was not written is kept for the next time."""
+        """Write down what was noted. Raises WarehouseError; what was not written is kept for the next time.
+
+        What of a row the warehouse cannot hold is dropped with a warning, and the row counted without it: it would hold
+        up all others for good.
+        """
         now = self._clock()
         reasons: Counter[str] = Counter()
         while self._waiting:
-            batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
-            for at, row in batch:
-                row.age = f"{now - at:.3f}"
-            try:
-                await link.execute(INSERT, columns_of([row for _, row in batch]))
-            except WarehouseError:
-                self._waiting.extendleft(reversed(batch))
-                raise
-            reasons.update(row.verdict for _, row in batch)
+            await self._write_next(link, _BATCH, now, reasons)
         await self._write_rest(link, reasons)
         self._forget(now)
         if reasons:
             _LOG.info("webhooks were refused", extra={"nexhealth": dict(reasons)})
+
+    async def _write_next(self, link: _Writes, most: int, now: float, reasons: Counter[str]) -> None:
+        """Write the next rows of their own."""
+        batch = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+        for at, row in batch:
+            row.age = f"{now - at:.3f}"
+        try:
+            await link.execute(INSERT, columns_of([row for _, row in batch]))
+        except ValueRefused as error:
+            if len(batch) == 1:
+                self._shared(batch[0][1], now).more += 1
+                _tell(batch[0][1], error)
+                return
+            self._waiting.extendleft(reversed(batch))
+            for _ in batch:
+                await self._write_next(link, 1, now, reasons)
+        except WarehouseError:
+            self._waiting.extendleft(reversed(batch))
+            raise
+        else:
+            reasons.update(row.verdict for _, row in batch)
 
     async def _write_rest(self, link: _Writes, reasons: Counter[str]) -> None:
         """The rows that count: new ones, then what is added to those there are."""
@@ -105,19 +136,40 @@ class Audit:
             assert tally.row is not None
             tally.row.repeats, tally.row.age = str(count), "0"
             rows.append(tally.row)
-        stored = await link.execute(INSERT, columns_of(rows))
+        try:
+            stored = await link.execute(INSERT, columns_of(rows))
+        except ValueRefused as error:
+            if len(tallies) == 1:
+                tallies[0].row = _bare(rows[0])
+                _tell(rows[0], error)
+                return
+            for tally in tallies:
+                await self._begin_rest(link, [tally], reasons)
+            return
         for tally, count, row in zip(tallies, counts, stored, strict=True):
             tally.row_id = int(row[0])
             _written(tally, count, reasons)
 
-    def _tally(self, sender: str, row: Row, now: float) -> _Tally:
-        key = (sender, row.verdict)
-        if key not in self._tallies and len(self._tallies) >= self._most:
-            key = ("", row.verdict)
-        tally = self._tallies.get(key)
-        if tally is None or (now - tally.began >= _MINUTE and not tally.more):
-            tally = self._tallies[key] = _Tally(now, rows=0 if key[0] or not sender else self._rows)
+    def _with_room(self, key: tuple[str, str], tally: _Tally | None, now: float) -> _Tally | None:
+        """`tally` of `key`, or a new one; None where it may have no more rows."""
+        if (key not in self._tallies and len(self._tallies) >= self._most) or not self._room.take(""):
+            return None
+        if tally is None:
+            tally = self._tallies[key] = _Tally(now)
         return tally
+
+    def _shared(self, row: Row, now: float) -> _Tally:
+        """Of all that get no row, for the reason of `row`."""
+        key = (None, row.verdict)
+        tally = self._current(key, now)
+        if tally is None:
+            tally = self._tallies[key] = _Tally(now, row=_bare(row))
+        return tally
+
+    def _current(self, key: tuple[str | None, str], now: float) -> _Tally | None:
+        """The tally of this minute; an older one is only ended once all of it is written down."""
+        tally = self._tallies.get(key)
+        return None if tally is not None and now - tally.began >= _MINUTE and not tally.more else tally
 
     def _forget(self, now: float) -> None:
         self._tallies = {
@@ -129,3 +181,13 @@ def _written(tally: _Tally, count: int, reasons: Counter[str]) -> None:
     tally.more -= count
     if tally.row is not None:
         reasons[tally.row.verdict] += count
+
+
+def _bare(row: Row) -> Row:
+    """Of `row` what our own words say."""
+    return Row(row.verdict, row.status)
+
+
+def _tell(row: Row, error: ValueRefused) -> None:
+    seen = {"reason": row.verdict, "error": str(error)}
+    _LOG.warning("a refusal could not be written down as it came", extra={"nexhealth": seen})

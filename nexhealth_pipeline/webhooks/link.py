@@ -24,13 +24,13 @@ from nexhealth_pipeline.errors import WarehouseError, WarehouseUnreachable
 from nexhealth_pipeline.log import described
 from nexhealth_pipeline.warehouse.connect import driver_errors
 
-__all__ = ["Link"]
+__all__ = ["SERVERS_PART", "Link", "cut", "receivers_conninfo"]
 
 _LOG = logging.getLogger(__name__)
 _CONNECT_SECONDS = 3
 _PAUSES = (0.05, 2.0)
 """Shortest and longest pause between attempts to connect."""
-_SERVERS_PART = 900
+SERVERS_PART = 900
 """Milliseconds of each second that the server may take: it gives up before we do, and the connection is kept."""
 _LOOK_SECONDS = 5.0
 """An idle connection is tried after so long: a dead one is found before an event is."""
@@ -51,7 +51,7 @@ class Link:
 
     def __init__(self, url: str, *, seconds: float = 4.0, on_change: Callable[[bool], None]) -> None:
         """`on_change` is told whether the warehouse can be reached, whenever that changes."""
-        self._conninfo = conninfo.make_conninfo(url, **_extras(url))
+        self._conninfo = receivers_conninfo(url)
         self._seconds = seconds
         self._on_change = on_change
         self._connection: _Connection | None = None
@@ -99,7 +99,7 @@ class Link:
         work = asyncio.create_task(_run(connection, statement, values))
         done, _ = await asyncio.wait({work}, timeout=self._seconds)
         if not done:
-            await _cut(connection, work)
+            await _end(connection, work)
             raise WarehouseUnreachable(f"storing webhook events: PostgreSQL did not answer within {self._seconds:g} s")
         with driver_errors("storing webhook events"):
             try:
@@ -109,7 +109,7 @@ class Link:
             except _HARMLESS:
                 raise
             except psycopg.Error:
-                await _cut(connection, work)
+                await _end(connection, work)
                 raise
 
     async def _keep(self) -> None:
@@ -118,7 +118,9 @@ class Link:
         pause = shortest
         while True:
             try:
-                await asyncio.wait_for(self._lost.wait(), _LOOK_SECONDS)
+                # Not `wait_for`: cancelled just when the connection was lost, it would go on, and `close` wait for good.
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await self._lost.wait()
             except TimeoutError:
                 await self._look()
                 continue
@@ -136,7 +138,7 @@ class Link:
     async def _attempt(self) -> bool:
         try:
             connection = await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)
-            await self._bounded(connection, _PREPARE, {"milliseconds": str(int(self._seconds * _SERVERS_PART))})
+            await self._bounded(connection, _PREPARE, {"milliseconds": str(int(self._seconds * SERVERS_PART))})
         except Exception as error:  # whatever it was, the next attempt may do
             _LOG.info("no connection to the warehouse", extra={"nexhealth": {"error": described(error)}})
             self._lost.set()
@@ -160,18 +162,23 @@ async def _run(connection: _Connection, statement: str, values: Mapping[str, Any
     return await cursor.fetchall() if cursor.description else []
 
 
-async def _cut(connection: _Connection, work: asyncio.Task[list[TupleRow]]) -> None:
-    """End the connection at its socket: whoever waits on it sees it end at once, however frozen the server is."""
-    with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as end:
-        end.shutdown(socket.SHUT_RDWR)
+async def _end(connection: _Connection, work: asyncio.Task[list[TupleRow]]) -> None:
+    """End the connection, and what is done on it."""
+    cut(connection)
     await asyncio.wait({work}, timeout=1.0)
     if work.done() and not work.cancelled():
         work.exception()  # seen
     await connection.close()
 
 
-def _extras(url: str) -> dict[str, Any]:
-    """Options of the connection that `url` does not set itself."""
+def cut(connection: psycopg.Connection | _Connection) -> None:
+    """End the connection at its socket: whoever waits on it sees it end at once, however frozen the server is."""
+    with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as end:
+        end.shutdown(socket.SHUT_RDWR)
+
+
+def receivers_conninfo(url: str, name: str = "nexhealth-receiver") -> str:
+    """`url` with the options of the receiver's connections that it does not set itself; `name` is shown by the server."""
     given = conninfo.conninfo_to_dict(url)
-    wanted = {"application_name": "nexhealth-receiver", "connect_timeout": _CONNECT_SECONDS} | _ALIVE
-    return {name: value for name, value in wanted.items() if name not in given}
+    wanted: dict[str, Any] = {"application_name": name, "connect_timeout": _CONNECT_SECONDS, **_ALIVE}
+    return conninfo.make_conninfo(url, **{key: value for key, value in wanted.items() if key not in given})

@@ -1,22 +1,25 @@
 """What the receiver has to know and what changes while it runs: secrets, institutions, the warehouse's release.
 
 Asked for in a thread every few seconds, at once where an endpoint is being registered, and soon where a signature
-was of no known secret. While the warehouse is away the last answer counts.
+was of no known secret. While the warehouse is away the last answer counts; one that is frozen and keeps the connection
+open is waited for a few seconds, then the connection is cut (see `link`).
 """
 
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import psycopg
 
 from nexhealth_pipeline.log import described
 from nexhealth_pipeline.settings import Settings
-from nexhealth_pipeline.warehouse.connect import connect, driver_errors
+from nexhealth_pipeline.warehouse.connect import driver_errors, watch
 from nexhealth_pipeline.warehouse.migrate import HEAD, current_revision
 from nexhealth_pipeline.webhooks.endpoints import SECRETS_CHANNEL, LiveSecret, live_secrets
+from nexhealth_pipeline.webhooks.link import SERVERS_PART, cut, receivers_conninfo
 from nexhealth_pipeline.webhooks.sealing import Sealer
 
 __all__ = ["Known", "Live", "secrets_of"]
@@ -52,8 +55,18 @@ class Live:
     `sealer` None: only the settings' secrets count.
     """
 
-    def __init__(self, url: str, settings: Settings, sealer: Sealer | None, *, every_seconds: float = 10.0) -> None:
-        self._url, self._sealer, self._every = url, sealer, every_seconds
+    def __init__(
+        self,
+        url: str,
+        settings: Settings,
+        sealer: Sealer | None,
+        *,
+        every_seconds: float = 10.0,
+        seconds: float = 4.0,
+    ) -> None:
+        """A look is taken every `every_seconds`, and given up after `seconds`; to connect may take as long before it."""
+        self._conninfo = receivers_conninfo(url, "nexhealth-receiver-secrets")
+        self._sealer, self._every, self._seconds = sealer, every_seconds, seconds
         self._given = secrets_of(settings)
         self.known = Known(secrets=self._given)
         self._stop, self._doubted = threading.Event(), threading.Event()
@@ -68,7 +81,7 @@ class Live:
     def __exit__(self, *error: object) -> None:
         self._stop.set()
         self._doubted.set()
-        self._thread.join(timeout=2.0)  # a frozen server holds the thread; it ends with the process
+        self._thread.join(timeout=2.0)  # a frozen server holds the thread a little longer; it ends with the process
 
     def doubt(self) -> None:
         """Look soon: what is known may be too old."""
@@ -105,16 +118,27 @@ class Live:
                 self._drop()
 
     def _read(self) -> Known:
-        began = time.monotonic()
-        if self._connection is None:
-            self._connection = connect(self._url, autocommit=True, application_name="nexhealth-receiver-secrets")
-            self._connection.execute(f"LISTEN {SECRETS_CHANNEL}")
-        connection = self._connection
         with driver_errors("reading webhook secrets"):
-            if (current_revision(connection) or "") < HEAD:
-                return replace(self.known, schema_fits=False)
-            stored = live_secrets(connection, self._sealer) if self._sealer is not None else []
-            rows = connection.execute("SELECT subdomain, id FROM nexhealth_institutions ORDER BY id").fetchall()
+            new = self._connection is None
+            connection = self._connection = self._connection or psycopg.connect(self._conninfo, autocommit=True)
+            with _in_time(connection, self._seconds):
+                if new:
+                    self._prepare(connection)
+                return self._ask(connection)
+
+    def _prepare(self, connection: psycopg.Connection) -> None:
+        """The server gives each statement up before we do: a lock would else collect those that were cut."""
+        watch(connection)
+        milliseconds = str(int(self._seconds * SERVERS_PART))
+        connection.execute("SELECT set_config('statement_timeout', %s, false)", (milliseconds,))
+        connection.execute(f"LISTEN {SECRETS_CHANNEL}")
+
+    def _ask(self, connection: psycopg.Connection) -> Known:
+        began = time.monotonic()
+        if (current_revision(connection) or "") < HEAD:
+            return replace(self.known, schema_fits=False)
+        stored = live_secrets(connection, self._sealer) if self._sealer is not None else []
+        rows = connection.execute("SELECT subdomain, id FROM nexhealth_institutions ORDER BY id").fetchall()
         _LOG.debug("looked", extra={"nexhealth": {"secrets": len(stored), "seconds": time.monotonic() - began}})
         return Known(
             (*self._given, *stored), {str(name): int(number) for name, number in rows if name}, schema_fits=True
@@ -124,3 +148,16 @@ class Live:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+@contextmanager
+def _in_time(connection: psycopg.Connection, seconds: float) -> Iterator[None]:
+    """Cut `connection` after `seconds`, unless what is done on it has come to its end."""
+    timer = threading.Timer(seconds, cut, (connection,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()  # closed meanwhile, the file's number could be another connection's

@@ -45,7 +45,7 @@ class Plan:
     limits: Limits = field(default_factory=Limits)
     header_seconds: float = 10.0
     statement_seconds: float = 4.0
-    """For one statement; a frozen warehouse holds a request up so long."""
+    """For one statement, or one look for new secrets; a frozen warehouse holds a request up so long."""
     answer_seconds: float = 5.0
     """For storing one event, waiting included."""
     secrets_seconds: float = 10.0
@@ -103,7 +103,7 @@ def serve(
         header_seconds=plan.header_seconds,
         is_proxy=lambda peer: bool(settings.webhook_proxies) and proxies.allows(proxies.address_of(peer, ())),
     )
-    with Live(url, settings, sealer, every_seconds=plan.secrets_seconds) as live:
+    with Live(url, settings, sealer, every_seconds=plan.secrets_seconds, seconds=plan.statement_seconds) as live:
         metrics, audit = Metrics(), Audit()
 
         async def run() -> None:

@@ -89,10 +89,14 @@ class Buckets:
 
 @lru_cache(maxsize=4096)
 def _address(text: str) -> Address | None:
-    """`text` as an address, without port and brackets; an IPv4 address in IPv6 clothes as IPv4."""
+    """`text` as an address, without port, brackets and zone; an IPv4 address in IPv6 clothes as IPv4.
+
+    A zone (`fe80::1%eth0`) has a meaning on the sender's link alone, and the warehouse's type has no room for it.
+    """
     match = _WITH_PORT.fullmatch(text)
+    host = (match["six"] or match["four"]) if match else text
     try:
-        found = ip_address((match["six"] or match["four"]) if match else text.partition("%")[0])
+        found = ip_address(host.partition("%")[0])
     except ValueError:
         return None
     return (found.ipv4_mapped or found) if isinstance(found, IPv6Address) else found

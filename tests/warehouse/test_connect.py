@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from psycopg import conninfo
 
-from nexhealth_pipeline.errors import InvalidSetting, MissingRights, WarehouseError, WarehouseUnreachable
+from nexhealth_pipeline.errors import InvalidSetting, MissingRights, ValueRefused, WarehouseError, WarehouseUnreachable
 from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.warehouse import connect as module
 from nexhealth_pipeline.warehouse.connect import (
@@ -234,7 +234,8 @@ def test_a_pool_to_nowhere_fails_at_once(server_url: str) -> None:
     ("statement", "kind"),
     [
         ("SELECT pg_terminate_backend(pg_backend_pid())", WarehouseUnreachable),
-        ("SELECT 'Canary'::date", WarehouseError),
+        ("SELECT 'Canary'::date", ValueRefused),
+        ("SELECT 'Canary' FROM nowhere", WarehouseError),
         ("SET ROLE pg_monitor; CREATE TABLE public.t (i int)", MissingRights),
     ],
 )

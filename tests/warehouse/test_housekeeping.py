@@ -95,7 +95,8 @@ def test_every_table_loses_what_is_older_than_the_settings_keep(
     settings = settings.model_copy(update={"webhook_event_days": 400})
     assert remove_old(connection, settings) == {
         "payloads": 4,
-        "webhook_events": 3,
+        "webhook_refusals": 1,
+        "webhook_events": 2,
         "quarantine": 1,
         "runs": 2,
         "sweeps": 1,
@@ -105,6 +106,30 @@ def test_every_table_loses_what_is_older_than_the_settings_keep(
     assert rows("SELECT scope_hash FROM nexhealth_sweeps") == [("young",)]
     assert sorted(rows("SELECT status FROM nexhealth_webhook_events")) == [("applied",), ("pending",)]
     assert remove_old(connection, settings) == {}
+
+
+def test_refused_webhooks_go_after_a_month_whatever_the_settings_say(
+    connection: psycopg.Connection, rows: Rows, settings: Settings
+) -> None:
+    """Anybody may post what is refused. An event whose payload is gone still tells its repetitions: those rows stay."""
+    for days in (32, 40, 400, 30):
+        age(connection, "rejected", days)
+    for status in ("applied", "superseded", "duplicate", "parked", "pending"):
+        age(connection, status, 400)
+    connection.execute("UPDATE nexhealth_webhook_events SET payload = NULL WHERE status <> 'pending'")
+    assert settings.webhook_event_days is None
+    assert remove_old(connection, settings) == {"webhook_refusals": 3}
+    assert sorted(rows("SELECT status, count(*) FROM nexhealth_webhook_events GROUP BY 1")) == [
+        (status, 1) for status in ("applied", "duplicate", "parked", "pending", "rejected", "superseded")
+    ]
+
+
+def test_old_refusals_are_found_without_passing_over_the_events_between_them(connection: psycopg.Connection) -> None:
+    connection.execute("SET enable_seqscan = off")
+    plan = connection.execute(
+        "EXPLAIN " + housekeeping._RULES["webhook_refusals"], {"refusal_days": 31, "batch": 9}
+    ).fetchall()
+    assert "nexhealth_webhook_events_refusals" in "\n".join(line for (line,) in plan)
 
 
 def test_superseded_versions_are_kept_for_ever_unless_a_setting_says_otherwise(

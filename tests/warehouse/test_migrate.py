@@ -91,6 +91,28 @@ def test_processes_that_upgrade_at_once_both_succeed(empty_database_url: str) ->
     migrate.check(empty_database_url)
 
 
+def test_an_upgrade_that_waits_for_a_run_does_not_keep_the_receiver_waiting(database_url: str) -> None:
+    """Whoever waits for a table's lock stands before all that come later, and a run may hold it for minutes."""
+    index = "SELECT count(*) FROM pg_indexes WHERE indexname = 'nexhealth_webhook_events_refusals'"
+    waiting = "SELECT 1 FROM pg_locks WHERE relation = 'nexhealth_webhook_events'::regclass AND NOT granted"
+    write = "INSERT INTO nexhealth_webhook_events (verdict, status) VALUES ('method', 'rejected')"
+    with psycopg.connect(database_url, autocommit=True) as receiver:
+        receiver.execute("DROP INDEX nexhealth_webhook_events_refusals")
+        receiver.execute("UPDATE nexhealth_alembic_version SET version_num = '0009'")
+        upgrade = threading.Thread(target=migrate.upgrade, args=(database_url,))
+        with psycopg.connect(database_url) as run:
+            run.execute(write)
+            upgrade.start()
+            while not receiver.execute(waiting).fetchone():
+                assert upgrade.is_alive()
+            receiver.execute("SET statement_timeout = '4s'")  # as the receiver's own
+            receiver.execute(write)
+            assert receiver.execute(index).fetchone() == (0,)
+        upgrade.join(30)
+        assert receiver.execute(index).fetchone() == (1,)
+        assert receiver.execute("SELECT count(*) FROM nexhealth_webhook_events").fetchone() == (2,)
+
+
 def test_a_role_that_may_not_create_is_told_which_right_it_lacks(guest_url: str) -> None:
     """Risk: alembic runs through SQLAlchemy, which wraps the driver's error in one of its own."""
     with pytest.raises(MissingRights, match=rf"{ROLE}.*GRANT CREATE") as caught:

@@ -1,13 +1,18 @@
 """The trace of refused requests: complete in number, small in rows."""
 
 import asyncio
+import logging
+from collections import Counter
 from typing import Any
 
+import psycopg
 import pytest
 
-from nexhealth_pipeline.errors import WarehouseUnreachable
+from nexhealth_pipeline.errors import WarehouseError, WarehouseUnreachable
 from nexhealth_pipeline.webhooks.audit import Audit
+from nexhealth_pipeline.webhooks.link import Link
 from nexhealth_pipeline.webhooks.rows import Row
+from tests.webhooks.receiving import events
 
 
 class Table:
@@ -109,3 +114,86 @@ def test_quiet_times_cost_no_statement() -> None:
     audit, table = Audit(clock=Clock()), Table()
     write(audit, table)
     assert table.statements == 0
+
+
+def test_all_senders_together_get_so_many_rows_a_minute() -> None:
+    """Addresses cost an attacker nothing, and one may be refused for ten reasons."""
+    table, clock = Table(), Clock()
+    audit = Audit(clock=clock)
+    reasons, minutes = ("bad-signature", "too-old", "method"), 5
+    for second in range(minutes * 60):
+        for k in range(300):
+            refuse(audit, 1, f"203.0.{second % 250}.{k % 250}", reasons[k % 3])
+        clock.now += 1
+        write(audit, table)
+    assert table.total == minutes * 60 * 300
+    assert len(table.rows) <= (minutes + 1) * 120 + (minutes + 1) * len(reasons)
+    assert len(table.rows) >= minutes * 120
+    nobody = [row for row in table.rows.values() if not row["source"]]
+    assert {row["verdict"] for row in nobody} == set(reasons)
+    assert sum(row["repeats"] for row in nobody) > 0.9 * table.total
+
+
+def test_after_a_flood_refusals_have_rows_of_their_own_again() -> None:
+    table, clock = Table(), Clock()
+    audit = Audit(clock=clock)
+    for k in range(1000):
+        refuse(audit, 1, f"203.0.{k // 250}.{k % 250}")
+    write(audit, table)
+    clock.now += 60
+    refuse(audit, 5, "198.51.100.1")
+    write(audit, table)
+    assert [row["repeats"] for row in table.rows.values() if row["source"] == "198.51.100.1"] == [1] * 5
+    assert table.total == 1005
+
+
+UNWRITABLE = "fe80::1%eth0"
+
+
+def real(url: str, audit: Audit) -> None:
+    """Write it into a real table, twice: what is left of the first time is written by the second."""
+
+    async def story() -> None:
+        link = Link(url, on_change=lambda up: None)
+        await link.open()
+        try:
+            for _ in range(2):
+                await audit.write(link)
+        finally:
+            await link.close()
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("rows", [60, 0], ids=["rows of their own", "rows that count"])
+def test_a_row_that_cannot_be_written_never_holds_up_the_others(
+    rows: int, no_events: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It used to be tried again each second for good, and nothing was recorded of anybody."""
+    audit = Audit(rows=rows)
+    for sender in ("203.0.113.1", UNWRITABLE, "203.0.113.2", "a\0b", "203.0.113.3"):
+        refuse(audit, 2, sender)
+    with caplog.at_level(logging.WARNING):
+        real(no_events, audit)
+    found: Counter[str] = Counter()
+    for row in events(no_events):
+        found[str(row["source"])] += row["repeats"]
+    assert found == {"203.0.113.1": 2, "203.0.113.2": 2, "203.0.113.3": 2, "None": 4}
+    told = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert {"22P02" in str(record.__dict__["nexhealth"]["error"]) for record in told} == {True, False}
+    assert not [record for record in told if "eth0" in str(record.__dict__)]
+
+
+def test_what_is_no_rows_fault_is_kept_for_the_next_time(no_events: str) -> None:
+    """A full disk, a right that was taken away: each row would be thrown away by itself."""
+    audit = Audit()
+    refuse(audit, 3)
+    with psycopg.connect(no_events, autocommit=True) as admin:
+        admin.execute("ALTER TABLE nexhealth_webhook_events RENAME TO hidden")
+        try:
+            with pytest.raises(WarehouseError):
+                real(no_events, audit)
+        finally:
+            admin.execute("ALTER TABLE hidden RENAME TO nexhealth_webhook_events")
+    real(no_events, audit)
+    assert [row["repeats"] for row in events(no_events)] == [1, 1, 1]

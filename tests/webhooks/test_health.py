@@ -37,18 +37,18 @@ def test_who_is_older_than_the_warehouse_stays_in_service_and_who_is_newer_leave
     """A release migrates first; were the old receivers not ready then, nobody would take events until the new ones are."""
     with psycopg.connect(no_events, autocommit=True) as warehouse:
         try:
-            for revision, fits in (("0000", False), ("9999", True)):
+            for revision, status in (("0000", 503), ("9999", 200)):
                 warehouse.execute("UPDATE nexhealth_alembic_version SET version_num = %s", (revision,))
                 warehouse.execute(f"NOTIFY {SECRETS_CHANNEL}")
-                until(partial(_says, running, fits))
+                until(partial(tells, running, status))
             assert running.ask(event(1)).status == 200
             assert len(events(no_events)) == 1
         finally:
             warehouse.execute("UPDATE nexhealth_alembic_version SET version_num = %s", (HEAD,))
 
 
-def _says(running: Running, fits: bool) -> bool:
-    return ready(running)[0] == (200 if fits else 503)
+def tells(running: Running, status: int) -> bool:
+    return ready(running)[0] == status
 
 
 def ready(running: Running) -> tuple[int, dict[str, object]]:

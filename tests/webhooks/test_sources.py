@@ -5,7 +5,9 @@ from ipaddress import ip_address
 import pytest
 
 from nexhealth_pipeline.settings import load_settings
+from nexhealth_pipeline.webhooks.serving import Plan
 from nexhealth_pipeline.webhooks.sources import Buckets, Sources, neighbourhood
+from tests.webhooks.receiving import event, events, receiver, settings, signed, until
 
 PROXIED = Sources(proxies=["10.0.0.0/8", "fd00::/8"])
 
@@ -31,6 +33,40 @@ PROXIED = Sources(proxies=["10.0.0.0/8", "fd00::/8"])
 def test_only_a_trusted_proxys_word_is_believed(peer: str, forwarded: list[bytes], address: str) -> None:
     """Whoever may write X-Forwarded-For freely could pass any allow-list and any limit."""
     assert PROXIED.address_of(peer, forwarded) == ip_address(address)
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "address"),
+    [
+        ("10.0.0.1", "fe80::1%eth0", "fe80::1"),
+        ("10.0.0.1", "[fe80::1%eth0]", "fe80::1"),
+        ("10.0.0.1", "[fe80::1%eth0]:443", "fe80::1"),
+        ("10.0.0.1", "[::1%25eth0]:443", "::1"),
+        ("10.0.0.1", "[fe80::1%]", "fe80::1"),
+        ("10.0.0.1", "[::ffff:198.51.100.1%eth0]:443", "198.51.100.1"),
+        ("10.0.0.1", "::ffff:198.51.100.1%25eth0", "198.51.100.1"),
+        ("fd00::1%eth0", "[2001:db8::1%a%b]", "2001:db8::1"),
+        ("::ffff:10.0.0.1%2", "[%eth0]:443", "10.0.0.1"),
+    ],
+)
+def test_an_address_has_no_zone_however_it_is_written(peer: str, forwarded: str, address: str) -> None:
+    """The column has no room for one: such a sender's events were refused for ever, and nobody's refusals recorded."""
+    found = PROXIED.address_of(peer, [forwarded.encode()])
+    assert found == ip_address(address)
+    assert "%" not in str(found)
+
+
+def test_who_has_such_an_address_is_stored_like_any_other(no_events: str) -> None:
+    """A proxy on the same link may write it so."""
+    given = settings(NEXHEALTH_WEBHOOK_PROXIES="127.0.0.0/8")
+    with receiver(no_events, given, Plan(audit_seconds=0.05)) as one:
+        scoped = {"x-forwarded-for": "[fe80::1%eth0]:443"}
+        assert one.ask(event(1), signed(event(1)) | scoped).status == 200
+        assert one.ask(event(2), signed(event(3)) | scoped).status == 401
+        assert one.ask(event(2), signed(event(3))).status == 401
+        until(lambda: len(events(no_events)) == 3)
+    found = {(str(row["source"]), row["verdict"]) for row in events(no_events)}
+    assert found == {("fe80::1", "valid"), ("fe80::1", "bad-signature"), ("127.0.0.1", "bad-signature")}
 
 
 def test_without_trusted_proxies_the_header_is_nothing() -> None:

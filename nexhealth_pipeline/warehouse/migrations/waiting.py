@@ -1,0 +1,28 @@
+"""How a migration waits for a lock on a table that the receiver writes to."""
+
+from alembic import op
+from sqlalchemy.exc import OperationalError
+
+__all__ = ["a_second_at_a_time"]
+
+_TRIES = 60
+
+
+def a_second_at_a_time(ddl: str) -> None:
+    """Carry out `ddl` on a table that is in use.
+
+    A run may hold the table for as long as it asks the API, and whoever waits for all of it makes the receiver wait: so
+    this waits a second at a time.
+    """
+    connection = op.get_bind()
+    for left in reversed(range(_TRIES)):
+        try:
+            with connection.begin_nested():
+                connection.exec_driver_sql("SET LOCAL lock_timeout = '1s'")
+                connection.exec_driver_sql(ddl.replace("%", "%%"))
+                connection.exec_driver_sql("SET LOCAL lock_timeout = DEFAULT")
+        except OperationalError:
+            if not left:
+                raise
+        else:
+            return
