@@ -1,7 +1,8 @@
 """Whose fault a failure is: an event's, nobody's, or not to be told from it alone.
 
 An event may be at fault where PostgreSQL or Python objects to what is loaded: halving its batch finds it, and it counts
-a failed try. Nobody is where the database or the API is away, has no room or lets nobody in, and where somebody wished
+a failed try. So does one that the API is asked for because of a table that PostgreSQL lets nobody write to (42501): the
+reads of other tables are as good as ever. Nobody is at fault where the database or the API is away, has no room or lets nobody in, and where somebody wished
 to stop: the events are as before, however often that happens.
 
 Between the two is work that broke off. No memory was left: whether the system then ends a process or Python raises
@@ -61,9 +62,9 @@ def in_words(failure: BaseException) -> str:
         return "no memory was left"
     if not isinstance(failure, psycopg.Error):
         return f"could not be read ({type(failure).__name__})"
-    if failure.sqlstate is None:
+    if _lost(failure):
         return "the connection to PostgreSQL was lost"
-    return f"PostgreSQL refused ({failure.sqlstate} {type(failure).__name__})"
+    return f"PostgreSQL refused ({' '.join(filter(None, (failure.sqlstate, type(failure).__name__)))})"
 
 
 def _lost(error: psycopg.Error) -> bool:

@@ -129,8 +129,20 @@ def test_what_a_search_cannot_see_is_not_said_to_be_nowhere(
     assert error.endswith("the likeliest lacked it; the nightly rotation reads all of them")
 
 
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [
+        (ZeroDivisionError(), "could not be read (ZeroDivisionError)"),
+        (psycopg.DataError("a NUL"), "PostgreSQL refused (DataError)"),
+    ],
+)
 def test_whatever_else_goes_wrong_with_an_event_fails_it_alone(
-    box: SandboxServer, db: psycopg.Connection, told: Told, monkeypatch: pytest.MonkeyPatch
+    box: SandboxServer,
+    db: psycopg.Connection,
+    told: Told,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: Exception,
+    reason: str,
 ) -> None:
     """What nobody foresaw: the batch is halved until it is by itself, as one that is loaded is."""
     place = home(db)
@@ -139,15 +151,12 @@ def test_whatever_else_goes_wrong_with_an_event_fails_it_alone(
 
     def failing(self: hints.HintReader, told: Sequence[Read]) -> Any:
         if any(everybody[1] in one.owners for one in told):
-            raise ZeroDivisionError
+            raise failure
         return own_lists(self, told)
 
     monkeypatch.setattr(hints.HintReader, "_own_lists_of", failing)
     found = told(*documents(box, place, *everybody))
-    assert found == [
-        ("pending", "could not be read (ZeroDivisionError)") if one == everybody[1] else ("applied", None)
-        for one in everybody
-    ]
+    assert found == [("pending", reason) if one == everybody[1] else ("applied", None) for one in everybody]
     assert db.execute("SELECT sum(attempts), sum(taken) FROM nexhealth_webhook_events").fetchall() == [(1, 0)]
 
 

@@ -1,6 +1,7 @@
 """Events whose work breaks off, while their process lives: found like those that end it; innocent ones never given up."""
 
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,11 +14,12 @@ from psycopg_pool import PoolTimeout
 from nexhealth_pipeline.errors import BudgetUnavailable, PipelineError, WarehouseError
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.warehouse.connect import driver_errors
-from nexhealth_pipeline.webhooks import batches, hints
+from nexhealth_pipeline.webhooks import applying, batches, hints
 from nexhealth_pipeline.webhooks.batches import Answered, Batches
 from nexhealth_pipeline.webhooks.claiming import Outcome, StoredEvent, Verdict
 from nexhealth_pipeline.webhooks.reading import Told, read_event
 from tests.servers import Server, server_of_its_own
+from tests.sync.kit import open_session
 
 from .kit import LOCATION, apply_all, body, due_again, know_practice, patient, settings_for, store, updated
 
@@ -291,6 +293,34 @@ def test_a_crash_on_another_connection_of_the_run_counts_as_well(hurt: str, monk
         status, taken, attempts, by, error = told(connection, event)
     assert (status, taken, attempts, by) == ("pending", 1, 0, None)
     assert error == "loading nexhealth_appointments: the connection to PostgreSQL was lost"
+
+
+@pytest.mark.parametrize("stopping", [False, True])
+@pytest.mark.parametrize("failure", [psycopg.errors.OutOfMemory(), psycopg.errors.InternalError_(), MemoryError()])
+def test_what_an_event_can_cause_counts_unless_somebody_wished_to_stop(
+    practice: psycopg.Connection,
+    practice_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: Exception,
+    stopping: bool,
+) -> None:
+    """Whoever ends a run may take its memory and its connections as well."""
+    (event,) = store(practice, *patients(1, 1))
+    stop = threading.Event()
+
+    def fails(*_: object) -> None:
+        if stopping:
+            stop.set()
+        raise failure
+
+    monkeypatch.setattr(Batches, "_load", fails)
+    with (
+        pytest.raises((WarehouseError, MemoryError)),
+        open_session(settings_for(practice_url), stop=stop) as session,
+    ):
+        list(applying.apply_pending(session))
+    _, taken, attempts, _, error = told(practice, event)
+    assert (taken, attempts, error is None) == ((0, 0, True) if stopping else (1, 0, False))
 
 
 def _refused() -> psycopg.OperationalError:
