@@ -2,11 +2,19 @@
 
 Events that hold their record are loaded; those that only tell of a change have the API asked again
 (`webhooks.hints`). Several processes may do so at once: each passes over what another has taken.
+
+A run whose work broke off (`webhooks.blame`) leaves its events counted, so that they are taken again few at a time, then
+alone (`webhooks.taking`). Two things keep innocent ones from being given up for that. The same server must answer: one
+that was started anew is why its connections ended. And an event comes to its last taking only by a run that has
+applied others: where nothing can be applied, the host or the server is to blame, for however many runs. That MemoryError
+counts so, although it may be nobody's fault, is decided with that in mind: the kernel's way to say the same always did.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from datetime import datetime
 from functools import partial
 
 import psycopg
@@ -18,6 +26,7 @@ from nexhealth_pipeline.sync.practice import Institution
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.warehouse.connect import driver_errors
 from nexhealth_pipeline.webhooks.batches import Batch, Batches
+from nexhealth_pipeline.webhooks.blame import broke_off, in_words
 from nexhealth_pipeline.webhooks.claiming import BATCH, Outcome, newest_id
 from nexhealth_pipeline.webhooks.hints import HintReader
 from nexhealth_pipeline.webhooks.log_book import LogBook
@@ -28,12 +37,15 @@ from nexhealth_pipeline.webhooks.taking import (
     abandoned,
     dead_takers,
     give_back,
+    leave,
     take_abandoned,
     take_hints,
     take_new,
 )
 
 __all__ = ["PATIENCE", "AppliedSlice", "Batch", "apply_pending"]
+
+_log = logging.getLogger(__name__)
 
 PATIENCE = RetryPolicy(attempts=4, patience_seconds=30.0)
 """For the session of such a run: while the API is away its events wait in the table, not in a client, and others flow."""
@@ -42,7 +54,8 @@ _HINTS = 2000
 """Events that the API is asked again for at once."""
 _MOST_SINGLES = 200
 """Single reads of changed rows in one go: each costs a request, and the nightly sync makes the others."""
-_GIVE_BACK_SECONDS = 5.0
+_GIVE_BACK_SECONDS = 30.0
+"""A server recovers from a crash, or is restarted, in less; else its events are as those of a process that was killed."""
 _LONGEST = 120.0
 """Seconds after which a run begins no further round: events that keep coming are the next run's."""
 
@@ -61,22 +74,13 @@ def apply_pending(
         try:
             applier.run()
         except BaseException as failure:
-            _give_back(session, applier.in_work)
+            applier.give_back(failure)
             if isinstance(failure, Exception):
                 # What was committed before is told all the same, where the database is still there to ask.
                 with suppress(psycopg.Error, PipelineError):
                     yield from applier.ended()
             raise
         yield from applier.ended()
-
-
-def _give_back(session: SyncSession, ids: Sequence[int]) -> None:
-    """Leave no event taken by a process that lives on; where the database is away there is nobody to tell."""
-    with (
-        suppress(psycopg.Error, WarehouseError),
-        session.pool.connection(timeout=_GIVE_BACK_SECONDS) as connection,
-    ):
-        give_back(connection, session.run_id, ids)
 
 
 class _Applier:
@@ -90,6 +94,7 @@ class _Applier:
         practices = session.practices()
         self._session = session
         self._connection = connection
+        self._server = _started(connection)
         self._left = limit
         self._on_batch = on_batch
         self._log_book = LogBook(session.run_id)
@@ -102,12 +107,15 @@ class _Applier:
         single_reads = SingleReads(session, connection)
         self._single_reads = single_reads
         self._hint_reader = HintReader(session, connection, practices, self.touched, single_reads)
+        self._most_takings = max(session.settings.webhook_attempts, LEAST_TAKINGS)
+        self._fared_well = False
+        """Whether it has applied any event."""
         self._practices = practices
         self._hints: list[int] = []
         """Events that wait until those with records are done."""
         self._changed: dict[tuple[str, Institution], set[int]] = {}
         """Rows that events have changed, whose own lists may be due."""
-        self.in_work: Sequence[int] = ()
+        self._in_work: Sequence[int] = ()
         """Events that were taken and are being worked on."""
         self._singles = _MOST_SINGLES
         self._upto = 0
@@ -130,6 +138,26 @@ class _Applier:
         self._log_book.close(self._connection)
         self.touched.record(self._connection)
         yield from self.touched.slices(self._connection)
+
+    def give_back(self, failure: BaseException) -> None:
+        """Leave no event taken by a process that lives on; where the database is away there is nobody to tell."""
+        if not self._in_work:
+            return
+        counts = broke_off(failure) and not self._session.stop.is_set()
+        with (
+            suppress(psycopg.Error, WarehouseError),
+            self._session.pool.connection(timeout=_GIVE_BACK_SECONDS) as connection,
+        ):
+            if counts and _started(connection) == self._server:
+                self._leave(connection, in_words(failure))
+            else:
+                give_back(connection, self._session.run_id, self._in_work)
+
+    def _leave(self, connection: psycopg.Connection, reason: str) -> None:
+        at_most = self._most_takings if self._fared_well else self._most_takings - 1
+        leave(connection, self._session.run_id, self._in_work, at_most=at_most, reason=reason)
+        given = {"events": len(self._in_work), "first": self._in_work[0], "reason": reason}
+        _log.warning("the work on events broke off", extra={"nexhealth": given})
 
     def _done(self) -> bool:
         late = time.monotonic() - self._began > _LONGEST
@@ -157,17 +185,16 @@ class _Applier:
 
     def _work(self, ids: Sequence[int], work: Callable[[Sequence[int]], object]) -> None:
         """Do something with events just taken; those it comes to no end with, for a wish to stop say, are taken no more."""
-        self.in_work = ids
+        self._in_work = ids
         work(ids)
         give_back(self._connection, self._session.run_id, ids)
-        self.in_work = ()
+        self._in_work = ()
 
     def _take_up(self) -> None:
         """Apply what processes had taken that are gone: the more often, the fewer at a time; at last give it up."""
         if not self._goes_on():
             return  # looking for them reads all that is pending, which may be much
         dead = dead_takers(self._connection)
-        most = max(self._session.settings.webhook_attempts, LEAST_TAKINGS)
         for times in abandoned(self._connection, upto=self._upto, dead=dead):
             while self._goes_on():
                 ids = take_abandoned(
@@ -180,8 +207,8 @@ class _Applier:
                 )
                 if not ids:
                     break
-                if times >= most:
-                    reason = f"taken {times} times, its process ended each time"
+                if times >= self._most_takings:
+                    reason = f"taken {times} times, its run ended each time"
                     self._work(ids, partial(self._batches.settle, outcome=Outcome.PARKED, reason=reason))
                     continue
                 self._work(ids, self._batches.apply)
@@ -209,6 +236,7 @@ class _Applier:
 
     def _committed(self, batch: Batch) -> None:
         self._log_book.committed(batch)
+        self._fared_well |= batch.applied + batch.superseded > 0
         self._hints += batch.hints
         if self._left is not None:
             self._left -= batch.claimed - len(batch.hints)
@@ -222,3 +250,9 @@ class _Applier:
     def _tell(self, batch: Batch) -> None:
         if self._on_batch is not None:
             self._on_batch(batch)
+
+
+def _started(connection: psycopg.Connection) -> datetime | None:
+    """When the server was started; a crash of one of its processes does not change that."""
+    row = connection.execute("SELECT pg_postmaster_start_time()").fetchone()
+    return row[0] if row else None

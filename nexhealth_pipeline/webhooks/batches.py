@@ -1,22 +1,22 @@
-"""One batch of events that were taken: claimed, loaded and marked in one transaction.
+"""One batch of events that were taken: claimed, loaded or asked for, and marked in one transaction.
 
-A batch that cannot be loaded is halved until the event is alone that is at fault: it counts a failed try,
-the others are applied. A deadlock is nobody's fault: the batch is repeated.
+A batch that fails is halved until the event is alone that is at fault: it counts a failed try, the others are
+applied. A deadlock is nobody's fault: the batch is repeated.
 """
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 
 import psycopg
-from psycopg import errors
 
 from nexhealth_pipeline.catalog.collection import Collection
 from nexhealth_pipeline.catalog.collections import DECLARED
-from nexhealth_pipeline.errors import PipelineError, RecordRefused
 from nexhealth_pipeline.sync.fault_points import reach
 from nexhealth_pipeline.sync.practice import Institution, Practices
 from nexhealth_pipeline.warehouse.history import Cause
+from nexhealth_pipeline.webhooks.blame import AGAIN, in_words, may_be_at_fault
 from nexhealth_pipeline.webhooks.claiming import Outcome, StoredEvent, Verdict, claim, mark
 from nexhealth_pipeline.webhooks.reading import Told, read_event
 from nexhealth_pipeline.webhooks.single_reads import SinglesRead
@@ -28,8 +28,6 @@ __all__ = ["Answered", "Batch", "Batches", "Loaded"]
 _log = logging.getLogger(__name__)
 _REPEATS = 10
 """Times a batch is repeated that met a deadlock."""
-_AT_FAULT = ("21", "22", "23", "54", "P0")
-"""Classes of errors of PostgreSQL that the data can be at fault for; the rest is about the server or the schema."""
 _ORDER = {one.name: at for at, one in enumerate(DECLARED)}
 Answered = tuple[list[Verdict], int, list[SinglesRead]]
 """What to note about events that the API was asked because of, how many rows changed, and which lists were read."""
@@ -101,14 +99,21 @@ class Batches:
 
     def apply(self, ids: Sequence[int]) -> list[Batch]:
         """Apply events; one result a transaction. Raises the driver's error where no event is at fault."""
+        return self._halved(ids, self._transaction)
+
+    def ask(self, ids: Sequence[int], read: Callable[[Sequence[Told]], Answered]) -> list[Batch]:
+        """Settle events by asking the API, which `read` does; results and errors as those of :meth:`apply`."""
+        return self._halved(ids, partial(self._ask, read=read))
+
+    def _halved(self, ids: Sequence[int], work: Callable[[Sequence[int]], Batch]) -> list[Batch]:
         try:
-            batch = self._repeated(ids)
+            batch = self._repeated(ids, work)
         except Exception as failure:
-            if not _may_be_at_fault(failure):
+            if not may_be_at_fault(failure):
                 raise
             # Their temporary tables and what they had seen went with the transaction.
             self._loaders.clear()
-            reason = _reason(failure)
+            reason = in_words(failure)
         else:
             self._tell(batch)
             return [batch]
@@ -116,22 +121,7 @@ class Batches:
             _log.warning("an event cannot be applied", extra={"nexhealth": {"event_id": ids[0], "reason": reason}})
             return [self.settle(ids, Outcome.FAILED, reason)]
         middle = len(ids) // 2
-        return [batch for half in (ids[:middle], ids[middle:]) for batch in self.apply(half)]
-
-    def ask(self, ids: Sequence[int], read: Callable[[Sequence[Told]], Answered]) -> None:
-        """Settle events by asking the API, which `read` does, in one transaction.
-
-        Raises the driver's error where no event is at fault.
-        """
-        try:
-            batch = self._ask(ids, read)
-        except Exception as failure:
-            if not _may_be_at_fault(failure):
-                raise
-            for one in ids:
-                self.settle([one], Outcome.FAILED, _reason(failure))
-        else:
-            self._tell(batch)
+        return [batch for half in (ids[:middle], ids[middle:]) for batch in self._halved(half, work)]
 
     def _ask(self, ids: Sequence[int], read: Callable[[Sequence[Told]], Answered]) -> Batch:
         batch = Batch()
@@ -156,11 +146,11 @@ class Batches:
         self._tell(batch)
         return batch
 
-    def _repeated(self, ids: Sequence[int]) -> Batch:
+    def _repeated(self, ids: Sequence[int], work: Callable[[Sequence[int]], Batch]) -> Batch:
         for left in reversed(range(_REPEATS)):
             try:
-                return self._transaction(ids)
-            except (errors.DeadlockDetected, errors.SerializationFailure, errors.LockNotAvailable):
+                return work(ids)
+            except AGAIN:
                 self._loaders.clear()
                 if not left:
                     raise
@@ -231,19 +221,3 @@ def _groups(told: Iterable[Told]) -> list[Group]:
         group.snapshots += one.snapshots
         group.deletions += one.deletions
     return [groups[key] for key in sorted(groups)]
-
-
-def _may_be_at_fault(failure: Exception) -> bool:
-    """Whether an event may be the cause: not the database's state, nor a wish to stop."""
-    if isinstance(failure, psycopg.Error):
-        return failure.sqlstate is not None and failure.sqlstate.startswith(_AT_FAULT)
-    return isinstance(failure, RecordRefused) or not isinstance(failure, PipelineError | MemoryError)
-
-
-def _reason(failure: Exception) -> str:
-    """Words without a value: a driver's or Python's own may quote one."""
-    if isinstance(failure, RecordRefused):
-        return str(failure)
-    if isinstance(failure, psycopg.Error):
-        return f"PostgreSQL refused ({failure.sqlstate} {type(failure).__name__})"
-    return f"could not be read ({type(failure).__name__})"

@@ -1,7 +1,8 @@
 """Events that only tell that something changed: which slices are read again because of them, each once.
 
 What was never read completely is left alone: its first full read will bring the change. What somebody reads
-just now is waited for, not queued behind: a full read may last, and records of other events must not wait.
+just now is waited for, not queued behind: a full read may last, and records of other events must not wait. What the
+database refuses, for a right that one table lacks say, is a failed try of those events alone that asked for it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +21,9 @@ from nexhealth_pipeline.sync.runner import run_slices
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice, SliceResult, Status
 from nexhealth_pipeline.warehouse.state import PassKey, load_watermarks
+from nexhealth_pipeline.warehouse.sync_log import Counts
 from nexhealth_pipeline.webhooks.batches import Answered
+from nexhealth_pipeline.webhooks.blame import in_words, is_the_tables, may_be_at_fault
 from nexhealth_pipeline.webhooks.claiming import Outcome, Verdict
 from nexhealth_pipeline.webhooks.owners import Found, OwnerSearch
 from nexhealth_pipeline.webhooks.places import Touched
@@ -196,18 +199,41 @@ class HintReader:
         for piece in asked.keys() - set(free):
             for event_id in asked[piece].events:
                 yield event_id, _Answer(Outcome.WAITING, f"{piece.label}: {_IN_WORK}")
-        settings = self._session.settings
-        options = SyncOptions(
-            concurrency=settings.concurrency, batch_pages=settings.batch_pages, overlap=settings.overlap
-        )
-        # No indexes: the events stay locked meanwhile.
-        for result in run_slices(self._session, free, options, indexes=False):
+        for result in self._results(free):
             answer = _answer(result)
             if answer is None:
                 continue
             self._note(result, asked[result.slice].events)
             for event_id in asked[result.slice].events:
                 yield event_id, answer
+
+    def _results(self, pieces: Iterable[Slice]) -> Iterator[SliceResult]:
+        """Read slices. One that fails as a whole ends the read of all, and nobody says which it was: then each alone."""
+        left = dict.fromkeys(pieces)
+        try:
+            for result in self._run(left):
+                del left[result.slice]
+                yield result
+        except Exception as failure:
+            if not _is_its_own(failure):
+                raise
+        for piece in left:
+            try:
+                yield from self._run([piece])
+            except Exception as failure:
+                if not _is_its_own(failure):
+                    raise
+                result = SliceResult(piece, Status.FAILED, Counts(), 0.0, reason=in_words(failure))
+                self._session.note(result)
+                yield result
+
+    def _run(self, pieces: Iterable[Slice]) -> Iterator[SliceResult]:
+        settings = self._session.settings
+        options = SyncOptions(
+            concurrency=settings.concurrency, batch_pages=settings.batch_pages, overlap=settings.overlap
+        )
+        # No indexes: the events stay locked meanwhile.
+        return run_slices(self._session, pieces, options, indexes=False)
 
     def _note(self, result: SliceResult, events: Iterable[int]) -> None:
         rows = result.counts.inserted + result.counts.updated
@@ -249,6 +275,11 @@ def _answer(result: SliceResult) -> _Answer | None:
             return _Answer(Outcome.WAITING if result.passing else Outcome.FAILED, result.reason)
         case _:
             return None
+
+
+def _is_its_own(failure: Exception) -> bool:
+    """Whether another slice would fare better."""
+    return may_be_at_fault(failure) or is_the_tables(failure)
 
 
 def _unread(failure: Failure) -> _Answer:

@@ -86,7 +86,8 @@ class OwnerSearch:
             done = self._single_reads.read(self._collection, self._institution, rows)
             found.lists.append(done)
             found.records |= self.known(missing).keys()
-            found.failure = next(iter(done.failures.values()), None)
+            found.exhausted &= not done.failures
+            found.failure = next((one for one in done.failures.values() if not one.own), None)
             if missing <= found.records or found.failure is not None:
                 break
         return found

@@ -4,12 +4,16 @@ A patient's address and a coverage's subscriber come with the single read of the
 `per` whose path ends in the row's id). A changed version makes such a row due by itself
 (`warehouse.child_reads`); those of a run's events are read at once, the rest by the next sync. The single read
 of a patient also tells its locations: a new patient is in no list yet.
+
+Answers are loaded together; those that the database refuses are found by halving what is here already, since asking
+once more would cost a request each.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from typing import Annotated
 
 import msgspec
 import psycopg
@@ -28,10 +32,15 @@ from nexhealth_pipeline.sync.slices import Slice
 from nexhealth_pipeline.warehouse.child_reads import DueRow, record_child_reads
 from nexhealth_pipeline.warehouse.knowledge import record_locations
 from nexhealth_pipeline.warehouse.sync_log import Counts, SyncLog
+from nexhealth_pipeline.webhooks.blame import AGAIN, in_words, is_the_tables, may_be_at_fault
 
 __all__ = ["Failure", "SingleReads", "SinglesRead", "children_of"]
 
 _GIVE_UP_AFTER = 3
+_REPEATS = 3
+"""Times that answers are loaded which met a deadlock; what else the transaction holds may be its cause, so not for long."""
+_Ids = list[Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]]
+"""Numbers that a column takes."""
 _LOCATIONS = "location_ids"
 """Of a patient's single read: the locations that list it (API.md E.3)."""
 
@@ -43,6 +52,8 @@ class Failure:
     reason: str
     passing: bool
     """It passes by itself."""
+    own: bool = False
+    """The row's answer is the cause: another row would fare better."""
 
 
 @dataclass(slots=True)
@@ -124,9 +135,12 @@ class SingleReads:
             elif isinstance(answer, ApiError):
                 done.failures[row] = Failure(str(answer), isinstance(answer, TryLater))
         if answers:
-            counts = self._load(collection, institution, answers)
+            log = self._open_log(Slice(collection, institution))
+            counts = self._load(collection, institution, answers, done)
+            done.read = {one.row.id for one in answers} - done.failures.keys()
             done.records, done.changed = counts.records_read, counts.inserted + counts.updated
-            done.read = {one.row.id for one in answers}
+            reason = next((one.reason for one in done.failures.values()), None)
+            log.finish(self._connection, "succeeded" if done.read else "failed", counts, error=reason)
         return done
 
     def _versions(self, collection: Collection, institution: Institution, rows: Sequence[int]) -> list[DueRow]:
@@ -177,10 +191,38 @@ class SingleReads:
         locations = _locations(page.records[0]) if collection.per_patient and page.records else None
         return _Answer(row, [replace(page, records=inside)], locations)
 
-    def _load(self, collection: Collection, institution: Institution, answers: Sequence[_Answer]) -> Counts:
-        piece = Slice(collection, institution)
-        log = self._open_log(piece)
-        loader = Loader(self._connection, piece, run_id=self._session.run_id, dry_run=False)
+    def _load(
+        self, collection: Collection, institution: Institution, answers: Sequence[_Answer], done: SinglesRead
+    ) -> Counts:
+        """Load all of these answers but those that cannot be, which are noted in `done`."""
+        try:
+            return self._repeated(collection, institution, answers)
+        except Exception as failure:
+            for_all = is_the_tables(failure)
+            if not (for_all or may_be_at_fault(failure)):
+                raise
+            reason = f"{collection.name}: {in_words(failure)}"
+        counts = Counts()
+        if for_all or len(answers) == 1:
+            done.failures |= {one.row.id: Failure(reason, passing=False, own=not for_all) for one in answers}
+            return counts
+        middle = len(answers) // 2
+        for half in (answers[:middle], answers[middle:]):
+            counts.add(self._load(collection, institution, half, done))
+        return counts
+
+    def _repeated(self, collection: Collection, institution: Institution, answers: Sequence[_Answer]) -> Counts:
+        for left in reversed(range(_REPEATS)):
+            try:
+                with self._connection.transaction():
+                    return self._load_all(collection, institution, answers)
+            except AGAIN:
+                if not left:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _load_all(self, collection: Collection, institution: Institution, answers: Sequence[_Answer]) -> Counts:
+        loader = Loader(self._connection, Slice(collection, institution), run_id=self._session.run_id, dry_run=False)
         loader.open()
         pages = [(answer.row, page) for answer in answers for page in answer.pages]
         loaded = loader.encode_and_load([(page, _known(collection, row)) for row, page in pages], None)
@@ -194,9 +236,7 @@ class SingleReads:
         for one in answers:
             if one.locations is not None:
                 record_locations(self._connection, institution.id, one.row.id, one.locations, one.pages[0].requested_at)
-        counts: Counts = loaded.counts
-        log.finish(self._connection, "succeeded", counts)
-        return counts
+        return loaded.counts
 
     def _open_log(self, piece: Slice) -> SyncLog:
         return SyncLog.open(
@@ -243,8 +283,8 @@ def _member(record: bytes, name: str) -> bytes:
 
 
 def _locations(record: bytes) -> list[int] | None:
-    """Ids of the locations that list the patient; None where the answer does not say."""
+    """Ids of the locations that list the patient; None where the answer does not say, or says what cannot be one."""
     try:
-        return msgspec.json.decode(_member(record, _LOCATIONS), type=list[int])
+        return msgspec.json.decode(_member(record, _LOCATIONS), type=_Ids)
     except msgspec.MsgspecError:
         return None

@@ -2,7 +2,9 @@
 
 A process that is killed leaves that note. Its events are taken again few at a time, then alone, so that the one that
 ends its process each time is found and given up, and its neighbours are applied. Whatever ends in another way than
-with its process takes the note back, so that a database that is away is no event's fault.
+with its process takes the note back, so that a database that is away is no event's fault. But where the work broke off
+in a way that an event can cause (`webhooks.blame`), the note is left as well, or its batch would be the first of every
+run and nothing behind it would ever be reached.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,6 +19,7 @@ __all__ = [
     "abandoned",
     "dead_takers",
     "give_back",
+    "leave",
     "take_abandoned",
     "take_hints",
     "take_new",
@@ -32,12 +35,13 @@ _TAKE = """
 WITH chosen AS MATERIALIZED (
     SELECT id FROM nexhealth_webhook_events
     WHERE status = 'pending' AND (next_attempt_at IS NULL OR next_attempt_at <= clock_timestamp()) AND """
-_NEW = "id <= %(upto)s AND id <> ALL(%(without)s) AND taken = 0 AND (attempts > 0) = %(retried)s"
-_HINTS = "id = ANY(%(ids)s) AND taken_by IS NULL"
-_ABANDONED = "id <= %(upto)s AND taken = %(times)s AND (taken_by IS NULL OR taken_by = ANY(%(dead)s))"
+_NEW = "id <= %(upto)s AND id <> ALL(%(without)s) AND taken = 0 AND (attempts > 0) = %(retried)s ORDER BY id"
+_HINTS = "id = ANY(%(ids)s) AND taken_by IS NULL ORDER BY id"
+# In turn: one that breaks its run off each time must not stand before others that are alone, too.
+_ABANDONED = """id <= %(upto)s AND taken = %(times)s AND (taken_by IS NULL OR taken_by = ANY(%(dead)s))
+    ORDER BY next_attempt_at NULLS FIRST, id"""
 # Chosen once: as a subquery of the UPDATE it may be asked again for each row that it joins, and takes the next ones.
-_CHOSEN = """
-    ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+_CHOSEN = """ LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 )
 UPDATE nexhealth_webhook_events e SET taken = e.taken + 1, taken_by = %(run)s,
     next_attempt_at = CASE WHEN e.taken >= %(alone)s THEN clock_timestamp()
@@ -98,6 +102,19 @@ def give_back(connection: psycopg.Connection, run_id: str, ids: Sequence[int]) -
         "UPDATE nexhealth_webhook_events SET taken = taken - 1, taken_by = NULL, next_attempt_at = NULL"
         " WHERE id = ANY(%s) AND status = 'pending' AND taken_by = %s",
         (list(ids), run_id),
+        prepare=False,
+    )
+
+
+def leave(connection: psycopg.Connection, run_id: str, ids: Sequence[int], *, at_most: int, reason: str) -> None:
+    """Leave those of these events that the run has as a process leaves them that is killed: the work on them broke off.
+
+    They count no more than `at_most` takings.
+    """
+    connection.execute(
+        "UPDATE nexhealth_webhook_events SET taken = least(taken, %s), taken_by = NULL, error = %s"
+        " WHERE id = ANY(%s) AND status = 'pending' AND taken_by = %s",
+        (at_most, reason, list(ids), run_id),
         prepare=False,
     )
 

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,81 +11,37 @@ import pytest
 
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.sandbox import SandboxServer
-from nexhealth_pipeline.settings import Settings, load_settings
-from nexhealth_pipeline.sync import months
+from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.sync.lock import SliceLock
 from nexhealth_pipeline.sync.practice import load_practices
 from nexhealth_pipeline.sync.slices import Slice
 from nexhealth_pipeline.webhooks import applying, hints, owners
 from nexhealth_pipeline.webhooks.single_reads import SingleReads
-from tests.conftest import _fresh
-from tests.sync.kit import sync_all
 
+from .asking import Told, asked, having_read, home, last, sandbox, telling, without_events
 from .kit import apply_all, body, due_again, store
-
-READ = {"patients", "documents", "patient_addresses", "appointments", "payment_types", "insurance_coverages"}
-Told = Callable[..., list[tuple[str, str | None]]]
 
 
 @pytest.fixture(scope="module")
 def box() -> Iterator[SandboxServer]:
-    """Everything is enabled everywhere."""
-    with SandboxServer(patients=5, appointments_per_patient=2, limits=False) as server:
-        for location in server.state.ids("locations"):
-            server.state.enable(location, "finance")
-        yield server
+    with sandbox() as box:
+        yield box
 
 
 @pytest.fixture(scope="module")
 def settings(box: SandboxServer, server_url: str, template: str) -> Iterator[Settings]:
-    """A warehouse that has read what the events of this module are about."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(months, "FIRST_MONTH", datetime.now(UTC).date().replace(day=1))
-        patch.setattr(months, "MONTHS_AHEAD", 1)
-        for url in _fresh(server_url, template):
-            given = {"NEXHEALTH_API_URL": box.url, "NEXHEALTH_API_KEY": box.api_key, "DATABASE_URL": url}
-            settings = load_settings(given, environ={}, env_file=None)
-            assert {result.status for result in sync_all(settings, only=READ)} == {"succeeded"}
-            yield settings
+    yield from having_read(box, server_url, template)
 
 
 @pytest.fixture
 def db(settings: Settings) -> Iterator[psycopg.Connection]:
-    """It, without events."""
-    assert settings.database_url
-    with psycopg.connect(settings.database_url.get_secret_value(), autocommit=True) as connection:
-        connection.execute("DELETE FROM nexhealth_webhook_events; DELETE FROM nexhealth_sync_logs")
-        yield connection
+    with without_events(settings) as db:
+        yield db
 
 
 @pytest.fixture
 def told(db: psycopg.Connection, settings: Settings) -> Told:
-    """Stores events, applies them, and says what became of each."""
-
-    def tell(*bodies: bytes, **more: str) -> list[tuple[str, str | None]]:
-        store(db, *bodies)
-        apply_all(settings.model_copy(update=more))
-        return db.execute("SELECT status, error FROM nexhealth_webhook_events ORDER BY id").fetchall()
-
-    return tell
-
-
-def home(db: psycopg.Connection) -> tuple[int, str, int]:
-    """An institution, its subdomain, and a location."""
-    row = db.execute(
-        "SELECT i.id, i.subdomain, min(l.id) FROM nexhealth_institutions i JOIN nexhealth_locations l"
-        " ON l.institution_id = i.id WHERE NOT l.inactive GROUP BY 1, 2 ORDER BY 1 LIMIT 1"
-    ).fetchone()
-    assert row is not None
-    return row[0], row[1], row[2]
-
-
-def asked(box: SandboxServer, path: str, since: int) -> list[Any]:
-    return box.requests.matching(path, since=since)
-
-
-def last(box: SandboxServer) -> int:
-    return max((one.number for one in box.requests), default=0)
+    return telling(db, settings)
 
 
 def insertion(row: tuple[int, str, int], number: int, **more: Any) -> bytes:

@@ -10,7 +10,6 @@ import pytest
 
 from nexhealth_pipeline.warehouse.runs import RunLock, lock_key
 from nexhealth_pipeline.webhooks import applying, hints
-from nexhealth_pipeline.webhooks.batches import Batches
 from nexhealth_pipeline.webhooks.claiming import newest_id
 from nexhealth_pipeline.webhooks.replaying import Selection, replay
 from nexhealth_pipeline.webhooks.taking import take_new
@@ -84,7 +83,7 @@ def test_an_event_that_ends_its_process_is_given_up_and_its_neighbours_are_appli
     order = {"deadly": DEADLY, "batch": 200, "attempts": tries}
     assert killed_until_parked(started, practice, practice_url, **order) == killed
     found = ends(practice)
-    assert found.pop(deadly) == ("parked", f"taken {killed} times, its process ended each time")
+    assert found.pop(deadly) == ("parked", f"taken {killed} times, its run ended each time")
     assert found == dict.fromkeys(before + after, ("applied", None))
     assert practice.execute("SELECT count(*) FROM nexhealth_patients").fetchall() == [(260,)]
     assert practice.execute("SELECT max(taken), max(taken_by) FROM nexhealth_webhook_events").fetchall() == [(0, None)]
@@ -110,7 +109,7 @@ def test_an_event_the_api_is_asked_for_is_given_up_as_well(
     (deadly,) = store(practice, inserted(99, DEADLY))
     assert killed_until_parked(started, practice, practice_url, asked=DEADLY) == 5
     found = ends(practice)
-    assert found.pop(deadly) == ("parked", "taken 5 times, its process ended each time")
+    assert found.pop(deadly) == ("parked", "taken 5 times, its run ended each time")
     assert found == dict.fromkeys(others, ("applied", None))
 
 
@@ -153,32 +152,6 @@ def test_what_a_living_run_has_taken_is_left_to_it(practice: psycopg.Connection,
     practice.execute("SELECT pg_advisory_lock(%s)", (lock_key("run", "other"),))
     practice.execute("SELECT pg_advisory_unlock(%s)", (lock_key("run", "other"),))
     assert apply_all(settings_for(practice_url))[1].applied == 2
-
-
-@pytest.mark.parametrize("step", ["load", "ask"])
-def test_a_run_that_fails_without_being_killed_leaves_no_trace(
-    practice: psycopg.Connection, practice_url: str, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
-    """A full disk, a wish to stop: nobody's fault, as often as it happens."""
-    store(practice, *patients(1, 2), inserted(9))
-
-    def fails(*_: object) -> None:
-        raise MemoryError
-
-    with monkeypatch.context() as patch:
-        if step == "load":
-            patch.setattr(Batches, "_load", fails)
-        else:
-            patch.setattr(hints.HintReader, "read", fails)
-        for _ in range(7):
-            with pytest.raises(MemoryError):
-                apply_all(settings_for(practice_url))
-    taken = "SELECT sum(taken), count(taken_by) FROM nexhealth_webhook_events WHERE status = 'pending'"
-    assert practice.execute(taken).fetchall() == [(0, 0)]
-    apply_all(settings_for(practice_url))
-    assert practice.execute("SELECT count(*) FROM nexhealth_webhook_events WHERE status = 'pending'").fetchall() == [
-        (0,)
-    ]
 
 
 def test_a_wish_to_stop_is_no_end_of_a_process(
