@@ -10,6 +10,7 @@ import pytest
 
 from nexhealth_pipeline.warehouse.runs import RunLock, lock_key
 from nexhealth_pipeline.webhooks import applying, hints
+from nexhealth_pipeline.webhooks.batches import Answered
 from nexhealth_pipeline.webhooks.claiming import newest_id
 from nexhealth_pipeline.webhooks.replaying import Selection, replay
 from nexhealth_pipeline.webhooks.taking import take_new
@@ -162,9 +163,9 @@ def test_a_wish_to_stop_is_no_end_of_a_process(
     for _ in range(7):
         stop = threading.Event()
 
-        def stopped(*_: object, stop: threading.Event = stop) -> tuple[list[object], int]:
+        def stopped(*_: object, stop: threading.Event = stop) -> Answered:
             stop.set()
-            return [], 0
+            return [], 0, []
 
         with monkeypatch.context() as patch, open_session(settings_for(practice_url), stop=stop) as session:
             patch.setattr(hints.HintReader, "read", stopped)
