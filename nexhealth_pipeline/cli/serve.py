@@ -1,5 +1,6 @@
 """`nexhealth serve`: the webhook receiver."""
 
+import logging
 import sys
 from typing import TYPE_CHECKING
 
@@ -8,7 +9,7 @@ import click
 from nexhealth_pipeline.cli.household import end_like_interrupt
 from nexhealth_pipeline.cli.realm import Realm, account
 from nexhealth_pipeline.cli.realm import demo as demo_realm
-from nexhealth_pipeline.errors import ConfigurationError, InvalidSetting
+from nexhealth_pipeline.errors import ConfigurationError, InvalidSetting, WarehouseNewer
 
 if TYPE_CHECKING:
     import socket
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from nexhealth_pipeline.webhooks.sealing import Sealer
 
 __all__ = ["serve"]
+
+_log = logging.getLogger(__name__)
 
 
 @click.command()
@@ -60,7 +63,12 @@ def _prepared(realm: Realm) -> str:
     from nexhealth_pipeline.warehouse.migrate import declare_kind, upgrade
 
     url = realm.warehouse_url()
-    upgrade(url)
+    try:
+        upgrade(url)
+    except (
+        WarehouseNewer
+    ) as newer:  # a release is being rolled out: until it has replaced this receiver, this one serves
+        _log.warning(str(newer))
     declare_kind(url, realm.kind)
     return url
 

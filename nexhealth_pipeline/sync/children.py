@@ -246,6 +246,7 @@ class ChildReader(SliceReader):
                 reach("before_commit", self.slice.collection.name)
             reach("after_commit", self.slice.collection.name)
             batch.clear()
+            self.session.keep_lock()
 
         failures.asked += len(due)
         try:
@@ -257,7 +258,8 @@ class ChildReader(SliceReader):
                 if isinstance(answer, ApiError):
                     failures.add(answer)
                     continue
-                failures.in_a_row, failures.offered = 0, True
+                failures.in_a_row = 0
+                failures.offered |= bool(answer)  # a row that is gone says nothing of its list
                 batch.append((row, answer))
                 if len(batch) >= _BATCH_ROWS or time.monotonic() - last_commit > _BATCH_SECONDS:
                     commit()

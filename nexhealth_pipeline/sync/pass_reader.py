@@ -261,6 +261,7 @@ class PassReader:
             reach("before_commit", self._slice.collection.name)
         reach("after_commit", self._slice.collection.name)
         self.state = state
+        self._session.keep_lock()
 
     def _require_filtered(self, batch: list[Page]) -> None:
         """Refuse an answer that says a parameter was ignored: it holds rows that nobody asked for."""

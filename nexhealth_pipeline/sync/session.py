@@ -135,13 +135,15 @@ class SyncSession:
             _log.warning("indexes are left to the next run", extra={"nexhealth": {"reason": str(error)}})
 
     def progress(self, label: str, pages: int, records: int) -> None:
-        """Tell whoever watches that a slice has come so far; now and then see that the run's lock is still held."""
-        self._keep_lock()
+        """Tell whoever watches that a slice has come so far."""
         if self._on_progress is not None:
             self._on_progress(label, pages, records)
 
-    def _keep_lock(self) -> None:
-        """Once in a while: a server or proxy may end a connection that is silent for hours, and then the run looks dead."""
+    def keep_lock(self) -> None:
+        """Now and then see that the run's lock is still held; to be called between transactions.
+
+        A server or proxy may end a connection that is silent for hours, and then the run looks dead.
+        """
         if time.monotonic() < self._lock_due:
             return
         self._lock_due = time.monotonic() + _LOCK_SECONDS

@@ -54,8 +54,9 @@ _HINTS = 2000
 """Events that the API is asked again for at once."""
 _MOST_SINGLES = 200
 """Single reads of changed rows in one go: each costs a request, and the nightly sync makes the others."""
-_GIVE_BACK_SECONDS = 30.0
-"""A server recovers from a crash, or is restarted, in less; else its events are as those of a process that was killed."""
+_GIVE_BACK_SECONDS, _RECOVERY_SECONDS = 5.0, 30.0
+"""How long a server is waited for to take events back; in the latter it recovers from a crash, or is restarted. Else its
+events are as those of a process that was killed."""
 _LONGEST = 120.0
 """Seconds after which a run begins no further round: events that keep coming are the next run's."""
 
@@ -144,9 +145,10 @@ class _Applier:
         if not self._in_work:
             return
         counts = broke_off(failure) and not self._session.stop.is_set()
+        seconds = _RECOVERY_SECONDS if counts else _GIVE_BACK_SECONDS
         with (
             suppress(psycopg.Error, WarehouseError),
-            self._session.pool.connection(timeout=_GIVE_BACK_SECONDS) as connection,
+            self._session.pool.connection(timeout=seconds) as connection,
         ):
             if counts and _started(connection) == self._server:
                 self._leave(connection, in_words(failure))
@@ -220,6 +222,8 @@ class _Applier:
         for at in range(0, len(hints), _HINTS):
             if not self._session.stop.is_set():
                 ids = take_hints(self._connection, self._session.run_id, hints[at : at + _HINTS])
+                if not ids:
+                    continue
                 self._work(ids, partial(self._batches.ask, read=self._hint_reader.read))
 
     def _read_children(self) -> None:

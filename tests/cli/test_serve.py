@@ -16,12 +16,12 @@ from tests.cli.conftest import Run
 SECRET = "a-webhook-secret-that-must-never-be-shown"
 
 
-def test_it_prints_its_address_receives_and_ends_well(empty_database_url: str, tmp_path: Path) -> None:
-    """A supervisor starts it on an empty warehouse and ends it with SIGTERM."""
-    environment = os.environ | {"DATABASE_URL": empty_database_url, "NEXHEALTH_WEBHOOK_SECRETS": SECRET}
+def serves(url: str, folder: Path) -> str:
+    """Start it as a supervisor does, end it with SIGTERM once it is ready; what it said on stderr."""
+    environment = os.environ | {"DATABASE_URL": url, "NEXHEALTH_WEBHOOK_SECRETS": SECRET}
     command = nexhealth_command("serve", "--port", "0")
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=folder
     ) as process:
         assert process.stdout is not None
         address = process.stdout.readline().strip()
@@ -32,8 +32,16 @@ def test_it_prints_its_address_receives_and_ends_well(empty_database_url: str, t
     assert (process.returncode, out) == (0, "")
     assert address.startswith("http://127.0.0.1:")
     assert SECRET not in err
+    return err
+
+
+def test_it_prints_its_address_receives_and_ends_well(empty_database_url: str, tmp_path: Path) -> None:
+    """On an empty warehouse; and on one that a newer release has migrated already, until that has replaced it."""
+    assert "newer release" not in serves(empty_database_url, tmp_path)
     with psycopg.connect(empty_database_url) as connection:
         assert connection.execute("SELECT kind FROM nexhealth_warehouse").fetchone() == ("real",)
+        connection.execute("UPDATE nexhealth_alembic_version SET version_num = '9999'")
+    assert "install a newer nexhealth-pipeline" in serves(empty_database_url, tmp_path)
 
 
 def test_without_a_key_for_the_secrets_it_says_how_to_make_one(nexhealth: Run, database_url: str) -> None:

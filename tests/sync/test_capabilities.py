@@ -29,6 +29,7 @@ class Office(Stub):
         self.alerts = 403
         self.closed: set[str] = set()
         """Patients whose alerts alone are refused."""
+        self.gone: set[str] = set()
         self.answer = self.serve
 
     def serve(self, seen: Seen) -> Reply:
@@ -42,6 +43,8 @@ class Office(Stub):
             case ["patients"]:
                 ids = range(1, 31)
                 return cursor_page([{"id": one, "updated_at": "2026-03-01T10:00:00Z"} for one in ids], "p")
+            case ["patients", patient, "alerts"] if patient in self.gone:
+                return UNKNOWN
             case ["patients", patient, "alerts"]:
                 return REFUSED if self.alerts == 403 or patient in self.closed else envelope([])
             case ["charges"] if seen.query.get("provider_id", "7") != "7":
@@ -109,6 +112,17 @@ def test_a_list_under_patients_that_is_not_offered_costs_one_request(
     office.alerts = 200
     sync_all(settings, only={"patients", "alerts"})
     assert rows("SELECT count(*) FROM nexhealth_child_reads WHERE collection = 'alerts'") == [(30,)]
+
+
+def test_a_patient_who_is_gone_says_nothing_of_a_list_that_is_not_offered(
+    office: Office, database_url: str, rows: Rows
+) -> None:
+    """The first one asked for: every patient's list would be refused, each night."""
+    settings = settings_of(office, database_url)
+    office.gone = {"1"}
+    assert sync_all(settings, only={"patients", "alerts"})[-1].status.value == "skipped"
+    assert sum(seen.path.endswith("/alerts") for seen in office.data_requests) < 30
+    assert rows("SELECT status FROM nexhealth_capabilities WHERE collection = 'alerts'") == [("not_enabled",)]
 
 
 def test_one_list_that_is_closed_keeps_no_other_from_being_read(office: Office, database_url: str, rows: Rows) -> None:

@@ -1,6 +1,7 @@
 """How a migration waits for a lock on a table that the receiver writes to."""
 
 from alembic import op
+from psycopg.errors import LockNotAvailable
 from sqlalchemy.exc import OperationalError
 
 __all__ = ["a_second_at_a_time"]
@@ -21,8 +22,8 @@ def a_second_at_a_time(ddl: str) -> None:
                 connection.exec_driver_sql("SET LOCAL lock_timeout = '1s'")
                 connection.exec_driver_sql(ddl.replace("%", "%%"))
                 connection.exec_driver_sql("SET LOCAL lock_timeout = DEFAULT")
-        except OperationalError:
-            if not left:
+        except OperationalError as error:
+            if not left or not isinstance(error.orig, LockNotAvailable):
                 raise
         else:
             return
