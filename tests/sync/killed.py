@@ -15,6 +15,7 @@ from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
 from nexhealth_pipeline.catalog.paging import Paging
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.sandbox.log import Asked
+from nexhealth_pipeline.sync.options import Mode
 from nexhealth_pipeline.sync.plan import passes_of, slices_of
 from nexhealth_pipeline.sync.practice import load_practices
 from tests.forks import Forks, forks
@@ -79,18 +80,23 @@ class Witness:
         for asked in self._box.requests.matching(since=self._first, status=200):
             chains.setdefault(chain_of(asked), {})[asked_key(asked)] = None
         with psycopg.connect(self._url) as connection:
-            plans = dict(_plans(connection))
             states = connection.execute(
                 "SELECT collection, institution_id, location_id, window_key, pass, page, run_id,"
-                " watermark IS NOT DISTINCT FROM pass_started_at FROM nexhealth_sync_state"
+                " watermark IS NOT DISTINCT FROM pass_started_at, mode FROM nexhealth_sync_state"
             ).fetchall()
+            plans = dict(_plans(connection, reconcile=any(mode == Mode.RECONCILE for *_, mode in states)))
             singles = set(self._singles(connection))
         kept = {key for chain, keys in chains.items() if chain in singles for key in keys}
-        for *name, pages, run_id, complete in states:
+        held = dict.fromkeys(plans, 0)
+        for *name, pages, run_id, complete, _ in states:
             # A page number is no place to go on from: rows move between pages.
             goes_on = complete or COLLECTIONS[name[0]].paging is not Paging.PAGE
             if goes_on and run_id not in self._earlier and tuple(name) in plans:
-                kept |= set(list(chains.get(plans[tuple(name)], {}))[:pages])
+                held[tuple(name)] = pages
+        # A reconcile asks for some lists twice: what both passes hold is not asked for again.
+        for chain in set(plans.values()):
+            pages = min(held[name] for name, of in plans.items() if of == chain)
+            kept |= set(list(chains.get(chain, {}))[:pages])
         return kept
 
     def _singles(self, connection: psycopg.Connection) -> Iterator[Key]:
@@ -106,14 +112,14 @@ class Witness:
                 yield path, tuple(sorted([*pass_.params, ("subdomain", subdomain)]))
 
 
-def _plans(connection: psycopg.Connection) -> Iterator[tuple[tuple[object, ...], Key]]:
+def _plans(connection: psycopg.Connection, *, reconcile: bool) -> Iterator[tuple[tuple[object, ...], Key]]:
     """Key of each pass's state -> what its requests have in common."""
     today = datetime.now(UTC).date()
     for collection in DECLARED:
         if not collection.is_asset or collection.scope is Scope.PRACTICE or collection.per:
             continue
         for piece in slices_of(collection, load_practices(connection, ()), today):
-            for plan in passes_of(piece, today):
+            for plan in passes_of(piece, today, reconcile=reconcile):
                 key, request = plan.key, plan.request
                 params = sorted([*request.params, ("subdomain", str(request.subdomain))])
                 name = (key.collection, key.institution_id, key.location_id, key.window_key, key.pass_name)
