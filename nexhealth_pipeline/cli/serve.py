@@ -65,9 +65,8 @@ def _prepared(realm: Realm) -> str:
     url = realm.warehouse_url()
     try:
         upgrade(url)
-    except (
-        WarehouseNewer
-    ) as newer:  # a release is being rolled out: until it has replaced this receiver, this one serves
+    except WarehouseNewer as newer:
+        # A release is being rolled out: until it has replaced this receiver, this one serves.
         _log.warning(str(newer))
     declare_kind(url, realm.kind)
     return url
