@@ -68,9 +68,12 @@ class BareKey:
         """Always: a key does not expire."""
         return True
 
+    def accepted(self, value: str) -> None:
+        """Nothing to note."""
+
     def refused(self, value: str) -> bool:  # noqa: ARG002 - as above
-        """Never worth a repeat."""
-        return False
+        """Always the key's fault."""
+        return True
 
 
 class TokenKeeper:
@@ -80,6 +83,8 @@ class TokenKeeper:
         self._ask, self._monotonic = ask, monotonic
         self._lock = threading.Lock()
         self._value: str | None = None
+        self._accepted: str | None = None
+        """The token that the API took last."""
         self._renew_at = float("-inf")
         self._asked = 0
         self._failure: ApiError | None = None
@@ -103,12 +108,17 @@ class TokenKeeper:
         """Whether `value` is the current token and not due for renewal."""
         return value == self._value and self._monotonic() < self._renew_at
 
+    def accepted(self, value: str) -> None:
+        """Note that the API took `value`: should it refuse it later, the token is over, and the key none the worse."""
+        self._accepted = value
+
     def refused(self, value: str) -> bool:
-        """Forget `value` after a 401; always worth one repeat with a new token."""
+        """Forget `value` after a 401; whether the key may be at fault: nobody else lost it or was answered with it."""
         with self._lock:
-            if value == self._value:
-                self._value = None
-        return True
+            if value != self._value:
+                return False
+            self._value = None
+        return value != self._accepted
 
     def _renew(self, cost: Cost) -> str:
         asked_at = self._monotonic()

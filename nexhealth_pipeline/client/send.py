@@ -40,7 +40,7 @@ _LOG = logging.getLogger(__name__)
 _LEGACY_ACCEPT = "application/vnd.Nexhealth+json;version=2"
 _NO_ACCESS = "access to perform this action"  # API.md A.4: known to come with 200 as well
 _REFUSALS_FORGIVEN = 4
-"""401s in a row that are met by a new token. Some may hit a token that other threads have just lost."""
+"""401s in a row that are met by a new token, each to one that no answer had come with."""
 _GRANTS = 3
 """Grants used up at most while the token keeps expiring in the queue for the budget."""
 
@@ -56,8 +56,12 @@ class Credential(Protocol):
         """Whether `value` may still be sent."""
         ...
 
+    def accepted(self, value: str) -> None:
+        """The API answered what was asked with `value`."""
+        ...
+
     def refused(self, value: str) -> bool:
-        """The API answered 401 to `value`; whether another try with a new one makes sense."""
+        """The API answered 401 to `value`; whether that may be the key's fault, and not only the value's."""
         ...
 
 
@@ -127,7 +131,7 @@ class _Course:
     """Seconds in which the request could not be sent yet: budget and token, which has a patience of its own."""
     kinds: Counter[str] = field(default_factory=Counter)
     refusals: int = 0
-    """Answers of 401 in a row."""
+    """Answers of 401 in a row that may be the key's fault."""
 
 
 class Sender:
@@ -196,6 +200,7 @@ class Sender:
 
     def _judge(self, exchange: Exchange[T], answer: Answer, credential: str, course: _Course) -> T | _Failure:
         if 200 <= answer.status < 300:
+            exchange.credential.accepted(credential)
             return self._judge_success(exchange, answer)
         rule = rule_for_status(answer.status, exchange.special)
         envelope = _envelope_or_none(answer.body)
@@ -205,8 +210,10 @@ class Sender:
         words = envelope.words if envelope is not None and exchange.quotable else ""
         again = rule.action is Action.RETRY
         if rule.action is Action.REFRESH:
-            again = exchange.credential.refused(credential) and course.refusals < _REFUSALS_FORGIVEN
-        course.refusals = course.refusals + 1 if rule.action is Action.REFRESH else 0
+            course.refusals += exchange.credential.refused(credential)
+            again = course.refusals <= _REFUSALS_FORGIVEN
+        else:
+            course.refusals = 0
         asked = self._asked_wait(answer)
         if answer.status == 429:
             asked = asked if asked is not None else self._policy.backoff(course.kinds[f"status {answer.status}"] + 1)

@@ -49,11 +49,21 @@ def test_a_refused_token_is_forgotten_only_while_it_is_the_current_one():
     asked = []
     keeper = TokenKeeper(lambda cost: asked.append(1) or Token(f"t{len(asked)}", 3600.0), monotonic=lambda: 0.0)
     old = keeper.current(Cost())
-    assert keeper.refused(old)
+    assert keeper.refused(old), "no answer ever came with it"
     new = keeper.current(Cost())
-    assert keeper.refused(old)
+    assert not keeper.refused(old), "another thread had lost it before"
     assert keeper.current(Cost()) == new
     assert len(asked) == 2
+
+
+def test_a_token_that_was_taken_before_says_nothing_of_the_key_when_it_is_refused():
+    """Else threads that lose each other's tokens would call a good key refused."""
+    asked = []
+    keeper = TokenKeeper(lambda cost: asked.append(1) or Token(f"t{len(asked)}", 3600.0), monotonic=lambda: 0.0)
+    token = keeper.current(Cost())
+    keeper.accepted(token)
+    assert not keeper.refused(token)
+    assert keeper.refused(keeper.current(Cost())), "this one nobody took"
 
 
 def test_those_in_line_get_the_failure_of_the_first_without_trying_again():

@@ -307,7 +307,7 @@ def test_a_401_gets_one_new_token_and_the_same_page_again(client, stub):
 
 
 def test_a_fifth_401_in_a_row_means_the_key_is_refused(client, stub):
-    """Some may be tokens that other threads have just lost; a fifth is an answer."""
+    """Some may be a server's whim; a fifth is an answer, where no token was ever taken."""
     stub.script(refusal(401))
     with pytest.raises(KeyRefused) as caught:
         client.get(ONE)

@@ -34,7 +34,7 @@ def test_passing_faults_on_lists_patients_and_tokens_change_nothing(
     box.faults.add("throttle", probability=0.03, retry_after="none")
     box.faults.add("cut", probability=0.03)
     box.faults.add("malformed", path="/(patients|providers).*", count=2, per_url=True)
-    # Once for each URL: a second refusal in a row is a refused key.
+    # Once for each URL: ten failures of any kind are the end of a request.
     box.faults.add("token_expired", probability=0.05, path="/(?!authenticates).*", count=1, per_url=True)
     box.faults.add("status", path="/authenticates", probability=0.2, status=503)
     results = sync_all(settings, FULL, retry=QUICK)
