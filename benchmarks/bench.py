@@ -47,7 +47,7 @@ def contestants(*, with_dlt: bool) -> dict[str, tuple[str, str]]:
 @contextmanager
 def api(records: int) -> Iterator[str]:
     """The server with so many patients; its address."""
-    command = [MINE, str(HERE / "api.py"), "--records", str(records)]
+    command = [MINE, str(HERE / "api.py"), "--records", str(records), "--ready"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -156,7 +156,7 @@ def main() -> None:
     text = (
         f"{args.records:,} patients of one location, {args.rounds} round(s), the median of each figure and the least and "
         "greatest speed. The API is a local one without rate limits, so that the machine is measured; it runs on the same "
-        "cores. Each contestant is a process of its own whose whole life counts, start included: of the incremental read "
+        "cores, but its answers were made before. Each contestant is a process of its own whose whole life counts, start included: of the incremental read "
         "that is most of it. Ours and the limit script keep typed columns, the raw JSON and a hash; ours also versions, "
         "quarantine, resume, log and change feed. dlt (arrow) keeps typed columns only, or the raw JSON as well. Raw COPY loads a file that was "
         "downloaded before, into one jsonb column without a key."
