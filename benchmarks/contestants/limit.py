@@ -1,4 +1,4 @@
-"""What a script can do at best: requests on a second thread, COPY into a temporary stage, one merge per 20 pages.
+"""What a script can do at best: one thread asks and encodes, the other copies into a stage and merges every 20 pages.
 
 No retries, resume, log, quarantine, history or version order: the same columns, raw JSON and a content hash.
 """
@@ -48,9 +48,9 @@ class Answer(msgspec.Struct):
     page_info: dict[str, object]
 
 
-def pages(api_url: str, since: str) -> Iterator[Answer]:
-    """Pages, the next one fetched while this one is worked on."""
-    ready: queue.Queue[Answer | None] = queue.Queue(maxsize=2)
+def pages(api_url: str, since: str) -> Iterator[list[str]]:
+    """Pages as lines of COPY; those of the next merge are fetched and encoded while this one is at work."""
+    ready: queue.Queue[list[str] | None] = queue.Queue(maxsize=PAGES_A_MERGE)
 
     def fetch() -> None:
         session, cursor = requests.Session(), ""
@@ -60,14 +60,14 @@ def pages(api_url: str, since: str) -> Iterator[Answer]:
                 f"{api_url}/patients", params=params | ({"updated_since": since} if since else {}), timeout=60
             )
             answer = msgspec.json.decode(body.content, type=Answer)
-            ready.put(answer)
+            ready.put([line(bytes(one)) for one in answer.data])
             if not answer.page_info["has_next_page"]:
                 return ready.put(None)
             cursor = str(answer.page_info["end_cursor"])
 
     threading.Thread(target=fetch, daemon=True).start()
-    while (answer := ready.get()) is not None:
-        yield answer
+    while (lines := ready.get()) is not None:
+        yield lines
 
 
 _BIO, _HIPAA = _struct("Bio", "bio_"), _struct("Hipaa", "hipaa_")
@@ -91,6 +91,7 @@ def main(api_url: str, database_url: str, mode: str) -> None:
     types = ", ".join(f"{name} {kind}" for name, kind in {**COLUMNS, "raw": "jsonb", "hash": "bytea"}.items())
     names = ", ".join(ALL)
     sets = ", ".join(f"{name} = excluded.{name}" for name in ALL if name not in ("id", "institution_id"))
+    sys.setswitchinterval(0.001)  # as ours: else each answer of the database waits 5 ms for the encoding thread
     with psycopg.connect(database_url) as db:
         db.execute(f"CREATE TABLE IF NOT EXISTS limit_patients ({types}, PRIMARY KEY (institution_id, id))")
         db.execute("CREATE TABLE IF NOT EXISTS limit_state (since timestamptz)")
@@ -115,8 +116,8 @@ def main(api_url: str, database_url: str, mode: str) -> None:
 
         last = since[0].replace(" ", "T") if mode == "incremental" and since and since[0] else ""
         for number, page in enumerate(pages(api_url, last), 1):
-            batch += map(line, map(bytes, page.data))
-            read += len(page.data)
+            batch += page
+            read += len(page)
             if number % PAGES_A_MERGE == 0:
                 merge()
         if batch:
