@@ -1,9 +1,10 @@
 """Draws the charts of the kept parts as SVG. Runs in benchmarks/.venv, which has matplotlib.
 
-benchmarks/.venv/bin/python benchmarks/charts.py
+benchmarks/.venv/bin/python benchmarks/charts.py benchmarks
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import matplotlib as mpl
 mpl.use("svg")
 from matplotlib import pyplot
 
-HERE = Path(__file__).parent
 COLOURS = ("#0b6e4f", "#c8553d", "#f2a541", "#3d5a80", "#98a6b3", "#7d5ba6", "#2a9d8f", "#8d6e63")
 # Text stays text, and the same figures give the same file: else every run would rewrite all charts.
 mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "nexhealth", "font.family": "sans-serif", "font.size": 9})
@@ -65,12 +65,12 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def main() -> None:
-    """Draw all charts anew."""
-    folder = HERE / "charts"
+def main(place: Path) -> None:
+    """Draw all charts of `place`/results anew."""
+    folder = place / "charts"
     folder.mkdir(exist_ok=True)
     wanted = set()
-    for file in sorted((HERE / "results").glob("*.json")):
+    for file in sorted((place / "results").glob("*.json")):
         part = json.loads(file.read_text())
         for chart in part["charts"]:
             target = folder / f"{part['name']}-{chart['name']}.svg"
@@ -81,4 +81,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))

@@ -1,12 +1,12 @@
 """How both databases grow, night after night, with what is old removed and without.
 
-    .venv/bin/python benchmarks/growth.py                                   50 locations, 120 nights, 30 days kept
-    .venv/bin/python benchmarks/growth.py --locations 200 --nights 60 --days 10
+    python benchmarks/growth.py                                   50 locations, 120 nights, 30 days kept
+    python benchmarks/growth.py --locations 200 --nights 60 --days 10
 
 One real night (a full sync of a sandbox, then the incremental one that is copied) gives the rows; further nights are
 that one's rows again, moved in time and multiplied by the locations, so that every byte is as Dagster and the sync
 log wrote it. Retention runs after each night as the watchdog runs it. What a practice's own data grows by is not
-looked at. Prints a JSON line every ten nights, and the bytes of a night at the end. The embedded server is used, in
+looked at. The embedded server is used, in
 a folder that is removed afterwards.
 """
 
@@ -19,12 +19,17 @@ import sys
 from pathlib import Path
 
 import psycopg
+from results import Chart, Part, Table, arguments, show
 from serving import server
 
 REPO = Path(__file__).resolve().parents[1]
 MONTH_DAYS = 30.4
 PATIENTS = 40
 """Few: the number of slices is what counts here."""
+_NAMES = {
+    "kept_warehouse": "warehouse, MB", "kept_dagster": "Dagster, MB",
+    "warehouse": "warehouse, nothing removed, MB", "dagster": "Dagster, nothing removed, MB",
+}  # fmt: skip
 PAIRS = {True: ("kept_warehouse", "kept_dagster"), False: ("warehouse", "dagster")}
 """Databases by whether what is old is removed."""
 
@@ -161,14 +166,13 @@ def grow(urls: dict[bool, tuple[str, str]], given: argparse.Namespace, copies: i
             for name, url in zip(PAIRS[kept], (warehouse, dagster), strict=True):
                 sizes[name].append(size(url))
         if night % 10 == 0:
-            megabytes = {name: round(found[-1] / 1e6, 1) for name, found in sizes.items()}
-            print(json.dumps({"night": night, "megabytes": megabytes}), flush=True)
+            print(f"night {night} of {given.nights}", flush=True)
     return sizes
 
 
 def main() -> None:
-    """Grow both pairs of databases, and print how."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Grow both pairs of databases, print how, keep."""
+    parser = arguments(__doc__)
     parser.add_argument("--locations", type=int, default=50)
     parser.add_argument("--nights", type=int, default=120)
     parser.add_argument("--days", type=int, default=30, help="NEXHEALTH_DAGSTER_DAYS")
@@ -186,9 +190,35 @@ def main() -> None:
                 admin.execute(f"CREATE DATABASE {name} TEMPLATE {copied}".encode())
         urls = {kept: (postgres.url(names[0]), postgres.url(names[1])) for kept, names in PAIRS.items()}
         sizes = grow(urls, given, math.ceil(given.locations / locations))
+    show(part_of(sizes, given), given.json)
+
+
+def part_of(sizes: dict[str, list[int]], given: argparse.Namespace) -> Part:
+    """Every tenth night, and what a night of the second half added."""
+    nights = [*range(9, given.nights - 1, 10), given.nights - 1]
+    rows = [[str(night + 1), *(f"{found[night] / 1e6:.0f}" for found in sizes.values())] for night in nights]
     last = max(1, given.nights // 2)
-    nightly = {name: round((found[-1] - found[-1 - last]) / last) for name, found in sizes.items()}
-    print(json.dumps({"locations": given.locations, "bytes_a_night_at_the_end": nightly}))
+    rows.append(
+        [
+            "kB a night, second half",
+            *(f"{(found[-1] - found[-1 - last]) / last / 1e3:,.0f}" for found in sizes.values()),
+        ]
+    )
+    columns = ["after night", *(_NAMES[name] for name in sizes)]
+    chart = Chart(
+        "megabytes",
+        "Size of both databases, night by night",
+        "MB",
+        [str(night + 1) for night in nights],
+        {_NAMES[name].removesuffix(", MB"): [found[night] / 1e6 for night in nights] for name, found in sizes.items()},
+        "lines",
+    )
+    text = (
+        f"{given.locations} locations, Dagster's records kept {given.days} days, the sync log {given.months} whole month(s) and its days "
+        "summed up, beside the same nights with nothing removed. One real night's rows, moved in time and multiplied by the locations. "
+        "What the practices' own data grows by is not in it."
+    )
+    return Part("growth", "Growth of the databases per night", text, [Table(columns, rows)], [chart])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """What a program costs: its own process by the kernel's account, and PostgreSQL's by its processes and counters."""
 
+import contextlib
+import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +13,58 @@ from pathlib import Path
 import psycopg
 
 _TICK = os.sysconf("SC_CLK_TCK")
+
+
+# A process begins with the peak memory of the one that started it, by the kernel's account: a large benchmark would
+# tell its own. So a small one starts the program, and tells what its children took.
+_ACCOUNT = """
+import json, os, resource, signal, sys
+told, command = int(sys.argv[1]), sys.argv[2:]
+child = os.posix_spawnp(command[0], command, os.environ)
+signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM))
+status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+os.write(told, json.dumps([status, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024]).encode())
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """One program and its children, from start to end."""
+
+    wall: float
+    """Seconds."""
+    cpu: float
+    """Seconds."""
+    rss: float
+    """Greatest peak of one of its processes, MiB."""
+    status: int
+    """How it ended."""
+    output: str
+    """What it printed."""
+
+
+def accounted(command: Sequence[str], environment: Mapping[str, str], folder: Path | None = None) -> Used:
+    """Run `command` in `environment` and account for it; modules may be kept compiled, as for somebody who installed it."""
+    environment = {name: value for name, value in environment.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    heard, told = os.pipe()
+    with os.fdopen(heard, "rb") as account:
+        began = time.monotonic()
+        with subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _ACCOUNT, str(told), *command],
+            env=environment, cwd=folder, pass_fds=(told,), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        ) as process:  # fmt: skip
+            os.close(told)
+            try:
+                output, complaint = process.communicate()
+            except BaseException:
+                process.terminate()
+                raise
+        wall = time.monotonic() - began
+        status, cpu, rss = json.loads(account.read())
+    if status:
+        print(complaint.strip()[-2000:], file=sys.stderr)
+    return Used(wall, cpu, rss, status, output)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,34 +94,19 @@ def run(command: Sequence[str], environment: Mapping[str, str], admin_url: str, 
         admin.execute("CHECKPOINT")
         before = _counters(admin, db)
         server = server_cpu(admin)
-        began = time.monotonic()
-        process = subprocess.Popen(
-            command, env=_as_installed(environment), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        assert process.stdout is not None
-        output = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        wall = time.monotonic() - began
-        if process.returncode:
-            raise RuntimeError(f"{' '.join(command[:2])} ended with {process.returncode}")
+        used = accounted(command, {**os.environ, **environment})
+        if used.status:
+            raise RuntimeError(f"{' '.join(command[:2])} ended with {used.status}")
         after = _counters(admin, db)
         return Cost(
-            wall,
-            usage.ru_utime + usage.ru_stime,
+            used.wall,
+            used.cpu,
             server_cpu(admin) - server,
-            usage.ru_maxrss / 1024,
+            used.rss,
             after[0] - before[0],
             after[1] - before[1],
-            output.strip().splitlines()[-1] if output.strip() else "",
+            used.output.strip().splitlines()[-1] if used.output.strip() else "",
         )
-
-
-def _as_installed(environment: Mapping[str, str]) -> dict[str, str]:
-    """Our environment with `environment`; modules may be kept compiled, as they are where somebody installed them."""
-    found = {**os.environ, **environment}
-    found.pop("PYTHONDONTWRITEBYTECODE", None)
-    return found
 
 
 def _counters(admin: psycopg.Connection, db: psycopg.Connection) -> tuple[int, int]:
@@ -97,6 +137,20 @@ def server_cpu(admin: psycopg.Connection) -> float:
             elif int(fields[1]) == postmaster:
                 total += sum(map(int, fields[11:13]))
     return total / _TICK
+
+
+def children_cpu() -> float:
+    """CPU seconds of this process's living children, theirs, and all that those ever waited for."""
+    parents: dict[int, list[str]] = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):
+                parents[int(folder.name)] = _stat(int(folder.name))
+    family, found = {os.getpid()}, 0.0
+    while grown := {pid for pid, fields in parents.items() if int(fields[1]) in family} - family:
+        family |= grown
+        found += sum(sum(map(int, parents[pid][11:15])) for pid in grown)
+    return found / _TICK
 
 
 def _stat(pid: int) -> list[str]:

@@ -1,7 +1,9 @@
-"""A nightly run over many locations, and a first full load, against the floor that the rate limits set.
+"""What the rate limits hold back, against the floor they set: a night of many locations, a full load, documents.
 
-    python benchmarks/nightly.py                         1,000 locations, then a full load of 5 (about 45 minutes)
-    python benchmarks/nightly.py --locations 50 --full-locations 2
+    python benchmarks/nightly.py night                       1,000 locations, half an hour
+    python benchmarks/nightly.py full_load                   5 locations, five minutes
+    python benchmarks/nightly.py documents                   of 20,000 patients, 28 minutes
+    python benchmarks/nightly.py night --locations 50
 
 The night: everything was read the night before, one per cent of the patients and appointments changed since. The
 floor is that of the requests that arrived: what NEXHEALTH_RATE_SHARE of the documented limits allows, by the slowest
@@ -9,11 +11,11 @@ class. What had been read before is partly written by SQL instead of read (said 
 what is measured.
 """
 
-import os
-import subprocess
+import argparse
+import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 from datetime import UTC, datetime
@@ -21,7 +23,7 @@ from pathlib import Path
 
 import psycopg
 from arrivals import Arrival, counts_of, floor_seconds, peaks, statuses
-from measure import server_cpu
+from measure import accounted, server_cpu
 from practice_api import KEY
 from results import Part, Table, arguments, show
 from serving import asked, environment, server, started
@@ -70,6 +72,8 @@ class Run:
     client_cpu: float
     server_cpu: float
     rss: float
+    runs: int
+    """Of Dagster's."""
 
     @property
     def floor(self) -> float:
@@ -77,17 +81,20 @@ class Run:
         return floor_seconds(counts_of(self.arrivals), SHARE)
 
 
-def read_before(api_url: str, url: str) -> None:
-    """Bring a warehouse to where last night left it: patients are read, the rest is noted as read."""
-    choices = {"NEXHEALTH_API_KEY": KEY, "NEXHEALTH_API_URL": api_url, "DATABASE_URL": url}
+def read_before(where: "Place", *, rest: bool) -> None:
+    """Bring a warehouse to where last night left it: patients are read, the `rest` is noted as read."""
+    asked(f"{where.api_url}/bench/begin?limits=0")
+    url = where.url
+    choices = {"NEXHEALTH_API_KEY": KEY, "NEXHEALTH_API_URL": where.api_url, "DATABASE_URL": url}
     settings = load_settings(choices, environ={}, env_file=None)
     options = SyncOptions(mode=Mode.FULL, concurrency=8)
     today = datetime.now(UTC).date()
     with SyncSession(settings, url, budget_for=lambda _: Unlimited()) as session:
         load(session, [Slice(one) for one in DECLARED if one.scope is Scope.PRACTICE and one.is_asset], options)
         load(session, slices_of(COLLECTIONS["patients"], session.practices(), today), options)
-        with psycopg.connect(url) as db:
-            note_read(db, session.practices())
+        if rest:
+            with psycopg.connect(url) as db:
+                note_read(db, session.practices())
 
 
 def load(session: SyncSession, slices: Iterable[Slice], options: SyncOptions) -> None:
@@ -163,89 +170,107 @@ def sync(where: Place, *options: str) -> Run:
     command = [sys.executable, "-P", "-m", "nexhealth_pipeline.cli", "sync", "--json", *options]
     with psycopg.connect(where.url, autocommit=True) as db:
         before, began = server_cpu(db), time.time()
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=where.home,
-            env=environment(where.home, **settings_of(where)),
-        )
-        assert process.stdout is not None
-        output = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        wall = time.time() - began
+        used = accounted(command, environment(where.home, **settings_of(where)), where.home)
         spent = server_cpu(db) - before
-    if process.returncode:
-        raise SystemExit(f"nexhealth sync ended with {process.returncode}: {output[-2000:]}")
+    if used.status:
+        raise SystemExit(f"nexhealth sync ended with {used.status}: {used.output[-2000:]}")
     arrivals = [(moment, path, status) for moment, path, status in asked(f"{where.api_url}/bench/arrivals")]
-    return Run(wall, began, arrivals, usage.ru_utime + usage.ru_stime, spent, usage.ru_maxrss / 1024)
+    return Run(used.wall, began, arrivals, used.cpu, spent, used.rss, len(json.loads(used.output)["run_ids"]))
 
 
-def night(locations: int, patients: int, latency: float) -> Run:
+def night(args: argparse.Namespace) -> Run:
     """A night after one on which everything was read."""
-    with place(locations, patients, latency) as where:
-        print(f"{locations:,} locations: reading what last night had read", flush=True)
-        asked(f"{where.api_url}/bench/begin?limits=0")
-        read_before(where.api_url, where.url)
+    with place(args.locations, args.patients, args.latency) as where:
+        print("reading what last night had read", flush=True)
+        read_before(where, rest=True)
         asked(f"{where.api_url}/bench/change?every=100")
         print("the night", flush=True)
         return sync(where)
 
 
-def full_load(locations: int, patients: int, latency: float) -> Run:
+def full_load(args: argparse.Namespace) -> Run:
     """A first load."""
-    with place(locations, patients, latency) as where:
-        print(f"a full load of {locations} locations", flush=True)
+    with place(args.locations, args.patients, args.latency) as where:
         return sync(where, "--mode", "full")
 
 
-def row(name: str, run: Run) -> list[str]:
+def documents(args: argparse.Namespace) -> Run:
+    """A list under each patient, the first time."""
+    with place(args.locations, args.patients, args.latency) as where:
+        print("reading the patients", flush=True)
+        read_before(where, rest=False)
+        return sync(where, "--resource", "documents")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One of the three."""
+
+    run: Callable[[argparse.Namespace], Run]
+    locations: int
+    patients: int
+    """Of each location, and as many appointments."""
+    title: str
+    text: str
+
+
+KINDS = {
+    "night": Kind(
+        night,
+        1000,
+        100,
+        "A night against the rate floor",
+        "Before it all patients were read; all other lists, months of appointments and lists under patients were noted "
+        f"as read by SQL, the latter spread over the {NIGHTS} nights of the rotation; then one in a hundred patients and "
+        "appointments changed. It is the command: the schedules ask for the same slices in as many runs, whose start is "
+        "measured under start-up, and reconcile a seventh as well.",
+    ),
+    "full_load": Kind(full_load, 5, 200, "A full load against the rate floor", "Nothing was there before."),
+    "documents": Kind(
+        documents,
+        1,
+        20_000,
+        "Documents of all patients against the rate floor",
+        "The patients were there, their lists of documents were never read: a request each.",
+    ),
+}
+_TEXT = """\
+{locations:,} location(s) with {patients:,} patients and as many appointments each. `nexhealth sync` at {share:.0%} of the documented limits, against a local API that enforces them, waits {wait:.0f} ms \
+before each answer and counts what arrives. The floor is the slowest rate class's requests at that share. Lists other \
+than those of patients and appointments are empty: requests are measured, not loading. {more}"""
+
+
+def row(run: Run) -> list[str]:
     """A run in figures."""
     first, last = (f"{choose(one[0] for one in run.arrivals) - run.began:.1f}" for choose in (min, max))
     counts = ", ".join(f"{one} {count:,}" for one, count in sorted(counts_of(run.arrivals).items()))
     most = ", ".join(f"{one} {count}/{LIMITS[one].requests}" for one, count in sorted(peaks(run.arrivals).items()))
     return [
-        name, counts, f"{run.floor:.0f}", f"{run.wall:.0f}", f"{run.wall / run.floor:.2f}", f"{first} / {last}",
-        most, str(statuses(run.arrivals)[429]), f"{run.client_cpu:.0f} + {run.server_cpu:.0f}", f"{run.rss:.0f}",
+        counts, f"{run.floor:.0f}", f"{run.wall:.0f}", f"{run.wall / run.floor:.2f}", f"{first} / {last}", most,
+        str(statuses(run.arrivals)[429]), f"{run.client_cpu:.0f} + {run.server_cpu:.0f}", f"{run.rss:.0f}", str(run.runs),
     ]  # fmt: skip
 
 
+COLUMNS = ["requests", "floor s", "took s", "ratio", "first / last request s", "most in a window / limit", "429",
+           "CPU s: client + PostgreSQL", "peak RSS MiB of a process", "Dagster runs"]  # fmt: skip
+
+
 def main() -> None:
-    """Run both, print, keep."""
+    """Run one, print, keep."""
     parser = arguments(__doc__)
-    parser.add_argument("--locations", type=int, default=1000, help="of the nightly run")
-    parser.add_argument("--patients", type=int, default=100, help="of each location, and as many appointments")
-    parser.add_argument("--full-locations", type=int, default=5, help="of the full load")
-    parser.add_argument("--full-patients", type=int, default=200)
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("--locations", type=int)
+    parser.add_argument("--patients", type=int, help="of each location, and as many appointments")
     parser.add_argument("--latency", type=float, default=0.15, help="seconds before each of the API's answers")
-    parser.add_argument("--only", choices=("night", "full"))
     args = parser.parse_args()
-    rows = []
-    if args.only != "full":
-        rows.append(
-            row(f"night, {args.locations:,} locations, 1 % changed", night(args.locations, args.patients, args.latency))
-        )
-        print("  " + " | ".join(rows[-1]), flush=True)
-    if args.only != "night":
-        rows.append(
-            row(
-                f"full load, {args.full_locations} locations",
-                full_load(args.full_locations, args.full_patients, args.latency),
-            )
-        )
-    text = (
-        f"`nexhealth sync` at {SHARE:.0%} of the documented limits, against a local API that enforces them, waits "
-        f"{args.latency * 1000:.0f} ms before each answer and counts what arrives. The floor is the slowest rate class's "
-        f"requests at that share. Locations have {args.patients} ({args.full_patients} in the full load) patients and as many appointments; "
-        "all other lists are empty: requests are measured, not loading. Before the night its patients were read; all "
-        "other lists, months of appointments and lists under patients were noted as read by SQL, the latter spread over the "
-        f"{NIGHTS} nights of the rotation. The night here is the command; the schedules ask for the same slices, "
-        "whose start is measured under start-up, and reconcile a seventh as well."
+    kind = KINDS[args.kind]
+    args.locations, args.patients = args.locations or kind.locations, args.patients or kind.patients
+    run = kind.run(args)
+    text = _TEXT.format(
+        locations=args.locations, patients=args.patients, share=SHARE, wait=args.latency * 1000, more=kind.text
     )
-    columns = ["run", "requests", "floor s", "took s", "ratio", "first / last request s", "most in a window / limit", "429",
-               "CPU s: client + PostgreSQL", "peak RSS MiB"]  # fmt: skip
-    show(Part("nightly", "A night, and a full load, against the rate floor", text, [Table(columns, rows)]), args.json)
+    table = Table(COLUMNS, [row(run)])
+    show(Part(args.kind, kind.title, text, [table]), args.json)
 
 
 if __name__ == "__main__":

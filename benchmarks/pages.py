@@ -1,18 +1,16 @@
 """How long Dagster's pages take to show what they are opened for: a small practice's, beside those of a large one.
 
-    .venv/bin/python benchmarks/pages.py                        1,000 locations, 30 nights of history
-    .venv/bin/python benchmarks/pages.py --locations 100 --nights 3
+    python benchmarks/pages.py                        1,000 locations, 30 nights of history
+    python benchmarks/pages.py --locations 100 --nights 3
 
 Both instances are served at once and each page is opened in both by a headless Chromium (benchmarks/browser.py, in
 benchmarks/.venv): for the first time, with an empty cache, and again, as by somebody who works with it. What the small
 one takes is the browser's and the machine's share; the difference is what the size costs. Needs Chromium: where there is none, says so and ends with status 2.
 """
 
-import argparse
 import json
 import shutil
 import socket
-import statistics
 import subprocess
 import sys
 import time
@@ -22,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from many_locations import Size, fill
+from results import Part, Table, arguments, show, spread
 from serving import environment, server
 
 HERE = Path(__file__).parent
@@ -89,23 +88,26 @@ def browsed(urls: list[str], chromium: str, rounds: int) -> list[dict[str, dict[
 
 
 def main() -> int:
-    """Fill, serve, browse, print; status 2 where there is no Chromium."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Fill, serve, browse, print, keep; status 2 where there is no Chromium."""
+    parser = arguments(__doc__)
     parser.add_argument("--locations", type=int, default=1000)
     parser.add_argument("--nights", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
-        print("no Chromium is installed, and pages need a browser", file=sys.stderr)
+        print("no Chromium is installed, and pages need a browser (Debian: apt install chromium)", file=sys.stderr)
         return 2
     with served(Size(5, 2)) as small, served(Size(given.locations, given.nights)) as large:
         seconds = browsed([small, large], chromium, given.rounds)
-    columns = [f"{size} {kind}" for kind in ("first", "again") for size in ("small,", "large,")]
-    print(f"{'seconds until it shows what it is for: median (most)':54}" + "".join(f"{one:>16}" for one in columns))
-    for name in PAGES:
-        times = [one[name][kind] for kind in ("first", "again") for one in seconds]
-        print(f"{name:54}" + "".join(f"{f'{statistics.median(each):.2f} ({max(each):.2f})':>16}" for each in times))
+    rows = [[name, *(spread(one[name][kind], 2) for kind in ("first", "again") for one in seconds)] for name in PAGES]
+    text = (
+        f"Seconds until a page shows what it is for, in a headless Chromium, {given.rounds} round(s): of 5 locations with 2 nights "
+        f"of history, and of {given.locations:,} with {given.nights}, both served at once by `dagster-webserver`; opened with an empty "
+        "cache, and again. What the small one takes is Dagster's own, the browser's and the machine's; the difference is what the size costs."
+    )
+    columns = ["page", "small, first", "large, first", "small, again", "large, again"]
+    show(Part("pages", "Dagster's pages of many locations", text, [Table(columns, rows)]), given.json)
     return 0
 
 

@@ -1,18 +1,15 @@
-"""Writes benchmarks/RESULTS.md from the kept parts.
-
-python benchmarks/report.py
-"""
+"""Writes benchmarks/RESULTS.md from the kept parts; `run.py` calls it."""
 
 from pathlib import Path
 
-from results import FOLDER, Part, kept, markdown
+from results import Part, kept, markdown
 
-FILE = Path(__file__).parent / "RESULTS.md"
 INTRODUCTION = """# Results
 
-Written by `make bench` (see `benchmarks/run.py`); every figure comes from the run that its section names.
-A median is followed by the least and the greatest of its rounds. Server, client and the local API share the
-machine's cores, so compare figures within a section, not with other machines.
+Written by `make bench` (see `benchmarks/run.py`). Each section is one run of one script, at the time and on the machine
+that stand below it; not all are of one day. A median is followed by the least and the greatest of its rounds. Server,
+client and the local API share the machine's cores, so compare figures within a section, not with other machines.
+What was tried to get there, and what was dropped: [TRIED.md](TRIED.md).
 """
 
 
@@ -25,13 +22,14 @@ def section(part: Part) -> list[str]:
         lines += [*markdown(table), ""]
     lines += [f"![{chart.title}](charts/{part.name}-{chart.name}.svg)" for chart in part.charts]
     lines += [""] if part.charts else []
-    lines += ["```", part.output.strip(), "```", ""] if part.output.strip() else []
     return [*lines, f"*{ran}*", ""]
 
 
-def write(order: list[str]) -> None:
-    """Write the report; parts come in `order`, unknown ones last."""
+def write(place: Path, order: list[str]) -> Path:
+    """Write `place`/RESULTS.md of `place`/results and say where it is; parts come in `order`, unknown ones last."""
     rank = {name: at for at, name in enumerate(order)}
-    parts = sorted(map(kept, FOLDER.glob("*.json")), key=lambda part: rank.get(part.name, len(rank)))
+    parts = sorted(map(kept, (place / "results").glob("*.json")), key=lambda part: rank.get(part.name, len(rank)))
     lines = [line for part in parts for line in section(part)]
-    FILE.write_text(INTRODUCTION + "\n" + "\n".join(lines).rstrip() + "\n")
+    file = place / "RESULTS.md"
+    file.write_text(INTRODUCTION + "\n" + "\n".join(lines).rstrip() + "\n")
+    return file

@@ -16,9 +16,6 @@ from pathlib import Path
 
 import msgspec
 
-FOLDER = Path(__file__).parent / "results"
-"""Where the parts of the last run are kept."""
-
 
 class Table(msgspec.Struct):
     """Figures as people read them, in Markdown's own columns."""
@@ -51,8 +48,6 @@ class Part(msgspec.Struct):
     """What was done, and what of it is not as in production."""
     tables: list[Table] = []
     charts: list[Chart] = []
-    output: str = ""
-    """Of a script that only prints."""
     machine: str = ""
     measured_at: str = ""
     quick: bool = False

@@ -1,11 +1,12 @@
 """`make bench`: every benchmark one after the other, into benchmarks/RESULTS.md.
 
-    make bench                      all, at full size (about two hours on two cores)
-    make bench QUICK=1              all, small (less than five minutes after the first set-up)
+    make bench                      all, at full size (about three hours on two cores)
+    make bench QUICK=1              all, small, into benchmarks/quick/ (some minutes after the first set-up)
     make bench ONLY="bench budget"  some; the others' figures stay as they were kept
 
 Makes benchmarks/.venv first, with whom we are compared to. Sizes: each script's own options
-(`python benchmarks/bench.py --help`). A part that fails is told in the report, and the others go on.
+(`python benchmarks/bench.py --help`). What a part that fails had found before stays, and the others go on; one that
+cannot be measured on this machine (no browser) is left out.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import report
-from results import FOLDER, Part, keep, kept
+from results import keep, kept
 
 HERE = Path(__file__).parent
 VENV = HERE / ".venv"
@@ -29,8 +30,6 @@ class Script:
     """A benchmark: its file, and what it is given."""
 
     name: str
-    title: str = ""
-    """For one that only prints; others title their own part."""
     full: tuple[str, ...] = ()
     quick: tuple[str, ...] = ()
     file: str = ""
@@ -44,22 +43,24 @@ class Script:
 
 SCRIPTS = (
     Script("bench", quick=("--records", "10000", "--rounds", "1")),
+    Script("no_change", quick=("--records", "5000", "--rounds", "1")),
     Script("memory", quick=("--records", "10000", "50000")),
-    Script(
-        "nightly", quick=("--locations", "20", "--patients", "20", "--full-locations", "1", "--full-patients", "10")
-    ),
+    Script("night", ("night",), ("night", "--locations", "20", "--patients", "20"), "nightly.py"),
+    Script("full_load", ("full_load",), ("full_load", "--locations", "1", "--patients", "10"), "nightly.py"),
+    Script("documents", ("documents",), ("documents", "--patients", "50"), "nightly.py"),
     Script("budget", quick=("--seconds", "12", "--processes", "4", "--mix", "appointment list")),
     Script("startup", quick=("--rounds", "1")),
+    Script("events", quick=("--partitions", "200", "--rounds", "1")),
     Script("webhook_row", quick=("--warm", "5", "--cold", "0")),
-    Script(
-        "receiver", "The receiver: events a second against latency", quick=("--rate", "100", "300", "--seconds", "4")
-    ),
-    Script("change_feed", "What the change feed costs a load", quick=("--records", "10000", "--rounds", "1")),
-    Script("growth", "Growth of the databases per night", quick=("--locations", "5", "--nights", "10")),
-    Script("ticks", "What ticks of sensors and schedules cost", quick=("--locations", "50", "--events", "1000")),
-    Script("pages", "Dagster's pages of many locations", quick=("--locations", "50", "--nights", "2", "--rounds", "1")),
+    Script("receiver", quick=("--rate", "100", "300", "--seconds", "4")),
+    Script("change_feed", quick=("--records", "10000", "--rounds", "1")),
+    Script("growth", quick=("--locations", "5", "--nights", "10")),
+    Script("ticks", quick=("--locations", "50", "--events", "1000")),
+    Script("pages", quick=("--locations", "50", "--nights", "2", "--rounds", "1")),
 )
-"""In the report's order. One whose file is not there is left out."""
+"""In the report's order."""
+NOT_HERE = 2
+"""Status of a script that lacks something on this machine."""
 
 
 def set_up() -> None:
@@ -75,30 +76,26 @@ def set_up() -> None:
     stamp.write_text(wanted)
 
 
-def run(script: Script, *, quick: bool) -> bool:
-    """Run one, showing what it prints; whether it succeeded. What it found is kept."""
-    new = FOLDER / f"{script.name}.new"
+def run(script: Script, folder: Path, *, quick: bool) -> bool:
+    """Run one, showing what it prints; whether it succeeded, or cannot here. What it found is kept in `folder`."""
+    new = folder / f"{script.name}.new"
     began = time.monotonic()
     options = script.quick if quick else script.full
     print(f"\n== {script.name} {' '.join(options)}", flush=True)
-    command = [sys.executable, str(script.path), *options, *(() if script.title else ("--json", str(new)))]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
-        assert process.stdout is not None
-        said = []
+    with subprocess.Popen([sys.executable, str(script.path), *options, "--json", str(new)]) as process:
         try:
-            for line in process.stdout:
-                print(line, end="", flush=True)
-                said.append(line)
+            status = process.wait()
         except KeyboardInterrupt:
             process.terminate()  # it ends what it started, too
             raise
-    failed = process.returncode != 0
-    part = kept(new) if new.exists() else Part(script.name, script.title or script.name, output="".join(said))
-    new.unlink(missing_ok=True)
-    part.quick, part.failed = quick, failed
-    keep(part, FOLDER / f"{script.name}.json")
-    print(f"-- {script.name}: {'failed' if failed else 'done'} after {time.monotonic() - began:.0f} s", flush=True)
-    return not failed
+    if new.exists():
+        part = kept(new)
+        part.quick, part.failed = quick, status != 0
+        keep(part, folder / f"{script.name}.json")
+        new.unlink()
+    word = {0: "done", NOT_HERE: "left out"}.get(status, "failed")
+    print(f"-- {script.name}: {word} after {time.monotonic() - began:.0f} s", flush=True)
+    return status in (0, NOT_HERE)
 
 
 def main() -> int:
@@ -112,11 +109,12 @@ def main() -> int:
     if unknown:
         parser.error(f"no benchmark {sorted(unknown)[0]!r}; there are {', '.join(one.name for one in SCRIPTS)}")
     set_up()
-    chosen = [one for one in SCRIPTS if one.path.exists() and (not given.only or one.name in given.only)]
-    succeeded = [run(one, quick=given.quick) for one in chosen]
-    subprocess.run([VENV / "bin" / "python", HERE / "charts.py"], check=True)
-    report.write([one.name for one in SCRIPTS])
-    print(f"\n{report.FILE.relative_to(HERE.parent)} is written; {succeeded.count(False)} of {len(chosen)} failed")
+    chosen = [one for one in SCRIPTS if not given.only or one.name in given.only]
+    place = HERE / "quick" if given.quick else HERE
+    succeeded = [run(one, place / "results", quick=given.quick) for one in chosen]
+    subprocess.run([VENV / "bin" / "python", HERE / "charts.py", place], check=True)
+    written = report.write(place, [one.name for one in SCRIPTS])
+    print(f"\n{written.relative_to(HERE.parent)} is written; {succeeded.count(False)} of {len(chosen)} failed")
     return 0 if all(succeeded) else 1
 
 

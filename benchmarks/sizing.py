@@ -1,4 +1,4 @@
-"""How an installation grows with the number of locations: the tables of deploy/README.md.
+"""What an installation asks for, and how it grows with its locations: the tables of deploy/README.md.
 
     .venv/bin/python benchmarks/sizing.py          # prints them
     .venv/bin/python benchmarks/sizing.py --write  # puts them into deploy/README.md
@@ -75,11 +75,11 @@ class Measured:
     events_a_check: int = 3
     """Planned, put out, evaluated: in a run of its own after the night's. A sync plans none."""
     bytes_a_check: int = 1600
-    cpu_a_request: float = 0.0055
-    """Seconds of the client, loading included: 27 s for 2,936 requests and 21,384 records, less the start of 11 s."""
-    cpu_to_start: float = 11.0
-    megabytes: int = 160
-    """Largest resident set of any one process."""
+    cpu_a_list: tuple[float, float] = (0.0101, 0.0048)
+    """Seconds of client and PostgreSQL a request of a list: the night of benchmarks/RESULTS.md, its start taken off."""
+    cpu_a_row: tuple[float, float] = (0.0040, 0.0042)
+    """The same, of a list under a row: the documents there."""
+    cpu_to_start: float = 4.5
 
 
 BYTES = {
@@ -87,6 +87,7 @@ BYTES = {
     "clinical_notes": 672, "documents": 545, "patients": 1978, "insurance_coverages": 743,
 }  # fmt: skip
 """pg_total_relation_size of a collection's table, per row."""
+_UNDER_ROWS = {one.path for one in DECLARED if one.per}
 OFFICE, MEASURED = Office(), Measured()
 
 
@@ -173,8 +174,49 @@ def events(locations: int, today: date) -> int:
     return 2 * lines(locations, today, windows=False) + locations + 6 * MEASURED.events_a_run + of_checks
 
 
+def cpu(found: Mapping[str, int]) -> tuple[float, float]:
+    """Seconds of client and PostgreSQL for requests by path."""
+    under_rows = sum(number for path, number in found.items() if path in _UNDER_ROWS)
+    lists = sum(found.values()) - under_rows
+    client, server = (
+        lists * a_list + under_rows * a_row
+        for a_list, a_row in zip(MEASURED.cpu_a_list, MEASURED.cpu_a_row, strict=True)
+    )
+    return client + MEASURED.cpu_to_start, server
+
+
+def why(collection: Collection) -> str:
+    """Why its requests are needed, and no fewer."""
+    if collection.per:
+        return f"one of each of the {collection.per.replace('_', ' ')}, since there is no list of all: that changed, and 1/30 of all"
+    if collection.scope is Scope.PRACTICE:
+        return "one for all that the key reaches, to know what there is to read"
+    passes = len(collection.regular_passes)
+    parts = [
+        "what changed" if collection.increment else "all of it: the API tells no changes",
+        "by month the first time, since it must be asked for by dates" if collection.window else "",
+        f"in {passes} parts that no single answer holds" if passes > 1 else "",
+    ]
+    return "; ".join(filter(None, parts))
+
+
+def by_collection(today: date) -> Iterator[str]:
+    """Requests of a location by collection, as Markdown; several collections may come from one path."""
+    first, nightly = requests(OFFICES_OF_ONE, Mode.FULL, today), night(OFFICES_OF_ONE, today)
+    yield "| from | collection | first sync, a location | a night | why |"
+    yield "|---|---|---|---|---|"
+    for path in sorted(first):
+        ours = [one for one in DECLARED if one.is_asset and one.path == path]
+        yield _row(
+            f"`{path}`",
+            ", ".join(one.name for one in ours),
+            *(f"{found.get(path, 0) / OFFICES_OF_ONE:,.1f}" for found in (first, nightly)),
+            why(ours[0]),
+        )
+
+
 def tables(today: date) -> Iterator[str]:
-    """Both tables, as Markdown."""
+    """All tables, as Markdown."""
     yield "| locations | requests, first sync | hours | requests a night | of `/patients`, `/appointments` | hours with one key | with a key an institution |"
     yield "|---|---|---|---|---|---|---|"
     for count in (10, 100, 1000):
@@ -185,8 +227,8 @@ def tables(today: date) -> Iterator[str]:
             count, sum(first.values()), hours(first), sum(nightly.values()), patients, hours(nightly), hours(one_key)
         )
     yield ""
-    yield "| locations | warehouse after the first sync | a night | Dagster's history a night | slices a night | CPU of the runs a night | run pods at once |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| locations | warehouse after the first sync | a night | Dagster's history a night | slices a night | CPU of the runs a night | of PostgreSQL | run pods at once |"
+    yield "|---|---|---|---|---|---|---|---|"
     for count in (10, 100, 1000):
         nightly = night(count, today)
         logged = lines(count, today)
@@ -194,9 +236,11 @@ def tables(today: date) -> Iterator[str]:
             count * (_new_bytes() + OFFICE.changed_rows * MEASURED.bytes_a_version) + logged * MEASURED.bytes_a_slice
         )
         history = events(count, today) * MEASURED.bytes_an_event + len(CHECKS) * MEASURED.bytes_a_check
-        seconds = sum(nightly.values()) * MEASURED.cpu_a_request + MEASURED.cpu_to_start
+        seconds = cpu(nightly)
         whole = count * OFFICE.patients * MEASURED.bytes_a_patient
-        yield _row(count, size(whole), size(grown), size(history), logged, f"{seconds / 60:.0f} min", "3")
+        yield _row(
+            count, size(whole), size(grown), size(history), logged, *(f"{one / 60:.0f} min" for one in seconds), "3"
+        )
 
 
 def _new_bytes() -> int:
@@ -222,13 +266,15 @@ def _row(*cells: object) -> str:
 
 def written(text: str, today: date) -> str:
     """The guide with these tables in it."""
-    before, _, rest = text.partition("<!-- sizing -->\n")
-    _, _, after = rest.partition("<!-- /sizing -->")
-    return before + "<!-- sizing -->\n" + "\n".join(tables(today)) + "\n<!-- /sizing -->" + after
+    for name, made in (("sizing", tables(today)), ("requests", by_collection(today))):
+        before, _, rest = text.partition(f"<!-- {name} -->\n")
+        _, _, after = rest.partition(f"<!-- /{name} -->")
+        text = f"{before}<!-- {name} -->\n" + "\n".join(made) + f"\n<!-- /{name} -->{after}"
+    return text
 
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--write"]:
         GUIDE.write_text(written(GUIDE.read_text(encoding="utf-8"), ON), encoding="utf-8")
     else:
-        print("\n".join(tables(ON)))
+        print("\n".join([*tables(ON), "", *by_collection(ON)]))

@@ -1,14 +1,13 @@
 """How long each schedule and sensor takes to decide, on a warehouse and a Dagster instance that have grown.
 
-    .venv/bin/python benchmarks/ticks.py                        1,000 locations
-    .venv/bin/python benchmarks/ticks.py --locations 100 --profile nexhealth_nightly_appointments
+    python benchmarks/ticks.py                        1,000 locations
+    python benchmarks/ticks.py --locations 100 --profile nexhealth_nightly_appointments
 
 Every location and month has been read completely once, runs have been made, and webhook events wait. Each schedule
 and sensor is then evaluated as the daemon does it, `--rounds` times; median wall and CPU seconds of this process are
 printed, and what it answered. The embedded server is used, in a folder that is removed afterwards.
 """
 
-import argparse
 import cProfile
 import json
 import os
@@ -25,6 +24,7 @@ from typing import Any
 
 import psycopg
 from measure import server_cpu
+from results import Part, Table, arguments, show
 from serving import server
 
 REPO = Path(__file__).resolve().parents[1]
@@ -212,8 +212,8 @@ def cost_of(tick: Callable[[], Any], admin: psycopg.Connection) -> tuple[Cost, s
 
 
 def main() -> None:
-    """Measure, and print one JSON line a schedule or sensor."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Measure, print, keep."""
+    parser = arguments(__doc__)
     parser.add_argument("--locations", type=int, default=1000)
     parser.add_argument("--events", type=int, default=100_000, help="webhook events in the table")
     parser.add_argument("--unread", action="store_true", help="no month was read yet: the first night")
@@ -222,6 +222,7 @@ def main() -> None:
     given = parser.parse_args()
     import dagster as dg
 
+    rows = []
     with (
         grown(given.locations, given.events, unread=given.unread),
         dg.DagsterInstance.get() as instance,
@@ -235,11 +236,17 @@ def main() -> None:
                 profile.runcall(tick)
                 pstats.Stats(profile, stream=sys.stdout).sort_stats("cumulative").print_stats(45)
             found = [cost_of(tick, admin) for _ in range(given.rounds)]
-            medians = {
-                what: round(statistics.median(getattr(cost, what) for cost, _ in found), 3)
+            medians = [
+                f"{statistics.median(getattr(cost, what) for cost, _ in found):.3f}"
                 for what in ("wall", "cpu", "server_cpu")
-            }
-            print(json.dumps({"tick": name, **medians, "answer": found[-1][1]}), flush=True)
+            ]
+            rows.append([name, *medians, found[-1][1]])
+    text = (
+        f"{given.locations:,} locations, {given.events:,} webhook events in the table; {given.rounds} round(s), the medians. Evaluated in "
+        "one process, as the code server does it: what the daemon adds by asking it and by making the runs is not in it."
+    )
+    columns = ["schedule or sensor", "s", "CPU s", "CPU s of PostgreSQL", "answer"]
+    show(Part("ticks", "What ticks of sensors and schedules cost", text, [Table(columns, rows)]), given.json)
 
 
 if __name__ == "__main__":

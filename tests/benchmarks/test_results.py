@@ -42,17 +42,14 @@ def test_a_kept_part_comes_back_with_the_machine_it_ran_on(tmp_path, capsys):
     assert "| 1 |" in capsys.readouterr().out
 
 
-def test_the_report_has_all_parts_in_order_and_says_which_failed(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "FOLDER", tmp_path)
-    monkeypatch.setattr(report, "FILE", tmp_path / "RESULTS.md")
+def test_the_report_has_all_parts_in_order_and_says_which_failed(tmp_path):
     for part in (
         Part("b", "Second", failed=True),
         Part("a", "First", quick=True),
-        Part("z", "Unknown", output="said so"),
+        Part("z", "Unknown", "said so"),
     ):
-        results.keep(part, tmp_path / f"{part.name}.json")
-    report.write(["a", "b"])
-    text = (tmp_path / "RESULTS.md").read_text()
-    assert text.index("## First") < text.index("## Second") < text.index("## Unknown") < text.index("```\nsaid so\n```")
+        results.keep(part, tmp_path / "results" / f"{part.name}.json")
+    text = report.write(tmp_path, ["a", "b"]).read_text()
+    assert text.index("## First") < text.index("## Second") < text.index("## Unknown") < text.index("said so")
     assert "quick run" in text.split("## Second")[0]
     assert "It failed" in text.split("## Second")[1].split("## Unknown")[0]

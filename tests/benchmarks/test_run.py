@@ -1,8 +1,10 @@
 """`make bench`: what scripts say is kept, whatever becomes of them."""
 
+from pathlib import Path
+
 import pytest
 import run
-from results import kept
+from results import Part, keep, kept
 
 STRUCTURED = """
 import sys
@@ -15,25 +17,30 @@ sys.exit(3)
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "FOLDER", tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(run.HERE))
     return tmp_path
 
 
-def test_what_a_script_only_prints_is_kept_as_it_is(folder):
-    (folder / "plain.py").write_text("print('so', 'many')")
-    assert run.run(run.Script("plain", "Plain", file=str(folder / "plain.py")), quick=True)
-    part = kept(folder / "plain.json")
-    assert (part.title, part.output, part.quick, part.failed) == ("Plain", "so many\n", True, False)
+def script(folder: Path, text: str) -> run.Script:
+    (folder / "one.py").write_text(text)
+    return run.Script("one", file=str(folder / "one.py"))
 
 
 def test_a_script_that_fails_keeps_what_it_found_and_is_said_to_have_failed(folder):
-    (folder / "one.py").write_text(STRUCTURED)
-    assert not run.run(run.Script("one", file=str(folder / "one.py")), quick=False)
+    assert not run.run(script(folder, STRUCTURED), folder, quick=False)
     part = kept(folder / "one.json")
     assert part.failed
     assert part.tables[0].rows == [["1"]]
     assert not list(folder.glob("*.new"))
+
+
+@pytest.mark.parametrize(("status", "fine"), [(1, False), (2, True)])
+def test_a_script_that_found_nothing_leaves_what_was_found_before(folder, status, fine):
+    """An hour's figures must not go because a server did not start, or because a machine has no browser."""
+    keep(Part("one", "One", "of yesterday"), folder / "one.json")
+    assert run.run(script(folder, f"raise SystemExit({status})"), folder, quick=False) is fine
+    part = kept(folder / "one.json")
+    assert (part.text, part.failed) == ("of yesterday", False)
 
 
 def test_an_unknown_name_is_refused_before_anything_is_set_up(monkeypatch, capsys):
