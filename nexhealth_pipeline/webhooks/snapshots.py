@@ -1,8 +1,10 @@
 """Records that events hold: which are newer than the table's rows, loaded the way a page is.
 
 A record is loaded as a page read at its own `updated_at`. So a page that has the same version and was read
-since wins, and a row marked as absent comes back by a newer version only. What is not newer than the row is
-left out before it costs anything: replaying events of a current table writes nothing.
+since wins. What is not newer than the row is left out before it costs anything: replaying events of a current
+table writes nothing. Nor is what happened before a row was found absent, which leaves the row's version as it was:
+deliveries are repeated for two days, so a change often comes after the deletion that followed it. A row that is there
+all the same comes back by the next read.
 """
 
 from collections.abc import Iterable, Sequence
@@ -87,6 +89,8 @@ class _Held:
 
     version: datetime | None
     deleted: bool
+    absent_at: datetime | None
+    """When it was found absent."""
 
 
 class SnapshotLoader:
@@ -115,7 +119,9 @@ class SnapshotLoader:
         done = GroupLoaded()
         held = self._held([one.id for one in group.snapshots])
         newer = [one for one in group.snapshots if _is_newer(one, held.get(one.id))]
-        self._lock([one.id for one in newer if one.id in held])
+        # Once more, locked: what a record lacks is taken from the rows just now, and one may have been found absent since.
+        held = self._held([one.id for one in newer if one.id in held], lock=True)
+        newer = [one for one in newer if _is_newer(one, held.get(one.id))]
         began = database_time(self._connection)
         for layer in _layers(newer):
             done.holders |= self._load(layer, began, done)
@@ -124,23 +130,16 @@ class SnapshotLoader:
         done.counts.unchanged = max(len(group.snapshots) - done.counts.inserted - done.counts.updated, 0)
         return done
 
-    def _held(self, ids: Sequence[int]) -> dict[int, _Held]:
+    def _held(self, ids: Sequence[int], *, lock: bool = False) -> dict[int, _Held]:
+        """What the table has of these; locked in the order of all merges where they are about to change."""
         rows = self._connection.execute(
-            sql.SQL("SELECT id, {}, deleted_at IS NOT NULL FROM {} WHERE institution_id = %s AND id = ANY(%s)").format(
-                self._version, self._table
-            ),
-            (self._institution, list(set(ids))),
-        )
-        return {id_: _Held(version, deleted) for id_, version, deleted in rows}
-
-    def _lock(self, ids: Sequence[int]) -> None:
-        """Lock rows about to change, in the order of all merges: what a record lacks is taken from them just now."""
-        self._connection.execute(
-            sql.SQL("SELECT FROM {} WHERE institution_id = %s AND id = ANY(%s) ORDER BY id FOR NO KEY UPDATE").format(
-                self._table
-            ),
+            sql.SQL(
+                "SELECT id, {}, deleted_at IS NOT NULL, CASE WHEN deleted_by = 'absence' THEN deleted_at END FROM {}"
+                " WHERE institution_id = %s AND id = ANY(%s) ORDER BY id {}"
+            ).format(self._version, self._table, sql.SQL("FOR NO KEY UPDATE" if lock else "")),
             (self._institution, sorted(set(ids))),
         )
+        return {id_: _Held(version, deleted, absent_at) for id_, version, deleted, absent_at in rows}
 
     def _load(self, snapshots: Sequence[Snapshot], began: datetime, done: GroupLoaded) -> dict[int, int]:
         """Merge one version of each record; returns which event each changed row is of."""
@@ -238,6 +237,8 @@ class SnapshotLoader:
 
 
 def _is_newer(one: Snapshot, held: _Held | None) -> bool:
+    if held is not None and held.absent_at is not None and one.version <= held.absent_at:
+        return False
     if held is None or held.version is None or one.version > held.version:
         return True
     return one.version == held.version and one.deleted and not held.deleted

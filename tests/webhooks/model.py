@@ -14,17 +14,23 @@ Held = tuple[float, float | None]
 
 @dataclass
 class Model:
-    """The newest version of each record wins; what was found absent comes back by a newer one or a later read."""
+    """The newest version of each record wins. What was found absent comes back by an event of what happened since then,
+    by a later read, or by one of a newer version."""
 
     rows: dict[int, Held] = field(default_factory=dict)
 
     def event(self, number: int, version: float) -> None:
         held = self.rows.get(number)
+        if held is None or held[1] is None or version > held[1]:
+            self._newer(number, version)
+
+    def _newer(self, number: int, version: float) -> None:
+        held = self.rows.get(number)
         if held is None or version > held[0]:
             self.rows[number] = version, None
 
     def page(self, number: int, version: float, read_at: float) -> None:
-        self.event(number, version)
+        self._newer(number, version)
         version, absent = self.rows[number]
         if absent is not None and read_at > absent:
             self.rows[number] = version, None

@@ -1,5 +1,7 @@
 """Records in events: which version holds, what a deletion does, and what stays of a row that an event does not tell."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -74,10 +76,10 @@ def test_two_events_of_one_version_do_not_take_turns(practice: psycopg.Connectio
     replayed_quietly(practice, practice_url, "patients")
 
 
-def test_what_was_found_absent_comes_back_by_a_newer_version_only(
+def test_what_was_found_absent_comes_back_by_a_version_since_then_only(
     practice: psycopg.Connection, practice_url: str
 ) -> None:
-    """A late or replayed event must not raise the dead."""
+    """A late or replayed event must not raise the dead: not even one that the row had missed."""
     load_page(practice, "patients", [patient(1, 5)], read_at=6)
     practice.execute(
         "UPDATE nexhealth_patients SET deleted_at = %s, deleted_by = 'absence', synced_at = clock_timestamp()",
@@ -85,12 +87,42 @@ def test_what_was_found_absent_comes_back_by_a_newer_version_only(
     )
     assert applied(practice, practice_url, updated(patient(1, 5), at=20)) == ["superseded"]
     assert value(practice, "deleted_by") == "absence"
-    assert applied(practice, practice_url, updated(patient(1, 7))) == ["superseded", "applied"]
-    assert value(practice, "deleted_at, deleted_by, last_name") == (None, None, "v7")
+    assert applied(practice, practice_url, updated(patient(1, 7), at=20))[-1] == "superseded"
+    assert value(practice, "deleted_by, last_name") == ("absence", "v5")
+    assert applied(practice, practice_url, updated(patient(1, 9)))[-1] == "applied"
+    assert value(practice, "deleted_at, deleted_by, last_name") == (None, None, "v9")
     assert practice.execute("SELECT cause, event_id IS NULL FROM nexhealth_history ORDER BY version").fetchall() == [
         ("absence", True),
         ("revival", False),
     ]
+
+
+def test_what_was_found_absent_while_an_event_was_applied_stays_so(
+    practice: psycopg.Connection, practice_url: str
+) -> None:
+    """The row was there when the event was compared with it, and is gone once it is locked."""
+    load_page(practice, "patients", [patient(1, 5)], read_at=6)
+    store(practice, updated(patient(1, 7)))
+    with (
+        psycopg.connect(practice_url) as other,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        other.execute("UPDATE nexhealth_patients SET deleted_at = %s, deleted_by = 'absence'", (T0 + 8 * MINUTE,))
+        run = pool.submit(apply_all, settings_for(practice_url))
+        await_lock(practice)
+        other.commit()
+        run.result(30)
+    assert (statuses(practice), value(practice, "deleted_by")) == (["superseded"], "absence")
+
+
+def await_lock(connection: psycopg.Connection) -> None:
+    """Until somebody waits for a row of another's transaction."""
+    question = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"
+    for _ in range(200):
+        if connection.execute(question).fetchall() != [(0,)]:
+            return
+        time.sleep(0.05)
+    raise AssertionError("nobody waits")
 
 
 def test_the_row_keeps_what_the_event_lacks_and_the_event_what_lists_lack(
@@ -211,7 +243,7 @@ def test_a_deletion_of_what_has_no_deletion_time_marks_the_row_as_absent(
     for table in ("treatment_plans", "treatment_plan_procedures"):
         assert value(practice, "deleted_at, deleted_by", table) == (T0 + 8 * MINUTE, "absence")
     late = body("treatment_plan_updated", {"treatment_plan": plan(7)}, at=7)
-    assert applied(practice, practice_url, late)[-1] == "superseded" if not fields else True
+    assert applied(practice, practice_url, late)[-1] == "superseded"
     replayed_quietly(practice, practice_url, "treatment_plans")
     newer = body("treatment_plan_updated", {"treatment_plan": plan(9)}, at=9)
     assert applied(practice, practice_url, newer)[-1] == "applied"
