@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import psycopg
 from psycopg import sql
 
-from nexhealth_pipeline.errors import Cancelled, PipelineError, ServerFailed, TryLater, WarehouseError
+from nexhealth_pipeline.errors import Cancelled, KeyRefused, PipelineError, ServerFailed, TryLater, WarehouseError
 from nexhealth_pipeline.sync.loader import Loader
 from nexhealth_pipeline.sync.lock import SliceLock
 from nexhealth_pipeline.sync.months import CHANGES, month_bounds, month_keys
@@ -178,7 +178,7 @@ class SliceReader:
                 self._capability(connection, lacking, str(answered))
         self._close_log(connection, status, str(failure))
         result = self._result(status, reason=str(failure), exit_status=failure.exit_status)
-        result.passing = isinstance(failure, TryLater)
+        result.passing = isinstance(failure, TryLater | KeyRefused)
         return result
 
     def _succeed(self, connection: psycopg.Connection) -> SliceResult:

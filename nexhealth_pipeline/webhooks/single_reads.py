@@ -51,7 +51,7 @@ class Failure:
 
     reason: str
     passing: bool
-    """It passes by itself."""
+    """It passes by itself, or once the API key is corrected: no fault of what was asked for."""
     own: bool = False
     """The row's answer is the cause: another row would fare better."""
 
@@ -133,7 +133,7 @@ class SingleReads:
             if isinstance(answer, _Answer):
                 answers.append(answer)
             elif isinstance(answer, ApiError):
-                done.failures[row] = Failure(str(answer), isinstance(answer, TryLater))
+                done.failures[row] = Failure(str(answer), isinstance(answer, TryLater | KeyRefused))
         if answers:
             log = self._open_log(Slice(collection, institution))
             counts = self._load(collection, institution, answers, done)

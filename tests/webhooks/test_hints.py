@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from pydantic import SecretStr
 
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.sandbox import SandboxServer
@@ -284,6 +285,31 @@ def test_while_the_api_is_away_events_wait_and_are_not_blamed(
     due_again(db)
     _, total = apply_all(settings)
     assert total.applied == 1
+
+
+def document(db: psycopg.Connection) -> bytes:
+    """An event about the documents of a patient."""
+    place = home(db)
+    row = db.execute("SELECT min(id) FROM nexhealth_patients WHERE institution_id = %s", place[:1]).fetchone()
+    assert row is not None
+    return body("document_insertion.complete", {"document": {"id": 1, "patient_id": row[0]}}, subdomain=place[1])
+
+
+def test_while_the_api_key_is_refused_events_wait_and_are_not_blamed(
+    db: psycopg.Connection, settings: Settings, told: Told
+) -> None:
+    """A key that is corrected the next day must not find the day's events parked."""
+    events = body("payment_type_updated", {"payment_type": {"id": 1}}, subdomain=home(db)[1]), document(db)
+    refused = settings.model_copy(update={"api_key": SecretStr("outdated")})
+    store(db, *events)
+    apply_all(refused)
+    rows = "SELECT status, attempts, next_attempt_at > now() + interval '1 minute', error FROM nexhealth_webhook_events"
+    found = db.execute(rows).fetchall()
+    assert [one[:3] for one in found] == [("pending", 0, True)] * 2, "and asked again once in a while only"
+    assert all("API key is refused" in one[3] for one in found)
+    due_again(db)
+    _, total = apply_all(settings)
+    assert total.applied == 2
 
 
 def test_a_refused_read_counts_as_a_try(box: SandboxServer, db: psycopg.Connection, told: Told) -> None:
