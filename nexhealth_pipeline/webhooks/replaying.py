@@ -2,6 +2,9 @@
 
 An event that was applied is harmless to apply again: what the table has in this version or a newer one stays
 untouched. Only events whose payload is still there can be (`warehouse.housekeeping`).
+
+Events are marked some at a time: while the mark of one is not committed, its repeated delivery has to wait, and with it
+whatever the receiver stores together with that.
 """
 
 from collections.abc import Callable
@@ -11,6 +14,7 @@ from datetime import datetime
 import psycopg
 
 from nexhealth_pipeline.errors import InvalidSetting
+from nexhealth_pipeline.sync.practice import Practices
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.warehouse.connect import driver_errors
 from nexhealth_pipeline.webhooks.batches import Batch, Batches
@@ -21,6 +25,8 @@ __all__ = ["STATUSES", "Rehearsal", "Selection", "rehearse", "replay"]
 
 STATUSES = ("applied", "superseded", "parked")
 """Of events that can be replayed: the others wait already, or have no payload."""
+_MARKED = 1000
+"""Events marked in one transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,54 +73,76 @@ class Rehearsal:
 def replay(connection: psycopg.Connection, selection: Selection) -> int:
     """Mark events pending again, to be applied with cause `replay` by `apply_pending`; returns how many.
 
-    Raises WarehouseError.
+    For a connection in autocommit mode. Where it breaks off, doing the same again marks the rest. Raises WarehouseError.
     """
-    with driver_errors("choosing webhook events"), connection.transaction():
-        return len(_mark(connection, selection, taken_by=None))
+    with driver_errors("choosing webhook events"):
+        ids = _chosen(connection, selection)
+        return sum(
+            len(_mark(connection, selection, ids[at : at + _MARKED], taken_by=None))
+            for at in range(0, len(ids), _MARKED)
+        )
 
 
 def rehearse(
     session: SyncSession, selection: Selection, *, on_batch: Callable[[Batch], None] | None = None
 ) -> Rehearsal:
-    """Apply the events in a transaction that is rolled back, and say what it did. Asks the API nothing.
+    """Apply the events in transactions that are rolled back, and say what they did. Asks the API nothing.
 
-    Raises WarehouseError.
+    Events of one record come together, for what one transaction did the next one does not see; of a record that many
+    tell of, a row may be counted twice. Raises WarehouseError.
     """
     total = Batch()
-    with (
-        driver_errors("rehearsing webhook events"),
-        session.pool.connection() as connection,
-        connection.transaction(force_rollback=True),
-    ):
-        ids = _mark(connection, selection, taken_by=session.run_id)
-        batches = Batches(connection, session.practices(), run_id=session.run_id, most_attempts=1)
+    with driver_errors("rehearsing webhook events"), session.pool.connection() as connection:
+        ids, practices = _chosen(connection, selection), session.practices()
         for at in range(0, len(ids), BATCH):
             if session.stop.is_set():
                 break
-            for batch in batches.apply(ids[at : at + BATCH]):
+            for batch in _rehearsed(session.run_id, connection, practices, selection, ids[at : at + BATCH]):
                 total.add(batch)
                 if on_batch is not None:
                     on_batch(batch)
     return Rehearsal(len(ids), len(total.hints), total.applied, total.failed + total.parked, total.rows)
 
 
-def _mark(connection: psycopg.Connection, selection: Selection, *, taken_by: str | None) -> list[int]:
-    """Ids of the chosen events, which are pending now, oldest first; the caller commits."""
+def _rehearsed(
+    run_id: str, connection: psycopg.Connection, practices: Practices, selection: Selection, ids: list[int]
+) -> list[Batch]:
+    """What applying these events did, which is undone."""
+    with connection.transaction(force_rollback=True):
+        marked = _mark(connection, selection, ids, taken_by=run_id)
+        return Batches(connection, practices, run_id=run_id, most_attempts=1).apply(marked)
+
+
+def _chosen(connection: psycopg.Connection, selection: Selection) -> list[int]:
+    """Ids of the chosen events, those of one record beside each other."""
     rows = connection.execute(
-        "UPDATE nexhealth_webhook_events SET status = 'pending', status_before = status, replays = replays + 1,"
-        " attempts = 0, taken = 0, taken_by = %(taken_by)s, next_attempt_at = NULL, error = NULL"
-        " WHERE payload IS NOT NULL AND status = ANY(%(statuses)s)"
+        "SELECT id FROM nexhealth_webhook_events WHERE payload IS NOT NULL AND status = ANY(%(statuses)s)"
         " AND (%(since)s::timestamptz IS NULL OR received_at >= %(since)s)"
         " AND (%(until)s::timestamptz IS NULL OR received_at < %(until)s)"
         " AND (%(names)s::text[] IS NULL OR split_part(event_name, '.', 1) = ANY(%(names)s))"
-        " AND (%(ids)s::bigint[] IS NULL OR id = ANY(%(ids)s)) RETURNING id",
+        " AND (%(ids)s::bigint[] IS NULL OR id = ANY(%(ids)s))"
+        " ORDER BY subdomain, resource_type, resource_ids, id",
         {
-            "statuses": list(selection.statuses or STATUSES),
+            "statuses": _statuses(selection),
             "since": selection.since,
             "until": selection.until,
             "names": event_names(selection.resources) or None,
             "ids": list(selection.ids) or None,
-            "taken_by": taken_by,
         },
     ).fetchall()
+    return [id_ for (id_,) in rows]
+
+
+def _mark(connection: psycopg.Connection, selection: Selection, ids: list[int], *, taken_by: str | None) -> list[int]:
+    """Those of `ids` that nobody has marked meanwhile, which are pending now."""
+    rows = connection.execute(
+        "UPDATE nexhealth_webhook_events SET status = 'pending', status_before = status, replays = replays + 1,"
+        " attempts = 0, taken = 0, taken_by = %(taken_by)s, next_attempt_at = NULL, error = NULL"
+        " WHERE payload IS NOT NULL AND status = ANY(%(statuses)s) AND id = ANY(%(ids)s) RETURNING id",
+        {"statuses": _statuses(selection), "ids": ids, "taken_by": taken_by},
+    ).fetchall()
     return sorted(id_ for (id_,) in rows)
+
+
+def _statuses(selection: Selection) -> list[str]:
+    return list(selection.statuses or STATUSES)

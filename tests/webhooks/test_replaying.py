@@ -7,6 +7,8 @@ import psycopg
 import pytest
 
 from nexhealth_pipeline.errors import InvalidSetting
+from nexhealth_pipeline.webhooks import replaying
+from nexhealth_pipeline.webhooks.batches import Batch
 from nexhealth_pipeline.webhooks.replaying import Rehearsal, Selection, rehearse, replay
 from tests.sync.kit import open_session
 
@@ -107,6 +109,44 @@ def test_a_replay_of_everything_on_a_current_table_changes_nothing(
     assert kept
     assert [one for one in practice.execute(said).fetchall() if one in audit and one[1] == "applied"] == kept
     assert practice.execute("SELECT count(*) FROM nexhealth_history").fetchall() == [(0,)]
+
+
+REPEATED = """
+INSERT INTO nexhealth_webhook_events (payload, dedup_hash, verdict, status)
+SELECT payload, dedup_hash, 'valid', 'pending' FROM nexhealth_webhook_events
+ON CONFLICT (dedup_hash) WHERE status NOT IN ('duplicate', 'rejected') DO NOTHING
+"""
+"""All deliveries come once more."""
+
+
+def test_a_long_rehearsal_does_not_hold_up_the_receiver(
+    ids: dict[str, int], practice: psycopg.Connection, practice_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A repeated delivery waits for who changes its event, and with it all that is stored together with it."""
+    monkeypatch.setattr(replaying, "BATCH", 3)
+    store(practice, updated(patient(2, 3)))
+    apply_all(settings_for(practice_url))
+    practice.execute("DELETE FROM nexhealth_patients")
+    seen = []
+
+    def repeat(_: Batch) -> None:
+        practice.execute("SET statement_timeout = '1s'")
+        seen.append(practice.execute(REPEATED).rowcount)
+
+    with open_session(settings_for(practice_url)) as session:
+        found = rehearse(session, Selection(since=T0), on_batch=repeat)
+    assert seen == [0, 0]
+    assert found == Rehearsal(events=6, hints=0, applied=2, failed=1, rows=2), "events of one record are seen together"
+
+
+def test_a_replay_marks_few_events_at_a_time(
+    stored: dict[str, int], practice: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the same reason."""
+    monkeypatch.setattr(replaying, "_MARKED", 2)
+    assert replay(practice, Selection(since=T0)) == len(stored)
+    marks = "SELECT count(*) FROM nexhealth_webhook_events WHERE status = 'pending' GROUP BY xmin::text ORDER BY 1"
+    assert practice.execute(marks).fetchall() == [(1,), (2,), (2,)]
 
 
 def test_a_replay_mends_what_is_missing_and_says_so(
