@@ -134,10 +134,10 @@ class Inbox:
         try:
             await self._insert(batch)
         except WarehouseUnreachable:
-            # Who came after them would wait for nothing.
             self._fail(batch)
-            self._fail(self._waiting)
-            self._waiting.clear()
+            if not self._link.is_up:  # else they met a lock, which the next ones may not
+                self._fail(self._waiting)
+                self._waiting.clear()
         except WarehouseError as error:
             if len(batch) > 1:
                 await self._one_by_one(batch)

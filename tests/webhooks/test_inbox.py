@@ -81,6 +81,19 @@ def test_a_row_that_the_server_refuses_does_not_cost_the_others(no_events: str) 
     assert len(events(no_events)) == 2
 
 
+def test_what_waits_for_a_lock_does_not_cost_those_behind_it(no_events: str) -> None:
+    """A repeated delivery of an event that somebody is changing just now; the server gives its statement up in time."""
+
+    async def story() -> list[Outcome]:
+        async with inbox(no_events, rows=1) as box:
+            await box.store(row(1), 10)
+            with psycopg.connect(no_events) as holding:
+                holding.execute("UPDATE nexhealth_webhook_events SET status = 'parked'")
+                return await all_of(box, [row(1), row(2), row(3)])
+
+    assert run(story()) == [Outcome.AWAY, Outcome.STORED, Outcome.STORED]
+
+
 def test_the_queue_has_an_end(no_events: str) -> None:
     """While the table is locked events pile up; memory must not."""
 
