@@ -227,6 +227,7 @@ def _set_up_lines(done: "SetUp") -> list[str]:
     for key in done.keys:
         lines += _key_lines(done.url, key)
     lines += [f"failed: {what}: {reason}" for what, reason in done.failures]
+    lines += [f"warning: {one}" for one in done.warnings]
     if not done.dry_run:
         lines.append("Events are received by `nexhealth serve`; `nexhealth webhooks list` shows what is registered.")
     return lines

@@ -332,7 +332,8 @@ def _in_the_way(others: Sequence[int]) -> str:
     named = ", ".join(map(str, others))
     return (
         f"not made by this pipeline, with the same URL and a secret that NexHealth does not show: endpoint {named}."
-        " Either register another URL (another path is enough), or set NEXHEALTH_WEBHOOK_SECRETS to its secret,"
+        " Either register another URL (with a query like ?2 at its end it reaches the receiver as well), or set"
+        " NEXHEALTH_WEBHOOK_SECRETS to its secret,"
         " or give --replace: its subscriptions move to a new endpoint, and it is deleted"
     )
 

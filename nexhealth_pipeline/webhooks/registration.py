@@ -27,7 +27,7 @@ from nexhealth_pipeline.webhooks.registering import Counter, Institutions, KeySe
 from nexhealth_pipeline.webhooks.remote import Remote
 from nexhealth_pipeline.webhooks.sealing import Sealer
 from nexhealth_pipeline.webhooks.subscribing import declared_topics
-from nexhealth_pipeline.webhooks.target import usable_url
+from nexhealth_pipeline.webhooks.target import DEFAULT_PATH, needs_proxy, usable_url
 
 __all__ = ["Removal", "SetUp", "check_endpoints", "remove", "set_up"]
 
@@ -47,10 +47,17 @@ class SetUp:
         """1 where something was refused."""
         return 1 if self.failures else 0
 
+    @property
+    def warnings(self) -> list[str]:
+        """What may keep events away although everything was set up."""
+        if not needs_proxy(self.url):
+            return []
+        return [f"the receiver answers 404 to any path but {DEFAULT_PATH}: your proxy has to pass this one on as that"]
+
     def as_json(self) -> dict[str, Any]:
         """All of it, for programs."""
         failures = [{"what": what, "reason": reason} for what, reason in self.failures]
-        rest = {"failures": failures, "exit_status": self.exit_status}
+        rest = {"failures": failures, "warnings": self.warnings, "exit_status": self.exit_status}
         return {"url": self.url, "dry_run": self.dry_run, "keys": [asdict(one) for one in self.keys]} | rest
 
 
@@ -123,7 +130,8 @@ def remove(session: SyncSession, url: str | None) -> Removal:
     done = Removal()
     with driver_errors("removing webhooks"), session.pool.connection() as connection, alone(connection, session.stop):
         known = known_endpoints(connection)
-        chosen = [one for one in known if wanted in (None, one.target_url)]
+        # As it was given, too: an earlier release may have registered it so.
+        chosen = [one for one in known if wanted is None or one.target_url in (wanted, url)]
         if wanted is not None and not chosen:
             choices = ", ".join(sorted({one.target_url for one in known})) or "none is registered"
             raise InvalidSetting(f"no endpoint of ours has the URL {wanted}; use one of: {choices}")

@@ -6,7 +6,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from nexhealth_pipeline.errors import InvalidSetting
 
-__all__ = ["DEFAULT_PATH", "usable_url"]
+__all__ = ["DEFAULT_PATH", "needs_proxy", "usable_url"]
 
 DEFAULT_PATH = "/api/nexhealth-webhook"
 """Where the receiver listens."""
@@ -33,8 +33,14 @@ def usable_url(text: str) -> str:
         raise InvalidSetting(f"{text!r}: events hold patient data and are posted by HTTPS only; write https://")
     shown = f"[{host}]" if ":" in host else host
     address = shown if port is None else f"{shown}:{port}"
-    path = parts.path if parts.path.strip("/") else DEFAULT_PATH
+    # A slash behind it is a slip of the hand, and to the receiver another path; of others the proxy knows.
+    path = DEFAULT_PATH if parts.path.rstrip("/") in {"", DEFAULT_PATH} else parts.path
     return parts._replace(netloc=address, path=path).geturl()
+
+
+def needs_proxy(url: str) -> bool:
+    """Whether what is posted to `url` reaches the receiver only where a proxy gives it another path."""
+    return urlsplit(url).path != DEFAULT_PATH
 
 
 def _parts(text: str) -> tuple[SplitResult, int | None]:

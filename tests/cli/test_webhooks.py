@@ -59,6 +59,15 @@ def test_set_up_list_and_remove(nexhealth: Run, settings: dict[str, str], sandbo
     assert sandbox.webhooks.registry.endpoints == []
 
 
+def test_a_path_that_the_receiver_answers_with_404_is_warned_of(nexhealth: Run, settings: dict[str, str]) -> None:
+    """Set up, and not one event would come."""
+    elsewhere = nexhealth("webhooks", "setup", "https://hooks.example.com/elsewhere", "--dry-run", **settings)
+    assert (elsewhere.status, "\nwarning: the receiver answers 404 to any path but" in elsewhere.out) == (0, True)
+    right = nexhealth("webhooks", "setup", f"{URL}/?2", "--dry-run", "--json", **settings)
+    found = json.loads(right.out)
+    assert (found["url"], found["warnings"]) == (f"{URL}?2", [])
+
+
 def test_no_secret_is_shown(nexhealth: Run, settings: dict[str, str], sandbox: SandboxServer) -> None:
     """Also not in the log, at its most talkative."""
     shown = ""

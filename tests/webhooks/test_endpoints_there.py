@@ -31,8 +31,16 @@ def test_anothers_whose_secret_is_hidden_is_named_and_nothing_is_changed(account
             account.set_up(dry_run=dry_run)
         assert refused.value.exit_status == 2
     assert (account.vendor.changes(), account.rows) == ([], [])
-    account.set_up("https://hooks.example.com/another-path")
+    assert "?2" in str(refused.value)
+    assert not account.set_up(f"{URL}?2").warnings, "what the text says works"
     assert other in account.vendor.endpoints()
+
+
+def test_one_that_was_registered_as_it_no_longer_is_can_be_deleted(account: Account) -> None:
+    """With a slash at its end, which the receiver never knew."""
+    account.set_up()
+    account.db.execute("UPDATE nexhealth_webhooks SET target_url = target_url || '/'")
+    assert account.remove(f"{URL}/").removed == [(16001, f"{URL}/")]
 
 
 def test_anothers_is_replaced_where_that_is_asked_for_and_its_subscriptions_move(account: Account) -> None:

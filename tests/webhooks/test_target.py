@@ -3,7 +3,7 @@
 import pytest
 
 from nexhealth_pipeline.errors import InvalidSetting
-from nexhealth_pipeline.webhooks.target import usable_url
+from nexhealth_pipeline.webhooks.target import needs_proxy, usable_url
 
 PATH = "/api/nexhealth-webhook"
 
@@ -13,6 +13,9 @@ PATH = "/api/nexhealth-webhook"
     [
         ("https://hooks.example.com", f"https://hooks.example.com{PATH}"),
         ("https://hooks.example.com/", f"https://hooks.example.com{PATH}"),
+        (f"https://hooks.example.com{PATH}/", f"https://hooks.example.com{PATH}"),
+        (f"https://hooks.example.com{PATH}/?2", f"https://hooks.example.com{PATH}?2"),
+        ("https://hooks.example.com/of-the-proxy/", "https://hooks.example.com/of-the-proxy/"),
         ("HTTPS://Hooks.Example.com:8443/My/Hook?a=B", "https://hooks.example.com:8443/My/Hook?a=B"),
         ("https://[2001:DB8::1]:8443/x", "https://[2001:db8::1]:8443/x"),
         ("http://127.0.0.1:8090", f"http://127.0.0.1:8090{PATH}"),
@@ -25,6 +28,16 @@ def test_a_usable_address_is_written_in_one_way(given: str, used: str) -> None:
     """What differs in writing only must not become a second endpoint."""
     assert usable_url(given) == used
     assert usable_url(used) == used
+
+
+def test_a_path_that_the_receiver_does_not_know_needs_a_proxy() -> None:
+    """A query it never looks at."""
+    assert [needs_proxy(f"https://hooks.example.com{path}") for path in (PATH, f"{PATH}?2", "/x", f"/x{PATH}")] == [
+        False,
+        False,
+        True,
+        True,
+    ]
 
 
 @pytest.mark.parametrize(
