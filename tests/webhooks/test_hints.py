@@ -287,6 +287,21 @@ def test_while_the_api_is_away_events_wait_and_are_not_blamed(
     assert total.applied == 1
 
 
+def test_a_server_that_ends_idle_transactions_does_not_end_ours(
+    box: SandboxServer, db: psycopg.Connection, settings: Settings, told: Told
+) -> None:
+    """The one that claims the events is idle while the API is read, however long that takes."""
+    name = db.info.dbname
+    db.execute(f'ALTER DATABASE "{name}" SET idle_in_transaction_session_timeout = 200')
+    box.faults.add("hang", path="/payment_types", seconds=1.0, count=1)
+    try:
+        event = body("payment_type_updated", {"payment_type": {"id": 1}}, subdomain=home(db)[1])
+        assert told(event) == [("applied", None)]
+    finally:
+        box.faults.clear()
+        db.execute(f'ALTER DATABASE "{name}" RESET idle_in_transaction_session_timeout')
+
+
 def document(db: psycopg.Connection) -> bytes:
     """An event about the documents of a patient."""
     place = home(db)
