@@ -132,6 +132,8 @@ class _Course:
     kinds: Counter[str] = field(default_factory=Counter)
     refusals: int = 0
     """Answers of 401 in a row that may be the key's fault."""
+    unauthorized: int = 0
+    """Answers of 401 in a row, whosever fault."""
 
 
 class Sender:
@@ -147,7 +149,7 @@ class Sender:
         course = _Course(started=self._policy.monotonic())
         retrying = Retrying(
             retry=retry_if_result(lambda result: isinstance(result, _Failure) and result.again),
-            wait=self._wait,
+            wait=lambda state: self._wait(state, course),
             stop=lambda state: self._gives_up(state, course),
             sleep=lambda seconds: None,  # noqa: ARG005 - `before_sleep` waits, it knows why
             before_sleep=lambda state: self._before_repeat(state, exchange, cost),
@@ -177,6 +179,8 @@ class Sender:
             result = self._judge(exchange, answer, credential, course)
         else:
             result = _fault(answer)
+        renews = isinstance(result, _Failure) and result.rule.action is Action.REFRESH
+        course.unauthorized = course.unauthorized + 1 if renews else 0
         if isinstance(result, _Failure):
             course.kinds[result.kind] += 1
             if exchange.once and result.status not in NOTHING_DONE:
@@ -239,9 +243,9 @@ class Sender:
         asked = retry_after_seconds(answer.retry_after, api_now=api_now)
         return None if asked is None else self._policy.bounded(asked)
 
-    def _wait(self, state: RetryCallState) -> float:
+    def _wait(self, state: RetryCallState, course: _Course) -> float:
         failure = _failure_of(state)
-        if failure.rule.action is Action.REFRESH:
+        if course.unauthorized == 1:  # a token that was over: the next one has not been refused yet
             return 0.0
         return failure.asked_wait if failure.asked_wait is not None else self._policy.backoff(state.attempt_number)
 

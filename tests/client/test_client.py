@@ -315,6 +315,13 @@ def test_a_fifth_401_in_a_row_means_the_key_is_refused(client, stub):
     assert caught.value.requests == 10
 
 
+def test_from_the_second_401_in_a_row_on_each_is_waited_for(client, stub, naps):
+    """A path that refuses every token must not have all others' token thrown away at the speed of the network."""
+    stub.script(refusal(401), refusal(401), refusal(401), refusal(500), refusal(401), listing([1], "a", more=False))
+    assert ids(client.pages(LIST)) == [1]
+    assert naps.slept == [0.5, 1.0, 2.0], "and the first one is met at once, each time"
+
+
 def test_a_key_that_authenticates_refuses_is_named_as_such(client, stub):
     stub.authenticate = lambda seen: refusal(401, f"key {KEY} unknown")
     with pytest.raises(KeyRefused, match="NEXHEALTH_API_KEY") as caught:
