@@ -130,8 +130,9 @@ class Verdict:
         with self._connection.transaction():
             at = self._session.client.clock.now()
             state_cause(self._connection, Cause.PAGE, run_id=self._session.run_id)
-            missing.leave_locations()
-            missing.relocate()
+            if missing.hold():  # else another run meets everything once more, and judges by that
+                missing.leave_locations()
+                missing.relocate()
             marked = missing.mark(at) if absence.missing else 0
             lists = missing.mark_lists(at) if marked else {}
             self._counts.tombstoned = marked

@@ -25,6 +25,7 @@ _ANSWERED_ID = sql.SQL("CASE WHEN starts_with(s.key, {}) THEN substr(s.key, {}):
     _ANSWERED, sql.Literal(len(_ANSWERED_MARK) + 1)
 )
 """The row whose list was answered, of a key `s`; null of other keys, which are no numbers."""
+_COMPLETE = "FROM nexhealth_seen_passes WHERE id = ANY(%(passes)s) AND complete AND judged_at IS NULL"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +100,13 @@ class Missing:
 
     def still_complete(self) -> bool:
         """Whether the passes still hold all that they met: another run may have begun one anew."""
-        row = self._connection.execute(
-            "SELECT count(*) FROM nexhealth_seen_passes WHERE id = ANY(%(passes)s) AND complete AND judged_at IS NULL",
-            self._params,
-        ).fetchone()
+        row = self._connection.execute(f"SELECT count(*) {_COMPLETE}", self._params).fetchone()
         return row is not None and row[0] == len(self.ground.passes)
+
+    def hold(self) -> bool:
+        """The same, and whoever begins one anew waits from now until the caller's transaction ends."""
+        held = self._connection.execute(f"SELECT id {_COMPLETE} FOR SHARE", self._params).rowcount
+        return held == len(self.ground.passes)
 
     def unconfirmed(self, most: int) -> list[int]:
         """Ids of at most so many missing rows whose single read has not been asked for."""
@@ -154,7 +157,10 @@ class Missing:
         return self._connection.execute(self._sql.relocate, self._params).rowcount
 
     def leave_locations(self) -> int:
-        """End memberships of patients whom the only location of the ground does not list any more; before marking."""
+        """End memberships of patients whom the only location of the ground does not list any more.
+
+        Before marking, and as `relocate` only while the passes are held: what they met is looked at once more.
+        """
         if self._sql.unlisted is None or len(self.ground.locations) != 1:
             return 0
         return self._connection.execute(self._sql.unlisted, self._params).rowcount

@@ -178,6 +178,20 @@ def test_a_pass_begun_anew_forgets_its_own_and_is_no_longer_complete(
     assert rows("SELECT key FROM nexhealth_seen") == []
 
 
+def test_a_pass_that_is_held_is_begun_anew_only_when_it_was_judged_by(
+    connection: psycopg.Connection, other: psycopg.Connection, table: Table
+) -> None:
+    missing = Missing(connection, ground(connection, met(connection, [1])))
+    other.execute("SET lock_timeout = '200ms'")
+    with connection.transaction():
+        assert missing.hold()
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            begin_seen(other, KEY, database_time(other))
+    begin_seen(other, KEY, database_time(other))
+    with connection.transaction():
+        assert not missing.hold()
+
+
 def test_judging_forgets_what_was_met_but_not_what_another_run_meets_since(
     connection: psycopg.Connection, table: Table, rows: Rows
 ) -> None:

@@ -1,0 +1,58 @@
+"""Two reconciles of one practice at once: what the second has not met again yet is not gone."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import psycopg
+import pytest
+
+from nexhealth_pipeline.sandbox import SandboxServer
+from nexhealth_pipeline.settings import Settings, load_settings
+from nexhealth_pipeline.sync.confirm import Confirmation
+from nexhealth_pipeline.sync.options import Mode, SyncOptions
+from nexhealth_pipeline.warehouse.seen import begin_seen, record_seen, seen_passes
+from nexhealth_pipeline.warehouse.state import database_time
+
+from .kit import Rows, sync_all
+
+FULL, RECONCILE = SyncOptions(mode=Mode.FULL), SyncOptions(mode=Mode.RECONCILE)
+DESERT = 348513
+"""Of willow-dental, with a database of its own."""
+
+
+@pytest.fixture
+def box() -> Iterator[SandboxServer]:
+    with SandboxServer(patients=40, appointments_per_patient=2, limits=False) as server:
+        yield server
+
+
+@pytest.fixture
+def settings(box: SandboxServer, database_url: str) -> Settings:
+    given = {"NEXHEALTH_API_URL": box.url, "NEXHEALTH_API_KEY": box.api_key, "DATABASE_URL": database_url}
+    made = load_settings(given | {"NEXHEALTH_SUBDOMAINS": "willow-dental"}, environ={}, env_file=None)
+    sync_all(made, FULL, only={"patients"})
+    return made
+
+
+def test_a_read_begun_anew_while_missing_rows_are_asked_for_ends_no_membership(
+    settings: Settings, box: SandboxServer, rows: Rows, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the finding and the marking lie the single reads: minutes, in which another run forgets what was met."""
+    listed = f"SELECT patient_id FROM nexhealth_patient_locations WHERE location_id = {DESERT} AND gone_at IS NULL"
+    before = {one for (one,) in rows(listed)}
+    victim = min(before)
+    box.state.delete("patients", victim, hard=True)
+    ask = Confirmation.run
+
+    def meanwhile(self: Confirmation, width: int) -> None:
+        ask(self, width)
+        with psycopg.connect(database_url) as other:
+            (institution,) = rows("SELECT DISTINCT institution_id FROM nexhealth_patient_locations")[0]
+            for key in seen_passes(other, "patients", institution):
+                begun = begin_seen(other, key, database_time(other))
+                record_seen(other, begun, [str(max(before))])
+
+    monkeypatch.setattr(Confirmation, "run", meanwhile)
+    sync_all(settings, replace(RECONCILE, allow_mass_delete=True), only={"patients"})
+    assert {one for (one,) in rows(listed)} == before - {victim}
+    assert rows("SELECT id FROM nexhealth_patients WHERE deleted_by = 'absence'") == [(victim,)]
