@@ -17,6 +17,7 @@ from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.client.page import kept_page
 from nexhealth_pipeline.errors import InvalidSetting
 from nexhealth_pipeline.sync.loader import Loader
+from nexhealth_pipeline.sync.months import CHANGES
 from nexhealth_pipeline.sync.practice import Institution, Location
 from nexhealth_pipeline.sync.slices import Slice
 from nexhealth_pipeline.warehouse.connect import connect, driver_errors
@@ -198,8 +199,9 @@ def _outdated(connection: psycopg.Connection, place: _Place, record: _Record) ->
     collection = place.collection
     row = connection.execute(
         "SELECT bool_and(last_full_at IS NOT NULL AND last_full_at > %s) FROM nexhealth_sync_state"
-        " WHERE collection = %s AND institution_id = %s AND location_id = %s",
-        (record.read_at, collection.inside or collection.name, place.institution_id, place.location_id),
+        # Changes are never read whole: months are.
+        " WHERE collection = %s AND institution_id = %s AND location_id = %s AND window_key <> %s",
+        (record.read_at, collection.inside or collection.name, place.institution_id, place.location_id, CHANGES),
     ).fetchone()
     if row and row[0]:
         return True

@@ -253,7 +253,9 @@ class _Sql:
             " WHERE t.institution_id = %(institution)s AND {untouched} AND {belongs}"
             " AND NOT EXISTS (SELECT FROM nexhealth_seen s WHERE s.key = {key} AND s.pass_id = ANY(%(passes)s))"
             " AND NOT EXISTS (SELECT FROM nexhealth_quarantine q WHERE q.collection = %(collection)s"
-            " AND q.institution_id = t.institution_id AND q.resolved_at IS NULL AND q.record_id = {key})"
+            " AND q.institution_id = t.institution_id AND q.resolved_at IS NULL AND q.record_id = {key}"
+            # A note of an older read says nothing: only another read of its record would close it.
+            " AND q.read_at >= %(started)s)"
         ).format(
             missing=_MISSING,
             key=key,

@@ -145,6 +145,21 @@ class TestRetry:
         assert desk.retry() == (1, 0, 1, 0)
         assert desk.rows("SELECT count(*) FROM nexhealth_patients") == [(0,)]
 
+    @pytest.mark.parametrize(("last_month", "outdated"), [(TWO, 1), (None, 0)], ids=["all months", "not all"])
+    def test_reads_of_changes_are_never_whole_and_tell_nothing_of_that(
+        self, desk: Desk, last_month: datetime | None, outdated: int
+    ) -> None:
+        """Else no note of an appointment is ever out of date."""
+        desk.load("appointments", b'{"id": 5, "note": "\xff"}')
+        for window, whole in (("2026-02", TWO), ("2026-03", last_month), ("changes", None)):
+            desk.connection.execute(
+                "INSERT INTO nexhealth_sync_state (collection, institution_id, location_id, window_key, pass, mode,"
+                " filter_hash, cursor, page, records, run_id, last_full_at)"
+                " VALUES ('appointments', 7, 3, %s, 'all', 'full', '', '', 0, 0, '', %s)",
+                (window, whole),
+            )
+        assert desk.retry() == (1, 0, outdated, 1 - outdated)
+
     def test_a_row_inside_a_record_that_changed_since_is_out_of_date(self, desk: Desk) -> None:
         """The record is the authority over its list."""
         payout = {"claim_id": "x", "write_off": {"amount": "1.00", "currency": "USD"}}

@@ -110,6 +110,18 @@ def test_a_record_in_open_quarantine_is_excused(connection: psycopg.Connection, 
     assert (missing.find().missing, missing_ids(missing)) == (1, [4])
 
 
+def test_a_fault_met_before_the_read_began_excuses_nothing(connection: psycopg.Connection, table: Table) -> None:
+    """Nothing closes the note of a record that is deleted: its row would never be marked."""
+    connection.execute(
+        "INSERT INTO nexhealth_quarantine (collection, institution_id, location_id, record_id, field, rule, loaded, raw,"
+        " fingerprint, run_id, read_at) SELECT 'gadgets', 7, 3, id::text, 'f', 'r', true, '', id::text::bytea, 'x',"
+        " CASE id WHEN 3 THEN %(started)s ELSE %(started)s - interval '1 second' END FROM unnest(ARRAY[3, 4]) id",
+        {"started": NOON + HOUR},
+    )
+    missing = Missing(connection, ground(connection, met(connection, [1, 2])))
+    assert (missing.find().missing, missing_ids(missing)) == (1, [4])
+
+
 def test_rows_of_no_location_belong_to_a_judgement_of_their_own(connection: psycopg.Connection, table: Table) -> None:
     mine = met(connection, [1])
     nowhere = Missing(connection, ground(connection, mine, locations=(), nowhere=True))
