@@ -79,12 +79,13 @@ class Keeper:
 
     def met(self, keys: Iterable[str]) -> None:
         """Keep keys."""
-        if self.id is not None:
+        keys = list(keys)
+        if self.id is not None and keys:
             record_seen(self._connection, self.id, keys)
 
-    def unreadable(self, records: int) -> None:
-        """Note how many records had a key that could not be read."""
-        if self.id is not None and records:
+    def unreadable(self, count: int) -> None:
+        """Note how many records (or answers that hold such) had a key that could not be read."""
+        if self.id is not None and count:
             mark_unreadable(self._connection, self.id)
 
     def end(self, started_at: datetime | None) -> None:

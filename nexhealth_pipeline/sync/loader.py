@@ -52,6 +52,8 @@ class Loaded:
     """Declared fields that no record had; None = there was no record."""
     refused: list[Note] = field(default_factory=list)
     """Why records could not be loaded at all."""
+    named: list[str] = field(default_factory=list)
+    """Keys of rows whose record was such a one."""
     nameless: set[int] = field(default_factory=set)
     """Which of the answers (by position) held such a record of which not even the id could be read."""
     unread: set[int] = field(default_factory=set)
@@ -153,9 +155,10 @@ class Loader:
         reach("after_copy", self._slice.collection.name)
         loaded.refused = [note for note in notes if not note.loaded]
         # The id in a record tells its row only where that is the row's key.
-        named = self._slice.collection.key == ("institution_id", "id")
+        by_id = self._slice.collection.key == ("institution_id", "id")
+        loaded.named = [str(int(note.record_id)) for note in loaded.refused if by_id and note.record_id]
         loaded.nameless = {
-            at for at, note in zip(origins, notes, strict=True) if not (note.loaded or (named and note.record_id))
+            at for at, note in zip(origins, notes, strict=True) if not (note.loaded or (by_id and note.record_id))
         }
         self.refused += len(loaded.refused)
         loaded.counts.quarantined = len(loaded.refused)

@@ -299,7 +299,8 @@ class PassReader:
             return self._load_membership(batch, ends=ends)
         self._loader.before_merge = self._keeper.when_staged
         loaded = self._loader.load(batch, self.stored.watermark)
-        self._keeper.unreadable(loaded.counts.quarantined)
+        self._keeper.met(loaded.named)  # it is there, and still listed
+        self._keeper.unreadable(len(loaded.nameless))
         self._absent = loaded.absent_fields
         if self._lists_patients():
             all_new = loaded.counts.inserted == len(loaded.ids)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import date
 from typing import Any
 
+import orjson
 import pytest
 
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
@@ -322,6 +323,22 @@ def test_a_record_whose_id_cannot_be_read_may_be_any_of_the_missing(
     assert "id could not be read" in str(told(results, "operatories")[f"willow-dental.{NORTH}"])
     assert gone(rows, "operatories") == set()
     box.state.store("operatories").put(row)
+
+
+def test_a_refused_record_that_says_which_row_it_is_is_there_and_the_missing_are_gone(
+    settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """Risk: one spoilt record, and nothing of the practice is ever marked; or its own row, or who is listed, goes."""
+    sync_all(settings, FULL, only={"patients"})
+    listed = f"SELECT patient_id FROM nexhealth_patient_locations WHERE location_id = {DESERT} AND gone_at IS NULL"
+    before = sorted(one for (one,) in rows(listed))
+    spoilt, victim = before[:2]
+    box.state.update("patients", spoilt, {"last_name": orjson.Fragment(b"NaN")})
+    box.state.delete("patients", victim, hard=True)
+    results = sync_all(settings, RECONCILE, only={"patients"})
+    assert rows("SELECT record_id, loaded FROM nexhealth_quarantine") == [(str(spoilt), False)]
+    assert gone(rows, "patients") == {victim}, told(results, "patients")
+    assert sorted(one for (one,) in rows(listed)) == [one for one in before if one != victim]
 
 
 def test_a_read_that_sees_part_or_is_no_reconcile_marks_nothing(

@@ -255,4 +255,5 @@ def test_a_refused_record_says_which_row_it_is_or_leaves_it_open(
         known = {"location_id": 3, "patient_id": 5, "coverage_id": 77}
         loaded = loader.encode_and_load([(page, known)], None)
     assert loaded.nameless == unclear
+    assert loaded.named == ([] if unclear else ["900"])
     assert loaded.unread == {0}
