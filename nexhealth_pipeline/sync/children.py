@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import psycopg
@@ -24,7 +24,14 @@ from nexhealth_pipeline.sync.keeper import Keeper
 from nexhealth_pipeline.sync.options import Mode
 from nexhealth_pipeline.sync.plan import PassPlan, passes_of
 from nexhealth_pipeline.sync.reader import SliceReader
-from nexhealth_pipeline.warehouse.child_reads import DueRow, due_rows, record_child_reads, record_unknown, witnesses
+from nexhealth_pipeline.warehouse.child_reads import (
+    ChildRead,
+    DueRow,
+    due_rows,
+    record_child_reads,
+    record_unknown,
+    witnesses,
+)
 from nexhealth_pipeline.warehouse.seen import answered_key
 from nexhealth_pipeline.warehouse.state import PassState, database_time, load_state, save_state
 from nexhealth_pipeline.warehouse.sync_log import Counts
@@ -41,8 +48,18 @@ _GIVE_UP_AFTER = 5
 """Failures in a row after which the rest of a location is left to the next sync: each costs all its retries."""
 _WITNESSES = 3
 """Lists read besides where all that were due came back empty, to tell one that lost its last record from all of them."""
-_Answer = list[Page] | ApiError
-_Read = tuple[DueRow, list[Page]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    row: DueRow
+    pages: list[Page]
+    """None where the API no longer knows the row."""
+    asked: float
+    """When, by `time.monotonic`."""
+
+
+_Answer = _Read | ApiError
 
 
 class _Failures:
@@ -147,8 +164,8 @@ class ChildReader(SliceReader):
         ).fetchall()
         for (number,) in rows:
             answer = self._read_row(plans, DueRow(number, None))
-            if answer and not isinstance(answer, ApiError):
-                self.counts.requests += sum(page.requests for page in answer)
+            if isinstance(answer, _Read) and answer.pages:
+                self.counts.requests += sum(page.requests for page in answer.pages)
                 return True
         return False
 
@@ -250,7 +267,7 @@ class ChildReader(SliceReader):
 
         failures.asked += len(due)
         try:
-            for row, answer in self._fetch(plans, due):
+            for answer in self._fetch(plans, due):
                 if isinstance(answer, NoAccess) and not failures.offered:
                     failures.offered = self._answers_others(connection, plans)
                     if not failures.offered:
@@ -259,8 +276,8 @@ class ChildReader(SliceReader):
                     failures.add(answer)
                     continue
                 failures.in_a_row = 0
-                failures.offered |= bool(answer)  # a row that is gone says nothing of its list
-                batch.append((row, answer))
+                failures.offered |= bool(answer.pages)  # a row that is gone says nothing of its list
+                batch.append(answer)
                 if len(batch) >= _BATCH_ROWS or time.monotonic() - last_commit > _BATCH_SECONDS:
                     commit()
                     last_commit = time.monotonic()
@@ -270,22 +287,22 @@ class ChildReader(SliceReader):
                 commit()
 
     def _load(self, connection: psycopg.Connection, batch: list[_Read]) -> Counts:
-        pages = [(row, page) for row, answers in batch for page in answers]
+        pages = [(one.row, page) for one in batch for page in one.pages]
         loaded = self.loader.encode_and_load([(page, self._known(row)) for row, page in pages], None)
         # A row whose record could not be read, perhaps spoilt on its way, stays due: the next sync asks once more.
         again = {pages[position][0].id for position in loaded.unread}
         # What does not say which record it is may be any of the row's: nothing is judged by its list.
         unclear = again | {pages[position][0].id for position in loaded.nameless}
-        self._keeper.met(answered_key(row.id) for row, answers in batch if answers and row.id not in unclear)
+        self._keeper.met(answered_key(one.row.id) for one in batch if one.pages and one.row.id not in unclear)
         if not self.options.partial:
             record_child_reads(
                 connection,
                 collection=self.slice.collection.name,
                 institution_id=self.slice.institution_id,
                 reads=[
-                    (row, sum(len(page.records) for page in answers))
-                    for row, answers in batch
-                    if answers and row.id not in again
+                    ChildRead(one.row, sum(len(page.records) for page in one.pages), one.asked)
+                    for one in batch
+                    if one.pages and one.row.id not in again
                 ],
             )
             if self._keeper.id is not None:
@@ -293,7 +310,7 @@ class ChildReader(SliceReader):
                     connection,
                     collection=self.slice.collection.name,
                     institution_id=self.slice.institution_id,
-                    ids=[row.id for row, answers in batch if not answers],
+                    ids=[one.row.id for one in batch if not one.pages],
                 )
         return loaded.counts
 
@@ -302,48 +319,43 @@ class ChildReader(SliceReader):
         known = {column.name: row.id for column in self.slice.collection.from_request}
         return {**known, "location_id": self.slice.location_id}
 
-    def _fetch(self, plans: list[PassPlan], due: list[DueRow]) -> Iterator[tuple[DueRow, _Answer]]:
+    def _fetch(self, plans: list[PassPlan], due: list[DueRow]) -> Iterator[_Answer]:
         """Answers, or why there is none, in the order of `due`; a bounded number of requests is under way."""
         width = self.options.concurrency
-        waiting: deque[tuple[DueRow, Future[_Answer]]] = deque()
+        waiting: deque[Future[_Answer]] = deque()
         with ThreadPoolExecutor(width, thread_name_prefix="nexhealth-rows") as pool:
             try:
                 # One request tells whether the practice has it at all.
                 probes = 1 if self.slice.collection.may_be_disabled else 0
                 for row in due[:probes]:
-                    yield row, self._read_row(plans, row)
+                    yield self._read_row(plans, row)
                 for row in due[probes:]:
-                    waiting.append((row, pool.submit(self._read_row, plans, row)))
+                    waiting.append(pool.submit(self._read_row, plans, row))
                     if len(waiting) >= 4 * width:
-                        yield self._take(waiting)
+                        yield waiting.popleft().result()
                 while waiting:
-                    yield self._take(waiting)
+                    yield waiting.popleft().result()
             finally:
-                for _, future in waiting:
+                for future in waiting:
                     future.cancel()
-
-    @staticmethod
-    def _take(waiting: "deque[tuple[DueRow, Future[_Answer]]]") -> tuple[DueRow, _Answer]:
-        row, future = waiting.popleft()
-        return row, future.result()
 
     def _read_row(self, plans: list[PassPlan], row: DueRow) -> _Answer:
         """All pages of one row's lists, none where the API no longer knows the row; or this row's failure.
 
         Raises what no other row would fare better with. One record may be closed to a key that others are open to.
         """
-        pages: list[Page] = []
+        read = _Read(row, [], time.monotonic())
         for plan in plans:
             try:
-                pages += self.session.client.pages(self._request(plan, row))
+                read.pages.extend(self.session.client.pages(self._request(plan, row)))
             except NotFound:
                 # Gone since its collection was read; the next read of that says what became of it.
-                return []
+                return replace(read, pages=[])
             except KeyRefused:
                 raise
             except ApiError as failure:
                 return failure
-        return pages
+        return read
 
     @staticmethod
     def _request(plan: PassPlan, row: DueRow) -> ApiRequest:

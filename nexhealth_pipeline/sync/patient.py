@@ -3,6 +3,7 @@
 A partial read: it moves no watermark, completes no slice and materializes nothing.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
@@ -24,7 +25,7 @@ from nexhealth_pipeline.sync.plan import passes_of
 from nexhealth_pipeline.sync.practice import Institution, Location, Practices
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice, SliceResult, Status
-from nexhealth_pipeline.warehouse.child_reads import DueRow, record_child_reads
+from nexhealth_pipeline.warehouse.child_reads import ChildRead, DueRow, record_child_reads
 from nexhealth_pipeline.warehouse.connect import driver_errors
 from nexhealth_pipeline.warehouse.knowledge import record_locations
 from nexhealth_pipeline.warehouse.sync_log import Counts, SyncLog
@@ -40,9 +41,10 @@ def refresh_patient(session: SyncSession, practices: Practices, patient_id: int)
 
     Raises InvalidSetting when no institution knows the patient, ApiError and WarehouseError.
     """
+    began = time.monotonic()
     with driver_errors("refreshing a patient"), session.pool.connection() as connection:
         institution, page = _find(session, connection, practices, patient_id)
-        return _Refresh(session, connection, practices, institution, patient_id).run(page)
+        return _Refresh(session, connection, practices, institution, patient_id, began).run(page)
 
 
 def _find(
@@ -75,6 +77,8 @@ class _Refresh:
     practices: Practices
     institution: Institution
     patient_id: int
+    began: float
+    """Before anything was asked for, by `time.monotonic`."""
     _asked: dict[str, list[DueRow]] = field(default_factory=dict)
     """By collection the rows whose lists were asked for, as they were before that."""
 
@@ -145,8 +149,8 @@ class _Refresh:
         """Note that the patient's own lists were read; other rows' are read again when they change, which is harmless."""
         if not collection.per_patient:
             return
-        rows = sum(len(page.records) for page, _ in answers)
-        reads = [(row, rows) for row in self._asked[collection.name]]
+        records = sum(len(page.records) for page, _ in answers)
+        reads = [ChildRead(row, records, self.began) for row in self._asked[collection.name]]
         record_child_reads(self.connection, collection=collection.name, institution_id=self.institution.id, reads=reads)
 
     def _filtered(self, collection: Collection, locations: list[Location]) -> _Answers:

@@ -10,6 +10,7 @@ location lists fall to the institution's lowest-id active location. Rows of inst
 all belong to the institution's slice.
 """
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -19,8 +20,9 @@ import psycopg
 from psycopg import sql
 
 from nexhealth_pipeline.catalog.collection import Collection
+from nexhealth_pipeline.warehouse.state import database_time
 
-__all__ = ["DueRow", "due_rows", "record_child_reads", "record_unknown", "witnesses"]
+__all__ = ["ChildRead", "DueRow", "due_rows", "record_child_reads", "record_unknown", "witnesses"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,16 @@ class DueRow:
     version: datetime | None
     had: int = 0
     """Records in its list when that was read last."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildRead:
+    """A row's own list as it was read."""
+
+    row: DueRow
+    records: int
+    asked: float
+    """When it was asked for, or earlier, by `time.monotonic`: it lacks what has come since."""
 
 
 _HOME = """(
@@ -167,15 +179,17 @@ def record_child_reads(
     *,
     collection: str,
     institution_id: int,
-    reads: Iterable[tuple[DueRow, int]],
+    reads: Iterable[ChildRead],
 ) -> None:
-    """Note (row, number of records) of lists read just now; the caller commits them with the records."""
+    """Note lists that were read, each as of its request; the caller commits them with the records."""
+    here, now = time.monotonic(), database_time(connection)
+    asked = ((one, now - timedelta(seconds=here - one.asked)) for one in reads)
     with connection.cursor() as cursor:
         cursor.executemany(
             "INSERT INTO nexhealth_child_reads (collection, institution_id, patient_id, read_at, patient_version, rows)"
-            " VALUES (%s, %s, %s, clock_timestamp(), %s, %s) ON CONFLICT (collection, institution_id, patient_id) DO UPDATE SET"
+            " VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (collection, institution_id, patient_id) DO UPDATE SET"
             " read_at = excluded.read_at, patient_version = excluded.patient_version, rows = excluded.rows",
-            [(collection, institution_id, row.id, row.version, rows) for row, rows in reads],
+            [(collection, institution_id, one.row.id, at, one.row.version, one.records) for one, at in asked],
         )
 
 

@@ -9,6 +9,7 @@ Answers are loaded together; those that the database refuses are found by halvin
 once more would cost a request each.
 """
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -29,7 +30,7 @@ from nexhealth_pipeline.sync.plan import passes_of
 from nexhealth_pipeline.sync.practice import Institution
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice
-from nexhealth_pipeline.warehouse.child_reads import DueRow, record_child_reads
+from nexhealth_pipeline.warehouse.child_reads import ChildRead, DueRow, record_child_reads
 from nexhealth_pipeline.warehouse.knowledge import record_locations
 from nexhealth_pipeline.warehouse.sync_log import Counts, SyncLog
 from nexhealth_pipeline.webhooks.blame import AGAIN, in_words, is_the_tables, may_be_at_fault
@@ -74,6 +75,8 @@ class SinglesRead:
 class _Answer:
     row: DueRow
     pages: list[Page]
+    asked: float
+    """When, by `time.monotonic`."""
     locations: list[int] | None = None
 
 
@@ -170,26 +173,27 @@ class SingleReads:
             return Cancelled("stopped before this row was asked for")
         if account.given_up is not None:
             return account.given_up
+        asked = time.monotonic()
         try:
             if collection.path.endswith("{id}"):
-                return self._ask_object(collection, requests[0], row)
+                return self._ask_object(collection, requests[0], row, asked)
             pages = [page for one in requests for page in self._session.client.pages(_about(one, row))]
-            return _Answer(row, pages)
+            return _Answer(row, pages, asked)
         except NotFound:
             # Gone since; the next read of its collection says what became of it.
-            return _Answer(row, [])
+            return _Answer(row, [], asked)
         except Cancelled as stopped:
             return stopped
         except ApiError as failure:
             account.note(failure)
             return failure
 
-    def _ask_object(self, collection: Collection, request: ApiRequest, row: DueRow) -> _Answer:
+    def _ask_object(self, collection: Collection, request: ApiRequest, row: DueRow, asked: float) -> _Answer:
         """The whole object: the records lie inside it, beside what else it tells."""
         page = self._session.client.get(replace(_about(request, row), records_at=()))
         inside = [one for record in page.records for one in _inside(record, collection.records_at)]
         locations = _locations(page.records[0]) if collection.per_patient and page.records else None
-        return _Answer(row, [replace(page, records=inside)], locations)
+        return _Answer(row, [replace(page, records=inside)], asked, locations)
 
     def _load(
         self, collection: Collection, institution: Institution, answers: Sequence[_Answer], done: SinglesRead
@@ -228,7 +232,7 @@ class SingleReads:
         loaded = loader.encode_and_load([(page, _known(collection, row)) for row, page in pages], None)
         again = {pages[position][0].id for position in loaded.unread}
         reads = [
-            (one.row, sum(len(page.records) for page in one.pages))
+            ChildRead(one.row, sum(len(page.records) for page in one.pages), one.asked)
             for one in answers
             if one.pages and one.row.id not in again
         ]

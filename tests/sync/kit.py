@@ -5,15 +5,20 @@ from dataclasses import replace
 from datetime import UTC, date, datetime
 from typing import Any
 
+import psycopg
+import pytest
+
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.sync.filters import NO_FILTERS
+from nexhealth_pipeline.sync.loader import Loader
 from nexhealth_pipeline.sync.options import SyncOptions
 from nexhealth_pipeline.sync.plan import due_slices
 from nexhealth_pipeline.sync.runner import run_slices
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import SliceResult
+from nexhealth_pipeline.warehouse.state import database_time
 
 
 class Unlimited:
@@ -58,3 +63,21 @@ def first_test_month() -> date:
     today = datetime.now(UTC).date()
     index = today.year * 12 + today.month - 1 - 4
     return date(index // 12, index % 12 + 1, 1)
+
+
+def noting_loads(patch: pytest.MonkeyPatch, database_url: str, name: str) -> dict[int, datetime]:
+    """When (database time) the list of each patient in that collection begins to be loaded, as it comes."""
+    load, moments = Loader.encode_and_load, dict[int, datetime]()
+
+    def noting(self: Loader, answers: Any, not_before: datetime | None) -> Any:
+        answers = list(answers)
+        if self._slice.collection.name == name:
+            with psycopg.connect(database_url) as other:
+                moments.update({known["patient_id"]: database_time(other) for _, known in answers})
+        return load(self, answers, not_before)
+
+    patch.setattr(Loader, "encode_and_load", noting)
+    return moments
+
+
+LISTS_READ = "SELECT patient_id, read_at FROM nexhealth_child_reads WHERE collection = 'documents'"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import datetime
 
 import pytest
 
@@ -13,7 +14,7 @@ from nexhealth_pipeline.sync.options import Mode, SyncOptions
 from nexhealth_pipeline.sync.runner import read_slice
 from nexhealth_pipeline.sync.slices import Slice, SliceResult
 
-from .kit import Rows, open_session, sync_all
+from .kit import LISTS_READ, Rows, noting_loads, open_session, sync_all
 
 FULL, RECONCILE = SyncOptions(mode=Mode.FULL), SyncOptions(mode=Mode.RECONCILE)
 NIGHTS = 4
@@ -254,3 +255,14 @@ def test_where_every_list_comes_back_empty_nothing_is_believed(
     results, _ = night(settings, box, rows, replace(TURN, rotation_days=1000))
     assert any("the answer was empty" in str(one.reason) for one in results)
     assert gone(rows) == set()
+
+
+def test_a_list_is_as_old_as_its_request(
+    settings: Settings, rows: Rows, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Risk: a document that comes between request and load is not looked for in the list that lacks it."""
+    loads = noting_loads(monkeypatch, database_url, "documents")
+    sync_all(settings, FULL, only=NAMES)
+    read: dict[int, datetime] = dict(rows(LISTS_READ))
+    assert read.keys() == loads.keys()
+    assert [patient for patient, read_at in read.items() if read_at >= loads[patient]] == []

@@ -16,7 +16,7 @@ from nexhealth_pipeline.sync.options import Mode, SyncOptions
 from nexhealth_pipeline.sync.patient import refresh_patient
 from nexhealth_pipeline.sync.slices import SliceResult
 
-from .kit import Rows, open_session, sync_all
+from .kit import LISTS_READ, Rows, noting_loads, open_session, sync_all
 from .test_full import assert_equal, subdomain_of
 
 
@@ -84,6 +84,17 @@ def overtaken(rows: Rows, patient: int) -> list[str]:
         f" WHERE p.id = {patient} AND r.patient_version IS DISTINCT FROM p.updated_at ORDER BY 1"
     )
     return [name for (name,) in found]
+
+
+def test_the_patients_lists_are_as_old_as_their_requests(
+    settings: Settings, rows: Rows, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync_all(settings, SyncOptions(mode=Mode.FULL), only={"patients"})
+    loads = noting_loads(monkeypatch, database_url, "documents")
+    ((patient,),) = rows("SELECT min(id) FROM nexhealth_patients")
+    refresh(settings, patient)
+    ((_, read_at),) = rows(LISTS_READ)
+    assert read_at < loads[patient]
 
 
 def test_a_patient_nobody_knows_is_named(settings: Settings, box: SandboxServer) -> None:

@@ -1,5 +1,6 @@
 """Which patients' lists are due."""
 
+import time
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
@@ -9,7 +10,14 @@ import pytest
 from psycopg import sql
 
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
-from nexhealth_pipeline.warehouse.child_reads import DueRow, due_rows, record_child_reads, record_unknown, witnesses
+from nexhealth_pipeline.warehouse.child_reads import (
+    ChildRead,
+    DueRow,
+    due_rows,
+    record_child_reads,
+    record_unknown,
+    witnesses,
+)
 from nexhealth_pipeline.warehouse.knowledge import record_membership
 
 from .conftest import Rows
@@ -46,7 +54,7 @@ def read(connection: psycopg.Connection, *ids: int, hours_ago: float = 0, versio
         connection,
         collection="documents",
         institution_id=INSTITUTION,
-        reads=[(DueRow(number, of), 2) for number in ids],
+        reads=[ChildRead(DueRow(number, of), 2, time.monotonic()) for number in ids],
     )
     connection.execute(
         "UPDATE nexhealth_child_reads SET read_at = read_at - ago, judged_at = judged_at - ago"
@@ -110,9 +118,11 @@ def test_rotation_takes_a_nights_share_oldest_first(practice: psycopg.Connection
 
 def test_what_was_read_is_noted_once_a_patient(practice: psycopg.Connection, rows: Rows) -> None:
     read(practice, 1)
-    again = [(DueRow(1, None), 5)]
+    again = [ChildRead(DueRow(1, None), 5, time.monotonic() - 3600)]
     record_child_reads(practice, collection="documents", institution_id=INSTITUTION, reads=again)
-    assert rows("SELECT patient_id, patient_version, rows FROM nexhealth_child_reads") == [(1, None, 5)]
+    hours = "round(extract(epoch FROM clock_timestamp() - read_at) / 3600)"
+    found = rows(f"SELECT patient_id, patient_version, rows, {hours} FROM nexhealth_child_reads")
+    assert found == [(1, None, 5, 1)]
 
 
 def only_patients(practice: psycopg.Connection, count: int) -> range:
@@ -235,7 +245,7 @@ def test_a_read_that_does_not_judge_puts_off_no_turn(practice: psycopg.Connectio
     """Risk: a patient whose lists a webhook brings every few days would never be looked at for what is gone."""
     read(practice, 1, 2, 4, hours_ago=24)
     practice.execute("UPDATE nexhealth_child_reads SET judged_at = judged_at - interval '9 days' WHERE patient_id = 2")
-    again = [(DueRow(2, datetime.fromisoformat(VERSION)), 2)]
+    again = [ChildRead(DueRow(2, datetime.fromisoformat(VERSION)), 2, time.monotonic())]
     record_child_reads(practice, collection="documents", institution_id=INSTITUTION, reads=again)
     assert due(practice, rotation_days=9) == [2]
 

@@ -18,6 +18,7 @@ from nexhealth_pipeline.sync.practice import load_practices
 from nexhealth_pipeline.sync.slices import Slice
 from nexhealth_pipeline.webhooks import applying, hints, owners
 from nexhealth_pipeline.webhooks.single_reads import SingleReads
+from tests.sync.kit import LISTS_READ, noting_loads
 
 from .asking import Told, asked, having_read, home, last, sandbox, telling, without_events
 from .kit import apply_all, body, due_again, store
@@ -207,6 +208,18 @@ def test_a_try_asks_for_a_bounded_number_of_lists_and_the_next_one_for_others(
         ((status, error),) = told()
     assert (status, sorted(lists_asked(box, since))) == ("parked", sorted(everybody))
     assert error == "documents: it does not say which patient's list it belongs to, and no list has it"
+
+
+def test_a_list_read_for_an_event_is_as_old_as_its_request(
+    box: SandboxServer, db: psycopg.Connection, told: Told, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what comes while it is loaded is never looked for in it."""
+    assert settings.database_url is not None
+    loads = noting_loads(monkeypatch, settings.database_url.get_secret_value(), "documents")
+    told(of_nobody(home(db), 1))
+    assert loads
+    for patient, read_at in db.execute(LISTS_READ).fetchall():
+        assert patient not in loads or read_at < loads[patient]
 
 
 def test_a_search_that_is_stopped_leaves_its_event_as_it_was(
