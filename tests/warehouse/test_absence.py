@@ -7,6 +7,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from nexhealth_pipeline.catalog.collection import Collection
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
@@ -97,6 +98,25 @@ def test_a_row_written_between_finding_and_marking_stays(
     assert rows("SELECT id, deleted_by, deleted_at FROM nexhealth_gadgets WHERE deleted_at IS NOT NULL") == [
         (4, "absence", NOON + 2 * HOUR)
     ]
+
+
+def test_rows_are_marked_by_their_key_without_a_look_at_the_others(
+    connection: psycopg.Connection, table: Table
+) -> None:
+    """A reconcile makes a thousand judgements a night, and a practice has millions of rows; nobody knows the tables yet."""
+    connection.execute(
+        "INSERT INTO nexhealth_gadgets (institution_id, id, location_id, raw, source_read_at, synced_at, row_hash)"
+        " SELECT 7, generate_series(101, 10100), 9, '{}', now(), now(), ''"
+    )
+    made = ground(connection, met(connection, [1, 2]))
+    missing = Missing(connection, made)
+    assert missing.find().missing == 2
+    row = connection.execute(
+        sql.SQL("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) ") + missing._sql.mark, {**made.params(), "at": NOON + HOUR}
+    ).fetchone()
+    assert row is not None
+    plan = row[0][0]["Plan"]
+    assert 0 < plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 60
 
 
 def test_a_record_in_open_quarantine_is_excused(connection: psycopg.Connection, table: Table) -> None:
