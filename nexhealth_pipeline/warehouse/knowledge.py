@@ -194,7 +194,7 @@ def record_locations(
     location_ids: Collection[int],
     seen_at: datetime,
 ) -> None:
-    """Note which locations list a patient, as its single read tells: it is gone from all others."""
+    """Note which locations list a patient, as its single read tells: it is gone from all others it was in by then."""
     for location_id in location_ids:
         record_membership(
             connection,
@@ -205,8 +205,8 @@ def record_locations(
         )
     connection.execute(
         "UPDATE nexhealth_patient_locations SET gone_at = clock_timestamp()"
-        " WHERE institution_id = %s AND patient_id = %s AND gone_at IS NULL AND location_id <> ALL(%s)",
-        (institution_id, patient_id, list(location_ids)),
+        " WHERE institution_id = %s AND patient_id = %s AND gone_at IS NULL AND location_id <> ALL(%s) AND first_seen <= %s",
+        (institution_id, patient_id, list(location_ids), seen_at),
     )
 
 

@@ -12,6 +12,7 @@ from nexhealth_pipeline.warehouse.knowledge import (
     enabled_at,
     record_capability,
     record_freshness,
+    record_locations,
     record_membership,
 )
 from nexhealth_pipeline.warehouse.seen import begin_seen, mark_unreadable, record_seen
@@ -196,3 +197,15 @@ def test_a_patient_first_seen_after_the_pass_began_is_left_alone(connection: psy
     members(connection, 1, 2)
     assert close(connection, seen(connection, 1), minutes=0) == 0
     assert rows(LISTED) == [(1, 3), (2, 3)]
+
+
+def test_a_single_read_ends_no_membership_that_was_first_seen_after_it(
+    connection: psycopg.Connection, rows: Rows
+) -> None:
+    """Risk: an answer that waited to be loaded takes the patient from the location it was given meanwhile."""
+    members(connection, 1)
+    members(connection, 1, location_id=4, minutes=5)
+    record_locations(connection, 7, 1, [5], NOON + 3 * MINUTE)
+    assert rows(LISTED) == [(1, 4), (1, 5)]
+    record_locations(connection, 7, 1, [5], NOON + 6 * MINUTE)
+    assert rows(LISTED) == [(1, 5)]
