@@ -8,10 +8,12 @@ killed run goes on.
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import islice
 
 import psycopg
 
@@ -69,12 +71,21 @@ class _Failures:
         self._all: list[ApiError] = []
         self.in_a_row = 0
         self.asked = 0
-        """Rows whose lists were asked for."""
+        """Rows whose lists were asked for, or are about to be."""
+        self.had = False
+        """Whether one of these lists had records when it was read last."""
         self.offered = False
         """Whether a list was answered: then no refusal says that the practice has none."""
 
     def __bool__(self) -> bool:
         return bool(self._all)
+
+    def counting(self, due: Iterable[DueRow]) -> Iterator[DueRow]:
+        """The rows as they are taken."""
+        for row in due:
+            self.asked += 1
+            self.had |= row.had > 0
+            yield row
 
     def add(self, failure: ApiError) -> None:
         """Note one. Raises it when too many came in a row; a refusal, which costs no retries, is none of those."""
@@ -139,9 +150,10 @@ class ChildReader(SliceReader):
 
     def _read_all(self, connection: psycopg.Connection, plans: list[PassPlan], state: PassState) -> _Failures:
         """Read what is due, and where that brought no record although there were some, lists that had records too."""
-        due, failures = self._due(connection, state), _Failures()
-        self._read_due(connection, plans, due, failures)
-        if self._keeper.id is None or self.counts.records_read or not any(row.had for row in due):
+        failures = _Failures()
+        with closing(self._due(connection, state)) as due:
+            self._read_due(connection, plans, due, failures)
+        if self._keeper.id is None or self.counts.records_read or not failures.had:
             return failures
         assert state.begun_at is not None
         others = witnesses(
@@ -214,12 +226,14 @@ class ChildReader(SliceReader):
             run_id=self.session.run_id,
         )
 
-    def _due(self, connection: psycopg.Connection, state: PassState) -> list[DueRow]:
-        due = self._known_due(connection, state)
-        if not self.options.dry_run or not self.slice.collection.per_patient:
-            return due
-        met = self._met(connection) - {patient.id for patient in due}
-        return due + [DueRow(patient_id, None) for patient_id in sorted(met)]
+    def _due(self, connection: psycopg.Connection, state: PassState) -> Generator[DueRow, None, None]:
+        met = self._met(connection) if self.options.dry_run and self.slice.collection.per_patient else set()
+        with closing(self._known_due(connection, state)) as due:
+            for row in due:
+                met.discard(row.id)
+                yield row
+        for patient_id in sorted(met):
+            yield DueRow(patient_id, None)
 
     def _met(self, connection: psycopg.Connection) -> set[int]:
         """Patients of this location that a dry run met and the warehouse does not know."""
@@ -237,7 +251,7 @@ class ChildReader(SliceReader):
         }
         return seen.get(mine, set()) - lower - known
 
-    def _known_due(self, connection: psycopg.Connection, state: PassState) -> list[DueRow]:
+    def _known_due(self, connection: psycopg.Connection, state: PassState) -> Generator[DueRow, None, None]:
         return due_rows(
             connection,
             collection=self.slice.collection,
@@ -249,7 +263,7 @@ class ChildReader(SliceReader):
         )
 
     def _read_due(
-        self, connection: psycopg.Connection, plans: list[PassPlan], due: list[DueRow], failures: _Failures
+        self, connection: psycopg.Connection, plans: list[PassPlan], due: Iterable[DueRow], failures: _Failures
     ) -> None:
         committing = self.committing(connection)
         batch: list[_Read] = []
@@ -265,9 +279,8 @@ class ChildReader(SliceReader):
             batch.clear()
             self.session.keep_lock()
 
-        failures.asked += len(due)
         try:
-            for answer in self._fetch(plans, due):
+            for answer in self._fetch(plans, failures.counting(due)):
                 if isinstance(answer, NoAccess) and not failures.offered:
                     failures.offered = self._answers_others(connection, plans)
                     if not failures.offered:
@@ -319,7 +332,7 @@ class ChildReader(SliceReader):
         known = {column.name: row.id for column in self.slice.collection.from_request}
         return {**known, "location_id": self.slice.location_id}
 
-    def _fetch(self, plans: list[PassPlan], due: list[DueRow]) -> Iterator[_Answer]:
+    def _fetch(self, plans: list[PassPlan], due: Iterator[DueRow]) -> Iterator[_Answer]:
         """Answers, or why there is none, in the order of `due`; a bounded number of requests is under way."""
         width = self.options.concurrency
         waiting: deque[Future[_Answer]] = deque()
@@ -327,9 +340,9 @@ class ChildReader(SliceReader):
             try:
                 # One request tells whether the practice has it at all.
                 probes = 1 if self.slice.collection.may_be_disabled else 0
-                for row in due[:probes]:
+                for row in islice(due, probes):
                     yield self._read_row(plans, row)
-                for row in due[probes:]:
+                for row in due:
                     waiting.append(pool.submit(self._read_row, plans, row))
                     if len(waiting) >= 4 * width:
                         yield waiting.popleft().result()

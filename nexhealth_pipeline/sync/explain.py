@@ -106,7 +106,7 @@ def _due(connection: psycopg.Connection, piece: Slice, options: SyncOptions) -> 
         read_before=datetime.now(UTC) if options.mode_of_lists.whole else None,
         rotation_days=options.rotation_days,
     )
-    return len(due)
+    return sum(1 for _ in due)
 
 
 def _rows(connection: psycopg.Connection, collection: Collection) -> list[int]:

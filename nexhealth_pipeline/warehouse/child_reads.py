@@ -11,7 +11,7 @@ all belong to the institution's slice.
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import LiteralString
@@ -105,6 +105,8 @@ _MOST_LOTS, _PAUSE = 2, timedelta(hours=12)
 
 Where lots were missed, or reads do not lead to a judgement (the office is offline), no day costs more than four.
 """
+_AT_ONCE = 1000
+"""Due rows fetched at once: an institution has hundreds of thousands of coverages."""
 _WITNESSES = """
 SELECT id, updated_at, had FROM mine WHERE had > 0 AND read_at < %(read_before)s
 ORDER BY read_at DESC, id LIMIT %(most)s
@@ -120,28 +122,33 @@ def due_rows(
     read_before: datetime | None,
     rotation_days: int,
     last_begun: datetime | None = None,
-) -> list[DueRow]:
+) -> Generator[DueRow, None, None]:
     """Rows never read, changed since, read before `read_before`, or next in rotation; by id.
 
-    `last_begun`: when they were last begun to be read, in the database's time; None = long ago.
+    `last_begun`: when they were last begun to be read, in the database's time; None = long ago. The database holds
+    them, as they are when the first is taken, until all were; the caller may commit meanwhile, and closes the iterator.
     """
-    rows = connection.execute(
-        _question(_DUE, collection),
-        {
-            "collection": collection.name,
-            "institution": institution_id,
-            "location": location_id,
-            "read_before": read_before,
-            "nights": rotation_days,
-            "turn": timedelta(days=rotation_days) - _EARLY,
-            "most": _MOST_LOTS,
-            "last": last_begun,
-            "pause": _PAUSE,
-        },
-        # A plan made while the tables were small would stay.
-        prepare=False,
-    )
-    return [DueRow(*row) for row in rows]
+    with connection.cursor("nexhealth_due", withhold=True) as cursor:
+        cursor.itersize = _AT_ONCE
+        with connection.transaction():
+            # Else the plan is one for the first rows of many.
+            connection.execute("SET LOCAL cursor_tuple_fraction = 1")
+            cursor.execute(
+                _question(_DUE, collection),
+                {
+                    "collection": collection.name,
+                    "institution": institution_id,
+                    "location": location_id,
+                    "read_before": read_before,
+                    "nights": rotation_days,
+                    "turn": timedelta(days=rotation_days) - _EARLY,
+                    "most": _MOST_LOTS,
+                    "last": last_begun,
+                    "pause": _PAUSE,
+                },
+            )
+        for row in cursor:
+            yield DueRow(*row)
 
 
 def witnesses(

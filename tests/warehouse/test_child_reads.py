@@ -1,7 +1,10 @@
 """Which patients' lists are due."""
 
 import time
-from collections.abc import Iterable
+import tracemalloc
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -10,6 +13,7 @@ import pytest
 from psycopg import sql
 
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
+from nexhealth_pipeline.warehouse import child_reads
 from nexhealth_pipeline.warehouse.child_reads import (
     ChildRead,
     DueRow,
@@ -273,20 +277,77 @@ def test_witnesses_are_lists_that_had_records_read_lately_but_not_now(practice: 
     assert found(1) == [2]
 
 
+def crowd(practice: psycopg.Connection, count: int, locations: int = 1) -> None:
+    """So many more patients, at so many locations in turn from 3 on, without a list that was read."""
+    practice.execute(
+        "INSERT INTO nexhealth_patients (institution_id, id, updated_at, raw, source_read_at, synced_at, row_hash)"
+        " SELECT %s, generate_series(1001, 1000 + %s), now(), '{}', now(), now(), ''",
+        (INSTITUTION, count),
+    )
+    practice.execute(
+        "INSERT INTO nexhealth_patient_locations (institution_id, patient_id, location_id, first_seen)"
+        " SELECT institution_id, id, 3 + id %% %s, now() FROM nexhealth_patients WHERE id > 1000",
+        (locations,),
+    )
+
+
+def test_due_rows_take_no_memory_that_grows_with_them(
+    practice: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large institution has 600,000 coverages, each with a list of its own."""
+    monkeypatch.setattr(child_reads, "_AT_ONCE", 100)
+    crowd(practice, 5000)
+    tracemalloc.start()
+    try:
+        count = sum(
+            1
+            for _ in due_rows(
+                practice,
+                collection=COLLECTIONS["documents"],
+                institution_id=INSTITUTION,
+                location_id=3,
+                read_before=None,
+                rotation_days=30,
+            )
+        )
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert count == 5003
+    assert peak < 300_000
+
+
 class Explained:
-    """A connection that counts what a question looks at instead of answering it."""
+    """A connection that counts what a cursor's question looks at instead of answering it."""
 
     def __init__(self, connection: psycopg.Connection) -> None:
         self._connection = connection
+        self.transaction = connection.transaction
         self.blocks = 0
 
-    def execute(self, query: sql.Composed, values: dict[str, Any], **how: Any) -> list[Any]:
-        explain = sql.SQL("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) ")
-        row = self._connection.execute(explain + query, values, **how).fetchone()
-        assert row is not None
-        plan = row[0][0]["Plan"]
-        self.blocks += plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
-        return []
+    def cursor(self, name: str, **how: Any) -> Any:
+        return self._Cursor(self)
+
+    def execute(self, query: str) -> None:
+        self._connection.execute(query)
+
+    @dataclass
+    class _Cursor(AbstractContextManager[Any]):
+        asked: "Explained"
+        itersize: int = 0
+
+        def execute(self, query: sql.Composed, values: dict[str, Any]) -> None:
+            explain = sql.SQL("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) DECLARE due CURSOR WITH HOLD FOR ")
+            row = self.asked._connection.execute(explain + query, values, prepare=False).fetchone()
+            assert row is not None
+            plan = row[0][0]["Plan"]
+            self.asked.blocks += plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
+
+        def __iter__(self) -> Iterator[Any]:
+            return iter(())
+
+        def __exit__(self, *failure: object) -> None:
+            return None
 
 
 @pytest.mark.parametrize("location", [3, 12, 22])
@@ -300,15 +361,7 @@ def test_what_is_due_is_found_by_keys_before_postgresql_knows_the_tables(
         " SELECT %s, generate_series(5, 22), '{}', now(), now(), ''",
         (INSTITUTION,),
     )
-    practice.execute(
-        "INSERT INTO nexhealth_patients (institution_id, id, updated_at, raw, source_read_at, synced_at, row_hash)"
-        " SELECT %s, generate_series(1001, 1000 + %s), now(), '{}', now(), now(), ''",
-        (INSTITUTION, patients),
-    )
-    practice.execute(
-        "INSERT INTO nexhealth_patient_locations (institution_id, patient_id, location_id, first_seen)"
-        " SELECT institution_id, id, 3 + id % 20, now() FROM nexhealth_patients WHERE id > 1000"
-    )
+    crowd(practice, patients, locations=20)
     practice.execute(
         "INSERT INTO nexhealth_child_reads (collection, institution_id, patient_id, read_at, rows)"
         " SELECT 'documents', institution_id, id, now(), 0 FROM nexhealth_patients WHERE id > 1000"
