@@ -3,7 +3,7 @@
     python benchmarks/change_feed.py                       200,000 patients, 5 rounds
     python benchmarks/change_feed.py --records 50000 --rounds 3
 
-From records in memory to committed rows, four pages a transaction, as a sync loads them; requests would only
+From records in memory to committed rows, six pages a transaction, as a sync loads them; requests would only
 make the feed's share smaller. CPU is this process's and its PostgreSQL backend's. The embedded server is used,
 durable, in a folder that is removed afterwards.
 """
@@ -31,7 +31,7 @@ from nexhealth_pipeline.warehouse import embedded
 from nexhealth_pipeline.warehouse.changes import TRIGGERS
 from nexhealth_pipeline.warehouse.migrate import upgrade
 
-PAGE, PAGES = 1000, 4
+PAGE, PAGES = 1000, 6
 PASSES = ("full load", "1 % changed", "nothing changed")
 
 
@@ -139,7 +139,7 @@ def main() -> None:
     changed = pages_of(world)
     costs: dict[bool, list[dict[str, Cost]]] = {True: [], False: []}
     with server() as (postgres, _):
-        one_round(postgres, first[:4], changed[:4], feed=True)  # what is only slow at first is not the feed's
+        one_round(postgres, first[:PAGES], changed[:PAGES], feed=True)  # what is only slow at first is not the feed's
         for number in range(given.rounds):
             for feed in (True, False) if number % 2 else (False, True):
                 costs[feed].append(one_round(postgres, first, changed, feed=feed))

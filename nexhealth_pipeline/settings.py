@@ -55,8 +55,8 @@ class Settings(BaseModel):
     """State of the embedded default; unset = `.nexhealth/` in a checkout, else the user's data folder."""
     concurrency: Annotated[int, Field(alias="NEXHEALTH_CONCURRENCY", ge=1, le=64)] = 6
     """Slices under one of the API's minute limits (and patients' documents) read at once in one run."""
-    batch_pages: Annotated[int, Field(alias="NEXHEALTH_BATCH_PAGES", ge=1, le=100)] = 4
-    """Pages committed together in one transaction, at most: more than four slices at once share what four may hold."""
+    batch_pages: Annotated[int, Field(alias="NEXHEALTH_BATCH_PAGES", ge=1, le=100)] = 6
+    """Pages committed together in one transaction, at most: more than two slices at once share what two may hold."""
     overlap_minutes: Annotated[int, Field(alias="NEXHEALTH_OVERLAP_MINUTES", ge=0, le=10080)] = 60
     """Minutes subtracted from a watermark when it is used."""
     timeout_seconds: Annotated[float, Field(alias="NEXHEALTH_TIMEOUT_SECONDS", gt=0, le=600)] = 60.0

@@ -32,7 +32,7 @@ class SyncOptions:
     mode: Mode = Mode.INCREMENTAL
     concurrency: int = 6
     """Slices of a lane (`sync.order`), or patients' documents, read at once."""
-    batch_pages: int = 4
+    batch_pages: int = 6
     """Pages committed in one transaction; `run_slices` gives each of many slices fewer."""
     overlap: timedelta = timedelta(minutes=60)
     """Subtracted from a watermark when it is used (API.md J.1)."""

@@ -20,8 +20,8 @@ __all__ = ["read_slice", "run_slices"]
 
 _AHEAD = 2
 """Slices handed out for each that is read at once, so that nobody waits for whoever takes the results."""
-_FEW = 4
-"""Slices at once that may have all of `batch_pages` each; more of them share what four have. So a load of sixteen
+_FEW = 2
+"""Slices at once that may have all of `batch_pages` each; more of them share what two have. So a load of sixteen
 locations, six at once, peaked at 210 MiB instead of 250, in the same time."""
 
 

@@ -104,7 +104,7 @@ class SliceResult:
     """Why it was skipped or failed; holds no record's values."""
     exit_status: int = 0
     passing: bool = False
-    """It failed by what passes by itself: the API did not answer, or had no room."""
+    """It failed by what passes by itself, the API did not answer or had no room; or once the API key is corrected."""
     changes: list[Change] = field(default_factory=list)
     """Months that changed, for windowed collections."""
     rows: int | None = None

@@ -50,7 +50,16 @@ def pieces(count: int, name: str = "patients") -> list[Slice]:
 
 @pytest.mark.parametrize(
     ("slices", "concurrency", "asked", "given"),
-    [(1, 8, 4, 4), (4, 8, 4, 4), (8, 8, 4, 2), (100, 8, 4, 2), (100, 2, 4, 4), (100, 64, 4, 1), (1, 8, 100, 100)],
+    [
+        (1, 8, 6, 6),
+        (2, 8, 6, 6),
+        (4, 8, 6, 3),
+        (6, 8, 6, 2),
+        (100, 6, 6, 2),
+        (100, 2, 6, 6),
+        (100, 64, 6, 1),
+        (1, 8, 100, 100),
+    ],
 )
 def test_many_slices_at_once_share_the_pages_of_a_few(
     batches: list[int], slices: int, concurrency: int, asked: int, given: int
@@ -64,7 +73,7 @@ def test_many_slices_at_once_share_the_pages_of_a_few(
 @pytest.mark.parametrize(("others", "given"), [("operatories", 1), ("documents", 2)])
 def test_slices_of_every_lane_count(batches: list[int], others: str, given: int) -> None:
     """Lists under rows commit row by row, and count for nothing."""
-    options = SyncOptions(mode=Mode.FULL, fresh_after=datetime.now(UTC), concurrency=8, batch_pages=4)
+    options = SyncOptions(mode=Mode.FULL, fresh_after=datetime.now(UTC), concurrency=6, batch_pages=6)
     list(run_slices(cast("SyncSession", Session()), pieces(8) + pieces(8, others), options))
     assert set(batches) == {given}
 
