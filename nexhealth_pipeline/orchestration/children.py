@@ -19,6 +19,7 @@ from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
 from nexhealth_pipeline.errors import Cancelled, InvalidSetting, PipelineError, TryLater, WarehouseError
 from nexhealth_pipeline.orchestration.assets import PARTITIONS, add_partitions, step_name
 from nexhealth_pipeline.orchestration.code_location import DEFINITIONS
+from nexhealth_pipeline.orchestration.command_runs import COMMAND_TAGS
 from nexhealth_pipeline.orchestration.dead_runs import fail_dead_runs
 from nexhealth_pipeline.orchestration.instance import open_instance
 from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, CHANGES_OP, PATIENT_JOB, PATIENT_OP, SCOPE_JOBS
@@ -302,13 +303,8 @@ def _job(scope: Scope, collections: Sequence[Collection], keys: list[str], confi
 
 
 def _new_job(name: str, op: str, assets: tuple[str, ...], config: dict[str, Any], partitions: str) -> Job:
-    tags = {
-        # Without it the run shows under Runs, but not under its job.
-        ".dagster/repository": "__repository__@nexhealth_pipeline",
-        # A command that was killed is repeated by whoever gave it, not by the daemon.
-        "dagster/max_retries": "0",
-        "nexhealth/by": "command",
-    }
+    # A command that was killed is repeated by whoever gave it, not by the daemon.
+    tags = {**COMMAND_TAGS, "dagster/max_retries": "0"}
     if partitions:
         tags["nexhealth/partitions"] = partitions
     return {"job": name, "op": op, "run_id": str(uuid4()), "assets": assets, "config": config, "tags": tags}

@@ -15,6 +15,7 @@ from uuid import uuid4
 from nexhealth_pipeline.errors import Cancelled, PipelineError
 from nexhealth_pipeline.orchestration.children import failure_of, was_stopped
 from nexhealth_pipeline.orchestration.code_location import DEFINITIONS
+from nexhealth_pipeline.orchestration.command_runs import COMMAND_TAGS
 from nexhealth_pipeline.orchestration.fork import run_side_by_side
 from nexhealth_pipeline.orchestration.instance import open_instance
 from nexhealth_pipeline.orchestration.launch import pass_on, raise_unless_answered
@@ -90,13 +91,7 @@ def _execute(job: str, config: dict[str, Any], run_id: str) -> dict[str, Any]:
                 "ops": {_OPS[job]: {"config": config}},
                 "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
             },
-            tags={
-                # Without it the run shows under Runs, but not under its job.
-                ".dagster/repository": "__repository__@nexhealth_pipeline",
-                # It takes as long as its events do: a daemon must not end it after the hour that its own runs have.
-                "dagster/max_runtime": "0",
-                "nexhealth/by": "command",
-            },
+            tags=COMMAND_TAGS,
             raise_on_error=False,
         )
         stopped = was_stopped(instance, run_id)

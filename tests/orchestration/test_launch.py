@@ -178,6 +178,7 @@ def test_a_full_sync_then_an_incremental_one_are_runs_in_dagsters_history(shell:
     assert shell.runs(full["run_ids"]) == dict.fromkeys(JOBS - {"nexhealth_appointment_changes"}, "SUCCESS")
     for run in shell.instance.get_runs(dg.RunsFilter(run_ids=full["run_ids"])):
         assert run.tags[".dagster/repository"] == "__repository__@nexhealth_pipeline"
+        assert run.tags["dagster/max_runtime"] == "0", "a daemon must not end a first sync that takes three days"
     logged = {
         name: (slices, read, requests)
         for name, slices, read, requests in shell.rows(
