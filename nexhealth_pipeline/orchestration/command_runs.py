@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-__all__ = ["COMMAND_TAGS"]
+__all__ = ["COMMAND_TAGS", "is_of_a_command"]
 
 COMMAND_TAGS: Mapping[str, str] = {
     # Without it the run shows under Runs, but not under its job.
@@ -12,3 +12,8 @@ COMMAND_TAGS: Mapping[str, str] = {
     "nexhealth/by": "command",
 }
 """Tags of each such run."""
+
+
+def is_of_a_command(tags: Mapping[str, str]) -> bool:
+    """Whether a run with these tags is a command's, which no launcher has started."""
+    return tags.get("nexhealth/by") == COMMAND_TAGS["nexhealth/by"]

@@ -1,6 +1,7 @@
 """The Job that a run becomes on Kubernetes, as dagster-k8s sends it with our instance's configuration."""
 
 import json
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,22 +11,23 @@ from typing import Any
 
 import pytest
 import yaml
-from dagster import DagsterInstance
+from dagster import DagsterInstance, DagsterRunStatus
 from dagster._core.code_pointer import ModuleCodePointer
 from dagster._core.launcher import LaunchRunContext
 from dagster._core.origin import DEFAULT_DAGSTER_ENTRY_POINT, JobPythonOrigin, RepositoryPythonOrigin
 from dagster._core.test_utils import create_run_for_test
+from dagster._daemon.monitoring.run_monitoring import monitor_started_run
+
+from nexhealth_pipeline.orchestration.command_runs import COMMAND_TAGS
 
 from .files import INSTANCE, code_location
-
-pytest.importorskip("dagster_k8s", reason="dagster-k8s is in the image's lock only: pip install dagster-k8s")
 
 IMAGE = "{repository}:{tag}".format(**code_location()["image"])
 
 
 @contextmanager
 def cluster() -> Iterator[tuple[str, list[tuple[str, Any]]]]:
-    """Takes what is sent to a cluster's API: address, and path and body of each object."""
+    """Takes what is sent to a cluster's API, and holds nothing: address, and path and body of each object."""
     taken: list[tuple[str, Any]] = []
 
     class Api(BaseHTTPRequestHandler):
@@ -37,6 +39,9 @@ def cluster() -> Iterator[tuple[str, list[tuple[str, Any]]]]:
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
+
+        def do_GET(self) -> None:
+            self.send_error(404)
 
         def log_message(self, *_: object) -> None:
             """Say nothing."""
@@ -67,8 +72,8 @@ def kubeconfig(address: str) -> str:
 
 
 @pytest.fixture
-def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What is sent when a run is launched."""
+def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[DagsterInstance, list[tuple[str, Any]]]]:
+    """The instance with our launcher, and what that sends to the cluster."""
     monkeypatch.setenv("DAGSTER_K8S_PIPELINE_RUN_NAMESPACE", "nexhealth")  # the chart sets it
     with cluster() as (address, taken):
         (tmp_path / "kubeconfig").write_text(kubeconfig(address))
@@ -77,13 +82,20 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         (tmp_path / "dagster.yaml").write_text(
             yaml.safe_dump({"run_launcher": launcher, "telemetry": {"enabled": False}})
         )
-        pointer = ModuleCodePointer("nexhealth_pipeline.definitions", "defs")
-        repository = RepositoryPythonOrigin("python", pointer, IMAGE, DEFAULT_DAGSTER_ENTRY_POINT)
         with DagsterInstance.from_config(str(tmp_path)) as instance:
-            run = create_run_for_test(
-                instance, "nexhealth_locations", job_code_origin=JobPythonOrigin("nexhealth_locations", repository)
-            )
-            instance.run_launcher.launch_run(LaunchRunContext(dagster_run=run, workspace=None))
+            yield instance, taken
+
+
+@pytest.fixture
+def job(daemon: tuple[DagsterInstance, list[tuple[str, Any]]]) -> Any:
+    """What is sent when a run is launched."""
+    instance, taken = daemon
+    pointer = ModuleCodePointer("nexhealth_pipeline.definitions", "defs")
+    repository = RepositoryPythonOrigin("python", pointer, IMAGE, DEFAULT_DAGSTER_ENTRY_POINT)
+    run = create_run_for_test(
+        instance, "nexhealth_locations", job_code_origin=JobPythonOrigin("nexhealth_locations", repository)
+    )
+    instance.run_launcher.launch_run(LaunchRunContext(dagster_run=run, workspace=None))
     ((path, body),) = taken
     assert path.endswith("/namespaces/nexhealth/jobs")
     return body
@@ -123,3 +135,21 @@ def test_a_run_has_room_and_time(job: dict[str, Any]) -> None:
     assert pod["terminationGracePeriodSeconds"] == 120
     assert pod["restartPolicy"] == "Never"
     assert job["spec"]["ttlSecondsAfterFinished"] == 86400
+
+
+@pytest.mark.parametrize(
+    ("tags", "status"),
+    [(COMMAND_TAGS, DagsterRunStatus.STARTED), ({}, DagsterRunStatus.FAILURE)],
+    ids=["a command's", "the daemon's"],
+)
+def test_a_run_without_a_job_has_failed_unless_it_is_a_command_s(
+    daemon: tuple[DagsterInstance, list[tuple[str, Any]]], tags: dict[str, str], status: DagsterRunStatus
+) -> None:
+    """A command works in the pod it was given in: failed, it would go on, and a schedule begin beside it."""
+    instance, _ = daemon
+    run = create_run_for_test(instance, "nexhealth_locations", status=DagsterRunStatus.STARTED, tags=dict(tags))
+    (record,) = instance.get_run_records()
+    monitor_started_run(instance, None, record, logging.getLogger(__name__))  # type: ignore[arg-type]
+    after = instance.get_run_by_id(run.run_id)
+    assert after is not None
+    assert after.status is status
