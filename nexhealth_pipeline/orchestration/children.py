@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, date, datetime
 from typing import Any
@@ -33,7 +34,7 @@ from nexhealth_pipeline.sync.options import Mode, SyncOptions
 from nexhealth_pipeline.sync.plan import awaits_changes, due_slices
 from nexhealth_pipeline.sync.practice import Location, Practices, load_practices, practices_of_records
 from nexhealth_pipeline.sync.slices import Slice, SliceResult
-from nexhealth_pipeline.warehouse.connect import connect
+from nexhealth_pipeline.warehouse.connect import connect, driver_errors
 from nexhealth_pipeline.warehouse.migrate import declare_kind, upgrade
 from nexhealth_pipeline.warehouse.state import database_time, load_watermarks
 from nexhealth_pipeline.warehouse.sweeps import SWEEP_LISTS, begin_sweep, finish_sweep, open_sweep
@@ -52,7 +53,7 @@ def discover(settings: Settings, url: str, request: SyncRequest, kind: str) -> d
     upgrade(url)
     declare_kind(url, kind)
     with open_instance(settings, chosen=os.environ.get("DAGSTER_HOME")) as instance:
-        with connect(url, autocommit=True) as connection:
+        with _warehouse(url, "planning a sync") as connection:
             fail_dead_runs(instance, connection)
             began = database_time(connection)
         practice = _job(Scope.PRACTICE, _collections(Scope.PRACTICE, ()), [], {"dry_run": request.dry_run})
@@ -63,7 +64,7 @@ def discover(settings: Settings, url: str, request: SyncRequest, kind: str) -> d
         raise Cancelled("stopped while the institutions and locations were read")
     if failure is not None:
         raise failure
-    with connect(url, autocommit=True) as connection:
+    with _warehouse(url, "planning a sync") as connection:
         practices = load_practices(connection, settings.subdomains)
         if request.dry_run and not practices.institutions:
             practices = practices_of_records(found, settings.subdomains)
@@ -87,6 +88,12 @@ def discover(settings: Settings, url: str, request: SyncRequest, kind: str) -> d
         "sweep": sweep,
         "catch_up": _fresh(began, lists_from) if full_from < began or behind else None,
     }
+
+
+@contextmanager
+def _warehouse(url: str, doing: str) -> Iterator[psycopg.Connection]:
+    with connect(url, autocommit=True) as connection, driver_errors(doing):
+        yield connection
 
 
 def _sweep(
@@ -129,7 +136,7 @@ def catch_up(settings: Settings, url: str, request: SyncRequest, config: dict[st
         and (one.increment or one.per if request.mode.whole else one.window)
         and (not request.resources or one.name in request.resources)
     )
-    with connect(url, autocommit=True) as connection:
+    with _warehouse(url, "planning a sync") as connection:
         practices = load_practices(connection, settings.subdomains)
         changes = replace(request, mode=Mode.INCREMENTAL, resources=names)
         jobs, planned = _plan(connection, practices, changes, config) if names else ([], 0)
@@ -150,8 +157,8 @@ def _broken_off(failure: PipelineError, results: list[dict[str, Any]]) -> dict[s
 
 
 def finish(url: str, sweep: int) -> None:
-    """Note that a full sync came to its end by itself."""
-    with connect(url, autocommit=True) as connection:
+    """Note that a full sync came to its end by itself. Raises WarehouseError."""
+    with _warehouse(url, "closing a sync") as connection:
         finish_sweep(connection, sweep)
 
 

@@ -1,14 +1,25 @@
 """What a sync's first child decides before anything is read: what filters reach the runs, when nothing can be planned."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, cast
 
 import psycopg
 import pytest
 
 from nexhealth_pipeline.catalog.collection import Scope
-from nexhealth_pipeline.errors import InvalidSetting, TryLater, WarehouseError
-from nexhealth_pipeline.orchestration.children import _config, _require_practices, _sweep, failure_of
+from nexhealth_pipeline.errors import InvalidSetting, TryLater, WarehouseError, WarehouseUnreachable
+from nexhealth_pipeline.orchestration import children
+from nexhealth_pipeline.orchestration.children import (
+    _config,
+    _require_practices,
+    _sweep,
+    catch_up,
+    discover,
+    failure_of,
+    finish,
+)
 from nexhealth_pipeline.orchestration.config import SyncConfig
 from nexhealth_pipeline.orchestration.request import SyncRequest
 from nexhealth_pipeline.settings import load_settings
@@ -19,6 +30,7 @@ from nexhealth_pipeline.sync.session import SyncSession
 
 from .kit import DESERT, NORTH, House
 
+REPO = Path(__file__).resolve().parents[2]
 SETTINGS = load_settings({}, environ={}, env_file=None)
 ACME = Practices((Institution(1, "acme", "Acme", frozenset()),), ())
 FILTERS = Filters("inactive", (5, 6), datetime(2026, 1, 2, 3, tzinfo=UTC))
@@ -80,3 +92,27 @@ def test_failed_slices_are_no_failure_of_their_run_and_hide_none(known: House, m
     assert (type(broken), str(broken)) == (WarehouseError, "no room")
     monkeypatch.setattr(SyncSession, "index", crash)
     assert str(failure()) == "the run failed (ZeroDivisionError); its log is in Dagster"
+
+
+@pytest.mark.parametrize(
+    ("step", "act"),
+    [
+        ("fail_dead_runs", lambda url: discover(load_settings(), url, SyncRequest(Mode.FULL), "sandbox")),
+        ("load_practices", lambda url: discover(load_settings(), url, SyncRequest(Mode.FULL), "sandbox")),
+        ("load_practices", lambda url: catch_up(load_settings(), url, SyncRequest(Mode.FULL), {})),
+        ("finish_sweep", lambda url: finish(url, 1)),
+    ],
+)
+def test_a_warehouse_that_is_lost_on_the_way_is_told_as_such(
+    step: str, act: Callable[[str], object], known: House, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried again later; as an unexpected error it would look like a bug of ours."""
+
+    def lose(*arguments: object) -> None:
+        (connection,) = (one for one in arguments if isinstance(one, psycopg.Connection))
+        connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    monkeypatch.setenv("DAGSTER_HOME", str(REPO))
+    monkeypatch.setattr(children, step, lose)
+    with pytest.raises(WarehouseUnreachable, match="ing a sync: the connection to PostgreSQL was lost"):
+        act(environment["DATABASE_URL"])
