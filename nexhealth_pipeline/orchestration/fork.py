@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from nexhealth_pipeline.errors import PipelineError
+from nexhealth_pipeline.log import places
 
 __all__ = ["Outcome", "run_side_by_side"]
 
@@ -105,8 +106,9 @@ def _call(task: Callable[[], Any]) -> tuple[int, str]:
         return error.exit_status, json.dumps({"message": str(error)})
     except KeyboardInterrupt:
         return 130, "{}"
-    except BaseException:  # a child must end by its status, whatever happened
-        sys.excepthook(*sys.exc_info())
+    except BaseException as error:  # a child must end by its status, whatever happened
+        # Its message may quote a row, so it is never shown.
+        sys.stderr.write("\n  ".join((f"unexpected {type(error).__name__}", *places(error))) + "\n")
         return 1, "{}"
 
 

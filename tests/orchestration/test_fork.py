@@ -72,7 +72,7 @@ import os, signal
 from nexhealth_pipeline.errors import Unreachable
 from nexhealth_pipeline.orchestration.fork import run_side_by_side
 def unreachable(): raise Unreachable("no answer")
-def bug(): raise ZeroDivisionError
+def bug(): raise ZeroDivisionError("Jane Doe")
 def killed(): os.kill(os.getpid(), signal.SIGKILL)
 def leaves(): raise SystemExit(7)
 ticks = []
@@ -85,7 +85,9 @@ print([outcome.status for outcome in outcomes], outcomes[1].message)
 """
     output, errors = _run(script)
     assert output == "[0, 3, 1, -9, 0, 1] no answer\n", errors
-    assert "ZeroDivisionError" in errors
+    assert "unexpected ZeroDivisionError\n" in errors
+    assert "<string>:6 in bug\n" in errors
+    assert "Jane" not in errors, "what a driver says may quote a row"
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
