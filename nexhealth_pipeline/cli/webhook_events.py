@@ -1,14 +1,18 @@
 """`nexhealth webhooks apply` and `replay`: stored events, applied now or once more."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from nexhealth_pipeline.cli.household import Household, end_like_interrupt
 from nexhealth_pipeline.cli.loading import loading
-from nexhealth_pipeline.cli.realm import Realm, account
+from nexhealth_pipeline.cli.realm import Realm, account, demo_home, shut_in_demo
 from nexhealth_pipeline.cli.realm import demo as demo_realm
+from nexhealth_pipeline.cli.sandbox import start_sandbox
 from nexhealth_pipeline.errors import InvalidSetting, PipelineError
 
 if TYPE_CHECKING:
@@ -16,9 +20,12 @@ if TYPE_CHECKING:
 
 __all__ = ["apply", "replay"]
 
+_GRACE_SECONDS = 3.0
 _OUTCOMES = ("applied", "superseded", "failed", "waiting", "parked")
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else on stdout.")
-_demo_option = click.option("--demo", is_flag=True, help="The demo's warehouse instead of the account's.")
+_demo_option = click.option(
+    "--demo", is_flag=True, help="The demo's warehouse, with its local NexHealth, instead of the account's."
+)
 
 
 @click.command()
@@ -35,7 +42,7 @@ def apply(*, as_json: bool, demo: bool) -> int:
     """
     from nexhealth_pipeline.orchestration.webhook_names import APPLY_JOB
 
-    run = _run(demo_realm() if demo else account(), APPLY_JOB, {"due_only": True}, as_json=as_json)
+    run = _run(APPLY_JOB, {"due_only": True}, demo=demo, as_json=as_json)
     _print(run, as_json=as_json, lines=_applied_lines)
     return run.exit_status or int(_has_news(run))
 
@@ -65,7 +72,7 @@ def replay(*, dry_run: bool, as_json: bool, demo: bool, **chosen: Any) -> int:
     from nexhealth_pipeline.orchestration.webhook_names import REPLAY_JOB
 
     config = _config(**chosen)
-    run = _run(demo_realm() if demo else account(), REPLAY_JOB, {**config, "dry_run": dry_run}, as_json=as_json)
+    run = _run(REPLAY_JOB, {**config, "dry_run": dry_run}, demo=demo, as_json=as_json)
     _print(run, as_json=as_json, lines=_rehearsed_lines if dry_run else _replayed_lines)
     return run.exit_status or int(_has_news(run))
 
@@ -97,33 +104,46 @@ def _moment(option: str, text: str | None) -> datetime | None:
     return None if text is None else moment_of(option, text)
 
 
-def _run(realm: Realm, job: str, config: dict[str, Any], *, as_json: bool) -> "WebhookRun":
+def _run(job: str, config: dict[str, Any], *, demo: bool, as_json: bool) -> "WebhookRun":
     """Run a job and wait for it; an error that ends it is told to programs as well."""
-    from nexhealth_pipeline.cli.household import end_like_interrupt
+    end_like_interrupt()
+    try:
+        with _demo() if demo else nullcontext(account()) as realm:
+            return _run_in(realm, job, config)
+    except PipelineError as error:
+        if as_json:
+            click.echo(json.dumps({"error": str(error), "exit_status": error.exit_status}))
+        raise
+
+
+@contextmanager
+def _demo() -> Iterator[Realm]:
+    """The demo's realm, beside its local NexHealth; this process sees nothing of the account's any more."""
+    with Household(_GRACE_SECONDS) as household:
+        realm = demo_realm(start_sandbox(household, demo_home()))
+        shut_in_demo(realm)
+        yield realm
+
+
+def _run_in(realm: Realm, job: str, config: dict[str, Any]) -> "WebhookRun":
     from nexhealth_pipeline.log import set_up_for
     from nexhealth_pipeline.warehouse.migrate import declare_kind, upgrade
 
     with loading():
         from nexhealth_pipeline.orchestration.webhook_launch import run_webhook_job
-    end_like_interrupt()
     set_up_for(realm.settings)
-    try:
-        realm.settings.api_keys()  # events may make it ask the API
-        url = realm.warehouse_url()
-        upgrade(url)
-        declare_kind(url, realm.kind)
-        return run_webhook_job(
-            realm.settings,
-            job,
-            config,
-            kind=realm.kind,
-            warehouse_database=realm.warehouse_database,
-            dagster_database=realm.dagster_database,
-        )
-    except PipelineError as error:
-        if as_json:
-            click.echo(json.dumps({"error": str(error), "exit_status": error.exit_status}))
-        raise
+    realm.settings.api_keys()  # events may make it ask the API
+    url = realm.warehouse_url()
+    upgrade(url)
+    declare_kind(url, realm.kind)
+    return run_webhook_job(
+        realm.settings,
+        job,
+        config,
+        kind=realm.kind,
+        warehouse_database=realm.warehouse_database,
+        dagster_database=realm.dagster_database,
+    )
 
 
 def _has_news(run: "WebhookRun") -> bool:

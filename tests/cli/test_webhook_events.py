@@ -1,14 +1,18 @@
 """`nexhealth webhooks apply` and `replay`: what is refused before anything is started, and what is said at the end."""
 
 import json
+import os
+import urllib.request
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nexhealth_pipeline.orchestration import webhook_launch
 from nexhealth_pipeline.orchestration.webhook_launch import WebhookRun
-from tests.cli.conftest import Run
+from nexhealth_pipeline.settings import Settings, load_settings
+from tests.cli.conftest import REAL_KEY, Run, small_world
 
 
 @dataclass
@@ -17,6 +21,8 @@ class Launched:
 
     result: dict[str, Any] = field(default_factory=dict)
     asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    seen: list[Settings] = field(default_factory=list)
+    """What a run sees, which reads the settings for itself."""
 
 
 @pytest.fixture
@@ -26,6 +32,9 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Launched:
 
     def run(_: object, job: str, config: dict[str, Any], **__: object) -> WebhookRun:
         launched.asked.append((job, config))
+        launched.seen.append(load_settings())
+        if launched.seen[-1].data_kind == "sandbox":
+            urllib.request.urlopen(f"{launched.seen[-1].api_url}/sandbox/stats", timeout=10).close()
         return WebhookRun("run-1", launched.result, 1.5)
 
     monkeypatch.setattr(webhook_launch, "run_webhook_job", run)
@@ -120,3 +129,19 @@ def test_events_that_still_wait_are_told(
     launched.result = {**counts, "rows": 2}
     ended = nexhealth("webhooks", "apply", DATABASE_URL=database_url, NEXHEALTH_API_KEY="k")
     assert (ended.status, ended.out) == (1, f"{line}1,600 still wait\n")
+
+
+@pytest.mark.parametrize("words", ["apply", "replay --status applied"])
+def test_the_demo_s_events_ask_the_local_nexhealth(
+    words: str, nexhealth: Run, launched: Launched, monkeypatch: pytest.MonkeyPatch, server_url: str
+) -> None:
+    """Its made-up ids, asked for at NexHealth with the practice's key, would be somebody's."""
+    home = os.environ["NEXHEALTH_TEST_HOME"]
+    small_world(Path(home))
+    Path(".env").write_text("NEXHEALTH_API_URL=https://nexhealth.example\nNEXHEALTH_SUBDOMAINS=acme\n")
+    account = {"NEXHEALTH_API_KEY": REAL_KEY, "DATABASE_URL": "postgresql://real/warehouse"}
+    ended = nexhealth("webhooks", *words.split(), "--demo", **account, NEXHEALTH_HOME=home)
+    assert ended.status == 0, ended.err
+    (seen,) = launched.seen
+    assert (seen.data_kind, seen.subdomains) == ("sandbox", ())
+    assert REAL_KEY not in seen.api_keys().values()
