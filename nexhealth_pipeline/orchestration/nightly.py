@@ -20,6 +20,8 @@ _PASS_NAMES = [regular.name for one in _WINDOWED for regular in one.regular_pass
 _REST = "6 days 12 hours"
 """What was judged so lately rests: each once a week, whatever hour the night begins at."""
 _NIGHTS = 7
+_BEFORE_NIGHT = "1 hour"
+"""What was read so shortly before the night counts as read in it: the clocks of hosts differ."""
 _NEVER = datetime.min.replace(tzinfo=UTC)
 _EXPECTED = {
     scopes: [one.name for one in DECLARED if one.is_asset and one.scope in scopes and not one.may_be_disabled]
@@ -52,35 +54,35 @@ def due_at_night(connection: psycopg.Connection, subdomains: AnyCollection[str])
     return due
 
 
-def due_in_the_morning(connection: psycopg.Connection, subdomains: AnyCollection[str]) -> Due:
-    """Institutions and locations the night could not read right: offline then, failed, or not known yet.
+def due_in_the_morning(connection: psycopg.Connection, subdomains: AnyCollection[str], night: datetime) -> Due:
+    """Institutions and locations the night, begun at `night`, could not read right: offline then, failed, or not known yet.
 
     Offline then = NexHealth had not read the office in the hour before our own read.
     """
     practices = load_practices(connection, subdomains)
-    current = _current(connection)
+    current = _current(connection, night)
     late = [one for one in practices.active() if (one.institution.id, one.id) not in current]
     touched = {location.institution.id for location in late}
     institutions = [one for one in practices.institutions if one.id in touched or (one.id, 0) not in current]
     return _due(connection, institutions, late)
 
 
-def _current(connection: psycopg.Connection) -> set[tuple[int, int]]:
-    """(institution, location or 0) of which every collection was read lately, from a source that was online."""
+def _current(connection: psycopg.Connection, night: datetime) -> set[tuple[int, int]]:
+    """(institution, location or 0) of which every collection was read since `night`, from a source that was online."""
     by_institution, by_location = _EXPECTED.values()
     return {
         (row[0], row[1])
         for row in connection.execute(
             """
             SELECT institution_id, location_id FROM nexhealth_freshness
-            WHERE complete_through > clock_timestamp() - interval '12 hours'
+            WHERE complete_through > %(night)s::timestamptz - %(before)s::interval
               AND coalesce(source_read_status, 'green') = 'green'
               AND coalesce(source_read_status_at > complete_through - interval '1 hour', true)
               AND collection = ANY(CASE location_id WHEN 0 THEN %(institution)s::text[] ELSE %(location)s::text[] END)
             GROUP BY 1, 2
             HAVING count(*) = cardinality(CASE location_id WHEN 0 THEN %(institution)s::text[] ELSE %(location)s::text[] END)
             """,
-            {"institution": by_institution, "location": by_location},
+            {"institution": by_institution, "location": by_location, "night": night, "before": _BEFORE_NIGHT},
         )
     }
 

@@ -8,9 +8,11 @@ default; without a key they skip and say so.
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import dagster as dg
 import psycopg
+from dagster._utils.schedules import get_latest_completed_cron_tick
 
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.errors import PipelineError
@@ -148,6 +150,11 @@ def _settings_for_crons() -> Settings:
 
 def _schedules() -> list[dg.ScheduleDefinition]:
     settings = _settings_for_crons()
+
+    def due_after_the_night(connection: psycopg.Connection, subdomains: tuple[str, ...]) -> Due:
+        night = get_latest_completed_cron_tick(settings.nightly, datetime.now(UTC), settings.timezone)
+        return due_in_the_morning(connection, subdomains, night)
+
     nightly = _Timetable(
         "nexhealth_nightly",
         settings.nightly,
@@ -158,7 +165,7 @@ def _schedules() -> list[dg.ScheduleDefinition]:
     catchup = _Timetable(
         "nexhealth_catchup",
         settings.catchup,
-        due_in_the_morning,
+        due_after_the_night,
         "Locations whose office was offline at night, whose read failed, or that are new.",
     )
     timetables = [(nightly, target) for target in (_PRACTICE, *_TARGETS)] + [(catchup, one) for one in _TARGETS]

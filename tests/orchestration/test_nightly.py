@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
@@ -20,6 +20,7 @@ LISTS = {
     for scope in Scope
 }
 OF_LOCATIONS = [*LISTS[Scope.LOCATION], *LISTS[Scope.LOCATION_MONTH]]
+NIGHT = datetime.now(UTC) - timedelta(hours=8)
 MONTHS = month_keys(datetime.now(UTC).date())
 
 
@@ -88,7 +89,7 @@ def test_the_morning_leaves_alone_what_the_night_read_right(db: psycopg.Connecti
     for institution, location in ((10, 1), (20, 3)):
         _read_now(db, institution, location, OF_LOCATIONS)
         _read_now(db, institution, 0, LISTS[Scope.INSTITUTION])
-    due = due_in_the_morning(db, ())
+    due = due_in_the_morning(db, (), NIGHT)
     assert (due.institutions, due.locations, due.months, due.changes) == ([], [], [], [])
 
 
@@ -100,8 +101,8 @@ def test_the_morning_reads_a_location_of_which_any_list_is_late(db: psycopg.Conn
     for institution, location in ((10, 1), (20, 3)):
         _read_now(db, institution, location, OF_LOCATIONS)
         _read_now(db, institution, 0, LISTS[Scope.INSTITUTION])
-    _read_now(db, 20, 3, [late], ago="13 h")
-    due = due_in_the_morning(db, ())
+    _read_now(db, 20, 3, [late], ago="10 h")
+    due = due_in_the_morning(db, (), NIGHT)
     assert (due.institutions, due.locations, due.months, due.changes) == (["bond"], ["bond.3"], [], ["bond.3"])
 
 
@@ -111,12 +112,12 @@ def test_the_morning_reads_what_was_offline_at_night(db: psycopg.Connection) -> 
         _read_now(db, institution, location, OF_LOCATIONS)
         _read_now(db, institution, 0, LISTS[Scope.INSTITUTION])
     db.execute("UPDATE nexhealth_freshness SET source_read_status = 'red' WHERE location_id = 1")
-    assert due_in_the_morning(db, ()).locations == ["acme.1"]
+    assert due_in_the_morning(db, (), NIGHT).locations == ["acme.1"]
     db.execute(
         "UPDATE nexhealth_freshness SET source_read_status = 'green',"
         " source_read_status_at = complete_through - interval '5 h'"
     )
-    assert due_in_the_morning(db, ()).locations == ["acme.1", "bond.3"]
+    assert due_in_the_morning(db, (), NIGHT).locations == ["acme.1", "bond.3"]
 
 
 def test_a_thousand_locations_are_decided_upon_in_a_second(db: psycopg.Connection) -> None:

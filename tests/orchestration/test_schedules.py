@@ -1,15 +1,19 @@
 """Ticks of schedules and sensor: at most one run each, over the right keys, and never a traceback."""
 
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import dagster as dg
 import psycopg
 import pytest
 
+from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.definitions import defs
+from nexhealth_pipeline.orchestration import schedules
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
 from nexhealth_pipeline.sync.months import CHANGES, month_keys
+from nexhealth_pipeline.warehouse.knowledge import record_freshness
 
 from .practices import add_locations, complete_months
 
@@ -119,6 +123,35 @@ def test_a_run_that_is_still_going_is_not_doubled(three: dg.DagsterInstance, sta
     assert isinstance(answer, dg.SkipReason)
     assert run.run_id in str(answer.skip_message)
     assert isinstance(_tick(three, "nexhealth_nightly_institutions"), dg.RunRequest)
+
+
+@pytest.mark.parametrize(("hours", "late"), [(13, False), (13.9, False), (18, True)])
+def test_the_morning_goes_by_when_the_night_began(
+    hours: float, late: bool, three: dg.DagsterInstance, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A night from eight in the evening to half past nine: nothing of it is to be read once more."""
+    zone = ZoneInfo("America/New_York")
+    night = datetime.now(zone) - timedelta(hours=14)
+    monkeypatch.setenv("NEXHEALTH_NIGHTLY", f"{night.minute} {night.hour} * * *")
+    monkeypatch.setenv("NEXHEALTH_TIMEZONE", zone.key)
+    read = datetime.now(UTC) - timedelta(hours=hours)
+    with psycopg.connect(environment["DATABASE_URL"], autocommit=True) as db:
+        for institution, location in ((10, 1), (10, 2), (20, 3)):
+            for one in DECLARED:
+                record_freshness(
+                    db,
+                    institution_id=institution,
+                    location_id=location,
+                    collection=one.name,
+                    complete_through=read,
+                    last_full_at=None,
+                    changed=False,
+                )
+    (morning,) = (one for one in schedules._schedules() if one.name == "nexhealth_catchup_locations")
+    context = dg.build_schedule_context(
+        instance=three, resources={"nexhealth": NexHealthResource()}, repository_def=REPOSITORY
+    )
+    assert bool(morning.evaluate_tick(context).run_requests) is late
 
 
 def test_a_database_that_is_not_there_is_a_reason_to_skip(
