@@ -161,6 +161,7 @@ def test_one_process_a_day_does_it(connection: psycopg.Connection, other: psycop
 
 def test_partitions_of_the_days_and_months_to_come_are_made(connection: psycopg.Connection, rows: Rows) -> None:
     parts = "SELECT inhrelid::regclass::text FROM pg_inherits JOIN pg_class ON oid = inhrelid WHERE relkind = 'r' ORDER BY 1"
+    make_partitions(connection)  # the tests' template may be of yesterday
     before = rows(parts)
     for table in ("changes", "history", "sync_logs"):
         (name,) = next(row for row in reversed(before) if row[0].startswith(f"nexhealth_{table}_2"))
