@@ -307,6 +307,7 @@ class ChildReader(SliceReader):
         # What does not say which record it is may be any of the row's: nothing is judged by its list.
         unclear = again | {pages[position][0].id for position in loaded.nameless}
         self._keeper.met(answered_key(one.row.id) for one in batch if one.pages and one.row.id not in unclear)
+        self._keeper.met(loaded.named)
         if not self.options.partial:
             record_child_reads(
                 connection,

@@ -317,11 +317,12 @@ class PassReader:
         counts = Counts()
         for one in batch:
             counts.add(one.cost)
-            unreadable = sum(not note.loaded for note in one.rows.notes)
-            counts.quarantined += unreadable
+            refused = [note for note in one.rows.notes if not note.loaded]
+            counts.quarantined += len(refused)
             self._remember_members(one.rows.ids, one.page.requested_at)
-            self._keeper.met(map(str, one.rows.ids))
-            self._keeper.unreadable(unreadable)
+            named = [str(int(note.record_id)) for note in refused if note.record_id]
+            self._keeper.met([*map(str, one.rows.ids), *named])
+            self._keeper.unreadable(len(refused) - len(named))
         counts.unchanged = counts.records_read - counts.quarantined
         if ends and self._keeper.id is not None:
             key, began = self._plan.key, self.state.pass_started_at or batch[0].page.requested_at

@@ -128,8 +128,9 @@ def due_rows(
     `last_begun`: when they were last begun to be read, in the database's time; None = long ago. The database holds
     them, as they are when the first is taken, until all were; the caller may commit meanwhile, and closes the iterator.
     """
-    with connection.cursor("nexhealth_due", withhold=True) as cursor:
-        cursor.itersize = _AT_ONCE
+    cursor = connection.cursor("nexhealth_due", withhold=True)
+    cursor.itersize = _AT_ONCE
+    try:
         with connection.transaction():
             # Else the plan is one for the first rows of many.
             connection.execute("SET LOCAL cursor_tuple_fraction = 1")
@@ -147,6 +148,12 @@ def due_rows(
                     "pause": _PAUSE,
                 },
             )
+    except psycopg.Error:
+        # The server has dropped it with the transaction, as the end of which the rows are found: asking it to close
+        # the cursor would be another error, told instead of this one.
+        psycopg.Cursor.close(cursor)
+        raise
+    with cursor:
         for row in cursor:
             yield DueRow(*row)
 
@@ -189,7 +196,8 @@ def record_child_reads(
     reads: Iterable[ChildRead],
 ) -> None:
     """Note lists that were read, each as of its request; the caller commits them with the records."""
-    here, now = time.monotonic(), database_time(connection)
+    # In this order: a database that takes its time to answer must not make the lists younger than they are.
+    now, here = database_time(connection), time.monotonic()
     asked = ((one, now - timedelta(seconds=here - one.asked)) for one in reads)
     with connection.cursor() as cursor:
         cursor.executemany(

@@ -325,12 +325,13 @@ def test_a_record_whose_id_cannot_be_read_may_be_any_of_the_missing(
     box.state.store("operatories").put(row)
 
 
+@pytest.mark.parametrize("location", [DESERT, NORTH], ids=["a database of its own", "a shared one"])
 def test_a_refused_record_that_says_which_row_it_is_is_there_and_the_missing_are_gone(
-    settings: Settings, box: SandboxServer, rows: Rows
+    settings: Settings, box: SandboxServer, rows: Rows, location: int
 ) -> None:
     """Risk: one spoilt record, and nothing of the practice is ever marked; or its own row, or who is listed, goes."""
     sync_all(settings, FULL, only={"patients"})
-    listed = f"SELECT patient_id FROM nexhealth_patient_locations WHERE location_id = {DESERT} AND gone_at IS NULL"
+    listed = f"SELECT patient_id FROM nexhealth_patient_locations WHERE location_id = {location} AND gone_at IS NULL"
     before = sorted(one for (one,) in rows(listed))
     spoilt, victim = before[:2]
     box.state.update("patients", spoilt, {"last_name": orjson.Fragment(b"NaN")})

@@ -317,6 +317,17 @@ def test_due_rows_take_no_memory_that_grows_with_them(
     assert peak < 300_000
 
 
+def test_a_database_without_room_for_the_due_rows_says_so(practice: psycopg.Connection) -> None:
+    """They are kept as the transaction ends; the cursor that then cannot be closed must not be what is told."""
+    crowd(practice, 5000)
+    practice.execute("SET work_mem = '64kB'")
+    practice.execute("SET temp_file_limit = 0")
+    with pytest.raises(psycopg.errors.ConfigurationLimitExceeded):
+        due(practice)
+    practice.execute("RESET temp_file_limit")
+    assert len(due(practice)) == 5003
+
+
 class Explained:
     """A connection that counts what a cursor's question looks at instead of answering it."""
 
