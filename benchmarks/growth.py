@@ -214,8 +214,8 @@ def part_of(sizes: dict[str, list[int]], given: argparse.Namespace) -> Part:
         "lines",
     )
     text = (
-        f"{given.locations} locations, Dagster's records kept {given.days} days, the sync log {given.months} whole month(s) and its days "
-        "summed up, beside the same nights with nothing removed. One real night's rows, moved in time and multiplied by the locations. "
+        f"{given.locations} locations, Dagster's records kept {given.days} days, the sync log {given.months} whole month(s) beside the "
+        "running one (so the warehouse swings by a month of it) and its days summed up, beside the same nights with nothing removed. One real night's rows, moved in time and multiplied by the locations. "
         "What the practices' own data grows by is not in it."
     )
     return Part("growth", "Growth of the databases per night", text, [Table(columns, rows)], [chart])
