@@ -4,8 +4,8 @@
     .venv/bin/python benchmarks/bench.py --records 20000 --rounds 1
 
 Needs an environment for dlt (made by `make bench`). The API is benchmarks/api.py without rate limits, PostgreSQL the
-embedded one over TCP. Contestants run one after another in each round, every round begun by the next, so that noise and a
-cold server meet all of them.
+embedded one over TCP. In each round every case is run by all contestants, one after another, before the next case; every round is begun by
+another one, so that noise and a cold server meet all of them.
 """
 
 import os
@@ -16,7 +16,8 @@ import tempfile
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
@@ -30,12 +31,13 @@ HERE = Path(__file__).parent
 CASES = ("empty table", "nothing changed", "1 % changed", "incremental of 1 %")
 Costs = dict[str, dict[str, Cost]]
 """Of one round: by contestant and case."""
+LIMIT, COPY = "limit script", "raw COPY"
 MINE, DLT = sys.executable, str(HERE / ".venv" / "bin" / "python")
 
 
 def contestants(*, with_dlt: bool) -> dict[str, tuple[str, str]]:
     """Interpreter and script by name."""
-    found = {"ours": (MINE, "ours.py"), "limit script": (MINE, "limit.py"), "raw COPY": (MINE, "raw_copy.py")}
+    found = {"ours": (MINE, "ours.py"), LIMIT: (MINE, "limit.py"), COPY: (MINE, "raw_copy.py")}
     if with_dlt:
         found |= {
             "dlt, arrow": (DLT, "dlt_arrow.py"),
@@ -57,39 +59,74 @@ def api(records: int) -> Iterator[str]:
             process.terminate()
 
 
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """One of them with a database and an API of its own, from an empty table to the last case."""
+
+    name: str
+    command: tuple[str, str]
+    """Interpreter and script."""
+    address: str
+    admin: str
+    url: str
+    environment: dict[str, str]
+
+    def prepare(self) -> None:
+        """What raw COPY loads is downloaded before."""
+        subprocess.run(
+            [*self.command, self.address, self.url, "prepare"], env={**os.environ, **self.environment}, check=True
+        )
+
+    def run(self, case: str) -> Cost:
+        """One case."""
+        if case in ("1 % changed", "incremental of 1 %"):
+            urllib.request.urlopen(f"{self.address}/bench/change?every=100").close()
+        mode = "incremental" if case.startswith("incremental") else "full"
+        cost = run([*self.command, self.address, self.url, mode], self.environment, self.admin, self.url)
+        with psycopg.connect(self.url, autocommit=True) as db:
+            db.execute("VACUUM ANALYZE")  # else autovacuum does, while the next one is measured
+        return cost
+
+
+@contextmanager
+def contestant(
+    name: str, script: tuple[str, str], records: int, postgres: embedded.EmbeddedServer
+) -> Iterator[Contestant]:
+    """Ready to begin, and nothing left of it afterwards."""
+    identity = uuid.uuid4().hex[:8]
+    admin, folder = postgres.tcp_url("postgres"), Path(tempfile.gettempdir()) / f"nexhealth-bench-{identity}"
+    with psycopg.connect(admin, autocommit=True) as db:
+        db.execute(f"CREATE DATABASE bench_{identity}")
+    environment = {
+        "BENCH_ID": identity,
+        "DLT_DATA_DIR": str(folder),
+        "RUNTIME__DLTHUB_TELEMETRY": "false",
+        "PYTHONPATH": str(HERE.parent),
+    }
+    command = script[0], str(HERE / "contestants" / script[1])
+    with api(records) as address:
+        yield Contestant(name, command, address, admin, postgres.tcp_url(f"bench_{identity}"), environment)
+    with psycopg.connect(admin, autocommit=True) as db:
+        db.execute(f"DROP DATABASE bench_{identity} WITH (FORCE)")
+    subprocess.run(["rm", "-rf", str(folder), f"{folder}.copy"], check=False)
+
+
 def one_round(names: dict[str, tuple[str, str]], records: int, postgres: embedded.EmbeddedServer) -> Costs:
-    """Every contestant through every case."""
-    costs: Costs = {}
-    for name, (python, script) in names.items():
-        identity = uuid.uuid4().hex[:8]
-        database = f"bench_{identity}"
-        admin = postgres.tcp_url("postgres")
-        with psycopg.connect(admin, autocommit=True) as db:
-            db.execute(f"CREATE DATABASE {database}")
-        url = postgres.tcp_url(database)
-        folder = Path(tempfile.gettempdir()) / f"nexhealth-bench-{identity}"
-        environment = {
-            "BENCH_ID": identity,
-            "DLT_DATA_DIR": str(folder),
-            "RUNTIME__DLTHUB_TELEMETRY": "false",
-            "PYTHONPATH": str(HERE.parent),
-        }
-        program = str(HERE / "contestants" / script)
-        with api(records) as address:
-            if name == "raw COPY":
-                subprocess.run(
-                    [python, program, address, url, "prepare"], env={**os.environ, **environment}, check=True
-                )
-            costs[name] = {}
-            for case in CASES[:1] if name == "raw COPY" else CASES:
-                if case in ("1 % changed", "incremental of 1 %"):
-                    urllib.request.urlopen(f"{address}/bench/change?every=100").close()
-                mode = "incremental" if case.startswith("incremental") else "full"
-                costs[name][case] = run([python, program, address, url, mode], environment, admin, url)
-                print(f"  {name:14} {case:20} {costs[name][case].wall:7.1f} s", flush=True)
-        with psycopg.connect(admin, autocommit=True) as db:
-            db.execute(f"DROP DATABASE {database} WITH (FORCE)")
-        subprocess.run(["rm", "-rf", str(folder), f"{folder}.copy"], check=False)
+    """Every case by every contestant, who take their turns within a case: the machine is the same for all of them."""
+    costs: Costs = {name: {} for name in names}
+    with ExitStack() as stack:
+        all_of_them = [
+            stack.enter_context(contestant(name, script, records, postgres)) for name, script in names.items()
+        ]
+        for one in all_of_them:
+            if one.name == COPY:
+                one.prepare()
+        for case in CASES:
+            for one in all_of_them:
+                if one.name == COPY and case != CASES[0]:
+                    continue
+                costs[one.name][case] = one.run(case)
+                print(f"  {case:20} {one.name:14} {costs[one.name][case].wall:7.1f} s", flush=True)
     return costs
 
 
@@ -104,13 +141,23 @@ def table(rounds: list[Costs], records: int) -> Table:
             read = read_in(case, records)
             client, server = (middle(runs, what) * 1e5 / read for what in ("client_cpu", "server_cpu"))
             both = spread([(one.client_cpu + one.server_cpu) * 1e5 / read for one in runs], 1)
+            by_limit = [ratios(one[name].get(case), one.get(LIMIT, {}).get(case)) for one in rounds]
             rows.append([
                 case, name, f"{middle(runs, 'wall'):.1f}", spread([read / one.wall for one in runs]), f"{client:.1f} + {server:.1f}", both,
+                *(spread([pair[at] for pair in by_limit if pair], 2) for at in (0, 1)),
                 f"{middle(runs, 'rss'):.0f}", f"{middle(runs, 'rows_written'):,.0f}", f"{middle(runs, 'wal') / 1e6:.1f}",
             ])  # fmt: skip
-    columns = ["case", "who", "s", "records/s", "CPU s per 100k: client + PostgreSQL", "both", "peak RSS MiB", "rows written",
+    columns = ["case", "who", "s", "records/s", "CPU s per 100k: client + PostgreSQL", "both", "speed / limit script's", "CPU / its", "peak RSS MiB", "rows written",
                "WAL MB"]  # fmt: skip
     return Table(columns, rows)
+
+
+def ratios(one: Cost | None, limit: Cost | None) -> tuple[float, float] | None:
+    """Speed and CPU beside those of the limit script in the same round."""
+    if one is None or limit is None:
+        return None
+    spent, its = (each.client_cpu + each.server_cpu for each in (one, limit))
+    return limit.wall / one.wall, spent / its
 
 
 def read_in(case: str, records: int) -> int:
