@@ -151,8 +151,8 @@ def main() -> None:
     text = (
         f"{args.rounds} round(s). A run pays its start once, however many slices it reads: a night of a thousand locations is some seven "
         "runs, not thousands. What was done: the command imports once and forks its runs; runs of the daemon have the in-process "
-        "executor, so that no step starts a process; the queue is looked at every second (Dagster's default is five); pandas, "
-        "pyarrow and the sandbox are imported where they are used. What is left: the interpreter and Dagster's own imports in "
+        "executor, so that no step starts a process; the queue is looked at every second (Dagster's default is five). "
+        "What is left: the interpreter and Dagster's own imports in "
         "each run's process, and the code server's answer to who is asked for the run's definition."
     )
     show(Part("startup", "Start-up: what a run costs before its first request", text, tables, [chart]), args.json)
