@@ -380,4 +380,5 @@ def test_what_is_due_is_found_by_keys_before_postgresql_knows_the_tables(
     counting = Explained(practice)
     due(counting, location)  # type: ignore[arg-type]  # it asks one question
     # Of the lowest location all patients are looked at: somebody must have those whom no location lists.
-    assert 0 < counting.blocks < 10 * (patients if location == 3 else patients // 20)
+    # Nine or ten a patient are usual, some more while others' work lets the server forget its catalog.
+    assert 0 < counting.blocks < 20 * (patients if location == 3 else patients // 20)
