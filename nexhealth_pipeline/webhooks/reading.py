@@ -118,12 +118,13 @@ def _note_version(told: Told, raw: bytes, record: _Record, happened: datetime) -
     if id_ is None:
         raise RecordRefused("id", "missing, or no integer")
     version = _moment(record, collection.version or "")
+    kept = _list_shape(collection, record)
     if deletes and collection.soft_delete is None:
-        told.deletions.append(Deletion(told.event.id, id_, max(happened, version or happened), version or happened))
+        last = version or happened
+        told.deletions.append(Deletion(told.event.id, id_, max(happened, last), last, msgspec.json.encode(kept)))
     if version is None:
         told.hint = told.hint or not told.deletions
         return
-    kept = _list_shape(collection, record)
     deleted = _deleted_at(collection, record)
     if deletes and collection.soft_delete is not None and deleted is None:
         kept = {**kept, collection.soft_delete: msgspec.Raw(msgspec.json.encode(happened.isoformat()))}

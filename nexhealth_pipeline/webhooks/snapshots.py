@@ -7,7 +7,7 @@ deliveries are repeated for two days, so a change often comes after the deletion
 all the same comes back by the next read.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -59,6 +59,8 @@ class Deletion:
     at: datetime
     version: datetime
     """A row newer than this is there again."""
+    raw: bytes = field(repr=False)
+    """What it says of the record, perhaps no more than the id."""
 
 
 @dataclass(slots=True)
@@ -117,8 +119,9 @@ class SnapshotLoader:
     def load(self, group: Group) -> GroupLoaded:
         """Write what is newer than the table; the caller commits. Raises RecordRefused where a record cannot be."""
         done = GroupLoaded()
-        held = self._held([one.id for one in group.snapshots])
-        newer = [one for one in group.snapshots if _is_newer(one, held.get(one.id))]
+        held = self._held([*(one.id for one in group.snapshots), *(one.id for one in group.deletions)])
+        snapshots = [*group.snapshots, *_never_seen(group, held)]
+        newer = [one for one in snapshots if _is_newer(one, held.get(one.id))]
         # Once more, locked: what a record lacks is taken from the rows just now, and one may have been found absent since.
         held = self._held([one.id for one in newer if one.id in held], lock=True)
         newer = [one for one in newer if _is_newer(one, held.get(one.id))]
@@ -126,8 +129,8 @@ class SnapshotLoader:
         for layer in _layers(newer):
             done.holders |= self._load(layer, began, done)
         done.holders |= self._mark_gone(group.deletions, began, done)
-        done.counts.records_read = len(group.snapshots)
-        done.counts.unchanged = max(len(group.snapshots) - done.counts.inserted - done.counts.updated, 0)
+        done.counts.records_read = len(snapshots)
+        done.counts.unchanged = max(len(snapshots) - done.counts.inserted - done.counts.updated, 0)
         return done
 
     def _held(self, ids: Sequence[int], *, lock: bool = False) -> dict[int, _Held]:
@@ -234,6 +237,16 @@ class SnapshotLoader:
                 self._run_id,
             ),
         )
+
+
+def _never_seen(group: Group, held: Container[int]) -> list[Snapshot]:
+    """Rows to mark as gone that were never there: else an older event, delivered again, would bring the record to life."""
+    known = {one.id for one in group.snapshots}
+    return [
+        Snapshot(one.event_id, one.id, one.version, read_at=one.version, deleted=False, raw=one.raw, keys=frozenset())
+        for one in group.deletions
+        if one.id not in held and one.id not in known
+    ]
 
 
 def _is_newer(one: Snapshot, held: _Held | None) -> bool:

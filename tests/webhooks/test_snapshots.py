@@ -250,6 +250,19 @@ def test_a_deletion_of_what_has_no_deletion_time_marks_the_row_as_absent(
     assert value(practice, "deleted_at", "treatment_plans") is None
 
 
+@pytest.mark.parametrize("fields", [{}, {"updated_at": ...}, {"updated_at": ..., "patient_id": ..., "status": ...}])
+def test_what_was_deleted_before_it_was_ever_seen_stays_deleted(
+    fields: dict[str, Any], practice: psycopg.Connection, practice_url: str
+) -> None:
+    """Deliveries are repeated for two days, so a record's creation may come after its deletion."""
+    late = body("treatment_plan_created", {"treatment_plan": plan(7)}, at=7)
+    assert applied(practice, practice_url, deletion(8, **fields), late) == ["applied", "superseded"]
+    assert value(practice, "deleted_at, deleted_by", "treatment_plans") == (T0 + 8 * MINUTE, "absence")
+    replayed_quietly(practice, practice_url, "treatment_plans")
+    load_page(practice, "treatment_plans", [plan(5)], read_at=9)
+    assert value(practice, "deleted_at, status", "treatment_plans") == (None, "active")
+
+
 def test_a_deletion_older_than_the_row_marks_nothing(practice: psycopg.Connection, practice_url: str) -> None:
     """Also in a batch that holds both."""
     load_page(practice, "treatment_plans", [plan(5)], read_at=9)
