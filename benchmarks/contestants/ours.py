@@ -25,8 +25,10 @@ class Unlimited:
 
 
 def main(api_url: str, database_url: str, mode: str) -> None:
-    """Read patients in `mode` full or incremental."""
+    """Read patients in `mode` full or incremental; or only `prepare`, as `nexhealth db upgrade` does."""
     upgrade(database_url)
+    if mode == "prepare":
+        return
     choices = {"NEXHEALTH_API_KEY": "bench", "NEXHEALTH_API_URL": api_url, "DATABASE_URL": database_url}
     settings = load_settings(choices, environ={}, env_file=None)
     options = SyncOptions(mode=Mode(mode), fresh_after=datetime.now(UTC))
