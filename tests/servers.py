@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,22 +42,27 @@ class Server:
         return [self.pid, *map(int, children.stdout.split())]
 
     def crash(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
+        """Its processes end when they next wait for anything; until it is gone itself they go on, and might even be done."""
+        self._end(signal.SIGKILL)
 
     def restart(self, how: signal.Signals = signal.SIGINT) -> None:
         """What `pg_ctl restart` does, -m fast unless told otherwise: everybody is sent away, then it comes again."""
+        self._end(how)
+        self.up()
+
+    def _end(self, how: signal.Signals) -> None:
         pid = self.pid
         os.kill(pid, how)
+        deadline = time.monotonic() + 120
         while Path(f"/proc/{pid}").exists():
+            assert time.monotonic() < deadline, "the server does not end"
             time.sleep(0.02)
-        self.up()
 
     def freeze(self, seconds: float) -> None:
         """Stand still from now on, in the middle of whatever is done."""
         stopped = self.tree()
-        for pid in stopped:
-            os.kill(pid, signal.SIGSTOP)
-        threading.Timer(seconds, lambda: [os.kill(pid, signal.SIGCONT) for pid in stopped]).start()
+        _signal(stopped, signal.SIGSTOP)
+        threading.Timer(seconds, _signal, (stopped, signal.SIGCONT)).start()
 
     def database(self, options: str = "") -> str:
         """A new warehouse, empty."""
@@ -65,6 +70,12 @@ class Server:
         with psycopg.connect(self.up().url("postgres"), autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name} TEMPLATE ready {options} STRATEGY FILE_COPY")
         return self.up().url(name)
+
+
+def _signal(pids: list[int], how: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):  # one that has just ended
+            os.kill(pid, how)
 
 
 @contextmanager

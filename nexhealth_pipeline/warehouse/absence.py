@@ -25,6 +25,9 @@ _ANSWERED_ID = sql.SQL("CASE WHEN starts_with(s.key, {}) THEN substr(s.key, {}):
     _ANSWERED, sql.Literal(len(_ANSWERED_MARK) + 1)
 )
 """The row whose list was answered, of a key `s`; null of other keys, which are no numbers."""
+_ELSEWHERE = sql.SQL("interval '7 days'")
+"""How long a read's word that it met a record counts against others that did not: perhaps nobody makes that read any more,
+for its location became inactive, and then no other would take its word back."""
 _COMPLETE = "FROM nexhealth_seen_passes WHERE id = ANY(%(passes)s) AND complete AND judged_at IS NULL"
 
 
@@ -273,8 +276,8 @@ class _Sql:
         self.elsewhere = sql.SQL(
             "DELETE FROM {} m WHERE EXISTS (SELECT FROM nexhealth_seen s WHERE s.key = m.key AND s.pass_id IN"
             " (SELECT id FROM nexhealth_seen_passes WHERE collection = %(collection)s"
-            " AND institution_id = %(institution)s))"
-        ).format(_MISSING)
+            " AND institution_id = %(institution)s AND begun_at > %(begun)s - {}))"
+        ).format(_MISSING, _ELSEWHERE)
         self.count = sql.SQL(
             "SELECT (SELECT count(*) FROM {table} t WHERE t.institution_id = %(institution)s"
             " AND t.deleted_at IS NULL AND {belongs}),"

@@ -71,8 +71,8 @@ def attach_history(connection: psycopg.Connection, collection: Collection) -> No
 def make_partitions(connection: psycopg.Connection) -> list[str]:
     """Make the partitions of this month and the next three where they are missing; returns their names.
 
-    To be called in a transaction that holds no lock on a collection's table: it may wait for one that is
-    just writing history. A row whose partition is missing goes to the default one.
+    To be called in a transaction that holds no lock on a collection's table. Waits half a second at most for whoever
+    reads or writes the default partition, which takes the rows of one that is missing.
     """
     row = connection.execute("SELECT nexhealth_history_ahead()").fetchone()
     return list(row[0]) if row else []

@@ -144,7 +144,7 @@ class NestedStage:
             known = {one.name: self._number(record, one.path[0]) for one in self.collection.from_request}
             version = self._version(record)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecordRefused, RecursionError):
-            return None  # the record itself is in quarantine
+            return None  # the whole record is in quarantine
         return None if rows is None else (known, version, [bytes(row) for row in rows])
 
     @staticmethod
@@ -155,8 +155,12 @@ class NestedStage:
         return int(text)
 
     def _version(self, record: Mapping[str, msgspec.Raw]) -> str | None:
-        name = self._parent.version
-        return None if name is None else CONVERTERS[SqlType.TIMESTAMPTZ](_value(record.get(name, msgspec.Raw(b"null"))))
+        if (name := self._parent.version) is None:
+            return None
+        try:
+            return CONVERTERS[SqlType.TIMESTAMPTZ](_value(record.get(name, msgspec.Raw(b"null"))))
+        except RecordRefused:
+            return None  # as the record's own row has it: a fault of this field costs no other
 
 
 def _moment(version: str | None) -> datetime:

@@ -121,7 +121,8 @@ def _note_version(told: Told, raw: bytes, record: _Record, happened: datetime) -
     kept = _list_shape(collection, record)
     if deletes and collection.soft_delete is None:
         last = version or happened
-        told.deletions.append(Deletion(told.event.id, id_, max(happened, last), last, msgspec.json.encode(kept)))
+        at = min(max(happened, last), told.event.received_at)
+        told.deletions.append(Deletion(told.event.id, id_, at, last, msgspec.json.encode(kept)))
     if version is None:
         told.hint = told.hint or not told.deletions
         return
@@ -133,7 +134,10 @@ def _note_version(told: Told, raw: bytes, record: _Record, happened: datetime) -
             event_id=told.event.id,
             id=id_,
             version=version,
-            read_at=max(version, happened) if deletes and collection.soft_delete else version,
+            # A version from the future is no older than any read to come, and could never be found gone.
+            read_at=min(
+                max(version, happened) if deletes and collection.soft_delete else version, told.event.received_at
+            ),
             deleted=collection.soft_delete is not None and (deletes or deleted is not None),
             raw=raw if kept is record else msgspec.json.encode(kept),
             keys=frozenset(kept),

@@ -37,7 +37,7 @@ class Snapshot:
     id: int
     version: datetime
     read_at: datetime
-    """Where it stands among reads: its version, or when it was deleted."""
+    """Where it stands among reads: its version, or when it was deleted; not later than the event came."""
     deleted: bool
     """Whether it tells that the record was deleted, in a collection whose records can say so."""
     raw: bytes = field(repr=False)
@@ -243,7 +243,7 @@ def _never_seen(group: Group, held: Container[int]) -> list[Snapshot]:
     """Rows to mark as gone that were never there: else an older event, delivered again, would bring the record to life."""
     known = {one.id for one in group.snapshots}
     return [
-        Snapshot(one.event_id, one.id, one.version, read_at=one.version, deleted=False, raw=one.raw, keys=frozenset())
+        Snapshot(one.event_id, one.id, one.version, read_at=one.at, deleted=False, raw=one.raw, keys=frozenset())
         for one in group.deletions
         if one.id not in held and one.id not in known
     ]

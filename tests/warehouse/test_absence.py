@@ -74,6 +74,18 @@ def test_what_no_read_of_the_institution_met_is_missing(connection: psycopg.Conn
     assert missing_ids(missing) == [3, 4]
 
 
+def test_a_read_of_long_ago_is_no_word_that_a_record_is_there(connection: psycopg.Connection, table: Table) -> None:
+    """Its location may have become inactive since: nobody would ever take that word back."""
+    mine = met(connection, [1])
+    for days, number in ((6, 2), (8, 3)):
+        old = met(connection, [number], replace(KEY, location_id=days))
+        connection.execute(
+            "UPDATE nexhealth_seen_passes SET begun_at = begun_at - %s WHERE id = %s", (timedelta(days=days), old)
+        )
+    missing = Missing(connection, ground(connection, mine))
+    assert (missing.find().missing, missing_ids(missing)) == (2, [3, 4])
+
+
 def test_a_row_written_since_the_read_began_is_excused(connection: psycopg.Connection, table: Table) -> None:
     """By us (a webhook, one patient's refresh): the read may have been there before."""
     began = database_time(connection)

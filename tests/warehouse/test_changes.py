@@ -2,6 +2,7 @@
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -284,6 +285,45 @@ def test_days_are_made_ahead_and_a_missing_one_loses_nothing(
     assert rows(f"SELECT count(*) FROM {name}") == [(1,)]
     table.load(gadget(note="second", updated_at=LATER))
     assert rows(f"SELECT count(*) FROM {name}") == [(2,)]
+
+
+def test_what_is_committed_while_days_are_made_ahead_stays(
+    table: Table, table_there: Table, shared_url: str, rows: Rows
+) -> None:
+    """Risk: it is taken for another server's, as its number is not known yet when the function begins."""
+    with (
+        ThreadPoolExecutor(1) as pool,
+        psycopg.connect(shared_url) as older,
+        psycopg.connect(shared_url, autocommit=True) as process,
+    ):
+        older.execute("SELECT pg_current_xact_id()")
+        table_there.connection.execute("BEGIN")
+        table_there.load(gadget(1))
+        with table.connection.transaction():
+            table.connection.execute("LOCK TABLE nexhealth_changes_default IN ACCESS EXCLUSIVE MODE")
+            made = pool.submit(make_partitions, process)
+            until_it_waits(older, process)
+            table_there.connection.execute("COMMIT")
+        made.result()
+    assert rows("SELECT id FROM nexhealth_changes") == [(1,)]
+
+
+def until_it_waits(connection: psycopg.Connection, other: psycopg.Connection) -> None:
+    """Until the other connection waits for a lock."""
+    waits = "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s"
+    deadline = time.monotonic() + 60
+    while connection.execute(waits, (other.info.backend_pid,)).fetchone() != (True,):
+        assert time.monotonic() < deadline, "it does not wait"
+        connection.execute("SELECT pg_stat_clear_snapshot()")
+
+
+def test_an_old_day_that_is_being_removed_keeps_no_run_from_starting(table: Table, other: psycopg.Connection) -> None:
+    """Every run sees to the days ahead before anything else."""
+    old_day(table.connection)
+    with other.transaction():
+        other.execute(f"LOCK TABLE {OLD_DAY} IN ACCESS EXCLUSIVE MODE")
+        assert make_partitions(table.connection) == []
+    assert prune(table.connection, 7) == [OLD_DAY]
 
 
 def test_old_days_go_and_who_has_not_read_them_is_told(table: Table, rows: Rows) -> None:

@@ -266,6 +266,17 @@ def test_months_are_made_ahead_and_a_missing_one_loses_nothing(table: Table, row
     assert rows(f"SELECT count(*) FROM {name}") == [(2,)]
 
 
+def test_months_are_made_ahead_only_when_nobody_reads_history(table: Table, other: psycopg.Connection) -> None:
+    """Risk: it waits for a backup that takes hours, and whoever changes a row waits behind it."""
+    name = f"nexhealth_history_{datetime.now(UTC):%Y_%m}"
+    table.connection.execute(f"DROP TABLE {name}")
+    table.connection.execute("SET statement_timeout = '20s'")
+    with other.transaction():
+        other.execute("SELECT count(*) FROM nexhealth_history")
+        assert make_partitions(table.connection) == []
+    assert make_partitions(table.connection) == [name]
+
+
 def test_who_may_change_a_row_cannot_do_so_unseen(table: Table) -> None:
     table.load(gadget())
     table.connection.execute(

@@ -106,6 +106,13 @@ def test_an_earlier_read_of_the_same_version_changes_nothing(connection: psycopg
     assert parts(connection) == [2]
 
 
+def test_a_record_whose_version_cannot_be_read_brings_its_list_all_the_same(connection: psycopg.Connection) -> None:
+    """Its own row comes without that field: one fault costs no other value."""
+    assert load(connection, thing("2026-02-30T10:00:00Z", 1, 2)) == Merged(2, 0)
+    load(connection, thing("2026-02-30T10:00:00Z", 2), read_at=NOON + MINUTE)
+    assert parts(connection) == [2]
+
+
 @pytest.mark.parametrize("says_nothing", [{"parts": None}, {"parts": ...}, {"parts": "none"}])
 def test_a_record_without_a_list_says_nothing_about_its_rows(
     connection: psycopg.Connection, says_nothing: dict[str, Any]

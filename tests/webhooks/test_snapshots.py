@@ -2,6 +2,7 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
@@ -280,4 +281,22 @@ def test_a_time_of_the_event_in_the_future_counts_as_now(practice: psycopg.Conne
     row = practice.execute(
         "SELECT c.deleted_at = e.received_at FROM nexhealth_charges c, nexhealth_webhook_events e"
     ).fetchone()
+    assert row == (True,)
+
+
+def test_a_version_from_the_future_is_no_newer_than_when_it_came(
+    practice: psycopg.Connection, practice_url: str
+) -> None:
+    """Else no read could find the record gone, or bring what the event lacked."""
+    far = 10_000_000
+    applied(practice, practice_url, updated(patient(1, far, first_name=...)))
+    row = practice.execute(
+        "SELECT p.source_read_at = e.received_at FROM nexhealth_patients p, nexhealth_webhook_events e"
+    ).fetchone()
+    assert row == (True,)
+    arrived = (datetime.now(UTC) - T0) / MINUTE
+    load_page(practice, "patients", [patient(1, far)], read_at=arrived + 1)
+    assert value(practice, "first_name") == "Ann"
+    applied(practice, practice_url, body("treatment_plan_deleted", {"treatment_plan": plan(far)}, at=far))
+    row = practice.execute("SELECT deleted_at <= clock_timestamp() FROM nexhealth_treatment_plans").fetchone()
     assert row == (True,)

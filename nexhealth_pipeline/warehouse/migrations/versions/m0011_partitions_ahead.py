@@ -1,0 +1,116 @@
+"""Making partitions ahead of time loses no change, fails no run and keeps nobody waiting.
+
+The feed's function took changes that were committed while it ran for another server's, and removed them. It failed
+where an old day was just being removed. History's waited for whoever read its default partition, and every change of a
+row waited behind it.
+"""
+
+from alembic import op
+
+revision = "0011"
+down_revision = "0010"
+
+_FEED = """
+CREATE OR REPLACE FUNCTION nexhealth_changes_ahead(days integer DEFAULT 3) RETURNS text[]
+LANGUAGE plpgsql SET lock_timeout = '500ms' SET enable_seqscan = off AS $function$
+DECLARE
+    first timestamp := date_trunc('day', now() AT TIME ZONE 'UTC');
+    begins timestamp;
+    name text;
+    made text[] := '{}';
+BEGIN
+    -- Who does not own the table cannot; until its owner comes, the default partition takes the rows.
+    IF NOT (SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = 'public.nexhealth_changes'::regclass) THEN
+        RETURN made;
+    END IF;
+    -- Of another server, whose dump was restored here: its transactions' numbers mean nothing on this one. Told by the
+    -- statement's own snapshot, in which every transaction of this server that it sees has a smaller number.
+    BEGIN
+        DELETE FROM public.nexhealth_changes WHERE xid >= pg_snapshot_xmax(pg_current_snapshot())::text::bigint;
+        DELETE FROM public.nexhealth_changes_pruned WHERE xid >= pg_snapshot_xmax(pg_current_snapshot())::text::bigint;
+    EXCEPTION WHEN lock_not_available THEN
+        NULL; -- an old day is just being removed: the next time will do
+    END;
+    FOR begins IN SELECT generate_series(first, first + days * interval '1 day', interval '1 day') LOOP
+        name := 'nexhealth_changes_' || to_char(begins, 'YYYY_MM_DD');
+        CONTINUE WHEN to_regclass('public.' || name) IS NOT NULL;
+        BEGIN
+            PERFORM pg_advisory_xact_lock(x'4E480004'::integer); -- somebody else may be at it
+            -- Not to_regclass, which remembers its first answer.
+            CONTINUE WHEN EXISTS (
+                SELECT FROM pg_class WHERE relname = name AND relnamespace = 'public'::regnamespace);
+            -- Attached, not made in place: that would wait for every transaction that changes a row.
+            EXECUTE format('CREATE TABLE public.%I (LIKE public.nexhealth_changes INCLUDING ALL)', name);
+            LOCK TABLE public.nexhealth_changes_default IN ACCESS EXCLUSIVE MODE;
+            EXECUTE format(
+                'WITH moved AS (DELETE FROM public.nexhealth_changes_default'
+                ' WHERE at >= $1 AND at < $2 RETURNING *) INSERT INTO public.%I SELECT * FROM moved', name)
+                USING begins AT TIME ZONE 'UTC', (begins + interval '1 day') AT TIME ZONE 'UTC';
+            EXECUTE format(
+                'ALTER TABLE public.nexhealth_changes ATTACH PARTITION public.%I FOR VALUES FROM (%L) TO (%L)', name,
+                begins AT TIME ZONE 'UTC', (begins + interval '1 day') AT TIME ZONE 'UTC');
+            EXECUTE format('COMMENT ON TABLE public.%I IS %L', name, 'Changes of ' || to_char(begins, 'YYYY-MM-DD') || ' (UTC).');
+            made := made || name;
+        EXCEPTION WHEN lock_not_available THEN
+            EXIT; -- a reader holds the default partition: the next time will do
+        END;
+    END LOOP;
+    RETURN made;
+END
+$function$;
+"""
+
+_HISTORY = """
+-- lock_timeout: half of the time after which PostgreSQL looks for a deadlock, so that this gives way.
+CREATE OR REPLACE FUNCTION nexhealth_history_ahead(months integer DEFAULT 3) RETURNS text[]
+LANGUAGE plpgsql SET lock_timeout = '500ms' AS $function$
+DECLARE
+    first timestamp := date_trunc('month', now() AT TIME ZONE 'UTC');
+    begins timestamp;
+    name text;
+    made text[] := '{}';
+BEGIN
+    -- Who does not own the table cannot; until its owner comes, the default partition takes the rows.
+    IF NOT (SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = 'public.nexhealth_history'::regclass) THEN
+        RETURN made;
+    END IF;
+    FOR begins IN SELECT generate_series(first, first + months * interval '1 month', interval '1 month') LOOP
+        name := 'nexhealth_history_' || to_char(begins, 'YYYY_MM');
+        CONTINUE WHEN to_regclass('public.' || name) IS NOT NULL;
+        BEGIN
+            PERFORM pg_advisory_xact_lock(x'4E480003'::integer); -- somebody else may be at it
+            -- Not to_regclass, which remembers its first answer.
+            CONTINUE WHEN EXISTS (
+                SELECT FROM pg_class WHERE relname = name AND relnamespace = 'public'::regnamespace);
+            -- Attached, not made in place: that would wait for every transaction that reads or writes history.
+            EXECUTE format('CREATE TABLE public.%I (LIKE public.nexhealth_history INCLUDING ALL)', name);
+            LOCK TABLE public.nexhealth_history_default IN ACCESS EXCLUSIVE MODE;
+            EXECUTE format(
+                'WITH moved AS (DELETE FROM public.nexhealth_history_default'
+                ' WHERE recorded_to >= $1 AND recorded_to < $2 RETURNING *) INSERT INTO public.%I SELECT * FROM moved', name)
+                USING begins AT TIME ZONE 'UTC', (begins + interval '1 month') AT TIME ZONE 'UTC';
+            EXECUTE format(
+                'ALTER TABLE public.nexhealth_history ATTACH PARTITION public.%I FOR VALUES FROM (%L) TO (%L)', name,
+                begins AT TIME ZONE 'UTC', (begins + interval '1 month') AT TIME ZONE 'UTC');
+            EXECUTE format('COMMENT ON TABLE public.%I IS %L', name, 'Versions superseded in ' || to_char(begins, 'YYYY-MM') || ' (UTC).');
+            made := made || name;
+        EXCEPTION WHEN lock_not_available THEN
+            EXIT; -- somebody reads or writes the default partition: the next time will do
+        END;
+    END LOOP;
+    RETURN made;
+END
+$function$;
+"""
+
+
+def upgrade() -> None:
+    """Replace the functions."""
+    connection = op.get_bind()
+    for ddl in (_FEED, _HISTORY):
+        connection.exec_driver_sql(ddl.replace("%", "%%"))
+
+
+def downgrade() -> None:
+    """Not offered: a warehouse is only ever upgraded."""
+    raise RuntimeError("a warehouse is only ever upgraded; restore a backup to go back")
