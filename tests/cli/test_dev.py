@@ -219,7 +219,7 @@ def test_dagsters_pages_show_the_assets_and_ctrl_c_leaves_no_process(home: Path,
         stderr=subprocess.DEVNULL,
         text=True,
     ) as process:
-        watchdog = threading.Timer(120, process.kill)
+        watchdog = threading.Timer(240, process.kill)
         watchdog.start()
         try:
             assert process.stdout is not None

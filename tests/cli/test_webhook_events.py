@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from nexhealth_pipeline.cli import sandbox
 from nexhealth_pipeline.orchestration import webhook_launch
 from nexhealth_pipeline.orchestration.webhook_launch import WebhookRun
 from nexhealth_pipeline.settings import Settings, load_settings
@@ -133,11 +134,13 @@ def test_events_that_still_wait_are_told(
 
 @pytest.mark.parametrize("words", ["apply", "replay --status applied"])
 def test_the_demo_s_events_ask_the_local_nexhealth(
-    words: str, nexhealth: Run, launched: Launched, monkeypatch: pytest.MonkeyPatch, server_url: str
+    words: str, nexhealth: Run, launched: Launched, monkeypatch: pytest.MonkeyPatch, server_url: str, tmp_path: Path
 ) -> None:
     """Its made-up ids, asked for at NexHealth with the practice's key, would be somebody's."""
     home = os.environ["NEXHEALTH_TEST_HOME"]
-    small_world(Path(home))
+    # Of its own: other files' demos run in that home meanwhile.
+    monkeypatch.setattr(sandbox, "state_folder", lambda _: tmp_path / "sandbox")
+    small_world(tmp_path)
     Path(".env").write_text("NEXHEALTH_API_URL=https://nexhealth.example\nNEXHEALTH_SUBDOMAINS=acme\n")
     account = {"NEXHEALTH_API_KEY": REAL_KEY, "DATABASE_URL": "postgresql://real/warehouse"}
     ended = nexhealth("webhooks", *words.split(), "--demo", **account, NEXHEALTH_HOME=home)

@@ -445,8 +445,12 @@ def test_a_page_and_its_parts_do_not_print_records(client, stub):
 
 def test_stopping_ends_a_long_wait_at_once(make_client, stub, stop):
     client = make_client(stop=stop, retry={"sleep": None, "first_wait": 60.0, "longest_wait": 60.0})
-    stub.script(refusal(500))
-    threading.Timer(0.05, stop.set).start()
+
+    def refused(seen):
+        threading.Timer(0.3, stop.set).start()
+        return refusal(500)
+
+    stub.answer = refused
     began = time.monotonic()
     with pytest.raises(Cancelled) as caught:
         client.get(ONE)

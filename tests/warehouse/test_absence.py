@@ -128,7 +128,8 @@ def test_rows_are_marked_by_their_key_without_a_look_at_the_others(
     ).fetchone()
     assert row is not None
     plan = row[0][0]["Plan"]
-    assert 0 < plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 60
+    # Twenty are usual, more while others' work lets the server forget its catalog; the table alone has over a hundred.
+    assert 0 < plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 100
 
 
 def test_a_record_in_open_quarantine_is_excused(connection: psycopg.Connection, table: Table) -> None:

@@ -54,7 +54,7 @@ def written(connection: psycopg.Connection, columns: str = "id, kind, cause") ->
 def settled(connection: psycopg.Connection) -> None:
     """Wait until every transaction that runs now has ended, those of other tests on this server too."""
     row = connection.execute("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint").fetchone()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while row and connection.execute(
         "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint < %s", row
     ).fetchone() == (True,):

@@ -259,7 +259,7 @@ print(url, flush=True)
 
 def test_a_server_asked_to_linger_stays_for_a_while_and_then_for_its_clients(home: Path) -> None:
     """`nexhealth db url` ends before the tool that reads its output has connected."""
-    user = User(home, linger=1.0)
+    user = User(home, linger=5.0)
     url = user.ensure()
     user.close()
     time.sleep(0.2)

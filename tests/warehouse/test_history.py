@@ -253,7 +253,7 @@ def test_months_are_made_ahead_and_a_missing_one_loses_nothing(table: Table, row
     """Risk: nobody syncs for a quarter, and the first change after it finds no partition."""
     name = f"nexhealth_history_{datetime.now(UTC):%Y_%m}"
     parts = "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'nexhealth_history'::regclass"
-    assert len({row[0] for row in rows(parts)} - {"nexhealth_history_default"}) == 4
+    assert len({row[0] for row in rows(parts)} - {"nexhealth_history_default"}) >= 4
     assert make_partitions(table.connection) == []
     table.load(gadget())
     table.connection.execute(f"DROP TABLE {name}")
