@@ -175,7 +175,6 @@ class Sender:
         cost.requests += 1
         if isinstance(answer, Answer):
             cost.bytes += len(answer.body)
-            self._clock.observe(answer.sent, answer.received, answer.date)
             result = self._judge(exchange, answer, credential, course)
         else:
             result = _fault(answer)
@@ -211,6 +210,8 @@ class Sender:
         if answer.status in (403, 404) and envelope is None:
             # A proxy's 404 must not look like a record that is gone.
             return _fault(Fault.STRANGER, answer.status)
+        if envelope is not None:
+            self._observe(answer)
         words = envelope.words if envelope is not None and exchange.quotable else ""
         again = rule.action is Action.RETRY
         if rule.action is Action.REFRESH:
@@ -228,6 +229,7 @@ class Sender:
         try:
             empty = exchange.may_be_empty and answer.status == 204
             envelope = NO_CONTENT if empty else decode_envelope(answer.body)
+            self._observe(answer)
             if envelope.ok:
                 return exchange.read(envelope, self._clock.at(answer.sent))
         except BodyMalformed:
@@ -237,6 +239,10 @@ class Sender:
             rule = rule_for_status(403, exchange.special)
             return _Failure(rule, Fault.REFUSED, again=False, status=answer.status, words=words)
         return _fault(Fault.REFUSED, answer.status, words)
+
+    def _observe(self, answer: Answer) -> None:
+        """Learn the API's time from an answer of its own: a proxy's clock may be hours away."""
+        self._clock.observe(answer.sent, answer.received, answer.date)
 
     def _asked_wait(self, answer: Answer) -> float | None:
         api_now = self._clock.at(answer.received).timestamp()

@@ -49,7 +49,8 @@ _BATCH_ROWS = 200
 _GIVE_UP_AFTER = 5
 """Failures in a row after which the rest of a location is left to the next sync: each costs all its retries."""
 _WITNESSES = 3
-"""Lists read besides where all that were due came back empty, to tell one that lost its last record from all of them."""
+"""Lists read besides where all that were due came back empty, to tell one that lost its last record from all of them; and
+where one was refused, to tell one that is closed from a practice that has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,8 @@ class _Failures:
         """Whether one of these lists had records when it was read last."""
         self.offered = False
         """Whether a list was answered: then no refusal says that the practice has none."""
+        self.refused = 0
+        """Lists that were refused, those asked for besides included."""
 
     def __bool__(self) -> bool:
         return bool(self._all)
@@ -88,9 +91,12 @@ class _Failures:
             yield row
 
     def add(self, failure: ApiError) -> None:
-        """Note one. Raises it when too many came in a row; a refusal, which costs no retries, is none of those."""
+        """Note one. Raises it when too many came in a row; a refusal, which costs no retries, only where none was answered."""
         self._all.append(failure)
         if isinstance(failure, NoAccess):
+            self.refused += 1
+            if not self.offered and self.refused > _WITNESSES:
+                raise self._as_one("in a row")
             return
         self.in_a_row += 1
         if self.in_a_row >= _GIVE_UP_AFTER:
@@ -140,8 +146,7 @@ class ChildReader(SliceReader):
         done = state.completed(datetime.now(UTC))
         if not self.options.partial:
             with connection.transaction():
-                if not failures:
-                    save_state(connection, done)
+                save_state(connection, _walked(state) if failures else done)
                 # Lists that came in turn are judged by although others failed: each tells of its own row.
                 if not failures or state.since is not None:
                     self._keeper.end(state.pass_started_at)
@@ -153,6 +158,8 @@ class ChildReader(SliceReader):
         failures = _Failures()
         with closing(self._due(connection, state)) as due:
             self._read_due(connection, plans, due, failures)
+        if not failures.offered and failures.refused:
+            failures.raise_any()
         if self._keeper.id is None or self.counts.records_read or not failures.had:
             return failures
         assert state.begun_at is not None
@@ -167,8 +174,8 @@ class ChildReader(SliceReader):
         self._read_due(connection, plans, others, failures)
         return failures
 
-    def _answers_others(self, connection: psycopg.Connection, plans: list[PassPlan]) -> bool:
-        """Whether a list of the institution that was answered before is answered now, when one was refused."""
+    def _ask_others(self, connection: psycopg.Connection, plans: list[PassPlan], failures: _Failures) -> None:
+        """Ask for lists of the institution that were answered before, when one was refused."""
         rows = connection.execute(
             "SELECT patient_id FROM nexhealth_child_reads WHERE collection = %s AND institution_id = %s"
             " ORDER BY read_at DESC, patient_id LIMIT %s",
@@ -178,8 +185,9 @@ class ChildReader(SliceReader):
             answer = self._read_row(plans, DueRow(number, None))
             if isinstance(answer, _Read) and answer.pages:
                 self.counts.requests += sum(page.requests for page in answer.pages)
-                return True
-        return False
+                failures.offered = True
+                return
+            failures.refused += isinstance(answer, NoAccess)
 
     def as_of(self) -> datetime | None:
         """No later than the rows themselves: a list cannot be due for a change that was not seen."""
@@ -208,7 +216,8 @@ class ChildReader(SliceReader):
             return None
         started = stored.pass_started_at
         now = self.session.client.clock.now()
-        full = full or stored.watermark is None or full_read_due(connection, self.slice.collection, stored, now)
+        walked = stored.watermark or stored.since
+        full = full or walked is None or full_read_due(connection, self.slice.collection, stored, now)
         young = started is not None and now - started < self.options.resume_within
         if stored.unfinished and young and stored.since is None and self._keeper.take_up(stored, mode):
             return replace(stored, run_id=self.session.run_id)
@@ -221,7 +230,7 @@ class ChildReader(SliceReader):
             begun_at=begun_at,
             mode=mode.value,
             # Any time does: it only tells a read of what is due from a read of everything.
-            since=None if full else stored.watermark,
+            since=None if full else walked,
             cursor="",
             run_id=self.session.run_id,
         )
@@ -281,10 +290,8 @@ class ChildReader(SliceReader):
 
         try:
             for answer in self._fetch(plans, failures.counting(due)):
-                if isinstance(answer, NoAccess) and not failures.offered:
-                    failures.offered = self._answers_others(connection, plans)
-                    if not failures.offered:
-                        raise answer
+                if isinstance(answer, NoAccess) and not failures.offered and not failures.refused:
+                    self._ask_others(connection, plans, failures)
                 if isinstance(answer, ApiError):
                     failures.add(answer)
                     continue
@@ -339,10 +346,13 @@ class ChildReader(SliceReader):
         waiting: deque[Future[_Answer]] = deque()
         with ThreadPoolExecutor(width, thread_name_prefix="nexhealth-rows") as pool:
             try:
-                # One request tells whether the practice has it at all.
-                probes = 1 if self.slice.collection.may_be_disabled else 0
+                # One request mostly tells whether the practice has it at all.
+                probes = 1 + _WITNESSES if self.slice.collection.may_be_disabled else 0
                 for row in islice(due, probes):
-                    yield self._read_row(plans, row)
+                    answer = self._read_row(plans, row)
+                    yield answer
+                    if isinstance(answer, _Read) and answer.pages:
+                        break
                 for row in due:
                     waiting.append(pool.submit(self._read_row, plans, row))
                     if len(waiting) >= 4 * width:
@@ -374,3 +384,10 @@ class ChildReader(SliceReader):
     @staticmethod
     def _request(plan: PassPlan, row: DueRow) -> ApiRequest:
         return replace(plan.request, path=plan.request.path.format(id=row.id))
+
+
+def _walked(state: PassState) -> PassState:
+    """The state after a read in which rows failed: they stay due, and no read of all the others is needed for them."""
+    if state.since is not None:
+        return state
+    return replace(state, since=state.pass_started_at, last_full_at=state.pass_started_at)

@@ -171,7 +171,8 @@ class PassReader:
             return None
         if self.again:
             return _LONG_AGO if self._slice.window_key == CHANGES else self.stored.since
-        watermark = self.stored.watermark
+        # By the database's clock as well: should the API's have been wrong for a while, no change falls between.
+        watermark = min(filter(None, (self.stored.watermark, self.stored.fresh_at)), default=None)
         if watermark is None and self._slice.window_key == CHANGES:
             watermark = self._earliest_month()
         return None if watermark is None else (watermark - self._options.overlap).replace(microsecond=0)

@@ -4,7 +4,7 @@ A partial read: it moves no watermark, completes no slice and materializes nothi
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from functools import partial
@@ -25,6 +25,7 @@ from nexhealth_pipeline.sync.plan import passes_of
 from nexhealth_pipeline.sync.practice import Institution, Location, Practices
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice, SliceResult, Status
+from nexhealth_pipeline.sync.wide_window import pages_in_parts
 from nexhealth_pipeline.warehouse.child_reads import ChildRead, DueRow, record_child_reads
 from nexhealth_pipeline.warehouse.connect import driver_errors
 from nexhealth_pipeline.warehouse.knowledge import record_locations
@@ -125,16 +126,16 @@ class _Refresh:
 
     def _children(self, collection: Collection, home: Location | None) -> _Answers:
         requests = [plan.request for plan in passes_of(Slice(collection, self.institution), self._today())]
-        answers: _Answers = []
         # Looked at before the lists: one that changes meanwhile stays due.
         self._asked[collection.name] = self._parents(collection)
-        for row in self._asked[collection.name]:
+
+        def fetch(row: DueRow) -> _Answers:
             known = {column.name: row.id for column in collection.from_request}
             known["location_id"] = home.id if home else 0
-            for request in requests:
-                path = request.path.format(id=row.id)
-                answers += [(page, known) for page in self.session.client.pages(replace(request, path=path))]
-        return answers
+            asked = [replace(request, path=request.path.format(id=row.id)) for request in requests]
+            return [(page, known) for request in asked for page in self.session.client.pages(request)]
+
+        return self._where_offered(collection, [partial(fetch, row) for row in self._asked[collection.name]])
 
     def _parents(self, collection: Collection) -> list[DueRow]:
         """The rows whose lists are read: the patient, or what is the patient's in another collection."""
@@ -159,13 +160,35 @@ class _Refresh:
         if collection.scope is not Scope.INSTITUTION:
             window = CHANGES if collection.window else ""
             pieces = [Slice(collection, self.institution, location, window) for location in locations]
-        only = (collection.patient_filter or "", str(self.patient_id))
-        return [
-            (page, {"location_id": piece.location_id})
-            for piece in pieces
-            for plan in passes_of(piece, self._today())
-            for page in self.session.client.pages(replace(plan.request, params=(*plan.request.params, only)))
-        ]
+        return self._where_offered(collection, [partial(self._piece, piece) for piece in pieces])
+
+    def _piece(self, piece: Slice) -> _Answers:
+        only = (piece.collection.patient_filter or "", str(self.patient_id))
+        answers: _Answers = []
+        for plan in passes_of(piece, self._today()):
+            request, window = replace(plan.request, params=(*plan.request.params, only)), piece.collection.window
+            client = self.session.client
+            pages = client.pages(request) if window is None else pages_in_parts(client, request, window)
+            answers += [(page, {"location_id": piece.location_id}) for page in pages]
+        return answers
+
+    @staticmethod
+    def _where_offered(collection: Collection, fetches: Iterable[Callable[[], _Answers]]) -> _Answers:
+        """What is answered, where one place may have what another has not; raises the refusal where all refuse."""
+        answers: _Answers = []
+        refused: list[ApiError] = []
+        answered = False
+        for fetch in fetches:
+            try:
+                answers += fetch()
+                answered = True
+            except (NoAccess, NotFound) as refusal:
+                if not collection.may_be_disabled:
+                    raise
+                refused.append(refusal)
+        if refused and not answered:
+            raise refused[0]
+        return answers
 
     def _today(self) -> date:
         return self.session.client.clock.now().date()
@@ -232,9 +255,9 @@ def _version(record: Mapping[str, msgspec.Raw]) -> datetime | None:
 def _location_ids(record: Mapping[str, msgspec.Raw]) -> list[int] | None:
     """Ids of the locations that list the patient; None where the answer does not say."""
     ids = _decoded(record, "location_ids")
-    if not isinstance(ids, list):
+    if not isinstance(ids, list) or not all(str(one).isdecimal() for one in ids):
         return None
-    return [one for one in ids if isinstance(one, int)]
+    return [int(one) for one in ids]
 
 
 def _list_shape(page: Page, record: Mapping[str, msgspec.Raw]) -> Page:

@@ -99,12 +99,10 @@ def practices_of_records(records: Mapping[str, list[bytes]], subdomains: AnyColl
         [msgspec.json.decode(record, type=dict[str, Any]) for record in records.get(name, ())]
         for name in ("institutions", "locations", "sync_status")
     )
-    groups: dict[tuple[int, int], frozenset[int]] = {}
-    for status in statuses:
-        ids = frozenset(int(location["id"]) for location in status.get("locations") or ())
-        for one in ids:
-            key = int(status["institution_id"]), one
-            groups[key] = groups.get(key, frozenset()) | ids
+    groups = _grouped(
+        (int(status["institution_id"]), [int(location["id"]) for location in status.get("locations") or ()])
+        for status in statuses
+    )
     return _practices(
         [
             (int(one["id"]), one["subdomain"], one.get("name"), [name for name, value in one.items() if value is True])
@@ -123,7 +121,7 @@ def practices_of_records(records: Mapping[str, list[bytes]], subdomains: AnyColl
 def _practices(
     institution_rows: Iterable[tuple[Any, ...]],
     location_rows: Iterable[tuple[Any, ...]],
-    groups: Mapping[tuple[int, int], frozenset[int]],
+    groups: Mapping[tuple[int, int], list[frozenset[int]]],
     subdomains: AnyCollection[str],
 ) -> Practices:
     institutions = {
@@ -131,28 +129,36 @@ def _practices(
         for row in institution_rows
         if not subdomains or row[1] in subdomains
     }
-    rows = [row for row in location_rows if row[2] in institutions]
+    # Two keys may reach the same institution.
+    rows = [*{(row[2], row[0]): row for row in location_rows if row[2] in institutions}.values()]
     active = {row[0] for row in rows if not row[3]}
     locations = []
     for location_id, name, institution_id, inactive in rows:
-        siblings = sorted(groups.get((institution_id, location_id), frozenset({location_id})) & active)
-        owner = siblings[0] if siblings else location_id
-        locations.append(
-            Location(location_id, name, institutions[institution_id], inactive, owner, shared=len(siblings) > 1)
-        )
+        databases = [one & active for one in groups.get((institution_id, location_id), ()) if one & active]
+        # One of two databases answers of either, so whoever is of this one alone comes first.
+        first = {min(one, key=lambda id_: (len(groups[institution_id, id_]), id_)) for one in databases}
+        owner = location_id if location_id in first or not first else min(first)
+        shared = len(frozenset().union(*databases)) > 1
+        locations.append(Location(location_id, name, institutions[institution_id], inactive, owner, shared=shared))
     return Practices(tuple(institutions.values()), tuple(locations))
 
 
-def _groups(connection: psycopg.Connection) -> dict[tuple[int, int], frozenset[int]]:
-    """Ids of the locations that share an EHR database, by institution and each of them."""
-    groups: dict[tuple[int, int], frozenset[int]] = {}
-    for institution_id, ids in connection.execute(
+def _groups(connection: psycopg.Connection) -> dict[tuple[int, int], list[frozenset[int]]]:
+    rows = connection.execute(
         "SELECT institution_id, ARRAY(SELECT (l->>'id')::bigint FROM jsonb_array_elements("
         " CASE jsonb_typeof(locations) WHEN 'array' THEN locations ELSE '[]' END) l)"
         " FROM nexhealth_sync_status WHERE deleted_at IS NULL"
-    ):
+    )
+    return _grouped((institution_id, ids) for institution_id, ids in rows)
+
+
+def _grouped(databases: Iterable[tuple[int, list[int]]]) -> dict[tuple[int, int], list[frozenset[int]]]:
+    """Ids of the locations that share an EHR database, by institution and each of them: mostly one database a location.
+
+    Of two while an office changes to another practice system.
+    """
+    groups: dict[tuple[int, int], list[frozenset[int]]] = {}
+    for institution_id, ids in databases:
         for location_id in ids:
-            groups[institution_id, location_id] = groups.get((institution_id, location_id), frozenset()) | frozenset(
-                ids
-            )
+            groups.setdefault((institution_id, location_id), []).append(frozenset(ids))
     return groups

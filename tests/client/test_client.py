@@ -201,6 +201,14 @@ def test_requested_at_is_the_apis_time(client, stub):
     assert abs(client.clock.skew - 3600) < 2.5
 
 
+def test_a_proxys_clock_is_not_the_apis(client, stub):
+    """Risk: its gateway's one error, hours ahead, moves every later watermark into the future."""
+    stub.script(_dated(Reply(502, b"<html>Bad gateway</html>"), 7200), envelope([]))
+    page = client.get(ONE)
+    assert page.requests == 3
+    assert abs(page.requested_at.timestamp() - time.time()) < 60
+
+
 def _dated(reply: Reply, ahead: float) -> Reply:
     head = f"HTTP/1.1 {reply.status} OK\r\nDate: {formatdate(time.time() + ahead, usegmt=True)}\r\n"
     reply.raw = f"{head}Content-Length: {len(reply.body)}\r\nConnection: close\r\n\r\n".encode() + reply.body

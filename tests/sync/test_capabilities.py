@@ -100,14 +100,14 @@ def test_finance_that_is_enabled_later_is_read_in_full_and_again_a_day_later(
     assert charges()[1] != [everything]
 
 
-def test_a_list_under_patients_that_is_not_offered_costs_one_request(
+def test_a_list_under_patients_that_is_not_offered_costs_a_few_requests(
     office: Office, database_url: str, rows: Rows
 ) -> None:
     """Risk: thousands of refusals a night."""
     settings = settings_of(office, database_url)
     results = sync_all(settings, only={"patients", "alerts"})
     assert [result.status.value for result in results[-2:]] == ["succeeded", "skipped"]
-    assert sum(seen.path.endswith("/alerts") for seen in office.data_requests) == 1
+    assert sum(seen.path.endswith("/alerts") for seen in office.data_requests) == 1 + 3
     assert rows("SELECT status FROM nexhealth_capabilities WHERE collection = 'alerts'") == [("not_enabled",)]
     office.alerts = 200
     sync_all(settings, only={"patients", "alerts"})
@@ -138,6 +138,39 @@ def test_one_list_that_is_closed_keeps_no_other_from_being_read(office: Office, 
         assert rows("SELECT count(*) FROM nexhealth_capabilities WHERE status = 'not_enabled'") == [(0,)]
     office.closed = set()
     assert sync_all(settings, only={"patients", "alerts"})[-1].status.value == "succeeded"
+
+
+@pytest.mark.parametrize("closed", [1, 3])
+def test_the_first_list_that_is_closed_says_nothing_of_the_others(
+    closed: int, office: Office, database_url: str, rows: Rows
+) -> None:
+    """Risk: one patient keeps all from being read for ever, as nobody's list was ever answered before."""
+    office.alerts, office.closed = 200, {str(number) for number in range(1, 1 + closed)}
+    result = sync_all(settings_of(office, database_url), only={"patients", "alerts"})[-1]
+    assert (result.status.value, f"{closed} single reads of 30" in (result.reason or "")) == ("failed", True)
+    assert rows("SELECT count(*) FROM nexhealth_child_reads WHERE collection = 'alerts'") == [(30 - closed,)]
+    assert rows("SELECT count(*) FROM nexhealth_capabilities WHERE status = 'not_enabled'") == [(0,)]
+
+
+def test_a_list_that_is_closed_from_the_first_has_nobody_elses_read_again(
+    office: Office, database_url: str, rows: Rows
+) -> None:
+    """Risk: ten thousand requests every night, and no list is ever judged."""
+    settings = settings_of(office, database_url)
+    office.alerts, office.closed = 200, {"9"}
+    sync_all(settings, only={"patients", "alerts"})
+    office.seen.clear()
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        ages = "pass_started_at = pass_started_at - '2 days'::interval, begun_at = begun_at - '2 days'::interval"
+        connection.execute(f"UPDATE nexhealth_sync_state SET {ages} WHERE collection = 'alerts'")
+        connection.execute("UPDATE nexhealth_child_reads SET judged_at = judged_at - '2 days'::interval")
+        connection.execute("UPDATE nexhealth_capabilities SET enabled_at = enabled_at - '2 days'::interval")
+    assert sync_all(settings, only={"patients", "alerts"})[-1].status.value == "failed"
+    # Its own, one more to see whether the practice has them, and two nights' lots.
+    assert sum(seen.path.endswith("/alerts") for seen in office.data_requests) <= 1 + 1 + 2
+    assert rows("SELECT count(*) > 0 FROM nexhealth_child_reads WHERE judged_at > now() - interval '1 day'") == [
+        (True,)
+    ]
 
 
 def test_a_practice_that_loses_a_list_is_told_so_after_a_few_requests(

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import psycopg
 import pytest
 
@@ -13,7 +14,7 @@ from nexhealth_pipeline.errors import InvalidSetting
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
-from nexhealth_pipeline.sync.patient import refresh_patient
+from nexhealth_pipeline.sync.patient import _location_ids, refresh_patient
 from nexhealth_pipeline.sync.slices import SliceResult
 
 from .kit import LISTS_READ, Rows, noting_loads, open_session, sync_all
@@ -62,7 +63,7 @@ def test_what_changes_while_a_list_is_read_is_due_again(
     def changed(answer: Callable[..., Any]) -> Callable[..., Any]:
         def asking(client: NexHealthClient, request: ApiRequest, **more: Any) -> Any:
             found = answer(client, request, **more)
-            found = found if isinstance(found, Page) else list(found)
+            found = found if isinstance(found, Page) else iter(list(found))
             if request.path == f"/patients/{patient}{path}":
                 with psycopg.connect(database_url) as other:
                     newer = "UPDATE nexhealth_patients SET updated_at = updated_at + interval '1 hour' WHERE id = %s"
@@ -95,6 +96,44 @@ def test_the_patients_lists_are_as_old_as_their_requests(
     refresh(settings, patient)
     ((_, read_at),) = rows(LISTS_READ)
     assert read_at < loads[patient]
+
+
+def test_what_one_office_has_not_and_a_window_that_is_refused_cost_a_patient_nothing(
+    settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """Finance is enabled office by office; what span of appointments is taken nobody says."""
+    sync_all(settings, only={"patients"})
+    wanted = (
+        "SELECT patient_id, min(location_id) FROM nexhealth_patient_locations l WHERE gone_at IS NULL GROUP BY 1"
+        " HAVING count(*) > 1 ORDER BY 1"
+    )
+    patient, closed = next(
+        (patient, location)
+        for patient, location in rows(wanted)
+        if {row.facts["location_id"] for row in box.state.world.rows["charges"] if row.facts["patient_id"] == patient}
+        - {location}
+    )
+    box.faults.add("status", path="/charges", location_id=closed, status=403)
+    box.faults.add("status", path="/appointments", query="start=1900.*end=2200|end=2200.*start=1900", status=400)
+    results = refresh(settings, patient)
+    assert {name: results[name].status.value for name in ("charges", "appointments")} == {
+        "charges": "succeeded",
+        "appointments": "succeeded",
+    }
+    ((charges,),) = rows(f"SELECT count(*) FROM nexhealth_charges WHERE location_id <> {closed}")
+    assert charges > 0
+    box.faults.clear()
+    box.faults.add("status", path="/charges", status=403)
+    assert refresh(settings, patient)["charges"].status.value == "skipped"
+
+
+@pytest.mark.parametrize(
+    ("said", "ids"),
+    [(b"[1,2]", [1, 2]), (b'["1",2]', [1, 2]), (b"[]", []), (b'[1,"x"]', None), (b"[1,true]", None), (b"7", None)],
+)
+def test_locations_that_cannot_be_read_are_none_that_the_patient_left(said: bytes, ids: list[int] | None) -> None:
+    """Ids are texts in some places of the API (API.md H)."""
+    assert _location_ids({"location_ids": msgspec.Raw(said)}) == ids
 
 
 def test_a_patient_nobody_knows_is_named(settings: Settings, box: SandboxServer) -> None:

@@ -1,0 +1,46 @@
+"""Which locations share an EHR database, and who reads it."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from nexhealth_pipeline.sync.practice import practices_of_records
+
+
+def records(*databases: list[int], repeated: bool = False) -> dict[str, list[bytes]]:
+    """Institution 7 with active locations 1, 2 and 3, and these databases."""
+    offices = [{"id": one, "name": f"Office {one}", "institution_id": 7} for one in (1, 2, 3)]
+    found: dict[str, list[dict[str, Any]]] = {
+        "institutions": [{"id": 7, "subdomain": "smile", "name": "Smile"}],
+        "locations": offices * (2 if repeated else 1),
+        "sync_status": [{"institution_id": 7, "locations": [{"id": one} for one in ids]} for ids in databases],
+    }
+    return {name: [msgspec.json.encode(one) for one in rows] for name, rows in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("databases", "owners", "shared"),
+    [
+        ([], [1, 2, 3], []),
+        ([[1, 2], [3]], [1, 1, 3], [1, 2]),
+        ([[2, 1, 9], [3]], [1, 1, 3], [1, 2]),
+        # An office that changes to another practice system stands in two for a while.
+        ([[1, 2, 3], [2]], [1, 2, 1], [1, 2, 3]),
+        ([[1, 2], [2, 3]], [1, 1, 3], [1, 2, 3]),
+        ([[1, 2], [1]], [1, 2, 3], [1, 2]),
+    ],
+)
+def test_every_database_is_read_by_one_of_its_locations(
+    databases: list[list[int]], owners: list[int], shared: list[int]
+) -> None:
+    """Else its patients are in nobody's list, and nothing looks wrong."""
+    found = practices_of_records(records(*databases)).locations
+    assert [one.owner_id for one in found] == owners
+    assert [one.id for one in found if one.shared] == shared
+    assert all(next(two for two in found if two.id == one.owner_id).is_owner for one in found)
+
+
+def test_an_institution_that_two_keys_reach_has_its_locations_once() -> None:
+    """A dry run would read them twice."""
+    assert [one.id for one in practices_of_records(records(repeated=True)).locations] == [1, 2, 3]
