@@ -123,9 +123,10 @@ def _lists_complete(collection: Collection) -> sql.Composed | None:
         "SELECT r.institution_id, r.patient_id::text AS sample, 'lists with fewer rows than they had when read' AS detail"
         " FROM nexhealth_child_reads r LEFT JOIN (SELECT institution_id, {parent} AS patient_id, count(*) AS rows"
         "  FROM {table} GROUP BY 1, 2) t USING (institution_id, patient_id)"
-        " WHERE r.collection = {name} AND coalesce(t.rows, 0) + (SELECT count(*) FROM nexhealth_quarantine q"
-        "  WHERE q.collection = {name} AND q.institution_id = r.institution_id AND NOT q.loaded"
-        "  AND q.resolved_at IS NULL) < r.rows"
+        # Once, not for each list: there are fifty thousand where the API changes the type of an id.
+        " LEFT JOIN (SELECT institution_id, count(*) AS rows FROM nexhealth_quarantine"
+        "  WHERE collection = {name} AND NOT loaded AND resolved_at IS NULL GROUP BY 1) q USING (institution_id)"
+        " WHERE r.collection = {name} AND coalesce(t.rows, 0) + coalesce(q.rows, 0) < r.rows"
     ).format(parent=sql.Identifier(parent.name), table=_table(collection), name=sql.Literal(collection.name))
 
 

@@ -308,6 +308,52 @@ def test_what_is_committed_while_days_are_made_ahead_stays(
     assert rows("SELECT id FROM nexhealth_changes") == [(1,)]
 
 
+def test_a_change_that_comes_while_others_move_to_their_days_partition_costs_no_load(
+    table: Table, table_there: Table, other: psycopg.Connection, shared_url: str
+) -> None:
+    """Risk: it was meant for the default partition, which may not take that day any more, and ends the run."""
+    day = f"nexhealth_changes_{datetime.now(UTC):%Y_%m_%d}"
+    table.connection.execute(f"DROP TABLE {day}")
+    table.load(gadget(1))
+    with (
+        ThreadPoolExecutor(2) as pool,
+        psycopg.connect(shared_url, autocommit=True) as holder,
+        psycopg.connect(shared_url, autocommit=True) as process,
+    ):
+        with holder.transaction():
+            holder.execute("LOCK TABLE nexhealth_changes_default IN ACCESS SHARE MODE")
+            made = pool.submit(make_partitions, process)
+            until_it_waits(table.connection, process)
+            loaded = pool.submit(table_there.load, gadget(2))
+            until_it_waits(table.connection, other)
+        assert loaded.result() == (1, 0)
+        assert made.result() == [day]
+    assert sorted(id_ for (id_,) in written(table.connection, "id")) == [1, 2]
+
+
+def test_changes_that_move_to_their_days_partition_are_handed_out(table: Table, shared_url: str) -> None:
+    """Risk: a follower has looked at the partitions before, finds none of them in any, and goes on after them."""
+    day = f"nexhealth_changes_{datetime.now(UTC):%Y_%m_%d}"
+    table.connection.execute(f"DROP TABLE {day}")
+    table.load(gadget(1))
+    ((start,),) = written(table.connection, "xid || ':0'")
+    settled(table.connection)
+    with (
+        ThreadPoolExecutor(2) as pool,
+        psycopg.connect(shared_url, autocommit=True) as holder,
+        psycopg.connect(shared_url, autocommit=True) as process,
+        psycopg.connect(shared_url, autocommit=True) as follower,
+    ):
+        with holder.transaction():
+            holder.execute("LOCK TABLE nexhealth_changes_default IN ACCESS SHARE MODE")
+            made = pool.submit(make_partitions, process)
+            until_it_waits(table.connection, process)
+            found = pool.submit(changes_since, follower, start)
+            until_it_waits(table.connection, follower)
+        assert [row.id for row in found.result()] == [1]
+        assert made.result() == [day]
+
+
 def until_it_waits(connection: psycopg.Connection, other: psycopg.Connection) -> None:
     """Until the other connection waits for a lock."""
     waits = "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s"
