@@ -55,47 +55,64 @@ def most_in_any_window(moments: list[float], seconds: float) -> int:
     return worst
 
 
-def _work(url: str, limits: dict[RateClass, Limit], begin: float, seconds: float, out) -> None:
-    """One process with three threads that take all they get."""
+def _work(url: str, limits: dict[RateClass, Limit], begin, seconds: float, out) -> None:
+    """One process with three threads that take all they get.
+
+    Puts the moments of its grants, and the seconds for which it was not let run.
+    """
     stop = threading.Event()
     budget = PostgresBudget(url, "k", 0.8, limits=limits, stop=stop)
     moments: list[float] = []
+    ask = budget._ask
+
+    def noting(*question) -> float:
+        # Noted in the line: once out of it, each thread could hold a grant back while others go on.
+        if not (wait := ask(*question)):
+            moments.append(time.time())
+        return wait
 
     def take() -> None:
         try:
             while True:
                 budget.acquire((GENERAL, PATIENTS))
-                moments.append(time.time())
         except Cancelled:
             return
 
+    budget._ask = noting
     threads = [threading.Thread(target=take) for _ in range(3)]
-    time.sleep(max(0.0, begin - time.time()))
+    begin.wait(120)
     for thread in threads:
         thread.start()
-    time.sleep(seconds)
+    began = now = time.monotonic()
+    lost = 0.0
+    while now < began + seconds:
+        time.sleep(0.01)
+        lost += max(0.0, time.monotonic() - now - 0.05)
+        now = time.monotonic()
     stop.set()
     for thread in threads:
         thread.join()
     budget.close()
-    out.put(moments)
+    out.put((moments, lost))
 
 
 def test_four_processes_never_exceed_a_window_and_use_the_share(url):
     """Promise 8. Windows of 0.5 s, so that ten of them fit into the test."""
     limits = only(50, 0.5)  # of which 40 are used; what is left free is for wake-ups on a busy machine
     out = SPAWN.Queue()
-    begin, seconds = time.time() + 1.5, 5.0
+    begin, seconds = SPAWN.Barrier(4), 5.0
     workers = [SPAWN.Process(target=_work, args=(url, limits, begin, seconds, out)) for _ in range(4)]
     for worker in workers:
         worker.start()
-    results = [out.get(timeout=60) for _ in workers]
+    results = [out.get(timeout=120) for _ in workers]
     for worker in workers:
         worker.join()
-    moments = [moment for result in results for moment in result]
+    moments = [moment for result, _ in results for moment in result]
     assert most_in_any_window(moments, 0.5) <= 50
-    assert len(moments) >= 0.9 * 40 * seconds / 0.5
-    assert min(map(len, results)) * 3 >= max(map(len, results))
+    running = seconds - max(lost for _, lost in results)  # while the machine stands still nobody takes anything
+    assert len(moments) >= 0.85 * 40 * running / 0.5
+    grants = [len(result) for result, _ in results]
+    assert min(grants) * 3 >= max(grants)
 
 
 def test_a_request_counts_in_all_its_classes_or_in_none(budget_of, url):
@@ -131,26 +148,29 @@ def _until_cancelled(budget: PostgresBudget, classes: tuple[RateClass, ...]) -> 
 
 
 def test_the_wait_is_reported(budget_of):
-    budget = budget_of(limits=only(1, 0.1))
+    budget = budget_of(limits=only(1, 0.5))
     assert budget.acquire((PATIENTS,)) == 0.0
-    assert 0.09 < budget.acquire((PATIENTS,)) < 1.0
+    began = time.monotonic()
+    assert 0.1 < budget.acquire((PATIENTS,)) <= time.monotonic() - began
 
 
 def test_throttle_stops_every_process_in_these_classes_only(budget_of):
     """A 429 met by one is respected by all (other objects stand for other processes)."""
     one, other = budget_of(), budget_of()
+    began = time.monotonic()  # before the throttle: else a delay between both shortens what is measured
     one.throttle((GENERAL, PATIENTS), 0.3)
-    began = time.monotonic()
     assert other.acquire((OTHER,)) == 0.0
     other.acquire((GENERAL, OTHER))
-    assert time.monotonic() - began > 0.25
+    assert time.monotonic() - began > 0.29
 
 
 def test_a_shorter_throttle_never_shortens_a_longer_one(budget_of):
     budget = budget_of()
+    began = time.monotonic()
     budget.throttle((PATIENTS,), 0.3)
     budget.throttle((PATIENTS,), 0.01)
-    assert budget.acquire((PATIENTS,)) > 0.2
+    budget.acquire((PATIENTS,))
+    assert time.monotonic() - began > 0.29
 
 
 def test_keys_do_not_share_a_budget(budget_of):
@@ -161,17 +181,23 @@ def test_keys_do_not_share_a_budget(budget_of):
 def test_a_changed_share_remembers_what_was_granted(budget_of):
     """A restart with another share must not begin with an empty window."""
     large, small = budget_of(1.0, only(10, 0.4)), budget_of(0.5, only(10, 0.4))
-    for _ in range(8):
+    for _ in range(3):
         large.acquire((PATIENTS,))
-    assert small.acquire((PATIENTS,)) > 0.1
+    began = time.monotonic()
+    for _ in range(5):
+        large.acquire((PATIENTS,))
+    small.acquire((PATIENTS,))
+    assert time.monotonic() - began > 0.4, "with five a window, the fourth of the eight has to leave it first"
 
 
 def test_another_window_length_counts_old_grants_as_new(budget_of):
     """A release with other limits reads rows of the one before."""
     budget_of(limits=only(3, 60.0)).acquire((PATIENTS,))
     budget = budget_of(limits=only(2, 0.2))
+    began = time.monotonic()
     assert budget.acquire((PATIENTS,)) == 0.0
-    assert budget.acquire((PATIENTS,)) > 0.1
+    budget.acquire((PATIENTS,))
+    assert time.monotonic() - began > 0.2
 
 
 def test_a_server_clock_put_back_neither_forgets_nor_blocks_for_long(budget_of, url):
@@ -182,7 +208,7 @@ def test_a_server_clock_put_back_neither_forgets_nor_blocks_for_long(budget_of, 
         db.execute(
             "UPDATE nexhealth_rate_budget SET last_bucket = last_bucket + 900000, blocked_until = 1e11, next_at = 1e11"
         )
-    assert 0.1 < budget.acquire((PATIENTS,)) < 2
+    assert 0.1 < budget.acquire((PATIENTS,)) < 30
 
 
 def test_a_share_below_one_request_still_grants_one(budget_of):
@@ -205,16 +231,24 @@ def test_stopping_ends_the_wait_of_every_thread_in_line(budget_of):
 def test_threads_are_served_in_the_order_they_came(budget_of):
     budget = budget_of(limits=only(1, 0.1))
     budget.acquire((PATIENTS,))
-    order: list[int] = []
-    threads = [
-        threading.Thread(target=lambda n=number: (budget.acquire((PATIENTS,)), order.append(n))) for number in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-        time.sleep(0.01)
+    ask, order = budget._ask, []
+
+    def noting(*question) -> float:
+        if not (wait := ask(*question)):
+            order.append(threading.current_thread())
+        return wait
+
+    budget._ask = noting
+    threads = [threading.Thread(target=budget.acquire, args=((PATIENTS,),)) for _ in range(4)]
+    line = budget._line((PATIENTS,))
+    with line.turn(None):
+        for came, thread in enumerate(threads, 1):
+            thread.start()
+            while len(line._waiting) < came:
+                time.sleep(0.001)
     for thread in threads:
         thread.join()
-    assert order == [0, 1, 2, 3]
+    assert order == threads
 
 
 def test_a_lost_connection_is_replaced_once(budget_of, url):
@@ -231,12 +265,19 @@ def test_a_question_that_a_standstill_cut_off_is_asked_again(budget_of, url, mon
     monkeypatch.setattr(budget_module, "_SESSION", "SELECT set_config('lock_timeout', '300ms', false)")
     budget = budget_of(limits=only(9, 0.001))
     budget.acquire((PATIENTS,))
+    connected, tries = budget._connected, []
+
+    def try_again() -> psycopg.Connection:
+        tries.append(1)
+        if len(tries) == 2:
+            db.rollback()
+        return connected()
+
+    monkeypatch.setattr(budget, "_connected", try_again)
     with psycopg.connect(url) as db:
         db.execute("SELECT FROM nexhealth_rate_budget FOR UPDATE")
-        release = threading.Timer(0.45, db.rollback)
-        release.start()
         budget.acquire((PATIENTS,))
-        release.join()
+        assert len(tries) == 2
         db.execute("SELECT FROM nexhealth_rate_budget FOR UPDATE")
         with pytest.raises(BudgetUnavailable):
             budget.acquire((PATIENTS,))
@@ -296,9 +337,10 @@ def test_the_second_half_of_a_long_window_is_filled_evenly(budget_of):
     """A large job must not stand still for most of each minute, nor crowd out those whose limit is a second's."""
     budget = budget_of(1.0, {**WIDE, PATIENTS: Limit(40, 4.0)})
     assert sum(budget.acquire((GENERAL, PATIENTS)) for _ in range(20)) < 0.2
+    began = time.monotonic()
     waits = [budget.acquire((GENERAL, PATIENTS)) for _ in range(20)]
-    assert 20 * 0.1 - 2 * 4.0 * PACE_SLACK <= sum(waits) < 20 * 0.1 + 0.5
-    assert max(waits) < 0.5
+    assert 20 * 0.1 - 2 * 4.0 * PACE_SLACK <= time.monotonic() - began < 20 * 0.1 + 2.0
+    assert max(waits) < 1.5
 
 
 def test_the_first_half_of_a_minute_is_not_paced(budget_of):
