@@ -13,27 +13,35 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import psycopg
 import pytest
 
 from nexhealth_pipeline.webhooks import connections, serving
+from nexhealth_pipeline.webhooks import receiver as receiver_module
 from nexhealth_pipeline.webhooks.body import BodyLimits
 from nexhealth_pipeline.webhooks.receiver import WEBHOOK_PATH, Limits
 from nexhealth_pipeline.webhooks.sealing import Sealer
 from nexhealth_pipeline.webhooks.serving import Plan
+from nexhealth_pipeline.webhooks.sources import Buckets
 from tests.conftest import _fresh
 from tests.webhooks.receiving import SECRET, Detour, Running, event, events, receiver, settings, signed, until
 
+SMALL = Plan(
+    limits=Limits(BodyLimits(size=4096, all_sizes=16_384, drain_seconds=0.5), refusals=10_000), audit_seconds=0.05
+)
+"""Small bodies; all the time that a busy machine needs."""
 HURRIED = Plan(
-    limits=Limits(BodyLimits(size=4096, seconds=0.3, all_sizes=16_384, drain_seconds=0.2), refusals=10_000),
+    limits=Limits(BodyLimits(seconds=0.3)),
     header_seconds=0.3,
     statement_seconds=0.4,
     answer_seconds=0.8,
     audit_seconds=0.05,
 )
-"""Short deadlines and small bodies."""
+"""Short deadlines, which only tests of slowness can stand: what is answered 200 elsewhere may be 503 here."""
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +52,7 @@ def warehouse(server_url: str, template: str) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def running(warehouse: str) -> Iterator[Running]:
-    with receiver(warehouse, plan=HURRIED) as one:
+    with receiver(warehouse, plan=SMALL) as one:
         yield one
 
 
@@ -61,7 +69,7 @@ def test_an_event_is_in_the_table_when_its_sender_is_told_so(running: Running, w
     with psycopg.connect(warehouse, autocommit=True) as listening:
         listening.execute("LISTEN nexhealth_webhook_events")
         answer = running.ask(body)
-        notified = list(listening.notifies(timeout=0.1, stop_after=1))
+        notified = list(listening.notifies(timeout=20, stop_after=1))
     assert (answer.status, answer.word) == (200, "stored")
     [row] = events(warehouse, "resource_ids = '{1}'")
     assert (row["status"], row["verdict"], row["payload"].encode()) == ("pending", "valid", body)
@@ -171,12 +179,10 @@ def test_other_refusals_have_their_own_status_and_one_word(running: Running, war
 
 def test_a_chunked_body_without_end_is_cut_off(running: Running) -> None:
     """It has no length to check first, and would be collected for ever."""
-    began = time.monotonic()
     with running.connect() as line:
         head = f"POST {WEBHOOK_PATH} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
         line.sendall(head.encode())
         assert _is_cut_off(line, b"400\r\n" + b"x" * 1024 + b"\r\n")
-    assert time.monotonic() - began < 3
     assert running.lines("/metrics")["nexhealth_webhook_bytes_in_flight"] == 0
 
 
@@ -185,24 +191,29 @@ def test_a_large_body_gets_its_answer_although_it_is_not_read(running: Running) 
         head = f"POST {WEBHOOK_PATH} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100000000\r\n\r\n"
         line.sendall(head.encode() + b"x" * 100_000)
         assert line.recv(100).startswith(b"HTTP/1.1 413 ")
-        until(lambda: not line.recv(4096))
+        until(lambda: _ended(line))
 
 
-def test_who_sends_too_slowly_is_let_go(running: Running, warehouse: str) -> None:
+def test_who_sends_too_slowly_is_let_go(warehouse: str) -> None:
     """A thousand such connections must not be a thousand that stay."""
     mark, body = newest(warehouse), event(6)
-    with running.connect() as silent, running.connect() as slow, running.connect() as bodyless:
+    with (
+        receiver(warehouse, plan=replace(HURRIED, header_seconds=1.0)) as one,  # time to send the head of `bodyless`
+        one.connect() as silent,
+        one.connect() as slow,
+    ):
         began = time.monotonic()
         slow.sendall(b"POST " + WEBHOOK_PATH.encode() + b" HTTP/1.1\r\nhost: x\r\nx-long: ")
         head = "".join(f"{name}: {value}\r\n" for name, value in signed(body).items())
-        bodyless.sendall(
-            f"POST {WEBHOOK_PATH} HTTP/1.1\r\nhost: x\r\n{head}content-length: {len(body)}\r\n\r\n{{".encode()
-        )
-        assert bodyless.recv(100).startswith(b"HTTP/1.1 503 ")
+        with one.connect() as bodyless:
+            bodyless.sendall(
+                f"POST {WEBHOOK_PATH} HTTP/1.1\r\nhost: x\r\n{head}content-length: {len(body)}\r\n\r\n{{".encode()
+            )
+            assert bodyless.recv(100).startswith(b"HTTP/1.1 503 ")
         for line in (silent, slow):
             assert _ended(line)
-    assert time.monotonic() - began < 8
-    assert until(lambda: since(warehouse, mark))[0]["verdict"] == "too-slow"
+        assert time.monotonic() - began < 8
+        assert until(lambda: since(warehouse, mark))[0]["verdict"] == "too-slow"
 
 
 def test_headers_without_end_are_cut_off(running: Running) -> None:
@@ -213,7 +224,7 @@ def test_headers_without_end_are_cut_off(running: Running) -> None:
 
 def _is_cut_off(line: socket.socket, part: bytes) -> bool:
     """Whether sending `part` again and again comes to an end that is not ours."""
-    end = time.monotonic() + 5
+    end = time.monotonic() + 10
     try:
         while time.monotonic() < end:
             line.sendall(part)
@@ -250,6 +261,13 @@ def test_nothing_of_a_request_is_logged(running: Running, caplog: pytest.LogCapt
     assert not [one for one in ("Lovelace", SECRET, signed(body)["signature"]) if one in said]
 
 
+@pytest.fixture
+def no_refill(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has used up what he may send at once gets no more, however long a test takes."""
+    monkeypatch.setattr(receiver_module, "Buckets", partial(Buckets, clock=lambda: 0.0))
+
+
+@pytest.mark.usefixtures("no_refill")
 def test_a_flood_of_bad_signatures_does_not_hurt_good_requests_from_the_same_address(no_events: str) -> None:
     """Behind a proxy the attacker and NexHealth share an address."""
     limits = Limits(refusals=20)
@@ -267,15 +285,14 @@ def test_a_flood_of_bad_signatures_does_not_hurt_good_requests_from_the_same_add
                 good.append(one.ask(event(k)).status)
         connection.close()
         assert set(good) == {200}
-        assert statuses[401] >= 60
-        assert statuses[429] >= 100
-        assert sum(statuses.values()) == flood
+        assert statuses == {401: 60, 429: flood - 60}
     rows = events(no_events, "status = 'rejected'")
     assert len(rows) == 61
     assert sum(row["repeats"] for row in rows) == flood
     assert max(row["repeats"] for row in rows) == flood - 60
 
 
+@pytest.mark.usefixtures("no_refill")
 def test_good_requests_have_a_limit_too(no_events: str) -> None:
     with receiver(no_events, settings(NEXHEALTH_WEBHOOK_RATE="1")) as one:
         answers = [one.ask(event(k)) for k in range(4)]
@@ -298,10 +315,11 @@ def test_only_the_networks_that_are_named_are_let_in(no_events: str) -> None:
 def test_the_slower_http_parser_is_guarded_as_well(no_events: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """httptools is compiled; where it does not build, uvicorn has a parser in Python."""
     monkeypatch.setattr(connections, "_best", lambda: connections._GuardedH11)
-    with receiver(no_events, plan=HURRIED) as one, one.connect() as silent, one.connect() as slow:
+    plan = replace(SMALL, header_seconds=1.0)
+    with receiver(no_events, plan=plan) as one, one.connect() as silent, one.connect() as slow:
+        slow.sendall(b"POST / HTTP/1.1\r\nx-long: ")
         assert one.ask(event(1)).status == 200
         assert one.ask(event(2), signed(event(3))).status == 401
-        slow.sendall(b"POST / HTTP/1.1\r\nx-long: ")
         assert _ended(silent)
         assert _ended(slow)
 
@@ -365,10 +383,10 @@ def test_a_database_that_is_cut_off_or_frozen_means_503_until_it_is_back(no_even
                 acknowledged.append(k)
             return status
 
-        assert post() == 200
+        until(lambda: post() == 200)
         with psycopg.connect(no_events, autocommit=True) as admin:
             admin.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                "SELECT pg_terminate_backend(pid, 20000) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND application_name = 'nexhealth-receiver'"
             )
         assert post() == 503
@@ -379,8 +397,8 @@ def test_a_database_that_is_cut_off_or_frozen_means_503_until_it_is_back(no_even
             else:
                 detour.cut()
             began = time.monotonic()
-            assert {post() for _ in range(5)} == {503}
-            assert time.monotonic() - began < 2.5
+            assert {post() for _ in range(20)} == {503}
+            assert time.monotonic() - began < 20 * HURRIED.answer_seconds / 2, "only the first may wait for it"
             ready = one.ask(method="GET", path="/health/ready", headers={})
             assert (ready.status, json.loads(ready.word)["database"]) == (503, False)
             detour.mend()
@@ -437,8 +455,11 @@ def _kill_under_load(url: str, first: int, seconds: float) -> set[int]:
         ]
         for sender in senders:
             sender.start()
-        time.sleep(seconds)
-        os.kill(victim.pid, signal.SIGKILL)
+        try:
+            until(lambda: acknowledged)
+            time.sleep(seconds)
+        finally:
+            os.kill(victim.pid, signal.SIGKILL)
         for sender in senders:
             sender.join()
     return acknowledged
