@@ -91,7 +91,7 @@ def test_those_in_line_get_the_failure_of_the_first_without_trying_again():
     begun.wait(5)
     for thread in threads[1:]:
         thread.start()
-    threading.Timer(0.1, line.set).start()
+    threading.Timer(1.0, line.set).start()
     for thread in threads:
         thread.join()
     assert len(failures) == 5

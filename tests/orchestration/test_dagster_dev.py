@@ -244,7 +244,7 @@ def _ask(port: int, query: str, variables: dict[str, Any] | None = None) -> dict
         json.dumps({"query": query, "variables": variables or {}}).encode(),
         {"Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with urllib.request.urlopen(request, timeout=120) as answer:
         data: dict[str, Any] = json.loads(answer.read())["data"]
     return data
 

@@ -21,7 +21,11 @@ LISTS = {
 }
 OF_LOCATIONS = [*LISTS[Scope.LOCATION], *LISTS[Scope.LOCATION_MONTH]]
 NIGHT = datetime.now(UTC) - timedelta(hours=8)
-MONTHS = month_keys(datetime.now(UTC).date())
+
+
+def _months() -> list[str]:
+    """Asked anew each time: tests may begin in one month and end in the next."""
+    return month_keys(datetime.now(UTC).date())
 
 
 @pytest.fixture
@@ -53,26 +57,26 @@ def test_the_first_night_reads_everything_and_no_changes(db: psycopg.Connection)
     """A change read before the months have been read would have nothing to start from."""
     due = due_at_night(db, ())
     assert (due.institutions, due.locations, due.changes) == (["acme", "bond"], ["acme.1", "bond.3"], [])
-    assert due.months == [f"{key}|{month}" for key in ("acme.1", "bond.3") for month in MONTHS]
+    assert due.months == [f"{key}|{month}" for key in ("acme.1", "bond.3") for month in _months()]
 
 
 def test_later_nights_read_changes_and_only_the_months_that_are_missing(db: psycopg.Connection) -> None:
     """Each month a new last month appears, which must not throw the location back to reading all."""
-    complete_months(db, 10, [1], MONTHS)
-    complete_months(db, 20, [3], [*MONTHS[:-1], CHANGES])
+    complete_months(db, 10, [1], _months())
+    complete_months(db, 20, [3], [*_months()[:-1], CHANGES])
     due = due_at_night(db, ())
-    assert due.months == [f"bond.3|{MONTHS[-1]}"]
+    assert due.months == [f"bond.3|{_months()[-1]}"]
     assert due.changes == ["acme.1", "bond.3"]
 
 
 def test_a_month_of_which_one_pass_is_missing_is_not_complete(db: psycopg.Connection) -> None:
     """The passes with and without cancelled appointments make one month."""
-    complete_months(db, 10, [1], MONTHS)
-    db.execute("DELETE FROM nexhealth_sync_state WHERE window_key = %s AND pass <> 'active'", (MONTHS[3],))
-    passes = db.execute("SELECT count(*) FROM nexhealth_sync_state WHERE window_key = %s", (MONTHS[3],)).fetchone()
+    complete_months(db, 10, [1], _months())
+    db.execute("DELETE FROM nexhealth_sync_state WHERE window_key = %s AND pass <> 'active'", (_months()[3],))
+    passes = db.execute("SELECT count(*) FROM nexhealth_sync_state WHERE window_key = %s", (_months()[3],)).fetchone()
     assert passes is not None
     due = due_at_night(db, ())
-    assert f"acme.1|{MONTHS[3]}" in due.months
+    assert f"acme.1|{_months()[3]}" in due.months
     assert due.changes == []
 
 
@@ -84,8 +88,8 @@ def test_chosen_subdomains_limit_what_is_due(db: psycopg.Connection) -> None:
 
 def test_the_morning_leaves_alone_what_the_night_read_right(db: psycopg.Connection) -> None:
     """A catch-up that reads all again would double the cost of a night."""
-    complete_months(db, 10, [1], MONTHS)
-    complete_months(db, 20, [3], MONTHS)
+    complete_months(db, 10, [1], _months())
+    complete_months(db, 20, [3], _months())
     for institution, location in ((10, 1), (20, 3)):
         _read_now(db, institution, location, OF_LOCATIONS)
         _read_now(db, institution, 0, LISTS[Scope.INSTITUTION])
@@ -96,8 +100,8 @@ def test_the_morning_leaves_alone_what_the_night_read_right(db: psycopg.Connecti
 @pytest.mark.parametrize("late", ["patients", "documents", "appointments"])
 def test_the_morning_reads_a_location_of_which_any_list_is_late(db: psycopg.Connection, late: str) -> None:
     """A night in which only one collection failed is not a night that went right."""
-    complete_months(db, 10, [1], MONTHS)
-    complete_months(db, 20, [3], MONTHS)
+    complete_months(db, 10, [1], _months())
+    complete_months(db, 20, [3], _months())
     for institution, location in ((10, 1), (20, 3)):
         _read_now(db, institution, location, OF_LOCATIONS)
         _read_now(db, institution, 0, LISTS[Scope.INSTITUTION])
@@ -123,7 +127,7 @@ def test_the_morning_reads_what_was_offline_at_night(db: psycopg.Connection) -> 
 def test_a_thousand_locations_are_decided_upon_in_a_second(db: psycopg.Connection) -> None:
     """A tick that takes longer than Dagster's patience is a night without a sync."""
     add_locations(db, 30, "many", range(1000, 2000))
-    complete_months(db, 30, range(1000, 2000), [*MONTHS, CHANGES])
+    complete_months(db, 30, range(1000, 2000), [*_months(), CHANGES])
     db.execute("ANALYZE")
     began = time.process_time(), time.monotonic()
     due = due_at_night(db, ())
@@ -154,7 +158,7 @@ def read(db: psycopg.Connection) -> psycopg.Connection:
         " source_read_at, row_hash) VALUES (20, 'x', 'y', '[{\"id\": 3}, {\"id\": 4}]', '{}', now(), now(), '')"
     )
     for institution, location in ((10, 1), (20, 3), (20, 4)):
-        complete_months(db, institution, [location], [*MONTHS, CHANGES])
+        complete_months(db, institution, [location], [*_months(), CHANGES])
         _read_now(db, institution, location, OF_LOCATIONS)
     for institution in (10, 20):
         _read_now(db, institution, 0, LISTS[Scope.INSTITUTION])
@@ -176,7 +180,7 @@ def test_a_seventh_of_all_is_reconciled_each_night_instead_of_read(read: psycopg
     due = due_at_night(read, ())
     assert due.reconcile is not None
     assert (due.locations, due.reconcile.locations) == (["acme.1"], ["bond.3", "bond.4"])
-    assert (due.months, due.reconcile.months) == ([], [f"acme.1|{month}" for month in MONTHS])
+    assert (due.months, due.reconcile.months) == ([], [f"acme.1|{month}" for month in _months()])
     assert (due.changes, due.reconcile.changes) == (["bond.3", "bond.4"], [])
     assert len(due.institutions) == len(due.reconcile.institutions) == 1
 

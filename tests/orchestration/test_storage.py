@@ -134,7 +134,7 @@ print([(outcome.result, outcome.status) for outcome in run_side_by_side([opens] 
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.stdout == "[(0, 0), (0, 0), (0, 0), (0, 0)]\n", done.stderr

@@ -357,7 +357,7 @@ def test_a_run_that_is_killed_in_the_middle_is_followed_by_one_that_ends_the_wor
         env={**os.environ, "DAGSTER_HOME": str(REPO), "NEXHEALTH_FAULT_POINT": "before_commit:webhook_events:2"},
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=180,
         check=False,
     )
     said = "the run was ended by signal 9: what it has committed stays, run it again"

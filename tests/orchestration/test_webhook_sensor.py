@@ -125,7 +125,9 @@ def test_runs_that_fail_one_after_the_other_come_ever_later(post: Post) -> None:
         _fail(post, reason)
     answer = post.tick(WEBHOOK_SENSOR)
     assert isinstance(answer, str)
-    assert answer.endswith((" 19 s", " 20 s"))
+    number, unit = answer.split()[-2:]
+    assert unit == "s"
+    assert 5 < int(number) <= 20, "twenty after the second that failed by itself, less what has gone by since"
 
 
 def test_runs_that_were_killed_do_not_keep_fresh_events_waiting(post: Post, environment: dict[str, str]) -> None:

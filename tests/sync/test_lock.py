@@ -43,7 +43,7 @@ class Pause:
     def __call__(self, point: fault_points.Point, collection: str) -> None:
         if collection in ONE and point == "before_commit":
             self.reached.set()
-            assert self.go_on.wait(30)
+            assert self.go_on.wait(120)
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def waits(caplog: pytest.LogCaptureFixture) -> bool:
 
 def until_it_waits(caplog: pytest.LogCaptureFixture) -> None:
     tick = threading.Event()
-    for _ in range(1000):
+    for _ in range(12_000):
         if waits(caplog):
             return
         tick.wait(0.01)
@@ -91,7 +91,7 @@ def test_the_second_reader_waits_says_so_and_skips_what_was_read_since_it_began(
     first: list[SliceResult] = []
     second: list[SliceResult] = []
     one = in_thread(settings, SyncOptions(mode=mode, fresh_after=now(database_url)), first)
-    assert pause.reached.wait(30)
+    assert pause.reached.wait(120)
     other = in_thread(settings, SyncOptions(mode=mode, fresh_after=began), second)
     until_it_waits(caplog)
     pause.go_on.set()
@@ -120,7 +120,7 @@ def test_the_second_reader_reads_again_what_was_begun_before_it(
     first: list[SliceResult] = []
     second: list[SliceResult] = []
     one = in_thread(settings, SyncOptions(mode=Mode.FULL, fresh_after=now(database_url)), first)
-    assert pause.reached.wait(30)
+    assert pause.reached.wait(120)
     changed = box.state.ids("providers")[0]
     box.state.update("providers", changed, {"first_name": "Between"})
     other = in_thread(settings, SyncOptions(mode=Mode.FULL, fresh_after=now(database_url)), second)
@@ -140,12 +140,12 @@ def test_a_reader_that_waits_can_be_stopped(
     first: list[SliceResult] = []
     second: list[SliceResult] = []
     one = in_thread(settings, SyncOptions(fresh_after=now(database_url)), first)
-    assert pause.reached.wait(30)
+    assert pause.reached.wait(120)
     stop = threading.Event()
     other = in_thread(settings, SyncOptions(fresh_after=now(database_url)), second, stop=stop)
     until_it_waits(caplog)
     stop.set()
-    other.join(10)
+    other.join(120)
     assert not other.is_alive()
     pause.go_on.set()
     one.join()
