@@ -65,9 +65,9 @@ def _work(url: str, limits: dict[RateClass, Limit], begin, seconds: float, out) 
     moments: list[float] = []
     ask = budget._ask
 
-    def noting(*question) -> float:
+    def noting(query: str, parameters: tuple[object, ...]) -> float:
         # Noted in the line: once out of it, each thread could hold a grant back while others go on.
-        if not (wait := ask(*question)):
+        if not (wait := ask(query, parameters)):
             moments.append(time.time())
         return wait
 
@@ -78,7 +78,7 @@ def _work(url: str, limits: dict[RateClass, Limit], begin, seconds: float, out) 
         except Cancelled:
             return
 
-    budget._ask = noting
+    budget._ask = noting  # type: ignore[method-assign]
     threads = [threading.Thread(target=take) for _ in range(3)]
     begin.wait(120)
     for thread in threads:
