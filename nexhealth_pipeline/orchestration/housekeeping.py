@@ -31,13 +31,17 @@ def keep_house(
 ) -> dict[str, int]:
     """Remove what is older than the settings keep; how many of each, where there were any.
 
-    `warehouse` and `dagster` are the databases' addresses. Once `stop` is set, the rest is left. Raises WarehouseError.
+    `warehouse` and `dagster` are the databases' addresses. Once `stop` is set, the rest is left. Raises WarehouseError,
+    what the one does not allow after the other was seen to.
     """
-    with connect(warehouse, autocommit=True) as connection, driver_errors("removing what is old"):
-        removed = remove_old(connection, settings, stop)
-    if dagster is not None:
-        records = asdict(remove_old_records(dagster, settings.dagster_days, stop))
-        removed |= {f"dagster_{name}": count for name, count in records.items() if count}
+    removed: dict[str, int] = {}
+    try:
+        with connect(warehouse, autocommit=True) as connection, driver_errors("removing what is old"):
+            removed |= remove_old(connection, settings, stop)
+    finally:
+        if dagster is not None:
+            records = asdict(remove_old_records(dagster, settings.dagster_days, stop))
+            removed |= {f"dagster_{name}": count for name, count in records.items() if count}
     return removed
 
 

@@ -5,8 +5,11 @@ as long as the settings say; README lists every table with its bound. Whoever wa
 what is due, so that no daemon is needed. Other processes are never kept waiting for more than half a second.
 """
 
+import logging
 import threading
+from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 
 import psycopg
 
@@ -15,6 +18,7 @@ from nexhealth_pipeline.warehouse import changes, history, sync_log
 
 __all__ = ["claim", "expunge", "make_partitions", "remove_old"]
 
+_log = logging.getLogger(__name__)
 _BATCH = 1000
 _Place = tuple[datetime, int]
 _PARKED_TIMES = 10
@@ -93,18 +97,38 @@ def remove_old(
 ) -> dict[str, int]:
     """Remove what is older than the settings keep; how many of each, where there were any.
 
-    `connection` must be in autocommit mode: each batch is a transaction. Once `stop` is set, the rest is left.
+    `connection` must be in autocommit mode: each batch is a transaction. Once `stop` is set, the rest is left. Raises
+    psycopg.Error; what one table does not allow keeps no other from being cleared.
     """
     stop = stop or threading.Event()
-    removed = {"payloads": expunge(connection, settings.webhook_payload_days, stop)}
-    with connection.transaction():
-        removed["days_of_changes"] = len(changes.prune(connection, settings.changes_days))
-    with connection.transaction():
-        removed["months_of_log"] = len(sync_log.prune(connection, settings.sync_log_months))
     rules = _RULES | ({"versions": _OLD_VERSIONS} if settings.history_months is not None else {})
-    for name, statement in rules.items():
-        removed[name] = _in_batches(connection, statement, _limits(settings), stop)
+    steps: dict[str, Callable[[], int]] = {
+        "payloads": lambda: expunge(connection, settings.webhook_payload_days, stop),
+        "days_of_changes": lambda: _pruned(connection, changes.prune, settings.changes_days),
+        "months_of_log": lambda: _pruned(connection, sync_log.prune, settings.sync_log_months),
+        **{
+            name: partial(_in_batches, connection, statement, _limits(settings), stop)
+            for name, statement in rules.items()
+        },
+    }
+    removed: dict[str, int] = {}
+    failure: psycopg.Error | None = None
+    for name, step in steps.items():
+        try:
+            removed[name] = step()
+        except psycopg.Error as error:
+            if connection.broken:
+                raise
+            failure = failure or error
+            _log.warning("some old rows stay", extra={"nexhealth": {"rows": name, "sqlstate": error.sqlstate}})
+    if failure is not None:
+        raise failure
     return {name: count for name, count in removed.items() if count}
+
+
+def _pruned(connection: psycopg.Connection, prune: Callable[[psycopg.Connection, int], list[str]], keep: int) -> int:
+    with connection.transaction():
+        return len(prune(connection, keep))
 
 
 def _limits(settings: Settings) -> dict[str, int | None]:

@@ -108,6 +108,23 @@ def test_every_table_loses_what_is_older_than_the_settings_keep(
     assert remove_old(connection, settings) == {}
 
 
+def test_what_one_table_does_not_allow_keeps_no_other_from_being_cleared(
+    connection: psycopg.Connection, rows: Rows, settings: Settings
+) -> None:
+    """Somebody's view of an old day: nothing else would ever be removed, and all of it grows."""
+    connection.execute(PAST)
+    day = "nexhealth_changes_2020_01_01"
+    connection.execute(
+        f"CREATE TABLE {day} PARTITION OF nexhealth_changes FOR VALUES FROM ('2020-01-01Z') TO ('2020-01-02Z')"
+    )
+    connection.execute(f"CREATE VIEW of_an_analyst AS SELECT * FROM {day}")
+    with pytest.raises(psycopg.errors.DependentObjectsStillExist):
+        remove_old(connection, settings)
+    assert rows("SELECT scope_hash FROM nexhealth_sweeps") == [("young",)]
+    connection.execute("DROP VIEW of_an_analyst")
+    assert remove_old(connection, settings) == {"days_of_changes": 1}
+
+
 def test_refused_webhooks_go_after_a_month_whatever_the_settings_say(
     connection: psycopg.Connection, rows: Rows, settings: Settings
 ) -> None:
