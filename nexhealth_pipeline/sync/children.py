@@ -111,7 +111,8 @@ class _Failures:
         """One error that carries what all of them cost."""
         first = self._all[0]
         text = f"{len(self._all)} single reads {which} could not be read, the first: {first}"
-        error = type(first)(text, status=None if self.offered else first.status)
+        alike = all(type(one) is type(first) for one in self._all)
+        error = type(first)(text, status=first.status if alike and not self.offered else None)
         for one in self._all:
             error.requests += one.requests
             error.retries += one.retries
@@ -219,8 +220,9 @@ class ChildReader(SliceReader):
         walked = stored.watermark or stored.since
         full = full or walked is None or full_read_due(connection, self.slice.collection, stored, now)
         young = started is not None and now - started < self.options.resume_within
-        if stored.unfinished and young and stored.since is None and self._keeper.take_up(stored, mode):
-            return replace(stored, run_id=self.session.run_id)
+        whole = stored.since in (None, started)
+        if stored.unfinished and young and whole and self._keeper.take_up(stored, mode):
+            return replace(stored, since=None, run_id=self.session.run_id)
         begun_at = database_time(connection)
         if not self.options.partial:
             self._keeper.begin(begun_at, mode, in_turn=not full)
@@ -387,7 +389,10 @@ class ChildReader(SliceReader):
 
 
 def _walked(state: PassState) -> PassState:
-    """The state after a read in which rows failed: they stay due, and no read of all the others is needed for them."""
+    """The state after a read in which rows failed: they stay due, and no read of all the others is needed for them.
+
+    One that tells itself as its own increment is a whole read that has asked for everything.
+    """
     if state.since is not None:
         return state
     return replace(state, since=state.pass_started_at, last_full_at=state.pass_started_at)

@@ -9,7 +9,7 @@ import pytest
 from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.sync.enabled import FILLED_AFTER
 from nexhealth_pipeline.sync.filters import Filters
-from nexhealth_pipeline.sync.options import SyncOptions
+from nexhealth_pipeline.sync.options import Mode, SyncOptions
 from tests.client.stub import Reply, Seen, Stub, envelope, running
 
 from .kit import Rows, sync_all
@@ -129,9 +129,10 @@ def test_one_list_that_is_closed_keeps_no_other_from_being_read(office: Office, 
     """Risk: in a shared database one patient's refusal hides all who come after, every night, as "not enabled"."""
     settings = settings_of(office, database_url)
     office.alerts, office.closed = 200, {str(number) for number in range(7, 17)}
-    for asked in (30, 10 + 1):
+    # The third time whoever repeats a command of everything.
+    for asked, mode in ((30, Mode.INCREMENTAL), (10 + 1, Mode.INCREMENTAL), (10 + 1, Mode.FULL)):
         office.seen.clear()
-        *_, result = sync_all(settings, only={"patients", "alerts"})
+        *_, result = sync_all(settings, SyncOptions(mode=mode), only={"patients", "alerts"})
         assert (result.status.value, "10 single reads" in (result.reason or "")) == ("failed", True)
         assert sum(seen.path.endswith("/alerts") for seen in office.data_requests) == asked
         assert rows("SELECT count(*) FROM nexhealth_child_reads WHERE collection = 'alerts'") == [(20,)]
