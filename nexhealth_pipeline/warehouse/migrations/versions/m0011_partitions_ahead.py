@@ -58,8 +58,8 @@ BEGIN
                 begins AT TIME ZONE 'UTC', (begins + interval '1 day') AT TIME ZONE 'UTC');
             EXECUTE format('COMMENT ON TABLE public.%I IS %L', name, 'Changes of ' || to_char(begins, 'YYYY-MM-DD') || ' (UTC).');
             made := made || name;
-        EXCEPTION WHEN lock_not_available THEN
-            EXIT; -- a reader holds the default partition: the next time will do
+        EXCEPTION WHEN lock_not_available OR insufficient_privilege THEN
+            EXIT; -- a reader holds the default partition: the next time, or its owner's, will do
         END;
     END LOOP;
     RETURN made;
@@ -107,8 +107,8 @@ BEGIN
                 begins AT TIME ZONE 'UTC', (begins + interval '1 month') AT TIME ZONE 'UTC');
             EXECUTE format('COMMENT ON TABLE public.%I IS %L', name, 'Versions superseded in ' || to_char(begins, 'YYYY-MM') || ' (UTC).');
             made := made || name;
-        EXCEPTION WHEN lock_not_available THEN
-            EXIT; -- somebody reads or writes the default partition: the next time will do
+        EXCEPTION WHEN lock_not_available OR insufficient_privilege THEN
+            EXIT; -- somebody reads or writes the default partition: the next time, or its owner's, will do
         END;
     END LOOP;
     RETURN made;
@@ -134,8 +134,12 @@ BEGIN
     END IF;
     -- Attached, not made in place: that would wait for every transaction that writes the log.
     EXECUTE format('CREATE TABLE public.%I (LIKE public.nexhealth_sync_logs INCLUDING ALL)', name);
-    EXECUTE format('ALTER TABLE public.%I OWNER TO %I', name,
-        (SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = 'public.nexhealth_sync_logs'::regclass));
+    BEGIN
+        EXECUTE format('ALTER TABLE public.%I OWNER TO %I', name,
+            (SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = 'public.nexhealth_sync_logs'::regclass));
+    EXCEPTION WHEN insufficient_privilege THEN
+        NULL; -- it serves as well, but whoever made it must remove it
+    END;
     IF begins <= now() AT TIME ZONE 'UTC' THEN
         LOCK TABLE ONLY public.nexhealth_sync_logs IN ACCESS EXCLUSIVE MODE;
     END IF;
