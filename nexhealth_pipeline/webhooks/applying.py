@@ -57,6 +57,8 @@ _MOST_SINGLES = 200
 _GIVE_BACK_SECONDS, _RECOVERY_SECONDS = 5.0, 30.0
 """How long a server is waited for to take events back; in the latter it recovers from a crash, or is restarted. Else its
 events are as those of a process that was killed."""
+_PAUSE_SECONDS = 0.1
+"""Between two tries to do so."""
 _LONGEST = 120.0
 """Seconds after which a run begins no further round: events that keep coming are the next run's."""
 
@@ -147,15 +149,24 @@ class _Applier:
         if not self._in_work:
             return
         counts = broke_off(failure) and not self._session.stop.is_set()
-        seconds = _RECOVERY_SECONDS if counts else _GIVE_BACK_SECONDS
-        with (
-            suppress(psycopg.Error, WarehouseError),
-            self._session.pool.connection(timeout=seconds) as connection,
-        ):
-            if counts and _started(connection) == self._server:
-                self._leave(connection, in_words(failure))
-            else:
-                give_back(connection, self._session.run_id, self._in_work)
+        deadline = time.monotonic() + (_RECOVERY_SECONDS if counts else _GIVE_BACK_SECONDS)
+        # Again, for a server that crashes ends the connections that are left one after the other.
+        while (seconds := deadline - time.monotonic()) > 0:
+            try:
+                with self._session.pool.connection(timeout=seconds) as connection:
+                    self._give_back(connection, failure, counts=counts)
+            except psycopg.OperationalError:
+                time.sleep(_PAUSE_SECONDS)
+                continue
+            except (psycopg.Error, WarehouseError):
+                pass  # nor would it fare better the next time
+            return
+
+    def _give_back(self, connection: psycopg.Connection, failure: BaseException, *, counts: bool) -> None:
+        if counts and _started(connection) == self._server:
+            self._leave(connection, in_words(failure))
+        else:
+            give_back(connection, self._session.run_id, self._in_work)
 
     def _leave(self, connection: psycopg.Connection, reason: str) -> None:
         at_most = self._most_takings if self._fared_well else self._most_takings - 1
