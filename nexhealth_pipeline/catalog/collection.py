@@ -259,6 +259,11 @@ class Collection:
         return tuple(one for one in self.passes if not one.reconcile_only)
 
     @property
+    def second_looks(self) -> list[str]:
+        """Names of the passes that only a reconcile reads: its next one is the first to move what they left in the state."""
+        return [one.name for one in self.passes if one.reconcile_only]
+
+    @property
     def upstream(self) -> tuple[str, ...]:
         """Collections that its asset comes after: what must be read before, and what its rows point to."""
         pointed_to = (name for _, name in self.references if name != self.name)

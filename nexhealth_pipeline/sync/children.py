@@ -17,6 +17,7 @@ from itertools import islice
 
 import psycopg
 
+from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.client.page import Page
 from nexhealth_pipeline.client.request import ApiRequest
 from nexhealth_pipeline.errors import ApiError, KeyRefused, NoAccess, NotFound
@@ -197,11 +198,12 @@ class ChildReader(SliceReader):
 
     def _upstream(self, connection: psycopg.Connection) -> datetime | None:
         """Up to when the rows themselves are complete; None = never were."""
-        location = self.slice.location
+        location, after = self.slice.location, self.slice.collection.after
+        seconds = [name for one in after for name in COLLECTIONS[one].second_looks]
         row = connection.execute(
             "SELECT CASE WHEN bool_and(watermark IS NOT NULL) THEN min(watermark) END FROM nexhealth_sync_state"
-            " WHERE collection = ANY(%s) AND institution_id = %s AND location_id = %s",
-            (list(self.slice.collection.after), self.slice.institution_id, location.owner_id if location else 0),
+            " WHERE collection = ANY(%s) AND institution_id = %s AND location_id = %s AND pass <> ALL(%s)",
+            (list(after), self.slice.institution_id, location.owner_id if location else 0, seconds),
         ).fetchone()
         return row[0] if row else None
 

@@ -129,10 +129,17 @@ class SliceReader:
         location = self.slice.location
         if location is None or location.is_owner or self.options.filters or not self._owner_reads():
             return
+        piece = self.slice
         row = connection.execute(
             "SELECT bool_and(watermark IS NOT NULL) FROM nexhealth_sync_state"
-            " WHERE collection = %s AND institution_id = %s AND location_id = %s AND window_key = %s",
-            (self.slice.collection.name, self.slice.institution_id, location.owner_id, self.slice.window_key),
+            " WHERE collection = %s AND institution_id = %s AND location_id = %s AND window_key = %s AND pass <> ALL(%s)",
+            (
+                piece.collection.name,
+                piece.institution_id,
+                location.owner_id,
+                piece.window_key,
+                piece.collection.second_looks,
+            ),
         ).fetchone()
         if self.session.stop.is_set():
             raise Cancelled("stopped before the owner of the database was read")
@@ -200,7 +207,8 @@ class SliceReader:
         piece, window = self.slice, self.slice.collection.window
         if window is None:
             members = {one.name for one in piece.collection.passes if one.membership}
-            states = [state for state in self.states if state.key.pass_name in members] or self.states
+            first = [one for one in self.states if one.key.pass_name not in piece.collection.second_looks]
+            states = [state for state in first if state.key.pass_name in members] or first
             whole = all(state.since is None for state in states) and piece.collection.per is None
             return sum(state.records for state in states) if whole else None
         if piece.window_key == CHANGES:

@@ -197,11 +197,13 @@ def _faults(encoder: RecordEncoder, record: _Record) -> set[str] | None:
 def _outdated(connection: psycopg.Connection, place: _Place, record: _Record) -> bool:
     """Whether a whole read begun later did not meet it any more, or the record it stood in has changed since."""
     collection = place.collection
+    held_in = COLLECTIONS[collection.inside or collection.name]
     row = connection.execute(
         "SELECT bool_and(last_full_at IS NOT NULL AND last_full_at > %s) FROM nexhealth_sync_state"
         # Changes are never read whole: months are.
-        " WHERE collection = %s AND institution_id = %s AND location_id = %s AND window_key <> %s",
-        (record.read_at, collection.inside or collection.name, place.institution_id, place.location_id, CHANGES),
+        " WHERE collection = %s AND institution_id = %s AND location_id = %s AND window_key <> %s"
+        " AND pass <> ALL(%s)",
+        (record.read_at, held_in.name, place.institution_id, place.location_id, CHANGES, held_in.second_looks),
     ).fetchone()
     if row and row[0]:
         return True

@@ -123,8 +123,9 @@ def changes_since(connection: psycopg.Connection, cursor: str | None = None, mos
     """Up to `most` changes after `cursor` (None: from the oldest that is kept), oldest transaction first.
 
     The last one's `cursor` is the next to ask with; when there is none, keep the one you have. No change is
-    left out that commits later than others, and changes of one transaction stay together and in order. Raises
-    ChangesGone where changes after the cursor are kept no more, ValueError for a cursor that is none.
+    left out that commits later than others, and changes of one transaction stay together and in order. Ask READ
+    COMMITTED: in an older snapshot, what is removed since would be passed over unsaid. Raises ChangesGone where
+    changes after the cursor are kept no more, ValueError for a cursor that is none.
     """
     with driver_errors("reading the change feed"), connection.cursor(row_factory=class_row(ChangeRow)) as reader:
         try:

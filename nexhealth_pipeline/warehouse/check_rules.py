@@ -77,14 +77,14 @@ def _counted(collection: Collection) -> sql.Composed | None:
     """
     if collection.paging is Paging.CURSOR or collection.per or collection.inside:
         return None
-    members = [one.name for one in collection.passes if one.membership]
+    twice = [*collection.second_looks, *(one.name for one in collection.passes if one.membership)]
     institution = sql.SQL("0" if collection.scope is Scope.PRACTICE else "institution_id")
     return sql.SQL(
         "SELECT api.institution_id, held, known, least, most FROM ("
         " SELECT institution_id, max(total) AS least, sum(total) AS most, max(complete_at) AS complete_at FROM ("
         "  SELECT institution_id, location_id, sum(total) AS total, max(complete_at) AS complete_at,"
         "   bool_and(total IS NOT NULL AND watermark = pass_started_at) AS whole FROM nexhealth_sync_state"
-        "  WHERE collection = {name} AND pass <> ALL({members}::text[]) GROUP BY 1, 2) place"
+        "  WHERE collection = {name} AND pass <> ALL({twice}::text[]) GROUP BY 1, 2) place"
         " GROUP BY 1 HAVING bool_and(whole)) api"
         " CROSS JOIN LATERAL (SELECT count(*) + (SELECT count(*) FROM nexhealth_quarantine q WHERE q.collection = {name}"
         "   AND q.institution_id = api.institution_id AND NOT q.loaded AND q.resolved_at IS NULL) AS held,"
@@ -92,7 +92,7 @@ def _counted(collection: Collection) -> sql.Composed | None:
         "  FROM {table} t WHERE {institution} = api.institution_id AND deleted_by IS DISTINCT FROM 'absence') copy"
     ).format(
         name=sql.Literal(collection.name),
-        members=sql.Literal(members),
+        twice=sql.Literal(twice),
         table=_table(collection),
         institution=institution,
     )

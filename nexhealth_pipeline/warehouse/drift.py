@@ -163,7 +163,12 @@ def record_missing(
     `absent` are the fields that no record of this read had; other passes and locations are asked for in
     `nexhealth_sync_state`, where each keeps its own. Returns how many are newly missing. The caller commits.
     """
-    key = {"collection": collection.name, "institution": institution_id, "fields": sorted(absent)}
+    key = {
+        "collection": collection.name,
+        "institution": institution_id,
+        "fields": sorted(absent),
+        "seconds": collection.second_looks,
+    }
     connection.execute(
         "DELETE FROM nexhealth_schema_drift WHERE collection = %(collection)s AND institution_id = %(institution)s"
         " AND kind = 'missing' AND field <> ALL(%(fields)s::text[])",
@@ -175,7 +180,8 @@ def record_missing(
         "INSERT INTO nexhealth_schema_drift (collection, institution_id, field, kind)"
         " SELECT %(collection)s, %(institution)s, field, 'missing' FROM unnest(%(fields)s::text[]) field"
         " WHERE NOT EXISTS (SELECT FROM nexhealth_sync_state s WHERE s.collection = %(collection)s"
-        " AND s.institution_id = %(institution)s AND field <> ALL(s.absent_fields)) ORDER BY field"
+        " AND s.institution_id = %(institution)s AND s.pass <> ALL(%(seconds)s::text[])"
+        " AND field <> ALL(s.absent_fields)) ORDER BY field"
         " ON CONFLICT (collection, institution_id, field, kind) DO UPDATE SET last_seen_at = clock_timestamp()"
         " RETURNING xmax = 0",
         key,

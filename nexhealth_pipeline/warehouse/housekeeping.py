@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
+from typing import Any
 
 import psycopg
 
@@ -61,19 +62,44 @@ _RULES = {
         DELETE FROM nexhealth_sync_log_days WHERE ctid IN (
             SELECT ctid FROM nexhealth_sync_log_days
             WHERE day < (clock_timestamp() - %(sums_months)s * interval '1 month')::date LIMIT %(batch)s)""",
+    # A check that is asked no more (an earlier release's, of an institution that is left out) would fail for ever.
+    "check_results": """
+        DELETE FROM nexhealth_check_results WHERE ctid IN (
+            SELECT ctid FROM nexhealth_check_results
+            WHERE checked_at < (SELECT max(checked_at) FROM nexhealth_check_results) - interval '31 days'
+            LIMIT %(batch)s)""",
 }
 """What removes the next old rows of a table, by what they are called in the log."""
 
-# The last superseded version of a row stays: it says since when the present one holds.
+# What was met by reads that nobody judged or began anew: of a location that is left out, a collection read no more. All
+# of a read at once, as half of it would look like the whole; one so old is begun anew by whoever comes back to it.
+_OLD_READ = """
+    WITH old AS (
+        DELETE FROM nexhealth_seen_passes WHERE judged_at IS NULL AND begun_at < now() - interval '90 days' AND id = (
+            SELECT id FROM nexhealth_seen_passes WHERE judged_at IS NULL AND begun_at < now() - interval '90 days'
+            LIMIT 1 FOR UPDATE SKIP LOCKED)
+        RETURNING id),
+    met AS (DELETE FROM nexhealth_seen WHERE pass_id = (SELECT id FROM old))
+    SELECT id FROM old"""
+
+# The last superseded version of a row stays: it says since when the present one holds. `now`, as a volatile clock would
+# have the months searched that are too young.
 _OLD_VERSIONS = """
-    DELETE FROM nexhealth_history g USING (
+    WITH old AS (
         SELECT collection, institution_id, key, version, recorded_to FROM nexhealth_history h
-        WHERE recorded_to < clock_timestamp() - %(history_months)s * interval '1 month' AND EXISTS (
-            SELECT FROM nexhealth_history n WHERE n.collection = h.collection
-                AND n.institution_id = h.institution_id AND n.key = h.key AND n.version > h.version)
-        LIMIT %(batch)s) old
-    WHERE g.collection = old.collection AND g.institution_id = old.institution_id AND g.key = old.key
-        AND g.version = old.version AND g.recorded_to = old.recorded_to"""
+        WHERE recorded_to < now() - %(months)s * interval '1 month'
+            AND (collection, institution_id, key, version, recorded_to) > (%(collection)s, %(institution_id)s, %(key)s::jsonb, %(version)s, %(recorded_to)s::timestamptz)
+            AND EXISTS (
+                SELECT FROM nexhealth_history n WHERE n.collection = h.collection
+                    AND n.institution_id = h.institution_id AND n.key = h.key AND n.version > h.version)
+        ORDER BY 1, 2, 3, 4, 5 LIMIT %(batch)s),
+    gone AS (
+        DELETE FROM nexhealth_history g USING old
+        WHERE g.collection = old.collection AND g.institution_id = old.institution_id AND g.key = old.key
+            AND g.version = old.version AND g.recorded_to = old.recorded_to
+        RETURNING 1)
+    SELECT (SELECT count(*) FROM gone), collection, institution_id, key::text, version, recorded_to
+    FROM old ORDER BY 2 DESC, 3 DESC, old.key DESC, 5 DESC, 6 DESC LIMIT 1"""
 
 
 def claim(connection: psycopg.Connection) -> bool:
@@ -101,15 +127,17 @@ def remove_old(
     psycopg.Error; what one table does not allow keeps no other from being cleared.
     """
     stop = stop or threading.Event()
-    rules = _RULES | ({"versions": _OLD_VERSIONS} if settings.history_months is not None else {})
+    months = settings.history_months
     steps: dict[str, Callable[[], int]] = {
         "payloads": lambda: expunge(connection, settings.webhook_payload_days, stop),
         "days_of_changes": lambda: _pruned(connection, changes.prune, settings.changes_days),
         "months_of_log": lambda: _pruned(connection, sync_log.prune, settings.sync_log_months),
         **{
             name: partial(_in_batches, connection, statement, _limits(settings), stop)
-            for name, statement in rules.items()
+            for name, statement in _RULES.items()
         },
+        "reads": lambda: _forget_reads(connection, stop),
+        "versions": lambda: 0 if months is None else _forget_versions(connection, months, stop),
     }
     removed: dict[str, int] = {}
     failure: psycopg.Error | None = None
@@ -134,7 +162,6 @@ def _pruned(connection: psycopg.Connection, prune: Callable[[psycopg.Connection,
 def _limits(settings: Settings) -> dict[str, int | None]:
     return {
         "batch": _BATCH,
-        "history_months": settings.history_months,
         "quarantine_days": settings.quarantine_days,
         "refusal_days": _REFUSAL_DAYS,
         "sums_months": _SUMS_MONTHS,
@@ -150,6 +177,27 @@ def _in_batches(
     while last == _BATCH and not stop.is_set():
         last = connection.execute(statement.encode(), limits).rowcount
         removed += last
+    return removed
+
+
+def _forget_reads(connection: psycopg.Connection, stop: threading.Event) -> int:
+    removed = 0
+    while not stop.is_set() and connection.execute(_OLD_READ).fetchone():
+        removed += 1
+    return removed
+
+
+def _forget_versions(connection: psycopg.Connection, months: int, stop: threading.Event) -> int:
+    """Each thousand is looked for behind the one before, as most of what is passed over stays for ever."""
+    place: tuple[Any, ...] = ("", 0, "{}", 0, "-infinity")
+    names = ("collection", "institution_id", "key", "version", "recorded_to")
+    removed = 0
+    while not stop.is_set():
+        given = {"months": months, "batch": _BATCH, **dict(zip(names, place, strict=True))}
+        found = connection.execute(_OLD_VERSIONS, given, prepare=False).fetchone()
+        if found is None:
+            break
+        removed, place = removed + found[0], found[1:]
     return removed
 
 

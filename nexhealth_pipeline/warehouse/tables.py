@@ -8,14 +8,16 @@ less than half of what they cost row by row, which was a fifth of a first load. 
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterable
 from functools import cache
 
 import psycopg
-from psycopg import sql
+from psycopg import errors, sql
 
 from nexhealth_pipeline.catalog.collection import Collection, Column, Phi, SqlType
 from nexhealth_pipeline.catalog.collections import DECLARED
+from nexhealth_pipeline.errors import WarehouseError
 from nexhealth_pipeline.warehouse import changes as feed
 from nexhealth_pipeline.warehouse import sync_log
 from nexhealth_pipeline.warehouse.history import TRIGGER, attach_history, make_partitions
@@ -27,6 +29,9 @@ _log = logging.getLogger(__name__)
 
 _LOCK = 0x4E48_0001
 """Advisory lock of schema changes ("NH" and a number)."""
+_TRIES = 60
+_TRY_SECONDS = 1.0
+"""Longest wait for those who use a table that is to be changed, and the pause before the next try."""
 
 _INDEX_LOCK = 0x4E48_0005
 """Advisory lock of whoever makes the indexes of a table."""
@@ -105,22 +110,39 @@ def ensure_tables(connection: psycopg.Connection, collections: Iterable[Collecti
     """Create what is missing, add new columns, bring comments up to date; commits.
 
     Puts the triggers of history and change feed on the tables, and their views into `nexhealth_current`. Returns
-    the changes made, one text each; a warehouse that is up to date costs six queries.
+    the changes made, one text each; a warehouse that is up to date costs seven queries. Raises WarehouseError for a
+    table that is in use for minutes.
     """
     collections = tuple(collections)
     # In transactions of their own: they may wait for somebody who is writing there.
     for make in (make_partitions, feed.make_partitions, sync_log.make_partitions):
         with connection.transaction():
             make(connection)
-    with connection.transaction():
-        connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
-        present = _present(connection, collections)
-        changes: list[str] = []
-        for collection in collections:
-            changes += _ensure_one(connection, collection, present.get(collection.table, {}))
-        ensure_views(connection, {one: _visible(one) for one in collections})
-        if changes:
-            _record(connection, changes)
+    for left in reversed(range(_TRIES)):
+        try:
+            with connection.transaction():
+                return _ensure_all(connection, collections)
+        except errors.LockNotAvailable:
+            if left:
+                time.sleep(_TRY_SECONDS)
+    raise WarehouseError(
+        "a table that is to be changed is read or written all the time: end what uses it for long (pg_stat_activity "
+        "says), then run `nexhealth db upgrade`"
+    )
+
+
+def _ensure_all(connection: psycopg.Connection, collections: tuple[Collection, ...]) -> list[str]:
+    """What is missing, all of it or nothing. Raises LockNotAvailable where a table is in use."""
+    connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+    # Whoever comes to a table after one that waits for all of it waits as well: a report must not stop all loads.
+    connection.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(f"{_TRY_SECONDS:.0f}s")))
+    present = _present(connection, collections)
+    changes: list[str] = []
+    for collection in collections:
+        changes += _ensure_one(connection, collection, present.get(collection.table, {}))
+    ensure_views(connection, {one: _visible(one) for one in collections})
+    if changes:
+        _record(connection, changes)
     return changes
 
 

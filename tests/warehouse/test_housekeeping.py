@@ -26,6 +26,19 @@ SELECT name, 'h', 1, status, now() - ago FROM (VALUES
 ) given (name, status, ago);
 INSERT INTO nexhealth_sync_logs (run_id, asset, collection, mode, status) VALUES ('read', 'a', 'c', 'full', 'succeeded');
 
+INSERT INTO nexhealth_check_results (collection, check_name, institution_id, severity, faults, sample_ids, checked_at)
+SELECT 'gadgets', name, 7, 'error', 1, '{}', now() - ago
+FROM (VALUES ('asked no more', interval '32 days'), ('asked lately', interval '30 days'), ('asked', interval '0')) given (name, ago);
+
+WITH passes AS (
+    INSERT INTO nexhealth_seen_passes
+        (collection, institution_id, location_id, window_key, pass, begun_at, offline, complete, judged_at)
+    SELECT 'gadgets', 7, number, '', 'rows', now() - ago, '{}', complete, judged_at
+    FROM (VALUES (1, interval '91 days', true, NULL), (2, interval '91 days', false, NULL), (3, interval '89 days', true, NULL),
+        (4, interval '91 days', true, now() - interval '90 days')) given (number, ago, complete, judged_at)
+    RETURNING id)
+INSERT INTO nexhealth_seen (pass_id, key) SELECT id, generate_series(1, 3)::text FROM passes;
+
 INSERT INTO nexhealth_sweeps (mode, scope_hash, started_at)
 VALUES ('full', 'old', now() - interval '31 days'), ('full', 'young', now() - interval '29 days');
 """
@@ -100,10 +113,16 @@ def test_every_table_loses_what_is_older_than_the_settings_keep(
         "quarantine": 1,
         "runs": 2,
         "sweeps": 1,
+        "check_results": 1,
+        "reads": 2,
     }
     assert rows("SELECT record_id FROM nexhealth_quarantine ORDER BY 1") == [("open",), ("young",)]
     assert rows("SELECT run_id FROM nexhealth_runs ORDER BY 1") == [("failed",), ("live",), ("new",), ("read",)]
     assert rows("SELECT scope_hash FROM nexhealth_sweeps") == [("young",)]
+    assert rows("SELECT check_name FROM nexhealth_check_results ORDER BY 1") == [("asked",), ("asked lately",)]
+    assert rows("SELECT location_id FROM nexhealth_seen_passes ORDER BY 1") == [(3,), (4,)]
+    assert rows("SELECT count(*) FROM nexhealth_seen JOIN nexhealth_seen_passes p ON p.id = pass_id") == [(6,)]
+    assert rows("SELECT count(*) FROM nexhealth_seen") == [(6,)]
     assert sorted(rows("SELECT status FROM nexhealth_webhook_events")) == [("applied",), ("pending",)]
     assert remove_old(connection, settings) == {}
 
@@ -157,6 +176,21 @@ def test_superseded_versions_are_kept_for_ever_unless_a_setting_says_otherwise(
     assert remove_old(connection, settings) == {}
     assert remove_old(connection, settings.model_copy(update={"history_months": 12})) == {"versions": 2}
     assert rows("SELECT id, version FROM nexhealth_history ORDER BY 1") == [(1, 3), (2, 1)]
+
+
+def test_versions_are_found_wherever_they_lie_among_those_that_stay(
+    connection: psycopg.Connection, rows: Rows, settings: Settings
+) -> None:
+    """In batches of two, and each behind the one before: ids from 1 to 20, every third with a version to be removed."""
+    connection.execute(
+        "INSERT INTO nexhealth_history (collection, institution_id, key, id, version, valid_from, valid_to, recorded_from,"
+        " recorded_to, cause, changed_fields, raw, fields) SELECT 'gadgets', 7, jsonb_build_object('id', id), id, version,"
+        " at, at, at, at, 'page', '{}', '{}', '{}' FROM generate_series(1, 20) id, generate_series(1, 2) version,"
+        " LATERAL (SELECT now() - interval '400 days' + version * interval '1 day' AS at) t WHERE version = 1 OR id % 3 = 0"
+    )
+    assert remove_old(connection, settings.model_copy(update={"history_months": 12})) == {"versions": 6}
+    assert rows("SELECT id FROM nexhealth_history ORDER BY 1") == [(one,) for one in range(1, 21)]
+    assert rows("SELECT id FROM nexhealth_history WHERE version = 2 ORDER BY 1") == [(one,) for one in range(3, 21, 3)]
 
 
 def test_it_stops_when_it_is_told_to(connection: psycopg.Connection, rows: Rows, settings: Settings) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from nexhealth_pipeline.catalog.collection import Column, Phi, SqlType, Window, column, flatten
 from nexhealth_pipeline.catalog.collections import DECLARED
+from nexhealth_pipeline.errors import WarehouseError
 from nexhealth_pipeline.warehouse import tables
 from nexhealth_pipeline.warehouse.tables import (
     create_table,
@@ -56,7 +57,7 @@ def queries(connection: psycopg.Connection, run: object) -> int:
 def test_a_new_warehouse_takes_few_statements(connection: psycopg.Connection) -> None:
     """It has a thousand columns with a comment each: a round trip for each took half of the time."""
     two = [GADGETS, SOFT_DELETED]
-    assert queries(connection, lambda: ensure_tables(connection, two)) <= 6 + 8 * len(two)
+    assert queries(connection, lambda: ensure_tables(connection, two)) <= 7 + 8 * len(two)
     changes = connection.execute("SELECT change FROM nexhealth_schema_changes ORDER BY id DESC LIMIT 2").fetchall()
     assert changes == [(f"created table {one.table}",) for one in reversed(two)]
 
@@ -247,8 +248,8 @@ def test_changed_words_become_the_new_comments(connection: psycopg.Connection) -
     assert comments(connection, "nexhealth_gadgets")["id"] == "Another meaning. PHI class: none."
 
 
-def test_tables_that_are_up_to_date_cost_six_queries_and_change_nothing(connection: psycopg.Connection) -> None:
-    assert queries(connection, lambda: ensure_tables(connection)) == 6
+def test_tables_that_are_up_to_date_cost_seven_queries_and_change_nothing(connection: psycopg.Connection) -> None:
+    assert queries(connection, lambda: ensure_tables(connection)) == 7
     assert ensure_tables(connection) == []
     assert queries(connection, lambda: missing_tables(connection)) == 1
 
@@ -292,6 +293,40 @@ def test_widening_under_a_reader_waits_for_it_and_succeeds(
     other.rollback()
     widening.join(10)
     assert done == [["added column nexhealth_gadgets.colour"]]
+
+
+def test_widening_under_a_long_report_keeps_nobody_else_waiting(
+    connection: psycopg.Connection, other: psycopg.Connection, shared_url: str
+) -> None:
+    """Risk: an upgrade queues for all of a table behind one report, and every load of it queues behind the upgrade."""
+    ensure_tables(connection, [GADGETS])
+    other.autocommit = False
+    other.execute("SELECT count(*) FROM nexhealth_gadgets")
+    done: list[list[str]] = []
+    widening = threading.Thread(target=lambda: done.append(ensure_tables(connection, [WIDER])))
+    widening.start()
+    waiting = "SELECT 1 FROM pg_locks WHERE relation = 'nexhealth_gadgets'::regclass AND NOT granted"
+    with psycopg.connect(shared_url, autocommit=True) as third:
+        while not third.execute(waiting).fetchone():
+            assert widening.is_alive()
+        third.execute("SET lock_timeout = '30s'")
+        third.execute("DELETE FROM nexhealth_gadgets WHERE id = 0")
+    assert not done
+    other.rollback()
+    widening.join(30)
+    assert done == [["added column nexhealth_gadgets.colour"]]
+
+
+def test_widening_a_table_that_is_never_free_says_what_to_do(
+    connection: psycopg.Connection, other: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "_TRIES", 1)
+    ensure_tables(connection, [GADGETS])
+    other.autocommit = False
+    other.execute("SELECT count(*) FROM nexhealth_gadgets")
+    with pytest.raises(WarehouseError, match="pg_stat_activity"):
+        ensure_tables(connection, [WIDER])
+    other.rollback()
 
 
 def test_a_change_that_fails_leaves_nothing_behind(connection: psycopg.Connection, rows: Rows) -> None:
