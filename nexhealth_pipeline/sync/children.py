@@ -222,6 +222,8 @@ class ChildReader(SliceReader):
         walked = stored.watermark or stored.since
         full = full or walked is None or full_read_due(connection, self.slice.collection, stored, now)
         young = started is not None and now - started < self.options.resume_within
+        if mode is Mode.RECONCILE and after and stored.begun_at and stored.begun_at < after:
+            young = False  # absences are judged by what was begun since
         whole = stored.since in (None, started)
         if stored.unfinished and young and whole and self._keeper.take_up(stored, mode):
             return replace(stored, since=None, run_id=self.session.run_id)

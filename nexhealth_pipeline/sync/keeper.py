@@ -5,6 +5,7 @@ that say whom a location lists.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 
@@ -24,6 +25,8 @@ from nexhealth_pipeline.warehouse.seen import (
 from nexhealth_pipeline.warehouse.state import PassKey, PassState
 
 __all__ = ["Keeper"]
+
+_ALONE = "alone"
 
 
 class Keeper:
@@ -55,7 +58,7 @@ class Keeper:
         self._judged = state.mode == Mode.RECONCILE.value
         if not (self._judged or self._membership):
             return True
-        found = find_seen(self._connection, self._key)
+        found = find_seen(self._connection, self._place)
         if found is None or found.complete or found.begun_at != state.begun_at:
             return False
         self.id = found.id
@@ -70,7 +73,7 @@ class Keeper:
         self._judged = reconciles or in_turn
         self.id = None
         if self._judged or self._membership:
-            self.id = begin_seen(self._connection, self._key, begun_at)
+            self.id = begin_seen(self._connection, self._place, begun_at)
 
     @property
     def when_staged(self) -> Callable[[str], None] | None:
@@ -95,4 +98,9 @@ class Keeper:
         if self._judged:
             complete_seen(self._connection, self.id, started_at)
         else:
-            forget_seen(self._connection, self._key)
+            forget_seen(self._connection, self._place)
+
+    @property
+    def _place(self) -> PassKey:
+        """What is judged at once is kept apart: a reconcile that goes on may still need what this pass met for it."""
+        return self._key if self._judged else replace(self._key, pass_name=f"{self._key.pass_name} {_ALONE}")

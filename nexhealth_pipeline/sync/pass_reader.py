@@ -99,9 +99,13 @@ class PassReader:
 
     @property
     def covers(self) -> bool:
-        """Whether it asked for all that earlier passes may have met; a month is only a part of its location's list."""
-        whole = self.again or self.state.since is None
-        return whole and not self._options.partial and self._slice.window_key in ("", CHANGES)
+        """Whether it asked for all that the last pass may have met; a month is only a part of its location's list."""
+        return (self.again or self.covers_all) and not self._options.partial and self._slice.window_key in ("", CHANGES)
+
+    @property
+    def covers_all(self) -> bool:
+        """Whether it asked for everything, and not only for what the last pass did."""
+        return self.state.since in (None, _LONG_AGO)
 
     @property
     def lists_members(self) -> bool:
@@ -130,6 +134,9 @@ class PassReader:
         if self._options.partial or not state.unfinished or not state.cursor or state.pass_started_at is None:
             return None
         too_old = self._session.client.clock.now() - state.pass_started_at > self._options.resume_within
+        after = self._options.fresh_after
+        # Absences are judged by what was begun since: one gone on with would be read for nothing.
+        too_old |= self._options.reconciles and bool(after and state.begun_at and state.begun_at < after)
         other_kind = self._options.mode.whole and state.since is not None
         if too_old or other_kind or state.filter_hash != filter_hash(self._request(state.since)):
             return None

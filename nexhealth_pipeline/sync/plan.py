@@ -25,6 +25,7 @@ __all__ = [
     "due_slices",
     "filter_hash",
     "is_fresh",
+    "owner_keys",
     "passes_of",
     "slices_of",
     "was_read",
@@ -146,6 +147,18 @@ def passes_of(piece: Slice, today: date, filters: Filters = NO_FILTERS, *, recon
         for pass_ in passes
         if _makes(piece.location, pass_)
         for location in (piece.members or (piece.location,))
+    ]
+
+
+def owner_keys(piece: Slice) -> list[PassKey]:
+    """Passes of its database's owner by which the rows of a slice come; none where it reads them itself."""
+    location = piece.location
+    if location is None or location.is_owner:
+        return []
+    return [
+        PassKey(piece.collection.name, piece.institution_id, location.owner_id, piece.window_key, one.name)
+        for one in piece.collection.regular_passes
+        if one.reader is Reader.OWNER
     ]
 
 

@@ -14,13 +14,13 @@ from nexhealth_pipeline.sync.lock import SliceLock
 from nexhealth_pipeline.sync.months import CHANGES, month_bounds, month_keys
 from nexhealth_pipeline.sync.options import SyncOptions
 from nexhealth_pipeline.sync.pass_reader import PassReader
-from nexhealth_pipeline.sync.plan import passes_of
+from nexhealth_pipeline.sync.plan import owner_keys, passes_of
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice, SliceResult, Status
 from nexhealth_pipeline.warehouse.connect import driver_errors
 from nexhealth_pipeline.warehouse.knowledge import record_capability, record_freshness
 from nexhealth_pipeline.warehouse.quarantine import close_unnamed, met_unread
-from nexhealth_pipeline.warehouse.state import PassState
+from nexhealth_pipeline.warehouse.state import PassState, load_state
 from nexhealth_pipeline.warehouse.sync_log import Counts, SyncLog
 
 __all__ = ["SliceReader"]
@@ -46,6 +46,8 @@ class SliceReader:
         """Whether any pass was not fresh already."""
         self._log_row: SyncLog | None = None
         self._watermark_from: datetime | None = None
+        self._rows_through: list[datetime] = []
+        """Up to when the rows are complete that another location reads for this one."""
         self._began = time.monotonic()
 
     def read(self) -> SliceResult:
@@ -105,15 +107,21 @@ class SliceReader:
         """Whether records could not be read the last time: who asks again finds out if they were spoilt on the way."""
         if not self.loader.has_open_notes or self.options.partial:
             return False
-        last = _least(reader.stored.begun_at for reader in readers)
+        # Not since the pass read last: one that broke off has not asked again for what the last complete one met.
+        last = _least(reader.stored.fresh_at for reader in readers)
         return met_unread(connection, *self._place, last)
 
     def _close_unnamed(self, connection: psycopg.Connection, readers: list[PassReader]) -> None:
-        """Where all of the slice was asked for: what has no id and did not come again was spoilt on its way."""
+        """Where all was asked for that may have held it: what has no id and did not come again was spoilt on its way."""
         content = [reader for reader in readers if not reader.lists_members]
         began = _least(reader.state.pass_started_at for reader in content)
         if began is not None and all(reader.covers for reader in content):
-            close_unnamed(connection, *self._place, began)
+            met_since = (
+                None
+                if all(reader.covers_all for reader in content)
+                else _least(reader.stored.fresh_at for reader in content)
+            )
+            close_unnamed(connection, *self._place, began, met_since)
 
     @property
     def _place(self) -> tuple[str, int, int]:
@@ -126,31 +134,16 @@ class SliceReader:
 
     def _require_owner(self, connection: psycopg.Connection) -> None:
         """A sibling's rows come with its database's owner, which must have been read first."""
-        location = self.slice.location
-        if location is None or location.is_owner or self.options.filters or not self._owner_reads():
-            return
-        piece = self.slice
-        row = connection.execute(
-            "SELECT bool_and(watermark IS NOT NULL) FROM nexhealth_sync_state"
-            " WHERE collection = %s AND institution_id = %s AND location_id = %s AND window_key = %s AND pass <> ALL(%s)",
-            (
-                piece.collection.name,
-                piece.institution_id,
-                location.owner_id,
-                piece.window_key,
-                piece.collection.second_looks,
-            ),
-        ).fetchone()
-        if self.session.stop.is_set():
+        keys = [] if self.options.filters or self.options.dry_run else owner_keys(self.slice)
+        marks = [load_state(connection, key).watermark for key in keys]
+        if keys and self.session.stop.is_set():
             raise Cancelled("stopped before the owner of the database was read")
-        if not self.options.dry_run and not (row and row[0]):
+        if None in marks:
             raise ServerFailed(
-                f"{self.slice.label}: shares an EHR database with location {location.owner_id}, "
+                f"{self.slice.label}: shares an EHR database with location {keys[0].location_id}, "
                 "whose read is not complete: read that location first"
             )
-
-    def _owner_reads(self) -> bool:
-        return any(pass_.reader == "owner" for pass_ in self.slice.collection.passes)
+        self._rows_through = [mark for mark in marks if mark is not None]
 
     def _open_log(self, connection: psycopg.Connection) -> SyncLog:
         piece = self.slice
@@ -239,18 +232,20 @@ class SliceReader:
             self._capability(connection, *(("supported", "rows") if self.counts.records_read else ("empty", "no rows")))
 
     def as_of(self) -> datetime | None:
-        """Every change up to here is in the warehouse: the earliest start of the slice's passes."""
-        return _least(state.watermark for state in self.states)
+        """Every change up to here is in the warehouse: the earliest start of the passes that bring its rows."""
+        return _least([*(state.watermark for state in self.states), *self._rows_through])
 
     def _windowed_freshness(self, connection: psycopg.Connection) -> tuple[datetime | None, datetime | None]:
         """Of all months of the location together; nothing while one of them was never complete."""
         piece = self.slice
         regular = [one.name for one in piece.collection.regular_passes]
         rows = connection.execute(
-            "SELECT window_key = %s, count(DISTINCT window_key) FILTER (WHERE watermark IS NOT NULL), min(watermark),"
-            " min(last_full_at) FROM nexhealth_sync_state"
-            " WHERE collection = %s AND institution_id = %s AND location_id = %s AND pass = ANY(%s) GROUP BY 1",
-            (CHANGES, piece.collection.name, piece.institution_id, piece.location_id, regular),
+            # A month counts once all its passes were complete.
+            "SELECT window_key = %s, count(*), min(watermark), min(last_full_at) FROM ("
+            " SELECT window_key, min(watermark) AS watermark, min(last_full_at) AS last_full_at FROM nexhealth_sync_state"
+            " WHERE collection = %s AND institution_id = %s AND location_id = %s AND pass = ANY(%s)"
+            " GROUP BY 1 HAVING count(watermark) = %s) complete GROUP BY 1",
+            (CHANGES, piece.collection.name, piece.institution_id, piece.location_id, regular, len(regular)),
         ).fetchall()
         found = {is_changes: (months, watermark, full) for is_changes, months, watermark, full in rows}
         months, watermark, full = found.get(False, (0, None, None))

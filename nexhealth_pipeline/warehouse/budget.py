@@ -36,6 +36,7 @@ import psycopg
 
 from nexhealth_pipeline.catalog.limits import LIMITS, Limit, RateClass
 from nexhealth_pipeline.errors import BudgetUnavailable, Cancelled
+from nexhealth_pipeline.warehouse.connect import connection_options, watch
 
 __all__ = [
     "BUCKETS",
@@ -323,9 +324,9 @@ class PostgresBudget:
 
     def _connected(self) -> psycopg.Connection:
         if self._connection is None:
-            connection = psycopg.connect(
-                self._conninfo, autocommit=True, connect_timeout=10, application_name="nexhealth rate budget"
-            )
+            options = connection_options(self._conninfo, "nexhealth rate budget")
+            connection = psycopg.connect(self._conninfo, autocommit=True, **options)
+            watch(connection)
             try:
                 connection.execute(_SESSION)
             except psycopg.Error:

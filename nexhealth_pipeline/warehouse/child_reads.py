@@ -96,7 +96,8 @@ _DUE = """, ranked AS (
 SELECT id, updated_at, had FROM mine
 WHERE unread OR patient_version IS DISTINCT FROM updated_at OR read_at < %(read_before)s
     OR id IN (SELECT id FROM rotation)
-ORDER BY id
+-- In no order: rows side by side whose lists cannot be read for ever must not stand before all others every night.
+ORDER BY random()
 """
 _EARLY = timedelta(hours=4)
 """A list's turn is over so much before its nights are, so that the last night's sync may begin earlier than others."""
@@ -123,7 +124,7 @@ def due_rows(
     rotation_days: int,
     last_begun: datetime | None = None,
 ) -> Generator[DueRow, None, None]:
-    """Rows never read, changed since, read before `read_before`, or next in rotation; by id.
+    """Rows never read, changed since, read before `read_before`, or next in rotation; in no order.
 
     `last_begun`: when they were last begun to be read, in the database's time; None = long ago. The database holds
     them, as they are when the first is taken, until all were; the caller may commit meanwhile, and closes the iterator.

@@ -30,6 +30,7 @@ __all__ = [
     "WAREHOUSE_DATABASE",
     "Pool",
     "connect",
+    "connection_options",
     "dagster_url",
     "driver_errors",
     "home_folder",
@@ -168,7 +169,7 @@ def connect(url: str, *, autocommit: bool = False, application_name: str = "nexh
     Raises WarehouseUnreachable where there is none to be had, WarehouseError where the server is too old.
     """
     try:
-        connection = psycopg.connect(url, autocommit=autocommit, **_options(url, application_name))
+        connection = psycopg.connect(url, autocommit=autocommit, **connection_options(url, application_name))
     except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
         raise WarehouseUnreachable(_unreachable(url, str(error))) from None
     version = connection.info.server_version // 10_000
@@ -207,7 +208,7 @@ def pool(url: str, size: int, *, autocommit: bool = False, application_name: str
     connect(url, application_name=application_name).close()
     return Pool(
         url,
-        kwargs={"autocommit": autocommit, **_options(url, application_name)},
+        kwargs={"autocommit": autocommit, **connection_options(url, application_name)},
         min_size=0,
         max_size=size,
         timeout=_POOL_WAIT_SECONDS,
@@ -251,7 +252,7 @@ def _code(error: psycopg.Error) -> str:
     return f" ({error.sqlstate} {type(error).__name__})" if error.sqlstate else ""
 
 
-def _options(url: str, application_name: str) -> dict[str, Any]:
+def connection_options(url: str, application_name: str) -> dict[str, Any]:
     """Connection parameters that count unless `url` sets them itself."""
     defaults = {"application_name": application_name, "connect_timeout": _CONNECT_SECONDS, **_ALIVE}
     given = conninfo.conninfo_to_dict(url)

@@ -79,16 +79,22 @@ def met_unread(
 
 
 def close_unnamed(
-    connection: psycopg.Connection, collection: str, institution_id: int, location_id: int, before: datetime
+    connection: psycopg.Connection,
+    collection: str,
+    institution_id: int,
+    location_id: int,
+    before: datetime,
+    met_since: datetime | None,
 ) -> int:
     """Close notes of records without a readable id that a read begun at `before` no longer met; how many.
 
-    Nothing else could: such a record cannot be recognized when it comes well. The caller commits.
+    Only those first met after `met_since` (database time; None: all), which is what that read asked for. Nothing else
+    could: such a record cannot be recognized when it comes well. The caller commits.
     """
     return connection.execute(
         f"UPDATE nexhealth_quarantine SET resolved_at = clock_timestamp(){_UNREAD}"  # noqa: S608 - a constant
-        " AND record_id = '' AND read_at < %s",
-        (collection, institution_id, location_id, before),
+        " AND record_id = '' AND read_at < %s AND first_seen_at >= coalesce(%s::timestamptz, '-infinity')",
+        (collection, institution_id, location_id, before, met_since),
     ).rowcount
 
 

@@ -1,9 +1,10 @@
 """Schema `nexhealth_current`: one plain view per collection, right without knowing the traps.
 
-A view shows the rows that are there (no deleted ones) with the record's own columns, and what its declaration
-adds (`Collection.current`): local times, flags, names behind ids. The view's comment ends with a fingerprint of its
-definition, so that one that is up to date is left alone. Columns of a view that exists keep their order and new
-ones follow, because only so can PostgreSQL replace it under grants and under views that others built on it.
+A view shows the rows that are there (no deleted ones, nor what stood in a deleted record) with the record's own
+columns, and what its declaration adds (`Collection.current`): local times, flags, names behind ids. The view's comment
+ends with a fingerprint of its definition, so that one that is up to date is left alone. Columns of a view that exists
+keep their order and new ones follow, because only so can PostgreSQL replace it under grants and under views that others
+built on it.
 
 Nothing is granted here; an owner's `GRANT SELECT` outlives every replacement but that of a column's removal.
 """
@@ -45,12 +46,16 @@ class _View:
         """The SELECT, with the columns `order` names first and the others behind them."""
         ranks = {name: rank for rank, name in enumerate(order)}
         fields = sorted(self.fields, key=lambda field: ranks.get(field.name, len(ranks)))
-        conditions = ["t.deleted_at IS NULL", *([f"({self.shown.where})"] if self.shown.where else [])]
+        conditions: list[sql.Composable] = [sql.SQL("t.deleted_at IS NULL")]
+        if self.shown.where:
+            conditions.append(sql.SQL(f"({self.shown.where})"))
+        if self.collection.inside:
+            conditions.append(_record_is_there(self.collection))
         return sql.SQL("SELECT {} FROM {} t{} WHERE {}").format(
             sql.SQL(", ").join(sql.SQL("{} AS {}").format(field.sql, sql.Identifier(field.name)) for field in fields),
             sql.Identifier(self.collection.table),
             sql.SQL("".join(f" {join}" for join in self.collection.current.joins)),
-            sql.SQL(" AND ".join(conditions)),
+            sql.SQL(" AND ").join(conditions),
         )
 
     @property
@@ -112,6 +117,17 @@ def _views(collection: Collection, columns: tuple[Column, ...]) -> Iterator[_Vie
         fields[derived.name] = _Field(derived.name, sql.SQL(derived.sql), derived.phi, derived.doc)
     for shown in _shown(collection):
         yield _View(shown, collection, tuple(fields.values()))
+
+
+def _record_is_there(collection: Collection) -> sql.Composed:
+    """That the record which row `t` stands in is not deleted: a voided charge may keep its list, and nobody adds it up."""
+    keys = [("institution_id", "institution_id"), *((one.path[0], one.name) for one in collection.from_request)]
+    return sql.SQL("NOT EXISTS (SELECT FROM {} p WHERE p.deleted_at IS NOT NULL AND {})").format(
+        sql.Identifier(f"nexhealth_{collection.inside}"),
+        sql.SQL(" AND ").join(
+            sql.SQL("p.{} = t.{}").format(sql.Identifier(theirs), sql.Identifier(ours)) for theirs, ours in keys
+        ),
+    )
 
 
 def _present(connection: psycopg.Connection) -> dict[str, tuple[str | None, list[str]]]:

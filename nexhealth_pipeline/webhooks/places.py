@@ -9,7 +9,7 @@ from psycopg import sql
 
 from nexhealth_pipeline.catalog.collection import Collection, Scope
 from nexhealth_pipeline.sync.months import CHANGES, month_keys
-from nexhealth_pipeline.sync.plan import passes_of, slices_of
+from nexhealth_pipeline.sync.plan import owner_keys, passes_of, slices_of
 from nexhealth_pipeline.sync.practice import Institution, Practices
 from nexhealth_pipeline.sync.slices import Slice, SliceResult
 from nexhealth_pipeline.warehouse.knowledge import record_change
@@ -179,6 +179,6 @@ def _complete_through(piece: Slice, watermarks: Mapping[PassKey, datetime]) -> d
 
 
 def _least(piece: Slice, watermarks: Mapping[PassKey, datetime], today: date) -> datetime | None:
-    marks = [watermarks.get(plan.key) for plan in passes_of(piece, today)]
+    marks = [watermarks.get(key) for key in (*owner_keys(piece), *(plan.key for plan in passes_of(piece, today)))]
     known = [mark for mark in marks if mark is not None]
     return min(known) if known and len(known) == len(marks) else None

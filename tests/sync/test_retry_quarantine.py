@@ -160,6 +160,18 @@ class TestRetry:
             )
         assert desk.retry() == (1, 0, outdated, 1 - outdated)
 
+    def test_a_pass_that_only_a_reconcile_makes_is_not_waited_for(self, desk: Desk) -> None:
+        """A record the API no longer has would come back until next week's."""
+        desk.load("appointments", b'{"id": 5, "note": "\xff"}')
+        for name, whole in (("kept", TWO), ("cancelled", TWO), ("unfiltered", NOON)):
+            desk.connection.execute(
+                "INSERT INTO nexhealth_sync_state (collection, institution_id, location_id, window_key, pass, mode,"
+                " filter_hash, cursor, page, records, run_id, last_full_at)"
+                " VALUES ('appointments', 7, 3, '2026-03', %s, 'full', '', '', 0, 0, '', %s)",
+                (name, whole),
+            )
+        assert desk.retry() == (1, 0, 1, 0)
+
     def test_a_row_inside_a_record_that_changed_since_is_out_of_date(self, desk: Desk) -> None:
         """The record is the authority over its list."""
         payout = {"claim_id": "x", "write_off": {"amount": "1.00", "currency": "USD"}}

@@ -125,6 +125,8 @@ def test_names_are_unique_within_an_asset_and_only_lost_rows_and_foreign_tenants
         (3, [(1, 2, "active"), (1, 1, "inactive")], 0, 0),
         (5, [(1, 2, "active"), (1, 1, "inactive")], 0, 2),
         (3, [(1, 2, "active"), (1, 1, "inactive"), (2, 1, "active"), (2, 2, "inactive")], 0, 0),
+        (3, [(1, 2, "active"), (1, 1, "inactive"), (1, 2, "active_again")], 0, 0),
+        (5, [(1, 2, "active"), (1, 1, "inactive"), (1, 2, "active_again")], 0, 2),
         (9, [(1, 2, "active"), (1, None, "inactive")], 0, 0),
         (9, [], 0, 0),
     ],

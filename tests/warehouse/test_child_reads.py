@@ -45,11 +45,12 @@ def practice(connection: psycopg.Connection) -> psycopg.Connection:
 
 
 def due(connection: psycopg.Connection, location_id: int = 3, **changes: Any) -> list[int]:
+    """In order of their ids: they come in none."""
     given: dict[str, Any] = {"read_before": None, "rotation_days": 30} | changes
     found = due_rows(
         connection, collection=COLLECTIONS["documents"], institution_id=INSTITUTION, location_id=location_id, **given
     )
-    return [patient.id for patient in found]
+    return sorted(patient.id for patient in found)
 
 
 def read(connection: psycopg.Connection, *ids: int, hours_ago: float = 0, version: str | None = VERSION) -> None:

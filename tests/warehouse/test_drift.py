@@ -1,11 +1,13 @@
 """Fields that come otherwise than declared: found while records are encoded, told once, and without a value."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import psycopg
 import pytest
 
+from nexhealth_pipeline.catalog.collection import Pass
 from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
 from nexhealth_pipeline.warehouse.drift import Drift, DriftWatch, field_of, record_drift, record_missing
 from nexhealth_pipeline.warehouse.encode import RecordEncoder
@@ -148,3 +150,11 @@ def test_a_field_is_missing_only_where_no_read_of_the_institution_met_it(
     assert complete(1, "note", "born") == 0
     assert complete(2) == 0
     assert rows(missing) == []
+
+
+def test_what_only_a_reconcile_read_last_week_keeps_no_field_from_being_missed(connection: psycopg.Connection) -> None:
+    twice = replace(GADGETS, passes=(Pass("all"), Pass("again", reconcile_only=True)))
+    for name, absent in (("all", ["note"]), ("again", [])):
+        key = PassKey("gadgets", 7, 1, "", name)
+        save_state(connection, PassState(key, watermark=NOON, pass_started_at=NOON, absent_fields=absent))
+    assert record_missing(connection, twice, 7, ["note"]) == 1

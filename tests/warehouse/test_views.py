@@ -146,6 +146,17 @@ def test_payments_of_insurers_are_told_apart_and_days_stay_days(rows: Rows, add:
     ]
 
 
+def test_what_stands_in_a_deleted_record_is_not_shown(rows: Rows, add: Any) -> None:
+    """Risk: the payouts of voided charges, which keep their lists, are added up with the others."""
+    add("charges", id=1)
+    add("charges", id=2, deleted_at=NOON)
+    add("charges", id=2, institution_id=8)
+    for charge, institution in ((1, 7), (2, 7), (2, 8), (3, 7)):
+        add("claim_payouts", charge_id=charge, claim_id=9, institution_id=institution)
+    shown = rows("SELECT institution_id, charge_id FROM nexhealth_current.claim_payouts ORDER BY 1, 2")
+    assert shown == [(7, 1), (7, 3), (8, 2)]
+
+
 def test_joins_keep_every_row_once(rows: Rows, add: Any) -> None:
     """Risk: a name that is found twice, in another institution, doubles a sum."""
     add("locations", id=3, name="Harbour", tz="UTC")
