@@ -32,7 +32,7 @@ help:
 	@echo "make bench    what is measured, and against whom   (QUICK=1 ONLY=\"bench budget\")"
 	@echo "make check    format, lint, types, import directions"
 	@echo "make format   put the code into its format"
-	@echo "make docs     write README's reference sections"
+	@echo "make docs     write the reference sections of README and docs/"
 	@echo "make lock     resolve pyproject.toml again     (LOCK_ARGS=--upgrade)"
 
 venv:

@@ -1,4 +1,4 @@
-"""Writes README's reference sections from the code they describe: `make docs`.
+"""Writes the reference sections of README and docs/ from the code they describe: `make docs`.
 
 A section stands between `<!-- name -->` and `<!-- /name -->`; `--check` only says whether it is up to date.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def collections() -> str:
@@ -60,27 +60,44 @@ def commands() -> str:
     return reference().strip()
 
 
-SECTIONS: dict[str, Callable[[], str]] = {"collections": collections, "settings": settings, "commands": commands}
+def checks() -> str:
+    """A row for every check: of the copy, and of continuous sync."""
+    from nexhealth_pipeline.warehouse.check_rules import RULES
+    from nexhealth_pipeline.warehouse.webhook_health import HEALTH_RULES
+
+    lines = ["| check | of | severity | passes when this is so |", "|---|---|---|---|"]
+    for what, rules in (("collections", RULES), ("continuous sync", HEALTH_RULES)):
+        lines += [f"| `{one.name}` | {what} | {one.severity.value} | {one.doc} |" for one in rules]
+    return "\n".join(lines)
 
 
-def written(text: str) -> str:
-    """README's text with every section made anew."""
-    for name, make in SECTIONS.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+SECTIONS: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"collections": collections, "settings": settings, "commands": commands},
+    "docs/operations.md": {"checks": checks},
+}
+"""What makes each section, by file."""
+
+
+def written(name: str, text: str) -> str:
+    """The text of a file with every section made anew."""
+    for section, make in SECTIONS[name].items():
+        pattern = re.compile(rf"(<!-- {section} -->\n).*?(<!-- /{section} -->)", re.DOTALL)
         if not pattern.search(text):
-            raise SystemExit(f"README.md has no section <!-- {name} -->")
+            raise SystemExit(f"{name} has no section <!-- {section} -->")
         text = pattern.sub(lambda found, make=make: f"{found[1]}{make()}\n{found[2]}", text)
     return text
 
 
 def main() -> int:
     """Write the sections, or with `--check` compare them; 1 where they lag behind."""
-    old = README.read_text(encoding="utf-8")
-    new = written(old)
-    if "--check" in sys.argv:
-        return int(old != new)
-    README.write_text(new, encoding="utf-8")
-    return 0
+    lagging = False
+    for name in SECTIONS:
+        old = (ROOT / name).read_text(encoding="utf-8")
+        new = written(name, old)
+        lagging |= old != new
+        if "--check" not in sys.argv:
+            (ROOT / name).write_text(new, encoding="utf-8")
+    return int(lagging and "--check" in sys.argv)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from tests.command_lines import OURS
+
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose" / "compose.yaml").read_text())
@@ -15,8 +17,6 @@ VALUES: dict[str, Any] = yaml.safe_load((DEPLOY / "helm" / "values.yaml").read_t
 INSTANCE: dict[str, Any] = yaml.safe_load((DEPLOY / "kubernetes" / "dagster.yaml").read_text())
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 GUIDE = (DEPLOY / "README.md").read_text()
-OURS = ("nexhealth", "dagster", "dagster-daemon", "dagster-webserver")
-"""Programs that the image brings."""
 
 
 def manifests() -> Iterator[dict[str, Any]]:

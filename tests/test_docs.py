@@ -1,0 +1,283 @@
+"""The pages under docs/ are true: commands exist, SQL runs and does what is said of it, links lead somewhere."""
+
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from nexhealth_pipeline.catalog.collection import Collection, SqlType
+from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
+from nexhealth_pipeline.settings import Settings
+from nexhealth_pipeline.sync.practice import load_practices
+from nexhealth_pipeline.warehouse import binaries
+from nexhealth_pipeline.warehouse.migrate import HEAD, check, upgrade
+from nexhealth_pipeline.webhooks.metrics import Metrics
+from tests.command_lines import OURS, parse
+
+ROOT = Path(__file__).parents[1]
+GUIDE = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+PAGES = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
+LINKING = {
+    **PAGES,
+    **{path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", ROOT / "deploy/README.md")},
+}
+INSTITUTION, PATIENT, OTHER = 11201, 515000007, 515000070
+"""Those of the examples, and somebody else whose number begins alike."""
+
+
+def command_lines() -> Iterator[list[str]]:
+    """Every command line of ours: lines of code blocks, and what stands in backticks."""
+    for text in PAGES.values():
+        blocks = re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+        for line in [*(line for block in blocks for line in block.splitlines()), *spans]:
+            if line.split(" ")[0] in OURS and " " in line:
+                yield shlex.split(line, comments=True)
+
+
+COMMANDS = sorted({tuple(line) for line in command_lines()})
+
+
+def statements(heading: str) -> list[str]:
+    """The SQL under a heading of the guide, block by block."""
+    _, _, rest = GUIDE.partition(f"\n## {heading}\n")
+    section, _, _ = rest.partition("\n## ")
+    return re.findall(r"```sql\n(.*?)```", section, re.DOTALL)
+
+
+@pytest.mark.parametrize("line", COMMANDS, ids=" ".join)
+def test_every_command_exists_and_takes_its_options(line: tuple[str, ...]) -> None:
+    parse(list(line))
+
+
+def test_commands_are_found() -> None:
+    """Else the test above could not fail."""
+    assert {"dagster", "nexhealth"} <= {line[0] for line in COMMANDS}
+    assert len(COMMANDS) > 20
+    assert ("nexhealth", "serve", "--port", "8090") in COMMANDS
+
+
+def test_every_variable_is_a_setting() -> None:
+    known = {str(field.alias) for field in Settings.model_fields.values()}
+    named = {name for text in PAGES.values() for name in re.findall(r"NEXHEALTH_[A-Z_]*[A-Z]", text)}
+    assert named <= known
+    assert len(named) > 5
+
+
+def test_every_metric_is_one_of_the_receiver_s() -> None:
+    named = re.findall(r"`(nexhealth_webhook_(?:database|secrets|requests)\w*)`", GUIDE)
+    metrics = Metrics()
+    metrics.answered(503, "unavailable", 0.1)
+    assert len(named) == 3
+    assert not [name for name in named if f"\n{name}" not in metrics.text().decode()]
+
+
+@pytest.mark.parametrize("page", LINKING, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", LINKING[page]):
+        if link.startswith("https://"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), link
+
+
+def anchors(text: str) -> set[str]:
+    """Of every heading, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_a_backup_is_restored_into_an_empty_database(
+    database_url: str, empty_database_url: str, tmp_path: Path
+) -> None:
+    """By the page's own two commands."""
+    dump, restore = (
+        line for line in GUIDE.splitlines() if line.startswith(("pg_dump ", "pg_restore ")) and "nexhealth.dump" in line
+    )
+    with psycopg.connect(database_url) as connection:
+        add(connection, COLLECTIONS["patients"], id=PATIENT, email="before")
+        connection.execute("UPDATE nexhealth_patients SET email = 'after'")
+    for line, url in ((dump, database_url), (restore, empty_database_url)):
+        program, *words = shlex.split(line.replace("$DATABASE_URL", url))
+        subprocess.run([binaries.bin_folder() / program, *words], cwd=tmp_path, check=True)
+    check(empty_database_url)
+    with psycopg.connect(empty_database_url) as connection:
+        assert connection.execute("SELECT email FROM nexhealth_current.patients").fetchall() == [("after",)]
+        connection.execute("UPDATE nexhealth_patients SET email = 'later'")
+        versions = connection.execute("SELECT fields ->> 'email' FROM nexhealth_history ORDER BY version").fetchall()
+    assert versions == [("before",), ("after",)]
+    assert not [one for one in upgrade(empty_database_url) if HEAD in one]
+
+
+@pytest.fixture
+def roles(server_url: str) -> Iterator[dict[str, str]]:
+    """Names in the page's statements, and those to be used for them; roles and databases go after the test."""
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        mine = {one: f"test_docs_{one}" for one in ("nexhealth_pipeline", "analyst", "DATABASE nexhealth", "dagster")}
+        mine = {one: name.replace(" ", "_").lower() for one, name in mine.items()}
+        yield mine
+        for name in (mine["DATABASE nexhealth"], mine["dagster"]):
+            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+        for name in (mine["analyst"], mine["nexhealth_pipeline"]):
+            connection.execute(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(name)))
+
+
+def renamed(statement: str, names: dict[str, str]) -> bytes:
+    for one, name in names.items():
+        keyword, _, bare = one.rpartition(" ")
+        statement = (
+            re.sub(rf"\b{one}\b(?!_)", f"{keyword} {name}" if keyword else name, statement) if bare else statement
+        )
+    return statement.encode()
+
+
+def test_the_rights_that_are_named_suffice(server_url: str, roles: dict[str, str]) -> None:
+    """The pipeline's role makes a warehouse; an analyst reads its views, those of later releases too, and no table."""
+    administrator, less, views = statements("Rights")
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        for statement in filter(str.strip, administrator.split(";")):
+            connection.execute(renamed(statement, roles))
+    database = make_conninfo(server_url, dbname=roles["DATABASE nexhealth"])
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(renamed("ALTER DATABASE nexhealth OWNER TO CURRENT_USER", roles))
+        connection.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
+        connection.execute(renamed(less, roles))
+    pipeline = make_conninfo(database, user=roles["nexhealth_pipeline"])
+    assert upgrade(pipeline)[0] == f"migrated to {HEAD}"
+    with psycopg.connect(pipeline) as connection:
+        connection.execute("CREATE TEMPORARY TABLE stage (x integer)")
+        connection.execute(renamed(views, roles))
+        connection.execute("CREATE VIEW nexhealth_current.added_later AS SELECT id FROM nexhealth_patients")
+    with psycopg.connect(make_conninfo(database, user=roles["analyst"]), autocommit=True) as connection:
+        names = connection.execute("SELECT viewname FROM pg_views WHERE schemaname = 'nexhealth_current'").fetchall()
+        assert len(names) > len(DECLARED)
+        for (name,) in names:
+            connection.execute(sql.SQL("SELECT * FROM {}").format(sql.Identifier("nexhealth_current", name)))
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute("SELECT FROM public.nexhealth_patients")
+
+
+def test_a_location_that_is_gone_is_left_out_once_somebody_says_so(database_url: str) -> None:
+    location, status = statements("A location or institution joins or leaves")
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        add(connection, COLLECTIONS["institutions"], id=INSTITUTION, subdomain="harbor-smiles", name="Harbor")
+        for number in (348621, 348622):
+            add(connection, COLLECTIONS["locations"], id=number)
+        for source in ("the old one", "the new one"):
+            add(connection, COLLECTIONS["sync_status"], sync_source_type="emr", sync_source_name=source)
+        for statement in (location, status):
+            assert connection.execute(statement.encode()).rowcount == 1
+        assert [one.id for one in load_practices(connection).locations] == [348622]
+        left = connection.execute("SELECT sync_source_name FROM nexhealth_sync_status WHERE deleted_at IS NULL")
+        assert left.fetchall() == [("the new one",)]
+
+
+def add(connection: psycopg.Connection, collection: Collection, /, **values: object) -> None:
+    """Insert a row; what its table requires and `values` lacks is made up."""
+    row = {
+        "institution_id": INSTITUTION,
+        "synced_at": "now",
+        "source_read_at": "now",
+        "row_hash": b"",
+        "raw": "{}",
+        **values,
+    }
+    statement = sql.SQL("INSERT INTO {} ({}) VALUES ({})").format(
+        sql.Identifier(collection.table),
+        sql.SQL(", ").join(map(sql.Identifier, row)),
+        sql.SQL(", ").join(map(sql.Literal, row.values())),
+    )
+    connection.execute(statement)
+
+
+def give(connection: psycopg.Connection, patient: int) -> None:
+    """Let a patient have a row in every collection that knows patients, each with a superseded version, and all beside."""
+    for collection in DECLARED:
+        numbers = [one.name for one in (*collection.columns, *collection.from_request) if one.type is SqlType.BIGINT]
+        row: dict[str, object] = {
+            name: patient for name in collection.key if name != "institution_id" and name in numbers
+        }
+        row |= {name: patient for name in ("patient_id", "guarantor_id") if name in numbers}
+        named = {"patient_id", "guarantor_id", "charge_id", "coverage_id"} & row.keys()
+        if named or collection.name == "patients":
+            add(connection, collection, **row)
+            connection.execute(
+                sql.SQL("UPDATE {} SET deleted_at = now() WHERE {} = {}").format(
+                    sql.Identifier(collection.table), sql.Identifier(next(iter(row))), patient
+                )
+            )
+    connection.execute(
+        "INSERT INTO nexhealth_patient_locations (institution_id, patient_id, location_id, first_seen)"
+        " VALUES (%s, %s, 1, now())",
+        (INSTITUTION, patient),
+    )
+    for collection in [one for one in DECLARED if one.per]:
+        connection.execute(
+            "INSERT INTO nexhealth_child_reads (collection, institution_id, patient_id, read_at, rows)"
+            " VALUES (%s, %s, %s, now(), 1)",
+            (collection.name, INSTITUTION, patient),
+        )
+    notes = [
+        ("charges", f"{patient}9", "{}", f'{{"patient_id":{patient},"x":1}}'),
+        ("patients", str(patient), "{}", "\0"),
+        ("documents", f"{patient}9", f'{{"patient_id": {patient}}}', "{}"),
+        ("coverage_subscribers", "", f'{{"coverage_id": {patient}}}', "{}"),
+    ]
+    for name, record, request, raw in notes:
+        connection.execute(
+            "INSERT INTO nexhealth_quarantine (collection, institution_id, location_id, record_id, field, rule, loaded,"
+            " raw, fingerprint, run_id, request) VALUES (%s, %s, 0, %s, '', '', false, %s, %s, '', %s)",
+            (name, INSTITUTION, record, raw.encode(), f"{name} {patient}".encode(), request),
+        )
+    events = [
+        ("Patient", [patient], "{}"),
+        ("Charge", [1], f'{{"patient_id": "{patient}"}}'),
+        ("Document", [patient], '{"document": "of theirs"}'),
+    ]
+    for kind, ids, payload in events:
+        connection.execute(
+            "INSERT INTO nexhealth_webhook_events (resource_type, resource_ids, payload, institution_id, verdict, status)"
+            " VALUES (%s, %s, %s, %s, 'valid', 'applied')",
+            (kind, ids, payload, INSTITUTION),
+        )
+
+
+def test_a_patient_is_exported_and_erased_whole_and_nobody_else(database_url: str) -> None:
+    collect, export, erase = statements("Exporting or erasing one patient")
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        give(connection, PATIENT)
+        give(connection, OTHER)
+        before = held(connection)
+        connection.execute(collect.encode())
+        exported = {str(name).removeprefix("nexhealth_") for name, _ in connection.execute(export.encode()).fetchall()}
+        assert {name for name in exported if name.startswith("history_")}
+        assert {"quarantine", "webhook_events", "child_reads", "patient_locations"} <= exported
+        theirs = {
+            one.name
+            for one in DECLARED
+            if {"patient_id", "charge_id", "coverage_id"} & {each.name for each in (*one.columns, *one.from_request)}
+        }
+        assert theirs | {"patients", "guarantor_balances"} <= exported
+        connection.execute(erase.encode())
+        left = held(connection)
+        assert left == {name: count / 2 for name, count in before.items()}
+        connection.execute(collect.encode())
+        assert connection.execute(export.encode()).fetchall() == []
+        assert connection.execute("SELECT count(*) FROM nexhealth_webhook_events").fetchone() == (6,)
+
+
+def held(connection: psycopg.Connection) -> dict[str, float]:
+    """Rows of every table that holds something of patients, by table."""
+    beside = ("history", "quarantine", "child_reads", "patient_locations")
+    counted = {one: f"SELECT count(*) FROM nexhealth_{one}" for one in (*COLLECTIONS, *beside)}
+    counted["webhook_events"] = "SELECT count(payload) FROM nexhealth_webhook_events"
+    rows = {name: connection.execute(query.encode()).fetchone() for name, query in counted.items()}
+    return {name: row[0] for name, row in rows.items() if row and row[0]}
