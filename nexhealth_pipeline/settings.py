@@ -54,9 +54,9 @@ class Settings(BaseModel):
     home: Annotated[Path | None, Field(alias="NEXHEALTH_HOME")] = None
     """State of the embedded default; unset = `.nexhealth/` in a checkout, else the user's data folder."""
     concurrency: Annotated[int, Field(alias="NEXHEALTH_CONCURRENCY", ge=1, le=64)] = 6
-    """Slices under one of the API's minute limits (and patients' documents) read at once in one run."""
+    """How many slices a run reads at once under each of the API's two limits a minute; as many lists of single rows beside them."""
     batch_pages: Annotated[int, Field(alias="NEXHEALTH_BATCH_PAGES", ge=1, le=100)] = 6
-    """Pages committed together in one transaction, at most: more than two slices at once share what two may hold."""
+    """Most pages that one transaction commits; of more than two slices at once each has fewer, together as many as two."""
     overlap_minutes: Annotated[int, Field(alias="NEXHEALTH_OVERLAP_MINUTES", ge=0, le=10080)] = 60
     """Minutes subtracted from a watermark when it is used."""
     timeout_seconds: Annotated[float, Field(alias="NEXHEALTH_TIMEOUT_SECONDS", gt=0, le=600)] = 60.0
@@ -96,7 +96,7 @@ class Settings(BaseModel):
     quarantine_days: Annotated[int, Field(alias="NEXHEALTH_QUARANTINE_DAYS", ge=1, le=3650)] = 90
     """Days that resolved rows of the quarantine are kept; open ones stay."""
     history_months: Annotated[int | None, Field(alias="NEXHEALTH_HISTORY_MONTHS", ge=1, le=1200)] = None
-    """Months that superseded versions of rows are kept; unset = for ever."""
+    """Months that superseded versions of rows are kept (of each record the last one always); unset = for ever."""
     dagster_days: Annotated[int, Field(alias="NEXHEALTH_DAGSTER_DAYS", ge=3, le=3650)] = 30
     """Days that Dagster's database keeps runs and events; the last event of each partition and check stays."""
     log_level: Annotated[str, Field(alias="NEXHEALTH_LOG_LEVEL", pattern="^(DEBUG|INFO|WARNING|ERROR)$")] = "INFO"

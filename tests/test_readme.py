@@ -4,12 +4,14 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 
+from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import load_settings
 from nexhealth_pipeline.warehouse.connect import warehouse_url
@@ -49,6 +51,38 @@ def test_its_queries_run(database_url: str) -> None:
     with psycopg.connect(database_url) as connection:
         for query in queries:
             connection.execute(query)
+
+
+def test_the_change_feed_s_example_hands_out_what_changed_since(database_url: str) -> None:
+    """The statements as they stand, and a change between them."""
+    begin, go_on = (one.encode() for one in re.findall(r"```sql\n(.*?)```", TEXT, re.DOTALL) if "my_cursor" in one)
+    deadline = time.monotonic() + 60
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(begin)
+        assert connection.execute(go_on).fetchall() == []
+        connection.execute(
+            "INSERT INTO nexhealth_patients (institution_id, id, synced_at, source_read_at, row_hash)"
+            " VALUES (7, 8, now(), now(), '')"
+        )
+        # Handed out once every older transaction of the server has ended: other tests have some.
+        while not (found := connection.execute(go_on).fetchall()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert [row[1:4] for row in found] == [("patients", 7, 8)]
+        connection.execute("UPDATE my_cursor SET cursor = %s", (found[-1][0],))
+        assert connection.execute(go_on).fetchall() == []
+
+
+def test_every_table_has_its_bound(database_url: str) -> None:
+    """A table that is missing there is one that grows and nobody knows of."""
+    _, _, section = TEXT.partition("\n## What grows, and how far\n")
+    named = set(re.findall(r"`(nexhealth_\w+)`", section.partition("\n## ")[0]))
+    with psycopg.connect(database_url) as connection:
+        found = connection.execute(
+            "SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')"
+            " AND NOT relispartition"
+        )
+        tables = {name for (name,) in found}
+    assert tables - {one.table for one in DECLARED} == named
 
 
 @pytest.fixture
