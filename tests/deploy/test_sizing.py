@@ -9,7 +9,7 @@ import pytest
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.sync.options import Mode
 
-from .files import GUIDE, ROOT
+from .files import GUIDE, INSTANCE, ROOT
 
 
 @pytest.fixture(scope="module")
@@ -48,4 +48,15 @@ def test_requests_are_those_of_the_readme(sizing: ModuleType) -> None:
 def test_a_key_is_enough_for_as_many_locations_as_the_guide_says(sizing: ModuleType) -> None:
     """Between eight in the evening and the morning's catch-up there are some eight hours."""
     assert "about 550 locations" in GUIDE
-    assert 6 < float(sizing.hours(sizing.night(550, sizing.ON))) < 8
+    night = sizing.night(550, sizing.ON)
+    assert 6 < float(sizing.hours(night, night)) < 8
+
+
+def test_with_many_keys_the_cores_are_what_limits(sizing: ModuleType) -> None:
+    """A hundred keys' limits let a night of 1,000 locations through in minutes; three runs' cores do not."""
+    of_a_key, of_all = sizing.night(10, sizing.ON), sizing.night(1000, sizing.ON)
+    client, _ = sizing.cpu(of_all)
+    assert sizing.hours(of_a_key, of_all) == f"{client / sizing.RUNS_AT_ONCE / 3600:.1f}"
+    assert float(sizing.hours(of_a_key, of_all)) > float(sizing.hours(of_a_key, of_a_key))
+    limits = {one["key"]: one["limit"] for one in INSTANCE["concurrency"]["runs"]["tag_concurrency_limits"]}
+    assert limits["nexhealth/bulk"] == sizing.RUNS_AT_ONCE
