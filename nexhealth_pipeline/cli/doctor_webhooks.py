@@ -57,7 +57,11 @@ def _active(client: NexHealthClient, known: list[Endpoint]) -> Iterator[Finding]
     for endpoint in known:
         name = names.get(endpoint.key_hash)
         if name is None:
-            yield _warning(endpoint, "its API key is not among the settings", "Add that key, or set webhooks up again.")
+            fix = (
+                f"Add that key; or, with the key that replaced it, run `nexhealth webhooks setup {endpoint.target_url}`; "
+                f"or forget it: `nexhealth webhooks remove {endpoint.target_url} --forget`."
+            )
+            yield _warning(endpoint, "its API key is not among the settings", fix)
             continue
         try:
             if name not in listed:

@@ -96,21 +96,29 @@ def show(*, as_json: bool, demo: bool) -> int:
 @webhooks.command()
 @click.argument("url", required=False)
 @click.option("--all", "everything", is_flag=True, help="All our endpoints, whatever their URL.")
+@click.option("--forget", is_flag=True, help="Delete none, but forget those whose API key is not among the settings.")
 @_json_option
-def remove(url: str | None, *, everything: bool, as_json: bool) -> int:
+def remove(url: str | None, *, everything: bool, forget: bool, as_json: bool) -> int:
     """Delete our endpoint with URL.
 
-    And with it its subscriptions: NexHealth posts nothing more to it. What was received stays.
+    And with it its subscriptions: NexHealth posts nothing more to it. What was received stays. Without its API key an
+    endpoint cannot be deleted; one that is forgotten is checked no more, and what NexHealth may still post to it is
+    refused.
     """
     from nexhealth_pipeline.webhooks.registration import remove as remove_at_nexhealth
 
     if (url is None) != everything:
         raise InvalidSetting("give the endpoint's URL, or --all" + (": not both" if everything else ""))
     with _told_as_json(as_json), _session(account()) as session:
-        done = remove_at_nexhealth(session, url)
+        done = remove_at_nexhealth(session, url, forget=forget)
     lines = [f"endpoint {number} deleted: {address}" for number, address in done.removed]
+    lines += [f"endpoint {number} forgotten: {address}" for number, address in done.forgotten]
     lines += [f"failed: {what}: {reason}" for what, reason in done.failures]
-    click.echo(json.dumps(done.as_json()) if as_json else "\n".join(lines or ["nothing is registered"]))
+    click.echo(
+        json.dumps(done.as_json())
+        if as_json
+        else "\n".join(lines or ["nothing to forget" if forget else "nothing is registered"])
+    )
     return done.exit_status
 
 

@@ -27,7 +27,13 @@ from nexhealth_pipeline.webhooks.endpoints import (
 from nexhealth_pipeline.webhooks.remote import Remote, RemoteEndpoint
 from nexhealth_pipeline.webhooks.sealing import Sealer
 
-__all__ = ["EndpointState", "Verdict", "check_endpoints", "delete_if_due", "learn_secret"]
+__all__ = ["KEY_GONE", "EndpointState", "Verdict", "check_endpoints", "delete_if_due", "learn_secret"]
+
+KEY_GONE = (
+    "its API key is not among the settings: add it; or, with the key that replaced it, run `nexhealth webhooks setup URL`;"
+    " or forget it with `nexhealth webhooks remove URL --forget`"
+)
+"""Why nothing can be done about an endpoint whose key is not set (any more)."""
 
 
 class Verdict(StrEnum):
@@ -89,7 +95,7 @@ def _check_key(
     connection: psycopg.Connection, remote: Remote | None, sealer: Sealer, known: Iterable[Endpoint]
 ) -> list[EndpointState]:
     if remote is None:
-        return [_state(one, Verdict.UNKNOWN, "its API key is not among the settings") for one in known]
+        return [_state(one, Verdict.UNKNOWN, KEY_GONE) for one in known]
     try:
         listed = {one.id: one for one in remote.endpoints()}
     except ApiError as error:

@@ -27,6 +27,7 @@ __all__ = [
     "Holed",
     "LiveSecret",
     "Subscription",
+    "adopt",
     "alone",
     "filled",
     "known_endpoints",
@@ -168,6 +169,19 @@ def known_endpoints(connection: psycopg.Connection, key_hashes: AnyCollection[st
             " AND (%(any)s OR key_hash = ANY(%(hashes)s)) ORDER BY endpoint_id, key_hash",
             {"any": key_hashes is None, "hashes": list(key_hashes or ())},
         ).fetchall()
+
+
+def adopt(connection: psycopg.Connection, key_hash: str, endpoint_ids: Iterable[int], present: Iterable[str]) -> None:
+    """Take over, for a key that lists these endpoints, those that a key had which is not among the `present` ones.
+
+    An account whose API key was replaced has the same endpoints as before, with the secrets that are stored here.
+    """
+    connection.execute(
+        "UPDATE nexhealth_webhooks w SET key_hash = %(key_hash)s WHERE endpoint_id = ANY(%(ids)s) AND removed_at IS NULL"
+        " AND key_hash <> ALL(%(present)s) AND NOT EXISTS (SELECT FROM nexhealth_webhooks other"
+        "  WHERE other.key_hash = %(key_hash)s AND other.endpoint_id = w.endpoint_id)",
+        {"key_hash": key_hash, "ids": list(endpoint_ids), "present": list(present)},
+    )
 
 
 def store(

@@ -19,6 +19,7 @@ from nexhealth_pipeline.webhooks.checking import delete_if_due, learn_secret
 from nexhealth_pipeline.webhooks.endpoints import (
     Endpoint,
     Subscription,
+    adopt,
     known_endpoints,
     record_active,
     record_inactive,
@@ -124,6 +125,8 @@ class KeyWork:
         """
         listed = self._remote.endpoints()
         by_id = {one.id: one for one in listed}
+        client = self._order.session.client
+        adopt(self._connection, self._hash, by_id, [client.key_hash(name) for name in client.key_names()])
         known = {one.endpoint_id: one for one in self._known()}
         candidates = sorted(
             (one for one in listed if one.target_url == self._url and not _retiring(known.get(one.id))),

@@ -21,7 +21,7 @@ from nexhealth_pipeline.errors import ApiError, InvalidSetting, KeyRefused, Miss
 from nexhealth_pipeline.sync.practice import load_practices
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.warehouse.connect import driver_errors
-from nexhealth_pipeline.webhooks.checking import check_endpoints
+from nexhealth_pipeline.webhooks.checking import KEY_GONE, check_endpoints
 from nexhealth_pipeline.webhooks.endpoints import alone, known_endpoints, record_removed, reseal
 from nexhealth_pipeline.webhooks.registering import Counter, Institutions, KeySetUp, KeyWork, Order
 from nexhealth_pipeline.webhooks.remote import Remote
@@ -63,10 +63,12 @@ class SetUp:
 
 @dataclass(slots=True)
 class Removal:
-    """What was deleted at NexHealth."""
+    """What was deleted at NexHealth, or forgotten."""
 
     removed: list[tuple[int, str]] = field(default_factory=list)
     """(endpoint id, URL)"""
+    forgotten: list[tuple[int, str]] = field(default_factory=list)
+    """The same, of those that NexHealth may still have."""
     failures: list[tuple[str, str]] = field(default_factory=list)
 
     @property
@@ -78,6 +80,7 @@ class Removal:
         """All of it, for programs."""
         return {
             "removed": [{"endpoint_id": number, "url": url} for number, url in self.removed],
+            "forgotten": [{"endpoint_id": number, "url": url} for number, url in self.forgotten],
             "failures": [{"what": what, "reason": reason} for what, reason in self.failures],
             "exit_status": self.exit_status,
         }
@@ -121,8 +124,11 @@ def set_up(
     return done
 
 
-def remove(session: SyncSession, url: str | None) -> Removal:
+def remove(session: SyncSession, url: str | None, *, forget: bool = False) -> Removal:
     """Delete our endpoints with `url`, or all (None), and with them their subscriptions.
+
+    `forget` deletes nothing: endpoints whose API key is not among the settings, and those alone, count as removed here,
+    since nobody can delete them at NexHealth any more.
 
     Raises InvalidSetting where none has that URL, WarehouseError, Cancelled; what the API refuses is in the result.
     """
@@ -138,9 +144,13 @@ def remove(session: SyncSession, url: str | None) -> Removal:
         names = {session.client.key_hash(name): name for name in session.client.key_names()}
         for endpoint in chosen:
             name = names.get(endpoint.key_hash)
+            if forget:
+                if name is None:
+                    record_removed(connection, endpoint)
+                    done.forgotten.append((endpoint.endpoint_id, endpoint.target_url))
+                continue
             if name is None:
-                reason = "its API key is not among the settings: add it, then run this again"
-                done.failures.append((endpoint.label, reason))
+                done.failures.append((endpoint.label, KEY_GONE))
                 continue
             try:
                 Remote(session.client, name).delete(endpoint.endpoint_id)

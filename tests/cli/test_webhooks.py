@@ -54,9 +54,26 @@ def test_set_up_list_and_remove(nexhealth: Run, settings: dict[str, str], sandbo
     removed = nexhealth("webhooks", "remove", URL, **settings)
     assert removed.out.splitlines() == [f"endpoint 16001 deleted: {URL}", f"endpoint 16002 deleted: {URL}"]
     assert nexhealth("webhooks", "remove", "--all", **settings).out == "nothing is registered\n"
+    assert nexhealth("webhooks", "remove", "--all", "--forget", **settings).out == "nothing to forget\n"
     gone = nexhealth("webhooks", "remove", URL, **settings)
     assert (gone.status, "none is registered" in gone.err) == (2, True)
     assert sandbox.webhooks.registry.endpoints == []
+
+
+def test_an_endpoint_of_a_key_that_is_gone_is_forgotten_where_that_is_asked_for(
+    nexhealth: Run, settings: dict[str, str], sandbox: SandboxServer
+) -> None:
+    """The message of a removal that cannot be names the option; NexHealth is not asked for it."""
+    assert nexhealth("webhooks", "setup", URL, **settings).status == 0
+    with psycopg.connect(settings["DATABASE_URL"], autocommit=True) as connection:
+        connection.execute("UPDATE nexhealth_webhooks SET key_hash = 'of a key that is not set'")
+    refused = nexhealth("webhooks", "remove", URL, **settings)
+    assert (refused.status, "--forget" in refused.out) == (1, True)
+    forgotten = nexhealth("webhooks", "remove", URL, "--forget", "--json", **settings)
+    assert forgotten.status == 0
+    assert json.loads(forgotten.out)["forgotten"] == [{"endpoint_id": 16001, "url": URL}]
+    assert nexhealth("webhooks", "list", **settings).out.startswith("nothing is registered")
+    assert [one.id for one in sandbox.webhooks.registry.endpoints] == [16001]
 
 
 def test_a_path_that_the_receiver_answers_with_404_is_warned_of(nexhealth: Run, settings: dict[str, str]) -> None:

@@ -36,9 +36,13 @@ class Account:
         with self.opened(**(settings or {})) as session:
             return set_up(session, url, **options)
 
-    def remove(self, url: str | None) -> Removal:
+    def remove(self, url: str | None, *, forget: bool = False) -> Removal:
         with self.opened() as session:
-            return remove(session, url)
+            return remove(session, url, forget=forget)
+
+    def lose_key(self) -> None:
+        """Let every endpoint be one of a key that is not set any more."""
+        self.db.execute("UPDATE nexhealth_webhooks SET key_hash = 'of a key that is not set'")
 
     @property
     def rows(self) -> list[Endpoint]:

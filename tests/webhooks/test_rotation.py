@@ -5,14 +5,13 @@ from datetime import timedelta
 import pytest
 
 from nexhealth_pipeline.errors import InvalidSetting
-from nexhealth_pipeline.webhooks.endpoints import (
-    OVERLAP,
-)
+from nexhealth_pipeline.warehouse.webhook_health import examine
+from nexhealth_pipeline.webhooks.endpoints import OVERLAP
 from nexhealth_pipeline.webhooks.registration import Removal
 from tests.client.stub import refusal
 
 from .account import EVENTS, EVERYTHING, URL, Account
-from .vendor import HARBOR, WILLOW
+from .vendor import HARBOR, WILLOW, without_secrets
 
 
 def test_a_rotation_moves_the_subscriptions_and_both_secrets_live_for_49_hours(account: Account) -> None:
@@ -81,6 +80,40 @@ def test_what_cannot_be_removed_is_named_and_stays_known(account: Account) -> No
     done = account.remove(None)
     assert (done.exit_status, [what for what, _ in done.failures]) == (1, ["endpoint 16001"])
     account.vendor.meddle = lambda seen: None
-    account.db.execute("UPDATE nexhealth_webhooks SET key_hash = 'of a key that is not set'")
-    assert "key" in account.remove(None).failures[0][1]
+    account.lose_key()
+    assert "--forget" in account.remove(None).failures[0][1]
     assert len(account.rows) == 1
+
+
+def test_with_a_new_api_key_the_endpoints_of_the_old_one_are_gone_on_with(account: Account) -> None:
+    """Their secrets are known here alone: NexHealth need not show them, and nothing is made, moved or deleted."""
+    account.set_up()
+    account.lose_key()
+    account.vendor.stub.seen.clear()
+    account.vendor.alter = without_secrets
+    account.set_up()
+    assert account.vendor.changes() == []
+    assert account.is_right()
+    assert account.remove(URL).removed == [(16001, URL)]
+
+
+def test_an_endpoint_whose_key_is_gone_can_be_forgotten_and_no_other(account: Account) -> None:
+    """Else `endpoint_active` failed for ever: a revoked key cannot be set again."""
+    account.set_up()
+    account.lose_key()
+    account.vendor.box.webhooks.registry.remove_endpoint(16001)
+    account.set_up()
+    account.db.execute("UPDATE nexhealth_webhooks SET checked_at = now() - interval '1 day' WHERE endpoint_id = 16001")
+    assert failing(account) == {"endpoint_active": 1}
+    account.vendor.stub.seen.clear()
+    done = account.remove(URL, forget=True)
+    assert (done.forgotten, done.removed, done.exit_status) == ([(16001, URL)], [], 0)
+    assert account.vendor.changes() == []
+    assert failing(account) == {}
+    assert account.is_right()
+    assert account.remove(None, forget=True) == Removal()
+
+
+def failing(account: Account) -> dict[str, int]:
+    """Failed rules of continuous sync, and how often."""
+    return {one.rule.name: one.count for one in examine(account.db, silence_hours=24) if one.count}
