@@ -29,6 +29,22 @@ def collections() -> str:
     return "\n".join(lines)
 
 
+def not_copied() -> str:
+    """A row for everything of the API that no table holds."""
+    from nexhealth_pipeline.catalog.collections import DECLARED
+    from nexhealth_pipeline.catalog.openapi import NOT_ASKED, NOT_COPIED
+
+    lines = ["| not copied | why |", "|---|---|"]
+    lines += [f"| `GET {path.replace('{}', '{id}')}` | {why} |" for path, why in NOT_COPIED.items()]
+    lines += [f"| `GET {path.replace('{}', '{id}')}`: `{name}` | {why} |" for (path, name), why in NOT_ASKED.items()]
+    sensitive = [(one.table, ".".join(field)) for one in DECLARED for field in one.sensitive]
+    lines += [
+        f"| `{table}`: `{field}` | too sensitive to keep: it is taken out of `raw` as well |"
+        for table, field in sensitive
+    ]
+    return "\n".join(lines)
+
+
 def settings() -> str:
     """A row for every setting."""
     from nexhealth_pipeline.settings import Settings
@@ -72,7 +88,12 @@ def checks() -> str:
 
 
 SECTIONS: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"collections": collections, "settings": settings, "commands": commands},
+    "README.md": {
+        "collections": collections,
+        "not copied": not_copied,
+        "settings": settings,
+        "commands": commands,
+    },
     "docs/operations.md": {"checks": checks},
 }
 """What makes each section, by file."""

@@ -13,19 +13,36 @@ from nexhealth_pipeline.catalog.collection import Collection, Scope, SqlType
 from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
 from nexhealth_pipeline.catalog.paging import Paging
 
-__all__ = ["KNOWN_INCLUDES", "NOT_COPIED", "Difference", "compare"]
+__all__ = ["KNOWN_INCLUDES", "NOT_ASKED", "NOT_COPIED", "Difference", "compare"]
 
 Node = dict[str, Any]
 
 NOT_COPIED: dict[str, str] = {
-    "/appointments/{}/appointment_descriptors": "the location's list has them all",
-    "/appointment_types/{}/appointment_descriptors": "the location's list has them all",
+    "/appointments/{}/appointment_descriptors": (
+        "a request for each visit; the location's list has all descriptors, but not which of them a visit has"
+    ),
+    "/appointment_types/{}/appointment_descriptors": (
+        "a request for each type and location; the location's list has all descriptors, but not which of them a type has"
+    ),
     "/available_slots": "computed for each question, nothing to keep",
     "/onboardings": "about accounts, not about the practice",
     "/webhook_endpoints": "settings of the receiver, with its secret",
     "/webhook_endpoints/{}/webhook_subscriptions": "settings of the receiver",
 }
 """Lists that no collection reads, and why; `{}` stands for an id."""
+
+NOT_ASKED: dict[tuple[str, str], str] = {
+    ("/appointments/{}", "booking_details"): (
+        "how a visit was booked online, and by which campaign: a request for each visit"
+    ),
+    ("/insurance_plans/{}", "fee_schedule"): "which price list a plan goes by: a request for each plan",
+    ("/operatories", "appointment_types"): (
+        "which kinds of visit a room is for; `nexhealth_working_hours` has them by provider, room and time"
+    ),
+    ("/operatories", "appt_categories"): "the API does not say what it would bring",
+    ("/providers", "appointment_types"): "which kinds of visit a provider takes: as for rooms",
+}
+"""What only a value of `include[]` brings that no sync sends, and why; the others repeat what tables of their own hold."""
 
 KNOWN_INCLUDES: dict[str, frozenset[str]] = {
     "/appointment_types": frozenset({"descriptors"}),

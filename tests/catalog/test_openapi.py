@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from nexhealth_pipeline.catalog.collections import DECLARED
-from nexhealth_pipeline.catalog.openapi import KNOWN_INCLUDES, NOT_COPIED, compare
+from nexhealth_pipeline.catalog.openapi import KNOWN_INCLUDES, NOT_ASKED, NOT_COPIED, compare
 
 SPEC = Path(__file__).resolve().parents[3] / "shared" / "nexhealth" / "openapi-v3.0.0.json"
 with_spec = pytest.mark.skipif(not SPEC.exists(), reason="the vendor's OpenAPI file is not beside this checkout")
@@ -65,6 +66,26 @@ def test_the_version_that_was_declared_shows_no_difference(spec: Node) -> None:
     assert compare(spec) == []
     bare = {path.replace("{id}", "{}") for path in spec["paths"]}
     assert set(NOT_COPIED) | set(KNOWN_INCLUDES) <= bare
+
+
+@with_spec
+def test_what_is_not_asked_for_is_offered(spec: Node) -> None:
+    """README tells of it, and of nothing that could not be had."""
+    for path, name in NOT_ASKED:
+        whole = path.replace("{}", "{id}")
+        assert name in parameter(spec, whole, "include[]")["schema"]["items"]["enum"]
+
+
+def test_what_is_not_asked_for_no_declaration_asks_for() -> None:
+    asked = {
+        (re.sub(r"\{\w+\}", "{}", one.path), value)
+        for one in DECLARED
+        for each in one.passes
+        for name, value in each.params
+        if name == "include[]"
+    }
+    assert ("/charges", "claim_payouts") in asked
+    assert not asked & NOT_ASKED.keys()
 
 
 def _new_list(spec: Node) -> None:
