@@ -16,7 +16,9 @@ from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.sync.practice import load_practices
 from nexhealth_pipeline.warehouse import binaries
+from nexhealth_pipeline.warehouse.checks import CHECKS
 from nexhealth_pipeline.warehouse.migrate import HEAD, check, upgrade
+from nexhealth_pipeline.warehouse.webhook_health import HEALTH_RULES
 from nexhealth_pipeline.webhooks.metrics import Metrics
 from tests.command_lines import OURS, parse
 
@@ -76,6 +78,19 @@ def test_every_metric_is_one_of_the_receiver_s() -> None:
     metrics.answered(503, "unavailable", 0.1)
     assert len(named) == 3
     assert not [name for name in named if f"\n{name}" not in metrics.text().decode()]
+
+
+def test_every_check_that_is_named_applies_to_the_collection_of_its_repair() -> None:
+    _, _, repairs = GUIDE.partition("\n## Repairs\n")
+    rows = [row.split("|")[1:3] for row in repairs.splitlines() if row.startswith("| ")]
+    known = {(one.rule.name, one.collection.name) for one in CHECKS}
+    for symptom, command in rows:
+        checks = {name for name, _ in known} & set(re.findall(r"`(\w+)`", symptom))
+        asked = re.search(r"--resource (\w+)", command)
+        assert not (checks and asked) or any((name, asked[1]) in known for name in checks), symptom
+    named = set(re.findall(r"`([a-z]+_[a-z_]+)`", repairs))
+    assert named == named & ({name for name, _ in known} | {one.name for one in HEALTH_RULES})
+    assert len(named) > 5
 
 
 @pytest.mark.parametrize("page", LINKING, ids=lambda path: str(path.relative_to(ROOT)))
