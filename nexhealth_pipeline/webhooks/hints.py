@@ -38,6 +38,8 @@ _NO_OWNER = "it does not say which patient's list it belongs to"
 _NOT_FOUND = f"{_NO_OWNER}, and the likeliest lacked it; the nightly rotation reads all of them"
 _NOWHERE = f"{_NO_OWNER}, and no list has it"
 _IN_WORK = "another run reads it just now"
+_Ready = dict[int, dict[int, Slice]]
+"""Slices of one collection by institution and location; 0 where it is none in particular."""
 _GRAVITY = (Outcome.PARKED, Outcome.FAILED, Outcome.WAITING, Outcome.APPLIED, Outcome.SUPERSEDED)
 """Of an event that several slices were read for, the first of these holds."""
 
@@ -72,6 +74,7 @@ class HintReader:
         self._session = session
         self._connection = connection
         self._practices = practices
+        self._owners = {one.id: one.owner_id for one in practices.locations}
         self._touched = touched
         self._single_reads = single_reads
         self._rows = 0
@@ -161,29 +164,52 @@ class HintReader:
         return bool(row and row[0])
 
     def _slices(self, told: Sequence[Told]) -> Iterator[tuple[int, _Answer]]:
-        asked: dict[Slice, _Asked] = {}
-        watermarks = load_watermarks(self._connection, sorted({one.feed.collection.name for one in told}))
+        groups: dict[str, list[Told]] = {}
         for one in told:
-            if one.feed.collection.per is not None:
-                continue
-            ready = self._ready(one, watermarks)
-            if not ready:
-                yield one.event.id, _Answer(Outcome.SUPERSEDED, f"{one.feed.collection.name}: {_NOT_READ_YET}")
-            for piece in ready:
-                asked.setdefault(piece, _Asked(piece)).events.add(one.event.id)
+            if one.feed.collection.per is None:
+                groups.setdefault(one.feed.collection.name, []).append(one)
+        watermarks = load_watermarks(self._connection, sorted(groups))
+        asked: dict[Slice, _Asked] = {}
+        for name, group in groups.items():
+            # Once for all of them: it looks at every month of every location.
+            ready = self._ready(group, watermarks)
+            for one in group:
+                if self._session.stop.is_set():
+                    return
+                pieces = self._asked_by(one, ready)
+                if not pieces:
+                    yield one.event.id, _Answer(Outcome.SUPERSEDED, f"{name}: {_NOT_READ_YET}")
+                for piece in pieces:
+                    asked.setdefault(piece, _Asked(piece)).events.add(one.event.id)
         yield from self._read_slices(asked)
 
-    def _ready(self, told: Told, watermarks: Mapping[PassKey, datetime]) -> list[Slice]:
-        """The slices the event is about that were read completely before."""
-        today = self._today()
-        pieces = [
-            piece
-            for piece in _pieces(told.feed.collection, self._practices, watermarks, today)
-            if piece.institution in (None, told.institution)
-        ]
-        if (named := self._named(told)) is not None:
-            pieces = [piece for piece in pieces if piece.location_id in named or not piece.location]
-        return [piece for piece in pieces if _is_complete(piece, watermarks, today)]
+    def _ready(self, told: Sequence[Told], watermarks: Mapping[PassKey, datetime]) -> _Ready:
+        """The slices that events of one collection may be about and that were read completely before."""
+        collection, today = told[0].feed.collection, self._today()
+        ready: _Ready = {}
+        for piece in _pieces(collection, self._concerned(told), watermarks, today):
+            if _is_complete(piece, watermarks, today):
+                ready.setdefault(piece.institution_id, {})[piece.location_id] = piece
+        return ready
+
+    def _concerned(self, told: Sequence[Told]) -> Practices:
+        """So much of the practices as events of one collection are about."""
+        institutions = {one.institution for one in told}
+        # Whoever lists a whole institution may have to ask each of its locations.
+        by_place = told[0].feed.collection.scope in (Scope.LOCATION, Scope.LOCATION_MONTH)
+        whole = {one.institution.id for one in told if not (by_place and one.locations)}
+        named = {number for one in told for number in self._named(one) or ()}
+        return Practices(
+            tuple(one for one in self._practices.institutions if one in institutions),
+            tuple(one for one in self._practices.locations if one.institution.id in whole or one.id in named),
+        )
+
+    def _asked_by(self, told: Told, ready: _Ready) -> list[Slice]:
+        """The slices that one event is about; key-wide ones are everybody's."""
+        found = ready.get(0) or ready.get(told.institution.id, {})
+        named = self._named(told)
+        numbers = found if named is None else sorted({0} | named)
+        return [found[number] for number in numbers if number in found]
 
     def _named(self, told: Told) -> set[int] | None:
         """Locations to read: those the records name, and whoever reads for them; None = all."""
@@ -191,7 +217,7 @@ class HintReader:
             return None
         passes = told.feed.collection.passes
         owned = any(pass_.reader is Reader.OWNER for pass_ in passes)
-        owners = {one.owner_id for one in self._practices.locations if one.id in told.locations} if owned else set()
+        owners = {self._owners[id_] for id_ in told.locations if id_ in self._owners} if owned else set()
         return told.locations | owners
 
     def _read_slices(self, asked: Mapping[Slice, _Asked]) -> Iterator[tuple[int, _Answer]]:
