@@ -5,14 +5,23 @@ Each step looks first and changes then, so that a set-up that was killed anywher
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Set as AnySet
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
 import psycopg
 
-from nexhealth_pipeline.errors import ApiError, BadRequest, InvalidSetting, NoAccess, ServerFailed, TryLater
+from nexhealth_pipeline.errors import (
+    ApiError,
+    BadRequest,
+    InvalidSetting,
+    MissingSetting,
+    NoAccess,
+    ServerFailed,
+    TryLater,
+)
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.webhooks.attempts import attempt_begins, attempt_over, ours_among
 from nexhealth_pipeline.webhooks.checking import delete_if_due, learn_secret
@@ -115,6 +124,7 @@ class KeyWork:
         self._connection, self._sealer, self._url = order.connection, order.sealer, order.url
         client = order.session.client
         self._hash = client.key_hash(name)
+        self._reached = {one for one in order.subdomains.values() if self._reaches(one)}
         self._remote = DryRemote(client, name) if order.dry_run else Remote(client, name)
         self._done = KeySetUp(name, 0, institutions=len(institutions))
 
@@ -262,15 +272,34 @@ class KeyWork:
         sources = [one.endpoint_id for one in retired if one.subscriptions or one.endpoint_id == fresh]
         results = self._in_threads(current, [*orphans, *sources])
         settled = [one for result in results for one in result.subscriptions]
-        record_subscriptions(self._connection, current, settled)
+        known = self._record(current, settled, {one.subdomain for one in results if one.settled})
         for one in retired:
             if one.endpoint_id in sources:
-                left = [each for result in results for each in result.left_behind.get(one.endpoint_id, [])]
-                record_subscriptions(self._connection, one, left)
+                seen = [result for result in results if one.endpoint_id in result.left_behind]
+                left = [each for result in seen for each in result.left_behind[one.endpoint_id]]
+                self._record(one, left, {result.subdomain for result in seen})
         self._add_up(results)
         if self._order.prune:
             failed = {one.institution_id for one in results if one.failures}
-            self._prune_subscriptions(current, settled, failed)
+            dropped = self._prune_subscriptions(current, settled, failed)
+            record_subscriptions(self._connection, current, [one for one in known if one.id not in dropped])
+
+    def _record(self, endpoint: Endpoint, found: Sequence[Subscription], seen: AnySet[str]) -> list[Subscription]:
+        """Remember what it is subscribed to: what was `found`, and what was before of institutions not `seen` just now.
+
+        Those may have been refused, or not asked for; of one that the key reaches no more nothing is kept.
+        """
+        unseen = self._reached - seen
+        ids = {one.id for one in found}
+        known = [*found, *(one for one in endpoint.subscribed if one.subdomain in unseen and one.id not in ids)]
+        record_subscriptions(self._connection, endpoint, known)
+        return known
+
+    def _reaches(self, subdomain: str) -> bool:
+        """Whether the institution's key is this one."""
+        with suppress(MissingSetting):
+            return self._order.session.client.key_hash(subdomain) == self._hash
+        return False
 
     def _in_threads(self, current: Endpoint, sources: Sequence[int]) -> list[Subscribed]:
         session = self._order.session
@@ -304,18 +333,21 @@ class KeyWork:
 
     # Pruning -----------------------------------------------------------------------------------------------------
 
-    def _prune_subscriptions(self, current: Endpoint, kept: Iterable[Subscription], failed: set[int]) -> None:
-        """Delete what this endpoint is told of and nobody wants; of an institution that was refused nothing."""
+    def _prune_subscriptions(self, current: Endpoint, kept: Iterable[Subscription], failed: set[int]) -> set[int]:
+        """Delete what this endpoint is told of and nobody wants, of an institution that was refused nothing; their ids."""
         wanted = {one.id for one in kept}
+        dropped: set[int] = set()
         for found in self._remote.subscriptions(current.endpoint_id):
             if found.id in wanted or found.institution_id in failed:
                 continue
             subdomain = self._order.subdomains.get(found.institution_id or self._institutions[0][0])
             try:
                 self._remote.drop(current.endpoint_id, found.id, subdomain)
-                self._done.subscriptions_removed += 1
+                dropped.add(found.id)
             except (NoAccess, BadRequest) as error:
                 self._order.failures.append((subdomain or f"institution {found.institution_id}", str(error)))
+        self._done.subscriptions_removed += len(dropped)
+        return dropped
 
     def _delete(self, endpoint_ids: Iterable[int]) -> None:
         for number in endpoint_ids:

@@ -53,8 +53,10 @@ class Subscribed:
     institution_id: int
     subdomain: str
     subscriptions: list[Subscription] = field(default_factory=list)
+    settled: bool = False
+    """These are all; else what was known of the institution before may be there as well."""
     left_behind: dict[int, list[Subscription]] = field(default_factory=dict)
-    """Wanted ones that could not be moved off another endpoint, by its id."""
+    """Wanted ones that could not be moved off another endpoint, by its id; only those that were looked through."""
     created: int = 0
     resumed: int = 0
     moved: int = 0
@@ -109,6 +111,7 @@ class Subscriber:
             if topic.resource_type not in self._refused:
                 self._settle_one(topic, have.get(topic.key, []))
         self._judge_refusals()
+        self._done.settled = True
 
     def _settle_one(self, topic: Topic, have: list[RemoteSubscription]) -> None:
         number = next((one.id for one in have if one.active), None)

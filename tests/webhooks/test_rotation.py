@@ -1,16 +1,18 @@
 """Rotation, pruning and removal: what is deleted at NexHealth, and when."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from nexhealth_pipeline.errors import InvalidSetting
 from nexhealth_pipeline.warehouse.webhook_health import examine
+from nexhealth_pipeline.webhooks.checking import Verdict, check_endpoints
 from nexhealth_pipeline.webhooks.endpoints import OVERLAP
 from nexhealth_pipeline.webhooks.registration import Removal
 from tests.client.stub import refusal
 
-from .account import EVENTS, EVERYTHING, URL, Account
+from .account import EVENTS, EVERYTHING, SEALER, URL, Account
 from .vendor import HARBOR, WILLOW, without_secrets
 
 
@@ -29,6 +31,60 @@ def test_a_rotation_moves_the_subscriptions_and_both_secrets_live_for_49_hours(a
     assert set(account.vendor.endpoints()) == {16001, 16002}
     account.db.execute("UPDATE nexhealth_webhooks SET retire_at = retire_at - interval '1 minute'")
     assert account.set_up().keys[0].endpoints_removed == [16001]
+    assert account.is_right()
+
+
+def time_is_over(account: Account) -> None:
+    """The retired endpoint may be deleted."""
+    account.db.execute("UPDATE nexhealth_webhooks SET retire_at = retire_at - %s", (OVERLAP,))
+
+
+def watched(account: Account) -> list[tuple[int, Verdict]]:
+    with account.opened() as session:
+        return [(one.endpoint_id, one.verdict) for one in check_endpoints(session, SEALER)]
+
+
+def without_harbor(account: Account, way: str) -> dict[str, Any]:
+    """Options of a set-up that does not look at one of the institutions."""
+    if way == "not asked for":
+        return {"settings": {"NEXHEALTH_SUBDOMAINS": WILLOW[1]}}
+    account.vendor.meddle = lambda seen: refusal(403) if seen.query.get("subdomain") == HARBOR[1] else None
+    return {}
+
+
+@pytest.mark.parametrize("way", ["not asked for", "refused"])
+def test_a_retired_endpoint_stays_while_it_has_an_institution_that_was_not_looked_at(
+    account: Account, way: str
+) -> None:
+    """Of 50 institutions one was asked for: 49 hours later the events of the others ended, and nobody said so."""
+    account.set_up()
+    account.set_up(rotate=True, **without_harbor(account, way))
+    time_is_over(account)
+    account.set_up(**without_harbor(account, way))
+    assert watched(account) == [(16001, Verdict.RETIRING), (16002, Verdict.OK)]
+    assert {number for number, _ in account.vendor.topics(16001)} == {HARBOR[0]}
+    account.vendor.meddle = lambda seen: None
+    assert account.set_up().keys[0].endpoints_removed == [16001]
+    assert account.is_right()
+
+
+def test_a_retired_endpoint_does_not_wait_for_an_institution_that_is_gone(account: Account) -> None:
+    account.set_up()
+    account.set_up(rotate=True, settings={"NEXHEALTH_SUBDOMAINS": WILLOW[1]})
+    time_is_over(account)
+    account.db.execute("UPDATE nexhealth_institutions SET deleted_at = now() WHERE id = %s", HARBOR[:1])
+    assert account.set_up().keys[0].endpoints_removed == [16001]
+
+
+@pytest.mark.parametrize("way", ["not asked for", "refused"])
+def test_what_an_institution_is_subscribed_to_stays_known_while_it_is_not_looked_at(account: Account, way: str) -> None:
+    """Whether its events arrive, and what is read of it after an outage, goes by that."""
+    account.set_up()
+    account.set_up(**without_harbor(account, way))
+    assert account.is_right()
+    account.vendor.meddle = lambda seen: None
+    account.vendor.box.webhooks.registry.remove_subscription(account.rows[0].subscribed[0].id)
+    account.set_up()
     assert account.is_right()
 
 
