@@ -4,7 +4,7 @@ Each step looks first and changes then, so that a set-up that was killed anywher
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from collections.abc import Set as AnySet
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -39,7 +39,7 @@ from nexhealth_pipeline.webhooks.endpoints import (
 )
 from nexhealth_pipeline.webhooks.remote import DryRemote, Remote, RemoteEndpoint
 from nexhealth_pipeline.webhooks.sealing import Sealer
-from nexhealth_pipeline.webhooks.subscribing import LOOKS, Subscribed, Subscriber, Topic
+from nexhealth_pipeline.webhooks.subscribing import LOOKS, Outage, Subscribed, Subscriber, Topic
 
 __all__ = ["Counter", "Institutions", "KeySetUp", "KeyWork", "Order"]
 
@@ -113,7 +113,7 @@ class Order:
     subdomains: dict[int, str] = field(default_factory=dict)
     """Of every institution that is known, wanted or not."""
     failures: list[tuple[str, str]] = field(default_factory=list)
-    """(institution, or API key; why): what was refused."""
+    """(institution, or API key; why): what was refused, or kept failing."""
 
 
 class KeyWork:
@@ -150,14 +150,15 @@ class KeyWork:
         if self._order.rotate and not self._done.created:
             current = self._rotate(current, by_id)
         self._done.endpoint_id = current.endpoint_id
-        self._subscribe(current, orphans)
+        results = self._subscribe(current, orphans)
         self._forget_missing(known.values(), by_id)  # not before: a hole passes to an endpoint that has subscriptions
-        self._delete(orphans)
-        attempt_over(self._connection, self._hash, self._url)
+        unmoved = {number for number in orphans if any(one.may_be_on(number) for one in results)}
+        self._delete(number for number in orphans if number not in unmoved)
+        if not unmoved:
+            attempt_over(self._connection, self._hash, self._url)
         self._delete_retired()
         if self._order.prune:
-            others = [one for one in self._known() if one.target_url != self._url and one.retire_at is None]
-            self._delete(one.endpoint_id for one in others)
+            self._prune(current, results)
         return self._done
 
     # The endpoint ------------------------------------------------------------------------------------------------
@@ -266,34 +267,34 @@ class KeyWork:
 
     # Subscriptions -----------------------------------------------------------------------------------------------
 
-    def _subscribe(self, current: Endpoint, orphans: Sequence[int]) -> None:
+    def _subscribe(self, current: Endpoint, orphans: Sequence[int]) -> list[Subscribed]:
+        """Each institution's subscriptions, noted. Raises ServerFailed where the API failed and none has any."""
         retired = [one for one in self._known() if one.retire_at is not None]
         fresh = self._done.rotated_from
         sources = [one.endpoint_id for one in retired if one.subscriptions or one.endpoint_id == fresh]
         results = self._in_threads(current, [*orphans, *sources])
         settled = [one for result in results for one in result.subscriptions]
-        known = self._record(current, settled, {one.subdomain for one in results if one.settled})
+        failure = next((one.server_failed for one in results if one.server_failed is not None), None)
+        if failure is not None and not settled:
+            raise failure
+        self._record(current, settled, {one.subdomain for one in results if one.settled})
         for one in retired:
             if one.endpoint_id in sources:
                 seen = [result for result in results if one.endpoint_id in result.left_behind]
                 left = [each for result in seen for each in result.left_behind[one.endpoint_id]]
                 self._record(one, left, {result.subdomain for result in seen})
         self._add_up(results)
-        if self._order.prune:
-            failed = {one.institution_id for one in results if one.failures}
-            dropped = self._prune_subscriptions(current, settled, failed)
-            record_subscriptions(self._connection, current, [one for one in known if one.id not in dropped])
+        return results
 
-    def _record(self, endpoint: Endpoint, found: Sequence[Subscription], seen: AnySet[str]) -> list[Subscription]:
+    def _record(self, endpoint: Endpoint, found: Sequence[Subscription], seen: AnySet[str]) -> None:
         """Remember what it is subscribed to: what was `found`, and what was before of institutions not `seen` just now.
 
         Those may have been refused, or not asked for; of one that the key reaches no more nothing is kept.
         """
         unseen = self._reached - seen
         ids = {one.id for one in found}
-        known = [*found, *(one for one in endpoint.subscribed if one.subdomain in unseen and one.id not in ids)]
-        record_subscriptions(self._connection, endpoint, known)
-        return known
+        before = [one for one in endpoint.subscribed if one.subdomain in unseen and one.id not in ids]
+        record_subscriptions(self._connection, endpoint, [*found, *before])
 
     def _reaches(self, subdomain: str) -> bool:
         """Whether the institution's key is this one."""
@@ -302,11 +303,12 @@ class KeyWork:
         return False
 
     def _in_threads(self, current: Endpoint, sources: Sequence[int]) -> list[Subscribed]:
-        session = self._order.session
+        session, outage = self._order.session, Outage()
         wanted = [
             Subscriber(
                 *(self._remote, current.endpoint_id, institution, self._order.topics),
                 move_from=sources,
+                outage=outage,
                 on_topic=partial(self._order.counter.settled, institution[0]),
             )
             for institution in self._institutions
@@ -333,8 +335,20 @@ class KeyWork:
 
     # Pruning -----------------------------------------------------------------------------------------------------
 
-    def _prune_subscriptions(self, current: Endpoint, kept: Iterable[Subscription], failed: set[int]) -> set[int]:
-        """Delete what this endpoint is told of and nobody wants, of an institution that was refused nothing; their ids."""
+    def _prune(self, current: Endpoint, results: Sequence[Subscribed]) -> None:
+        """Delete what is ours and nobody wants; of an institution that was refused, or that the API failed at, nothing."""
+        failed = {one.institution_id: one.subdomain for one in results if one.failures}
+        dropped = self._prune_subscriptions(current, [each for one in results for each in one.subscriptions], failed)
+        known = self._row(current.endpoint_id).subscribed
+        record_subscriptions(self._connection, current, [one for one in known if one.id not in dropped])
+        others = [one for one in self._known() if one.target_url != self._url and one.retire_at is None]
+        spared = set(failed.values())
+        self._delete(one.endpoint_id for one in others if spared.isdisjoint(each.subdomain for each in one.subscribed))
+
+    def _prune_subscriptions(
+        self, current: Endpoint, kept: Iterable[Subscription], failed: Container[int | None]
+    ) -> set[int]:
+        """Delete what this endpoint is told of and nobody wants; ids of what was deleted."""
         wanted = {one.id for one in kept}
         dropped: set[int] = set()
         for found in self._remote.subscriptions(current.endpoint_id):

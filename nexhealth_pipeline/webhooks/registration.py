@@ -17,7 +17,7 @@ import msgspec
 
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.client.request import ApiRequest
-from nexhealth_pipeline.errors import ApiError, InvalidSetting, KeyRefused, MissingSetting, NoAccess
+from nexhealth_pipeline.errors import ApiError, InvalidSetting, KeyRefused, MissingSetting, NoAccess, ServerFailed
 from nexhealth_pipeline.sync.practice import load_practices
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.warehouse.connect import driver_errors
@@ -44,7 +44,7 @@ class SetUp:
 
     @property
     def exit_status(self) -> int:
-        """1 where something was refused."""
+        """1 where something was refused, or kept failing."""
         return 1 if self.failures else 0
 
     @property
@@ -212,10 +212,10 @@ class _Institution(msgspec.Struct):
 
 @contextmanager
 def _own_failure(order: Order, name: str) -> Iterator[None]:
-    """A key that is refused spoils its own institutions and nobody else's, unless it is the only one."""
+    """A key that is refused, or that the API keeps failing at, spoils its own institutions alone, if there are others."""
     try:
         yield
-    except (KeyRefused, NoAccess) as error:
+    except (KeyRefused, NoAccess, ServerFailed) as error:
         if len(order.session.client.key_names()) == 1:
             raise
         order.failures.append((f"the key of {name}" if name else "NEXHEALTH_API_KEY", str(error)))

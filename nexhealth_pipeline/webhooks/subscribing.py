@@ -2,20 +2,24 @@
 
 A POST whose answer was lost is not repeated blindly: the list is looked at again, and what is still missing is
 made. So a subscription is never made twice, whatever goes wrong in between.
+
+An API that keeps failing at one institution, or at one event, is no reason to leave out the others.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from nexhealth_pipeline.catalog.collections import DECLARED
-from nexhealth_pipeline.errors import BadRequest, NoAccess, NotFound, TryLater
+from nexhealth_pipeline.errors import BadRequest, NoAccess, NotFound, ServerFailed, TryLater
 from nexhealth_pipeline.webhooks.endpoints import Subscription
 from nexhealth_pipeline.webhooks.remote import Remote, RemoteSubscription
 
-__all__ = ["LOOKS", "Subscribed", "Subscriber", "Topic", "declared_topics"]
+__all__ = ["LOOKS", "Outage", "Subscribed", "Subscriber", "Topic", "declared_topics"]
 
 LOOKS = 5
 """Times the API is asked what there is, where answers to changes get lost."""
+_GIVE_UP_AFTER = 3
+"""Institutions in a row that the API fails at as a whole."""
 
 Key = tuple[str, str]
 
@@ -61,8 +65,33 @@ class Subscribed:
     resumed: int = 0
     moved: int = 0
     failures: list[str] = field(default_factory=list)
+    server_failed: ServerFailed | None = None
+    """Why not all was settled, where that is no refusal; it is among the failures as well."""
     not_enabled: list[str] = field(default_factory=list)
     """Resource types that the vendor has not enabled."""
+
+    def may_be_on(self, endpoint_id: int) -> bool:
+        """Whether the API failed before that endpoint's subscriptions were moved."""
+        return self.server_failed is not None and endpoint_id not in self.left_behind
+
+
+class Outage:
+    """Whether the API fails at every institution: after a few in a row the rest is not asked, for each costs minutes.
+
+    Shared by threads, to which exact figures are no matter.
+    """
+
+    def __init__(self) -> None:
+        self.failure: ServerFailed | None = None
+        """Set once it does."""
+        self._in_a_row = 0
+
+    def note(self, done: Subscribed) -> None:
+        """Note how one institution ended."""
+        vain = done.server_failed is not None and not done.subscriptions
+        self._in_a_row = self._in_a_row + 1 if vain else 0
+        if self._in_a_row >= _GIVE_UP_AFTER:
+            self.failure = done.server_failed
 
 
 class Subscriber:
@@ -76,28 +105,50 @@ class Subscriber:
         topics: Sequence[Topic],
         *,
         move_from: Sequence[int],
+        outage: Outage,
         on_topic: Callable[[int], None],
     ) -> None:
         """`move_from` are endpoints whose subscriptions to `topics` are moved here instead of making others."""
         self._remote, self._endpoint_id, self._topics = remote, endpoint_id, topics
-        self._move_from, self._on_topic = move_from, on_topic
+        self._move_from, self._outage, self._on_topic = move_from, outage, on_topic
         self._done = Subscribed(*institution)
         self._refused: dict[str, str] = {}
+        self._doubtful: set[Key] = set()
+        """Topics that the API failed at: the others come first."""
 
     def run(self) -> Subscribed:
-        """Settle all of them. What the API refuses is named in the result; raises other ApiErrors, and Cancelled."""
+        """Settle all of them. What the API refuses or keeps failing at is named in the result.
+
+        Raises other ApiErrors, and Cancelled.
+        """
+        if self._outage.failure is None:
+            self._look()
+        else:
+            self._give_up(self._outage.failure)
+        self._outage.note(self._done)
+        self._on_topic(len(self._topics))
+        return self._done
+
+    def _look(self) -> None:
         for look in range(LOOKS):
             try:
                 self._settle()
-                break
-            except TryLater:
+            except TryLater as failure:
                 if look == LOOKS - 1:
-                    raise
+                    self._give_up(failure)
             except (NoAccess, NotFound, BadRequest) as refusal:  # of the list itself
                 self._done.failures.append(str(refusal))
-                break
-        self._on_topic(len(self._topics))
-        return self._done
+                return
+            else:
+                return
+
+    def _give_up(self, failure: TryLater) -> None:
+        """An institution's own failure, unless the API cannot be reached at all."""
+        if not isinstance(failure, ServerFailed):
+            raise failure
+        self._judge_refusals()
+        self._done.server_failed = failure
+        self._done.failures.append(str(failure))
 
     def _settle(self) -> None:
         """Look what there is and make the rest. Raises TryLater where nobody knows whether a change was made."""
@@ -106,7 +157,7 @@ class Subscriber:
         self._refused.clear()
         self._done.failures.clear()
         self._done.subscriptions.clear()
-        for number, topic in enumerate(self._topics):
+        for number, topic in enumerate(sorted(self._topics, key=lambda one: one.key in self._doubtful)):
             self._on_topic(number)
             if topic.resource_type not in self._refused:
                 self._settle_one(topic, have.get(topic.key, []))
@@ -122,6 +173,9 @@ class Subscriber:
             self._refused[topic.resource_type] = str(refusal)
         except (BadRequest, NotFound) as refusal:
             self._done.failures.append(f"{topic.event}: {refusal}")
+        except ServerFailed as failure:
+            self._doubtful.add(topic.key)
+            raise ServerFailed(f"{topic.event}: {failure}", status=failure.status) from failure
         else:
             self._done.subscriptions.append(self._remembered(number, topic.resource_type, topic.event))
 

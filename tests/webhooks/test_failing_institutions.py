@@ -1,0 +1,116 @@
+"""An API that keeps failing at one institution, one event or one key: the others are set up all the same."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nexhealth_pipeline.errors import ServerFailed, Unreachable
+from tests.client.stub import Reply, Seen
+
+from .account import EVERYTHING, TOPICS, URL, Account, subscribing
+from .vendor import HARBOR, OTHER_KEY, WILLOW, without_secrets
+
+OF_WILLOW = [one for one in EVERYTHING if one[0] == WILLOW[0]]
+
+
+def failing(*subdomains: str, status: int = 500) -> Callable[[Seen], Reply | None]:
+    """For `meddle`: whatever is asked of these institutions fails."""
+    return lambda seen: Reply(status, b"{}") if seen.query.get("subdomain") in subdomains else None
+
+
+def nothing_fails(_seen: Seen) -> None:
+    return None
+
+
+def test_an_institution_that_the_api_fails_at_stops_only_itself_and_is_named(account: Account) -> None:
+    """One of fifty kept the others from ever being set up."""
+    account.vendor.meddle = failing(HARBOR[1])
+    done = account.set_up()
+    assert (done.exit_status, [what for what, _ in done.failures]) == (1, [HARBOR[1]])
+    assert account.is_right(OF_WILLOW)
+    account.vendor.meddle = nothing_fails
+    assert account.set_up().exit_status == 0
+    assert account.is_right()
+
+
+def test_an_event_that_the_api_fails_at_is_named_and_the_others_are_made(account: Account) -> None:
+    bad = TOPICS[0].event
+    account.vendor.meddle = lambda seen: (
+        Reply(500, b"{}") if subscribing(seen) and json.loads(seen.body)["event"] == bad else None
+    )
+    done = account.set_up()
+    assert sorted(what for what, _ in done.failures) == sorted(one for _, one in (WILLOW, HARBOR))
+    assert all(why.startswith(f"{bad}: ") for _, why in done.failures)
+    assert account.is_right([one for one in EVERYTHING if one[1] != bad])
+
+
+def test_where_the_api_fails_at_all_institutions_the_set_up_does(account: Account) -> None:
+    account.vendor.meddle = failing(WILLOW[1], HARBOR[1])
+    with pytest.raises(ServerFailed):
+        account.set_up()
+
+
+def test_an_api_that_does_not_answer_fails_the_set_up(account: Account) -> None:
+    """It is nothing that one institution has and others have not."""
+    account.vendor.meddle = failing(HARBOR[1], status=408)
+    with pytest.raises(Unreachable):
+        account.set_up()
+
+
+def test_after_several_failures_in_a_row_the_rest_is_not_asked(account: Account) -> None:
+    """Each costs minutes: of a thousand institutions an outage cost days."""
+    more = [(11300 + number, f"practice-{number}") for number in range(5)]
+    account.know(*more)
+    down = [HARBOR[1], *(name for _, name in more)]
+    account.vendor.meddle = failing(*down)
+    account.vendor.stub.seen.clear()
+    done = account.set_up(settings={"NEXHEALTH_CONCURRENCY": "1"})
+    asked = {seen.query["subdomain"] for seen in account.vendor.stub.data_requests if "subdomain" in seen.query}
+    assert asked == {WILLOW[1], *down[:3]}
+    assert [what for what, _ in done.failures] == down
+    assert account.is_right(OF_WILLOW)
+
+
+def test_what_an_institution_had_stays_known_while_the_api_fails_at_it(account: Account) -> None:
+    account.set_up()
+    account.vendor.meddle = failing(HARBOR[1])
+    account.set_up()
+    assert account.is_right()
+    account.set_up(rotate=True)
+    assert {one.subdomain for one in account.rows[0].subscribed} == {HARBOR[1]}
+    account.vendor.meddle = nothing_fails
+    account.set_up()
+    assert (account.vendor.topics(16001), account.vendor.topics(16002)) == ([], EVERYTHING)
+
+
+def test_an_endpoint_is_not_pruned_while_an_institution_may_have_no_other(account: Account) -> None:
+    account.set_up("https://old.example.com/hook")
+    account.vendor.meddle = failing(HARBOR[1])
+    assert account.set_up(prune=True).keys[0].endpoints_removed == []
+    account.vendor.meddle = nothing_fails
+    assert account.set_up(prune=True).keys[0].endpoints_removed == [16001]
+    assert account.is_right()
+
+
+def test_an_endpoint_is_not_replaced_before_its_subscriptions_have_moved(account: Account) -> None:
+    account.set_up()
+    account.db.execute("TRUNCATE nexhealth_webhooks")
+    account.vendor.alter = without_secrets
+    account.vendor.meddle = failing(HARBOR[1])
+    assert account.set_up(replace=True).keys[0].endpoints_removed == []
+    account.vendor.meddle = nothing_fails
+    done = account.set_up(replace=True).keys[0]
+    assert (done.endpoints_removed, done.subscriptions_moved) == ([16001], len(EVERYTHING) - len(OF_WILLOW))
+    assert account.is_right()
+
+
+def test_a_key_that_the_api_fails_at_spoils_its_own_institutions_only(account: Account, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.toml"
+    keys.write_text(f'{HARBOR[1]} = "{OTHER_KEY}"\n')
+    account.vendor.meddle = failing(HARBOR[1])
+    done = account.set_up(settings={"NEXHEALTH_API_KEYS_FILE": str(keys)})
+    assert [what for what, _ in done.failures] == [f"the key of {HARBOR[1]}"]
+    assert account.vendor.topics(16001) == OF_WILLOW
+    assert [(one.endpoint_id, one.target_url) for one in account.rows] == [(16001, URL), (16002, URL)]
