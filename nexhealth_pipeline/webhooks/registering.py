@@ -146,7 +146,7 @@ class KeyWork:
         orphans = self._orphans([one.id for one in candidates if one not in usable], alone=not usable)
         current = self._activated(usable[0]) if usable else self._create(by_id)
         self._retire_extra([known[one.id] for one in usable[1:] if one.id in known])
-        self._done.others += [one.id for one in usable[1:] if one.id not in known]
+        orphans += self._doubles([one.id for one in usable[1:] if one.id not in known])
         if self._order.rotate and not self._done.created:
             current = self._rotate(current, by_id)
         self._done.endpoint_id = current.endpoint_id
@@ -184,6 +184,12 @@ class KeyWork:
         if alone and not self._order.session.settings.webhook_secrets:  # else the receiver may know their secrets
             raise InvalidSetting(_in_the_way(others))
         self._done.others += others
+        return sorted(ours)
+
+    def _doubles(self, unknown: list[int]) -> list[int]:
+        """Those beside the one we use that are to be deleted: what a killed rotation has made; others' are named."""
+        ours = ours_among(self._connection, self._hash, self._url, unknown)
+        self._done.others += [one for one in unknown if one not in ours]
         return sorted(ours)
 
     def _activated(self, found: RemoteEndpoint) -> Endpoint:

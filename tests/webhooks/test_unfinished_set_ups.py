@@ -63,14 +63,20 @@ def test_a_set_up_that_was_killed_is_gone_on_with(account: Account, count: int, 
     assert len(account.vendor.endpoints()) == 1
 
 
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 7, 11])
-def test_a_rotation_that_was_killed_is_gone_on_with(account: Account, count: int) -> None:
+def test_a_rotation_that_was_killed_is_gone_on_with(account: Account, count: int, *, again: bool, hidden: bool) -> None:
+    """Killed between making the successor and storing its secret (1), or anywhere later."""
     account.set_up()
+    if hidden:
+        account.vendor.alter = without_secrets
     with pytest.MonkeyPatch.context() as patch:
         killed_after(count, patch)
         with suppress(Killed):
             account.set_up(rotate=True)
-    account.set_up()
+    assert account.set_up(rotate=again).keys[0].others == []
+    assert list(account.vendor.endpoints()) == [one.endpoint_id for one in account.rows]
     current = next(one for one in account.rows if one.retire_at is None)
     assert account.vendor.topics(current.endpoint_id) == EVERYTHING
     others = [account.vendor.topics(number) for number in account.vendor.endpoints() if number != current.endpoint_id]
