@@ -51,7 +51,8 @@ def run_side_by_side(
     """Run each of `tasks` in a forked child and return how each ended, in order.
 
     A task returns something that JSON can hold. `tick` is called in the parent about each `every`
-    seconds while children run (the parent may open connections then, since nothing forks any more).
+    seconds while children run (the parent may open connections then, since nothing forks any more). What it
+    raises stops the children as Ctrl-C does, and comes out of here once they have ended.
     """
     if not hasattr(os, "fork"):
         return [_outcome(*_call(task)) for task in tasks]
@@ -73,8 +74,9 @@ def run_side_by_side(
 def _fork(task: Callable[[], Any], alive: tuple[int, int]) -> _Child:
     """A child that runs `task`; its answer comes through a pipe."""
     answer, reply = os.pipe()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # nobody reads it any more, or the disk is full
+            stream.flush()
     pid = os.fork()
     if pid:
         os.close(reply)
@@ -118,21 +120,36 @@ def _outcome(status: int, text: str) -> Outcome:
 
 
 def _gather(children: Sequence[_Child], tick: Callable[[], None] | None, every: float) -> list[Outcome]:
-    """Read every child's answer until it ends. The pipe closes with the child, however it ends."""
+    """Wait until every child has ended; how each did. Where `tick` raises, they are stopped first."""
     texts = {child.answer: b"" for child in children}
     with selectors.DefaultSelector() as selector:
         for child in children:
             selector.register(child.answer, selectors.EVENT_READ)
-        while selector.get_map():
-            for key, _ in selector.select(every):
-                chunk = os.read(key.fd, 65536)
-                texts[key.fd] += chunk
-                if not chunk:
-                    selector.unregister(key.fd)
-                    os.close(key.fd)
-            if tick is not None:
-                tick()
-    return [_outcome(_ended(child.pid), texts[child.answer].decode()) for child in children]
+        try:
+            _read(selector, texts, tick, every)
+        except BaseException:
+            for child in children:
+                _send(child.pid, signal.SIGINT)
+            _read(selector, texts, None, every)
+            raise
+        finally:
+            statuses = [_ended(child.pid) for child in children]
+    return [_outcome(status, texts[child.answer].decode()) for status, child in zip(statuses, children, strict=True)]
+
+
+def _read(
+    selector: selectors.BaseSelector, texts: dict[int, bytes], tick: Callable[[], None] | None, every: float
+) -> None:
+    """Read the answers to their end. A pipe closes with its child, however that ends."""
+    while selector.get_map():
+        for key, _ in selector.select(every):
+            chunk = os.read(key.fd, 65536)
+            texts[key.fd] += chunk
+            if not chunk:
+                selector.unregister(key.fd)
+                os.close(key.fd)
+        if tick is not None:
+            tick()
 
 
 def _ended(pid: int) -> int:

@@ -179,10 +179,17 @@ class _Watch:
         self._runs = [job["run_id"] for job in plan["jobs"]]
 
     def tick(self) -> None:
-        """Called by the waiting parent twice a second. A look that fails is left out: the runs go on."""
-        if self._on_progress is not None:
+        """Called by the waiting parent twice a second. A look that fails is left out: the runs go on.
+
+        They do so as well where it cannot be shown, because nobody reads it or the disk is full; then no more are.
+        """
+        if self._on_progress is None:
+            return
+        try:
             with suppress(PipelineError, psycopg.Error):
                 self._on_progress(self._look())
+        except (OSError, ValueError):
+            self._on_progress = None
 
     def _look(self) -> Progress:
         with connect(self._url, autocommit=True, application_name="nexhealth progress") as connection:

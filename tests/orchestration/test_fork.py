@@ -121,6 +121,48 @@ def test_children_stop_when_their_parent_is_killed() -> None:
     assert _gone(pids)
 
 
+def test_children_are_stopped_and_waited_for_where_the_parent_cannot_go_on() -> None:
+    """They would sync on beside whoever starts the next command."""
+    script = """
+import os, time
+from nexhealth_pipeline.orchestration.fork import run_side_by_side
+ready, begun = os.pipe()
+def sleeper():
+    try:
+        os.write(begun, b".")
+        while True:
+            time.sleep(0.05)
+    except KeyboardInterrupt:
+        time.sleep(0.3)  # ends on a committed page
+        os.write(1, b"stopped\\n")
+        raise
+def tick():
+    for _ in range(2):
+        os.read(ready, 1)
+    raise OSError("no space left")
+try:
+    run_side_by_side([sleeper, sleeper], tick=tick)
+except OSError as error:
+    os.write(1, f"{error}\\n".encode())
+"""
+    output, errors = _run(script)
+    assert output.splitlines() == ["stopped", "stopped", "no space left"], errors
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_what_this_process_cannot_print_keeps_nothing_from_running() -> None:
+    """A line of progress that a full disk refused waits in the stream when the next children are forked."""
+    script = """
+import os, sys
+from nexhealth_pipeline.orchestration.fork import run_side_by_side
+sys.stdout = open("/dev/full", "w")
+sys.stdout.write("a line")
+os.write(2, str(run_side_by_side([lambda: 7])[0].result).encode())
+os._exit(0)
+"""
+    assert _run(script) == ("", "7")
+
+
 def test_a_process_with_threads_is_not_forked() -> None:
     """A lock that another thread holds stays locked in the child: a hang once in a thousand runs."""
     script = """

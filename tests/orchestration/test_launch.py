@@ -1,5 +1,6 @@
 """A sync out of one command: forked runs in Dagster's history, stopped and killed at bad moments."""
 
+import errno
 import json
 import os
 import re
@@ -14,7 +15,9 @@ import dagster as dg
 import psycopg
 import pytest
 
+from nexhealth_pipeline.orchestration import launch
 from nexhealth_pipeline.orchestration.housekeeping import dagster_database
+from nexhealth_pipeline.orchestration.launch import Progress
 from nexhealth_pipeline.sandbox import SandboxServer
 from tests.forks import Forks, forks
 
@@ -151,6 +154,34 @@ def shell(
             if not command.ended:
                 starter.kill(command.pid)
                 starter.wait(command.pid)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "no space left"), BrokenPipeError(), ValueError("I/O operation on closed file")]
+)
+def test_progress_that_cannot_be_shown_is_left_out(environment: dict[str, str], error: Exception) -> None:
+    """A full disk, or `nexhealth sync | head`: the sync is what counts."""
+    shown: list[Progress] = []
+
+    def show(progress: Progress) -> None:
+        shown.append(progress)
+        raise error
+
+    watch = launch._Watch(environment["DATABASE_URL"], {"jobs": [], "planned": 7}, show)
+    watch.tick()
+    watch.tick()
+    assert shown == [Progress("", 0, 0, 0, 7)], "what failed once is not tried again"
+
+
+def test_a_look_that_fails_is_not_the_last(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database is busy now and then."""
+    shown: list[Progress] = []
+    watch = launch._Watch(environment["DATABASE_URL"], {"jobs": [], "planned": 7}, shown.append)
+    with monkeypatch.context() as patch:
+        patch.setattr(watch, "_url", "postgresql://127.0.0.1:9/none")
+        watch.tick()
+    watch.tick()
+    assert len(shown) == 1
 
 
 @pytest.mark.dagster
