@@ -1,14 +1,17 @@
 """All commands in one group, and the one place where a command's end becomes an exit status.
 
 0 done; 1 done with something new to look at; 2 wrong use or configuration; 3 no slice could be read;
-4 the database could not be used; 130 stopped by the user. An error is one line on stderr.
+4 the database could not be used; 130 stopped by the user; 141 the reader of its output went away, as
+for any program (`nexhealth status | head`). An error is one line on stderr.
 """
 
 import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import click
 
@@ -31,14 +34,36 @@ STOPPED = 130
 _LEVEL = "NEXHEALTH_LOG_LEVEL"
 
 
-class _InOrder(click.Group):
-    """A group that lists its commands as they were added: what one needs first comes first."""
+class _ReaderGone(BaseException):
+    """Whoever read our output has enough. Of a BrokenPipeError click would make status 1, which means something here."""
+
+
+@contextmanager
+def _kept_from_click() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise _ReaderGone from None
+
+
+class _Nexhealth(click.Group):
+    """The group of all commands, listed as they were added: what one needs first comes first."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(self.commands)
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Read the command line; `--help` prints here."""
+        with _kept_from_click():
+            return super().make_context(*args, **kwargs)
 
-@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        with _kept_from_click():
+            return super().invoke(ctx)
+
+
+@click.group(cls=_Nexhealth, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="nexhealth-pipeline", message="%(version)s")
 def cli() -> None:
     """Copies a dental practice's data out of NexHealth into PostgreSQL and keeps the copy right.
@@ -55,6 +80,13 @@ for _command in (demo, sync, status, quarantine, doctor, dev, serve, webhooks, d
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line `args` (those of the process) and return its exit status."""
     try:
+        return _run(args)
+    except (_ReaderGone, BrokenPipeError):
+        return _reader_gone()
+
+
+def _run(args: Sequence[str] | None) -> int:
+    try:
         result = cli.main(args=None if args is None else list(args), prog_name="nexhealth", standalone_mode=False)
     except PipelineError as error:
         return _say(str(error), error.exit_status)
@@ -65,8 +97,6 @@ def main(args: Sequence[str] | None = None) -> int:
         return _say(error.format_message(), 2)
     except (KeyboardInterrupt, click.Abort):
         return _say("stopped", STOPPED)
-    except BrokenPipeError:
-        return _reader_gone()
     except Exception as error:  # the last line of defence: never a traceback with values
         return _unexpected(error)
     return result if isinstance(result, int) else 0
@@ -93,6 +123,10 @@ def _unexpected(error: BaseException) -> int:
 
 
 def _reader_gone() -> int:
-    """Whoever read our output has enough (`nexhealth status | head`)."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Let go of what could not be printed, or Python would try again at its end, and say so."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     return 128 + signal.SIGPIPE

@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+from typing import Any
 
 import click
 import pytest
@@ -137,11 +138,38 @@ def test_a_bug_is_one_line_with_its_place_and_never_shows_values(
     assert (len(ended.err.splitlines()) > 1) == (level == "DEBUG")
 
 
-def test_a_reader_that_has_enough_is_no_error() -> None:
-    """`nexhealth ... | head -1` must not end with a traceback."""
-    command = f"'{sys.executable}' -m nexhealth_pipeline.cli --help | head -1"
-    done = subprocess.run(["bash", "-c", command], check=False, capture_output=True, text=True)
-    assert done.stderr == ""
+LONG = """
+import sys, click
+from nexhealth_pipeline.cli import app
+def print_more_than_a_pipe_holds():
+    for _ in range(100):
+        click.echo("a line\\n" * 1_000)
+app.cli.add_command(click.Command("long", callback=print_more_than_a_pipe_holds))
+sys.exit(app.main(["long"]))
+"""
+
+
+@pytest.mark.parametrize("both", ["", "2>&1"])
+def test_a_reader_that_has_enough_is_no_error(both: str) -> None:
+    """Under `pipefail`, status 1 would say that a check has found something."""
+    command = f"'{sys.executable}' -c '{LONG}' {both} | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], check=False, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (141, "a line\n", "")
+
+
+@pytest.mark.parametrize(
+    ("args", "closed"),
+    [("--help", "stdout"), ("--version", "stdout"), ("status --help", "stdout"), ("snyc", "stderr")],
+)
+def test_so_is_none_that_was_never_there(args: str, closed: str) -> None:
+    """Help and errors are printed elsewhere than what a command says."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, closed: writer}
+    command = [sys.executable, "-m", "nexhealth_pipeline.cli", *args.split()]
+    done = subprocess.run(command, check=False, text=True, timeout=60, **streams)
+    os.close(writer)
+    assert (done.returncode, done.stdout or "", done.stderr or "") == (141, "", "")
 
 
 def test_an_unknown_command_is_wrong_use(nexhealth: Run) -> None:
