@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NamedTuple
 
-from nexhealth_pipeline.errors import PipelineError
+from nexhealth_pipeline.errors import Cancelled, PipelineError
 from nexhealth_pipeline.log import places
 
 __all__ = ["Outcome", "run_side_by_side"]
@@ -35,7 +35,10 @@ class Outcome(NamedTuple):
     result: Any
     """What the task returned (through JSON), or None where it did not return."""
     status: int
-    """Exit status of the child: 0 returned, an error's `exit_status`, 130 stopped, negative = killed by that signal."""
+    """Exit status of the child: 0 returned, an error's `exit_status`, 130 stopped, negative = killed by that signal.
+
+    One that a second Ctrl-C killed was stopped.
+    """
     message: str
     """The text of the PipelineError that ended it, else empty."""
 
@@ -60,15 +63,15 @@ def run_side_by_side(
         raise RuntimeError("fork before any thread is started: a lock held by a thread would stay locked in the child")
     alive = os.pipe()
     children: list[_Child] = []
-    with _signals_passed_to(children):
+    with _signals_passed_to(children) as killed:
         with _signals_held():  # or one could come when a child is there and not yet in the list
             children.extend(_fork(task, alive) for task in tasks)
         os.close(alive[0])
         try:
-            answers = _gather(children, tick, every)
+            outcomes = _gather(children, tick, every)
         finally:
             os.close(alive[1])
-    return answers
+    return [_stopped(outcome) if killed() and outcome.status == -signal.SIGKILL else outcome for outcome in outcomes]
 
 
 def _fork(task: Callable[[], Any], alive: tuple[int, int]) -> _Child:
@@ -96,6 +99,8 @@ def _fork(task: Callable[[], Any], alive: tuple[int, int]) -> _Child:
             stream.write(text)
         sys.stdout.flush()
         sys.stderr.flush()
+    except KeyboardInterrupt:  # before the task began, or while its answer was told
+        status = Cancelled.exit_status
     finally:
         os._exit(status)  # the parent's exit handlers are not the child's
 
@@ -107,7 +112,7 @@ def _call(task: Callable[[], Any]) -> tuple[int, str]:
     except PipelineError as error:
         return error.exit_status, json.dumps({"message": str(error)})
     except KeyboardInterrupt:
-        return 130, "{}"
+        return Cancelled.exit_status, "{}"
     except BaseException as error:  # a child must end by its status, whatever happened
         # Its message may quote a row, so it is never shown.
         sys.stderr.write("\n  ".join((f"unexpected {type(error).__name__}", *places(error))) + "\n")
@@ -115,8 +120,15 @@ def _call(task: Callable[[], Any]) -> tuple[int, str]:
 
 
 def _outcome(status: int, text: str) -> Outcome:
-    answer = json.loads(text) if text else {}
+    try:
+        answer = json.loads(text)
+    except json.JSONDecodeError:  # it ended before it had told all
+        answer = {}
     return Outcome(answer.get("result"), status, answer.get("message", ""))
+
+
+def _stopped(outcome: Outcome) -> Outcome:
+    return outcome._replace(status=Cancelled.exit_status)
 
 
 def _gather(children: Sequence[_Child], tick: Callable[[], None] | None, every: float) -> list[Outcome]:
@@ -163,8 +175,11 @@ def _stop_with_parent(alive: int) -> None:
 
 
 @contextmanager
-def _signals_passed_to(children: Sequence[_Child]) -> Iterator[None]:
-    """In the parent: the first SIGINT or SIGTERM stops the children gently, a second one at once."""
+def _signals_passed_to(children: Sequence[_Child]) -> Iterator[Callable[[], bool]]:
+    """In the parent: the first SIGINT or SIGTERM stops the children gently, a second one kills them.
+
+    Gives what tells whether it has.
+    """
     received = 0
 
     def handle(_signal: int, _frame: FrameType | None) -> None:
@@ -175,7 +190,7 @@ def _signals_passed_to(children: Sequence[_Child]) -> Iterator[None]:
 
     before = {number: signal.signal(number, handle) for number in _STOP}
     try:
-        yield
+        yield lambda: received > 1
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

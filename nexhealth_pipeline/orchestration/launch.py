@@ -146,10 +146,15 @@ def _was_stopped(outcome: Outcome) -> bool:
 
 
 def _broken_by(outcome: Outcome) -> dict[str, Any] | None:
-    """What a run broke off by, as `message` and `exit_status`, with slices unread; None where it came to its end."""
+    """What a run broke off by, as `message` and `exit_status`, with slices unread.
+
+    None where it came to its end, or was stopped.
+    """
     if outcome.result is not None:
         failure: dict[str, Any] | None = outcome.result["failure"]
         return failure
+    if outcome.status == Cancelled.exit_status:
+        return None
     return {"message": outcome.message or f"ended with status {outcome.status}", "exit_status": outcome.status}
 
 
@@ -164,7 +169,7 @@ def raise_unless_answered(outcome: Outcome) -> None:
     if outcome.result is not None:
         return
     if outcome.status == Cancelled.exit_status:
-        raise Cancelled("stopped before anything was read")
+        raise Cancelled("stopped; what was committed stays")
     kinds: dict[int, type[PipelineError]] = {4: WarehouseError, 3: TryLater}
     raise kinds.get(outcome.status, ConfigurationError if outcome.status == 2 else PipelineError)(
         outcome.message or f"the first step ended with status {outcome.status}"

@@ -109,7 +109,27 @@ def test_a_second_signal_ends_children_that_do_not_stop() -> None:
         assert [process.stdout.readline() for _ in range(2)] == ["stays\n", "stays\n"]
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=20)
-    assert output == "[-9, -9]\n"
+    assert output == "[130, 130]\n", "killed because its user wanted it so"
+
+
+@pytest.mark.parametrize(
+    ("cut", "outcome"),
+    [
+        ("return 0, '{\"result\": [1, 2'", "(None, 0, '')"),
+        ("os.kill(os.getpid(), signal.SIGINT); time.sleep(9)", "(None, 130, '')"),
+    ],
+)
+def test_an_answer_that_was_cut_is_none(cut: str, outcome: str) -> None:
+    """A signal may come while a child tells what it has done."""
+    script = f"""
+import os, signal, time
+from nexhealth_pipeline.orchestration import fork
+def cut(task): {cut}
+fork._call = cut
+print(tuple(fork.run_side_by_side([lambda: None])[0]))
+"""
+    output, errors = _run(script)
+    assert output == f"{outcome}\n", errors
 
 
 def test_children_stop_when_their_parent_is_killed() -> None:

@@ -15,10 +15,14 @@ import dagster as dg
 import psycopg
 import pytest
 
+from nexhealth_pipeline.errors import Cancelled
 from nexhealth_pipeline.orchestration import launch
+from nexhealth_pipeline.orchestration.fork import Outcome
 from nexhealth_pipeline.orchestration.housekeeping import dagster_database
-from nexhealth_pipeline.orchestration.launch import Progress
+from nexhealth_pipeline.orchestration.launch import Progress, SyncRequest
 from nexhealth_pipeline.sandbox import SandboxServer
+from nexhealth_pipeline.settings import load_settings
+from nexhealth_pipeline.sync.options import Mode
 from tests.forks import Forks, forks
 
 from .kit import event_transactions
@@ -182,6 +186,18 @@ def test_a_look_that_fails_is_not_the_last(environment: dict[str, str], monkeypa
         watch.tick()
     watch.tick()
     assert len(shown) == 1
+
+
+def test_a_run_that_was_stopped_at_once_has_not_failed(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a second Ctrl-C nobody is to be told that something went wrong, nor to run anything again for it."""
+    plan = {"run_id": "r0", "results": [], "jobs": [{"run_id": "r1"}], "planned": 1, "sweep": None, "catch_up": None}
+    outcomes = iter([[Outcome(plan, 0, "")], [Outcome(None, Cancelled.exit_status, "")]])
+    monkeypatch.setattr(launch, "run_side_by_side", lambda *_, **__: next(outcomes))
+    monkeypatch.setattr(launch, "pass_on", lambda **_: None)
+    summary = launch.run_sync(load_settings(), SyncRequest(Mode.INCREMENTAL, dry_run=True), kind="sandbox")
+    assert (summary.exit_status, summary.failures) == (130, [])
 
 
 @pytest.mark.dagster
