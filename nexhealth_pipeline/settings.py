@@ -20,14 +20,14 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 
 from nexhealth_pipeline.errors import ConfigurationError, InvalidSetting, MissingSetting
 
-__all__ = ["INTERNAL_PREFIX", "Settings", "internal_environment", "load_settings"]
+__all__ = ["INTERNAL_PREFIX", "Settings", "internal_environment", "load_settings", "read_env_file"]
 
 INTERNAL_PREFIX = "NEXHEALTH_INTERNAL_"
 """Before a setting's environment name: the choice of a `nexhealth` command for its children."""
 
 
 _CRON = re.compile(r"([\d*,/A-Za-z#L-]+ +){4}[\d*,/A-Za-z#L-]+")
-"""Five fields; whether the numbers make sense is Dagster's to say."""
+"""Five fields; whether the numbers make sense is Dagster's to say (orchestration/crons.py)."""
 
 
 class Settings(BaseModel):
@@ -188,12 +188,12 @@ def load_settings(
     """Settings from `overrides` (flags, by environment name), environment and `.env`.
 
     An empty value counts as unset. Raises InvalidSetting naming the setting and, where it is no
-    secret, its value.
+    secret, its value, or the file that cannot be read.
     """
     environ = os.environ if environ is None else environ
     names = {field.alias for field in Settings.model_fields.values() if field.alias}
     sources: list[Mapping[str, str | None]] = [
-        dotenv_values(env_file) if env_file is not None and env_file.is_file() else {},
+        {} if env_file is None else read_env_file(env_file),
         environ,
         {
             name.removeprefix(INTERNAL_PREFIX): value
@@ -209,6 +209,18 @@ def load_settings(
         return Settings.model_validate(values)
     except ValidationError as error:
         raise _invalid(error, values) from None
+
+
+def read_env_file(path: Path) -> dict[str, str | None]:
+    """What a `.env` file sets; nothing where there is none. Raises InvalidSetting where it cannot be read."""
+    if not path.is_file():
+        return {}
+    try:
+        return dotenv_values(path)
+    except OSError as error:
+        raise InvalidSetting(f"{path.absolute()} cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise InvalidSetting(f"{path.absolute()} is not a text in UTF-8: save it in that encoding") from None
 
 
 def internal_environment(choices: Mapping[str, str]) -> dict[str, str]:

@@ -54,6 +54,29 @@ def test_a_missing_env_file_is_none(tmp_path: Path) -> None:
     assert load(env_file=tmp_path / "none").concurrency == 6
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_an_env_file_in_another_encoding_is_named(tmp_path: Path, encoding: str) -> None:
+    """Editors of other systems write it so; the message of the error itself would show what is in it."""
+    path = tmp_path / ".env"
+    path.write_text(f"# Schlüssel\nNEXHEALTH_API_KEY={CANARY}\n", encoding=encoding)
+    with pytest.raises(InvalidSetting, match="UTF-8") as caught:
+        load(env_file=path)
+    assert str(path) in str(caught.value)
+    assert CANARY not in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
+def test_an_env_file_that_cannot_be_read_is_named(env_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root reads everything, so the refusal is made here."""
+
+    def refused(*_: object) -> dict[str, str]:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(settings_module, "dotenv_values", refused)
+    with pytest.raises(InvalidSetting, match=r"\.env cannot be read \(Permission denied\)"):
+        load(env_file=env_file)
+
+
 def test_the_env_file_of_the_working_folder_is_read(monkeypatch: pytest.MonkeyPatch, env_file: Path) -> None:
     monkeypatch.chdir(env_file.parent)
     monkeypatch.delenv("NEXHEALTH_CONCURRENCY", raising=False)

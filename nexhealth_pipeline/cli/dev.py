@@ -60,10 +60,15 @@ def dev(*, demo: bool, host: str, port: int | None) -> int:
 
 
 def _account_with_key() -> Realm | None:
-    """The account's realm; None where no key is set."""
+    """The account's realm; None where no key is set. Raises InvalidSetting."""
+    from nexhealth_pipeline.orchestration.crons import check_crons
+
     realm = account()
     has_key = realm.settings.api_key is not None or realm.settings.api_keys_file is not None
-    return realm if has_key else None
+    if not has_key:
+        return None
+    check_crons(realm.settings)  # here, not among the messages of Dagster's processes
+    return realm
 
 
 def _start(household: Household, realm: Realm | None, host: str, port: int) -> list[str]:

@@ -53,11 +53,13 @@ class Finding:
 
 
 def examine(realm: Realm, locations: tuple[str, ...] = ()) -> Iterator[Finding]:
-    """All findings, in the order of their checks, each as soon as it is known."""
+    """All findings, in the order of their checks, each as soon as it is known. Raises InvalidSetting."""
     from nexhealth_pipeline.cli.doctor_api import api_findings
     from nexhealth_pipeline.cli.doctor_database import database_findings
     from nexhealth_pipeline.cli.doctor_webhooks import webhook_findings
+    from nexhealth_pipeline.orchestration.crons import check_crons
 
+    check_crons(realm.settings)
     yield from api_findings(realm.settings, locations)
     yield from database_findings(realm)
     yield from webhook_findings(realm)

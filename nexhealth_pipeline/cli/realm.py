@@ -73,15 +73,13 @@ def demo(api_url: str | None = None) -> Realm:
 
 def demo_home() -> Path:
     """NEXHEALTH_HOME, the one setting that the demo heeds, with its usual precedence and default."""
-    from dotenv import dotenv_values
-
-    from nexhealth_pipeline.settings import INTERNAL_PREFIX, load_settings
+    from nexhealth_pipeline.settings import INTERNAL_PREFIX, load_settings, read_env_file
     from nexhealth_pipeline.warehouse.connect import home_folder
 
-    name, file = "NEXHEALTH_HOME", Path(".env")
+    name = "NEXHEALTH_HOME"
     found = os.environ.get(INTERNAL_PREFIX + name) or os.environ.get(name)
-    if not found and file.is_file():
-        found = dotenv_values(file).get(name)
+    if not found:
+        found = read_env_file(Path(".env")).get(name)
     return home_folder(load_settings({name: found} if found else {}, environ={}, env_file=None))
 
 

@@ -17,6 +17,7 @@ from dagster._utils.schedules import get_latest_completed_cron_tick
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.errors import PipelineError
 from nexhealth_pipeline.orchestration.assets import PARTITIONS, step_name
+from nexhealth_pipeline.orchestration.crons import check_crons
 from nexhealth_pipeline.orchestration.dead_runs import fail_dead_runs
 from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, CHANGES_OP, JOBS, SCOPE_JOBS
 from nexhealth_pipeline.orchestration.nightly import Due, due_at_night, due_in_the_morning
@@ -150,6 +151,7 @@ def _settings_for_crons() -> Settings:
 
 def _schedules() -> list[dg.ScheduleDefinition]:
     settings = _settings_for_crons()
+    check_crons(settings)
 
     def due_after_the_night(connection: psycopg.Connection, subdomains: tuple[str, ...]) -> Due:
         night = get_latest_completed_cron_tick(settings.nightly, datetime.now(UTC), settings.timezone)

@@ -81,6 +81,16 @@ def test_a_key_means_the_account_and_demo_wins_over_it(nexhealth: Run, monkeypat
     assert realms[1] is None
 
 
+def test_a_schedule_that_never_comes_starts_nothing(nexhealth: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dagster's pages would come up without anything on them; the demo has schedules of its own."""
+    realms = standing_in(monkeypatch, PAGES)
+    interrupt_when_ready(monkeypatch)
+    ended = nexhealth("dev", NEXHEALTH_API_KEY=REAL_KEY, NEXHEALTH_CATCHUP="0 2 31 4 *")
+    assert (ended.status, realms) == (2, [])
+    assert "NEXHEALTH_CATCHUP (value: '0 2 31 4 *')" in ended.err
+    assert nexhealth("dev", NEXHEALTH_CATCHUP="0 2 31 4 *").status == 0
+
+
 def test_a_part_that_ends_by_itself_ends_everything_and_is_named(
     nexhealth: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

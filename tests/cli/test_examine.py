@@ -49,6 +49,13 @@ def test_a_sound_installation_gets_0_and_says_what_it_looked_at(nexhealth: Run, 
     assert all(line.startswith("ok") for line in ended.out.splitlines())
 
 
+def test_a_schedule_that_never_comes_is_named(nexhealth: Run, settings: dict[str, str]) -> None:
+    """Every sync would end by it."""
+    ended = nexhealth("doctor", **settings | {"NEXHEALTH_NIGHTLY": "0 25 * * *"})
+    assert ended.status == 2
+    assert "NEXHEALTH_NIGHTLY (value: '0 25 * * *')" in ended.err
+
+
 def test_without_a_key_the_setting_is_named(nexhealth: Run, database_url: str) -> None:
     """The first thing everybody meets."""
     ended = nexhealth("doctor", "--json", DATABASE_URL=database_url)

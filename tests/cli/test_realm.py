@@ -7,6 +7,7 @@ import pytest
 
 from nexhealth_pipeline.cli import realm as module
 from nexhealth_pipeline.cli.realm import account, demo, demo_environment, demo_home, real_environment, shut_in_demo
+from nexhealth_pipeline.errors import InvalidSetting
 from nexhealth_pipeline.sandbox import SANDBOX_API_KEY
 from nexhealth_pipeline.settings import load_settings
 from tests.cli.conftest import REAL_KEY
@@ -66,6 +67,15 @@ def test_dagsters_processes_of_a_demo_see_the_demo_only(home: Path, monkeypatch:
     assert seen.dagster_database_url is not None
     assert seen.dagster_database_url.get_secret_value() == ADDRESS + "d"
     assert environment["PATH"] == os.environ["PATH"]
+
+
+def test_a_demo_whose_dotenv_cannot_be_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its home may stand in there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NEXHEALTH_HOME", raising=False)
+    (tmp_path / ".env").write_text("NEXHEALTH_HOME=here", encoding="utf-16")
+    with pytest.raises(InvalidSetting, match="UTF-8"):
+        demo_home()
 
 
 def test_a_process_shut_in_the_demo_sees_no_dotenv(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

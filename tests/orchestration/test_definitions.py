@@ -10,6 +10,7 @@ import pytest
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.definitions import defs
+from nexhealth_pipeline.errors import InvalidSetting
 from nexhealth_pipeline.orchestration.assets import PARTITIONS
 
 GRAPH = defs.resolve_asset_graph()
@@ -43,6 +44,7 @@ import dagster, pandas, psycopg, requests, sqlalchemy  # their own business
 sys.dont_write_bytecode = True
 sys.addaudithook(forbid)
 from nexhealth_pipeline.definitions import defs
+from nexhealth_pipeline.errors import InvalidSetting
 defs.resolve_all_job_defs() if hasattr(defs, "resolve_all_job_defs") else defs.resolve_asset_graph()
 print("loaded")
 """
@@ -156,6 +158,16 @@ def test_a_cron_of_the_environment_reaches_the_schedules(monkeypatch: pytest.Mon
     nightly, catchup = made["nexhealth_nightly_locations"], made["nexhealth_catchup_locations"]
     assert (nightly.cron_schedule, nightly.execution_timezone) == ("15 4 * * *", "America/Denver")
     assert catchup.cron_schedule == "30 9 * * *"
+
+
+def test_a_cron_that_never_comes_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Dagster would refuse it, too, without a word of where it comes from."""
+    from nexhealth_pipeline.orchestration import schedules
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NEXHEALTH_NIGHTLY", "0 25 * * *")
+    with pytest.raises(InvalidSetting, match="NEXHEALTH_NIGHTLY"):
+        schedules._schedules()
 
 
 def test_dagster_finds_one_thing_to_serve() -> None:
