@@ -55,52 +55,67 @@ def doctors_client(settings: Settings) -> NexHealthClient:
 
 
 def _with_client(client: NexHealthClient, settings: Settings, locations: tuple[str, ...]) -> Iterator[Finding]:
-    refusal = _refusal(client, settings)
+    accepted: list[str] = []
+    refusals = list(_refusals(client, settings, accepted))
     yield from _clock(client)
-    if refusal is not None:
-        yield refusal
+    yield from refusals
+    if not accepted:
         return
-    yield _ok("key", Group.SETTINGS, f"{settings.api_url} accepts the API key")
+    yield _ok("key", Group.SETTINGS, f"{settings.api_url} accepts {', '.join(_key(client, one) for one in accepted)}")
     try:
-        yield from _reached(client, settings, locations)
+        yield from _reached(client, settings, accepted, locations)
     except ApiError as error:
         yield _failed("reach", Group.API, str(error), "Try again; if it stays, ask NexHealth's support.")
 
 
-def _refusal(client: NexHealthClient, settings: Settings) -> Finding | None:
-    """Why no token could be had, or None."""
-    try:
-        for name in client.key_names():
+def _refusals(client: NexHealthClient, settings: Settings, accepted: list[str]) -> Iterator[Finding]:
+    """Why no token could be had, of each key by itself; the names of the others are `accepted`."""
+    for name in client.key_names():
+        key = _key(client, name)
+        try:
             client.authenticate(name)
-    except KeyRefused:
-        return _failed(
-            "key",
-            Group.SETTINGS,
-            f"{settings.api_url} refuses the API key",
-            "Copy it again from NexHealth's developer portal, and see that it is the key of this environment.",
-        )
-    except Unreachable:
+        except KeyRefused:
+            yield _failed(
+                "key",
+                Group.SETTINGS,
+                f"{settings.api_url} refuses {key}",
+                "Copy it again from NexHealth's developer portal, and see that it is the key of this environment.",
+            )
+        except RateLimited:
+            yield _failed(
+                "limit",
+                Group.API,
+                f"{settings.api_url} refuses requests for now: the rate limit of {key} is used up",
+                "Wait a minute; if other programs use the same key, lower NEXHEALTH_RATE_SHARE.",
+            )
+        except ApiError as error:
+            yield _no_answer(settings, error)
+            return  # nor would it to another key
+        else:
+            accepted.append(name)
+
+
+def _no_answer(settings: Settings, error: ApiError) -> Finding:
+    if isinstance(error, Unreachable):
         return _failed(
             "reach",
             Group.API,
             f"{settings.api_url} does not answer",
             "Check NEXHEALTH_API_URL, this machine's network, and a proxy or firewall between.",
         )
-    except RateLimited:
-        return _failed(
-            "limit",
-            Group.API,
-            f"{settings.api_url} refuses requests for now: the key's rate limit is used up",
-            "Wait a minute; if other programs use the same key, lower NEXHEALTH_RATE_SHARE.",
-        )
-    except ApiError as error:
-        return _failed(
-            "reach",
-            Group.API,
-            f"{settings.api_url} answers, but not as NexHealth does: {error}",
-            "Check NEXHEALTH_API_URL; if it is right, NexHealth has a problem: try again later.",
-        )
-    return None
+    return _failed(
+        "reach",
+        Group.API,
+        f"{settings.api_url} answers, but not as NexHealth does: {error}",
+        "Check NEXHEALTH_API_URL; if it is right, NexHealth has a problem: try again later.",
+    )
+
+
+def _key(client: NexHealthClient, name: str) -> str:
+    """A key in words: by its institution where there are several, never itself."""
+    if len(client.key_names()) == 1:
+        return "the API key"
+    return f"the key of {name}" if name else "NEXHEALTH_API_KEY"
 
 
 def _clock(client: NexHealthClient) -> Iterator[Finding]:
@@ -120,19 +135,21 @@ def _clock(client: NexHealthClient) -> Iterator[Finding]:
     )
 
 
-def _reached(client: NexHealthClient, settings: Settings, wanted: tuple[str, ...]) -> Iterator[Finding]:
-    """Institutions, locations and offices that the keys reach. Raises ApiError."""
-    institutions = {one.get("id"): str(one.get("subdomain")) for one in _records(client, "/institutions")}
-    yield _subdomains(list(institutions.values()), settings)
+def _reached(
+    client: NexHealthClient, settings: Settings, keys: list[str], wanted: tuple[str, ...]
+) -> Iterator[Finding]:
+    """Institutions, locations and offices that the `keys` reach. Raises ApiError."""
+    institutions = {one.get("id"): str(one.get("subdomain")) for one in _records(client, keys, "/institutions")}
+    yield _subdomains(list(institutions.values()), _named(settings, keys))
     places = [
         (f"{institutions[place.get('institution_id')]}.{place.get('id')}", place)
-        for place in _records(client, "/locations", ("locations",))
+        for place in _records(client, keys, "/locations", ("locations",))
         if _chosen(institutions.get(place.get("institution_id")), settings)
     ]
     yield _active([key for key, place in places if not place.get("inactive")])
     for text in wanted:
         yield _location(client, text, places)
-    yield from _offices(client, dict(places), client.clock.now())
+    yield from _offices(_records(client, keys, "/sync_status"), dict(places), client.clock.now())
 
 
 def _chosen(subdomain: str | None, settings: Settings) -> bool:
@@ -146,10 +163,17 @@ def _active(keys: list[str]) -> Finding:
     return _failed("locations", Group.API, "no active location is reachable", fix)
 
 
-def _subdomains(names: list[str], settings: Settings) -> Finding:
+def _named(settings: Settings, keys: list[str]) -> list[str]:
+    """The institutions that the settings name, less those whose key is not among `keys`: that has been told."""
+    own = settings.api_keys()
+    refused = set(own.values()) - {own[name] for name in keys}
+    named = dict.fromkeys([*settings.subdomains, *filter(None, own)])
+    return [name for name in named if own.get(name, own.get("")) not in refused]
+
+
+def _subdomains(names: list[str], named: list[str]) -> Finding:
     """Whether every institution that was named is reached."""
-    named = [*settings.subdomains, *(name for name in settings.api_keys() if name)]
-    unknown = [name for name in dict.fromkeys(named) if name not in names]
+    unknown = [name for name in named if name not in names]
     if unknown:
         return _failed(
             "subdomain",
@@ -184,11 +208,11 @@ def _location(client: NexHealthClient, text: str, places: list[tuple[str, _Recor
     return _ok("location", Group.API, f"location {key} can be read")
 
 
-def _offices(client: NexHealthClient, places: dict[str, _Record], now: datetime) -> Iterator[Finding]:
+def _offices(sources: list[_Record], places: dict[str, _Record], now: datetime) -> Iterator[Finding]:
     """Offices that NexHealth itself cannot read, or has not read for long."""
     names = {place.get("id"): f"{key} ({place.get('name')})" for key, place in places.items()}
     silent = False
-    for source in _records(client, "/sync_status"):
+    for source in sources:
         offices = [names[place.get("id")] for place in source.get("locations") or () if place.get("id") in names]
         trouble = _office_trouble(source, now)
         if offices and trouble:
@@ -223,10 +247,10 @@ def _time(text: object) -> datetime | None:
     return moment if moment.tzinfo else None
 
 
-def _records(client: NexHealthClient, path: str, records_at: tuple[str, ...] = ()) -> list[_Record]:
-    """All records of a key-wide list, of every key. Raises ApiError."""
+def _records(client: NexHealthClient, keys: list[str], path: str, records_at: tuple[str, ...] = ()) -> list[_Record]:
+    """All records of a list of what a key reaches, of each of `keys`. Raises ApiError."""
     found: list[_Record] = []
-    for name in client.key_names():
+    for name in keys:
         request = ApiRequest(path, legacy_accept=True, records_at=records_at, key_name=name)
         found += [msgspec.json.decode(record) for record in client.get(request).records]
     return [record for record in found if isinstance(record, dict)]

@@ -301,6 +301,36 @@ def test_own_keys_of_institutions_are_each_checked(nexhealth: Run, settings: dic
     assert "unknown-dental" in findings(ended)["subdomain"]["message"]
 
 
+def test_an_institution_that_has_no_key_is_named(nexhealth: Run, settings: dict[str, str], tmp_path: Path) -> None:
+    """It stands in NEXHEALTH_SUBDOMAINS, and its line in the keys file is missing."""
+    keys = tmp_path / "keys.toml"
+    keys.write_text(f'willow-dental = "{REAL_KEY}"\n')
+    without_key = {name: value for name, value in settings.items() if name != "NEXHEALTH_API_KEY"}
+    asked = {"NEXHEALTH_API_KEYS_FILE": str(keys), "NEXHEALTH_SUBDOMAINS": "willow-dental,acme"}
+    ended = nexhealth("doctor", "--json", **without_key, **asked)
+    assert (ended.status, ended.err) == (2, "")
+    assert findings(ended)["subdomain"]["message"] == "the key reaches no institution acme"
+
+
+def test_a_refused_key_of_several_is_named_and_the_others_are_checked(
+    nexhealth: Run, settings: dict[str, str], online: SandboxServer, tmp_path: Path
+) -> None:
+    """Of fifty institutions two have an old key: which two, and how are the others?"""
+    keys = tmp_path / "keys.toml"
+    keys.write_text(f'acme = "wrong-{REAL_KEY}"\nbond = "old-{REAL_KEY}"\nwillow-dental = "{REAL_KEY}"\n')
+    ended = nexhealth("doctor", "--json", **settings, NEXHEALTH_API_KEYS_FILE=str(keys))
+    told = [(one["check"], one["level"], one["message"]) for one in json.loads(ended.out)["findings"]]
+    accepting = online.url
+    assert told[1:5] == [
+        ("key", "failed", f"{accepting} refuses the key of acme"),
+        ("key", "failed", f"{accepting} refuses the key of bond"),
+        ("key", "ok", f"{accepting} accepts NEXHEALTH_API_KEY"),
+        ("subdomain", "ok", "institutions reached: willow-dental, harbor-smiles"),
+    ]
+    assert ended.status == 2
+    assert REAL_KEY not in ended.out + ended.err
+
+
 @pytest.mark.parametrize(
     ("levels", "expected"),
     [
