@@ -135,7 +135,7 @@ def _run_in(realm: Realm, job: str, config: dict[str, Any]) -> "WebhookRun":
     realm.settings.api_keys()  # events may make it ask the API
     url = realm.warehouse_url()
     upgrade(url)
-    declare_kind(url, realm.kind)
+    declare_kind(url, realm.kind, dry_run=config.get("dry_run", False))
     return run_webhook_job(
         realm.settings,
         job,

@@ -63,7 +63,7 @@ def setup(url: str, *, rotate: bool, prune: bool, replace: bool, dry_run: bool, 
     with _told_as_json(as_json):
         realm = account()
         wanted, sealer = usable_url(url), Sealer.of(realm.settings)  # before anything is started
-        with _session(realm) as session, _progress(quiet=as_json) as show:
+        with _session(realm, dry_run=dry_run) as session, _progress(quiet=as_json) as show:
             wish = {"prune": prune, "rotate": rotate, "replace": replace, "dry_run": dry_run}
             done = set_up(session, wanted, **wish, sealer=sealer, on_progress=show)
     click.echo(json.dumps(done.as_json()) if as_json else "\n".join(_set_up_lines(done)))
@@ -181,7 +181,7 @@ def _last_event(connection: "psycopg.Connection", endpoint_id: int) -> datetime 
 
 
 @contextmanager
-def _session(realm: Realm) -> Iterator["SyncSession"]:
+def _session(realm: Realm, *, dry_run: bool = False) -> Iterator["SyncSession"]:
     """A session in the realm's warehouse, brought up to date."""
     from nexhealth_pipeline.cli.household import end_like_interrupt
     from nexhealth_pipeline.log import set_up_for
@@ -193,7 +193,7 @@ def _session(realm: Realm) -> Iterator["SyncSession"]:
     realm.settings.api_keys()  # without a key nothing else is worth a start
     url = realm.warehouse_url()
     upgrade(url)
-    declare_kind(url, realm.kind)
+    declare_kind(url, realm.kind, dry_run=dry_run)
     with SyncSession(realm.settings, url) as session:
         yield session
 

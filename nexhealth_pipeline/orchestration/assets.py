@@ -137,7 +137,7 @@ def _mapping(collection: Collection, upstream: str) -> dg.PartitionMapping | Non
 
 def _read(context: dg.AssetExecutionContext, config: SyncConfig, nexhealth: NexHealthResource, scope: Scope) -> None:
     collections = [one for one in collections_in(scope) if dg.AssetKey(one.table) in context.selected_asset_keys]
-    with step(context) as stop, nexhealth.session(context.run.run_id, stop) as session:
+    with step(context) as stop, nexhealth.session(context.run.run_id, stop, dry_run=config.dry_run) as session:
         options = config.options(session.settings, fresh_after(context, session))
         collections = _filtered(context, collections, scope, options)
         keys = chosen_partitions(context, config.partitions, plan=not options.partial) if PARTITIONS[scope] else []

@@ -51,7 +51,7 @@ def discover(settings: Settings, url: str, request: SyncRequest, kind: str) -> d
     Raises ConfigurationError, ApiError where nothing could be read, WarehouseError.
     """
     upgrade(url)
-    declare_kind(url, kind)
+    declare_kind(url, kind, dry_run=request.dry_run)
     with open_instance(settings, chosen=os.environ.get("DAGSTER_HOME")) as instance:
         with _warehouse(url, "planning a sync") as connection:
             fail_dead_runs(instance, connection)

@@ -60,7 +60,7 @@ SCOPE_JOBS: dict[Scope, str] = {
 
 @dg.op(name=CHANGES_OP, description="Reads what changed since the last read, however old its date.")
 def _read_changes(context: dg.OpExecutionContext, config: SyncConfig, nexhealth: NexHealthResource) -> None:
-    with step(context) as stop, nexhealth.session(context.run.run_id, stop) as session:
+    with step(context) as stop, nexhealth.session(context.run.run_id, stop, dry_run=config.dry_run) as session:
         options = replace(config.options(session.settings, fresh_after(context, session)), start=None, end=None)
         wanted = set(config.partitions)
         slices = [

@@ -38,7 +38,9 @@ class NexHealthResource(ConfigurableResource[None]):
         return load_settings({name: value for name, value in given.items() if value})
 
     @contextmanager
-    def session(self, run_id: str, stop: threading.Event, *, retry: RetryPolicy | None = None) -> Iterator[SyncSession]:
+    def session(
+        self, run_id: str, stop: threading.Event, *, dry_run: bool = False, retry: RetryPolicy | None = None
+    ) -> Iterator[SyncSession]:
         """A sync session of a Dagster run, the warehouse upgraded first; `retry` is the client's patience.
 
         Raises MissingSetting without a key, WarehouseError.
@@ -47,7 +49,7 @@ class NexHealthResource(ConfigurableResource[None]):
         settings.api_keys()  # said before anything is started
         url = warehouse_url(settings)
         upgrade(url)
-        declare_kind(url, settings.data_kind)
+        declare_kind(url, settings.data_kind, dry_run=dry_run)
         with SyncSession(settings, url, run_id=run_id, stop=stop, retry=retry) as session:
             yield session
 

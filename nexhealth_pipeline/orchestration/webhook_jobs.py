@@ -70,7 +70,7 @@ def _counted(tally: Tally) -> dict[str, Any]:
 def _replay(context: dg.OpExecutionContext, config: ReplayConfig, nexhealth: NexHealthResource) -> None:
     with step(context) as stop:
         selection = _selection(config)
-        with nexhealth.session(context.run.run_id, stop, retry=PATIENCE) as session:
+        with nexhealth.session(context.run.run_id, stop, dry_run=config.dry_run, retry=PATIENCE) as session:
             _tell(_rehearsed(context, session, selection) if config.dry_run else _replayed(context, session, selection))
 
 
@@ -97,7 +97,7 @@ def _replayed(context: Context, session: SyncSession, selection: Selection) -> d
 
 @dg.op(name=SETUP_OP, description="Registers with NexHealth where events are posted to.")
 def _set_up(context: dg.OpExecutionContext, config: SetupConfig, nexhealth: NexHealthResource) -> None:
-    with step(context) as stop, nexhealth.session(context.run.run_id, stop) as session:
+    with step(context) as stop, nexhealth.session(context.run.run_id, stop, dry_run=config.dry_run) as session:
         wish = config.model_dump()
         done = done_aside(context, lambda: set_up(session, **wish), stop)
         _tell(done.as_json())

@@ -66,13 +66,14 @@ def check(url: str) -> None:
             raise WarehouseOutdated(f"the warehouse lacks {missing[0]}: run `nexhealth db upgrade`")
 
 
-def declare_kind(url: str, kind: str) -> None:
-    """Remember that the warehouse holds `kind` ("sandbox" or "real") data.
+def declare_kind(url: str, kind: str, *, dry_run: bool = False) -> None:
+    """Remember that the warehouse holds `kind` ("sandbox" or "real") data; a `dry_run` brings none, and looks only.
 
     Raises WarehouseRefused when it holds the other kind.
     """
     with connect(url) as connection, driver_errors("declaring the warehouse's kind"):
-        connection.execute("INSERT INTO nexhealth_warehouse (kind) VALUES (%s) ON CONFLICT DO NOTHING", (kind,))
+        if not dry_run:
+            connection.execute("INSERT INTO nexhealth_warehouse (kind) VALUES (%s) ON CONFLICT DO NOTHING", (kind,))
         row = connection.execute("SELECT kind FROM nexhealth_warehouse").fetchone()
     if row is not None and row[0] != kind:
         raise WarehouseRefused(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from nexhealth_pipeline.cli import sandbox
@@ -95,6 +96,8 @@ def test_a_rehearsal_says_that_nothing_was_changed(nexhealth: Run, launched: Lau
         "9 events chosen: 3 would change 4 rows, 0 would fail",
         "for 2 of them the API would be asked, which a dry run does not do",
     ]
+    with psycopg.connect(database_url) as connection:
+        assert connection.execute("SELECT kind FROM nexhealth_warehouse").fetchall() == []
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,8 @@ def test_set_up_list_and_remove(nexhealth: Run, settings: dict[str, str], sandbo
     assert (would.status, would.err) == (0, "")
     assert would.out.startswith("Nothing was changed: a dry run.")
     assert sandbox.webhooks.registry.endpoints == []
+    with psycopg.connect(settings["DATABASE_URL"]) as connection:
+        assert connection.execute("SELECT kind FROM nexhealth_warehouse").fetchall() == []
     made = nexhealth("webhooks", "setup", "https://hooks.example.com", **settings)
     assert (made.status, made.err) == (0, "")
     assert f"endpoint 16001: created: {URL}\n" in made.out

@@ -211,6 +211,7 @@ def test_a_full_sync_then_an_incremental_one_are_runs_in_dagsters_history(shell:
     counted = {one["name"]: one["counts"]["inserted"] for one in first["collections"]}
     assert counted["documents"] == len(shell.box.state.ids("documents"))
     assert shell.rows("SELECT count(*) FROM nexhealth_institutions") == [(0,)]
+    assert shell.rows("SELECT kind FROM nexhealth_warehouse") == []
     assert shell.rows("SELECT count(*) FROM nexhealth_sync_logs") == [(0,)]
     full = shell.sync("full")
     assert full["exit_status"] == 0

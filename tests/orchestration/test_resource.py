@@ -43,10 +43,14 @@ def test_a_session_upgrades_the_warehouse_and_remembers_its_kind(
     """Dagster's own runs may be the first to see a new warehouse, and must not mix sandbox into it later."""
     monkeypatch.setenv("DATABASE_URL", empty_database_url)
     monkeypatch.setenv("NEXHEALTH_API_KEY", "some-key")
+    with NexHealthResource().session("run-0", threading.Event(), dry_run=True):
+        pass
+    with psycopg.connect(empty_database_url) as db:
+        assert db.execute("SELECT kind FROM nexhealth_warehouse").fetchall() == [], "a dry run decides nothing"
     with NexHealthResource().session("run-1", threading.Event()) as session:
         assert session.practices().institutions == ()
     with psycopg.connect(empty_database_url) as db:
-        assert db.execute("SELECT run_id, status FROM nexhealth_runs").fetchall() == [("run-1", "succeeded")]
+        assert db.execute("SELECT status FROM nexhealth_runs WHERE run_id = 'run-1'").fetchall() == [("succeeded",)]
         assert db.execute("SELECT kind FROM nexhealth_warehouse").fetchall() == [("sandbox",)]
     monkeypatch.setenv("NEXHEALTH_DATA_KIND", "real")
     with pytest.raises(WarehouseRefused), NexHealthResource().session("run-2", threading.Event()):

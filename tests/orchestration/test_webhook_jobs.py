@@ -246,10 +246,12 @@ def test_a_replay_is_a_run_of_its_own_and_can_be_rehearsed(post: Post) -> None:
     ids = store(post.db, _procedure(1), _procedure(2))
     post.apply()
     post.db.execute("UPDATE nexhealth_procedures SET raw = '{}', row_hash = '', updated_at = NULL WHERE id = 1")
+    post.db.execute("DELETE FROM nexhealth_warehouse")
     told: list[dict[str, object]] = []
     with heard(told.append):
         dry = run_job(post.instance, REPLAY_JOB, REPLAY_OP, ids=ids, dry_run=True)
         assert post.statuses() == {"applied": 2}
+        assert post.db.execute("SELECT kind FROM nexhealth_warehouse").fetchall() == []
         done = run_job(post.instance, REPLAY_JOB, REPLAY_OP, since="2020-01-01", resources=["procedures"])
         refused = run_job(post.instance, REPLAY_JOB, REPLAY_OP)
     assert (dry.success, done.success, refused.success) == (True, True, False)

@@ -136,6 +136,14 @@ def test_a_warehouse_holds_sandbox_or_real_data_never_both(database_url: str) ->
         migrate.declare_kind(database_url, "real")
 
 
+def test_a_dry_run_refuses_the_other_kind_and_decides_nothing(database_url: str) -> None:
+    """Whoever tries a sandbox's key first must not have spoilt the warehouse for the real one."""
+    migrate.declare_kind(database_url, "sandbox", dry_run=True)
+    migrate.declare_kind(database_url, "real")
+    with pytest.raises(WarehouseRefused, match="holds real data"):
+        migrate.declare_kind(database_url, "sandbox", dry_run=True)
+
+
 def test_the_revision_is_that_of_the_newest_migration(shared_url: str, empty_database_url: str) -> None:
     with connect(shared_url) as db:
         assert migrate.current_revision(db) == migrate.HEAD
