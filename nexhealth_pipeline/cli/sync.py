@@ -170,8 +170,8 @@ def _check(options: _Options) -> None:
     _check_reconcile(options)
     if options.start and options.end and options.start > options.end:
         raise InvalidSetting(f"--start {options.start} is after --end {options.end}")
-    if (options.start or options.end) and options.resources and not _windowed(options.resources):
-        raise InvalidSetting(f"--start and --end are for appointments, not for {', '.join(options.resources)}")
+    if (options.start or options.end) and (without := _without_window(options.resources)):
+        raise InvalidSetting(f"--start and --end are for appointments, not for {', '.join(without)}")
     if options.patient and (options.resources or options.locations or options.start or options.end or options.filters):
         raise InvalidSetting("--patient reads everything about one patient: leave out the other filters")
     if options.patient and options.dry_run:
@@ -202,10 +202,10 @@ def _filtered(options: _Options) -> list[str]:
     return [one.name for one in chosen]
 
 
-def _windowed(resources: Sequence[str]) -> list[str]:
+def _without_window(resources: Sequence[str]) -> list[str]:
     from nexhealth_pipeline.catalog.collections import COLLECTIONS
 
-    return [name for name in resources if COLLECTIONS[name].window is not None]
+    return [name for name in resources if COLLECTIONS[name].window is None]
 
 
 def _begin(realm: Realm) -> None:

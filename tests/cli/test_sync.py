@@ -68,13 +68,13 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> FakeRun:
 
 def test_every_filter_reaches_the_run(nexhealth: Run, ran: FakeRun) -> None:
     """A filter that is lost on the way reads, and bills, everything."""
-    words = "sync --mode full --resource patients --resource nexhealth_appointments --location acme.1 --location North"
+    words = "sync --mode full --resource nexhealth_appointments --location acme.1 --location North"
     ended = nexhealth(*words.split(), "--start", "2026-01-01", "--end", "2026-01-31", "--dry-run", **KEY)
     assert ended.status == 0
     assert ran.requests == [
         SyncRequest(
             mode=Mode.FULL,
-            resources=("patients", "appointments"),
+            resources=("appointments",),
             locations=("acme.1", "North"),
             start=date(2026, 1, 1),
             end=date(2026, 1, 31),
@@ -84,6 +84,17 @@ def test_every_filter_reaches_the_run(nexhealth: Run, ran: FakeRun) -> None:
     assert ran.options["kind"] == "real"
     assert (ran.options["warehouse_database"], ran.options["dagster_database"]) == ("nexhealth", "dagster")
     assert "Nothing was written" in ended.out
+
+
+@pytest.mark.parametrize("explain", [[], ["--explain"]])
+def test_a_named_collection_that_has_no_days_is_refused_where_days_are_given(
+    nexhealth: Run, ran: FakeRun, explain: list[str]
+) -> None:
+    """Left out unsaid, its rows would be believed to be new."""
+    words = "sync --resource appointments --resource patients --resource providers --end 2026-01-31"
+    ended = nexhealth(*words.split(), *explain, **KEY)
+    assert (ended.status, ran.requests) == (2, [])
+    assert "--start and --end are for appointments, not for patients, providers" in ended.err
 
 
 def test_row_filters_reach_the_run_and_it_is_said_what_is_read(nexhealth: Run, ran: FakeRun) -> None:
