@@ -106,7 +106,7 @@ def _receiver(
     from nexhealth_pipeline.webhooks.sealing import Sealer
 
     try:
-        Sealer.of(realm.settings)
+        Sealer.of_receiver(realm.settings)
     except MissingSetting as missing:
         return [f"No webhooks are received: {missing}"]
     port = _RECEIVER_PORT if _is_free("127.0.0.1", _RECEIVER_PORT) else 0

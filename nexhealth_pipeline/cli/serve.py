@@ -9,12 +9,10 @@ import click
 from nexhealth_pipeline.cli.household import end_like_interrupt
 from nexhealth_pipeline.cli.realm import Realm, account
 from nexhealth_pipeline.cli.realm import demo as demo_realm
-from nexhealth_pipeline.errors import ConfigurationError, InvalidSetting, WarehouseNewer
+from nexhealth_pipeline.errors import InvalidSetting, WarehouseNewer
 
 if TYPE_CHECKING:
     import socket
-
-    from nexhealth_pipeline.webhooks.sealing import Sealer
 
 __all__ = ["serve"]
 
@@ -35,27 +33,16 @@ def serve(host: str, port: int, *, demo: bool) -> None:
     """
     from nexhealth_pipeline.log import set_up_for
     from nexhealth_pipeline.webhooks import serving
+    from nexhealth_pipeline.webhooks.sealing import Sealer
 
     realm = demo_realm() if demo else account()
     set_up_for(realm.settings)
     end_like_interrupt()
-    sealer = _sealer(realm)
+    sealer = Sealer.of_receiver(realm.settings)
     url = _prepared(realm)
     with _listener(host, port) as listener:
         address = _address(listener)
         serving.serve(url, realm.settings, sealer, listener, on_ready=lambda: _announce(address))
-
-
-def _sealer(realm: Realm) -> "Sealer | None":
-    """What opens the stored secrets; None where there is no key and the settings name secrets themselves."""
-    from nexhealth_pipeline.webhooks.sealing import Sealer
-
-    try:
-        return Sealer.of(realm.settings)
-    except ConfigurationError:
-        if realm.settings.webhook_secrets is None or realm.settings.webhook_key is not None:
-            raise
-        return None
 
 
 def _prepared(realm: Realm) -> str:

@@ -66,6 +66,19 @@ class Sealer:
             raise MissingSetting(_MISSING)
         return cls([_stored_or_made(path)])
 
+    @classmethod
+    def of_receiver(cls, settings: Settings) -> Self | None:
+        """What opens the stored secrets; None where there is no key and the settings name secrets themselves.
+
+        Raises as :meth:`of` where neither is there.
+        """
+        try:
+            return cls.of(settings)
+        except ConfigurationError:
+            if settings.webhook_secrets is None or settings.webhook_key is not None:
+                raise
+            return None
+
     def seal(self, text: str) -> bytes:
         """`text` for the database, different each time."""
         return self._first.encrypt(text.encode())

@@ -177,9 +177,12 @@ def test_an_account_gets_dagster_on_its_own_warehouse(real: Realm, tmp_path: Pat
     assert "4321" in household.started["webserver"][0]
 
 
-def test_an_account_with_a_key_for_secrets_gets_the_receiver(real: Realm, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "value"), [("NEXHEALTH_WEBHOOK_KEY", "k" * 32), ("NEXHEALTH_WEBHOOK_SECRETS", "s")])
+def test_an_account_with_secrets_or_a_key_for_them_gets_the_receiver(
+    real: Realm, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
     """On loopback: a tunnel or a proxy is the user's to set up."""
-    monkeypatch.setenv("NEXHEALTH_WEBHOOK_KEY", "k" * 32)
+    monkeypatch.setenv(name, value)
     household = FakeHousehold()
     (told,) = dev._start(cast("Household", household), account(), "127.0.0.1", 4321)
     assert household.started["receiver"][0][-3:-1] == ["serve", "--port"]
