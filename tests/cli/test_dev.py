@@ -37,6 +37,13 @@ HTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
 """Stands for Dagster's pages."""
 
 
+@pytest.fixture(autouse=True)
+def _nobody_elses_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default is everybody's: tests beside this one would take it between its choice and its use."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        monkeypatch.setattr(dev, "_PORT", free.getsockname()[1])
+
+
 def standing_in(monkeypatch: pytest.MonkeyPatch, program: str) -> list[object]:
     """Let `dev` start `program` instead of Dagster; returns the realms it was asked for."""
     realms: list[object] = []
