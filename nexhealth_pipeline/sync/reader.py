@@ -84,7 +84,9 @@ class SliceReader:
             PassReader(self.session, connection, self.slice, plan, self.options, self.loader, committing)
             for plan in passes_of(self.slice, today, self.options.filters, reconcile=self.options.reconciles)
         ]
-        again, read = self._met_unread(connection, readers), 0
+        # Not since the passes read last: one that broke off has not asked again for what the last complete one met.
+        last = _least(reader.stored.fresh_at for reader in readers)
+        again, read = self._met_unread(connection, last), 0
         for reader in readers:
             reader.again = again
             self._watermark_from = _earlier(self._watermark_from, reader.stored.watermark)
@@ -101,27 +103,21 @@ class SliceReader:
             self.records += reader.records
             self.states.append(reader.state)
         if self.loader.has_open_notes and read == len(readers):
-            self._close_unnamed(connection, readers)
+            self._close_unnamed(connection, readers, last)
 
-    def _met_unread(self, connection: psycopg.Connection, readers: list[PassReader]) -> bool:
-        """Whether records could not be read the last time: who asks again finds out if they were spoilt on the way."""
+    def _met_unread(self, connection: psycopg.Connection, last: datetime | None) -> bool:
+        """Whether records could not be read since: who asks again finds out if they were spoilt on the way."""
         if not self.loader.has_open_notes or self.options.partial:
             return False
-        # Not since the pass read last: one that broke off has not asked again for what the last complete one met.
-        last = _least(reader.stored.fresh_at for reader in readers)
         return met_unread(connection, *self._place, last)
 
-    def _close_unnamed(self, connection: psycopg.Connection, readers: list[PassReader]) -> None:
+    def _close_unnamed(self, connection: psycopg.Connection, readers: list[PassReader], last: datetime | None) -> None:
         """Where all was asked for that may have held it: what has no id and did not come again was spoilt on its way."""
         content = [reader for reader in readers if not reader.lists_members]
         began = _least(reader.state.pass_started_at for reader in content)
         if began is not None and all(reader.covers for reader in content):
-            met_since = (
-                None
-                if all(reader.covers_all for reader in content)
-                else _least(reader.stored.fresh_at for reader in content)
-            )
-            close_unnamed(connection, *self._place, began, met_since)
+            everything = all(reader.covers_all for reader in content)
+            close_unnamed(connection, *self._place, began, None if everything else last)
 
     @property
     def _place(self) -> tuple[str, int, int]:

@@ -199,7 +199,8 @@ def record_child_reads(
     """Note lists that were read, each as of its request; the caller commits them with the records."""
     # In this order: a database that takes its time to answer must not make the lists younger than they are.
     now, here = database_time(connection), time.monotonic()
-    asked = ((one, now - timedelta(seconds=here - one.asked)) for one in reads)
+    # By id, in which order others lock them as well: a cycle of waits would end the slice.
+    asked = [(one, now - timedelta(seconds=here - one.asked)) for one in sorted(reads, key=lambda one: one.row.id)]
     with connection.cursor() as cursor:
         cursor.executemany(
             "INSERT INTO nexhealth_child_reads (collection, institution_id, patient_id, read_at, patient_version, rows)"

@@ -68,6 +68,12 @@ def read(connection: psycopg.Connection, *ids: int, hours_ago: float = 0, versio
     )
 
 
+def test_lists_are_noted_by_id_in_whatever_order_they_came(practice: psycopg.Connection, rows: Rows) -> None:
+    """Risk: two reads that lock each other's rows in a circle, one of which PostgreSQL ends, and its slice with it."""
+    read(practice, 4, 1, 3)
+    assert rows("SELECT patient_id FROM nexhealth_child_reads ORDER BY ctid") == [(1,), (3,), (4,)]
+
+
 def test_a_patient_belongs_to_the_lowest_active_location_that_lists_it(practice: psycopg.Connection) -> None:
     """Each patient's list is one request: it must be in exactly one slice. Nowhere listed = the lowest of all."""
     assert due(practice, 3) == [1, 2, 4]

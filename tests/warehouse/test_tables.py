@@ -317,6 +317,13 @@ def test_widening_under_a_long_report_keeps_nobody_else_waiting(
     assert done == [["added column nexhealth_gadgets.colour"]]
 
 
+def test_whoever_waits_for_a_table_waits_until_an_autovacuum_gives_way(connection: psycopg.Connection) -> None:
+    """PostgreSQL ends one that stands in somebody's way after this time, and not before."""
+    row = connection.execute("SELECT setting::int FROM pg_settings WHERE name = 'deadlock_timeout'").fetchone()
+    assert row is not None
+    assert row[0] * 1.5 < tables._TRY_SECONDS * 1000
+
+
 def test_widening_a_table_that_is_never_free_says_what_to_do(
     connection: psycopg.Connection, other: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,22 +4,22 @@ from alembic import op
 from psycopg.errors import LockNotAvailable
 from sqlalchemy.exc import OperationalError
 
-__all__ = ["a_second_at_a_time"]
+__all__ = ["in_short_waits"]
 
 _TRIES = 60
 
 
-def a_second_at_a_time(ddl: str) -> None:
+def in_short_waits(ddl: str) -> None:
     """Carry out `ddl` on a table that is in use.
 
     A run may hold the table for as long as it asks the API, and whoever waits for all of it makes the receiver wait: so
-    this waits a second at a time.
+    this waits two seconds at a time. After one of them PostgreSQL has an autovacuum in the way give up.
     """
     connection = op.get_bind()
     for left in reversed(range(_TRIES)):
         try:
             with connection.begin_nested():
-                connection.exec_driver_sql("SET LOCAL lock_timeout = '1s'")
+                connection.exec_driver_sql("SET LOCAL lock_timeout = '2s'")
                 connection.exec_driver_sql(ddl.replace("%", "%%"))
                 connection.exec_driver_sql("SET LOCAL lock_timeout = DEFAULT")
         except OperationalError as error:

@@ -3,7 +3,7 @@
 A claim is a row lock, which goes with its process and leaves no trace.
 """
 
-from nexhealth_pipeline.warehouse.migrations.waiting import a_second_at_a_time
+from nexhealth_pipeline.warehouse.migrations.waiting import in_short_waits
 
 revision = "0009"
 down_revision = "0008"
@@ -20,7 +20,7 @@ COMMENT ON COLUMN nexhealth_webhook_events.taken_by IS 'Run that works on it, or
 
 def upgrade() -> None:
     """Add the columns; no row is written for that."""
-    a_second_at_a_time(_TAKEN)
+    in_short_waits(_TAKEN)
 
 
 def downgrade() -> None:

@@ -1,6 +1,6 @@
 """Old refusals, found at once: they have a bound of their own, and lie among rows of events, which stay for years."""
 
-from nexhealth_pipeline.warehouse.migrations.waiting import a_second_at_a_time
+from nexhealth_pipeline.warehouse.migrations.waiting import in_short_waits
 
 revision = "0010"
 down_revision = "0009"
@@ -12,7 +12,7 @@ CREATE INDEX nexhealth_webhook_events_refusals ON nexhealth_webhook_events (rece
 
 def upgrade() -> None:
     """Create the index. What the receiver cannot store while the table is read, NexHealth posts again."""
-    a_second_at_a_time(_REFUSALS)
+    in_short_waits(_REFUSALS)
 
 
 def downgrade() -> None:
