@@ -24,6 +24,7 @@ from dagster._core.execution.context.system import StepExecutionContext
 from dagster._utils.interrupts import capture_interrupts
 
 from nexhealth_pipeline.errors import Cancelled, PipelineError
+from nexhealth_pipeline.orchestration.command_runs import is_of_a_command
 from nexhealth_pipeline.orchestration.log_fields import fields_in_messages
 from nexhealth_pipeline.orchestration.worker import ENDING, Context, Watch, Worker
 from nexhealth_pipeline.sync.session import SyncSession
@@ -76,7 +77,7 @@ def step(context: Context) -> Iterator[threading.Event]:
     """The frame of a step's body; hands out the event that stops what it reads.
 
     A signal sets that event and raises nothing. An error of ours ends the step by one line that says what
-    to do, instead of a traceback. A stopped step ends its run as canceled.
+    to do, instead of a traceback. A stopped step ends its run as interrupted.
     """
     stop = threading.Event()
     with capture_interrupts(), fields_in_messages():
@@ -89,7 +90,7 @@ def step(context: Context) -> Iterator[threading.Event]:
             metadata = {EXIT_STATUS: error.exit_status}
             raise dg.Failure(description=str(error), metadata=metadata, allow_retries=False) from None
     if stop.is_set():
-        _end_canceled(context)
+        _end_interrupted(context)
 
 
 def chosen_partitions(context: dg.AssetExecutionContext, keys: Sequence[str], *, plan: bool) -> list[str]:
@@ -194,9 +195,13 @@ def _plan(context: dg.AssetExecutionContext, keys: Sequence[str]) -> None:
         context.instance.report_dagster_event(event, run.run_id, batch_metadata=metadata)
 
 
-def _end_canceled(context: Context) -> None:
-    """Dagster calls a run canceled only if it was being canceled when the exception arrived."""
-    record = context.instance.get_run_by_id(context.run.run_id)
-    if record is not None and record.status not in ENDING:
-        context.instance.report_run_canceling(record, message="stopped by the user, on a committed page")
+def _end_interrupted(context: Context) -> None:
+    """End the run as interrupted: canceled where somebody asked for that, else failed, which the daemon repeats.
+
+    Dagit tells Dagster so before the signal comes, and a command is stopped by its user alone. Any other signal is of
+    a host that goes down, and Dagster calls what it ends failed by an unexpected termination.
+    """
+    run = context.instance.get_run_by_id(context.run.run_id)
+    if run is not None and is_of_a_command(run.tags) and not (run.is_finished or run.status in ENDING):
+        context.instance.report_run_canceling(run, message="stopped by the user, on a committed page")
     raise DagsterExecutionInterruptedError

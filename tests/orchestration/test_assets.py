@@ -1,15 +1,20 @@
 """Runs of the scopes' jobs: what becomes green, red or nothing, and that every count is told once."""
 
+import os
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 import dagster as dg
 import pytest
 
 from nexhealth_pipeline.catalog.collection import Scope
-from nexhealth_pipeline.orchestration.assets import collections_in
+from nexhealth_pipeline.orchestration import step
+from nexhealth_pipeline.orchestration.assets import PARTITIONS, collections_in
+from nexhealth_pipeline.orchestration.command_runs import COMMAND_TAGS
 from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, CHANGES_OP, PATIENT_JOB, PATIENT_OP
+from nexhealth_pipeline.orchestration.partitions import partition_tags
 from nexhealth_pipeline.sync.months import month_keys
 
 from .kit import CLOSED, DESERT, HARBOR, ISLAND, NORTH, PIER, SOUTH, WILLOW, House
@@ -251,31 +256,95 @@ def test_a_run_that_could_only_read_nothing_is_refused(house: House) -> None:
     assert text.startswith("no partition is chosen")
 
 
+class Terminated:
+    """Runs that are sent a signal when their first slice has been read."""
+
+    def __init__(self, known: House) -> None:
+        self._known = known
+
+    def run(
+        self, *, before: Callable[[], object] = lambda: None, tags: Mapping[str, str] | None = None
+    ) -> dg.DagsterRun:
+        """Patients and documents of two locations; `before` is called before the signal."""
+
+        def terminate(_: object) -> None:
+            before()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        keys = [PIER, ISLAND]
+        tags = {**partition_tags(self._known.instance, PARTITIONS[Scope.LOCATION], keys), **(tags or {})}
+        with step.listen(terminate):
+            result = self._known.run(
+                Scope.LOCATION, keys, assets=["patients", "documents"], tags=tags, concurrency=1, batch_pages=1
+            )
+        run = self._known.instance.get_run_by_id(result.run_id)
+        assert run is not None
+        return run
+
+    def assert_on_a_committed_page(self, run: dg.DagsterRun) -> None:
+        """What the warehouse says of the run, whatever Dagster calls its end."""
+        assert self._known.rows("SELECT status FROM nexhealth_runs WHERE run_id = %s", run.run_id) == [("cancelled",)]
+        logged = self._known.rows("SELECT DISTINCT status FROM nexhealth_sync_logs WHERE run_id = %s", run.run_id)
+        assert {row[0] for row in logged} <= {"succeeded", "cancelled"}
+
+
 @pytest.fixture
-def _interrupted(monkeypatch: pytest.MonkeyPatch, known: House) -> Iterator[None]:
-    """A signal that arrives when the first slice has been read."""
-    import os
-    import signal
-
-    from nexhealth_pipeline.orchestration import step
-
-    with step.listen(lambda _: os.kill(os.getpid(), signal.SIGTERM)):
-        yield
+def terminated(known: House) -> Terminated:
+    """Each document takes a moment, so that a signal comes in the middle of them."""
+    known.box.faults.add("hang", path="/patients/[0-9]+/documents", seconds=0.1)
+    return Terminated(known)
 
 
-@pytest.mark.usefixtures("_interrupted")
-def test_a_run_that_is_stopped_is_canceled_on_a_committed_page(known: House) -> None:
-    """What Terminate in Dagit and Ctrl-C do; nothing of it may look failed."""
-    result = known.run(Scope.LOCATION, [PIER, ISLAND], concurrency=1)
-    run = known.instance.get_run_by_id(result.run_id)
-    assert run is not None
+def test_a_command_that_is_stopped_ends_its_run_as_canceled(known: House, terminated: Terminated) -> None:
+    """What Ctrl-C does; nothing of it may look failed."""
+    run = terminated.run(tags=COMMAND_TAGS)
     assert run.status is dg.DagsterRunStatus.CANCELED
-    assert known.rows("SELECT status FROM nexhealth_runs WHERE run_id = %s", result.run_id) == [("cancelled",)]
-    assert known.told(result) == known.logged(result)
-    statuses = {row[0] for row in known.rows("SELECT status FROM nexhealth_sync_logs WHERE run_id = %s", result.run_id)}
-    assert statuses <= {"succeeded", "cancelled"}
-    colours = {colour for name in ("patients", "documents") for colour in known.status(name).values()}
-    assert RED not in colours
+    terminated.assert_on_a_committed_page(run)
+    assert RED not in {colour for name in ("patients", "documents") for colour in known.status(name).values()}
+
+
+def test_a_run_that_is_terminated_in_dagit_is_canceled(known: House, terminated: Terminated) -> None:
+    """Dagit tells Dagster before it sends the signal; the daemon must not begin anew what a person has ended."""
+
+    def cancel() -> None:
+        for run in known.instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
+            known.instance.report_run_canceling(run)
+
+    run = terminated.run(before=cancel)
+    assert run.status is dg.DagsterRunStatus.CANCELED
+    assert "dagster/will_retry" not in run.tags
+    terminated.assert_on_a_committed_page(run)
+    assert RED not in {colour for name in ("patients", "documents") for colour in known.status(name).values()}
+
+
+def test_a_run_whose_host_goes_down_is_repeated_and_goes_on_where_it_ended(
+    known: House, terminated: Terminated
+) -> None:
+    """A node that is drained sends the same signal as Dagit; nobody wanted the night to end there."""
+    run = terminated.run()
+    assert run.status is dg.DagsterRunStatus.FAILURE
+    assert run.tags["dagster/will_retry"] == "true"
+    terminated.assert_on_a_committed_page(run)
+    read = {f"/patients/{row[0]}/documents" for row in known.rows("SELECT patient_id FROM nexhealth_child_reads")}
+    known.box.faults.clear()
+    known.box.requests.clear()
+    keys = [PIER, ISLAND]
+    again = known.run(
+        Scope.LOCATION,
+        keys,
+        assets=["patients", "documents"],
+        tags={
+            **partition_tags(known.instance, PARTITIONS[Scope.LOCATION], keys),
+            "dagster/parent_run_id": run.run_id,
+            "dagster/root_run_id": run.run_id,
+            "dagster/retry_number": "1",
+        },
+    )
+    assert again.success
+    assert not read & {one.path for one in known.box.requests}
+    patients = known.one("SELECT count(*) FROM nexhealth_patients WHERE deleted_at IS NULL")
+    assert known.one("SELECT count(*) FROM nexhealth_child_reads WHERE collection = 'documents'") == patients
+    assert known.status("documents") == {PIER: GREEN, ISLAND: GREEN}
 
 
 def test_a_line_of_ours_reaches_the_run_with_its_fields(known: House) -> None:

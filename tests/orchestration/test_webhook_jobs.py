@@ -16,6 +16,7 @@ import pytest
 
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.orchestration import webhook_apply, worker
+from nexhealth_pipeline.orchestration.command_runs import COMMAND_TAGS
 from nexhealth_pipeline.orchestration.webhook_jobs import heard
 from nexhealth_pipeline.orchestration.webhook_names import (
     APPLY_JOB,
@@ -209,7 +210,7 @@ def test_a_commands_run_says_what_it_left(post: Post, monkeypatch: pytest.Monkey
     _bit_by_bit(post, monkeypatch, lambda session: session.stop.set() if next(calls) else None)
     told: list[dict[str, object]] = []
     with heard(told.append):
-        run_id = post.apply(due_only=True).run_id
+        run_id = post.apply(tags=COMMAND_TAGS, due_only=True).run_id
     assert told == [{"applied": 3, "rows": 3, "still_due": 4}]
     run = post.instance.get_run_by_id(run_id)
     assert run is not None

@@ -1,5 +1,6 @@
 """A warehouse with one practice and stored events, and runs of the webhook jobs in this process."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +27,11 @@ class Post:
     def statuses(self) -> dict[str, int]:
         return dict(self.rows("SELECT status, count(*) FROM nexhealth_webhook_events GROUP BY 1"))
 
-    def apply(self, run_id: str | None = None, **config: float) -> dg.ExecuteInProcessResult:
+    def apply(
+        self, run_id: str | None = None, tags: Mapping[str, str] | None = None, **config: float
+    ) -> dg.ExecuteInProcessResult:
         """A run of the apply job, which waits 0.1 s for more."""
-        return run_job(self.instance, APPLY_JOB, APPLY_OP, run_id=run_id, linger_seconds=0.1, **config)
+        return run_job(self.instance, APPLY_JOB, APPLY_OP, run_id=run_id, tags=tags, linger_seconds=0.1, **config)
 
     def tick(self, name: str) -> dg.RunRequest | str:
         """A tick of a sensor: its request, or why there is none."""
@@ -54,13 +57,20 @@ class Post:
 
 
 def run_job(
-    instance: dg.DagsterInstance, job: str, op: str, *, run_id: str | None = None, **config: object
+    instance: dg.DagsterInstance,
+    job: str,
+    op: str,
+    *,
+    run_id: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    **config: object,
 ) -> dg.ExecuteInProcessResult:
     """A run of one of the op jobs."""
     return defs.resolve_job_def(job).execute_in_process(
         instance=instance,
         run_id=run_id,
         run_config={"ops": {op: {"config": config}}, "loggers": QUIET},
+        tags=tags,
         raise_on_error=False,
     )
 
