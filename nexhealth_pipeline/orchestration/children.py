@@ -21,7 +21,7 @@ from nexhealth_pipeline.errors import Cancelled, InvalidSetting, PipelineError, 
 from nexhealth_pipeline.orchestration.assets import PARTITIONS, add_partitions, step_name
 from nexhealth_pipeline.orchestration.code_location import DEFINITIONS
 from nexhealth_pipeline.orchestration.command_runs import COMMAND_TAGS
-from nexhealth_pipeline.orchestration.dead_runs import fail_dead_runs
+from nexhealth_pipeline.orchestration.dead_runs import end_dead_runs
 from nexhealth_pipeline.orchestration.instance import open_instance
 from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, CHANGES_OP, PATIENT_JOB, PATIENT_OP, SCOPE_JOBS
 from nexhealth_pipeline.orchestration.partitions import partition_tags
@@ -54,7 +54,7 @@ def discover(settings: Settings, url: str, request: SyncRequest, kind: str) -> d
     declare_kind(url, kind, dry_run=request.dry_run)
     with open_instance(settings, chosen=os.environ.get("DAGSTER_HOME")) as instance:
         with _warehouse(url, "planning a sync") as connection:
-            fail_dead_runs(instance, connection)
+            end_dead_runs(instance, connection)
             began = database_time(connection)
         practice = _job(Scope.PRACTICE, _collections(Scope.PRACTICE, ()), [], {"dry_run": request.dry_run})
         found: dict[str, list[bytes]] = {}

@@ -1,7 +1,8 @@
-"""Runs whose process is gone, told by their free lock, are failed in Dagster as well.
+"""Runs whose process is gone, told by their free lock, are ended in Dagster as well.
 
 Dagster's DefaultRunLauncher does not notice a dead worker: such a run would stay "started" for ever.
-Failing it lets the daemon repeat it (`run_retries`), unless a command started it.
+Failing it lets the daemon repeat it (`run_retries`), unless a command started it. One that somebody was
+ending is canceled instead, which nothing repeats.
 """
 
 import time
@@ -16,7 +17,7 @@ from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, CHECKS_JOB, PATIE
 from nexhealth_pipeline.orchestration.webhook_names import EVENTS_ASSET, WEBHOOK_JOBS
 from nexhealth_pipeline.warehouse.runs import close_dead_runs, close_if_dead, lock_key
 
-__all__ = ["fail_dead_runs", "in_the_way"]
+__all__ = ["end_dead_runs", "in_the_way"]
 
 _GRACE_SECONDS = 120.0
 """So long a run may be starting before it has a row of its own, or ending after that row was closed."""
@@ -28,26 +29,26 @@ _LIVE = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 _COMING = [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING]
 
 
-def fail_dead_runs(instance: dg.DagsterInstance, connection: psycopg.Connection) -> list[str]:
-    """Close dead runs in the warehouse and in Dagster; returns the ids of those failed in Dagster.
+def end_dead_runs(instance: dg.DagsterInstance, connection: psycopg.Connection) -> list[str]:
+    """Close dead runs in the warehouse and in Dagster; returns the ids of those ended in Dagster.
 
     `connection` must be in autocommit mode.
     """
-    failed = []
+    ended = []
     with _alone(connection):
         close_dead_runs(connection)
         for record in instance.get_run_records(dg.RunsFilter(statuses=_LIVE)):
             run = record.dagster_run
             if _is_ours(run) and _is_dead(connection, run.run_id, record.start_time):
-                _fail(instance, run)
-                failed.append(run.run_id)
-    return failed
+                _end(instance, run)
+                ended.append(run.run_id)
+    return ended
 
 
 def in_the_way(instance: dg.DagsterInstance, connection: psycopg.Connection, job: str) -> dg.DagsterRun | None:
     """The run of `job` that a new one should wait for, or None.
 
-    A run whose process was killed is failed here, so that the next one need not wait for anybody to notice.
+    A run whose process was killed is ended here, so that the next one need not wait for anybody to notice.
     One that never starts, or whose process went before it held its lock, cannot be told from a slow one: it is
     in the way for a short while only, and twice as long with each that is passed over, so that a slow machine is not
     filled with them. Whoever started it fails it, or Dagster's monitor. `connection` must be in autocommit mode.
@@ -71,19 +72,23 @@ def in_the_way(instance: dg.DagsterInstance, connection: psycopg.Connection, job
 
 
 def _was_killed(instance: dg.DagsterInstance, connection: psycopg.Connection, run: dg.DagsterRun) -> bool:
-    """Fail the run if it held its lock and holds it no more, without having come to its end."""
+    """End the run if it held its lock and holds it no more, without having come to its end."""
     with _alone(connection):
         current = instance.get_run_by_id(run.run_id)  # another tick may have been here
         close_if_dead(connection, run.run_id)
         if not _is_interrupted(connection, run.run_id):
             return False
         if current is not None and current.status in _LIVE:
-            _fail(instance, current)
+            _end(instance, current)
         return True
 
 
-def _fail(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
-    instance.report_run_failed(run, "the process of this run is gone (its lock is free)")
+def _end(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+    message = "the process of this run is gone (its lock is free)"
+    if run.status is dg.DagsterRunStatus.CANCELING:
+        instance.report_run_canceled(run, message)
+    else:
+        instance.report_run_failed(run, message)
 
 
 def _is_interrupted(connection: psycopg.Connection, run_id: str) -> bool:

@@ -18,7 +18,7 @@ from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.errors import PipelineError
 from nexhealth_pipeline.orchestration.assets import PARTITIONS, step_name
 from nexhealth_pipeline.orchestration.crons import check_crons
-from nexhealth_pipeline.orchestration.dead_runs import fail_dead_runs
+from nexhealth_pipeline.orchestration.dead_runs import end_dead_runs
 from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, CHANGES_OP, JOBS, SCOPE_JOBS
 from nexhealth_pipeline.orchestration.nightly import Due, due_at_night, due_in_the_morning
 from nexhealth_pipeline.orchestration.partitions import partition_tags
@@ -119,7 +119,7 @@ def _keys(
     with nexhealth.warehouse() as connection:
         if current_revision(connection) != HEAD:
             return [], []
-        fail_dead_runs(context.instance, connection)
+        end_dead_runs(context.instance, connection)
         due = timetable.due(connection, settings.subdomains)
     return target.keys(due), [] if due.reconcile is None else target.keys(due.reconcile)
 

@@ -3,7 +3,7 @@
 import dagster as dg
 
 from nexhealth_pipeline.errors import PipelineError
-from nexhealth_pipeline.orchestration.dead_runs import fail_dead_runs
+from nexhealth_pipeline.orchestration.dead_runs import end_dead_runs
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
 from nexhealth_pipeline.warehouse.migrate import HEAD, current_revision
 
@@ -14,7 +14,7 @@ __all__ = ["SENSORS"]
     name="nexhealth_dead_runs",
     minimum_interval_seconds=60,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Fails runs whose process is gone, so that their slices are read again.",
+    description="Ends runs whose process is gone, so that their slices are read again.",
 )
 def _dead_runs(context: dg.SensorEvaluationContext, nexhealth: NexHealthResource) -> dg.SkipReason:
     try:
@@ -22,10 +22,10 @@ def _dead_runs(context: dg.SensorEvaluationContext, nexhealth: NexHealthResource
         with nexhealth.warehouse() as connection:
             if current_revision(connection) != HEAD:
                 return dg.SkipReason("the warehouse is not set up yet")
-            failed = fail_dead_runs(context.instance, connection)
+            ended = end_dead_runs(context.instance, connection)
     except PipelineError as error:
         return dg.SkipReason(str(error))
-    return dg.SkipReason(f"{len(failed)} dead runs found" if failed else "no run is dead")
+    return dg.SkipReason(f"{len(ended)} dead runs found" if ended else "no run is dead")
 
 
 SENSORS = [_dead_runs]

@@ -15,7 +15,7 @@ import pytest
 from nexhealth_pipeline.definitions import defs
 from nexhealth_pipeline.orchestration import dead_runs
 from nexhealth_pipeline.orchestration.checks import CHECKS_SENSOR
-from nexhealth_pipeline.orchestration.dead_runs import fail_dead_runs
+from nexhealth_pipeline.orchestration.dead_runs import end_dead_runs
 from nexhealth_pipeline.orchestration.jobs import CHECKS_JOB, SCOPE_JOBS
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
 from nexhealth_pipeline.orchestration.webhook_names import EVENTS_ASSET
@@ -212,7 +212,7 @@ def test_a_run_that_is_killed_is_failed_at_once_and_a_living_one_never(
             try:
                 run_id = _locked_run(warehouse)
                 assert run_id in str(_sense(instance))
-                assert fail_dead_runs(instance, warehouse) == []
+                assert end_dead_runs(instance, warehouse) == []
             finally:
                 process.kill()
     free_locks(warehouse)
@@ -221,7 +221,7 @@ def test_a_run_that_is_killed_is_failed_at_once_and_a_living_one_never(
     assert run is not None
     assert (run.job_name, run.status) == (CHECKS_JOB, dg.DagsterRunStatus.FAILURE)
     assert run.tags["dagster/will_retry"] == "false"  # the sensor has asked for the next one
-    assert fail_dead_runs(instance, warehouse) == []
+    assert end_dead_runs(instance, warehouse) == []
     assert defs.resolve_job_def(CHECKS_JOB).execute_in_process(instance=instance, run_config=QUIET).success
     statuses = warehouse.execute("SELECT status, count(*) FROM nexhealth_runs GROUP BY 1").fetchall()
     assert dict(statuses) == {"interrupted": 1, "succeeded": 2}

@@ -97,7 +97,7 @@ def test_failed_slices_are_no_failure_of_their_run_and_hide_none(known: House, m
 @pytest.mark.parametrize(
     ("step", "act"),
     [
-        ("fail_dead_runs", lambda url: discover(load_settings(), url, SyncRequest(Mode.FULL), "sandbox")),
+        ("end_dead_runs", lambda url: discover(load_settings(), url, SyncRequest(Mode.FULL), "sandbox")),
         ("load_practices", lambda url: discover(load_settings(), url, SyncRequest(Mode.FULL), "sandbox")),
         ("load_practices", lambda url: catch_up(load_settings(), url, SyncRequest(Mode.FULL), {})),
         ("finish_sweep", lambda url: finish(url, 1)),

@@ -1,7 +1,8 @@
 """Runs whose process is gone: failed once, and no living one with them."""
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import dagster as dg
 import psycopg
@@ -11,7 +12,7 @@ from dagster._core.execution.retries import auto_reexecution_should_retry_run
 
 from nexhealth_pipeline.definitions import defs
 from nexhealth_pipeline.orchestration import dead_runs
-from nexhealth_pipeline.orchestration.dead_runs import fail_dead_runs
+from nexhealth_pipeline.orchestration.dead_runs import end_dead_runs, in_the_way
 from nexhealth_pipeline.warehouse.runs import RunLock
 
 FAILED, STARTED = dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.STARTED
@@ -57,13 +58,28 @@ def test_a_run_whose_lock_is_free_is_failed_once_and_its_rows_closed(
         "INSERT INTO nexhealth_sync_logs (run_id, asset, collection, mode, status) VALUES (%s, 'a', 'c', 'full', 'running')",
         (run.run_id,),
     )
-    assert fail_dead_runs(instance, db) == [run.run_id]
+    assert end_dead_runs(instance, db) == [run.run_id]
     assert _status(instance, run) is FAILED
     assert db.execute("SELECT status FROM nexhealth_runs").fetchall() == [("interrupted",)]
     assert db.execute("SELECT status FROM nexhealth_sync_logs").fetchall() == [("interrupted",)]
-    assert fail_dead_runs(instance, db) == []
+    assert end_dead_runs(instance, db) == []
     failures = instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.RUN_FAILURE).records
     assert len(failures) == 1
+
+
+@pytest.mark.parametrize("find", [end_dead_runs, partial(in_the_way, job="nexhealth_locations")])
+def test_a_run_that_died_while_somebody_ended_it_is_canceled(
+    instance: dg.DagsterInstance, db: psycopg.Connection, find: Callable[..., object]
+) -> None:
+    """The daemon would begin anew what a person has just stopped."""
+    run = _started(instance)
+    _row(db, run)
+    instance.report_run_canceling(run)
+    find(instance, db)
+    assert _status(instance, run) is dg.DagsterRunStatus.CANCELED
+    found = instance.get_run_by_id(run.run_id)
+    assert found is not None
+    assert "dagster/will_retry" not in found.tags
 
 
 def test_a_living_run_is_left_alone(
@@ -72,11 +88,11 @@ def test_a_living_run_is_left_alone(
     """To fail it would start it a second time."""
     held, starting = _started(instance), _started(instance)
     with RunLock(environment["DATABASE_URL"], held.run_id):
-        assert fail_dead_runs(instance, db) == []
+        assert end_dead_runs(instance, db) == []
     ending = _started(instance)
     _row(db, ending, "succeeded", "1 second")
     db.execute("UPDATE nexhealth_runs SET finished_at = now(), status = 'failed' WHERE run_id = %s", (held.run_id,))
-    assert fail_dead_runs(instance, db) == []
+    assert end_dead_runs(instance, db) == []
     assert {_status(instance, run) for run in (held, starting, ending)} == {STARTED}
 
 
@@ -86,11 +102,11 @@ def test_a_run_that_never_came_to_its_lock_or_never_ended_is_failed_after_a_whil
     """Its process may die before it has a row, or after the row was closed."""
     ended = _started(instance)
     _row(db, ended, "succeeded", "3 minutes")
-    assert fail_dead_runs(instance, db) == [ended.run_id]
+    assert end_dead_runs(instance, db) == [ended.run_id]
     early = _started(instance)
-    assert fail_dead_runs(instance, db) == []
+    assert end_dead_runs(instance, db) == []
     monkeypatch.setattr(dead_runs, "_GRACE_SECONDS", -1.0)
-    assert fail_dead_runs(instance, db) == [early.run_id]
+    assert end_dead_runs(instance, db) == [early.run_id]
 
 
 def test_runs_of_other_code_are_not_ours_to_end(
@@ -114,7 +130,7 @@ def test_runs_of_other_code_are_not_ours_to_end(
         ours, status=dg.DagsterRunStatus.STARTING, asset_selection=frozenset({dg.AssetKey("nexhealth_patients")})
     )
     instance.report_dagster_event(dg.DagsterEvent("PIPELINE_START", "__ASSET_JOB", message=""), mine.run_id)
-    assert fail_dead_runs(instance, db) == [mine.run_id]
+    assert end_dead_runs(instance, db) == [mine.run_id]
 
 
 def test_a_dead_run_of_one_check_is_failed_and_one_of_other_codes_check_is_not(
@@ -135,7 +151,7 @@ def test_a_dead_run_of_one_check_is_failed_and_one_of_other_codes_check_is_not(
     for run in runs:
         instance.run_storage.add_run(run)
         instance.report_dagster_event(dg.DagsterEvent("PIPELINE_START", "__ASSET_JOB", message=""), run.run_id)
-    assert fail_dead_runs(instance, db) == [runs[0].run_id]
+    assert end_dead_runs(instance, db) == [runs[0].run_id]
 
 
 def test_the_daemon_repeats_a_run_that_crashed_but_none_that_failed_nor_a_commands(
@@ -149,7 +165,7 @@ def test_the_daemon_repeats_a_run_that_crashed_but_none_that_failed_nor_a_comman
     )
     for run in (crashed, commanded):
         _row(db, run)
-    assert set(fail_dead_runs(instance, db)) == {crashed.run_id, commanded.run_id}
+    assert set(end_dead_runs(instance, db)) == {crashed.run_id, commanded.run_id}
     reason = JobFailureData(error=None, failure_reason=RunFailureReason.STEP_FAILURE)
     instance.report_run_failed(failed, "a slice failed", reason)
     repeated = {
