@@ -26,7 +26,7 @@ from nexhealth_pipeline.orchestration.step import (
 )
 from nexhealth_pipeline.sync.filters import choose
 from nexhealth_pipeline.sync.options import SyncOptions
-from nexhealth_pipeline.sync.plan import slices_of
+from nexhealth_pipeline.sync.plan import in_window, slices_of
 from nexhealth_pipeline.sync.practice import Practices
 from nexhealth_pipeline.sync.runner import run_slices
 from nexhealth_pipeline.sync.session import SyncSession
@@ -142,6 +142,8 @@ def _read(context: dg.AssetExecutionContext, config: SyncConfig, nexhealth: NexH
         collections = _filtered(context, collections, scope, options)
         keys = chosen_partitions(context, config.partitions, plan=not options.partial) if PARTITIONS[scope] else []
         slices = _slices(context, collections, scope, keys, config.known_practices() or session.practices())
+        if options.start or options.end:
+            slices = _in_window(context, slices, options)
         try:
             results = read(
                 context,
@@ -187,6 +189,20 @@ def _slices(
     ]
     _tell_skipped(context, collections, practices, sorted(wanted - {piece.partition_key for piece in slices}))
     return slices
+
+
+def _in_window(context: dg.AssetExecutionContext, slices: list[Slice], options: SyncOptions) -> list[Slice]:
+    """The months of the run's partitions that its window overlaps. Raises ConfigurationError where none does."""
+    kept = in_window(slices, options, datetime.now(UTC).date())
+    window = " ".join(f"{name} {day}" for name, day in (("start", options.start), ("end", options.end)) if day)
+    if slices and not kept:
+        raise ConfigurationError(
+            f"{window}: none of the chosen partitions is a month of appointments in this window: choose its months, "
+            "or leave it out"
+        )
+    if len(kept) < len(slices):
+        context.log.info(f"{window}: {len(kept)} of {len(slices)} months")
+    return kept
 
 
 def _require(practices: Practices, wanted: set[str]) -> None:

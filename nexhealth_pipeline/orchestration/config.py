@@ -28,8 +28,10 @@ class SyncConfig(Config):
     batch_pages: int | None = Field(
         default=None, ge=1, le=100, description="pages a transaction, at most; default NEXHEALTH_BATCH_PAGES"
     )
-    start: str | None = Field(default=None, description="first day (YYYY-MM-DD) of a window of appointments")
-    end: str | None = Field(default=None, description="last day (YYYY-MM-DD) of a window of appointments")
+    start: str | None = Field(
+        default=None, description="first day (YYYY-MM-DD) of a window of appointments: only months in it are read"
+    )
+    end: str | None = Field(default=None, description="last day (YYYY-MM-DD) of it")
     status: str | None = Field(
         default=None, description="only rows that are active, or inactive; where the collections can be filtered so"
     )

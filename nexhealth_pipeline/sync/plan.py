@@ -24,6 +24,7 @@ __all__ = [
     "awaits_changes",
     "due_slices",
     "filter_hash",
+    "in_window",
     "is_fresh",
     "owner_keys",
     "passes_of",
@@ -85,7 +86,7 @@ def due_slices(
 def _due_months(slices: list[Slice], watermarks: Watermarks, options: SyncOptions, today: date) -> list[Slice]:
     """Months in the asked window, of filtered reads all at once; else months never complete and the change slices."""
     if options.start or options.end:
-        return [piece for piece in slices if _overlaps(piece.window_key, options, today)]
+        return in_window(slices, options, today)
     if options.filters:
         return list({piece.location_id: replace(piece, window_key=CHANGES) for piece in slices}.values())
     if options.mode is not Mode.INCREMENTAL:
@@ -115,6 +116,11 @@ def awaits_changes(
         if any(found == {True, False} for found in complete.values()):
             return True
     return False
+
+
+def in_window(slices: Iterable[Slice], options: SyncOptions, today: date) -> list[Slice]:
+    """The months that overlap the window of `options`, whose ends are both included."""
+    return [piece for piece in slices if piece.window_key and _overlaps(piece.window_key, options, today)]
 
 
 def _overlaps(key: str, options: SyncOptions, today: date) -> bool:

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -176,6 +177,23 @@ def test_a_read_of_a_part_is_observed_and_turns_nothing_green_or_red(known: Hous
     assert known.one("SELECT count(*) FROM nexhealth_sync_logs") == before
     assert known.one("SELECT count(*) FROM nexhealth_patients") == 0
     assert known.status("patients") == {}
+
+
+def test_a_window_in_the_run_config_narrows_the_months_that_are_chosen(known: House) -> None:
+    """Whoever chooses all months of a location and a week in the launchpad means the week."""
+    months = month_keys(datetime.now(UTC).date())
+    keys = [f"{PIER}|{month}" for month in months]
+    week: dict[str, Any] = {"start": f"{months[2]}-10", "end": f"{months[2]}-16"}
+    result = known.run(Scope.LOCATION_MONTH, keys, **week)
+    assert result.success
+    assert known.partitions(result, OBSERVED) == {("appointments", keys[2])}
+    known.box.requests.clear()
+    outside = known.run(Scope.LOCATION_MONTH, keys[4:], **week)
+    text = known.failure(outside)
+    assert text.startswith(f"start {months[2]}-10 end {months[2]}-16: none of the chosen partitions is a month of")
+    assert known.failure(known.run(Scope.LOCATION, [PIER], assets=["operatories"], **week)).startswith("start")
+    assert not known.box.requests.matching("/appointments")
+    assert not known.box.requests.matching("/operatories")
 
 
 def test_the_key_of_an_inactive_location_is_skipped_with_a_reason(known: House) -> None:
