@@ -155,11 +155,17 @@ def _pages(collection: Collection, mode: Mode, office: Office, offices: int) -> 
 
 
 def night(locations: int, today: date) -> Counter[str]:
-    """Requests of a night by path: six sevenths of the databases incrementally, one is reconciled, lists in turn."""
+    """Requests of a night by path: one seventh of the databases is reconciled, lists in turn; the others incrementally.
+
+    What changed in windows is read of all.
+    """
     changes = requests(locations, Mode.INCREMENTAL, today)
     whole = requests(locations, Mode.RECONCILE, today)
-    paths = changes.keys() | whole.keys()
-    return Counter({path: round((changes.get(path, 0) * (NIGHTS - 1) + whole.get(path, 0)) / NIGHTS) for path in paths})
+    of_all = {one.path for one in DECLARED if one.window}
+    nights = {path: NIGHTS if path in of_all else NIGHTS - 1 for path in changes.keys() | whole.keys()}
+    return Counter(
+        {path: round((changes.get(path, 0) * some + whole.get(path, 0)) / NIGHTS) for path, some in nights.items()}
+    )
 
 
 def lines(locations: int, today: date, *, windows: bool = True) -> int:

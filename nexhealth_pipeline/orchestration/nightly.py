@@ -102,7 +102,10 @@ def _due(
 
 
 def _rotate(connection: psycopg.Connection, practices: Practices, due: Due) -> None:
-    """Move what is to be reconciled this night out of `due`: databases by their lists and by their months apart."""
+    """Move what is to be reconciled this night out of `due`: databases by their lists and by their months apart.
+
+    Changes of appointments stay due everywhere: another tick asks for them, and the reconciling run may be skipped.
+    """
     databases: dict[tuple[int, int], list[Location]] = {}
     for location in practices.active():
         databases.setdefault((location.institution.id, location.owner_id), []).append(location)
@@ -126,7 +129,6 @@ def _rotate(connection: psycopg.Connection, practices: Practices, due: Due) -> N
     due.institutions = [key for key in due.institutions if key not in institutions]
     due.locations = [key for key in due.locations if key not in lists]
     due.months = [key for key in due.months if key.partition("|")[0] not in months]
-    due.changes = [key for key in due.changes if key not in months]
 
 
 def _next(

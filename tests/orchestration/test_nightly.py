@@ -181,8 +181,16 @@ def test_a_seventh_of_all_is_reconciled_each_night_instead_of_read(read: psycopg
     assert due.reconcile is not None
     assert (due.locations, due.reconcile.locations) == (["acme.1"], ["bond.3", "bond.4"])
     assert (due.months, due.reconcile.months) == ([], [f"acme.1|{month}" for month in _months()])
-    assert (due.changes, due.reconcile.changes) == (["bond.3", "bond.4"], [])
     assert len(due.institutions) == len(due.reconcile.institutions) == 1
+
+
+def test_changes_are_read_where_months_are_reconciled_as_well(read: psycopg.Connection) -> None:
+    """Two ticks ask for them: where the run before is still going and nothing is reconciled, the night's changes come."""
+    _keep(read, 20, 3, "appointments", days=9)
+    due = due_at_night(read, ())
+    assert due.reconcile is not None
+    assert due.reconcile.months
+    assert (due.changes, due.reconcile.changes) == (["acme.1", "bond.3", "bond.4"], [])
 
 
 def test_what_was_judged_this_week_rests(read: psycopg.Connection) -> None:
