@@ -99,17 +99,21 @@ class SyncSession:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        stopped = self.stop.is_set() or isinstance(error, Cancelled)
-        status = "cancelled" if stopped else "failed" if error is not None else self._status
         try:
             with driver_errors("closing the run"):
-                self.lock.finish(status)
+                self.lock.finish(self._ended(error))
         finally:
             self.client.close()
             for budget in self._budgets:
                 budget.close()
             self.pool.close()
             self.lock.__exit__(kind, error, trace)
+
+    def _ended(self, error: BaseException | None) -> str:
+        """How the run ended: by an error it failed, whatever that has stopped beside it."""
+        if isinstance(error, Exception) and not isinstance(error, Cancelled):
+            return "failed"
+        return "cancelled" if error is not None or self.stop.is_set() else self._status
 
     def _shared_budget(self, key_hash: str) -> Budget:
         budget = PostgresBudget(self.url, key_hash, self.settings.rate_share, stop=self.stop)

@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,12 +11,14 @@ import dagster as dg
 import pytest
 
 from nexhealth_pipeline.catalog.collection import Scope
-from nexhealth_pipeline.orchestration import step
+from nexhealth_pipeline.errors import WarehouseError
+from nexhealth_pipeline.orchestration import assets, step
 from nexhealth_pipeline.orchestration.assets import PARTITIONS, collections_in
 from nexhealth_pipeline.orchestration.command_runs import COMMAND_TAGS
 from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, CHANGES_OP, PATIENT_JOB, PATIENT_OP
 from nexhealth_pipeline.orchestration.partitions import partition_tags
 from nexhealth_pipeline.sync.months import month_keys
+from nexhealth_pipeline.sync.slices import SliceResult
 
 from .kit import CLOSED, DESERT, HARBOR, ISLAND, NORTH, PIER, SOUTH, WILLOW, House
 
@@ -272,6 +274,20 @@ def test_a_run_that_could_only_read_nothing_is_refused(house: House) -> None:
     house.run(Scope.PRACTICE)
     text = house.failure(house.run(Scope.LOCATION, [], assets=["operatories"]))
     assert text.startswith("no partition is chosen")
+
+
+def test_a_run_that_breaks_off_is_failed_in_the_warehouse_as_well(
+    known: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an error has stopped must not look as if somebody had."""
+
+    def breaks_off(*_: object) -> Iterator[SliceResult]:
+        raise WarehouseError("writing nexhealth_patients: PostgreSQL has no room left")
+
+    monkeypatch.setattr(assets, "run_slices", breaks_off)
+    result = known.run(Scope.LOCATION, [PIER], assets=["operatories"])
+    assert known.failure(result) == "writing nexhealth_patients: PostgreSQL has no room left"
+    assert known.rows("SELECT status FROM nexhealth_runs WHERE run_id = %s", result.run_id) == [("failed",)]
 
 
 class Terminated:

@@ -1,8 +1,11 @@
 """What a run holds while it works."""
 
+from contextlib import nullcontext
+
 import psycopg
 import pytest
 
+from nexhealth_pipeline.errors import Cancelled, WarehouseError
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.sync import session as sessions
 from nexhealth_pipeline.warehouse.runs import is_dead, lock_key
@@ -26,3 +29,28 @@ def test_a_run_that_works_takes_its_lock_again(
         assert is_dead(other, "mine")
         session.keep_lock()
         assert not is_dead(other, "mine")
+
+
+@pytest.mark.parametrize(
+    ("error", "stopped", "status"),
+    [
+        (None, False, "succeeded"),
+        (None, True, "cancelled"),
+        (Cancelled("stopped"), False, "cancelled"),
+        (KeyboardInterrupt(), True, "cancelled"),
+        (WarehouseError("no room left"), True, "failed"),
+        (ValueError("a fault of ours"), False, "failed"),
+    ],
+    ids=str,
+)
+def test_a_run_that_breaks_off_by_an_error_has_failed_though_the_error_stopped_its_threads(
+    error: BaseException | None, stopped: bool, status: str, settings: Settings, database_url: str
+) -> None:
+    """Risk: a night that ended by a full disk is listed among those that somebody stopped."""
+    with pytest.raises(type(error)) if error else nullcontext(), open_session(settings, run_id="mine") as session:
+        if stopped:
+            session.stop.set()
+        if error:
+            raise error
+    with psycopg.connect(database_url) as db:
+        assert db.execute("SELECT status FROM nexhealth_runs WHERE run_id = 'mine'").fetchone() == (status,)
