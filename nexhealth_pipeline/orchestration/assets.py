@@ -39,7 +39,9 @@ __all__ = [
     "collections_in",
     "events_of",
     "fresh_after",
+    "require_known",
     "step_name",
+    "warn_of_skipped",
 ]
 
 PARTITIONS: dict[Scope, dg.PartitionsDefinition[str] | None] = {
@@ -180,7 +182,11 @@ def _slices(
     """The slices of the run's partitions; a partition of an inactive location is named and left out."""
     wanted = set(keys)
     if scope is not Scope.PRACTICE:
-        _require(practices, wanted)
+        require_known(practices)
+        if not wanted:
+            raise ConfigurationError(
+                "no partition is chosen: launch the run with partitions, or name some in its config"
+            )
     slices = [
         piece
         for collection in collections
@@ -205,30 +211,33 @@ def _in_window(context: dg.AssetExecutionContext, slices: list[Slice], options: 
     return kept
 
 
-def _require(practices: Practices, wanted: set[str]) -> None:
-    """Refuse a run that could only read nothing and look like a success."""
+def require_known(practices: Practices) -> None:
+    """Refuse a run before anything is known: it could only read nothing and look like a success."""
     if not practices.institutions:
         raise ConfigurationError(
             "no institution or location is known yet: run the job nexhealth_practice (or `nexhealth sync`) first"
         )
-    if not wanted:
-        raise ConfigurationError("no partition is chosen: launch the run with partitions, or name some in its config")
+
+
+def warn_of_skipped(context: Context, practices: Practices, keys: Sequence[str]) -> dict[str, str]:
+    """Say in the run's log which keys can no longer be read, and why; returns the reasons by key."""
+    inactive = {location.key for location in practices.locations if location.inactive}
+    reasons = {
+        key: "its location is inactive" if key.partition("|")[0] in inactive else "the API key does not reach it"
+        for key in keys
+    }
+    if keys:
+        named = ", ".join(f"{key} ({reasons[key]})" for key in keys[:_NAMED_KEYS])
+        more = f" and {len(keys) - _NAMED_KEYS} more" if len(keys) > _NAMED_KEYS else ""
+        context.log.warning(f"{len(keys)} partitions skipped: {named}{more}")
+    return reasons
 
 
 def _tell_skipped(
     context: dg.AssetExecutionContext, collections: Sequence[Collection], practices: Practices, keys: Sequence[str]
 ) -> None:
     """Keys are never deleted, so some may stand for what can no longer be read: said in the log and on the asset."""
-    if not keys:
-        return
-    inactive = {location.key for location in practices.locations if location.inactive}
-    reasons = {
-        key: "its location is inactive" if key.partition("|")[0] in inactive else "the API key does not reach it"
-        for key in keys
-    }
-    named = ", ".join(f"{key} ({reasons[key]})" for key in keys[:_NAMED_KEYS])
-    more = f" and {len(keys) - _NAMED_KEYS} more" if len(keys) > _NAMED_KEYS else ""
-    context.log.warning(f"{len(keys)} partitions skipped: {named}{more}")
+    reasons = warn_of_skipped(context, practices, keys)
     report(
         context,
         [

@@ -5,7 +5,7 @@ rows changed and leaves how fresh the rest is to `nexhealth_freshness`.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -15,7 +15,15 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.catalog.collections import DECLARED
-from nexhealth_pipeline.orchestration.assets import ASSETS, collections_in, fresh_after, step_name
+from nexhealth_pipeline.errors import ConfigurationError
+from nexhealth_pipeline.orchestration.assets import (
+    ASSETS,
+    collections_in,
+    fresh_after,
+    require_known,
+    step_name,
+    warn_of_skipped,
+)
 from nexhealth_pipeline.orchestration.config import PatientConfig, SyncConfig
 from nexhealth_pipeline.orchestration.metadata import as_of_metadata, result_metadata
 from nexhealth_pipeline.orchestration.nightly import complete_windows
@@ -26,6 +34,7 @@ from nexhealth_pipeline.orchestration.webhook_names import BULK_TAGS
 from nexhealth_pipeline.sync.filters import choose
 from nexhealth_pipeline.sync.months import CHANGES, month_keys
 from nexhealth_pipeline.sync.patient import refresh_patient
+from nexhealth_pipeline.sync.practice import Location, Practices
 from nexhealth_pipeline.sync.runner import run_slices
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice, SliceResult
@@ -62,12 +71,11 @@ SCOPE_JOBS: dict[Scope, str] = {
 def _read_changes(context: dg.OpExecutionContext, config: SyncConfig, nexhealth: NexHealthResource) -> None:
     with step(context) as stop, nexhealth.session(context.run.run_id, stop, dry_run=config.dry_run) as session:
         options = replace(config.options(session.settings, fresh_after(context, session)), start=None, end=None)
-        wanted = set(config.partitions)
+        locations = _locations(context, config.known_practices() or session.practices(), config.partitions)
         slices = [
             Slice(collection, location.institution, location, CHANGES)
             for collection in choose(collections_in(Scope.LOCATION_MONTH), options.filters, named=False, known=DECLARED)
-            for location in (config.known_practices() or session.practices()).active()
-            if not wanted or location.key in wanted
+            for location in locations
         ]
         results = read(
             context,
@@ -78,6 +86,25 @@ def _read_changes(context: dg.OpExecutionContext, config: SyncConfig, nexhealth:
         )
         if not stop.is_set():
             raise_failures(results)
+
+
+def _locations(context: dg.OpExecutionContext, practices: Practices, keys: Sequence[str]) -> Sequence[Location]:
+    """The active locations of `keys`, whose others are named and left out; all where there are no keys.
+
+    Raises ConfigurationError where the keys are of no location at all.
+    """
+    require_known(practices)
+    if not keys:
+        return practices.active()
+    wanted = set(keys)
+    known = [location for location in practices.locations if location.key in wanted]
+    if not known:
+        raise ConfigurationError(
+            f"partitions {keys[0]!r}: the API key reaches no such location; write <subdomain>.<location id>"
+        )
+    active = [location for location in known if not location.inactive]
+    warn_of_skipped(context, practices, sorted(wanted - {location.key for location in active}))
+    return active
 
 
 def change_events(session: SyncSession, result: SliceResult) -> Iterator[Event]:

@@ -235,6 +235,21 @@ def test_changed_months_are_materialized_and_the_change_read_itself_is_observed(
     assert (known.events(dry), known.one("SELECT count(*) FROM nexhealth_sync_logs")) == ([], before)
 
 
+def test_a_change_read_of_no_location_is_refused_and_names_those_it_leaves_out(house: House) -> None:
+    """Green without a request would look like changes that were read."""
+    assert "nexhealth_practice" in house.failure(house.job(CHANGES_JOB, CHANGES_OP))
+    assert house.run(Scope.PRACTICE).success
+    mistyped = house.job(CHANGES_JOB, CHANGES_OP, config={"partitions": ["348621"]})
+    assert house.failure(mistyped).startswith("partitions '348621': the API key reaches no such location")
+    some = house.job(CHANGES_JOB, CHANGES_OP, config={"partitions": [PIER, CLOSED, "gone.1"]})
+    assert some.success
+    read = "SELECT partition_key FROM nexhealth_sync_logs WHERE run_id = %s"
+    assert house.rows(read, some.run_id) == [(f"{PIER}|changes",)]
+    lines = [entry.user_message for entry in house.instance.all_logs(some.run_id) if entry.dagster_event is None]
+    told = f"2 partitions skipped: gone.1 (the API key does not reach it), {CLOSED} (its location is inactive)"
+    assert told in lines, lines
+
+
 def test_one_patient_is_observed_with_what_it_cost(known: House) -> None:
     """A partial read completes nothing, but is history like any other."""
     assert known.run(Scope.LOCATION, [PIER], assets=["patients"]).success
