@@ -1,8 +1,8 @@
 """The catalog's checks as asset checks: one step for all of them, so that a night costs one run.
 
 They ask the warehouse only, so they are left out of the jobs that sync; after a night's runs have ended a
-sensor starts the job, and Dagit runs any of them on demand. A failed check of severity ERROR is blocking:
-it fails its run.
+sensor starts the job, and once a day where none came, so that a copy nobody keeps is seen to grow old. Dagit runs
+any of them on demand. A failed check of severity ERROR is blocking: it fails its run.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from nexhealth_pipeline.sync.practice import load_practices
 from nexhealth_pipeline.warehouse.check_results import run_all
 from nexhealth_pipeline.warehouse.check_rules import Severity
 from nexhealth_pipeline.warehouse.checks import CHECKS, Check, CheckResult
-from nexhealth_pipeline.warehouse.migrate import HEAD, current_revision
+from nexhealth_pipeline.warehouse.migrate import require_release
 from nexhealth_pipeline.warehouse.webhook_health import COLLECTION
 
 __all__ = ["ASSET_CHECKS", "CHECKS_SENSOR", "checks_job", "checks_sensor"]
@@ -28,6 +28,8 @@ __all__ = ["ASSET_CHECKS", "CHECKS_SENSOR", "checks_job", "checks_sensor"]
 CHECKS_SENSOR = "nexhealth_checks_after_syncs"
 _REST_HOURS = 6
 """Least time between two runs that the sensor asks for: a catch-up in the morning makes a second one."""
+_STALE_HOURS = 24
+"""After so long the sensor asks for a run though nothing was synced: that is what some of the checks tell."""
 _SEVERITY = {Severity.ERROR: dg.AssetCheckSeverity.ERROR, Severity.WARNING: dg.AssetCheckSeverity.WARN}
 
 
@@ -104,15 +106,16 @@ checks_job: UnresolvedAssetJobDefinition = dg.define_asset_job(
     job=checks_job,
     minimum_interval_seconds=300,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Checks the copy once the syncs that changed it have ended.",
+    description="Checks the copy once the syncs that changed it have ended, and once a day in any case.",
 )
 def checks_sensor(context: dg.SensorEvaluationContext, nexhealth: NexHealthResource) -> dg.RunRequest | dg.SkipReason:
-    """Ask for a run of the checks where a sync has ended since the last one and none is going on."""
+    """Ask for a run of the checks where a sync has ended since the last one, or a day has, and no sync is going on.
+
+    No key is asked for: without one nothing is synced any more.
+    """
     try:
-        nexhealth.settings().api_keys()
         with nexhealth.warehouse() as connection:
-            if current_revision(connection) != HEAD:
-                return dg.SkipReason("the warehouse is not set up yet")
+            require_release(connection)
             busy = in_the_way(context.instance, connection, CHECKS_JOB)
             reason = _why_not(connection, _webhook_runs(context.instance))
     except PipelineError as error:
@@ -132,17 +135,19 @@ def _webhook_runs(instance: dg.DagsterInstance) -> list[str]:
 def _why_not(connection: psycopg.Connection, others: list[str]) -> str | None:
     """Why the checks need not run now, or None; `others` are running and are no syncs."""
     row = connection.execute(
-        "SELECT bool_or(r.finished_at IS NULL AND r.run_id <> ALL(%s)),"
-        " bool_or(r.finished_at > coalesce(c.at, '-infinity') AND EXISTS ("
+        "SELECT EXISTS (SELECT FROM nexhealth_runs WHERE finished_at IS NULL AND run_id <> ALL(%s)),"
+        " EXISTS (SELECT FROM nexhealth_runs r WHERE r.finished_at > coalesce(c.at, '-infinity') AND EXISTS ("
         "  SELECT FROM nexhealth_sync_logs g WHERE g.run_id = r.run_id AND g.mode NOT IN ('webhook', 'replay'))),"
-        " bool_or(c.at > clock_timestamp() - make_interval(hours => %s))"
-        " FROM nexhealth_runs r,"
-        " (SELECT max(checked_at) AS at FROM nexhealth_check_results WHERE collection <> %s) c",
-        (others, _REST_HOURS, COLLECTION),
+        " extract(epoch FROM clock_timestamp() - c.at) / 3600"
+        " FROM (SELECT max(checked_at) AS at FROM nexhealth_check_results WHERE collection <> %s) c",
+        (others, COLLECTION),
     ).fetchone()
-    running, synced, checked = row or (None, None, None)
-    if not running and not synced:
-        return "nothing was synced since the last checks"
+    assert row is not None
+    running, synced, hours = row
     if running:
         return "a sync is going on"
-    return f"the checks ran in the last {_REST_HOURS} hours" if checked else None
+    if hours is not None and hours >= _STALE_HOURS:
+        return None
+    if not synced:
+        return "nothing was synced since the last checks"
+    return f"the checks ran in the last {_REST_HOURS} hours" if hours is not None and hours < _REST_HOURS else None

@@ -25,7 +25,7 @@ from nexhealth_pipeline.orchestration.partitions import partition_tags
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
 from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.sync.options import Mode
-from nexhealth_pipeline.warehouse.migrate import HEAD, current_revision
+from nexhealth_pipeline.warehouse.migrate import require_release
 
 __all__ = ["SCHEDULES"]
 
@@ -117,8 +117,7 @@ def _keys(
 ) -> tuple[list[str], list[str]]:
     """Keys to read, and keys to reconcile."""
     with nexhealth.warehouse() as connection:
-        if current_revision(connection) != HEAD:
-            return [], []
+        require_release(connection)
         end_dead_runs(context.instance, connection)
         due = timetable.due(connection, settings.subdomains)
     return target.keys(due), [] if due.reconcile is None else target.keys(due.reconcile)

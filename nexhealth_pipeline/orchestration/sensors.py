@@ -5,7 +5,7 @@ import dagster as dg
 from nexhealth_pipeline.errors import PipelineError
 from nexhealth_pipeline.orchestration.dead_runs import end_dead_runs
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
-from nexhealth_pipeline.warehouse.migrate import HEAD, current_revision
+from nexhealth_pipeline.warehouse.migrate import require_release
 
 __all__ = ["SENSORS"]
 
@@ -18,10 +18,8 @@ __all__ = ["SENSORS"]
 )
 def _dead_runs(context: dg.SensorEvaluationContext, nexhealth: NexHealthResource) -> dg.SkipReason:
     try:
-        nexhealth.settings().api_keys()
         with nexhealth.warehouse() as connection:
-            if current_revision(connection) != HEAD:
-                return dg.SkipReason("the warehouse is not set up yet")
+            require_release(connection)
             ended = end_dead_runs(context.instance, connection)
     except PipelineError as error:
         return dg.SkipReason(str(error))

@@ -25,7 +25,7 @@ from nexhealth_pipeline.sync.practice import load_practices
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.warehouse.check_rules import Severity
 from nexhealth_pipeline.warehouse.connect import driver_errors
-from nexhealth_pipeline.warehouse.migrate import HEAD, current_revision
+from nexhealth_pipeline.warehouse.migrate import require_release
 from nexhealth_pipeline.warehouse.webhook_health import HEALTH_RULES, Health, examine, store_health
 from nexhealth_pipeline.webhooks.checking import check_endpoints
 from nexhealth_pipeline.webhooks.sealing import Sealer
@@ -146,8 +146,7 @@ def watchdog_schedule(
     try:
         nexhealth.settings().api_keys()
         with nexhealth.warehouse() as connection:
-            if current_revision(connection) != HEAD:
-                return dg.SkipReason("the warehouse is not set up yet")
+            require_release(connection)
             in_use, synced = _in_use(connection)
             busy = in_the_way(context.instance, connection, WATCHDOG_JOB)
     except PipelineError as error:

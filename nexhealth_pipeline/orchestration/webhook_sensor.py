@@ -18,7 +18,7 @@ from nexhealth_pipeline.errors import PipelineError
 from nexhealth_pipeline.orchestration.dead_runs import in_the_way
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
 from nexhealth_pipeline.orchestration.webhook_names import APPLY_JOB, WEBHOOK_SENSOR
-from nexhealth_pipeline.warehouse.migrate import HEAD, current_revision
+from nexhealth_pipeline.warehouse.migrate import require_release
 
 __all__ = ["webhook_sensor"]
 
@@ -66,8 +66,7 @@ def webhook_sensor(context: dg.SensorEvaluationContext, nexhealth: NexHealthReso
     try:
         nexhealth.settings().api_keys()
         with nexhealth.warehouse() as connection:
-            if current_revision(connection) != HEAD:
-                return dg.SkipReason("the warehouse is not set up yet")
+            require_release(connection)
             due = _due(connection)
             if due is None:
                 return dg.SkipReason(_why_none(connection))

@@ -11,7 +11,7 @@ from nexhealth_pipeline.errors import MissingRights, WarehouseNewer, WarehouseOu
 from nexhealth_pipeline.warehouse.connect import connect, driver_errors
 from nexhealth_pipeline.warehouse.tables import ensure_indexes, ensure_tables, missing_tables
 
-__all__ = ["HEAD", "check", "current_revision", "declare_kind", "upgrade"]
+__all__ = ["HEAD", "check", "current_revision", "declare_kind", "require_release", "upgrade"]
 
 _VERSIONS = Path(__file__).parent / "migrations" / "versions"
 HEAD: str = max(path.stem[1:5] for path in _VERSIONS.glob("m[0-9]*.py"))
@@ -51,16 +51,23 @@ def upgrade(url: str, *, indexes: bool = False) -> list[str]:
             ) from None
 
 
+def require_release(connection: psycopg.Connection) -> None:
+    """Raise WarehouseOutdated or WarehouseNewer unless the warehouse is at this release's migration."""
+    revision = current_revision(connection)
+    _refuse_newer(revision)
+    if revision is None:
+        raise WarehouseOutdated("the warehouse is not set up yet: run `nexhealth db upgrade`")
+    if revision != HEAD:
+        raise WarehouseOutdated(
+            f"the warehouse is of an earlier release (at migration {revision}, this one needs {HEAD}): "
+            "run `nexhealth db upgrade`"
+        )
+
+
 def check(url: str) -> None:
     """Raise WarehouseOutdated or WarehouseNewer unless the warehouse fits this release, MissingRights unread."""
     with connect(url) as connection, driver_errors("reading the warehouse's release"):
-        revision = current_revision(connection)
-        _refuse_newer(revision)
-        if revision != HEAD:
-            raise WarehouseOutdated(
-                f"the warehouse is at migration {revision or 'none'}, this release needs {HEAD}: "
-                "run `nexhealth db upgrade`"
-            )
+        require_release(connection)
         missing = missing_tables(connection)
         if missing:
             raise WarehouseOutdated(f"the warehouse lacks {missing[0]}: run `nexhealth db upgrade`")

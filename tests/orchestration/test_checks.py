@@ -131,11 +131,9 @@ def _sense(instance: dg.DagsterInstance) -> dg.RunRequest | str:
 
 
 def test_the_sensor_asks_once_after_the_syncs_have_ended(
-    instance: dg.DagsterInstance, warehouse: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+    instance: dg.DagsterInstance, warehouse: psycopg.Connection
 ) -> None:
     """Checks in the middle of a night would find what has not been read yet."""
-    assert "NEXHEALTH_API_KEY" in str(_sense(instance))
-    monkeypatch.setenv("NEXHEALTH_API_KEY", "some-key")
     assert _sense(instance) == "nothing was synced since the last checks"
     warehouse.execute(
         "INSERT INTO nexhealth_runs (run_id, host, pid, finished_at) VALUES ('w', 'h', 1, now());"
@@ -162,6 +160,21 @@ def test_the_sensor_asks_once_after_the_syncs_have_ended(
     assert _sense(instance) == "the checks ran in the last 6 hours"
     warehouse.execute("UPDATE nexhealth_check_results SET checked_at = checked_at - interval '7 hours'")
     assert isinstance(_sense(instance), dg.RunRequest)
+
+
+def test_the_sensor_asks_once_a_day_where_nothing_is_synced_any_more(
+    instance: dg.DagsterInstance, warehouse: psycopg.Connection
+) -> None:
+    """Without a key, or with the schedules off, nobody else would say that the copy grows old."""
+    warehouse.execute(
+        "INSERT INTO nexhealth_check_results (collection, check_name, institution_id, severity, faults, checked_at)"
+        " VALUES ('patients', 'fresh', 0, 'warning', 0, now() - interval '23 hours')"
+    )
+    assert _sense(instance) == "nothing was synced since the last checks"
+    warehouse.execute("UPDATE nexhealth_check_results SET checked_at = checked_at - interval '1 hour'")
+    assert isinstance(_sense(instance), dg.RunRequest)
+    warehouse.execute("INSERT INTO nexhealth_runs (run_id, host, pid) VALUES ('r', 'h', 1)")
+    assert _sense(instance) == "a sync is going on"
 
 
 CHECKING = """
@@ -197,7 +210,6 @@ def test_a_run_that_is_killed_is_failed_at_once_and_a_living_one_never(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It would stay started for two days, in which no check runs; one that takes long must not be run twice."""
-    monkeypatch.setenv("NEXHEALTH_API_KEY", "some-key")
     monkeypatch.setattr(dead_runs, "_GRACE_SECONDS", -1.0)
     add_locations(warehouse, 10, "acme", [1])
     _a_sync_has_ended(warehouse)
