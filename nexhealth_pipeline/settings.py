@@ -50,7 +50,7 @@ class Settings(BaseModel):
     database_url: Annotated[SecretStr | None, Field(alias="DATABASE_URL")] = None
     """The warehouse, `postgresql://...`; unset = the embedded server."""
     dagster_database_url: Annotated[SecretStr | None, Field(alias="DAGSTER_DATABASE_URL")] = None
-    """Dagster's own storage; unset = database `dagster` on the warehouse's server."""
+    """Dagster's own storage, one for each warehouse (two would mix their runs); unset = database `dagster` on its server."""
     home: Annotated[Path | None, Field(alias="NEXHEALTH_HOME")] = None
     """State of the embedded default; unset = `.nexhealth/` in a checkout, else the user's data folder."""
     concurrency: Annotated[int, Field(alias="NEXHEALTH_CONCURRENCY", ge=1, le=64)] = 6

@@ -129,6 +129,12 @@ def database_url(server_url: str, template: str) -> Iterator[str]:
 
 
 @pytest.fixture
+def other_database_url(server_url: str, template: str) -> Iterator[str]:
+    """Another warehouse on the same server."""
+    yield from _fresh(server_url, template)
+
+
+@pytest.fixture
 def empty_database_url(server_url: str) -> Iterator[str]:
     """A database without any table, for tests of migrations."""
     yield from _fresh(server_url, "template0")

@@ -14,6 +14,7 @@ import psycopg
 
 from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, CHECKS_JOB, PATIENT_JOB, SCOPE_JOBS
+from nexhealth_pipeline.orchestration.resource import is_registered
 from nexhealth_pipeline.orchestration.webhook_names import EVENTS_ASSET, WEBHOOK_JOBS
 from nexhealth_pipeline.warehouse.runs import close_dead_runs, close_if_dead, lock_key
 
@@ -39,7 +40,7 @@ def end_dead_runs(instance: dg.DagsterInstance, connection: psycopg.Connection) 
         close_dead_runs(connection)
         for record in instance.get_run_records(dg.RunsFilter(statuses=_LIVE)):
             run = record.dagster_run
-            if _is_ours(run) and _is_dead(connection, run.run_id, record.start_time):
+            if _is_ours(run) and _is_dead(connection, run, record.start_time):
                 _end(instance, run)
                 ended.append(run.run_id)
     return ended
@@ -62,7 +63,7 @@ def in_the_way(instance: dg.DagsterInstance, connection: psycopg.Connection, job
         if run.status in _LIVE:
             if _was_killed(instance, connection, run):
                 continue
-            passed_over = _is_dead(connection, run.run_id, record.start_time, grace)
+            passed_over = _is_dead(connection, run, record.start_time, grace)
         else:
             passed_over = time.time() - record.update_timestamp.timestamp() > grace
         if not passed_over:
@@ -113,13 +114,16 @@ def _is_ours(run: dg.DagsterRun) -> bool:
     return run.job_name in _JOBS or (bool(chosen) and chosen <= _ASSETS)
 
 
-def _is_dead(connection: psycopg.Connection, run_id: str, started: float | None, grace: float | None = None) -> bool:
+def _is_dead(
+    connection: psycopg.Connection, run: dg.DagsterRun, started: float | None, grace: float | None = None
+) -> bool:
     grace = _GRACE_SECONDS if grace is None else grace
     row = connection.execute(
         "SELECT status = 'interrupted' OR finished_at < clock_timestamp() - make_interval(secs => %s)"
         " FROM nexhealth_runs WHERE run_id = %s",
-        (grace, run_id),
+        (grace, run.run_id),
     ).fetchone()
     if row is not None:
         return bool(row[0])
-    return started is not None and time.time() - started > grace
+    # Two warehouses may share Dagster's database: a run that has registered elsewhere is judged there.
+    return not is_registered(run) and started is not None and time.time() - started > grace
