@@ -216,7 +216,10 @@ class Collection:
     patient_filter: str | None = None
     """Query parameter that limits the list to one patient; used when one patient is refreshed."""
     soft_delete: str | None = None
-    """The API's own deletion time, where it has one."""
+    """The API's own deletion time, where it has one; with `deleted_if` what is taken for it."""
+    deleted_if: str | None = None
+    """Flag, perhaps in no record, by which a record itself says that it is deleted: since its version, as the API gives
+    no time."""
     may_be_disabled: bool = False
     """Not every practice has it: 403 means that the vendor has not enabled it (API.md K), 404 and the like that the
     practice system does not have it (A.7), and neither is a failure."""

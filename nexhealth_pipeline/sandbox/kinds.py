@@ -93,9 +93,10 @@ _SCHEDULING = (
     ),
     Kind(
         "appointments",
-        facts=_words("location_id patient_id provider_id start_time cancelled unavailable checked_out"),
+        facts=_words("location_id patient_id provider_id start_time cancelled unavailable checked_out deleted"),
         indexes=("location_id", "patient_id"),
         blank=_APPOINTMENT,
+        flagged_delete=True,
     ),
 )
 

@@ -42,7 +42,8 @@ _APPOINTMENT_FILTERS = {
     "start": Filter("time", lambda row, wanted: str(row.facts["start_time"]) >= wanted),
     "end": Filter("time", lambda row, wanted: str(row.facts["start_time"]) <= wanted),
     "location_id": same("int", "location_id"),
-    "cancelled": same("bool", "cancelled"),
+    # Without it deleted ones come as well (API.md H).
+    "cancelled": Filter("bool", lambda row, wanted: row.facts["cancelled"] == wanted and not row.facts["deleted"]),
     "unavailable": Filter("bool", lambda row, wanted: bool(row.facts["unavailable"]) == wanted),
     "nex_only": Filter("bool", lambda row, wanted: not wanted or bool(row.value("misc.is_booked_on_nexhealth"))),
     "updated_since": updated_since,

@@ -74,7 +74,7 @@ def _children(state: State, patient: Row) -> list[Record]:
 
 def _visits(state: State, patient: Row, includes: Collection[str], now: str) -> Record:
     rows = sorted(state.store("appointments").find("patient_id", patient.id), key=lambda row: row.facts["start_time"])
-    kept = [row for row in rows if not row.facts["cancelled"]]
+    kept = [row for row in rows if not (row.facts["cancelled"] or row.facts["deleted"])]
     found: Record = {}
     if "upcoming_appts" in includes:
         upcoming = [row for row in kept if row.facts["start_time"] > now]

@@ -1,4 +1,7 @@
-"""Asking for missing rows one by one: only a 404 says that a row is gone; what is there is loaded instead."""
+"""Asking for missing rows one by one: only a 404 says that a row is gone; what is answered is loaded instead.
+
+A record that is answered may say of itself that it is deleted. It is not there either, and loading it marks it so.
+"""
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +36,7 @@ class Confirmation:
         self._loader = Loader(connection, piece, run_id=session.run_id, dry_run=False)
         self.counts = Counts()
         self.gone = 0
-        """Rows that the API answered 404 for."""
+        """Rows that the API answered 404 for, or called deleted."""
         self.found = 0
         """Rows that are there although no list held them."""
 
@@ -78,20 +81,33 @@ class Confirmation:
                         bytes=gone.bytes,
                     )
                 )
+        found = 0
         with self._connection.transaction():
             if there:
                 self.counts.add(
                     self._loader.encode_and_load(((page, {}) for page in self._list_shapes(there)), None).counts
                 )
+                found = self._present(there)
             self._missing.confirm(list(there), gone=False)
             self._missing.confirm([row_id for row_id in answers if row_id not in there], gone=True)
-        self.gone += len(answers) - len(there)
-        self.found += len(there)
+        self.gone += len(answers) - found
+        self.found += found
+
+    def _present(self, ids: Iterable[int]) -> int:
+        """How many of these rows, loaded just now, are not deleted."""
+        row = self._connection.execute(
+            sql.SQL("SELECT count(*) FROM {} WHERE institution_id = %s AND id = ANY(%s) AND deleted_at IS NULL").format(
+                sql.Identifier(self._slice.collection.table)
+            ),
+            (self._slice.institution_id, list(ids)),
+        ).fetchone()
+        return row[0] if row else 0
 
     def _list_shapes(self, pages: dict[int, Page]) -> Iterable[Page]:
         """The answers cut to what lists give: declared fields, and those that the stored record has."""
         collection = self._slice.collection
         declared = {column.path[0] for column in collection.columns}
+        declared |= {collection.deleted_if} if collection.deleted_if else set()
         rows = self._connection.execute(
             sql.SQL(
                 "SELECT id, ARRAY(SELECT jsonb_object_keys(raw)) FROM {} WHERE institution_id = %s AND id = ANY(%s)"

@@ -194,6 +194,7 @@ def known_keys(collection: Collection) -> dict[tuple[str, ...], frozenset[str]]:
     paths = [column.path for column in (*collection.columns, *collection.from_request)]
     paths += [path for path in (*collection.sensitive, collection.institution_at, ("institution_id",)) if path]
     paths += [child.records_at for child in nested_in(collection)]
+    paths += [(collection.deleted_if,)] if collection.deleted_if else []
     objects = {path[:depth] for path in paths for depth in range(len(path))}
     # An object that is one jsonb column may hold anything.
     opaque = {column.path for column in collection.columns} | {child.records_at for child in nested_in(collection)}

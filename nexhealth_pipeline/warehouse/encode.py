@@ -119,6 +119,9 @@ class RecordEncoder:
         self._request_columns = collection.from_request
         self._sensitive = tuple((path[-1], b'"%s"' % path[-1].encode()) for path in collection.sensitive)
         self._id_at = id_place(arranged(collection))
+        self._version_at = next((at for at, one in enumerate(self._fields) if one.name == collection.version), None)
+        self._deleted_if = collection.deleted_if
+        self._deleted = re.compile(rb'"%s"\s*:\s*true' % (collection.deleted_if or "").encode())
         self._hash_begins = blake2b(",".join(self.stage_columns).encode(), digest_size=HASH_BEGINS).hexdigest()
         self.drift = DriftWatch(collection)
         """What the records held that is not as declared."""
@@ -135,6 +138,7 @@ class RecordEncoder:
             "institution_id",
             *(column.name for column in self._request_columns),
             *(field.name for field in self._fields),
+            *(("deleted_at",) if self._deleted_if else ()),
             "raw",
             "source_read_at",
             "row_hash",
@@ -167,11 +171,15 @@ class RecordEncoder:
         return raw[: min((end for end in ends if end >= 0), default=len(raw))]
 
     def _line(self, raw: bytes, known: list[str], read_text: str, encoded: Encoded) -> str:
-        found = None if self._institution is None else self._usual.read(raw)
+        found = None if self._institution is None or self._may_be_deleted(raw) else self._usual.read(raw)
         if found is None or self._institution is None:
             return self._careful_line(raw, known, read_text, encoded)
         self.drift.see_absent(found.absent)
         return self._written(found, self._institution, known, read_text, encoded)
+
+    def _may_be_deleted(self, raw: bytes) -> bool:
+        """Whether the flag stands somewhere in the record; most have none."""
+        return self._deleted_if is not None and self._deleted.search(raw) is not None
 
     def _careful_line(self, raw: bytes, known: list[str], read_text: str, encoded: Encoded) -> str:
         """The line of a record each of whose values is looked at."""
@@ -190,12 +198,27 @@ class RecordEncoder:
             encoded.notes.append(note)
         id_ = None if self._id_at is None else texts[self._id_at]
         found = Usual(fields, None if id_ is None else int(id_), absent, stored)
-        return self._written(found, institution, known, read_text, encoded)
+        deleted_at = None
+        if self._deleted_if is not None and record.get(self._deleted_if) is True:
+            deleted_at = (None if self._version_at is None else texts[self._version_at]) or read_text
+        return self._written(found, institution, known, read_text, encoded, deleted_at)
 
-    def _written(self, found: Usual, institution: str, known: list[str], read_text: str, encoded: Encoded) -> str:
+    def _written(
+        self,
+        found: Usual,
+        institution: str,
+        known: list[str],
+        read_text: str,
+        encoded: Encoded,
+        deleted_at: str | None = None,
+    ) -> str:
         fields, stored, missing = found.fields, found.stored, ",".join(found.absent)
-        content = blake2b(f"{fields}\0{missing}".encode(), digest_size=_HASH_ENDS)
+        # That it is deleted, not when: the time may be that of the read, which is another each time.
+        deleted = "" if deleted_at is None else "\0deleted"
+        content = blake2b(f"{fields}\0{missing}{deleted}".encode(), digest_size=_HASH_ENDS)
         row_hash = self._hash_begins + content.hexdigest()
+        if self._deleted_if is not None:
+            fields = f"{fields}\t{deleted_at or NULL}"
         if found.id is not None:
             encoded.ids.append(found.id)
         encoded.hashes.append(row_hash)

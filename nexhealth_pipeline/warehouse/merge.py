@@ -154,6 +154,7 @@ class _MergeSql:
         self._target = sql.Identifier(collection.table)
         self._written = [name for name in columns if name != "absent"]
         source = [column.name for column in collection.columns]
+        source += ["deleted_at"] if collection.deleted_if else []
         self._content = [name for name in source if name not in collection.key]
         self.create = self._create(columns).as_bytes(None)
         self.empty = sql.SQL("TRUNCATE {}").format(self._stage).as_bytes(None)

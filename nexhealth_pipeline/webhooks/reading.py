@@ -21,7 +21,7 @@ __all__ = ["Told", "read_event"]
 _Record = Mapping[str, msgspec.Raw]
 _record = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _value = msgspec.json.Decoder().decode
-_NULL = msgspec.Raw(b"null")
+_NULL, _TRUE = msgspec.Raw(b"null"), msgspec.Raw(b"true")
 
 
 @dataclass(slots=True)
@@ -126,8 +126,8 @@ def _note_version(told: Told, raw: bytes, record: _Record, happened: datetime) -
     if version is None:
         told.hint = told.hint or not told.deletions
         return
-    deleted = _deleted_at(collection, record)
-    if deletes and collection.soft_delete is not None and deleted is None:
+    deleted = _says_deleted(collection, record)
+    if deletes and collection.soft_delete is not None and not deleted:
         kept = {**kept, collection.soft_delete: msgspec.Raw(msgspec.json.encode(happened.isoformat()))}
     told.snapshots.append(
         Snapshot(
@@ -138,7 +138,7 @@ def _note_version(told: Told, raw: bytes, record: _Record, happened: datetime) -
             read_at=min(
                 max(version, happened) if deletes and collection.soft_delete else version, told.event.received_at
             ),
-            deleted=collection.soft_delete is not None and (deletes or deleted is not None),
+            deleted=collection.soft_delete is not None and (deletes or deleted),
             raw=raw if kept is record else msgspec.json.encode(kept),
             keys=frozenset(kept),
         )
@@ -152,8 +152,11 @@ def _list_shape(collection: Collection, record: _Record) -> _Record:
     return {name: value for name, value in record.items() if name not in collection.single_only}
 
 
-def _deleted_at(collection: Collection, record: _Record) -> datetime | None:
-    return _moment(record, collection.soft_delete) if collection.soft_delete else None
+def _says_deleted(collection: Collection, record: _Record) -> bool:
+    """Whether the record itself says that it is deleted, in a collection whose records can."""
+    if collection.deleted_if is not None:
+        return record.get(collection.deleted_if, _NULL) == _TRUE
+    return collection.soft_delete is not None and _moment(record, collection.soft_delete) is not None
 
 
 def _number(record: _Record, name: str) -> int | None:

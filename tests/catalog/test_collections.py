@@ -226,7 +226,7 @@ def test_every_reference_points_to_something(collection: Collection) -> None:
     assert set(collection.key) <= names
     assert collection.key[0] == "institution_id"
     assert {name for index in collection.indexes for name in index} <= names
-    for name in (collection.version, collection.soft_delete):
+    for name in (collection.version, None if collection.deleted_if else collection.soft_delete):
         assert name is None or name in names
     if collection.window is not None:
         assert {collection.window.column, "location_id"} <= names

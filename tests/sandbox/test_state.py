@@ -65,6 +65,21 @@ def test_a_deleted_row_vanishes_or_gets_its_deletion_time(caller: Caller) -> Non
     assert caller.walk("/insurance_plans", subdomain=WILLOW, **since) == []
 
 
+def test_a_deleted_appointment_may_stay_with_a_flag(caller: Caller) -> None:
+    """Risk: the vendor's list without `cancelled` is said to hold deleted ones too; whoever reads it must be able to tell."""
+    state, where = caller.server.state, {"subdomain": WILLOW, "location_id": DESERT, **ALL_TIME}
+    visit = caller.walk("/appointments", **where, cancelled="false")[0]["id"]
+    state.delete("appointments", visit, flagged=True)
+    for value in ("true", "false"):
+        assert visit not in {row["id"] for row in caller.walk("/appointments", **where, cancelled=value)}
+    assert [row["id"] for row in caller.walk("/appointments", **where) if row.get("deleted")] == [visit]
+    assert caller.data(f"/appointments/{visit}", subdomain=WILLOW)["deleted"] is True
+    state.update("appointments", visit, {}, drop=("deleted",))
+    assert visit in {row["id"] for row in caller.walk("/appointments", **where, cancelled="false")}
+    with pytest.raises(ValueError, match="no flag"):
+        state.delete("patients", state.ids("patients")[0], flagged=True)
+
+
 def test_created_rows_appear_where_they_belong(caller: Caller) -> None:
     """Risk: a new row must be reachable on every path that lists its kind."""
     state = caller.server.state

@@ -251,6 +251,28 @@ def test_a_deletion_of_what_has_no_deletion_time_marks_the_row_as_absent(
     assert value(practice, "deleted_at", "treatment_plans") is None
 
 
+def test_a_record_with_a_flag_that_it_is_deleted_is_and_comes_back_by_a_version_without(
+    practice: psycopg.Connection, practice_url: str
+) -> None:
+    """An appointment has no event and no time of its deletion; older deliveries change nothing, whatever they say."""
+
+    def visit(at: float, **fields: object) -> bytes:
+        record = {"id": 9, "location_id": 70, "start_time": moment(90), "updated_at": moment(at), **fields}
+        return body("appointment_updated", {"appointment": record}, at=at)
+
+    deleted = "deleted_by, deleted_at, raw -> 'deleted'"
+    load_page(practice, "appointments", [{"id": 9, "location_id": 70, "updated_at": moment(0), "note": "kept"}])
+    assert applied(practice, practice_url, visit(5, deleted=True)) == ["applied"]
+    assert value(practice, deleted, "appointments") == ("source", T0 + 5 * MINUTE, True)
+    assert applied(practice, practice_url, visit(3))[-1] == "superseded"
+    assert value(practice, "deleted_by", "appointments") == "source"
+    assert applied(practice, practice_url, visit(7))[-1] == "applied"
+    assert value(practice, f"{deleted}, note", "appointments") == (None, None, None, "kept")
+    assert applied(practice, practice_url, visit(9, deleted=False))[-1] == "applied"
+    assert value(practice, "deleted_by", "appointments") is None
+    replayed_quietly(practice, practice_url, "appointments")
+
+
 @pytest.mark.parametrize("fields", [{}, {"updated_at": ...}, {"updated_at": ..., "patient_id": ..., "status": ...}])
 def test_what_was_deleted_before_it_was_ever_seen_stays_deleted(
     fields: dict[str, Any], practice: psycopg.Connection, practice_url: str

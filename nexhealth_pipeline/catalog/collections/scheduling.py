@@ -109,6 +109,9 @@ APPOINTMENTS = Collection(
     increment="updated_since",
     sort="updated_at",
     version="updated_at",
+    # Not in the vendor's specification; v2's records had it, and the list without `cancelled` holds deleted rows (API.md H).
+    soft_delete="deleted_at",
+    deleted_if="deleted",
     by_id="/appointments/{id}",
     by_id_legacy=True,
     references=(
