@@ -97,6 +97,8 @@ class Pass:
     name: str
     params: tuple[tuple[str, str], ...] = ()
     """Fixed query parameters, for example those that reveal rows hidden by default."""
+    dispensable: tuple[str, ...] = ()
+    """Names among them without which no row would be missing or wrong; an answer that ignores another is no answer."""
     reader: Reader = Reader.EVERY
     membership: bool = False
     """The pass says which patients a location lists; it is always read whole and loads no rows."""

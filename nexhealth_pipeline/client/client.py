@@ -27,6 +27,7 @@ from nexhealth_pipeline.client.request import ApiCall, ApiRequest
 from nexhealth_pipeline.client.retry import AUTH_STATUS, RetryPolicy
 from nexhealth_pipeline.client.send import Exchange, Sender, Where
 from nexhealth_pipeline.client.transport import BODY_LIMIT, Transport
+from nexhealth_pipeline.client.words import ignored_parameters
 from nexhealth_pipeline.errors import InvalidSetting, MissingSetting, ProtocolBroken
 
 __all__ = ["NexHealthClient", "hash_of_key"]
@@ -263,6 +264,7 @@ def _to_page(request: ApiRequest, number: int, cost: Cost, envelope: Envelope, r
         total=envelope.total,
         fingerprint=fingerprint(records),
         garbled=envelope.garbled,
+        ignored=ignored_parameters(envelope.description, (name for name, _ in _params(request, "", number))),
     )
 
 

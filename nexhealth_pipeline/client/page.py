@@ -45,6 +45,8 @@ class Page:
     """Which versions of which records it holds (`account.fingerprint`)."""
     garbled: bool = False
     """Some of it is not text, or no JSON that a strict parser takes."""
+    ignored: frozenset[str] = frozenset()
+    """Parameters of the request that the answer says it ignored."""
 
 
 def kept_page(record: bytes, read_at: datetime) -> Page:
@@ -108,6 +110,8 @@ class Envelope:
     end_cursor: str
     garbled: bool = False
     """Some of it is not text, or no JSON that a strict parser takes."""
+    description: tuple[str, ...] = field(default=(), repr=False)
+    """What an answer that succeeded says besides, as received: never to be shown."""
 
 
 _PIECE = 128 * 1024
@@ -133,16 +137,17 @@ def decode_envelope(body: bytes) -> Envelope:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         wire, data = _decode_tolerant(body)
         garbled = True
-    info = wire.page_info
+    info, texts = wire.page_info, _texts(wire.description if wire.code else wire.error)
     return Envelope(
         ok=wire.code,
         data=data if isinstance(data, list) else [data] if data else [],
         is_list=isinstance(data, list),
-        words=vendor_words(_texts(wire.description if wire.code else wire.error)),
+        words=vendor_words(texts),
         total=wire.count,
         has_next=None if info is None else info.has_next_page,
         end_cursor="" if info is None or info.end_cursor is None else str(info.end_cursor),
         garbled=garbled,
+        description=tuple(texts) if wire.code else (),
     )
 
 

@@ -3,16 +3,18 @@
 An API error can quote what was asked for or found: a name, a birthday, an address. What helps the
 reader is the vendor's fixed sentence ("Missing parameter start", "Location with id ... not
 found"). So only lower-case words stay, and
-a few capitalised ones with which such sentences begin.
+a few capitalised ones with which such sentences begin. An answer that succeeded may say in such words that it
+ignored a parameter (API.md C.1); names of parameters that were sent are nobody's data.
 """
 
 import re
 from collections.abc import Iterable
 
-__all__ = ["vendor_words"]
+__all__ = ["ignored_parameters", "says_ignored", "vendor_words"]
 
 _LONGEST = 200
 """Characters kept; the vendor's known sentences have fewer than 100 (API.md A.4)."""
+_IGNORED = re.compile(r"ignore|not supported|unsupported|unknown|not recognized|invalid", re.IGNORECASE)
 _PLAIN = re.compile(r"[a-z][a-z_']{0,23}[,.:;]?")
 _BEGINNINGS = frozenset(
     [
@@ -41,6 +43,21 @@ _BEGINNINGS = frozenset(
 def vendor_words(texts: Iterable[str]) -> str:
     """The texts, joined and reduced; "" where nothing is left."""
     return "; ".join(filter(None, (_reduced(text) for text in texts)))[:_LONGEST]
+
+
+def says_ignored(text: str) -> bool:
+    """Whether the words of an answer that succeeded mean that something asked for was passed over."""
+    return _IGNORED.search(text) is not None
+
+
+def ignored_parameters(texts: Iterable[str], names: Iterable[str]) -> frozenset[str]:
+    """Those of the parameters sent that the texts of an answer that succeeded name as passed over."""
+    said = [text for text in texts if says_ignored(text)]
+    return frozenset(name for name in names if said and any(_names(text, name) for text in said))
+
+
+def _names(text: str, parameter: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(parameter.removesuffix('[]'))}(?!\w)", text, re.IGNORECASE) is not None
 
 
 def _reduced(text: str) -> str:

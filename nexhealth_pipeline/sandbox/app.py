@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field, replace
 from email.utils import formatdate
 from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
 import orjson
 
@@ -167,7 +168,9 @@ class App:
             case "garbled":
                 return Reply(200, _garbled(self._answer(request).body))
             case "wrong_object" | "null_data":
-                return Reply(200, _with_data(self._answer(request).body, _STRANGER[rule.kind]))
+                return Reply(200, _with(self._answer(request).body, data=_STRANGER[rule.kind]))
+            case "ignored_parameter":
+                return self._ignoring(rule.parameter, request)
             case "html":
                 return Reply(200, _HTML, "text/html; charset=utf-8")
             case "code_false":
@@ -178,6 +181,15 @@ class App:
             case "redirect":
                 return Reply(302, b"", headers=(("Location", rule.target),))
         return self._answer(request, PageFault(rule.kind) if rule.kind in _PAGE_FAULTS else None)
+
+    def _ignoring(self, parameter: str, request: _Request) -> Reply:
+        """The answer to the same request without a parameter, saying so (API.md C.1)."""
+        kept = [(name, value) for name, value in parse_qsl(request.query, keep_blank_values=True) if name != parameter]
+        reply = self._answer(replace(request, query=urlencode(kept)))
+        if reply.status != 200:
+            return reply
+        said = f"The {parameter.removesuffix('[]')} parameter is not supported by this endpoint and was ignored"
+        return replace(reply, body=_with(reply.body, description=said))
 
     def _throttled(self, seconds: float, form: str) -> Reply:
         headers: tuple[tuple[str, str], ...] = ()
@@ -242,9 +254,9 @@ def _garbled(body: bytes) -> bytes:
 _STRANGER = {"wrong_object": {"status": "ok"}, "null_data": None}
 
 
-def _with_data(body: bytes, data: object) -> bytes:
-    """An answer that holds something else."""
-    return orjson.dumps({**orjson.loads(body), "data": data})
+def _with(body: bytes, **fields: object) -> bytes:
+    """An answer that says something else."""
+    return orjson.dumps(orjson.loads(body) | fields)
 
 
 async def _body(receive: Receive) -> bytes:

@@ -28,6 +28,7 @@ KINDS_OF_FAULT: dict[str, str] = {
     "code_false": "200 with `code` false and an error message",
     "token_expired": "401, and the token that was sent stays expired",
     "redirect": "302 to `target`",
+    "ignored_parameter": "200 as if `parameter` had not been sent, and `description` says so",
     "repeated_page": "the rows of the page before under this page's cursors",
     "cursor_loop": "`end_cursor` does not move and `has_next_page` stays true",
     "empty_page": "no rows, `has_next_page` true",
@@ -62,6 +63,7 @@ class FaultRule:
     retry_after: str = "seconds"
     message: str = "Something went wrong"
     target: str = "http://other.example.com/"
+    parameter: str = ""
     id: int = 0
     fired: int = 0
     _seen: Counter[str] = field(default_factory=Counter, init=False, repr=False)

@@ -23,6 +23,7 @@ from nexhealth_pipeline.client.request import ApiRequest
 from nexhealth_pipeline.errors import ApiError, KeyRefused, NoAccess, NotFound
 from nexhealth_pipeline.sync.enabled import full_read_due
 from nexhealth_pipeline.sync.fault_points import reach
+from nexhealth_pipeline.sync.heed import Heed
 from nexhealth_pipeline.sync.keeper import Keeper
 from nexhealth_pipeline.sync.options import Mode
 from nexhealth_pipeline.sync.plan import PassPlan, passes_of
@@ -133,6 +134,7 @@ class ChildReader(SliceReader):
         plans = passes_of(self.slice, datetime.now(UTC).date())
         key = replace(plans[0].key, pass_name=ROWS)
         self._keeper = Keeper(connection, self.slice.collection, key)
+        self._heed = Heed(self.slice.label, self.options.filters)
         stored = PassState(key) if self.options.dry_run else load_state(connection, key)
         self._watermark_from, self._last_begun = stored.watermark, stored.begun_at
         self._parents_as_of = self._upstream(connection)
@@ -377,7 +379,9 @@ class ChildReader(SliceReader):
         read = _Read(row, [], time.monotonic())
         for plan in plans:
             try:
-                read.pages.extend(self.session.client.pages(self._request(plan, row)))
+                pages = list(self.session.client.pages(self._request(plan, row)))
+                self._heed.require(plan, pages)
+                read.pages.extend(pages)
             except NotFound:
                 # Gone since its collection was read; the next read of that says what became of it.
                 return replace(read, pages=[])

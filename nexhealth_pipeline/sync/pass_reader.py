@@ -5,7 +5,6 @@ log's counts; so a killed run goes on at the next page and nothing is counted tw
 """
 
 import logging
-import re
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -18,10 +17,11 @@ from nexhealth_pipeline.catalog.paging import Paging
 from nexhealth_pipeline.client.page import Page
 from nexhealth_pipeline.client.prefetch import prefetched
 from nexhealth_pipeline.client.request import ApiRequest
-from nexhealth_pipeline.errors import BadRequest, CursorExpired, PipelineError, ProtocolBroken
+from nexhealth_pipeline.errors import CursorExpired, PipelineError, ProtocolBroken
 from nexhealth_pipeline.sync.enabled import full_read_due
 from nexhealth_pipeline.sync.every_key import pages_of_every_key
 from nexhealth_pipeline.sync.fault_points import reach
+from nexhealth_pipeline.sync.heed import Heed
 from nexhealth_pipeline.sync.keeper import Keeper
 from nexhealth_pipeline.sync.loader import EncodedPage, Loader
 from nexhealth_pipeline.sync.months import CHANGES
@@ -48,10 +48,6 @@ _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 """Before any practice went live: asks lists for everything that refuse to be read whole (API.md A.4)."""
 
 
-_IGNORED = re.compile(r"ignore|not supported|unsupported|unknown|not recognized|invalid", re.IGNORECASE)
-"""In the words of an answer that succeeded (API.md C.1)."""
-
-
 class PassReader:
     """Reads one pass of a slice; `committed` is called inside each transaction with what it counted."""
 
@@ -76,6 +72,7 @@ class PassReader:
         """The state before the pass."""
         self.state = self.stored
         self._keeper = Keeper(connection, piece.collection, plan.key, membership=plan.pass_.membership)
+        self._heed = Heed(piece.label, options.filters)
         self._absent: set[str] | None = None
         """Declared fields that no record of the batch loaded last had."""
         self.records: list[bytes] = []
@@ -242,7 +239,7 @@ class PassReader:
         reach("after_fetch", self._slice.collection.name)
         batch = [one.page for one in encoded]
         last = batch[-1]
-        self._require_filtered(batch)
+        self._heed.require(self._plan, batch)
         state = replace(
             self.state,
             pass_started_at=self.state.pass_started_at or batch[0].requested_at,
@@ -270,15 +267,6 @@ class PassReader:
         reach("after_commit", self._slice.collection.name)
         self.state = state
         self._session.keep_lock()
-
-    def _require_filtered(self, batch: list[Page]) -> None:
-        """Refuse an answer that says a parameter was ignored: it holds rows that nobody asked for."""
-        warnings = [page.warning for page in batch if page.warning and _IGNORED.search(page.warning)]
-        if self._options.filters and warnings:
-            raise BadRequest(
-                f"{self._slice.label}: asked by {self._options.filters.in_words()}, but NexHealth says that it did not"
-                f' heed every parameter ("{warnings[0]}"): nothing of that answer was loaded'
-            )
 
     def _compare_total(self, last: Page, records: int) -> None:
         """The pages must hold what the API itself counts, where it does; more is no fault, since rows move."""

@@ -25,8 +25,10 @@ from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.client.page import Page
 from nexhealth_pipeline.client.request import ApiRequest
 from nexhealth_pipeline.errors import ApiError, Cancelled, KeyRefused, NoAccess, NotFound, TryLater
+from nexhealth_pipeline.sync.filters import NO_FILTERS
+from nexhealth_pipeline.sync.heed import Heed
 from nexhealth_pipeline.sync.loader import Loader
-from nexhealth_pipeline.sync.plan import passes_of
+from nexhealth_pipeline.sync.plan import PassPlan, passes_of
 from nexhealth_pipeline.sync.practice import Institution
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice
@@ -159,15 +161,16 @@ class SingleReads:
     def _fetch(
         self, collection: Collection, institution: Institution, rows: Sequence[DueRow]
     ) -> Iterator[tuple[int, "_Answer | ApiError | Cancelled"]]:
-        requests = [plan.request for plan in passes_of(Slice(collection, institution), datetime.now(UTC).date())]
+        piece = Slice(collection, institution)
+        plans, heed = passes_of(piece, datetime.now(UTC).date()), Heed(piece.label, NO_FILTERS)
         width = self._session.settings.concurrency
         with ThreadPoolExecutor(width, thread_name_prefix="nexhealth-singles") as pool:
             account = _Account()
-            answers = pool.map(lambda row: self._ask(collection, requests, row, account), rows)
+            answers = pool.map(lambda row: self._ask(collection, plans, row, account, heed), rows)
             yield from ((row.id, answer) for row, answer in zip(rows, answers, strict=True))
 
     def _ask(
-        self, collection: Collection, requests: Sequence[ApiRequest], row: DueRow, account: _Account
+        self, collection: Collection, plans: Sequence[PassPlan], row: DueRow, account: _Account, heed: Heed
     ) -> "_Answer | ApiError | Cancelled":
         if self._session.stop.is_set():
             return Cancelled("stopped before this row was asked for")
@@ -176,9 +179,11 @@ class SingleReads:
         asked = time.monotonic()
         try:
             if collection.path.endswith("{id}"):
-                return self._ask_object(collection, requests[0], row, asked)
-            pages = [page for one in requests for page in self._session.client.pages(_about(one, row))]
-            return _Answer(row, pages, asked)
+                return self._ask_object(collection, plans[0], row, asked, heed)
+            answers = [(plan, list(self._session.client.pages(_about(plan.request, row)))) for plan in plans]
+            for plan, pages in answers:
+                heed.require(plan, pages)
+            return _Answer(row, [page for _, pages in answers for page in pages], asked)
         except NotFound:
             # Gone since; the next read of its collection says what became of it.
             return _Answer(row, [], asked)
@@ -188,9 +193,10 @@ class SingleReads:
             account.note(failure)
             return failure
 
-    def _ask_object(self, collection: Collection, request: ApiRequest, row: DueRow, asked: float) -> _Answer:
+    def _ask_object(self, collection: Collection, plan: PassPlan, row: DueRow, asked: float, heed: Heed) -> _Answer:
         """The whole object: the records lie inside it, beside what else it tells."""
-        page = self._session.client.get(replace(_about(request, row), records_at=()))
+        page = self._session.client.get(replace(_about(plan.request, row), records_at=()))
+        heed.require(plan, [page])
         inside = [one for record in page.records for one in _inside(record, collection.records_at)]
         locations = _locations(page.records[0]) if collection.per_patient and page.records else None
         return _Answer(row, [replace(page, records=inside)], asked, locations)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from nexhealth_pipeline.client import page as page_module
 from nexhealth_pipeline.client.page import BodyMalformed, decode_envelope, records_of
 from nexhealth_pipeline.client.split import split_envelope
-from nexhealth_pipeline.client.words import vendor_words
+from nexhealth_pipeline.client.words import ignored_parameters, vendor_words
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
@@ -127,3 +127,27 @@ def test_only_the_vendors_own_words_are_quoted(text, kept):
 
 def test_quotes_are_short():
     assert len(vendor_words(["a word " * 1000])) == 200
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ("The `include` parameter is not supported by this endpoint and was ignored", {"include[]"}),
+        ('Unknown parameter "Location_Strict"', {"location_strict"}),
+        ("Ignored: active, location_strict", {"active", "location_strict"}),
+        ("Ignored: inactive", set()),
+        ("1,000 active patients", set()),
+        ("Some parameters were ignored", set()),
+        ("", set()),
+    ],
+)
+def test_parameters_that_an_answer_did_not_heed_are_found_by_name(said, found):
+    """However they are quoted; what the vendor says besides names none."""
+    assert ignored_parameters([said], ["include[]", "active", "location_strict"]) == found
+
+
+def test_what_an_answer_says_is_not_shown():
+    """It may quote what was asked for."""
+    found = decode_envelope(b'{"code":true,"description":"Ignored name Anna","data":[]}')
+    assert (found.words, "Anna" in repr(found)) == ("Ignored name \u2026", False)
+    assert decode_envelope(b'{"code":false,"error":["Ignored"],"data":[]}').description == ()

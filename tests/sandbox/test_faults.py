@@ -79,6 +79,18 @@ def test_a_garbled_answer_has_one_record_without_its_id_and_others_hold_what_nob
     assert wrong.json()["page_info"] == null.json()["page_info"] == caller.get("/patients", **WHERE).json()["page_info"]
 
 
+def test_an_ignored_parameter_is_as_good_as_not_sent_and_the_answer_says_so(caller: Caller) -> None:
+    """Risk: a success with other rows than were asked for."""
+    whole = [row["id"] for row in caller.walk("/patients", **WHERE)]
+    strict = [row["id"] for row in caller.walk("/patients", **WHERE, location_strict="true")]
+    assert len(strict) < len(whole)
+    caller.server.faults.add("ignored_parameter", path="/patients", parameter="location_strict")
+    pages = list(caller.pages("/patients", **WHERE, location_strict="true", per_page=1000))
+    assert [row["id"] for page in pages for row in page["data"]] == whole
+    assert "location_strict parameter" in pages[0]["description"]
+    assert "ignored" in pages[0]["description"]
+
+
 def test_a_page_malformed_on_its_first_two_answers_is_good_on_the_third(caller: Caller) -> None:
     """Risk: each page of a list, not only the first, must survive this."""
     caller.server.faults.add("malformed", path="/patients", count=2, per_url=True)
@@ -138,7 +150,8 @@ def test_an_empty_page_claims_more(caller: Caller) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", sorted(set(KINDS_OF_FAULT) - {"repeated_page", "cursor_loop", "empty_page", "garbled"})
+    "kind",
+    sorted(set(KINDS_OF_FAULT) - {"repeated_page", "cursor_loop", "empty_page", "garbled", "ignored_parameter"}),
 )
 def test_every_fault_can_befall_authentication(caller: Caller, kind: str) -> None:
     """Risk: the token request fails like any other."""

@@ -83,7 +83,7 @@ PATIENTS = Collection(
     path="/patients",
     scope=Scope.LOCATION,
     passes=(
-        Pass("all", (("location_strict", "false"),), reader=Reader.OWNER),
+        Pass("all", (("location_strict", "false"),), dispensable=("location_strict",), reader=Reader.OWNER),
         Pass("members", (("location_strict", "true"),), reader=Reader.SHARED, membership=True),
     ),
     increment="updated_since",

@@ -213,7 +213,10 @@ NEX_STAFF = Collection(
 
 
 _ALL_HOURS = (("ignore_past_dates", "false"), ("include[]", "appointment_types"))
-_WORKING_HOURS_PASSES = tuple(replace(one, params=(*one.params, *_ALL_HOURS)) for one in ACTIVE_PASSES)
+_WORKING_HOURS_PASSES = tuple(
+    replace(one, params=(*one.params, *_ALL_HOURS), dispensable=tuple(name for name, _ in _ALL_HOURS))
+    for one in ACTIVE_PASSES
+)
 
 WORKING_HOURS = Collection(
     name="working_hours",
