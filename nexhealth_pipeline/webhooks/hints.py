@@ -37,6 +37,7 @@ _NOT_OFFERED = "the practice does not offer it"
 _NO_OWNER = "it does not say which patient's list it belongs to"
 _NOT_FOUND = f"{_NO_OWNER}, and the likeliest lacked it; the nightly rotation reads all of them"
 _NOWHERE = f"{_NO_OWNER}, and no list has it"
+_NOT_YET = "the list of the patient that it names does not hold it yet"
 _IN_WORK = "another run reads it just now"
 _Ready = dict[int, dict[int, Slice]]
 """Slices of one collection by institution and location; 0 where it is none in particular."""
@@ -110,7 +111,7 @@ class HintReader:
             for one in group:
                 one.owners |= {known[record] for record in one.records & known.keys()}
                 one.records -= known.keys()
-            yield from self._own_lists_of([one for one in group if one.owners])
+            yield from self._own_lists_of(search, [one for one in group if one.owners])
             yield from self._searched(search, [one for one in group if one.records])
 
     def _searched(self, search: OwnerSearch, told: Sequence[Told]) -> Iterator[tuple[int, _Answer]]:
@@ -140,19 +141,22 @@ class HintReader:
             return _Answer(Outcome.PARKED, f"{name}: {_NOWHERE}")
         return _Answer(Outcome.FAILED, f"{name}: {_NOT_FOUND}")
 
-    def _own_lists_of(self, told: Sequence[Told]) -> Iterator[tuple[int, _Answer]]:
+    def _own_lists_of(self, search: OwnerSearch, told: Sequence[Told]) -> Iterator[tuple[int, _Answer]]:
         if not told:
             return
         collection, institution = told[0].feed.collection, told[0].institution
         rows = {row for one in told for row in one.owners}
         done = self._single_reads.read(collection, institution, sorted(rows))
         self._lists.append(done)
+        there = done.met | search.known({id_ for one in told for id_ in one.created} - done.met).keys()
         for one in told:
             for row in one.owners:
                 if (failure := done.failures.get(row)) is not None:
                     yield one.event.id, _unread(failure)
-                elif row in done.read:
+                elif row in done.gone or (row in done.read and one.created - one.records <= there):
                     yield one.event.id, _Answer(Outcome.APPLIED)
+                elif row in done.read:
+                    yield one.event.id, _Answer(Outcome.FAILED, f"{collection.name}: {_NOT_YET}")
 
     def _was_read(self, told: Told) -> bool:
         """Whether all lists were read once; else the first read asks for every one of them."""

@@ -21,6 +21,8 @@ __all__ = ["Told", "read_event"]
 _Record = Mapping[str, msgspec.Raw]
 _record = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _value = msgspec.json.Decoder().decode
+_DONE = ("", ".complete")
+"""What events are called besides their names, but for those of writes that failed (API.md F.4)."""
 _NULL, _TRUE = msgspec.Raw(b"null"), msgspec.Raw(b"true")
 
 
@@ -33,6 +35,8 @@ class Told:
     institution: Institution
     hint: bool
     """The API is to be asked again."""
+    creates: bool
+    """Its records are there if it is true: it tells neither of a deletion nor of a write that failed."""
     snapshots: list[Snapshot] = field(default_factory=list)
     deletions: list[Deletion] = field(default_factory=list)
     locations: set[int] = field(default_factory=set)
@@ -40,7 +44,9 @@ class Told:
     owners: set[int] = field(default_factory=set)
     """Rows whose own lists changed (a document's patient), where the records say so."""
     records: set[int] = field(default_factory=set)
-    """Records of such lists."""
+    """Records of such lists, where they do not say whose."""
+    created: set[int] = field(default_factory=set)
+    """Records of such lists that an answer must hold."""
     fault: str | None = None
     """Why some of its records cannot be loaded; the others can."""
 
@@ -64,7 +70,9 @@ def read_event(event: StoredEvent, practices: Practices) -> Told | Verdict:
     if institution is None:
         return Verdict(event.id, Outcome.FAILED, "subdomain: no institution that has been read")
     happened = min(parsed.event_time or event.received_at, event.received_at)
-    told = Told(event, FEEDS[parsed.base_name], institution, hint=not FEEDS[parsed.base_name].snapshot)
+    feed = FEEDS[parsed.base_name]
+    creates = not feed.deletes and parsed.event_name.removeprefix(parsed.base_name) in _DONE
+    told = Told(event, feed, institution, hint=not feed.snapshot, creates=creates)
     try:
         _read_records(told, parsed.records, happened)
     except RecordRefused as refused:
@@ -105,10 +113,13 @@ def _note_places(told: Told, record: _Record) -> None:
         told.locations.add(location)
     if collection.per is None:
         return
+    id_ = _number(record, "id")
     if (row := _number(record, collection.from_request[0].name)) is not None:
         told.owners.add(row)
-    elif (id_ := _number(record, "id")) is not None:
+    elif id_ is not None:
         told.records.add(id_)
+    if id_ is not None and told.creates:
+        told.created.add(id_)
 
 
 def _note_version(told: Told, raw: bytes, record: _Record, happened: datetime) -> None:

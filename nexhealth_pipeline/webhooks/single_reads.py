@@ -22,6 +22,7 @@ from psycopg import sql
 
 from nexhealth_pipeline.catalog.collection import Collection
 from nexhealth_pipeline.catalog.collections import DECLARED
+from nexhealth_pipeline.client.account import id_of
 from nexhealth_pipeline.client.page import Page
 from nexhealth_pipeline.client.request import ApiRequest
 from nexhealth_pipeline.errors import ApiError, Cancelled, KeyRefused, NoAccess, NotFound, TryLater
@@ -67,6 +68,10 @@ class SinglesRead:
     read: set[int] = field(default_factory=set)
     failures: dict[int, Failure] = field(default_factory=dict)
     """Rows that could not be read; one in neither was not asked for, because the run was stopped."""
+    gone: set[int] = field(default_factory=set)
+    """Of those read, rows that the API knows no more."""
+    met: set[int] = field(default_factory=set)
+    """Ids of the records in the lists, of those that could not be loaded too."""
     records: int = 0
     """Records in them."""
     changed: int = 0
@@ -143,6 +148,8 @@ class SingleReads:
             log = self._open_log(Slice(collection, institution))
             counts = self._load(collection, institution, answers, done)
             done.read = {one.row.id for one in answers} - done.failures.keys()
+            done.gone = {one.row.id for one in answers if not one.pages}
+            done.met = {id_ for one in answers for page in one.pages for id_ in _ids(page.records)}
             done.records, done.changed = counts.records_read, counts.inserted + counts.updated
             reason = next((one.reason for one in done.failures.values()), None)
             log.finish(self._connection, "succeeded" if done.read else "failed", counts, error=reason)
@@ -268,6 +275,10 @@ def _about(request: ApiRequest, row: DueRow) -> ApiRequest:
 def _known(collection: Collection, row: DueRow) -> Mapping[str, int]:
     """What the request knows and the record does not."""
     return {**{column.name: row.id for column in collection.from_request}, "location_id": 0}
+
+
+def _ids(records: Iterable[bytes]) -> set[int]:
+    return {int(text) for record in records if (text := id_of(record)).isdecimal()}
 
 
 def _inside(record: bytes, path: tuple[str, ...]) -> list[bytes]:

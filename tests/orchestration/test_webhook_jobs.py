@@ -324,7 +324,8 @@ def test_a_list_that_could_not_be_read_is_not_observed(known: House) -> None:
     _, subdomain, (number, other) = _place_and_patients(known)
     known.box.faults.add("status", path=f"/patients/{number}/documents", status=400)
     for one in (number, other):
-        data = {"document": {"id": one, "patient_id": one}}
+        made = known.box.state.create("documents", {}, subdomain=subdomain, patient_id=one)
+        data = {"document": {"id": made.id, "patient_id": one}}
         store(known.warehouse, body("document_insertion.complete", data, subdomain=subdomain))
     told = _lists_told(known, known.job(APPLY_JOB, APPLY_OP, config={"linger_seconds": 0.1}))
     assert told["nexhealth_documents"]["lists_read"] == 1

@@ -149,10 +149,10 @@ def test_whatever_else_goes_wrong_with_an_event_fails_it_alone(
     everybody = patients(db, place[0])
     own_lists = hints.HintReader._own_lists_of
 
-    def failing(self: hints.HintReader, told: Sequence[Read]) -> Any:
+    def failing(self: hints.HintReader, search: owners.OwnerSearch, told: Sequence[Read]) -> Any:
         if any(everybody[1] in one.owners for one in told):
             raise failure
-        return own_lists(self, told)
+        return own_lists(self, search, told)
 
     monkeypatch.setattr(hints.HintReader, "_own_lists_of", failing)
     found = told(*documents(box, place, *everybody))
@@ -262,3 +262,53 @@ def test_lists_of_a_table_that_cannot_be_used_are_loaded_once_and_not_each_alone
 def test_locations_that_no_column_holds_are_not_taken_for_locations(told: bytes, locations: list[int] | None) -> None:
     """What is in the answer besides is not known to be all: nothing is said about where the patient is listed."""
     assert single_reads._locations(b'{"location_ids": %s}' % told) == locations
+
+
+def test_a_document_that_its_patients_list_does_not_hold_yet_is_looked_for_again(
+    box: SandboxServer, db: psycopg.Connection, told: Told
+) -> None:
+    """A delivery may be ahead of the list: called applied, its document would come with the rotation of a month."""
+    place = home(db)
+    row = db.execute("SELECT min(id) FROM nexhealth_patients WHERE institution_id = %s", place[:1]).fetchone()
+    assert row is not None
+    number = max(box.state.ids("documents")) + 1
+    data = {"document": {"id": number, "patient_id": row[0]}}
+    ahead = body("document_insertion.complete", data, subdomain=place[1])
+    assert told(ahead) == [("pending", "documents: the list of the patient that it names does not hold it yet")]
+    assert db.execute("SELECT attempts, next_attempt_at > now() FROM nexhealth_webhook_events").fetchall() == [
+        (1, True)
+    ]
+
+    box.state.create("documents", {"id": number}, subdomain=place[1], patient_id=row[0])
+    due_again(db)
+    assert told() == [("applied", None)]
+    assert db.execute("SELECT patient_id FROM nexhealth_documents WHERE id = %s", (number,)).fetchall() == [row]
+
+
+def test_what_no_list_will_hold_is_not_waited_for(box: SandboxServer, db: psycopg.Connection, told: Told) -> None:
+    """A write that failed, a document that is known and gone since, one of a patient who is."""
+    place = home(db)
+    rows = db.execute(
+        "SELECT min(id), patient_id FROM nexhealth_documents WHERE institution_id = %s GROUP BY 2 ORDER BY 2 LIMIT 2",
+        place[:1],
+    ).fetchall()
+    (known, owner), (_, left) = rows
+    patient = box.state.row("patients", left)
+    document_of = box.state.row("documents", known)
+    box.state.delete("documents", known, hard=True)
+    box.state.delete("patients", left, hard=True)
+    never = max(box.state.ids("documents")) + 1
+    events = [
+        body(f"document_insertion.{how}", {"document": {"id": number, "patient_id": whose}}, subdomain=place[1])
+        for how, number, whose in (
+            ("failed", never, owner),
+            ("timed_out", never, owner),
+            ("complete", known, owner),
+            ("complete", never, left),
+        )
+    ]
+    try:
+        assert told(*events) == [("applied", None)] * 4
+    finally:
+        box.state.store("patients").put(patient)
+        box.state.store("documents").put(document_of)

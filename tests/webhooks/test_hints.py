@@ -316,11 +316,12 @@ def test_a_server_that_ends_idle_transactions_does_not_end_ours(
 
 
 def document(db: psycopg.Connection) -> bytes:
-    """An event about the documents of a patient."""
+    """An event about a document."""
     place = home(db)
-    row = db.execute("SELECT min(id) FROM nexhealth_patients WHERE institution_id = %s", place[:1]).fetchone()
+    question = "SELECT id, patient_id FROM nexhealth_documents WHERE institution_id = %s ORDER BY id LIMIT 1"
+    row = db.execute(question, place[:1]).fetchone()
     assert row is not None
-    return body("document_insertion.complete", {"document": {"id": 1, "patient_id": row[0]}}, subdomain=place[1])
+    return body("document_insertion.complete", {"document": {"id": row[0], "patient_id": row[1]}}, subdomain=place[1])
 
 
 def test_while_the_api_key_is_refused_events_wait_and_are_not_blamed(
