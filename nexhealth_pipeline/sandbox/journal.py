@@ -1,5 +1,8 @@
 """What a state folder keeps: which world was served, and every change made to it since, in order."""
 
+import errno
+import logging
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +13,8 @@ from typing import Any
 import orjson
 
 __all__ = ["Journal", "Origin"]
+
+logger = logging.getLogger(__name__)
 
 _FORMAT = 1
 
@@ -32,6 +37,7 @@ class Journal:
         self._world = folder / "world.json"
         self._changes = folder / "changes.jsonl"
         self._lock = threading.Lock()
+        self._cut()
 
     def origin(self) -> Origin | None:
         """The world of this folder; None in a new folder. Raises ValueError where another format wrote it."""
@@ -51,16 +57,26 @@ class Journal:
         part.replace(self._world)
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Add one change."""
-        with self._lock, self._changes.open("ab") as file:
-            file.write(orjson.dumps(entry) + b"\n")
+        """Add one change. Raises OSError where all of it cannot be written; then none of it is."""
+        line = orjson.dumps(entry) + b"\n"
+        with self._lock, self._changes.open("ab", buffering=0) as file:
+            before = file.seek(0, os.SEEK_END)
+            if file.write(line) < len(line):
+                file.truncate(before)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._changes))
 
     def entries(self) -> Iterator[dict[str, Any]]:
-        """All changes, oldest first; a line cut short by a crash ends the list."""
+        """All changes that can be read, oldest first."""
         if not self._changes.exists():
             return
         for line in self._changes.read_bytes().splitlines():
             try:
                 yield orjson.loads(line)
             except orjson.JSONDecodeError:
-                return
+                logger.warning("a kept change cannot be read", extra={"nexhealth": {"file": str(self._changes)}})
+
+    def _cut(self) -> None:
+        """Cut off a last line that a crash left unfinished: the next change would be joined to it."""
+        if self._changes.exists():
+            whole = self._changes.read_bytes().rfind(b"\n") + 1
+            os.truncate(self._changes, whole)

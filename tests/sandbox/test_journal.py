@@ -1,5 +1,6 @@
 """A state folder serves the same data again, changes included."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -75,11 +76,44 @@ def test_another_world_in_the_same_folder_is_refused(tmp_path: Path, other: dict
 
 
 def test_a_change_cut_short_by_a_crash_is_left_out(tmp_path: Path) -> None:
-    """Risk: a half-written line must not keep the sandbox from starting."""
+    """Risk: a half-written line must neither keep the sandbox from starting nor take what comes after it along."""
     first = build_app(state_dir=tmp_path, seed=5, base=BASE, **SIZES)
-    first.state.cancel(first.state.ids("appointments")[0])
+    visits = first.state.ids("appointments")
+    first.state.cancel(visits[0])
     with (tmp_path / "changes.jsonl").open("ab") as file:
         file.write(b'{"op":"put","collec')
+    again = build_app(state_dir=tmp_path)
+    assert _everything(again.state) == _everything(first.state)
+    again.state.cancel(visits[1])
+    assert _everything(build_app(state_dir=tmp_path).state) == _everything(again.state)
+
+
+def test_a_change_that_a_full_disk_takes_half_of_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Risk: the one after it, when there is room again, would be part of its line."""
+    first = build_app(state_dir=tmp_path, seed=5, base=BASE, **SIZES)
+    visits = first.state.ids("appointments")
+    write = io.FileIO.write
+
+    class Full(io.FileIO):
+        def write(self, data: Any) -> int:
+            return write(self, bytes(data)[:20])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda path, mode, buffering: Full(path, mode))
+        with pytest.raises(OSError, match="No space left"):
+            first.state.cancel(visits[0])
+    first.state.cancel(visits[1])
+    kept = (tmp_path / "changes.jsonl").read_bytes().splitlines()
+    assert [json.loads(line)["id"] for line in kept] == [visits[1]]
+
+
+def test_a_kept_change_that_cannot_be_read_costs_no_other(tmp_path: Path) -> None:
+    """Risk: an older sandbox joined a change to an unfinished line, and everything after it was lost."""
+    first = build_app(state_dir=tmp_path, seed=5, base=BASE, **SIZES)
+    visits = first.state.ids("appointments")
+    with (tmp_path / "changes.jsonl").open("ab") as file:
+        file.write(b'{"op":"put","collec{"op":"put"}\n')
+    first.state.cancel(visits[1])
     assert _everything(build_app(state_dir=tmp_path).state) == _everything(first.state)
 
 
