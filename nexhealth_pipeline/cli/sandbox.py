@@ -65,8 +65,16 @@ def state_folder(home: Path) -> Path:
 def start_sandbox(household: Household, home: Path) -> str:
     """Start the demo's sandbox as a process of `household`; returns its address once it can be asked.
 
-    Raises PipelineError where it does not start.
+    Raises InvalidSetting where another one serves its practices, PipelineError where it does not start.
     """
-    command = nexhealth_command("sandbox", "--port", "0", "--state", str(state_folder(home)))
+    from nexhealth_pipeline.sandbox import holder_of
+
+    folder = state_folder(home)
+    if (holder := holder_of(folder)) is not None:
+        raise InvalidSetting(
+            f"the demo's local NexHealth is already served by process {holder or '(unknown)'}: end the `nexhealth demo`"
+            " or `nexhealth dev --demo` that started it, or set NEXHEALTH_HOME to another folder"
+        )
+    command = nexhealth_command("sandbox", "--port", "0", "--state", str(folder))
     household.start("sandbox", command, answers=True)
     return household.answer("sandbox", _START_SECONDS)

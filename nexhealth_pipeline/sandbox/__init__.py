@@ -5,6 +5,7 @@ from .deliveries import RETRY_AFTER, Attempt, Delivery
 from .endpoints import Endpoint, Subscription
 from .events import EVENTS
 from .faults import KINDS_OF_FAULT, FaultRule, Faults
+from .hold import FolderHeldError, holder_of
 from .log import Asked, RequestLog
 from .mischief import DeliverySettings
 from .posting import sign
@@ -30,6 +31,7 @@ __all__ = [
     "Endpoint",
     "FaultRule",
     "Faults",
+    "FolderHeldError",
     "NoSuchRowError",
     "RequestLog",
     "SandboxServer",
@@ -39,6 +41,7 @@ __all__ = [
     "World",
     "build_app",
     "build_world",
+    "holder_of",
     "serve",
     "sign",
     "truth",

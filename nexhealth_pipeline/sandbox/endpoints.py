@@ -191,5 +191,6 @@ class Registry:
         elif name == _ENDPOINTS:
             self._endpoints.pop(number, None)
         else:
-            gone = self._subscriptions.pop(number)
-            self._heard[gone.institution_id, gone.event].discard(number)
+            gone = self._subscriptions.pop(number, None)
+            if gone is not None:
+                self._heard[gone.institution_id, gone.event].discard(number)

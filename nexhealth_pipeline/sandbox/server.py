@@ -19,6 +19,7 @@ from .api import Api
 from .app import App, Receive, Scope, Send
 from .auth import SANDBOX_API_KEY, Auth
 from .faults import Faults
+from .hold import Hold
 from .journal import Journal, Origin
 from .limits import Limits
 from .log import RequestLog
@@ -160,7 +161,8 @@ class SandboxServer:
     their retries come a thousand times sooner. `clock` decides tokens, limits, changes, the Date header and the
     timestamps of webhooks.
 
-    Raises OSError where the port is taken, RuntimeError where the server cannot start.
+    Raises OSError where the port is taken, RuntimeError where the server cannot start, FolderHeldError (a ValueError)
+    where another process serves `state_dir`.
     """
 
     def __init__(
@@ -182,21 +184,27 @@ class SandboxServer:
         webhooks: Mapping[str, Any] | None = None,
         clock: Clock = time.time,
     ) -> None:
-        self.app = build_app(
-            seed=seed,
-            world=world,
-            base=base,
-            patients=patients,
-            appointments_per_patient=appointments_per_patient,
-            state_dir=state_dir,
-            api_keys=api_keys,
-            token_seconds=token_seconds,
-            limits=limits,
-            limit_scale=limit_scale,
-            webhook_time_scale=webhook_time_scale,
-            webhooks=webhooks,
-            clock=clock,
-        )
+        self._hold = Hold(state_dir)
+        self._hold.take()
+        try:
+            self.app = build_app(
+                seed=seed,
+                world=world,
+                base=base,
+                patients=patients,
+                appointments_per_patient=appointments_per_patient,
+                state_dir=state_dir,
+                api_keys=api_keys,
+                token_seconds=token_seconds,
+                limits=limits,
+                limit_scale=limit_scale,
+                webhook_time_scale=webhook_time_scale,
+                webhooks=webhooks,
+                clock=clock,
+            )
+        except BaseException:
+            self._hold.release()
+            raise
         self.api_key = next(iter(api_keys or {SANDBOX_API_KEY: None}))
         self._host, self._port = host, port
         self._server: uvicorn.Server | None = None
@@ -245,8 +253,13 @@ class SandboxServer:
 
     def start(self) -> Self:
         """Bind, serve in a daemon thread, and return once requests are accepted."""
+        self._hold.take()
         self.app.stopping = False
-        listener = _bind(self._host, self._port)
+        try:
+            listener = _bind(self._host, self._port)
+        except OSError:
+            self._hold.release()
+            raise
         self.url = _address(listener)
         self._server = _uvicorn(self._answer)
         self._thread = threading.Thread(target=self._run, args=(self._server, listener), name="sandbox", daemon=True)
@@ -265,12 +278,12 @@ class SandboxServer:
     def stop(self) -> None:
         """Stop serving; answers that hang are let go."""
         self.app.webhooks.stop()
-        if self._server is None or self._thread is None:
-            return
-        self._server.should_exit = True
-        self.app.stopping = True
-        self._thread.join(timeout=10)
-        self._server = self._thread = None
+        if self._server is not None and self._thread is not None:
+            self._server.should_exit = True
+            self.app.stopping = True
+            self._thread.join(timeout=10)
+            self._server = self._thread = None
+        self._hold.release()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -295,17 +308,22 @@ def serve(
 ) -> None:
     """Serve in the foreground until SIGINT or SIGTERM. `port` 0 takes a free one; `on_ready` is told the address.
 
-    Raises OSError where the port is taken, ValueError where `state_dir` holds another world.
+    Raises OSError where the port is taken, ValueError where `state_dir` holds another world or another process serves it.
     """
-    app = build_app(
-        seed=seed,
-        patients=patients,
-        appointments_per_patient=appointments_per_patient,
-        state_dir=state_dir,
-        token_seconds=token_seconds,
-        limits=limits,
-    )
-    gc.freeze()  # the world stays: looking through it again and again would cost a tenth of a second each time
+    with Hold(state_dir):
+        app = build_app(
+            seed=seed,
+            patients=patients,
+            appointments_per_patient=appointments_per_patient,
+            state_dir=state_dir,
+            token_seconds=token_seconds,
+            limits=limits,
+        )
+        gc.freeze()  # the world stays: looking through it again and again would cost a tenth of a second each time
+        _serve(app, host, port, on_ready)
+
+
+def _serve(app: App, host: str, port: int, on_ready: Callable[[str], None] | None) -> None:
     with _bind(host, port) as listener:
         listener.listen(512)  # answers wait in the queue from here on, so the address may be told
         if on_ready:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nexhealth_pipeline.cli.household import nexhealth_command
-from tests.cli.conftest import Run
+from tests.cli.conftest import Run, small_world
 
 
 @pytest.fixture
@@ -46,3 +46,47 @@ def test_a_state_of_other_practices_is_refused(nexhealth: Run, tmp_path: Path) -
     ended = nexhealth("sandbox", "--seed", "2", "--state", str(tmp_path), "--port", "0")
     assert ended.status == 2
     assert "another seed" in ended.err
+
+
+def test_a_state_that_another_process_serves_is_refused_until_that_one_has_ended(
+    nexhealth: Run, process: "subprocess.Popen[str]", tmp_path: Path
+) -> None:
+    """Both would give new rows the same ids, and the next start would find a mixture."""
+    assert process.stdout is not None
+    process.stdout.readline()
+    other = ("sandbox", "--port", "0", "--state", str(tmp_path / "state"))
+    ended = nexhealth(*other)
+    assert ended.status == 2
+    assert f"process {process.pid} serves this state folder" in ended.err
+    assert "use another folder" in ended.err
+
+    process.kill()
+    with subprocess.Popen(nexhealth_command(*other), stdout=subprocess.PIPE, text=True) as second:
+        assert second.stdout is not None
+        assert second.stdout.readline().startswith("http://")
+        second.kill()
+
+
+def test_a_state_folder_that_cannot_be_made_is_named(nexhealth: Run, tmp_path: Path) -> None:
+    """It used to be called a fault of the port."""
+    (tmp_path / "file").touch()
+    ended = nexhealth("sandbox", "--port", "0", "--state", str(tmp_path / "file" / "state"))
+    assert ended.status == 2
+    assert "--state" in ended.err
+    assert "cannot be used" in ended.err
+
+
+@pytest.mark.parametrize("command", [("demo",), ("dev", "--demo")])
+def test_a_demo_beside_another_says_which_one_to_end(nexhealth: Run, tmp_path: Path, command: tuple[str, ...]) -> None:
+    """They would change the same practices; what the second one says must be of use to whoever forgot the first."""
+    home = tmp_path / "home"
+    small_world(home)
+    running = nexhealth_command("sandbox", "--port", "0", "--state", str(home / "sandbox"))
+    with subprocess.Popen(running, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        first.stdout.readline()
+        ended = nexhealth(*command, NEXHEALTH_HOME=str(home))
+        first.kill()
+    assert ended.status == 2
+    assert f"already served by process {first.pid}" in ended.err
+    assert "nexhealth dev --demo" in ended.err

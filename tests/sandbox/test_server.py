@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import requests
 
 import nexhealth_pipeline.sandbox as sandbox
-from nexhealth_pipeline.sandbox import SANDBOX_API_KEY, SandboxServer, build_app
+from nexhealth_pipeline.sandbox import SANDBOX_API_KEY, FolderHeldError, SandboxServer, build_app, holder_of
 
 from .calls import BASE, Caller
 
@@ -48,6 +49,22 @@ def test_a_taken_port_is_an_error_at_once(caller: Caller) -> None:
     port = int(caller.server.url.rpartition(":")[2])
     with pytest.raises(OSError, match="in use"):
         SandboxServer(**SMALL, port=port).start()
+
+
+def test_a_state_folder_is_one_servers_at_a_time(tmp_path: Path) -> None:
+    """Risk: two that write the same journal give new rows the same ids."""
+    first = SandboxServer(**SMALL, state_dir=tmp_path)
+    with first:
+        with pytest.raises(FolderHeldError, match=f"process {os.getpid()} serves"):
+            SandboxServer(state_dir=tmp_path)
+        assert holder_of(tmp_path) == os.getpid()
+    assert holder_of(tmp_path) is None
+    with pytest.raises(ValueError, match="another seed"):
+        SandboxServer(state_dir=tmp_path, seed=99)
+    with SandboxServer(state_dir=tmp_path), pytest.raises(FolderHeldError):
+        first.start()
+    with first:
+        assert requests.get(first.url + "/sandbox/stats", timeout=5).status_code == 200
 
 
 def test_stopping_does_not_wait_for_a_hanging_answer() -> None:

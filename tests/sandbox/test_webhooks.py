@@ -251,6 +251,19 @@ def test_a_later_start_has_them_and_never_gives_an_id_again(tmp_path: Path) -> N
     assert len(build_app(state_dir=tmp_path).webhooks.endpoints) == 2
 
 
+def test_a_kept_removal_of_what_is_not_there_keeps_no_start_from_succeeding(tmp_path: Path) -> None:
+    """Risk: of a folder that two sandboxes have written to."""
+    world: dict[str, Any] = {"seed": 5, "base": BASE, "patients": 5, "appointments_per_patient": 0}
+    registry = build_app(state_dir=tmp_path, **world).webhooks.registry
+    kept = registry.add_endpoint("me", "https://a.example.com/")
+    subscription = registry.add_subscription(kept.id, 11201, "Patient", "patient_updated")
+    registry.remove_subscription(subscription.id)
+    changes = tmp_path / "changes.jsonl"
+    changes.write_bytes(b"".join(line + b"\n" for line in changes.read_bytes().splitlines() for _ in range(2)))
+    again = build_app(state_dir=tmp_path).webhooks.registry
+    assert (again.endpoints, again.subscriptions) == ([kept], [])
+
+
 def test_a_secret_stands_in_no_repr_and_no_description(hooks: Hooks) -> None:
     """Risk: a secret in a log."""
     secret = hooks.endpoint()["secret_key"]
