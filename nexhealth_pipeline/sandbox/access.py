@@ -1,7 +1,8 @@
 """What a request may reach: institutions, locations, parents named in the path, and what is not enabled there.
 
 Two things can be missing at a location, and then answer 403: `finance`, until the vendor enables it (API.md K; see
-`State.enable`), and `alerts`, which some practice systems do not keep (A.7 [guess]).
+`State.enable`), and `alerts`, which some practice systems do not keep (A.7 [guess]). What belongs to the whole
+institution is there as soon as one of its locations has it [guess].
 """
 
 from collections.abc import Collection
@@ -111,11 +112,13 @@ def _capability(collection: str) -> str | None:
 
 
 def check_enabled(state: State, call: Call) -> None:
-    """Refuse a list that its location does not have. Raises ApiError 403."""
+    """Refuse a list that its location, or none of its institution's, has. Raises ApiError 403."""
     capability = _capability(call.route.collection)
     if capability is None or call.route.single:
         return
-    if call.location is not None:
+    if call.route.scope is Scope.INSTITUTION and not call.route.under[0]:
+        _refuse(_open_places(state, call.scope_id), capability)
+    elif call.location is not None:
         _refuse([call.location], capability)
     elif call.route.under[0] == "patients":
         _refuse(_places(state, state.row("patients", call.number or 0)), capability)
@@ -127,8 +130,10 @@ def _refuse(places: Collection[Row], capability: str) -> None:
 
 
 def _places(state: State, row: Row) -> list[Row]:
-    """The locations a row belongs to: the one it names, its patient's, or all of its EHR database."""
+    """The locations a row belongs to: the one it names, its patient's, or all of its EHR database or institution."""
     locations = state.store("locations").rows
+    if not {"location_id", "location_ids", "patient_id", "database"} & row.facts.keys():
+        return _open_places(state, row.institution_id)
     if row.facts.get("location_id") is not None:
         named = [row.facts["location_id"]]
     elif "location_ids" in row.facts:
@@ -138,6 +143,11 @@ def _places(state: State, row: Row) -> list[Row]:
         database = row.facts.get("database", patient.facts["database"] if patient else None)
         return [place for place in locations.values() if place.facts["database"] == database]
     return [locations[number] for number in named if number in locations]
+
+
+def _open_places(state: State, institution_id: int) -> list[Row]:
+    """The active locations of an institution."""
+    return [place for place in state.locations(institution_id) if not place.facts["inactive"]]
 
 
 def enabled(state: State, collection: str, row: Row) -> bool:

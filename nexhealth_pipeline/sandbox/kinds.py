@@ -144,6 +144,7 @@ _INSURANCE = (
         facts=("deleted_at",),
         created=False,
         soft_delete=True,
+        finance=True,
     ),
     Kind(
         "insurance_coverages",

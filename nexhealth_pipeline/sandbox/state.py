@@ -195,7 +195,8 @@ class State:
     def enable(self, location_id: int, capability: str = "finance", *, on: bool = True) -> Change:
         """Let a location answer for `finance` or `alerts`, or with `on=False` refuse it: 403 then (API.md K).
 
-        The location's rows do not change: they appear with the `updated_at` they always had.
+        Insurance plans, which are the institution's, are refused while none of its locations has finance. The
+        location's rows do not change: they appear with the `updated_at` they always had.
         """
         if capability not in ("finance", "alerts"):
             raise ValueError(f"no capability {capability!r}: finance or alerts")

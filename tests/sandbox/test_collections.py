@@ -123,6 +123,20 @@ def test_enabling_finance_shows_what_was_there_all_along(caller: Caller) -> None
     assert wrong.status_code == 400
 
 
+def test_insurance_plans_are_refused_where_no_location_has_finance(caller: Caller) -> None:
+    """Risk: they are among what is closed until finance is enabled (API.md K), and belong to no location."""
+    state = caller.server.state
+    plan = caller.walk("/insurance_plans", subdomain=HARBOR)[0]["id"]
+    state.enable(PIER, on=False)
+    assert caller.errors("/insurance_plans", subdomain=HARBOR) == FORBIDDEN
+    assert caller.errors(f"/insurance_plans/{plan}", subdomain=HARBOR) == FORBIDDEN
+    assert caller.get("/insurance_coverages", subdomain=HARBOR).status_code == 200
+    assert caller.get("/insurance_plans", subdomain=WILLOW).status_code == 200
+    state.enable(ISLAND)
+    assert caller.data(f"/insurance_plans/{plan}", subdomain=HARBOR)["id"] == plan
+    assert caller.get("/insurance_plans", subdomain=HARBOR).status_code == 200
+
+
 def test_alerts_are_kept_by_one_practice_system_only(reader: Caller) -> None:
     """Risk: a practice without alerts refuses one request per patient."""
     alert = next(row for row in reader.server.state.records("alerts") if "disabled_at" in row)

@@ -6,6 +6,7 @@ from datetime import timedelta
 import psycopg
 import pytest
 
+from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.sync.enabled import FILLED_AFTER
 from nexhealth_pipeline.sync.filters import Filters
@@ -98,6 +99,54 @@ def test_finance_that_is_enabled_later_is_read_in_full_and_again_a_day_later(
         )
     assert charges() == ("succeeded", [everything]), "filled by now: all of it once more"
     assert charges()[1] != [everything]
+
+
+def test_an_institutions_list_that_is_enabled_later_is_read_in_full_and_again_a_day_later(
+    box: SandboxServer, settings: Settings, database_url: str, rows: Rows
+) -> None:
+    """Insurance plans are closed with finance too, and belong to no location; the other practice has them meanwhile."""
+    mine = "institution_id = 11202"
+    places = [row.id for row in box.state.locations(11202)]
+
+    def plans(mode: Mode = Mode.INCREMENTAL) -> tuple[str, set[str | None]]:
+        box.requests.clear()
+        results = sync_all(settings, SyncOptions(mode=mode, overlap=timedelta(0)), only={"insurance_plans"})
+        asked = [one for one in box.requests.matching("/insurance_plans") if one.param("subdomain") == "harbor-smiles"]
+        (status,) = {one.status.value for one in results if one.slice.institution_id == 11202}
+        return status, {one.param("updated_since") for one in asked}
+
+    def capability() -> list[tuple[object, ...]]:
+        return rows(
+            "SELECT location_id, status, enabled_at IS NOT NULL FROM nexhealth_capabilities"
+            f" WHERE collection = 'insurance_plans' AND {mine}"
+        )
+
+    for place in places:
+        box.state.enable(place, on=False)
+    assert plans() == ("skipped", {None})
+    assert capability() == [(0, "not_enabled", False)]
+    assert rows(f"SELECT count(*) FROM nexhealth_insurance_plans WHERE {mine}") == [(0,)]
+    assert rows("SELECT count(*) > 0 FROM nexhealth_insurance_plans") == [(True,)]
+    assert plans(Mode.RECONCILE)[0] == "skipped"
+
+    box.state.enable(places[-1])
+    assert plans() == ("succeeded", {None})
+    assert capability() == [(0, "supported", True)]
+    there = sum(row.institution_id == 11202 for row in box.state.store("insurance_plans").rows.values())
+    assert rows(f"SELECT count(*) FROM nexhealth_insurance_plans WHERE {mine}") == [(there,)]
+    assert plans()[1] != {None}
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("UPDATE nexhealth_capabilities SET enabled_at = enabled_at - %s", (FILLED_AFTER,))
+        connection.execute(
+            "UPDATE nexhealth_sync_state SET last_full_at = last_full_at - %s", (FILLED_AFTER + timedelta(minutes=1),)
+        )
+    assert plans() == ("succeeded", {None}), "filled by now: all of it once more"
+    assert plans()[1] != {None}
+
+    for place in places:
+        box.state.enable(place, on=False)
+    assert plans(Mode.RECONCILE)[0] == "skipped"
+    assert rows(f"SELECT count(*) FROM nexhealth_insurance_plans WHERE deleted_by = 'absence' AND {mine}") == [(0,)]
 
 
 def test_a_list_under_patients_that_is_not_offered_costs_a_few_requests(
