@@ -40,6 +40,9 @@ def dev(*, demo: bool, host: str, port: int | None) -> int:
 
     Without an API key, or with --demo, it also starts the demo's local NexHealth, which posts its webhooks to the
     receiver, and works on the demo's databases, ignoring every setting but NEXHEALTH_HOME.
+
+    Runs that are going on when it ends are gone on with at its next start; terminate those on Dagster's pages that
+    are not wanted any more.
     """
     from nexhealth_pipeline.log import set_up_for
 

@@ -109,7 +109,7 @@ checks_job: UnresolvedAssetJobDefinition = dg.define_asset_job(
     description="Checks the copy once the syncs that changed it have ended, and once a day in any case.",
 )
 def checks_sensor(context: dg.SensorEvaluationContext, nexhealth: NexHealthResource) -> dg.RunRequest | dg.SkipReason:
-    """Ask for a run of the checks where a sync has ended since the last one, or a day has, and no sync is going on.
+    """Ask for a run of the checks once the syncs since the last one have ended, and after a day in any case.
 
     No key is asked for: without one nothing is synced any more.
     """
@@ -144,10 +144,10 @@ def _why_not(connection: psycopg.Connection, others: list[str]) -> str | None:
     ).fetchone()
     assert row is not None
     running, synced, hours = row
+    if hours is not None and hours >= _STALE_HOURS:
+        return None  # a first sync of many locations takes days
     if running:
         return "a sync is going on"
-    if hours is not None and hours >= _STALE_HOURS:
-        return None
     if not synced:
         return "nothing was synced since the last checks"
     return f"the checks ran in the last {_REST_HOURS} hours" if hours is not None and hours < _REST_HOURS else None

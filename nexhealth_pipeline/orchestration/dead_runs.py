@@ -2,7 +2,9 @@
 
 Dagster's DefaultRunLauncher does not notice a dead worker: such a run would stay "started" for ever.
 Failing it lets the daemon repeat it (`run_retries`), unless a command started it. One that somebody was
-ending is canceled instead, which nothing repeats.
+ending is canceled instead, which nothing repeats; a code server that is still there is quicker, and fails it.
+
+Two warehouses on one server may share Dagster's database: a run of the other one is left to that.
 """
 
 import time
@@ -14,9 +16,8 @@ import psycopg
 
 from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, CHECKS_JOB, PATIENT_JOB, SCOPE_JOBS
-from nexhealth_pipeline.orchestration.resource import is_registered
 from nexhealth_pipeline.orchestration.webhook_names import EVENTS_ASSET, WEBHOOK_JOBS
-from nexhealth_pipeline.warehouse.runs import close_dead_runs, close_if_dead, lock_key
+from nexhealth_pipeline.warehouse.runs import close_dead_runs, close_if_dead, is_elsewhere, lock_key
 
 __all__ = ["end_dead_runs", "in_the_way"]
 
@@ -40,7 +41,7 @@ def end_dead_runs(instance: dg.DagsterInstance, connection: psycopg.Connection) 
         close_dead_runs(connection)
         for record in instance.get_run_records(dg.RunsFilter(statuses=_LIVE)):
             run = record.dagster_run
-            if _is_ours(run) and _is_dead(connection, run, record.start_time):
+            if _is_ours(run) and _is_dead(connection, run.run_id, record.start_time):
                 _end(instance, run)
                 ended.append(run.run_id)
     return ended
@@ -61,9 +62,9 @@ def in_the_way(instance: dg.DagsterInstance, connection: psycopg.Connection, job
         if run.status is dg.DagsterRunStatus.QUEUED:
             return run
         if run.status in _LIVE:
-            if _was_killed(instance, connection, run):
+            if _was_killed(instance, connection, run) or is_elsewhere(connection, run.run_id):
                 continue
-            passed_over = _is_dead(connection, run, record.start_time, grace)
+            passed_over = _is_dead(connection, run.run_id, record.start_time, grace)
         else:
             passed_over = time.time() - record.update_timestamp.timestamp() > grace
         if not passed_over:
@@ -114,16 +115,13 @@ def _is_ours(run: dg.DagsterRun) -> bool:
     return run.job_name in _JOBS or (bool(chosen) and chosen <= _ASSETS)
 
 
-def _is_dead(
-    connection: psycopg.Connection, run: dg.DagsterRun, started: float | None, grace: float | None = None
-) -> bool:
+def _is_dead(connection: psycopg.Connection, run_id: str, started: float | None, grace: float | None = None) -> bool:
     grace = _GRACE_SECONDS if grace is None else grace
     row = connection.execute(
         "SELECT status = 'interrupted' OR finished_at < clock_timestamp() - make_interval(secs => %s)"
         " FROM nexhealth_runs WHERE run_id = %s",
-        (grace, run.run_id),
+        (grace, run_id),
     ).fetchone()
     if row is not None:
         return bool(row[0])
-    # Two warehouses may share Dagster's database: a run that has registered elsewhere is judged there.
-    return not is_registered(run) and started is not None and time.time() - started > grace
+    return started is not None and time.time() - started > grace and not is_elsewhere(connection, run_id)

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psycopg
-from dagster import ConfigurableResource, DagsterInstance, DagsterRun, InitResourceContext
-from pydantic import Field, PrivateAttr
+from dagster import ConfigurableResource
+from pydantic import Field
 
 from nexhealth_pipeline.client.retry import RetryPolicy
 from nexhealth_pipeline.settings import Settings, load_settings
@@ -15,15 +15,7 @@ from nexhealth_pipeline.warehouse.connect import connect, driver_errors, warehou
 from nexhealth_pipeline.warehouse.migrate import declare_kind, upgrade
 from nexhealth_pipeline.warehouse.runs import RunLock
 
-__all__ = ["REGISTERED_TAG", "NexHealthResource", "is_registered"]
-
-REGISTERED_TAG = "nexhealth/registered"
-"""On a run that has a row in its warehouse's `nexhealth_runs`: its own id, since repetitions begin with a run's tags."""
-
-
-def is_registered(run: DagsterRun) -> bool:
-    """Whether the run has a row in the `nexhealth_runs` of its warehouse, whichever that is."""
-    return run.tags.get(REGISTERED_TAG) == run.run_id
+__all__ = ["NexHealthResource"]
 
 
 class NexHealthResource(ConfigurableResource[None]):
@@ -35,12 +27,6 @@ class NexHealthResource(ConfigurableResource[None]):
     api_key: str | None = Field(default=None, description="NexHealth API key; default NEXHEALTH_API_KEY.")
     api_url: str | None = Field(default=None, description="Root of the API; default NEXHEALTH_API_URL.")
     database_url: str | None = Field(default=None, description="The warehouse; default DATABASE_URL.")
-
-    _instance: DagsterInstance | None = PrivateAttr(default=None)
-
-    def setup_for_execution(self, context: InitResourceContext) -> None:
-        """Remember the instance, which is to know of each run that it has registered."""
-        self._instance = context.instance
 
     def settings(self) -> Settings:
         """The settings in force. Raises InvalidSetting."""
@@ -65,7 +51,6 @@ class NexHealthResource(ConfigurableResource[None]):
         upgrade(url)
         declare_kind(url, settings.data_kind, dry_run=dry_run)
         with SyncSession(settings, url, run_id=run_id, stop=stop, retry=retry) as session:
-            self._register(run_id)
             yield session
 
     @contextmanager
@@ -84,14 +69,9 @@ class NexHealthResource(ConfigurableResource[None]):
         Raises WarehouseError.
         """
         with self.warehouse() as connection, RunLock(warehouse_url(self.settings()), run_id) as lock:
-            self._register(run_id)
             try:
                 yield connection
             except BaseException as error:
                 lock.finish("failed" if isinstance(error, Exception) else "cancelled")
                 raise
             lock.finish("succeeded")
-
-    def _register(self, run_id: str) -> None:
-        if self._instance is not None:
-            self._instance.add_run_tags(run_id, {REGISTERED_TAG: run_id})

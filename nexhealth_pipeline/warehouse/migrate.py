@@ -60,7 +60,7 @@ def require_release(connection: psycopg.Connection) -> None:
     if revision != HEAD:
         raise WarehouseOutdated(
             f"the warehouse is of an earlier release (at migration {revision}, this one needs {HEAD}): "
-            "run `nexhealth db upgrade`"
+            "run `nexhealth db upgrade`, else the next run that reads the practice does it"
         )
 
 

@@ -14,7 +14,7 @@ import psycopg
 
 from nexhealth_pipeline.warehouse.connect import connect
 
-__all__ = ["RunLock", "close_dead_runs", "close_if_dead", "is_dead", "lock_key"]
+__all__ = ["RunLock", "close_dead_runs", "close_if_dead", "is_dead", "is_elsewhere", "lock_key"]
 
 
 def lock_key(*parts: object) -> int:
@@ -115,6 +115,17 @@ def close_if_dead(connection: psycopg.Connection, run_id: str) -> bool:
         return done.rowcount > 0
     finally:
         connection.execute("SELECT pg_advisory_unlock(%s)", (key,))
+
+
+def is_elsewhere(connection: psycopg.Connection, run_id: str) -> bool:
+    """Whether a run holds its lock in another database of the server, where another warehouse is."""
+    row = connection.execute(
+        "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1"
+        " AND (classid::bigint << 32) | objid::bigint = %s"
+        " AND database <> (SELECT oid FROM pg_database WHERE datname = current_database()))",
+        (lock_key("run", run_id),),
+    ).fetchone()
+    return bool(row and row[0])
 
 
 def is_dead(connection: psycopg.Connection, run_id: str) -> bool:

@@ -29,10 +29,10 @@ _log = logging.getLogger(__name__)
 
 _LOCK = 0x4E48_0001
 """Advisory lock of schema changes ("NH" and a number)."""
-_TRIES = 40
+_TRIES = 25
 _TRY_SECONDS = 2.0
 """Longest wait for those who use a table that is to be changed, and the pause before the next try. Twice as long as
-PostgreSQL waits before it has an autovacuum in the way give up."""
+PostgreSQL waits before it has an autovacuum in the way give up, and all tries together shorter than a run may take to begin."""
 
 _INDEX_LOCK = 0x4E48_0005
 """Advisory lock of whoever makes the indexes of a table."""

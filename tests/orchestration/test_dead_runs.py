@@ -3,7 +3,6 @@
 import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import dagster as dg
 import psycopg
@@ -12,11 +11,8 @@ from dagster._core.events import JobFailureData, RunFailureReason
 from dagster._core.execution.retries import auto_reexecution_should_retry_run
 
 from nexhealth_pipeline.definitions import defs
-from nexhealth_pipeline.orchestration import checks, dead_runs
+from nexhealth_pipeline.orchestration import dead_runs
 from nexhealth_pipeline.orchestration.dead_runs import end_dead_runs, in_the_way
-from nexhealth_pipeline.orchestration.jobs import CHECKS_JOB
-from nexhealth_pipeline.orchestration.resource import REGISTERED_TAG
-from nexhealth_pipeline.warehouse import check_results
 from nexhealth_pipeline.warehouse.runs import RunLock
 
 FAILED, STARTED = dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.STARTED
@@ -113,30 +109,17 @@ def test_a_run_that_never_came_to_its_lock_or_never_ended_is_failed_after_a_whil
     assert end_dead_runs(instance, db) == [early.run_id]
 
 
-def test_a_living_run_of_another_warehouse_is_left_alone(
-    instance: dg.DagsterInstance, other_database_url: str, monkeypatch: pytest.MonkeyPatch
+def test_a_living_run_of_another_warehouse_is_left_alone_and_in_nobodys_way(
+    instance: dg.DagsterInstance, db: psycopg.Connection, other_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both keep their runs in database `dagster` of their server; a sync into the one must not end the other's night."""
     monkeypatch.setattr(dead_runs, "_GRACE_SECONDS", -1.0)
-    ended: list[list[str]] = []
-    run_all = check_results.run_all
-
-    def look(*args: Any) -> Any:
-        with psycopg.connect(other_database_url, autocommit=True) as other:
-            ended.append(end_dead_runs(instance, other))
-        return run_all(*args)
-
-    monkeypatch.setattr(checks, "run_all", look)
-    assert defs.resolve_job_def(CHECKS_JOB).execute_in_process(instance=instance).success
-    assert ended == [[]]
-
-
-def test_a_repeated_run_that_never_came_to_its_lock_is_failed_though_it_has_the_tags_of_the_one_before(
-    instance: dg.DagsterInstance, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The daemon begins a repetition with the tags of what it repeats."""
-    monkeypatch.setattr(dead_runs, "_GRACE_SECONDS", -1.0)
-    run = _started(instance, **{REGISTERED_TAG: "the run before"})
+    run = _started(instance)
+    with RunLock(other_database_url, run.run_id):
+        assert end_dead_runs(instance, db) == []
+        assert in_the_way(instance, db, run.job_name) is None
+        assert _status(instance, run) is STARTED
+    # Nobody anywhere lives by it now: killed, or its warehouse was made anew.
     assert end_dead_runs(instance, db) == [run.run_id]
 
 

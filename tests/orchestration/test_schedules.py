@@ -183,7 +183,7 @@ def _sense(instance: dg.DagsterInstance, name: str = "nexhealth_dead_runs") -> s
 def test_a_warehouse_of_another_release_is_a_reason_to_skip_that_says_what_to_do(
     three: dg.DagsterInstance, environment: dict[str, str], change: str, words: str
 ) -> None:
-    """After an update nothing is read until somebody upgrades; "nothing is due" would hide that for nights."""
+    """After an update nothing is read until the warehouse is upgraded; "nothing is due" would hide that."""
     with psycopg.connect(environment["DATABASE_URL"], autocommit=True) as db:
         db.execute(change)
     told = {name: str(_tick(three, name)) for name in NAMES if name != "nexhealth_nightly_practice"}
