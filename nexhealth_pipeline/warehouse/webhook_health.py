@@ -61,6 +61,15 @@ HEALTH_RULES = (
         " WHERE removed_at IS NULL AND hole_since IS NOT NULL",
     ),
     HealthRule(
+        "retired_deleted",
+        Severity.WARNING,
+        "An endpoint that another one replaced is deleted after 49 hours: until then its secret stays valid.",
+        "SELECT DISTINCT coalesce(i.id, 0) AS institution, endpoint_id::text AS sample"
+        " FROM nexhealth_webhooks LEFT JOIN jsonb_array_elements(subscriptions) s ON true"
+        " LEFT JOIN nexhealth_institutions i ON i.subdomain = s.value ->> 'subdomain'"
+        " WHERE removed_at IS NULL AND retire_at <= clock_timestamp()",
+    ),
+    HealthRule(
         "events_arrive",
         Severity.WARNING,
         "Every institution subscribed to has sent an event in the last hours (NEXHEALTH_WEBHOOK_SILENCE_HOURS).",

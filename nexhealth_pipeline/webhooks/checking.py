@@ -48,6 +48,8 @@ class Verdict(StrEnum):
     """NexHealth has it no more: run `nexhealth webhooks setup URL`."""
     RETIRING = "retiring"
     """Another one has taken its place; it is deleted when its time is over."""
+    OVERDUE = "overdue"
+    """Its time is over, but it is still subscribed to: see the reason."""
     REMOVED = "removed"
     """It was retiring, and was deleted just now."""
     UNKNOWN = "unknown"
@@ -69,7 +71,7 @@ class EndpointState:
     @property
     def fine(self) -> bool:
         """Whether nobody has to do anything."""
-        return self.verdict not in {Verdict.INACTIVE, Verdict.MISSING, Verdict.UNKNOWN}
+        return self.verdict not in {Verdict.INACTIVE, Verdict.MISSING, Verdict.OVERDUE, Verdict.UNKNOWN}
 
 
 def check_endpoints(session: SyncSession, sealer: Sealer) -> list[EndpointState]:
@@ -131,11 +133,21 @@ def _check_retiring(
     if found is None:
         record_removed(connection, known)
         return _state(known, Verdict.REMOVED)
+    if known.due and known.subscriptions:
+        return _state(known, Verdict.OVERDUE, _overdue(known))
     try:
         removed = delete_if_due(connection, remote, known)
     except ApiError as error:
         return _state(known, Verdict.RETIRING, str(error))
     return _state(known, Verdict.REMOVED if removed else Verdict.RETIRING)
+
+
+def _overdue(known: Endpoint) -> str:
+    named = ", ".join(sorted({one.subdomain for one in known.subscribed}))
+    return (
+        f"its secret stays valid, since {named} may still be subscribed to it: run `nexhealth webhooks setup"
+        f" {known.target_url}`; if an institution has left, leave it out of NEXHEALTH_SUBDOMAINS and add --prune"
+    )
 
 
 def delete_if_due(connection: psycopg.Connection, remote: Remote, known: Endpoint) -> bool:

@@ -124,7 +124,8 @@ class KeyWork:
         self._connection, self._sealer, self._url = order.connection, order.sealer, order.url
         client = order.session.client
         self._hash = client.key_hash(name)
-        self._reached = {one for one in order.subdomains.values() if self._reaches(one)}
+        wanted = {subdomain for _, subdomain in institutions}
+        self._kept = wanted if order.prune else {one for one in order.subdomains.values() if self._reaches(one)}
         self._remote = DryRemote(client, name) if order.dry_run else Remote(client, name)
         self._done = KeySetUp(name, 0, institutions=len(institutions))
 
@@ -295,9 +296,10 @@ class KeyWork:
     def _record(self, endpoint: Endpoint, found: Sequence[Subscription], seen: AnySet[str]) -> None:
         """Remember what it is subscribed to: what was `found`, and what was before of institutions not `seen` just now.
 
-        Those may have been refused, or not asked for; of one that the key reaches no more nothing is kept.
+        Those may have been refused, or not asked for; of one that the key reaches no more nothing is kept, nor with
+        `prune` of one that is not wanted: else its silence were told of for ever, and a retired endpoint never deleted.
         """
-        unseen = self._reached - seen
+        unseen = self._kept - seen
         ids = {one.id for one in found}
         before = [one for one in endpoint.subscribed if one.subdomain in unseen and one.id not in ids]
         record_subscriptions(self._connection, endpoint, [*found, *before])

@@ -36,7 +36,7 @@ def _failed(result: dg.ExecuteInProcessResult) -> dict[str, Any]:
     """Metadata of the checks that did not pass, by name."""
     found = {one.check_name: one for one in result.get_asset_check_evaluations()}
     assert {one.asset_key for one in found.values()} == {dg.AssetKey(EVENTS_ASSET)}
-    assert len(found) == 6
+    assert len(found) == 7
     return {name: one for name, one in found.items() if not one.passed}
 
 

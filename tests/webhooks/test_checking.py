@@ -136,8 +136,10 @@ def test_a_retired_one_that_still_has_subscriptions_stays(watch: Watch) -> None:
         "UPDATE nexhealth_webhooks SET subscriptions = (SELECT subscriptions FROM nexhealth_webhooks"
         " WHERE endpoint_id = 16002) WHERE endpoint_id = 16001"
     )
-    watch.age(retire_at=OVERLAP)
     assert watch.verdicts() == [(16001, Verdict.RETIRING), (16002, Verdict.OK)]
+    watch.age(retire_at=OVERLAP)
+    assert watch.verdicts() == [(16001, Verdict.OVERDUE), (16002, Verdict.OK)]
+    assert set(watch.vendor.endpoints()) == {16001, 16002}
 
 
 def test_a_secret_that_changed_at_the_api_is_learnt(watch: Watch) -> None:

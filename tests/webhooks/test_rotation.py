@@ -7,7 +7,7 @@ import pytest
 
 from nexhealth_pipeline.errors import InvalidSetting
 from nexhealth_pipeline.warehouse.webhook_health import examine
-from nexhealth_pipeline.webhooks.checking import Verdict, check_endpoints
+from nexhealth_pipeline.webhooks.checking import EndpointState, Verdict, check_endpoints
 from nexhealth_pipeline.webhooks.endpoints import OVERLAP
 from nexhealth_pipeline.webhooks.registration import Removal
 from tests.client.stub import refusal
@@ -39,9 +39,13 @@ def time_is_over(account: Account) -> None:
     account.db.execute("UPDATE nexhealth_webhooks SET retire_at = retire_at - %s", (OVERLAP,))
 
 
-def watched(account: Account) -> list[tuple[int, Verdict]]:
+def looked_at(account: Account) -> list[EndpointState]:
     with account.opened() as session:
-        return [(one.endpoint_id, one.verdict) for one in check_endpoints(session, SEALER)]
+        return check_endpoints(session, SEALER)
+
+
+def watched(account: Account) -> list[tuple[int, Verdict]]:
+    return [(one.endpoint_id, one.verdict) for one in looked_at(account)]
 
 
 def without_harbor(account: Account, way: str) -> dict[str, Any]:
@@ -61,7 +65,7 @@ def test_a_retired_endpoint_stays_while_it_has_an_institution_that_was_not_looke
     account.set_up(rotate=True, **without_harbor(account, way))
     time_is_over(account)
     account.set_up(**without_harbor(account, way))
-    assert watched(account) == [(16001, Verdict.RETIRING), (16002, Verdict.OK)]
+    assert watched(account) == [(16001, Verdict.OVERDUE), (16002, Verdict.OK)]
     assert {number for number, _ in account.vendor.topics(16001)} == {HARBOR[0]}
     account.vendor.meddle = lambda seen: None
     assert account.set_up().keys[0].endpoints_removed == [16001]
@@ -86,6 +90,38 @@ def test_what_an_institution_is_subscribed_to_stays_known_while_it_is_not_looked
     account.vendor.box.webhooks.registry.remove_subscription(account.rows[0].subscribed[0].id)
     account.set_up()
     assert account.is_right()
+
+
+def test_a_retired_endpoint_that_stays_is_told_of_until_who_left_is_pruned(account: Account) -> None:
+    """A secret that leaked was valid for ever, and nothing said so."""
+    account.set_up()
+    account.set_up(rotate=True, **without_harbor(account, "refused"))
+    assert failing(account) == {}
+    assert all(one.fine for one in looked_at(account))
+    time_is_over(account)
+    account.set_up()
+    assert failing(account) == {"retired_deleted": 1}
+    overdue, _ = looked_at(account)
+    assert (overdue.endpoint_id, overdue.verdict, overdue.fine) == (16001, Verdict.OVERDUE, False)
+    assert all(word in overdue.reason for word in (HARBOR[1], f"setup {URL}", "NEXHEALTH_SUBDOMAINS", "--prune"))
+    assert WILLOW[1] not in overdue.reason
+    done = account.set_up(settings={"NEXHEALTH_SUBDOMAINS": WILLOW[1]}, prune=True)
+    assert (done.exit_status, done.keys[0].endpoints_removed) == (0, [16001])
+    assert failing(account) == {}
+    assert [number for number, _ in account.secrets()] == [16002]
+
+
+def test_an_institution_that_left_is_waited_for_until_it_is_pruned(account: Account) -> None:
+    """NexHealth refuses to delete its subscriptions, too: nothing ended the warning that its events do not come."""
+    account.set_up()
+    account.db.execute("UPDATE nexhealth_webhooks SET registered_at = registered_at - interval '2 days'")
+    account.set_up(**without_harbor(account, "refused"))
+    left_out = without_harbor(account, "not asked for")
+    account.set_up(**left_out)
+    assert silent(account) == {WILLOW[0], HARBOR[0]}
+    done = account.set_up(prune=True, **left_out)
+    assert [what for what, _ in done.failures] == [HARBOR[1]] * len(EVENTS)
+    assert silent(account) == {WILLOW[0]}
 
 
 def test_a_first_set_up_has_nothing_to_rotate(account: Account) -> None:
@@ -173,3 +209,9 @@ def test_an_endpoint_whose_key_is_gone_can_be_forgotten_and_no_other(account: Ac
 def failing(account: Account) -> dict[str, int]:
     """Failed rules of continuous sync, and how often."""
     return {one.rule.name: one.count for one in examine(account.db, silence_hours=24) if one.count}
+
+
+def silent(account: Account) -> set[int]:
+    """Institutions whose events are missed."""
+    found = {one.rule.name: one for one in examine(account.db, silence_hours=24)}
+    return set(found["events_arrive"].institutions)
