@@ -18,6 +18,8 @@ __all__ = ["LOOKS", "Outage", "Subscribed", "Subscriber", "Topic", "declared_top
 
 LOOKS = 5
 """Times the API is asked what there is, where answers to changes get lost."""
+_TRIES = 2
+"""Times one event is asked for whose answer is a failure; between them it is looked whether it was done all the same."""
 _GIVE_UP_AFTER = 3
 """Institutions in a row that the API fails at as a whole."""
 
@@ -113,8 +115,10 @@ class Subscriber:
         self._move_from, self._outage, self._on_topic = move_from, outage, on_topic
         self._done = Subscribed(*institution)
         self._refused: dict[str, str] = {}
-        self._doubtful: set[Key] = set()
-        """Topics that the API failed at: the others come first."""
+        self._failed: dict[Key, list[ServerFailed]] = {}
+        """How the API failed at single topics."""
+        self._in_doubt = False
+        """Whether it did on this look, so that there may be more than was seen."""
 
     def run(self) -> Subscribed:
         """Settle all of them. What the API refuses or keeps failing at is named in the result.
@@ -138,15 +142,16 @@ class Subscriber:
                     self._give_up(failure)
             except (NoAccess, NotFound, BadRequest) as refusal:  # of the list itself
                 self._done.failures.append(str(refusal))
-                return
+                break
             else:
-                return
+                if not self._in_doubt:
+                    break
+        self._judge_refusals()
 
     def _give_up(self, failure: TryLater) -> None:
         """An institution's own failure, unless the API cannot be reached at all."""
         if not isinstance(failure, ServerFailed):
             raise failure
-        self._judge_refusals()
         self._done.server_failed = failure
         self._done.failures.append(str(failure))
 
@@ -157,27 +162,39 @@ class Subscriber:
         self._refused.clear()
         self._done.failures.clear()
         self._done.subscriptions.clear()
-        for number, topic in enumerate(sorted(self._topics, key=lambda one: one.key in self._doubtful)):
+        self._done.server_failed, self._in_doubt = None, False
+        for number, topic in enumerate(self._topics):
             self._on_topic(number)
             if topic.resource_type not in self._refused:
                 self._settle_one(topic, have.get(topic.key, []))
-        self._judge_refusals()
-        self._done.settled = True
+        self._done.settled = self._done.server_failed is None
 
     def _settle_one(self, topic: Topic, have: list[RemoteSubscription]) -> None:
         number = next((one.id for one in have if one.active), None)
         try:
             if number is None:
-                number = self._resume(have[0]) if have else self._create(topic)
+                number = self._activated(topic, have)
         except NoAccess as refusal:
             self._refused[topic.resource_type] = str(refusal)
         except (BadRequest, NotFound) as refusal:
             self._done.failures.append(f"{topic.event}: {refusal}")
         except ServerFailed as failure:
-            self._doubtful.add(topic.key)
-            raise ServerFailed(f"{topic.event}: {failure}", status=failure.status) from failure
+            self._done.server_failed = failure
+            self._done.failures.append(str(failure))
         else:
             self._done.subscriptions.append(self._remembered(number, topic.resource_type, topic.event))
+
+    def _activated(self, topic: Topic, have: list[RemoteSubscription]) -> int:
+        """Resume or make one. A failure is its own: the others are no worse for it, and it is tried again but once."""
+        failed = self._failed.setdefault(topic.key, [])
+        if len(failed) >= _TRIES:
+            raise failed[-1]
+        try:
+            return self._resume(have[0]) if have else self._create(topic)
+        except ServerFailed as failure:
+            failed.append(ServerFailed(f"{topic.event}: {failure}", status=failure.status))
+            self._in_doubt = True
+            raise failed[-1] from failure
 
     def _create(self, topic: Topic) -> int:
         subdomain = self._done.subdomain

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from nexhealth_pipeline.errors import ServerFailed, Unreachable
+from nexhealth_pipeline.webhooks import registration
+from nexhealth_pipeline.webhooks.subscribing import declared_topics
 from tests.client.stub import Reply, Seen
 
 from .account import EVERYTHING, TOPICS, URL, Account, subscribing
-from .vendor import HARBOR, OTHER_KEY, WILLOW, without_secrets
+from .vendor import HARBOR, OTHER_KEY, WILLOW, only_once, without_secrets
 
 OF_WILLOW = [one for one in EVERYTHING if one[0] == WILLOW[0]]
 
@@ -18,6 +20,11 @@ OF_WILLOW = [one for one in EVERYTHING if one[0] == WILLOW[0]]
 def failing(*subdomains: str, status: int = 500) -> Callable[[Seen], Reply | None]:
     """For `meddle`: whatever is asked of these institutions fails."""
     return lambda seen: Reply(status, b"{}") if seen.query.get("subdomain") in subdomains else None
+
+
+def failing_events(*events: str) -> Callable[[Seen], Reply | None]:
+    """For `meddle`: subscribing to these fails."""
+    return lambda seen: Reply(500, b"{}") if subscribing(seen) and json.loads(seen.body)["event"] in events else None
 
 
 def nothing_fails(_seen: Seen) -> None:
@@ -37,13 +44,40 @@ def test_an_institution_that_the_api_fails_at_stops_only_itself_and_is_named(acc
 
 def test_an_event_that_the_api_fails_at_is_named_and_the_others_are_made(account: Account) -> None:
     bad = TOPICS[0].event
-    account.vendor.meddle = lambda seen: (
-        Reply(500, b"{}") if subscribing(seen) and json.loads(seen.body)["event"] == bad else None
-    )
+    account.vendor.meddle = failing_events(bad)
     done = account.set_up()
     assert sorted(what for what, _ in done.failures) == sorted(one for _, one in (WILLOW, HARBOR))
     assert all(why.startswith(f"{bad}: ") for _, why in done.failures)
     assert account.is_right([one for one in EVERYTHING if one[1] != bad])
+
+
+def test_any_number_of_events_may_fail_and_the_others_are_made(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fifth ended the institution, and no set-up ever came to the events after it."""
+    topics = declared_topics()[:12]
+    bad = {one.event for one in topics[1:7]}
+    monkeypatch.setattr(registration, "declared_topics", lambda: topics)
+    account.vendor.meddle = failing_events(*bad)
+    account.vendor.stub.seen.clear()
+    done = account.set_up()
+    asked = account.vendor.asked
+    institutions = (WILLOW, HARBOR)
+    assert sorted((what, why.split(":")[0]) for what, why in done.failures) == sorted(
+        (name, event) for _, name in institutions for event in bad
+    )
+    made = [(number, one.event) for number, _ in institutions for one in topics if one.event not in bad]
+    assert account.is_right(sorted(made))
+    changes = [one for one in asked if one.startswith("POST") and one.endswith("/webhook_subscriptions")]
+    looks = [one for one in asked if one.startswith("GET") and one.endswith("/webhook_subscriptions")]
+    assert (len(changes), len(looks)) == (len(made) + 2 * 2 * len(bad), 2 * 3)
+
+
+def test_an_event_that_the_api_fails_at_once_is_asked_for_again(account: Account) -> None:
+    once = only_once(subscribing)
+    account.vendor.meddle = lambda seen: Reply(500, b"{}") if once(seen) else None
+    assert account.set_up().exit_status == 0
+    assert account.is_right()
 
 
 def test_where_the_api_fails_at_all_institutions_the_set_up_does(account: Account) -> None:
