@@ -4,11 +4,11 @@ An endpoint is ours that the warehouse has ever known, and one that appeared whi
 written down before (table `nexhealth_webhook_attempts`), since a process may be killed before it has the answer.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import psycopg
 
-__all__ = ["attempt_begins", "attempt_over", "ours_among"]
+__all__ = ["adopt_attempts", "attempt_begins", "attempt_over", "ours_among"]
 
 
 def attempt_begins(connection: psycopg.Connection, key_hash: str, target_url: str, there_before: Iterable[int]) -> None:
@@ -17,6 +17,26 @@ def attempt_begins(connection: psycopg.Connection, key_hash: str, target_url: st
         "INSERT INTO nexhealth_webhook_attempts (key_hash, target_url, there_before) VALUES (%s, %s, %s)"
         " ON CONFLICT DO NOTHING",
         (key_hash, target_url, sorted(there_before)),
+    )
+
+
+def adopt_attempts(
+    connection: psycopg.Connection, key_hash: str, endpoint_ids: Iterable[int], present: Sequence[str]
+) -> None:
+    """Take over, for a key that lists these endpoints, what was begun with one that is not among the `present` ones.
+
+    Only where all that was there before is listed, or, if nothing was, no other key may be the one: in another account
+    somebody else's endpoint was not there before either, and would be taken for ours and deleted.
+    """
+    connection.execute(
+        "UPDATE nexhealth_webhook_attempts a SET key_hash = %(key_hash)s FROM"
+        " (SELECT DISTINCT ON (target_url) key_hash, target_url FROM nexhealth_webhook_attempts"
+        "  WHERE key_hash <> ALL(%(present)s) AND there_before <@ %(ids)s::bigint[]"
+        "  AND (%(alone)s OR there_before <> '{}') ORDER BY target_url, begun_at) lost"
+        " WHERE a.key_hash = lost.key_hash AND a.target_url = lost.target_url"
+        " AND NOT EXISTS (SELECT FROM nexhealth_webhook_attempts other"
+        "  WHERE other.key_hash = %(key_hash)s AND other.target_url = a.target_url)",
+        {"key_hash": key_hash, "ids": list(endpoint_ids), "present": present, "alone": len(present) == 1},
     )
 
 

@@ -175,10 +175,15 @@ def adopt(connection: psycopg.Connection, key_hash: str, endpoint_ids: Iterable[
     """Take over, for a key that lists these endpoints, those that a key had which is not among the `present` ones.
 
     An account whose API key was replaced has the same endpoints as before, with the secrets that are stored here.
+    Those that count as removed are no less ours.
     """
     connection.execute(
-        "UPDATE nexhealth_webhooks w SET key_hash = %(key_hash)s WHERE endpoint_id = ANY(%(ids)s) AND removed_at IS NULL"
-        " AND key_hash <> ALL(%(present)s) AND NOT EXISTS (SELECT FROM nexhealth_webhooks other"
+        "UPDATE nexhealth_webhooks w SET key_hash = %(key_hash)s FROM"
+        " (SELECT DISTINCT ON (endpoint_id) key_hash, endpoint_id FROM nexhealth_webhooks"
+        "  WHERE endpoint_id = ANY(%(ids)s) AND key_hash <> ALL(%(present)s)"
+        "  ORDER BY endpoint_id, removed_at DESC NULLS FIRST) lost"
+        " WHERE w.key_hash = lost.key_hash AND w.endpoint_id = lost.endpoint_id"
+        " AND NOT EXISTS (SELECT FROM nexhealth_webhooks other"
         "  WHERE other.key_hash = %(key_hash)s AND other.endpoint_id = w.endpoint_id)",
         {"key_hash": key_hash, "ids": list(endpoint_ids), "present": list(present)},
     )

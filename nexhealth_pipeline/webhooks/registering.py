@@ -23,7 +23,7 @@ from nexhealth_pipeline.errors import (
     TryLater,
 )
 from nexhealth_pipeline.sync.session import SyncSession
-from nexhealth_pipeline.webhooks.attempts import attempt_begins, attempt_over, ours_among
+from nexhealth_pipeline.webhooks.attempts import adopt_attempts, attempt_begins, attempt_over, ours_among
 from nexhealth_pipeline.webhooks.checking import delete_if_due, learn_secret
 from nexhealth_pipeline.webhooks.endpoints import (
     Endpoint,
@@ -137,7 +137,9 @@ class KeyWork:
         listed = self._remote.endpoints()
         by_id = {one.id: one for one in listed}
         client = self._order.session.client
-        adopt(self._connection, self._hash, by_id, [client.key_hash(name) for name in client.key_names()])
+        present = [client.key_hash(name) for name in client.key_names()]
+        adopt(self._connection, self._hash, by_id, present)
+        adopt_attempts(self._connection, self._hash, by_id, present)
         known = {one.endpoint_id: one for one in self._known()}
         candidates = sorted(
             (one for one in listed if one.target_url == self._url and not _retiring(known.get(one.id))),

@@ -41,8 +41,11 @@ class Account:
             return remove(session, url, forget=forget)
 
     def lose_key(self) -> None:
-        """Let every endpoint be one of a key that is not set any more."""
-        self.db.execute("UPDATE nexhealth_webhooks SET key_hash = 'of a key that is not set'")
+        """Let every endpoint, also one that is being made, be one of a key that is not set any more."""
+        self.db.execute(
+            "UPDATE nexhealth_webhooks SET key_hash = 'of a key that is not set';"
+            " UPDATE nexhealth_webhook_attempts SET key_hash = 'of a key that is not set'"
+        )
 
     @property
     def rows(self) -> list[Endpoint]:

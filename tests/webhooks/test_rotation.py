@@ -206,6 +206,16 @@ def test_an_endpoint_whose_key_is_gone_can_be_forgotten_and_no_other(account: Ac
     assert account.remove(None, forget=True) == Removal()
 
 
+def test_a_forgotten_endpoint_that_the_next_key_lists_is_ours_all_the_same(account: Account) -> None:
+    account.set_up()
+    account.lose_key()
+    account.remove(URL, forget=True)
+    account.vendor.alter = without_secrets
+    account.set_up()
+    assert list(account.vendor.endpoints()) == [16002]
+    assert account.is_right()
+
+
 def failing(account: Account) -> dict[str, int]:
     """Failed rules of continuous sync, and how often."""
     return {one.rule.name: one.count for one in examine(account.db, silence_hours=24) if one.count}

@@ -2,15 +2,16 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nexhealth_pipeline.errors import ServerFailed
+from nexhealth_pipeline.errors import InvalidSetting, ServerFailed
 from tests.client.stub import Seen
 
-from .account import EVERYTHING, Account, Killed, creating, killed_after, subscribing
-from .vendor import only_once, without_secrets
+from .account import EVERYTHING, URL, Account, Killed, creating, killed_after, subscribing
+from .vendor import HARBOR, OTHER_KEY, only_once, without_secrets
 
 
 @pytest.mark.parametrize("matches", [creating, subscribing])
@@ -61,6 +62,48 @@ def test_a_set_up_that_was_killed_is_gone_on_with(account: Account, count: int, 
     account.set_up()
     assert account.is_right()
     assert len(account.vendor.endpoints()) == 1
+
+
+def killed_with_a_key_that_is_lost(account: Account, **options: Any) -> None:
+    """The endpoint is made, and nobody has its secret."""
+    account.vendor.alter = without_secrets
+    with pytest.MonkeyPatch.context() as patch:
+        killed_after(1, patch)
+        with suppress(Killed):
+            account.set_up(**options)
+    account.lose_key()
+
+
+def test_a_set_up_that_was_killed_is_gone_on_with_by_the_next_key(account: Account) -> None:
+    """The endpoint that it had made was taken for another's, so that nothing was done without --replace."""
+    killed_with_a_key_that_is_lost(account)
+    account.set_up()
+    assert list(account.vendor.endpoints()) == [16002]
+    assert account.is_right()
+
+
+def test_a_rotation_that_was_killed_is_gone_on_with_by_the_next_key(account: Account) -> None:
+    account.set_up()
+    killed_with_a_key_that_is_lost(account, rotate=True)
+    assert account.set_up().keys[0].others == []
+    assert list(account.vendor.endpoints()) == [16001]
+    assert account.is_right()
+
+
+def test_what_was_begun_in_another_account_says_nothing_about_this_one(account: Account, tmp_path: Path) -> None:
+    """Else somebody's endpoint, which was not there where that one was made, were deleted as ours."""
+    killed_with_a_key_that_is_lost(account)
+    account.vendor.forget()
+    account.vendor.alter = without_secrets
+    theirs = account.vendor.make(URL)
+    keys = tmp_path / "keys.toml"
+    keys.write_text(f'{HARBOR[1]} = "{OTHER_KEY}"\n')
+    two_keys = {"NEXHEALTH_API_KEYS_FILE": str(keys)}  # whose it was, nothing tells where nothing was there before
+    for there_before, settings in (([theirs + 1], {}), ([], two_keys)):
+        account.db.execute("UPDATE nexhealth_webhook_attempts SET there_before = %s", (there_before,))
+        with pytest.raises(InvalidSetting, match=f"endpoint {theirs}"):
+            account.set_up(settings=settings)
+    assert list(account.vendor.endpoints()) == [theirs]
 
 
 @pytest.mark.parametrize("hidden", [False, True])
