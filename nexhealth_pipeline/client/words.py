@@ -15,6 +15,15 @@ __all__ = ["ignored_parameters", "says_ignored", "vendor_words"]
 _LONGEST = 200
 """Characters kept; the vendor's known sentences have fewer than 100 (API.md A.4)."""
 _IGNORED = re.compile(r"ignore|not supported|unsupported|unknown|not recognized|invalid", re.IGNORECASE)
+_BEFORE = r"(?:[\w\[\]]+(?:, (?:and )?| and ))*"
+_AS_PARAMETER = (
+    r"[\"'`]NAME[\"'`]",
+    r"\bNAME parameter\b",
+    rf"\bparameters?:? {_BEFORE}NAME(?!\w)",
+    r"\bNAME (?:is|was|were|has been)? ?(?:ignored|not supported|unsupported|unknown|not recognized|invalid)",
+    rf"\b(?:ignored|unknown|unsupported|invalid):? {_BEFORE}NAME(?=[,.;]|$| and )",
+)
+"""How a sentence names a parameter."""
 _PLAIN = re.compile(r"[a-z][a-z_']{0,23}[,.:;]?")
 _BEGINNINGS = frozenset(
     [
@@ -57,7 +66,9 @@ def ignored_parameters(texts: Iterable[str], names: Iterable[str]) -> frozenset[
 
 
 def _names(text: str, parameter: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(parameter.removesuffix('[]'))}(?!\w)", text, re.IGNORECASE) is not None
+    """Whether the text names it as a parameter: `active` and `page` are words of any sentence as well."""
+    name = re.escape(parameter.removesuffix("[]")) + r"(?:\[\])?"
+    return any(re.search(one.replace("NAME", name), text[: 5 * _LONGEST], re.IGNORECASE) for one in _AS_PARAMETER)
 
 
 def _reduced(text: str) -> str:

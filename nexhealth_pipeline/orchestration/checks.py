@@ -145,7 +145,7 @@ def _why_not(connection: psycopg.Connection, others: list[str]) -> str | None:
     assert row is not None
     running, synced, hours = row
     if hours is not None and hours >= _STALE_HOURS:
-        return None  # a first sync of many locations takes days
+        return None  # syncs of many locations may take days
     if running:
         return "a sync is going on"
     if not synced:

@@ -25,6 +25,8 @@ _GRACE_SECONDS = 120.0
 """So long a run may be starting before it has a row of its own, or ending after that row was closed."""
 _SHORT_GRACE_SECONDS = 30.0
 """The same where nothing is lost if two runs go on side by side: a new one is not kept waiting for long."""
+_ENDING_SECONDS = 10.0
+"""So long a run may take from giving its lock back until Dagster knows that it has ended."""
 _JOBS = {*SCOPE_JOBS.values(), CHANGES_JOB, CHECKS_JOB, PATIENT_JOB, *WEBHOOK_JOBS}
 _ASSETS = {*(dg.AssetKey(one.table) for one in DECLARED if one.is_asset), dg.AssetKey(EVENTS_ASSET)}
 _LIVE = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
@@ -36,15 +38,29 @@ def end_dead_runs(instance: dg.DagsterInstance, connection: psycopg.Connection) 
 
     `connection` must be in autocommit mode.
     """
-    ended = []
     with _alone(connection):
         close_dead_runs(connection)
-        for record in instance.get_run_records(dg.RunsFilter(statuses=_LIVE)):
-            run = record.dagster_run
-            if _is_ours(run) and _is_dead(connection, run.run_id, record.start_time):
-                _end(instance, run)
-                ended.append(run.run_id)
-    return ended
+        dead = _dead(instance, connection)
+        unknown = [run for run in dead if not _has_row(connection, run.run_id)]
+        if unknown:
+            # Perhaps of another warehouse, and giving its lock back as it ends.
+            time.sleep(_ENDING_SECONDS)
+            still = {run.run_id for run in _dead(instance, connection)}
+            dead = [run for run in dead if run not in unknown or run.run_id in still]
+        for run in dead:
+            _end(instance, run)
+    return [run.run_id for run in dead]
+
+
+def _dead(instance: dg.DagsterInstance, connection: psycopg.Connection) -> list[dg.DagsterRun]:
+    """Runs of ours that Dagster takes for living, and nobody lives by."""
+    records = instance.get_run_records(dg.RunsFilter(statuses=_LIVE))
+    ours = [one for one in records if _is_ours(one.dagster_run)]
+    return [one.dagster_run for one in ours if _is_dead(connection, one.dagster_run.run_id, one.start_time)]
+
+
+def _has_row(connection: psycopg.Connection, run_id: str) -> bool:
+    return connection.execute("SELECT 1 FROM nexhealth_runs WHERE run_id = %s", (run_id,)).fetchone() is not None
 
 
 def in_the_way(instance: dg.DagsterInstance, connection: psycopg.Connection, job: str) -> dg.DagsterRun | None:

@@ -91,6 +91,9 @@ def _locked(file: int) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:  # a network's file system may have no locks
+        os.close(file)
+        raise ValueError(f"this folder cannot be used: it cannot be locked ({error.strerror})") from None
     return True
 
 

@@ -25,14 +25,14 @@ def adopt_attempts(
 ) -> None:
     """Take over, for a key that lists these endpoints, what was begun with one that is not among the `present` ones.
 
-    Only where all that was there before is listed, or, if nothing was, no other key may be the one: in another account
-    somebody else's endpoint was not there before either, and would be taken for ours and deleted.
+    Only where all that was there before is listed, or, if nothing was, it began today and no other key may be the one: in
+    another account somebody else's endpoint was not there before either, and would be taken for ours and deleted.
     """
     connection.execute(
         "UPDATE nexhealth_webhook_attempts a SET key_hash = %(key_hash)s FROM"
         " (SELECT DISTINCT ON (target_url) key_hash, target_url FROM nexhealth_webhook_attempts"
         "  WHERE key_hash <> ALL(%(present)s) AND there_before <@ %(ids)s::bigint[]"
-        "  AND (%(alone)s OR there_before <> '{}') ORDER BY target_url, begun_at) lost"
+        "  AND (there_before <> '{}' OR %(alone)s AND begun_at > clock_timestamp() - interval '1 day') ORDER BY target_url, begun_at) lost"
         " WHERE a.key_hash = lost.key_hash AND a.target_url = lost.target_url"
         " AND NOT EXISTS (SELECT FROM nexhealth_webhook_attempts other"
         "  WHERE other.key_hash = %(key_hash)s AND other.target_url = a.target_url)",

@@ -7,7 +7,7 @@ database refuses, for a right that one table lacks say, is a failed try of those
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 
 import psycopg
 
@@ -38,6 +38,8 @@ _NO_OWNER = "it does not say which patient's list it belongs to"
 _NOT_FOUND = f"{_NO_OWNER}, and the likeliest lacked it; the nightly rotation reads all of them"
 _NOWHERE = f"{_NO_OWNER}, and no list has it"
 _NOT_YET = "the list of the patient that it names does not hold it yet"
+_LIST_LAGS = timedelta(days=1)
+"""Longest that a list may lack what an event has told of."""
 _IN_WORK = "another run reads it just now"
 _Ready = dict[int, dict[int, Slice]]
 """Slices of one collection by institution and location; 0 where it is none in particular."""
@@ -153,7 +155,7 @@ class HintReader:
             for row in one.owners:
                 if (failure := done.failures.get(row)) is not None:
                     yield one.event.id, _unread(failure)
-                elif row in done.gone or (row in done.read and one.created - one.records <= there):
+                elif row in done.gone or (row in done.read and (one.created - one.records <= there or _is_late(one))):
                     yield one.event.id, _Answer(Outcome.APPLIED)
                 elif row in done.read:
                     yield one.event.id, _Answer(Outcome.FAILED, f"{collection.name}: {_NOT_YET}")
@@ -273,6 +275,11 @@ class HintReader:
 
     def _today(self) -> date:
         return datetime.now(UTC).date()
+
+
+def _is_late(told: Told) -> bool:
+    """Whether an event is replayed, or so old that its record may have been deleted since: then its absence is no fault."""
+    return told.event.replays > 0 or datetime.now(UTC) - told.event.received_at > _LIST_LAGS
 
 
 def _pieces(

@@ -111,6 +111,7 @@ def plan(name: str) -> PassPlan:
     [
         ("members", "Some parameters were ignored", (), True),
         ("members", "Ignored per_page", ("per_page",), False),
+        ("members", "Invalid phone numbers are omitted", (), False),
         ("members", "Ignored location_id", ("location_id",), True),
         ("members", "The practice is being synchronised", (), False),
         ("all", "Some parameters were ignored", (), False),

@@ -312,3 +312,17 @@ def test_what_no_list_will_hold_is_not_waited_for(box: SandboxServer, db: psycop
     finally:
         box.state.store("patients").put(patient)
         box.state.store("documents").put(document_of)
+
+
+def test_an_old_events_document_may_have_been_deleted_since(
+    box: SandboxServer, db: psycopg.Connection, told: Told
+) -> None:
+    """A backlog, or a replay months later: what nobody will ever list again must not end as given up."""
+    place = home(db)
+    row = db.execute("SELECT min(id) FROM nexhealth_patients WHERE institution_id = %s", place[:1]).fetchone()
+    assert row is not None
+    data = {"document": {"id": max(box.state.ids("documents")) + 1, "patient_id": row[0]}}
+    assert told(body("document_insertion.complete", data, subdomain=place[1]))[0][0] == "pending"
+    db.execute("UPDATE nexhealth_webhook_events SET received_at = received_at - interval '25 hours'")
+    due_again(db)
+    assert told() == [("applied", None)]
