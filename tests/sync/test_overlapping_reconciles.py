@@ -7,17 +7,13 @@ import psycopg
 import pytest
 
 from nexhealth_pipeline.sandbox import SandboxServer
-from nexhealth_pipeline.settings import Settings, load_settings
+from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.sync.confirm import Confirmation
-from nexhealth_pipeline.sync.options import Mode, SyncOptions
 from nexhealth_pipeline.warehouse.seen import begin_seen, record_seen, seen_passes
 from nexhealth_pipeline.warehouse.state import database_time
 
 from .kit import Rows, sync_all
-
-FULL, RECONCILE = SyncOptions(mode=Mode.FULL), SyncOptions(mode=Mode.RECONCILE)
-DESERT = 348513
-"""Of willow-dental, with a database of its own."""
+from .reconciled import DESERT, FULL, RECONCILE, practice
 
 
 @pytest.fixture
@@ -28,8 +24,7 @@ def box() -> Iterator[SandboxServer]:
 
 @pytest.fixture
 def settings(box: SandboxServer, database_url: str) -> Settings:
-    given = {"NEXHEALTH_API_URL": box.url, "NEXHEALTH_API_KEY": box.api_key, "DATABASE_URL": database_url}
-    made = load_settings(given | {"NEXHEALTH_SUBDOMAINS": "willow-dental"}, environ={}, env_file=None)
+    made = practice(box, database_url, "willow-dental")
     sync_all(made, FULL, only={"patients"})
     return made
 

@@ -13,21 +13,16 @@ from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.catalog.paging import MOST_A_PAGE, Paging
 from nexhealth_pipeline.client.retry import RetryPolicy
 from nexhealth_pipeline.sandbox import SandboxServer
-from nexhealth_pipeline.settings import Settings, load_settings
+from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
 from nexhealth_pipeline.sync.plan import slices_of
 from nexhealth_pipeline.sync.runner import run_slices
-from nexhealth_pipeline.sync.slices import Absence, SliceResult
 from nexhealth_pipeline.sync.verdict import brake
 from nexhealth_pipeline.warehouse.absence import Figures
 
 from .kit import Rows, open_session, sync_all
+from .reconciled import DESERT, FULL, NORTH, RECONCILE, SOUTH, at, at_patient, figures, gone, practice, told
 
-FULL, RECONCILE = SyncOptions(mode=Mode.FULL), SyncOptions(mode=Mode.RECONCILE)
-NORTH, SOUTH, DESERT = 348511, 348512, 348513
-"""Of willow-dental; the first two share EHR database 35."""
-PIER, OFFLINE = 348621, 348622
-"""Of harbor-smiles, with a database each."""
 QUICK = RetryPolicy(sleep=lambda _: None)
 
 
@@ -37,47 +32,10 @@ def box() -> Iterator[SandboxServer]:
         yield server
 
 
-def practice(box: SandboxServer, database_url: str, subdomain: str) -> Settings:
-    given = {"NEXHEALTH_API_URL": box.url, "NEXHEALTH_API_KEY": box.api_key, "DATABASE_URL": database_url}
-    return load_settings(given | {"NEXHEALTH_SUBDOMAINS": subdomain}, environ={}, env_file=None)
-
-
 @pytest.fixture
 def settings(box: SandboxServer, database_url: str) -> Settings:
     """One practice of the two: half the requests."""
     return practice(box, database_url, "willow-dental")
-
-
-@pytest.fixture
-def harbor(box: SandboxServer, database_url: str) -> Settings:
-    """The practice one of whose offices is offline."""
-    return practice(box, database_url, "harbor-smiles")
-
-
-def gone(rows: Rows, name: str) -> set[object]:
-    """Ids of the rows that are marked as absent."""
-    where = "deleted_by = 'absence' AND deleted_at IS NOT NULL"
-    return {row[0] for row in rows(f"SELECT id FROM nexhealth_{name} WHERE {where}")}
-
-
-def at(rows: Rows, name: str, location: int, most: int = 99) -> list[int]:
-    """Ids of the rows of a location."""
-    found = rows(f"SELECT id FROM nexhealth_{name} WHERE location_id = {location} ORDER BY id LIMIT {most}")
-    return [int(str(row[0])) for row in found]
-
-
-def told(results: list[SliceResult], name: str) -> dict[str, tuple[str, str | None]]:
-    """How the judgements of a collection ended, by label without its name; quiet ones left out."""
-    return {
-        one.slice.label.removeprefix(name).strip(): (one.status.value, one.reason)
-        for one in results
-        if one.absence is not None and one.slice.collection.name == name and (one.reason or not one.absence.quiet)
-    }
-
-
-def figures(results: list[SliceResult], name: str) -> list[Absence]:
-    found = [one for one in results if one.absence is not None and one.slice.collection.name == name]
-    return [one.absence for one in found if one.absence is not None and not one.absence.quiet]
 
 
 def test_what_a_complete_read_lacks_is_marked_once_and_comes_back_when_it_is_listed(
@@ -223,86 +181,6 @@ def test_too_many_at_once_are_left_alone_unless_they_are_allowed_to_go(
     assert gone(rows, "operatories") == {room, *rooms}
 
 
-def test_nothing_is_told_by_a_source_that_is_or_was_offline(settings: Settings, box: SandboxServer, rows: Rows) -> None:
-    """Risk: what NexHealth could not read from the office looks like what the office deleted."""
-    sync_all(settings, FULL, only={"operatories"})
-    for location in (NORTH, DESERT):
-        box.state.delete("operatories", at(rows, "operatories", location)[0], hard=True)
-
-    def goes_red(label: str, pages: int, records: int) -> None:
-        if label.startswith("operatories"):
-            box.state.update("sync_status", 35, {"read_status": "red"})
-
-    results = sync_all(settings, RECONCILE, only={"operatories"}, on_progress=goes_red)
-    assert "not green" in str(told(results, "operatories")[f"willow-dental.{NORTH}"])
-    (desert,) = gone(rows, "operatories")
-    assert desert in at(rows, "operatories", DESERT), "another database's is judged"
-
-    began, stop = rows("SELECT clock_timestamp()")[0][0], threading.Event()
-    options = replace(RECONCILE, fresh_after=began)
-
-    def after_north(label: str, pages: int, records: int) -> None:
-        if label.endswith(str(NORTH)):
-            stop.set()
-
-    sync_all(settings, options, only={"operatories"}, on_progress=after_north, stop=stop)
-    box.state.update("sync_status", 35, {"read_status": "green"})
-    assert rows("UPDATE nexhealth_sync_status SET read_status = 'green' RETURNING 1")
-    results = sync_all(settings, options, only={"operatories"})
-    assert "not green" in str(told(results, "operatories")[f"willow-dental.{NORTH}"]), "it was when the read began"
-    assert gone(rows, "operatories") == {desert}
-    sync_all(settings, RECONCILE, only={"operatories"})
-    assert len(gone(rows, "operatories")) == 2
-
-
-def test_of_an_institution_with_an_offline_office_only_rows_of_the_others_are_judged(
-    harbor: Settings, box: SandboxServer, rows: Rows
-) -> None:
-    """A provider belongs to no office: it may be the offline one's. A cover belongs to where its patient is listed."""
-    names = {"providers", "insurance_coverages", "patients", "operatories"}
-    sync_all(harbor, FULL, only=names)
-    cover = "SELECT c.id FROM nexhealth_insurance_coverages c JOIN nexhealth_patient_locations l USING (patient_id)"
-    online, offline = (
-        int(str(rows(f"{cover} WHERE l.location_id = {office} ORDER BY 1 LIMIT 1")[0][0])) for office in (PIER, OFFLINE)
-    )
-    for number in (online, offline):
-        box.state.delete("insurance_coverages", number, hard=True)
-    for name in ("providers", "operatories"):
-        for (number,) in rows(f"SELECT min(id) FROM nexhealth_{name}"):
-            box.state.delete(name, int(str(number)), hard=True)
-    results = sync_all(harbor, RECONCILE, only=names)
-    assert gone(rows, "insurance_coverages") == {online}
-    assert gone(rows, "providers") == set()
-    assert len(gone(rows, "operatories")) == 1
-    assert "not green" in str(told(results, "providers")["harbor-smiles"])
-
-
-def test_a_read_that_failed_in_part_tells_nothing_of_its_database(
-    settings: Settings, box: SandboxServer, rows: Rows
-) -> None:
-    """One location of two that share a database: what it lists might be what the other lacks."""
-    names = {"operatories", "fee_schedules"}
-    sync_all(settings, FULL, only=names)
-    everybodys = int(str(rows("SELECT min(id) FROM nexhealth_fee_schedules")[0][0]))
-    for location in (NORTH, DESERT):
-        box.state.delete("operatories", at(rows, "operatories", location)[0], hard=True)
-    box.state.delete("fee_schedules", everybodys, hard=True)
-    rows(f"UPDATE nexhealth_fee_schedules SET location_id = NULL WHERE id = {everybodys} RETURNING id")
-    box.faults.add("status", path="/(operatories|fee_schedules)", location_id=SOUTH)
-    results = sync_all(settings, RECONCILE, only=names, retry=QUICK)
-    ended = told(results, "operatories")
-    assert ended[f"willow-dental.{NORTH}"] == (
-        "skipped",
-        "absences not judged: 1 of 2 reads are not complete in this reconcile",
-    )
-    assert [number in at(rows, "operatories", DESERT) for number in gone(rows, "operatories")] == [True]
-    assert gone(rows, "fee_schedules") == set(), "a row of no location is judged when all databases are complete"
-    box.faults.clear()
-    sync_all(settings, RECONCILE, only=names)
-    assert len(gone(rows, "operatories")) == 2
-    assert gone(rows, "fee_schedules") == {everybodys}
-
-
 def test_what_a_practice_does_not_have_is_no_lack(settings: Settings, box: SandboxServer, rows: Rows) -> None:
     """Else every week a line for each collection that the vendor has not enabled."""
     sync_all(settings, FULL, only={"payment_types"})
@@ -369,11 +247,6 @@ def test_a_row_that_its_single_read_still_has_is_loaded_instead(
     assert rows(row) == [("Hidden", False, None)]
 
 
-def at_patient(rows: Rows, location: int) -> int:
-    query = f"SELECT min(patient_id) FROM nexhealth_patient_locations WHERE location_id = {location}"
-    return int(str(rows(query)[0][0]))
-
-
 def test_a_single_read_that_fails_leaves_all_of_the_collection_unmarked(
     settings: Settings, box: SandboxServer, rows: Rows
 ) -> None:
@@ -405,18 +278,6 @@ def test_lists_under_a_patient_that_could_not_all_be_read_tell_nothing(
     box.faults.clear()
     sync_all(settings, RECONCILE, only={"patients", "documents"})
     assert gone(rows, "documents") == {first}, holder
-
-
-def test_rows_of_an_inactive_location_are_not_judged(settings: Settings, box: SandboxServer, rows: Rows) -> None:
-    """Nobody reads it any more: everything it had would vanish."""
-    names = {"patients", "operatories", "appointment_types"}
-    sync_all(settings, FULL, only=names)
-    box.state.update("locations", DESERT, {"inactive": True})
-    for number in at(rows, "operatories", DESERT):
-        box.state.delete("operatories", number, hard=True)
-    box.state.delete("patients", at_patient(rows, DESERT), hard=True)
-    sync_all(settings, replace(RECONCILE, allow_mass_delete=True), only=names)
-    assert [gone(rows, name) for name in sorted(names)] == [set()] * 3
 
 
 def test_a_stopped_reconcile_goes_on_and_then_judges_by_all_it_has_met(
@@ -482,38 +343,3 @@ def test_lists_inside_a_record_go_with_it(settings: Settings, box: SandboxServer
     box.state.update("treatment_plans", int(str(plan)), {}, about={"deleted_at": None})
     sync_all(settings, only={"treatment_plans"})
     assert rows(marked) == []
-
-
-def test_a_row_that_only_another_location_lists_stands_under_that_one(
-    settings: Settings, box: SandboxServer, rows: Rows
-) -> None:
-    """Only the request tells the location of a document type, and the first to list it keeps it."""
-    sync_all(settings, FULL, only={"document_types"})
-    moved, *_ = at(rows, "document_types", NORTH)
-    box.state.update("document_types", moved, {}, about={"location_id": SOUTH}, touch=False)
-    sync_all(settings, FULL, only={"document_types"})
-    assert rows(f"SELECT location_id FROM nexhealth_document_types WHERE id = {moved}") == [(NORTH,)]
-    sync_all(settings, RECONCILE, only={"document_types"})
-    assert rows(f"SELECT location_id FROM nexhealth_document_types WHERE id = {moved}") == [(SOUTH,)]
-    before = rows("SELECT id, xmin FROM nexhealth_document_types ORDER BY 1")
-    sync_all(settings, RECONCILE, only={"document_types"})
-    assert rows("SELECT id, xmin FROM nexhealth_document_types ORDER BY 1") == before
-    assert gone(rows, "document_types") == set()
-
-
-@pytest.mark.parametrize("had_it", [False, True])
-def test_a_row_of_no_location_is_judged_although_one_office_never_had_the_collection(
-    had_it: bool, harbor: Settings, box: SandboxServer, rows: Rows
-) -> None:
-    """Finance is often enabled for some offices only; one that had it may be where the row is listed."""
-    for status in box.state.ids("sync_status"):
-        box.state.update("sync_status", status, {"read_status": "green"})
-    box.state.enable(OFFLINE, on=had_it)
-    sync_all(harbor, FULL, only={"fee_schedules"})
-    box.state.enable(OFFLINE, on=False)
-    everybodys, *_ = at(rows, "fee_schedules", PIER)
-    box.state.update("fee_schedules", everybodys, {"location_id": None})
-    sync_all(harbor, only={"fee_schedules"})
-    box.state.delete("fee_schedules", everybodys)
-    sync_all(harbor, RECONCILE, only={"fee_schedules"})
-    assert gone(rows, "fee_schedules") == (set() if had_it else {everybodys})

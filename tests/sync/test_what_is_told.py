@@ -11,18 +11,15 @@ import pytest
 from nexhealth_pipeline.catalog.paging import MOST_A_PAGE, Paging
 from nexhealth_pipeline.client.retry import RetryPolicy
 from nexhealth_pipeline.sandbox import SandboxServer
-from nexhealth_pipeline.settings import Settings, load_settings
+from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.sync import reconcile
 from nexhealth_pipeline.sync.months import month_keys, month_window
-from nexhealth_pipeline.sync.options import Mode, SyncOptions
 from nexhealth_pipeline.sync.slices import SliceResult
 from nexhealth_pipeline.warehouse.seen import seen_passes
 
 from .kit import Rows, sync_all
+from .reconciled import DESERT, FULL, NORTH, RECONCILE, SOUTH, practice
 
-FULL, RECONCILE = SyncOptions(mode=Mode.FULL), SyncOptions(mode=Mode.RECONCILE)
-NORTH, SOUTH, DESERT = 348511, 348512, 348513
-"""Of willow-dental; the first two share EHR database 35, which the first reads for both."""
 QUICK = RetryPolicy(sleep=lambda _: None)
 OPEN_NOTES = (
     "SELECT record_id, first_seen_at < now() - interval '1 day' FROM nexhealth_quarantine WHERE resolved_at IS NULL"
@@ -37,8 +34,7 @@ def box() -> Iterator[SandboxServer]:
 
 @pytest.fixture
 def settings(box: SandboxServer, database_url: str) -> Settings:
-    given = {"NEXHEALTH_API_URL": box.url, "NEXHEALTH_API_KEY": box.api_key, "DATABASE_URL": database_url}
-    return load_settings(given | {"NEXHEALTH_SUBDOMAINS": "willow-dental"}, environ={}, env_file=None)
+    return practice(box, database_url, "willow-dental")
 
 
 def of(results: list[SliceResult], name: str, location: int | None = None) -> SliceResult:
@@ -115,8 +111,7 @@ def test_what_only_a_reconcile_reads_tells_nothing_of_other_reads(settings: Sett
 def test_lists_side_by_side_that_cannot_be_read_do_not_stand_before_all_others(database_url: str, rows: Rows) -> None:
     """Five failures in a row end a location's read: were they the first every night, nobody behind them was ever read."""
     with SandboxServer(patients=400, appointments_per_patient=0, limits=False) as box:
-        given = {"NEXHEALTH_API_URL": box.url, "NEXHEALTH_API_KEY": box.api_key, "DATABASE_URL": database_url}
-        settings = load_settings(given | {"NEXHEALTH_SUBDOMAINS": "willow-dental"}, environ={}, env_file=None)
+        settings = practice(box, database_url, "willow-dental")
         sync_all(settings, FULL, only={"patients"})
         where = f"location_id = {DESERT} AND gone_at IS NULL"
         bad = [

@@ -1,0 +1,160 @@
+"""Which places a reconcile judges by: offices that are offline, inactive, read in part, or share a database."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from nexhealth_pipeline.client.retry import RetryPolicy
+from nexhealth_pipeline.sandbox import SandboxServer
+from nexhealth_pipeline.settings import Settings
+
+from .kit import Rows, sync_all
+from .reconciled import DESERT, FULL, NORTH, OFFLINE, PIER, RECONCILE, SOUTH, at, at_patient, gone, practice, told
+
+QUICK = RetryPolicy(sleep=lambda _: None)
+
+
+@pytest.fixture
+def box() -> Iterator[SandboxServer]:
+    with SandboxServer(patients=40, appointments_per_patient=2, limits=False) as server:
+        yield server
+
+
+@pytest.fixture
+def settings(box: SandboxServer, database_url: str) -> Settings:
+    return practice(box, database_url, "willow-dental")
+
+
+@pytest.fixture
+def harbor(box: SandboxServer, database_url: str) -> Settings:
+    """The practice one of whose offices is offline."""
+    return practice(box, database_url, "harbor-smiles")
+
+
+def test_nothing_is_told_by_a_source_that_is_or_was_offline(settings: Settings, box: SandboxServer, rows: Rows) -> None:
+    """Risk: what NexHealth could not read from the office looks like what the office deleted."""
+    sync_all(settings, FULL, only={"operatories"})
+    for location in (NORTH, DESERT):
+        box.state.delete("operatories", at(rows, "operatories", location)[0], hard=True)
+
+    def goes_red(label: str, pages: int, records: int) -> None:
+        if label.startswith("operatories"):
+            box.state.update("sync_status", 35, {"read_status": "red"})
+
+    results = sync_all(settings, RECONCILE, only={"operatories"}, on_progress=goes_red)
+    assert "not green" in str(told(results, "operatories")[f"willow-dental.{NORTH}"])
+    (desert,) = gone(rows, "operatories")
+    assert desert in at(rows, "operatories", DESERT), "another database's is judged"
+
+    began, stop = rows("SELECT clock_timestamp()")[0][0], threading.Event()
+    options = replace(RECONCILE, fresh_after=began)
+
+    def after_north(label: str, pages: int, records: int) -> None:
+        if label.endswith(str(NORTH)):
+            stop.set()
+
+    sync_all(settings, options, only={"operatories"}, on_progress=after_north, stop=stop)
+    box.state.update("sync_status", 35, {"read_status": "green"})
+    assert rows("UPDATE nexhealth_sync_status SET read_status = 'green' RETURNING 1")
+    results = sync_all(settings, options, only={"operatories"})
+    assert "not green" in str(told(results, "operatories")[f"willow-dental.{NORTH}"]), "it was when the read began"
+    assert gone(rows, "operatories") == {desert}
+    sync_all(settings, RECONCILE, only={"operatories"})
+    assert len(gone(rows, "operatories")) == 2
+
+
+def test_of_an_institution_with_an_offline_office_only_rows_of_the_others_are_judged(
+    harbor: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """A provider belongs to no office: it may be the offline one's. A cover belongs to where its patient is listed."""
+    names = {"providers", "insurance_coverages", "patients", "operatories"}
+    sync_all(harbor, FULL, only=names)
+    cover = "SELECT c.id FROM nexhealth_insurance_coverages c JOIN nexhealth_patient_locations l USING (patient_id)"
+    online, offline = (
+        int(str(rows(f"{cover} WHERE l.location_id = {office} ORDER BY 1 LIMIT 1")[0][0])) for office in (PIER, OFFLINE)
+    )
+    for number in (online, offline):
+        box.state.delete("insurance_coverages", number, hard=True)
+    for name in ("providers", "operatories"):
+        for (number,) in rows(f"SELECT min(id) FROM nexhealth_{name}"):
+            box.state.delete(name, int(str(number)), hard=True)
+    results = sync_all(harbor, RECONCILE, only=names)
+    assert gone(rows, "insurance_coverages") == {online}
+    assert gone(rows, "providers") == set()
+    assert len(gone(rows, "operatories")) == 1
+    assert "not green" in str(told(results, "providers")["harbor-smiles"])
+
+
+def test_a_read_that_failed_in_part_tells_nothing_of_its_database(
+    settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """One location of two that share a database: what it lists might be what the other lacks."""
+    names = {"operatories", "fee_schedules"}
+    sync_all(settings, FULL, only=names)
+    everybodys = int(str(rows("SELECT min(id) FROM nexhealth_fee_schedules")[0][0]))
+    for location in (NORTH, DESERT):
+        box.state.delete("operatories", at(rows, "operatories", location)[0], hard=True)
+    box.state.delete("fee_schedules", everybodys, hard=True)
+    rows(f"UPDATE nexhealth_fee_schedules SET location_id = NULL WHERE id = {everybodys} RETURNING id")
+    box.faults.add("status", path="/(operatories|fee_schedules)", location_id=SOUTH)
+    results = sync_all(settings, RECONCILE, only=names, retry=QUICK)
+    ended = told(results, "operatories")
+    assert ended[f"willow-dental.{NORTH}"] == (
+        "skipped",
+        "absences not judged: 1 of 2 reads are not complete in this reconcile",
+    )
+    assert [number in at(rows, "operatories", DESERT) for number in gone(rows, "operatories")] == [True]
+    assert gone(rows, "fee_schedules") == set(), "a row of no location is judged when all databases are complete"
+    box.faults.clear()
+    sync_all(settings, RECONCILE, only=names)
+    assert len(gone(rows, "operatories")) == 2
+    assert gone(rows, "fee_schedules") == {everybodys}
+
+
+def test_rows_of_an_inactive_location_are_not_judged(settings: Settings, box: SandboxServer, rows: Rows) -> None:
+    """Nobody reads it any more: everything it had would vanish."""
+    names = {"patients", "operatories", "appointment_types"}
+    sync_all(settings, FULL, only=names)
+    box.state.update("locations", DESERT, {"inactive": True})
+    for number in at(rows, "operatories", DESERT):
+        box.state.delete("operatories", number, hard=True)
+    box.state.delete("patients", at_patient(rows, DESERT), hard=True)
+    sync_all(settings, replace(RECONCILE, allow_mass_delete=True), only=names)
+    assert [gone(rows, name) for name in sorted(names)] == [set()] * 3
+
+
+def test_a_row_that_only_another_location_lists_stands_under_that_one(
+    settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """Only the request tells the location of a document type, and the first to list it keeps it."""
+    sync_all(settings, FULL, only={"document_types"})
+    moved, *_ = at(rows, "document_types", NORTH)
+    box.state.update("document_types", moved, {}, about={"location_id": SOUTH}, touch=False)
+    sync_all(settings, FULL, only={"document_types"})
+    assert rows(f"SELECT location_id FROM nexhealth_document_types WHERE id = {moved}") == [(NORTH,)]
+    sync_all(settings, RECONCILE, only={"document_types"})
+    assert rows(f"SELECT location_id FROM nexhealth_document_types WHERE id = {moved}") == [(SOUTH,)]
+    before = rows("SELECT id, xmin FROM nexhealth_document_types ORDER BY 1")
+    sync_all(settings, RECONCILE, only={"document_types"})
+    assert rows("SELECT id, xmin FROM nexhealth_document_types ORDER BY 1") == before
+    assert gone(rows, "document_types") == set()
+
+
+@pytest.mark.parametrize("had_it", [False, True])
+def test_a_row_of_no_location_is_judged_although_one_office_never_had_the_collection(
+    had_it: bool, harbor: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """Finance is often enabled for some offices only; one that had it may be where the row is listed."""
+    for status in box.state.ids("sync_status"):
+        box.state.update("sync_status", status, {"read_status": "green"})
+    box.state.enable(OFFLINE, on=had_it)
+    sync_all(harbor, FULL, only={"fee_schedules"})
+    box.state.enable(OFFLINE, on=False)
+    everybodys, *_ = at(rows, "fee_schedules", PIER)
+    box.state.update("fee_schedules", everybodys, {"location_id": None})
+    sync_all(harbor, only={"fee_schedules"})
+    box.state.delete("fee_schedules", everybodys)
+    sync_all(harbor, RECONCILE, only={"fee_schedules"})
+    assert gone(rows, "fee_schedules") == (set() if had_it else {everybodys})
