@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +19,6 @@ from nexhealth_pipeline.cli.household import Household, nexhealth_command
 from nexhealth_pipeline.cli.realm import Realm, account
 from nexhealth_pipeline.errors import WarehouseRefused
 from nexhealth_pipeline.settings import load_settings
-from nexhealth_pipeline.warehouse import embedded
 from nexhealth_pipeline.warehouse.migrate import declare_kind
 from tests.cli.conftest import REAL_KEY, Run, small_world
 from tests.cli.test_keeper import soon
@@ -217,20 +215,14 @@ def family(mark: str) -> list[int]:
     return [pid for pid in found if pid != os.getpid()]
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Iterator[Path]:
-    yield tmp_path / "a home"
-    embedded.release(tmp_path / "a home")
-
-
 @pytest.mark.dagster
 @pytest.mark.skipif(not Path("/proc").exists(), reason="counts processes through /proc")
-def test_dagsters_pages_show_the_assets_and_ctrl_c_leaves_no_process(home: Path, tmp_path: Path) -> None:
+def test_dagsters_pages_show_the_assets_and_ctrl_c_leaves_no_process(own_home: Path, tmp_path: Path) -> None:
     """The real thing once: webserver, daemon, code servers, sandbox; in a folder with a space and a bad `.env`."""
     (tmp_path / ".env").write_text("NEXHEALTH_SUBDOMAINS=acme\nNEXHEALTH_RATE_SHARE=none\n")
-    small_world(home)
+    small_world(own_home)
     mark = f"family-of-{os.getpid()}-{time.monotonic_ns()}"
-    environment = os.environ | {"NEXHEALTH_HOME": str(home), "MARK": mark}
+    environment = os.environ | {"NEXHEALTH_HOME": str(own_home), "MARK": mark}
     with subprocess.Popen(
         nexhealth_command("dev", "--demo"),
         env=environment,
