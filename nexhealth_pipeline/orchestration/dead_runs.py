@@ -40,13 +40,12 @@ def end_dead_runs(instance: dg.DagsterInstance, connection: psycopg.Connection) 
     """
     with _alone(connection):
         close_dead_runs(connection)
-        dead = _dead(instance, connection)
-        unknown = [run for run in dead if not _has_row(connection, run.run_id)]
-        if unknown:
-            # Perhaps of another warehouse, and giving its lock back as it ends.
-            time.sleep(_ENDING_SECONDS)
-            still = {run.run_id for run in _dead(instance, connection)}
-            dead = [run for run in dead if run not in unknown or run.run_id in still]
+    found = {run.run_id for run in _dead(instance, connection)}
+    if not all(_has_row(connection, run_id) for run_id in found):
+        # Perhaps of another warehouse, and giving its lock back as it ends. Nobody else waits for that.
+        time.sleep(_ENDING_SECONDS)
+    with _alone(connection):
+        dead = [run for run in _dead(instance, connection) if run.run_id in found] if found else []
         for run in dead:
             _end(instance, run)
     return [run.run_id for run in dead]
