@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 import traceback
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -77,12 +78,27 @@ class WithoutDriverText(logging.Filter):
         if isinstance(record.msg, BaseException):
             record.msg, record.args = described(record.msg), None
         if isinstance(record.args, tuple):
-            record.args = tuple(described(one) if isinstance(one, BaseException) else one for one in record.args)
+            record.args = tuple(map(_reduced, record.args))
+        elif record.args:
+            record.args = {name: _shown(one) for name, one in record.args.items()}
         if record.exc_info and record.exc_info[1] is not None:
             record.__dict__["nexhealth_error"] = described(record.exc_info[1])
             record.__dict__["nexhealth_places"] = places(record.exc_info[1])
         record.exc_info = record.exc_text = record.stack_info = None
         return True
+
+
+def _reduced(value: object) -> object:
+    """What may be shown of `value`: of an exception, or of those that stand in a list or a mapping."""
+    if isinstance(value, Mapping):
+        return {name: _shown(one) for name, one in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [*map(_shown, value)]
+    return _shown(value)
+
+
+def _shown(value: object) -> object:
+    return described(value) if isinstance(value, BaseException) else value
 
 
 def described(error: BaseException) -> str:

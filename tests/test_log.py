@@ -88,6 +88,17 @@ def test_exceptions_among_the_arguments_and_fields_are_reduced(stream: io.String
     assert third["message"] == "ValueError"
 
 
+def test_exceptions_inside_an_argument_are_reduced_as_well(stream: io.StringIO) -> None:
+    """`logging` takes a mapping that comes alone for the arguments themselves."""
+    THEIRS.warning("lost %(which)s: %(why)s", {"which": "pool-1", "why": ValueError(SECRET)})
+    THEIRS.warning("lost %s and %s", [ValueError(SECRET), 1], {"why": ValueError(SECRET)})
+    assert "Jane" not in stream.getvalue()
+    assert [line["message"] for line in lines(stream)] == [
+        "lost pool-1: ValueError",
+        "lost ['ValueError', 1] and {'why': 'ValueError'}",
+    ]
+
+
 def test_other_libraries_are_heard_from_warnings_on(stream: io.StringIO) -> None:
     """urllib3 tells every URL at DEBUG."""
     set_up("DEBUG", stream=stream)

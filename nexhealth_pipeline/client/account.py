@@ -29,9 +29,13 @@ _LOOKED_AT = 16
 class PageAccount:
     """Judges the pages of one pass, in order."""
 
-    def __init__(self, paging: Paging, cursor: str, previous: Iterable[str] = ()) -> None:
+    def __init__(
+        self, paging: Paging, cursor: str, previous: Iterable[str] = (), *, records_at: tuple[str, ...] = ()
+    ) -> None:
         """`previous` are the fingerprints of the pages before `cursor`, which an earlier run read."""
         self._paging = paging
+        self._counted = paging is Paging.NONE and not records_at
+        """Whether one answer holds all records, and what the API counts is these."""
         self._asked = cursor
         self._held = 0
         self._seen = _Memory()
@@ -51,6 +55,8 @@ class PageAccount:
         """What contradicts the paging contract, or None."""
         if page.has_next and not page.records:
             return "an empty page claims that more follow"
+        if self._counted and page.total is not None and page.total > len(page.records):
+            return f"the API counts {page.total} records, its one answer holds {len(page.records)}: rows are missing"
         if self._paging is Paging.CURSOR and page.has_next:
             if not page.end_cursor:
                 return "more pages are claimed without a cursor to them"

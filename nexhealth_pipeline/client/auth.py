@@ -49,7 +49,7 @@ def token_lifetime(token: str, *, api_now: float) -> float:
         spans = [expires - api_now]
         if "iat" in claims:
             spans.append(expires - float(claims["iat"]))
-    except (ValueError, KeyError, IndexError, TypeError, binascii.Error, RecursionError):
+    except (ValueError, KeyError, IndexError, TypeError, OverflowError, binascii.Error, RecursionError):
         return _DEFAULT_LIFETIME
     return max(1.0, min(spans))
 

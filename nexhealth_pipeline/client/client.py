@@ -94,7 +94,7 @@ class NexHealthClient:
 
     def get(self, request: ApiRequest) -> Page:
         """One answer: a single object, an unpaged list, or the first page. Raises ApiError, Cancelled."""
-        return self._accounted(request, "", 1, PageAccount(request.paging, ""))
+        return self._accounted(request, "", 1, PageAccount(request.paging, "", records_at=request.records_at))
 
     def pages(
         self, request: ApiRequest, *, cursor: str = "", page: int = 0, previous: Iterable[str] = ()
@@ -104,7 +104,7 @@ class NexHealthClient:
         Raises ApiError: ProtocolBroken where pages contradict each other, CursorExpired where the
         API refuses to go on from a cursor; Cancelled.
         """
-        account = PageAccount(request.paging, cursor, previous)
+        account = PageAccount(request.paging, cursor, previous, records_at=request.records_at)
         while True:
             found = self._accounted(request, cursor, page + 1, account)
             account.accept(found)

@@ -207,8 +207,7 @@ class Sender:
             return self._judge_success(exchange, answer)
         rule = rule_for_status(answer.status, exchange.special)
         envelope = _envelope_or_none(answer.body)
-        if answer.status in (403, 404) and envelope is None:
-            # A proxy's 404 must not look like a record that is gone.
+        if envelope is None and _is_strangers(answer):
             return _fault(Fault.STRANGER, answer.status)
         if envelope is not None:
             self._observe(answer)
@@ -221,7 +220,8 @@ class Sender:
             course.refusals = 0
         asked = self._asked_wait(answer)
         if answer.status == 429:
-            asked = asked if asked is not None else self._policy.backoff(course.kinds[f"status {answer.status}"] + 1)
+            # No sooner than without its wish: a window that somebody else has used up lasts for many short ones.
+            asked = max(asked or 0.0, self._policy.backoff(course.kinds[f"status {answer.status}"] + 1))
             exchange.budget.throttle(rate_classes(exchange.where.path), asked)
         return _Failure(rule, f"status {answer.status}", again, answer.status, words, asked)
 
@@ -253,7 +253,7 @@ class Sender:
         failure = _failure_of(state)
         if course.unauthorized == 1:  # a token that was over: the next one has not been refused yet
             return 0.0
-        return failure.asked_wait if failure.asked_wait is not None else self._policy.backoff(state.attempt_number)
+        return max(failure.asked_wait or 0.0, self._policy.backoff(state.attempt_number))
 
     def _gives_up(self, state: RetryCallState, course: _Course) -> bool:
         failure = _failure_of(state)
@@ -296,6 +296,16 @@ def _envelope_or_none(body: bytes) -> Envelope | None:
         return decode_envelope(body)
     except BodyMalformed:
         return None
+
+
+def _is_strangers(answer: Answer) -> bool:
+    """Whether something between us and NexHealth refused, and not NexHealth, whose envelope this answer lacks.
+
+    A proxy's 404 must not look like a record that is gone, nor its 400 like a cursor that has expired.
+    """
+    if answer.status in (400, 422):  # an odd body of NexHealth's own still says that the request is wrong
+        return answer.body.lstrip()[:1] not in (b"{", b"[")
+    return answer.status in (403, 404)
 
 
 def _failure_of(state: RetryCallState) -> _Failure:

@@ -6,8 +6,9 @@ module: a failed exchange is returned as a `Fault`.
 """
 
 import http.client
+import ssl
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -207,9 +208,21 @@ def _stated_length(response: requests.Response) -> int:
 def _fault(error: BaseException) -> Fault:
     """The kind of a lost exchange."""
     if isinstance(error, requests.exceptions.SSLError | urllib3.exceptions.SSLError):
-        return Fault.NO_TLS
+        # Who hangs up in the middle of the handshake is restarting, and has no fault of a certificate.
+        hung_up = any(isinstance(one, ssl.SSLEOFError | ssl.SSLZeroReturnError) for one in _chain(error))
+        return Fault.NO_CONNECTION if hung_up else Fault.NO_TLS
     if isinstance(error, requests.exceptions.ReadTimeout | urllib3.exceptions.ReadTimeoutError):
         return Fault.TIMEOUT
     if isinstance(error, urllib3.exceptions.ProtocolError | urllib3.exceptions.DecodeError | http.client.HTTPException):
         return Fault.CUT
     return Fault.NO_CONNECTION
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and those it was made of; the libraries keep them as `reason` or as an argument."""
+    inner: BaseException | None = error
+    while inner is not None:
+        yield inner
+        inner = next(
+            (one for one in (getattr(inner, "reason", None), *inner.args) if isinstance(one, BaseException)), None
+        )

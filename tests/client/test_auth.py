@@ -25,6 +25,7 @@ def jwt(**claims: object) -> str:
         ("opaque", 3000.0),
         ("a.b.c", 3000.0),
         (jwt(exp="soon"), 3000.0),
+        (jwt(exp=10**400), 3000.0),
         (jwt(), 3000.0),
     ],
 )

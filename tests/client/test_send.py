@@ -47,6 +47,8 @@ PASSING = {
     "code false with 200": Reply(200, b'{"code":false,"error":"try again","data":null}'),
     "bad gzip": Reply(200, b"no gzip", {"Content-Encoding": "gzip"}),
     "html 404 of a proxy": Reply(404, b"<html>nothing here</html>"),
+    "html 400 of a proxy": Reply(400, b"<html>Bad Request</html>"),
+    "422 of a proxy without a body": Reply(422, b""),
 }
 
 
@@ -156,6 +158,17 @@ def test_retry_after_is_bounded(client, stub, naps):
     stub.script(refusal(503, Retry_After="86400"), GOOD)
     client.get(ONE)
     assert naps.slept == [120.0]
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_short_retry_after_does_not_use_up_all_tries_within_seconds(client, stub, naps, budget, status):
+    """A minute's window that somebody else has used up: asked again each second, all tries would be gone before its end."""
+    stub.script(refusal(status, Retry_After="1"))
+    with pytest.raises(ServerFailed if status == 503 else RateLimited):
+        client.get(ONE)
+    assert sum(naps.slept) > 60
+    assert min(naps.slept) >= 1
+    assert budget.throttled[:9] == (naps.slept if status == 429 else [])
 
 
 @pytest.mark.parametrize("header", ["0", "-5", "soon", "Thu, 01 Jan 1970 00:00:00 GMT", ""])

@@ -2,7 +2,10 @@
 
 import gzip
 import json
+import socket
+import threading
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -27,6 +30,31 @@ def ids(pages):
 def test_an_unreachable_host_is_named_as_such(make_client):
     client = make_client(api_url="http://127.0.0.1:9", retry={"attempts": 2})
     with pytest.raises(Unreachable, match="NEXHEALTH_API_URL"):
+        client.get(ONE)
+
+
+def test_who_hangs_up_in_the_handshake_is_asked_as_often_as_who_cannot_be_reached(make_client):
+    """A load balancer that restarts accepts and closes; three tries within a second would fail every slice."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        hanging_up = threading.Thread(target=_hang_up, args=(listener,), daemon=True)
+        hanging_up.start()
+        client = make_client(api_url=f"https://127.0.0.1:{listener.getsockname()[1]}")
+        with pytest.raises(Unreachable, match=r"no connection.*7 attempts"):
+            client.get(ONE)
+        listener.shutdown(socket.SHUT_RDWR)
+        hanging_up.join(5)
+
+
+def _hang_up(listener: socket.socket) -> None:
+    with suppress(OSError):
+        while True:
+            with listener.accept()[0] as connection:
+                connection.recv(1 << 16)
+
+
+def test_a_server_without_tls_is_named_as_such(make_client, stub):
+    client = make_client(api_url=stub.url.replace("http:", "https:"))
+    with pytest.raises(Unreachable, match=r"TLS.*3 attempts"):
         client.get(ONE)
 
 
