@@ -24,6 +24,7 @@ from nexhealth_pipeline.warehouse.usual import (
     arranged,
     id_place,
     is_odd,
+    is_too_deep,
     must_be_short,
 )
 from nexhealth_pipeline.warehouse.values import CONVERTERS, COPY_ESCAPES, NULL, Converter, copy_text, json_text
@@ -171,6 +172,8 @@ class RecordEncoder:
         return raw[: min((end for end in ends if end >= 0), default=len(raw))]
 
     def _line(self, raw: bytes, known: list[str], read_text: str, encoded: Encoded) -> str:
+        if is_too_deep(raw):
+            raise RecordRefused("", "nested too deep")
         found = None if self._institution is None or self._may_be_deleted(raw) else self._usual.read(raw)
         if found is None or self._institution is None:
             return self._careful_line(raw, known, read_text, encoded)

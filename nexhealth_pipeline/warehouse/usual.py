@@ -23,7 +23,7 @@ from nexhealth_pipeline.catalog.collection import Collection, Column, SqlType
 from nexhealth_pipeline.warehouse.drift import is_plain_name, known_keys
 from nexhealth_pipeline.warehouse.values import NULL, copy_text, json_text
 
-__all__ = ["INDEXED_BYTES", "Usual", "UsualRecords", "arranged", "id_place", "is_odd", "must_be_short"]
+__all__ = ["INDEXED_BYTES", "Usual", "UsualRecords", "arranged", "id_place", "is_odd", "is_too_deep", "must_be_short"]
 
 INDEXED_BYTES = 1000
 """Longest text of an indexed column: an entry of two must fit into a third of PostgreSQL's 8 KB page."""
@@ -38,6 +38,9 @@ _MOST_LEARNT = 50
 """Undeclared keys that are passed over: an object keyed by anything would make a struct a record."""
 _ODD_NUMBER, _LONG_NUMBER = re.compile(rb"[\s:,\[]-?\d[\d.]*[eE]-\d{4}"), re.compile(rb"\d{4000}")
 """Perhaps a number with more than the 16,383 decimals that PostgreSQL's numeric, and so jsonb, holds."""
+
+_MOST_DEEP = 600
+_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
 
 _BIGINT = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _TYPES: dict[SqlType, Any] = {
@@ -269,6 +272,23 @@ def is_odd(raw: bytes) -> bool:
     return ((b"e-" in raw or b"E-" in raw) and _ODD_NUMBER.search(raw) is not None) or (
         len(raw) > 4000 and _LONG_NUMBER.search(raw) is not None
     )
+
+
+def is_too_deep(raw: bytes) -> bool:
+    """Whether objects and lists in `raw` stand in each other deeper than is safe for every parser on its way.
+
+    Python's refuse at a depth that differs with its version, PostgreSQL's at one that differs with its settings.
+    """
+    # Each needs two brackets, so most records are too short to be looked at, and nearly all others have too few.
+    if len(raw) <= 2 * _MOST_DEEP or raw.count(b"{") + raw.count(b"[") <= _MOST_DEEP:
+        return False
+    depth = 0
+    for found in _BRACKET.finditer(raw):
+        token = found[0]
+        depth += (token in (b"{", b"[")) - (token in (b"}", b"]"))
+        if depth > _MOST_DEEP:
+            return True
+    return False
 
 
 def _look(collection: Collection, column: Column) -> str:

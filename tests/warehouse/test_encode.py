@@ -206,6 +206,8 @@ BAD_RECORDS = {
     "NUL byte": b'{"id": 2, "name": "\x00"}',
     "control character": b'{"id": 2, "name": "\x01"}',
     "nested 100,000 deep": b'{"id": 2, "tags": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "nested 700 deep": b'{"id": 2, "tags": ' + b"[" * 700 + b"]" * 700 + b"}",
+    "nested 6,000 deep": b'{"id": 2, "tags": ' + b'{"a":' * 6000 + b"1" + b"}" * 6000 + b"}",
     "nested deep, with a NUL": b'{"id": 2, "tags": ' + b"[" * 900 + b'"\\u0000"' + b"]" * 900 + b"}",
 }
 
@@ -224,6 +226,13 @@ def test_one_bad_record_is_noted_and_the_rest_loads(table: Table, raw: bytes, ca
     assert CANARY not in caplog.text + repr(note) + note.rule + note.field
 
 
+@pytest.mark.parametrize("depth", [700, 6000])
+def test_depth_is_refused_by_the_record_alone(table: Table, depth: int) -> None:
+    """Not by what a version of Python takes: PostgreSQL's parser has a limit as well, and would end the load."""
+    table.load(b'{"id": 2, "tags": %s}' % (b"[" * depth + b"]" * depth))
+    assert [note.rule for note in table.notes] == ["nested too deep"]
+
+
 STORABLE = {
     "many decimals": '{"id": 1, "x": 0.%s1}' % ("0" * 20_000),
     "tiny": '{"id": 1, "x": 1e-200000}',
@@ -232,6 +241,8 @@ STORABLE = {
     "the same key twice": '{"id": 1, "x": 1, "x": 2}',
     "blanks and newlines": '\n{ "id" :\t1 }\r\n',
     "500 deep": '{"id": 1, "x": %s}' % ("[" * 500 + "]" * 500),
+    "many side by side": '{"id": 1, "x": [{}' + ",{}" * 2000 + "]}",
+    "brackets in a text": '{"id": 1, "x": "%s\\""}' % ("[" * 2000),
     "id in a text": '{"id": "1"}',
 }
 
