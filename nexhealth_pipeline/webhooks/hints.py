@@ -1,8 +1,9 @@
 """Events that only tell that something changed: which slices are read again because of them, each once.
 
-What was never read completely is left alone: its first full read will bring the change. What somebody reads
-just now is waited for, not queued behind: a full read may last, and records of other events must not wait. What the
-database refuses, for a right that one table lacks say, is a failed try of those events alone that asked for it.
+What was never read completely is left alone: its first full read will bring the change. That is not true of lists under
+single rows once one of them was read: it may be that one. What somebody reads just now is waited for, not queued behind:
+a full read may last, and records of other events must not wait. What the database refuses, for a right that one table
+lacks say, is a failed try of those events alone that asked for it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -121,7 +122,7 @@ class HintReader:
         if not told:
             return
         name = told[0].feed.collection.name
-        if not self._was_read(told[0]):
+        if not self._was_begun(told[0]):
             yield from ((one.event.id, _Answer(Outcome.SUPERSEDED, f"{name}: {_NOT_READ_YET}")) for one in told)
             return
         found = search.search({id_ for one in told for id_ in one.records}, max(one.event.received_at for one in told))
@@ -160,11 +161,10 @@ class HintReader:
                 elif row in done.read:
                     yield one.event.id, _Answer(Outcome.FAILED, f"{collection.name}: {_NOT_YET}")
 
-    def _was_read(self, told: Told) -> bool:
-        """Whether all lists were read once; else the first read asks for every one of them."""
+    def _was_begun(self, told: Told) -> bool:
+        """Whether any list was read: the first read, which may never come to its end, does not come back to that one."""
         row = self._connection.execute(
-            "SELECT EXISTS (SELECT FROM nexhealth_sync_state WHERE collection = %s AND institution_id = %s"
-            " AND watermark IS NOT NULL)",
+            "SELECT EXISTS (SELECT FROM nexhealth_child_reads WHERE collection = %s AND institution_id = %s)",
             (told.feed.collection.name, told.institution.id),
         ).fetchone()
         return bool(row and row[0])

@@ -117,7 +117,7 @@ class SingleReads:
     def due(self, child: Collection, institution: Institution, rows: Iterable[int], most: int) -> list[int]:
         """At most so many of these parents whose own list was read for another version, or never.
 
-        None where the collection was never read: its first read asks for all of them.
+        None where no list of the institution was read: the first read asks for all of them.
         """
         found = self._connection.execute(
             sql.SQL(
@@ -125,8 +125,9 @@ class SingleReads:
                 " AND r.institution_id = p.institution_id AND r.patient_id = p.id"
                 " WHERE p.institution_id = %(institution)s AND p.id = ANY(%(rows)s) AND p.deleted_at IS NULL"
                 " AND (r.patient_id IS NULL OR r.patient_version IS DISTINCT FROM p.updated_at)"
-                " AND EXISTS (SELECT FROM nexhealth_sync_state s WHERE s.collection = %(name)s"
-                " AND s.institution_id = p.institution_id AND s.watermark IS NOT NULL)"
+                # Not whether all were: one that fails every night would keep all others as they are.
+                " AND EXISTS (SELECT FROM nexhealth_child_reads s WHERE s.collection = %(name)s"
+                " AND s.institution_id = p.institution_id)"
                 " ORDER BY p.id LIMIT %(most)s"
             ).format(sql.Identifier(f"nexhealth_{child.per}")),
             {"name": child.name, "institution": institution.id, "rows": list(rows), "most": most},

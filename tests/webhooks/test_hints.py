@@ -16,9 +16,7 @@ from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.sync.lock import SliceLock
 from nexhealth_pipeline.sync.practice import load_practices
 from nexhealth_pipeline.sync.slices import Slice
-from nexhealth_pipeline.webhooks import applying, hints, owners
-from nexhealth_pipeline.webhooks.single_reads import SingleReads
-from tests.sync.kit import LISTS_READ, noting_loads
+from nexhealth_pipeline.webhooks import applying, hints
 
 from .asking import Told, asked, having_read, home, last, sandbox, telling, without_events
 from .kit import apply_all, body, due_again, store
@@ -149,114 +147,6 @@ def test_lists_are_told_once_they_are_committed_and_never_if_they_are_not(
     _, total = apply_all(settings)
     (done,) = total.lists
     assert (total.applied, done.collection.name, done.read, done.changed) == (1, "documents", {row[0]}, 1)
-
-
-def patients(db: psycopg.Connection, institution: int) -> list[int]:
-    """Who has a visit within a month first, the nearest before all."""
-    return [
-        id_
-        for (id_,) in db.execute(
-            "SELECT p.id FROM nexhealth_patients p LEFT JOIN nexhealth_appointments a ON a.institution_id ="
-            " p.institution_id AND a.patient_id = p.id AND abs(extract(epoch FROM a.start_time - now())) < 30 * 86400 WHERE p.institution_id = %s GROUP BY p.id, p.updated_at"
-            " ORDER BY min(abs(extract(epoch FROM a.start_time - now()))) NULLS LAST, p.updated_at DESC",
-            (institution,),
-        )
-    ]
-
-
-def of_nobody(place: tuple[int, str, int], number: int) -> bytes:
-    return body("document_insertion.complete", {"document": {"id": number}}, subdomain=place[1])
-
-
-def lists_asked(box: SandboxServer, since: int) -> list[int]:
-    return [int(one.path.split("/")[2]) for one in asked(box, "/patients/.*/documents", since)]
-
-
-def test_a_document_that_names_no_patient_is_looked_for_where_it_is_likely(
-    box: SandboxServer, db: psycopg.Connection, told: Told, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """NexHealth's documents have no patient in them: waiting for the rotation may take a month."""
-    monkeypatch.setattr(owners, "_AT_ONCE", 1)
-    place = home(db)
-    first, second, *_ = patients(db, place[0])
-    made = box.state.create("documents", {}, subdomain=place[1], patient_id=second)
-    since = last(box)
-    assert told(of_nobody(place, made.id)) == [("applied", None)]
-    assert lists_asked(box, since) == [first, second]
-    assert db.execute("SELECT patient_id FROM nexhealth_documents WHERE id = %s", (made.id,)).fetchall() == [(second,)]
-    since = last(box)
-    db.execute("DELETE FROM nexhealth_webhook_events")
-    assert told(of_nobody(place, made.id)) == [("applied", None)]
-    assert lists_asked(box, since) == [second], "whose it is is known by now"
-
-
-def test_a_try_asks_for_a_bounded_number_of_lists_and_the_next_one_for_others(
-    box: SandboxServer, db: psycopg.Connection, told: Told, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A practice may have 20,000 patients, and a thousand requests a minute."""
-    monkeypatch.setattr(owners, "_SEARCHED", 2)
-    place = home(db)
-    everybody = patients(db, place[0])
-    since = last(box)
-    ((status, error),) = told(of_nobody(place, 1))
-    # Both at once, so either may be first to arrive.
-    assert (status, sorted(lists_asked(box, since))) == ("pending", sorted(everybody[:2]))
-    assert error is not None
-    assert error.endswith("the likeliest lacked it; the nightly rotation reads all of them")
-    while status == "pending":
-        due_again(db)
-        ((status, error),) = told()
-    assert (status, sorted(lists_asked(box, since))) == ("parked", sorted(everybody))
-    assert error == "documents: it does not say which patient's list it belongs to, and no list has it"
-
-
-def test_a_list_read_for_an_event_is_as_old_as_its_request(
-    box: SandboxServer, db: psycopg.Connection, told: Told, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else what comes while it is loaded is never looked for in it."""
-    assert settings.database_url is not None
-    loads = noting_loads(monkeypatch, settings.database_url.get_secret_value(), "documents")
-    told(of_nobody(home(db), 1))
-    assert loads
-    for patient, read_at in db.execute(LISTS_READ).fetchall():
-        assert patient not in loads or read_at < loads[patient]
-
-
-def test_a_search_that_is_stopped_leaves_its_event_as_it_was(
-    db: psycopg.Connection, told: Told, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It has not looked everywhere."""
-    ask = SingleReads._ask
-
-    def stopping(self: SingleReads, *given: Any) -> Any:
-        self._session.stop.set()
-        return ask(self, *given)
-
-    monkeypatch.setattr(SingleReads, "_ask", stopping)
-    assert told(of_nobody(home(db), 1)) == [("pending", None)]
-
-
-def test_a_document_without_patient_and_id_is_parked(box: SandboxServer, db: psycopg.Connection, told: Told) -> None:
-    """Nothing can be looked for."""
-    place, since = home(db), last(box)
-    nothing = body("document_insertion", {"document": {"filename": "x"}}, subdomain=place[1])
-    assert told(nothing) == [("parked", "documents: it does not say which patient's list it belongs to")]
-    assert lists_asked(box, since) == []
-
-
-def test_a_document_of_nobody_is_left_to_the_first_read_where_that_is_still_to_come(
-    box: SandboxServer, db: psycopg.Connection, told: Told
-) -> None:
-    """It asks for every list."""
-    place, since = home(db), last(box)
-    rename = "UPDATE nexhealth_sync_state SET collection = %s WHERE collection = %s"
-    db.execute(rename, ("not_documents", "documents"))
-    try:
-        ((status, error),) = told(of_nobody(place, 1))
-    finally:
-        db.execute(rename, ("documents", "not_documents"))
-    assert (status, lists_asked(box, since)) == ("superseded", [])
-    assert error == "documents: never read completely: its first full read will bring the change"
 
 
 def test_a_record_without_a_version_has_its_list_read(box: SandboxServer, db: psycopg.Connection, told: Told) -> None:
@@ -429,6 +319,24 @@ def test_single_reads_end_where_the_api_is_away_and_the_event_is_applied_all_the
         box.faults.clear()
     assert found == [("applied", None)] * len(rows)
     assert len(asked(box, r"/patients/\d+", since)) <= min(4, len(rows))
+
+
+def test_what_lists_lack_is_read_for_events_before_the_first_read_of_all_has_ended(
+    box: SandboxServer, db: psycopg.Connection, told: Told
+) -> None:
+    """It never ends where the answer for one row cannot be used: all addresses were left to the nights."""
+    place = home(db)
+    row = db.execute("SELECT max(id) FROM nexhealth_patients WHERE institution_id = %s", place[:1]).fetchone()
+    assert row is not None
+    box.state.update("patients", row[0], {"first_name": f"Changed {datetime.now(UTC)}"})
+    since = last(box)
+    ended = "UPDATE nexhealth_sync_state SET watermark = {} WHERE collection = 'patient_addresses'"
+    db.execute(ended.format("NULL"))
+    try:
+        assert told(snapshot(box, row[0], place[1])) == [("applied", None)]
+    finally:
+        db.execute(ended.format("pass_started_at"))
+    assert [one.path for one in asked(box, "/patients/.*", since)] == [f"/patients/{row[0]}"]
 
 
 def test_what_lists_lack_is_not_asked_for_where_it_never_was(

@@ -1,0 +1,182 @@
+"""Documents whose events do not say whose they are: whose lists are asked for, and what is left to other reads."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+
+from nexhealth_pipeline.sandbox import SandboxServer
+from nexhealth_pipeline.settings import Settings
+from nexhealth_pipeline.webhooks import owners
+from nexhealth_pipeline.webhooks.single_reads import SingleReads
+from tests.sync.kit import LISTS_READ, noting_loads
+
+from .asking import Told, asked, having_read, home, last, sandbox, telling, without_events
+from .kit import body, due_again
+
+
+@pytest.fixture(scope="module")
+def box() -> Iterator[SandboxServer]:
+    with sandbox() as box:
+        yield box
+
+
+@pytest.fixture(scope="module")
+def settings(box: SandboxServer, server_url: str, template: str) -> Iterator[Settings]:
+    yield from having_read(box, server_url, template)
+
+
+@pytest.fixture
+def db(settings: Settings) -> Iterator[psycopg.Connection]:
+    with without_events(settings) as db:
+        yield db
+
+
+@pytest.fixture
+def told(db: psycopg.Connection, settings: Settings) -> Told:
+    return telling(db, settings)
+
+
+def patients(db: psycopg.Connection, institution: int) -> list[int]:
+    """Who has a visit within a month first, the nearest before all."""
+    return [
+        id_
+        for (id_,) in db.execute(
+            "SELECT p.id FROM nexhealth_patients p LEFT JOIN nexhealth_appointments a ON a.institution_id ="
+            " p.institution_id AND a.patient_id = p.id AND abs(extract(epoch FROM a.start_time - now())) < 30 * 86400 WHERE p.institution_id = %s GROUP BY p.id, p.updated_at"
+            " ORDER BY min(abs(extract(epoch FROM a.start_time - now()))) NULLS LAST, p.updated_at DESC",
+            (institution,),
+        )
+    ]
+
+
+def of_nobody(place: tuple[int, str, int], number: int) -> bytes:
+    return body("document_insertion.complete", {"document": {"id": number}}, subdomain=place[1])
+
+
+def lists_asked(box: SandboxServer, since: int) -> list[int]:
+    return [int(one.path.split("/")[2]) for one in asked(box, "/patients/.*/documents", since)]
+
+
+def test_a_document_that_names_no_patient_is_looked_for_where_it_is_likely(
+    box: SandboxServer, db: psycopg.Connection, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NexHealth's documents have no patient in them: waiting for the rotation may take a month."""
+    monkeypatch.setattr(owners, "_AT_ONCE", 1)
+    place = home(db)
+    first, second, *_ = patients(db, place[0])
+    made = box.state.create("documents", {}, subdomain=place[1], patient_id=second)
+    since = last(box)
+    assert told(of_nobody(place, made.id)) == [("applied", None)]
+    assert lists_asked(box, since) == [first, second]
+    assert db.execute("SELECT patient_id FROM nexhealth_documents WHERE id = %s", (made.id,)).fetchall() == [(second,)]
+    since = last(box)
+    db.execute("DELETE FROM nexhealth_webhook_events")
+    assert told(of_nobody(place, made.id)) == [("applied", None)]
+    assert lists_asked(box, since) == [second], "whose it is is known by now"
+
+
+def test_a_try_asks_for_a_bounded_number_of_lists_and_the_next_one_for_others(
+    box: SandboxServer, db: psycopg.Connection, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A practice may have 20,000 patients, and a thousand requests a minute."""
+    monkeypatch.setattr(owners, "_SEARCHED", 2)
+    place = home(db)
+    everybody = patients(db, place[0])
+    since = last(box)
+    ((status, error),) = told(of_nobody(place, 1))
+    # Both at once, so either may be first to arrive.
+    assert (status, sorted(lists_asked(box, since))) == ("pending", sorted(everybody[:2]))
+    assert error is not None
+    assert error.endswith("the likeliest lacked it; the nightly rotation reads all of them")
+    while status == "pending":
+        due_again(db)
+        ((status, error),) = told()
+    assert (status, sorted(lists_asked(box, since))) == ("parked", sorted(everybody))
+    assert error == "documents: it does not say which patient's list it belongs to, and no list has it"
+
+
+def test_a_list_read_for_an_event_is_as_old_as_its_request(
+    box: SandboxServer, db: psycopg.Connection, told: Told, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what comes while it is loaded is never looked for in it."""
+    assert settings.database_url is not None
+    loads = noting_loads(monkeypatch, settings.database_url.get_secret_value(), "documents")
+    told(of_nobody(home(db), 1))
+    assert loads
+    for patient, read_at in db.execute(LISTS_READ).fetchall():
+        assert patient not in loads or read_at < loads[patient]
+
+
+def test_a_search_that_is_stopped_leaves_its_event_as_it_was(
+    db: psycopg.Connection, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has not looked everywhere."""
+    ask = SingleReads._ask
+
+    def stopping(self: SingleReads, *given: Any) -> Any:
+        self._session.stop.set()
+        return ask(self, *given)
+
+    monkeypatch.setattr(SingleReads, "_ask", stopping)
+    assert told(of_nobody(home(db), 1)) == [("pending", None)]
+
+
+def test_a_document_without_patient_and_id_is_parked(box: SandboxServer, db: psycopg.Connection, told: Told) -> None:
+    """Nothing can be looked for."""
+    place, since = home(db), last(box)
+    nothing = body("document_insertion", {"document": {"filename": "x"}}, subdomain=place[1])
+    assert told(nothing) == [("parked", "documents: it does not say which patient's list it belongs to")]
+    assert lists_asked(box, since) == []
+
+
+@contextmanager
+def first_read_under_way(db: psycopg.Connection, *read: int) -> Iterator[None]:
+    """The first read of documents has asked for these patients' lists, and has not come to its end."""
+    db.execute("UPDATE nexhealth_sync_state SET watermark = NULL WHERE collection = 'documents'")
+    db.execute(
+        "DELETE FROM nexhealth_child_reads WHERE collection = 'documents' AND patient_id <> ALL(%s)", (list(read),)
+    )
+    try:
+        yield
+    finally:
+        db.execute("UPDATE nexhealth_sync_state SET watermark = pass_started_at WHERE collection = 'documents'")
+
+
+def test_a_list_that_the_first_read_has_passed_is_read_again_before_that_has_ended(
+    box: SandboxServer, db: psycopg.Connection, told: Told
+) -> None:
+    """It does not come back to it: what was uploaded meanwhile came with the rotation, up to a month later."""
+    place = home(db)
+    _, passed, *_ = patients(db, place[0])
+    made = box.state.create("documents", {}, subdomain=place[1], patient_id=passed)
+    with first_read_under_way(db, passed):
+        assert told(of_nobody(place, made.id)) == [("applied", None)]
+    assert db.execute("SELECT patient_id FROM nexhealth_documents WHERE id = %s", (made.id,)).fetchall() == [(passed,)]
+
+
+def test_a_first_read_in_which_a_list_failed_has_read_the_others(
+    box: SandboxServer, db: psycopg.Connection, told: Told
+) -> None:
+    """Where one fails every night it is never complete, for all that it has asked for everything."""
+    place = home(db)
+    _failing, *others = patients(db, place[0])
+    made = box.state.create("documents", {}, subdomain=place[1], patient_id=others[-1])
+    with first_read_under_way(db, *others):
+        db.execute("UPDATE nexhealth_sync_state SET since = pass_started_at WHERE collection = 'documents'")
+        found = told(of_nobody(place, made.id))
+        db.execute("UPDATE nexhealth_sync_state SET since = NULL WHERE collection = 'documents'")
+    assert found == [("applied", None)]
+
+
+def test_a_document_of_nobody_is_left_to_the_first_read_where_that_is_still_to_come(
+    box: SandboxServer, db: psycopg.Connection, told: Told
+) -> None:
+    """It asks for every list."""
+    place, since = home(db), last(box)
+    with first_read_under_way(db):
+        ((status, error),) = told(of_nobody(place, 1))
+    assert (status, lists_asked(box, since)) == ("superseded", [])
+    assert error == "documents: never read completely: its first full read will bring the change"
