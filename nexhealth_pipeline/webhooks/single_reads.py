@@ -41,6 +41,9 @@ from nexhealth_pipeline.webhooks.blame import AGAIN, in_words, is_the_tables, ma
 __all__ = ["Failure", "SingleReads", "SinglesRead", "children_of"]
 
 _GIVE_UP_AFTER = 3
+"""Failures in a row after which the rest is left to a later try: each costs all its retries."""
+_MOST_REFUSALS = 3
+"""Lists that may be refused before any was answered. One record may be closed to a key that others are open to."""
 _REPEATS = 3
 """Times that answers are loaded which met a deadlock; what else the transaction holds may be its cause, so not for long."""
 _Ids = list[Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]]
@@ -88,17 +91,27 @@ class _Answer:
 
 
 class _Account:
-    """When to stop asking: each failure costs all its retries. Shared by threads, to which exact figures are no matter."""
+    """When to stop asking. Shared by threads, to which exact figures are no matter."""
 
     def __init__(self) -> None:
         self.given_up: ApiError | None = None
         """The failure that no other row would fare better with."""
-        self._passing = 0
+        self.offered = False
+        """Whether a list was answered: then no refusal says that the practice has none."""
+        self._refused = 0
+        self._in_a_row = 0
 
-    def note(self, failure: ApiError) -> None:
+    def answered(self, answer: _Answer) -> None:
+        """Note an answer."""
+        self._in_a_row = 0
+        self.offered |= bool(answer.pages)  # a row that is gone says nothing of its list
+
+    def failed(self, failure: ApiError) -> None:
         """Note a failure."""
-        self._passing += isinstance(failure, TryLater)
-        if self._passing >= _GIVE_UP_AFTER or isinstance(failure, KeyRefused | NoAccess):
+        self._in_a_row += isinstance(failure, TryLater)
+        self._refused += isinstance(failure, NoAccess)
+        closed = self._refused > _MOST_REFUSALS and not self.offered
+        if isinstance(failure, KeyRefused) or closed or self._in_a_row >= _GIVE_UP_AFTER:
             self.given_up = failure
 
 
@@ -135,16 +148,18 @@ class SingleReads:
         return [id_ for (id_,) in found]
 
     def read(self, collection: Collection, institution: Institution, rows: Sequence[int]) -> SinglesRead:
-        """Read and load the lists of these rows; where the API is away or refuses, the rest is not asked for."""
-        done = SinglesRead(collection)
+        """Read and load the lists of these rows; where the API is away or refuses all, the rest is not asked for."""
+        done, account = SinglesRead(collection), _Account()
         if not rows:
             return done
         answers: list[_Answer] = []
-        for row, answer in self._fetch(collection, institution, self._versions(collection, institution, rows)):
+        for row, answer in self._fetch(collection, institution, self._versions(collection, institution, rows), account):
             if isinstance(answer, _Answer):
                 answers.append(answer)
-            elif isinstance(answer, ApiError):
-                done.failures[row] = Failure(str(answer), isinstance(answer, TryLater | KeyRefused))
+            elif answer is not None:
+                done.failures[row] = answer
+        if account.offered and account.given_up is None:
+            done.failures = {row: replace(failure, own=True) for row, failure in done.failures.items()}
         if answers:
             log = self._open_log(Slice(collection, institution))
             counts = self._load(collection, institution, answers, done)
@@ -167,39 +182,46 @@ class SingleReads:
         return [DueRow(row, known.get(row)) for row in rows]
 
     def _fetch(
-        self, collection: Collection, institution: Institution, rows: Sequence[DueRow]
-    ) -> Iterator[tuple[int, "_Answer | ApiError | Cancelled"]]:
+        self, collection: Collection, institution: Institution, rows: Sequence[DueRow], account: _Account
+    ) -> Iterator[tuple[int, _Answer | Failure | None]]:
         piece = Slice(collection, institution)
         plans, heed = passes_of(piece, datetime.now(UTC).date()), Heed(piece.label, NO_FILTERS)
         width = self._session.settings.concurrency
         with ThreadPoolExecutor(width, thread_name_prefix="nexhealth-singles") as pool:
-            account = _Account()
             answers = pool.map(lambda row: self._ask(collection, plans, row, account, heed), rows)
             yield from ((row.id, answer) for row, answer in zip(rows, answers, strict=True))
 
     def _ask(
         self, collection: Collection, plans: Sequence[PassPlan], row: DueRow, account: _Account, heed: Heed
-    ) -> "_Answer | ApiError | Cancelled":
+    ) -> _Answer | Failure | None:
+        """What came of one row; None = the run was stopped."""
         if self._session.stop.is_set():
-            return Cancelled("stopped before this row was asked for")
+            return None
         if account.given_up is not None:
-            return account.given_up
+            # Whatever it was: who was not asked for has not failed.
+            return Failure(str(account.given_up), passing=True)
         asked = time.monotonic()
         try:
             if collection.path.endswith("{id}"):
-                return self._ask_object(collection, plans[0], row, asked, heed)
-            answers = [(plan, list(self._session.client.pages(_about(plan.request, row)))) for plan in plans]
-            for plan, pages in answers:
-                heed.require(plan, pages)
-            return _Answer(row, [page for _, pages in answers for page in pages], asked)
+                answer = self._ask_object(collection, plans[0], row, asked, heed)
+            else:
+                answer = self._ask_list(plans, row, asked, heed)
         except NotFound:
             # Gone since; the next read of its collection says what became of it.
-            return _Answer(row, [], asked)
-        except Cancelled as stopped:
-            return stopped
+            answer = _Answer(row, [], asked)
+        except Cancelled:
+            return None
         except ApiError as failure:
-            account.note(failure)
-            return failure
+            account.failed(failure)
+            return Failure(str(failure), isinstance(failure, TryLater | KeyRefused))
+        account.answered(answer)
+        return answer
+
+    def _ask_list(self, plans: Sequence[PassPlan], row: DueRow, asked: float, heed: Heed) -> _Answer:
+        answers = [(plan, list(self._session.client.pages(_about(plan.request, row)))) for plan in plans]
+        for plan, pages in answers:
+            heed.require(plan, pages)
+        return _Answer(row, [page for _, pages in answers for page in pages], asked)
 
     def _ask_object(self, collection: Collection, plan: PassPlan, row: DueRow, asked: float, heed: Heed) -> _Answer:
         """The whole object: the records lie inside it, beside what else it tells."""

@@ -1,5 +1,6 @@
 """Warehouses that have read a sandbox, and what is asked of it because of events."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -14,16 +15,16 @@ from nexhealth_pipeline.sync import months
 from tests.conftest import _fresh
 from tests.sync.kit import sync_all
 
-from .kit import apply_all, store
+from .kit import apply_all, body, store
 
 READ = {"patients", "documents", "patient_addresses", "appointments", "payment_types", "insurance_coverages"}
 Told = Callable[..., list[tuple[str, str | None]]]
 
 
 @contextmanager
-def sandbox() -> Iterator[SandboxServer]:
+def sandbox(patients: int = 5) -> Iterator[SandboxServer]:
     """Everything is enabled everywhere."""
-    with SandboxServer(patients=5, appointments_per_patient=2, limits=False) as server:
+    with SandboxServer(patients=patients, appointments_per_patient=2, limits=False) as server:
         for location in server.state.ids("locations"):
             server.state.enable(location, "finance")
         yield server
@@ -53,7 +54,7 @@ def without_events(settings: Settings) -> Iterator[psycopg.Connection]:
 def telling(db: psycopg.Connection, settings: Settings) -> Told:
     """Stores events, applies them, and says what became of each."""
 
-    def tell(*bodies: bytes, **more: str) -> list[tuple[str, str | None]]:
+    def tell(*bodies: bytes, **more: object) -> list[tuple[str, str | None]]:
         store(db, *bodies)
         apply_all(settings.model_copy(update=more))
         return db.execute("SELECT status, error FROM nexhealth_webhook_events ORDER BY id").fetchall()
@@ -69,6 +70,12 @@ def home(db: psycopg.Connection) -> tuple[int, str, int]:
     ).fetchone()
     assert row is not None
     return row[0], row[1], row[2]
+
+
+def snapshot(box: SandboxServer, number: int, subdomain: str) -> bytes:
+    """The event that a patient has changed, as the API lists it."""
+    record = {**box.state.row("patients", number).record()}
+    return body("patient_created", {"patients": [json.loads(json.dumps(record))]}, subdomain=subdomain)
 
 
 def asked(box: SandboxServer, path: str, since: int) -> list[Any]:

@@ -1,6 +1,5 @@
 """Events that only tell of a change: what is read again because of them, how often, and what is left alone."""
 
-import json
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -18,7 +17,7 @@ from nexhealth_pipeline.sync.practice import load_practices
 from nexhealth_pipeline.sync.slices import Slice
 from nexhealth_pipeline.webhooks import applying, hints
 
-from .asking import Told, asked, having_read, home, last, sandbox, telling, without_events
+from .asking import Told, asked, having_read, home, last, sandbox, snapshot, telling, without_events
 from .kit import apply_all, body, due_again, store
 
 
@@ -261,12 +260,6 @@ def test_a_slice_that_is_being_read_is_not_waited_for(db: psycopg.Connection, se
     assert total.applied == 1
 
 
-def snapshot(box: SandboxServer, number: int, subdomain: str) -> bytes:
-    """The event that a patient has changed, as the API lists it."""
-    record = {**box.state.row("patients", number).record()}
-    return body("patient_created", {"patients": [json.loads(json.dumps(record))]}, subdomain=subdomain)
-
-
 def test_a_new_patient_gets_its_address_and_its_locations(
     box: SandboxServer, db: psycopg.Connection, told: Told
 ) -> None:
@@ -301,24 +294,6 @@ def test_only_so_many_single_reads_are_made_at_once(
     since = last(box)
     assert told(*(snapshot(box, number, place[1]) for (number,) in rows)) == [("applied", None)] * 4
     assert len(asked(box, "/patients/.*", since)) == 2
-
-
-def test_single_reads_end_where_the_api_is_away_and_the_event_is_applied_all_the_same(
-    box: SandboxServer, db: psycopg.Connection, told: Told
-) -> None:
-    """Its record came with the event; the address is the next sync's."""
-    place = home(db)
-    rows = db.execute("SELECT id FROM nexhealth_patients WHERE institution_id = %s", place[:1]).fetchall()
-    for (number,) in rows:
-        box.state.update("patients", number, {"first_name": f"Changed {datetime.now(UTC)}"})
-    box.faults.add("status", path=r"/patients/\d+", status=403)
-    since = last(box)
-    try:
-        found = told(*(snapshot(box, number, place[1]) for (number,) in rows))
-    finally:
-        box.faults.clear()
-    assert found == [("applied", None)] * len(rows)
-    assert len(asked(box, r"/patients/\d+", since)) <= min(4, len(rows))
 
 
 def test_what_lists_lack_is_read_for_events_before_the_first_read_of_all_has_ended(
