@@ -203,7 +203,7 @@ class HintReader:
         institutions = {one.institution for one in told}
         # Whoever lists a whole institution may have to ask each of its locations.
         by_place = told[0].feed.collection.scope in (Scope.LOCATION, Scope.LOCATION_MONTH)
-        whole = {one.institution.id for one in told if not (by_place and one.locations)}
+        whole = {one.institution.id for one in told if not by_place or self._named(one) is None}
         named = {number for one in told for number in self._named(one) or ()}
         return Practices(
             tuple(one for one in self._practices.institutions if one in institutions),
@@ -218,8 +218,8 @@ class HintReader:
         return [found[number] for number in numbers if number in found]
 
     def _named(self, told: Told) -> set[int] | None:
-        """Locations to read: those the records name, and whoever reads for them; None = all."""
-        if not told.locations:
+        """Locations to read: those the records name, and whoever reads for them; None = all, for some record names none."""
+        if told.unplaced or not told.locations:
             return None
         passes = told.feed.collection.passes
         owned = any(pass_.reader is Reader.OWNER for pass_ in passes)

@@ -41,6 +41,8 @@ class Told:
     deletions: list[Deletion] = field(default_factory=list)
     locations: set[int] = field(default_factory=set)
     """Locations of its records, where they say so."""
+    unplaced: bool = False
+    """Some record does not say which location's it is."""
     owners: set[int] = field(default_factory=set)
     """Rows whose own lists changed (a document's patient), where the records say so."""
     records: set[int] = field(default_factory=set)
@@ -94,6 +96,7 @@ def _read_records(told: Told, records: list[bytes], happened: datetime) -> None:
                 _note_version(told, raw, record, happened)
         except RecordRefused as refusal:
             refused = refused or refusal
+            told.unplaced = True
     if refused is not None:
         if not (told.snapshots or told.deletions or told.hint):
             raise refused
@@ -109,7 +112,9 @@ def _decoded(raw: bytes) -> _Record:
 
 def _note_places(told: Told, record: _Record) -> None:
     collection = told.feed.collection
-    if (location := _number(record, "location_id")) is not None:
+    if (location := _number(record, "location_id")) is None:
+        told.unplaced = True
+    else:
         told.locations.add(location)
     if collection.per is None:
         return

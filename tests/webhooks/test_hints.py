@@ -96,6 +96,20 @@ def test_a_list_without_locations_in_its_events_is_read_everywhere(
     assert {int(one.param("location_id")) for one in asked(box, "/payment_types", since)} == locations
 
 
+@pytest.mark.parametrize("other", [{"id": 2}, {"id": 2, "location_id": None}, None])
+def test_one_record_without_a_location_is_enough_to_have_all_of_them_read(
+    box: SandboxServer, db: psycopg.Connection, told: Told, other: object
+) -> None:
+    """It may be of any, but only the others' locations were read, and its change was said to be applied."""
+    place = home(db)
+    since = last(box)
+    data = {"payment_types": [{"id": 1, "location_id": place[2]}, other]}
+    assert told(body("payment_type_updated", data, subdomain=place[1])) == [("applied", None)]
+    locations = {one.id for one in load_practices(db).active(place[0])}
+    assert len(locations) > 1
+    assert {int(one.param("location_id")) for one in asked(box, "/payment_types", since)} == locations
+
+
 def test_the_state_of_the_office_is_read_again(box: SandboxServer, db: psycopg.Connection, told: Told) -> None:
     """Red or green decides whether data is fresh."""
     since = last(box)
