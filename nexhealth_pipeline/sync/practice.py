@@ -4,7 +4,7 @@ Read from the warehouse, where discovery (the practice collections) has put them
 """
 
 from collections.abc import Collection as AnyCollection
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,12 @@ class Practices:
             for location in self.locations
             if not location.inactive and institution_id in (None, location.institution.id)
         )
+
+    def part(self, institutions: Container[int], locations: Container[int]) -> "Practices":
+        """These institutions with all of their locations, and of others these locations alone; by their ids."""
+        kept = tuple(one for one in self.locations if one.institution.id in institutions or one.id in locations)
+        theirs = {one.institution.id for one in kept}
+        return Practices(tuple(one for one in self.institutions if one.id in institutions or one.id in theirs), kept)
 
     def find(self, text: str) -> Location:
         """The location whose key, id or name is `text`. Raises InvalidSetting, naming the choices."""

@@ -200,15 +200,11 @@ class HintReader:
 
     def _concerned(self, told: Sequence[Told]) -> Practices:
         """So much of the practices as events of one collection are about."""
-        institutions = {one.institution for one in told}
         # Whoever lists a whole institution may have to ask each of its locations.
         by_place = told[0].feed.collection.scope in (Scope.LOCATION, Scope.LOCATION_MONTH)
         whole = {one.institution.id for one in told if not by_place or self._named(one) is None}
         named = {number for one in told for number in self._named(one) or ()}
-        return Practices(
-            tuple(one for one in self._practices.institutions if one in institutions),
-            tuple(one for one in self._practices.locations if one.institution.id in whole or one.id in named),
-        )
+        return self._practices.part(whole, named)
 
     def _asked_by(self, told: Told, ready: _Ready) -> list[Slice]:
         """The slices that one event is about; key-wide ones are everybody's."""

@@ -1,6 +1,6 @@
 """Which slices (partitions of the assets) a run of events has touched, and whether each is complete."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 
@@ -55,6 +55,7 @@ class Touched:
     def __init__(self, practices: Practices) -> None:
         self._practices = practices
         self._keys = {location.id: location.key for location in practices.active()}
+        self._ids = {key: id_ for id_, key in self._keys.items()}
         self._found: dict[tuple[str, int, str | None], _Figures] = {}
 
     def add(self, connection: psycopg.Connection, loaded: Loaded) -> None:
@@ -98,10 +99,9 @@ class Touched:
 
     def record(self, connection: psycopg.Connection) -> None:
         """Note in the warehouse when the slices changed last."""
-        ids = {key: id_ for id_, key in self._keys.items()}
         places: dict[tuple[int, str], set[int]] = {}
         for (name, institution_id, key), figures in self._found.items():
-            location = ids.get((key or "").partition("|")[0], 0)
+            location = self._location(key)
             if figures.rows and (location or figures.collection.scope in _WIDE):
                 places.setdefault((institution_id, name), set()).add(location)
         for (institution_id, name), locations in sorted(places.items()):
@@ -113,13 +113,29 @@ class Touched:
         watermarks = load_watermarks(connection, sorted({name for name, _, _ in self._found}))
         known = {
             (piece.collection.name, piece.partition_key): piece
-            for collection in {one.collection.name: one.collection for one in self._found.values()}.values()
-            for piece in slices_of(collection, self._practices, today)
+            for collection, practices in self._concerned()
+            for piece in slices_of(collection, practices, today)
         }
         return [
             self._slice(one, key, watermarks, known.get((name, key)))
             for (name, _, key), one in sorted(self._found.items(), key=lambda item: (item[0][0], str(item[0][2])))
         ]
+
+    def _concerned(self) -> Iterator[tuple[Collection, Practices]]:
+        """So much of the practices as was touched, by collection: a thousand locations have 53,000 months."""
+        places: dict[str, tuple[Collection, set[int], set[int]]] = {}
+        for (name, institution_id, key), one in self._found.items():
+            _, institutions, locations = places.setdefault(name, (one.collection, set(), set()))
+            if one.collection.scope in _WIDE:
+                institutions.add(institution_id)
+            else:
+                locations.add(self._location(key))
+        for collection, institutions, locations in places.values():
+            yield collection, self._practices.part(institutions, locations)
+
+    def _location(self, key: str | None) -> int:
+        """Id of the location that a partition is of; 0 where it is of none that is active."""
+        return self._ids.get((key or "").partition("|")[0], 0)
 
     def _slice(
         self, one: _Figures, key: str | None, watermarks: Mapping[PassKey, datetime], piece: Slice | None
