@@ -132,7 +132,9 @@ def _webhook_lines(report: Report) -> list[str]:
         facts = [
             f"{'active' if one.active else 'INACTIVE'}, as NexHealth said {age(one.checked_at, report.now)} ago",
             f"{one.subscriptions:,} subscriptions",
-            f"last event {age(one.last_event_at, report.now)} ago" if one.last_event_at else "no event in 7 days",
+            f"last event {age(one.last_event_at, report.now)} ago"
+            if one.last_event_at
+            else f"no event in {age(one.looked_since, report.now)}",
         ]
         if one.hole_since is not None:
             facts.append(f"events since {moment(one.hole_since)} may be missing")

@@ -177,6 +177,8 @@ class EndpointState:
     """Since when events may be missing that were not read yet."""
     retire_at: datetime | None
     """When it is to be deleted, its subscriptions having moved."""
+    looked_since: datetime
+    """Since when an event of it was looked for: seven days ago, or when it was registered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +202,7 @@ class WebhookState:
 
 _ENDPOINTS = """
 SELECT w.endpoint_id, w.target_url, w.active, jsonb_array_length(w.subscriptions), w.checked_at, last.at, w.hole_since,
-       w.retire_at
+       w.retire_at, greatest(w.registered_at, clock_timestamp() - interval '7 days')
 FROM nexhealth_webhooks w LEFT JOIN LATERAL (
     SELECT e.received_at AS at FROM nexhealth_webhook_events e
     WHERE e.endpoint_id = w.endpoint_id AND e.status <> 'rejected' AND e.received_at > clock_timestamp() - interval '7 days'

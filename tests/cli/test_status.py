@@ -200,3 +200,17 @@ def test_continuous_sync_is_shown_where_it_is_in_use(
     found = json.loads(nexhealth("status", "--json", DATABASE_URL=database_url).out)["webhooks"]
     assert (found["pending"], found["parked"], found["rejected_last_day"]) == (1, 1, 7)
     assert [(one["endpoint_id"], one["active"]) for one in found["endpoints"]] == [(12, False)]
+
+
+def test_an_endpoint_is_not_said_to_be_silent_for_longer_than_it_exists(
+    nexhealth: Run, connection: psycopg.Connection, database_url: str
+) -> None:
+    """Seven days without an event, said of one that was set up minutes ago, sends people looking for a fault."""
+    connection.execute(
+        "INSERT INTO nexhealth_webhooks (key_hash, endpoint_id, target_url, active, secret, registered_at)"
+        " SELECT 'k', id, 'https://a.example/hook', true, 's', now() - since"
+        " FROM (VALUES (1, interval '10 minutes'), (2, interval '3 days'), (3, interval '90 days')) given(id, since)"
+    )
+    lines = nexhealth("status", DATABASE_URL=database_url).out.splitlines()
+    told = [line.rpartition(", ")[2] for line in lines if line.startswith("webhook endpoint ")]
+    assert told == ["no event in 10 min", "no event in 3 d", "no event in 7 d"]
