@@ -259,6 +259,14 @@ class Collection:
         return self.per == "patients"
 
     @property
+    def list_columns(self) -> tuple[str, ...]:
+        """Columns, none of the key, that only the list a record is in can tell: it may move to another row's list.
+
+        Not the location of a list that several locations of one database give alike: they would take turns.
+        """
+        return tuple(one.name for one in self.from_request if self.per and one.name not in self.key)
+
+    @property
     def regular_passes(self) -> tuple[Pass, ...]:
         """The passes that make a slice complete, in whatever mode it is read."""
         return tuple(one for one in self.passes if not one.reconcile_only)

@@ -35,7 +35,7 @@ _decode = msgspec.json.Decoder(dict[str, object]).decode
 _ABSENT = object()
 _ID_DIGITS = 19
 HASH_BEGINS = 2
-"""Bytes of a row's hash that tell which columns it is of, in which order: those of an earlier release begin otherwise."""
+"""Bytes of a row's hash that tell what it is of, in which order: those of an earlier release begin otherwise."""
 _HASH_ENDS = 14
 _FIRST_ID = re.compile(rb'\s*\{\s*"id"\s*:\s*"?(\d{1,19})"?\s*[,}]')
 
@@ -123,7 +123,10 @@ class RecordEncoder:
         self._version_at = next((at for at, one in enumerate(self._fields) if one.name == collection.version), None)
         self._deleted_if = collection.deleted_if
         self._deleted = re.compile(rb'"%s"\s*:\s*true' % (collection.deleted_if or "").encode())
-        self._hash_begins = blake2b(",".join(self.stage_columns).encode(), digest_size=HASH_BEGINS).hexdigest()
+        # What only the request knows is content where the record may move: its bytes are the same in another list.
+        self._told_at = [at for at, one in enumerate(self._request_columns) if one.name in collection.list_columns]
+        hashed = ",".join((*self.stage_columns, *collection.list_columns))
+        self._hash_begins = blake2b(hashed.encode(), digest_size=HASH_BEGINS).hexdigest()
         self.drift = DriftWatch(collection)
         """What the records held that is not as declared."""
 
@@ -218,7 +221,8 @@ class RecordEncoder:
         fields, stored, missing = found.fields, found.stored, ",".join(found.absent)
         # That it is deleted, not when: the time may be that of the read, which is another each time.
         deleted = "" if deleted_at is None else "\0deleted"
-        content = blake2b(f"{fields}\0{missing}{deleted}".encode(), digest_size=_HASH_ENDS)
+        told = "".join([f"\0{known[at]}" for at in self._told_at]) if self._told_at else ""
+        content = blake2b(f"{fields}\0{missing}{deleted}{told}".encode(), digest_size=_HASH_ENDS)
         row_hash = self._hash_begins + content.hexdigest()
         if self._deleted_if is not None:
             fields = f"{fields}\t{deleted_at or NULL}"

@@ -153,7 +153,7 @@ class _MergeSql:
         self._stage = sql.Identifier(f"stage_{collection.name}")
         self._target = sql.Identifier(collection.table)
         self._written = [name for name in columns if name != "absent"]
-        source = [column.name for column in collection.columns]
+        source = [*collection.list_columns, *(column.name for column in collection.columns)]
         source += ["deleted_at"] if collection.deleted_if else []
         self._content = [name for name in source if name not in collection.key]
         self.create = self._create(columns).as_bytes(None)

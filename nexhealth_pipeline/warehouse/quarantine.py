@@ -40,6 +40,8 @@ def quarantine(
             " coalesce(%(read_at)s, clock_timestamp()))"
             " ON CONFLICT (collection, institution_id, fingerprint) DO UPDATE"
             " SET read_at = greatest(q.read_at, excluded.read_at), location_id = excluded.location_id,"
+            # A document in another patient's list is that patient's now, by a retry as well.
+            " request = CASE WHEN excluded.read_at < q.read_at THEN q.request ELSE excluded.request END,"
             " first_seen_at = CASE WHEN q.resolved_at IS NULL THEN q.first_seen_at ELSE excluded.first_seen_at END,"
             " resolved_at = NULL"
             " RETURNING coalesce((SELECT resolved_at IS NOT NULL FROM old), true)",

@@ -79,6 +79,32 @@ def turn_is_next(rows: Rows, patient: int) -> None:
     )
 
 
+@pytest.mark.parametrize("merged", [True, False], ids=["into the other one", "not"])
+def test_a_record_that_moves_to_another_patients_list_is_that_patients(
+    settings: Settings, box: SandboxServer, rows: Rows, merged: bool
+) -> None:
+    """Its bytes name no patient. Risk: filed anew, or of a patient merged into another, it is marked as gone."""
+    (old, (moved, *_)), (new, _) = list(documents(rows).items())[:2]
+    box.state.update("documents", moved, {}, about={"patient_id": new})
+    if merged:
+        box.state.delete("patients", old, hard=True)
+    sync_all(settings, RECONCILE, only=NAMES)
+    assert rows(f"SELECT patient_id, deleted_at FROM nexhealth_documents WHERE id = {moved}") == [(new, None)]
+
+
+def test_a_record_that_moved_is_not_missed_in_the_list_it_left(
+    settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """Each in its turn, the new patient's first: what the old one's list lacks is another's by then."""
+    (old, (moved, *_)), (new, _) = list(documents(rows, 2).items())[:2]
+    box.state.update("documents", moved, {}, about={"patient_id": new})
+    for patient in (new, old):
+        turn_is_next(rows, patient)
+        _, patients = night(settings, box, rows, replace(TURN, rotation_days=1000))
+        assert patient in patients
+        assert rows(f"SELECT patient_id, deleted_at FROM nexhealth_documents WHERE id = {moved}") == [(new, None)]
+
+
 @pytest.mark.parametrize("options", [TURN, AT_NIGHT], ids=["incremental", "reconcile"])
 def test_a_record_gone_from_a_list_is_marked_when_its_patients_turn_comes(
     settings: Settings, box: SandboxServer, rows: Rows, options: SyncOptions

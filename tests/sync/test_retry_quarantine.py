@@ -132,6 +132,17 @@ class TestRetry:
         assert desk.retry(collection="documents") == (1, 1, 0, 0)
         assert desk.rows("SELECT id, patient_id, source_read_at FROM nexhealth_documents") == [(8, 77, ONE)]
 
+    def test_a_fault_met_in_another_list_since_is_mended_there(self, desk: Desk) -> None:
+        """Risk: a document goes back to its old patient, by what was known of the same fault before it moved."""
+        paper = {"id": 8, "filename": "a.pdf", "document_type_id": "x"}
+        for patient, at in ((77, ONE), (78, THREE), (77, TWO)):
+            desk.load("documents", paper, at=at, patient_id=patient)
+        assert desk.rows("SELECT request, read_at FROM nexhealth_quarantine") == [({"patient_id": 78}, THREE)]
+        mended = json.dumps(paper | {"document_type_id": 3}).encode()
+        desk.connection.execute("UPDATE nexhealth_quarantine SET raw = %s", (mended,))
+        assert desk.retry(collection="documents") == (1, 1, 0, 0)
+        assert desk.rows("SELECT patient_id, document_type_id FROM nexhealth_documents") == [(78, 3)]
+
     def test_what_a_later_whole_read_no_longer_met_is_out_of_date(self, desk: Desk, lenient: None) -> None:
         """Deleted at the practice meanwhile: loading it would raise the dead."""
         desk.load("patients", b'{"id": 5, "email": "\xff"}')
