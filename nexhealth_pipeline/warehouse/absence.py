@@ -385,7 +385,9 @@ def _belongs(ground: Ground) -> sql.Composed:
     place, patient = _place(collection), _patient(collection)
     parts = []
     if place is not None:
-        parts = [sql.SQL("{} = ANY(%(locations)s)").format(place)]
+        # The column as it stands, so that an index on it finds the few rows: no location is 0.
+        here = sql.SQL("t.location_id") if collection.place_if is None else place
+        parts = [sql.SQL("{} = ANY(%(locations)s)").format(here)]
         parts += [sql.SQL("{} IS NULL").format(place)] if ground.nowhere else []
     elif patient is not None:
         parts = [_of_patients(patient)]

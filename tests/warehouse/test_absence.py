@@ -23,6 +23,7 @@ from nexhealth_pipeline.warehouse.seen import (
     seen_passes,
 )
 from nexhealth_pipeline.warehouse.state import PassKey, database_time
+from nexhealth_pipeline.warehouse.tables import ensure_indexes
 
 from .conftest import Rows
 from .kit import GADGETS, INSTITUTION, NOON, Table, gadget
@@ -112,24 +113,48 @@ def test_a_row_written_between_finding_and_marking_stays(
     ]
 
 
-def test_rows_are_marked_by_their_key_without_a_look_at_the_others(
-    connection: psycopg.Connection, table: Table
-) -> None:
-    """A reconcile makes a thousand judgements a night, and a practice has millions of rows; nobody knows the tables yet."""
+def many_elsewhere(connection: psycopg.Connection) -> None:
+    """Ten thousand more rows, of another location: over a hundred pages."""
     connection.execute(
         "INSERT INTO nexhealth_gadgets (institution_id, id, location_id, raw, source_read_at, synced_at, row_hash)"
         " SELECT 7, generate_series(101, 10100), 9, '{}', now(), now(), ''"
     )
-    made = ground(connection, met(connection, [1, 2]))
-    missing = Missing(connection, made)
-    assert missing.find().missing == 2
+
+
+def pages_looked_at(connection: psycopg.Connection, statement: sql.Composed, made: Ground) -> int:
     row = connection.execute(
-        sql.SQL("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) ") + missing._sql.mark, {**made.params(), "at": NOON + HOUR}
+        sql.SQL("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) ") + statement, {**made.params(), "at": NOON + HOUR}
     ).fetchone()
     assert row is not None
     plan = row[0][0]["Plan"]
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+
+
+def test_rows_are_marked_by_their_key_without_a_look_at_the_others(
+    connection: psycopg.Connection, table: Table
+) -> None:
+    """A reconcile makes a thousand judgements a night, and a practice has millions of rows; nobody knows the tables yet."""
+    many_elsewhere(connection)
+    made = ground(connection, met(connection, [1, 2]))
+    missing = Missing(connection, made)
+    assert missing.find().missing == 2
     # Twenty are usual, more while others' work lets the server forget its catalog; the table alone has over a hundred.
-    assert 0 < plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 100
+    assert 0 < pages_looked_at(connection, missing._sql.mark, made) < 100
+
+
+@pytest.mark.parametrize("name", ["find", "count"])
+def test_the_rows_of_a_location_are_looked_for_without_a_look_at_the_others(
+    connection: psycopg.Connection, table: Table, name: str
+) -> None:
+    """Each database of an institution is judged by itself, so each look at all rows is one for each of them."""
+    many_elsewhere(connection)
+    ensure_indexes(connection, [GADGETS])
+    connection.execute("ANALYZE nexhealth_gadgets")
+    made = ground(connection, met(connection, [1, 2]))
+    missing = Missing(connection, made)
+    assert missing.find() == Figures(live=4, seen=2, missing=2, empty=False)
+    connection.execute("DELETE FROM nexhealth_missing")
+    assert 0 < pages_looked_at(connection, getattr(missing._sql, name), made) < 100
 
 
 def test_a_record_in_open_quarantine_is_excused(connection: psycopg.Connection, table: Table) -> None:
