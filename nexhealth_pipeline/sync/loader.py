@@ -135,13 +135,15 @@ class Loader:
         drifts: list[Drift] = []
         origins: list[int] = []
         owners: list[int] = []
+        listed: list[list[int]] = [[] for _ in self._nested]
         read_at: datetime | None = None
         for position, encoded in enumerate(pages):
             page, rows = encoded.page, encoded.rows
             self._stage.add(rows)
-            for nested, lists in zip(self._nested, encoded.lists, strict=True):
+            for nested, lists, with_list in zip(self._nested, encoded.lists, listed, strict=True):
                 self._quarantine(nested.collection, lists.notes)
                 nested.add(lists)
+                with_list.extend(lists.owners)
             loaded.counts.add(encoded.cost)
             loaded.ids += rows.ids
             loaded.lacks(encoded.absent_fields)
@@ -168,7 +170,7 @@ class Loader:
             unread = {note.fingerprint for note in new if not note.loaded}
             loaded.unread = {at for at, note in zip(origins, notes, strict=True) if note.fingerprint in unread}
             if read_at is not None:
-                self._resolve(loaded.ids, owners, read_at)
+                self._resolve(loaded.ids, owners, listed, read_at)
         return loaded
 
     def classify(self, counts: Counts) -> None:
@@ -193,12 +195,12 @@ class Loader:
             self.nested_changes += inside.inserted + inside.updated
         return self._quarantine(self._slice.collection, notes)
 
-    def _resolve(self, ids: list[int], owners: list[int], read_at: datetime) -> None:
-        """Close the notes of records that came without their fault; those in a record's lists go by the record."""
+    def _resolve(self, ids: list[int], owners: list[int], listed: list[list[int]], read_at: datetime) -> None:
+        """Close the notes of records that came without their fault; those in a record's lists where the list came."""
         own, *nested = self._open_notes
         own.resolve(ids, owners, read_at)
-        for one in nested:
-            one.resolve((), ids, read_at)
+        for one, with_list in zip(nested, listed, strict=True):
+            one.resolve((), with_list, read_at)
 
     def _quarantine(self, collection: Collection, notes: list[Note]) -> list[Note]:
         new = quarantine(

@@ -159,18 +159,18 @@ class RecordEncoder:
                 encoded.lines.append(self._line(raw, known, read_text, encoded))
             except RecordRefused as refused:
                 encoded.notes.append(
-                    Note(_id_of(raw), refused.field, refused.rule, loaded=False, raw=self._blotted(raw))
+                    Note(_id_of(raw), refused.field, refused.rule, loaded=False, raw=self.blotted(raw))
                 )
             except RecursionError:
-                encoded.notes.append(Note(_id_of(raw), "", "nested too deep", loaded=False, raw=self._blotted(raw)))
+                encoded.notes.append(Note(_id_of(raw), "", "nested too deep", loaded=False, raw=self.blotted(raw)))
         if encoded.notes:
             of_request = {column.name: request[column.name] for column in self._request_columns}
             owner = ",".join(str(value) for name, value in of_request.items() if name in self._collection.key)
             encoded.notes = [replace(note, request=of_request, owner=owner, read_at=read_at) for note in encoded.notes]
         return encoded
 
-    def _blotted(self, raw: bytes) -> bytes:
-        """The bytes of a record that is not even JSON, cut where a key too sensitive to keep begins."""
+    def blotted(self, raw: bytes) -> bytes:
+        """The bytes of what is no record that can be read, cut where a key too sensitive to keep begins."""
         ends = [raw.find(written) for _, written in self._sensitive]
         return raw[: min((end for end in ends if end >= 0), default=len(raw))]
 

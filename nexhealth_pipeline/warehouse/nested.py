@@ -30,8 +30,8 @@ _list = msgspec.json.Decoder(list[msgspec.Raw] | None).decode
 _value = msgspec.json.Decoder().decode
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
-_Found = tuple[Mapping[str, int], str | None, list[bytes]]
-"""Of one record: its key, its version, and the list in it."""
+_Found = tuple[Mapping[str, int], str | None, list[bytes] | bytes]
+"""Of one record: its key, its version, and the list in it, or the JSON that stands in the list's place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,8 @@ class EncodedLists:
 
     records: list[tuple[object, ...]] = field(repr=False)
     """Rows of the stage of records that have a list."""
+    owners: list[int]
+    """Ids of these records: nothing is known anew of the lists of others."""
     lines: list[str] = field(repr=False)
     """The lists' rows, as staged."""
     notes: list[Note]
@@ -84,13 +86,17 @@ class NestedStage:
             key = tuple(one[0].values())
             if key not in found or _moment(one[1]) >= _moment(found[key][1]):
                 found[key] = one
-        lists = EncodedLists([], [], [], [])
+        lists = EncodedLists([], [], [], [], [])
         for known, version, rows in found.values():
+            if isinstance(rows, bytes):
+                lists.notes.append(self._no_list(known, rows, read_at))
+                continue
             encoded = self._encoder.encode(rows, read_at, known)
             lists.lines.extend(encoded.staged())
             lists.notes.extend(encoded.notes)
             whole = all(note.loaded for note in encoded.notes)
             lists.records.append((self._institution, *known.values(), version, read_at, whole))
+            lists.owners.append(_owner(known))
         lists.drifts.extend(self._encoder.drift.drain())
         return lists
 
@@ -137,15 +143,39 @@ class NestedStage:
         self._stage.prepare()
 
     def _of_record(self, raw: bytes) -> _Found | None:
-        """What the record says: its key, its version and its list; None where it has none that can be read."""
+        """What the record says: its key, its version and its list; None where it has none."""
         try:
             record = _record(raw)
-            rows = _list(record.get(self.collection.records_at[0], msgspec.Raw(b"null")))
             known = {one.name: self._number(record, one.path[0]) for one in self.collection.from_request}
             version = self._version(record)
+            rows = self._rows_in(record)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecordRefused, RecursionError):
             return None  # the whole record is in quarantine
-        return None if rows is None else (known, version, [bytes(row) for row in rows])
+        return None if rows is None else (known, version, rows)
+
+    def _rows_in(self, record: Mapping[str, msgspec.Raw]) -> list[bytes] | bytes | None:
+        """The list in a record, or what stands in its place; None for nothing."""
+        value = record.get(self.collection.records_at[0], msgspec.Raw(b"null"))
+        try:
+            rows = _list(value)
+        except msgspec.ValidationError:
+            # Some practice systems write an empty text for nothing.
+            return bytes(value) if bytes(value) != b'""' else None
+        return None if rows is None else [bytes(row) for row in rows]
+
+    def _no_list(self, known: Mapping[str, int], value: bytes, read_at: datetime) -> Note:
+        """That the record is there, and its list cannot be read: unsaid, all its new rows would be missing."""
+        owner = str(_owner(known))
+        return Note(
+            record_id=owner,
+            field=self.collection.records_at[0],
+            rule="not a list",
+            loaded=False,
+            raw=self._encoder.blotted(value),
+            request=known,
+            owner=owner,
+            read_at=read_at,
+        )
 
     @staticmethod
     def _number(record: Mapping[str, msgspec.Raw], name: str) -> int:
@@ -161,6 +191,11 @@ class NestedStage:
             return CONVERTERS[SqlType.TIMESTAMPTZ](_value(record.get(name, msgspec.Raw(b"null"))))
         except RecordRefused:
             return None  # as the record's own row has it: a fault of this field costs no other
+
+
+def _owner(known: Mapping[str, int]) -> int:
+    """The id of the record that the list is in."""
+    return next(iter(known.values()))
 
 
 def _moment(version: str | None) -> datetime:

@@ -245,6 +245,22 @@ class TestBySyncItself:
         )
         assert desk.rows("SELECT count(*) FROM nexhealth_quarantine WHERE resolved_at IS NULL") == [(1,)]
 
+    def test_a_fault_inside_a_record_stays_until_the_list_it_stands_in_is_read(self, desk: Desk) -> None:
+        """An event may bring a record without its list, or the list as something else: nobody has read the row again."""
+        charge = {"id": 4, "updated_at": "2026-02-01T00:00:00Z"}
+        faults = "SELECT field, rule FROM nexhealth_quarantine WHERE resolved_at IS NULL ORDER BY field"
+        assert desk.load("charges", charge | {"claim_payouts": [{"claim_id": "x"}]}) == 1
+        row, no_list = ("claim_id", "not an integer"), ("claim_payouts", "not a list")
+        assert desk.rows(faults) == [row]
+        for nothing in ({}, {"claim_payouts": None}):
+            desk.load("charges", charge | nothing, at=TWO)
+            assert desk.rows(faults) == [row], nothing
+        assert desk.load("charges", charge | {"claim_payouts": {"items": []}}, at=TWO) == 1
+        assert desk.rows(faults) == [row, no_list]
+        assert desk.retry(collection="claim_payouts") == (2, 0, 0, 2)
+        desk.load("charges", charge | {"claim_payouts": [{"claim_id": 9}]}, at=THREE)
+        assert desk.rows(faults) == []
+
 
 def test_a_sync_heals_what_the_practice_corrected(settings: Settings, box: SandboxServer, rows: Rows) -> None:
     """From the API to the note and back, over HTTP."""

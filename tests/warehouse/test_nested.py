@@ -113,7 +113,7 @@ def test_a_record_whose_version_cannot_be_read_brings_its_list_all_the_same(conn
     assert parts(connection) == [2]
 
 
-@pytest.mark.parametrize("says_nothing", [{"parts": None}, {"parts": ...}, {"parts": "none"}])
+@pytest.mark.parametrize("says_nothing", [{"parts": None}, {"parts": ...}, {"parts": ""}])
 def test_a_record_without_a_list_says_nothing_about_its_rows(
     connection: psycopg.Connection, says_nothing: dict[str, Any]
 ) -> None:
@@ -121,6 +121,36 @@ def test_a_record_without_a_list_says_nothing_about_its_rows(
     load(connection, thing(V1, 1, 2))
     load(connection, thing(V2, **says_nothing), read_at=NOON + MINUTE)
     assert parts(connection) == [1, 2]
+    assert load.notes == []  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("instead", ["none", {"items": [{"slot": 1}]}, 5, True])
+def test_what_is_no_list_goes_to_quarantine_and_says_nothing_about_the_rows(
+    connection: psycopg.Connection, instead: object
+) -> None:
+    """Should NexHealth wrap the list, all new rows would be missing while every slice is green."""
+    load(connection, thing(V1, 1, 2))
+    assert load(connection, thing(V2, parts=instead), read_at=NOON + MINUTE) == Merged()
+    assert parts(connection) == [1, 2]
+    (note,) = load.notes  # type: ignore[attr-defined]
+    assert (note.record_id, note.field, note.rule, note.loaded) == ("1", "parts", "not a list", False)
+    assert (json.loads(note.raw), note.request, note.read_at) == (instead, {"gadget_id": 1}, NOON + MINUTE)
+
+
+def test_a_record_whose_newest_list_is_none_brings_no_older_one(connection: psycopg.Connection) -> None:
+    load(connection, thing(V1, 3), thing(V2, parts={"slot": 4}))
+    assert parts(connection) == []
+    assert [note.rule for note in load.notes] == ["not a list"]  # type: ignore[attr-defined]
+
+
+def test_only_records_that_have_a_list_are_said_to_have_brought_one(connection: psycopg.Connection) -> None:
+    """By the others no open fault of a list is mended."""
+    records = [
+        thing(V1, 1),
+        *(gadget(number, parts=value) for number, value in ((2, None), (3, ...), (4, "x"), (5, []))),
+    ]
+    nested = NestedStage(connection, PARTS, GADGETS, INSTITUTION)
+    assert nested.encode([json.dumps(one).encode() for one in records], NOON).owners == [1, 5]
 
 
 def test_a_row_that_cannot_be_read_keeps_its_siblings(connection: psycopg.Connection) -> None:
