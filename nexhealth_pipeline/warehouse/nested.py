@@ -228,7 +228,8 @@ class _Sql:
         self.drop_older = sql.SQL(
             # A record read twice in one batch counts as read last.
             "WITH older AS (DELETE FROM {parents} p WHERE EXISTS (SELECT FROM {parents} q WHERE {same_q}"
-            " AND (q.version, q.read_at) > (p.version, p.read_at))"
+            # Without a version, older than any with one: compared with null, neither of two would be older.
+            " AND (coalesce(q.version, '-infinity'), q.read_at) > (coalesce(p.version, '-infinity'), p.read_at))"
             " OR EXISTS (SELECT FROM {parent_table} r WHERE {same_r} AND {newer}) RETURNING {key}, read_at)"
             " DELETE FROM {stage} s USING older p WHERE {same_s} AND s.source_read_at = p.read_at"
         ).format(

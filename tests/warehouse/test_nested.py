@@ -40,7 +40,7 @@ def connection(connection: psycopg.Connection) -> Iterator[psycopg.Connection]:
     connection.execute("DROP TABLE IF EXISTS nexhealth_parts CASCADE")
 
 
-def thing(version: str, *slots: int, **fields: Any) -> dict[str, Any]:
+def thing(version: str | None, *slots: int, **fields: Any) -> dict[str, Any]:
     parts = [{"slot": slot, "name": f"part {slot}"} for slot in slots]
     return gadget(1, updated_at=version, **({"parts": parts} | fields))
 
@@ -195,3 +195,30 @@ def test_a_record_that_comes_twice_counts_as_it_came_last(connection: psycopg.Co
     nested.merge()
     assert parts(connection) == [2]
     assert parts(connection, gone=True) == []
+
+
+@pytest.mark.parametrize("version", [None, "2026-02-30T10:00:00Z"], ids=["none", "none that can be read"])
+def test_a_record_without_a_version_that_comes_twice_counts_as_it_came_last(
+    connection: psycopg.Connection, version: str | None
+) -> None:
+    """Else a row that only the older of the two lists has is there for good."""
+    stage = Table(connection).stage(thing(version, 1))
+    nested = NestedStage(connection, PARTS, GADGETS, INSTITUTION)
+    nested.open()
+    for at, slots in ((NOON, (1, 5)), (NOON + MINUTE, (1, 2))):
+        nested.add(nested.encode([json.dumps(thing(version, *slots)).encode()], at))
+    stage.merge(None)
+    nested.merge()
+    assert parts(connection) == [1, 2]
+
+
+def test_of_two_reads_the_one_without_a_version_is_the_older(connection: psycopg.Connection) -> None:
+    """As of the record itself."""
+    stage = Table(connection).stage(thing(V1, 1))
+    nested = NestedStage(connection, PARTS, GADGETS, INSTITUTION)
+    nested.open()
+    nested.add(nested.encode([json.dumps(gadget(1, updated_at=None, parts=[{"slot": 5}])).encode()], NOON + MINUTE))
+    nested.add(nested.encode([json.dumps(thing(V1, 1)).encode()], NOON))
+    stage.merge(None)
+    nested.merge()
+    assert parts(connection) == [1]
