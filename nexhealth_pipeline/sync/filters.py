@@ -127,11 +127,10 @@ def _alternatives(collection: Collection, filters: Filters) -> list[tuple[tuple[
 
 def moment_of(name: str, text: str) -> datetime:
     """An ISO 8601 time with a zone, or a day (its beginning in UTC), as UTC. Raises InvalidSetting naming `name`."""
-    moment: datetime | None = None
-    with suppress(ValueError):
+    with suppress(ValueError, OverflowError):  # in UTC it may be before the first year, or after the last
         moment = datetime.fromisoformat(text)
         if len(text) == len("2026-01-31"):
             moment = moment.replace(tzinfo=UTC)
-    if moment is None or moment.tzinfo is None:
-        raise InvalidSetting(f"{name} {text!r}: write a day (YYYY-MM-DD) or a time as ISO 8601 with a zone")
-    return moment.astimezone(UTC)
+        if moment.tzinfo is not None:
+            return moment.astimezone(UTC)
+    raise InvalidSetting(f"{name} {text!r}: write a day (YYYY-MM-DD) or a time as ISO 8601 with a zone")
