@@ -80,7 +80,8 @@ def _explained(
     passes = sum(len(passes_of(piece, today, options.filters, reconcile=options.reconciles)) for piece in pieces)
     # Of a filtered list nobody knows the length beforehand.
     whole = options.mode.whole and collection.window is None and not options.filters
-    pages = sum(ceil(rows / MOST_A_PAGE[collection.paging]) for rows in _rows(connection, collection)) if whole else 0
+    lists = _rows(connection, collection, pieces) if whole else []
+    pages = sum(ceil(rows / MOST_A_PAGE[collection.paging]) for rows in lists)
     return Explained(
         collection.name, collection.path, len(pieces), max(passes, pages), _why(collection, pieces, options)
     )
@@ -109,7 +110,34 @@ def _due(connection: psycopg.Connection, piece: Slice, options: SyncOptions) -> 
     return sum(1 for _ in due)
 
 
-def _rows(connection: psycopg.Connection, collection: Collection) -> list[int]:
-    """Rows the warehouse holds, per institution."""
-    query = sql.SQL("SELECT count(*) FROM {} GROUP BY institution_id").format(sql.Identifier(collection.table))
-    return [row[0] for row in connection.execute(query)]
+def _rows(connection: psycopg.Connection, collection: Collection, pieces: list[Slice]) -> list[float]:
+    """Rows the warehouse holds of each list that `pieces` read.
+
+    Of locations' lists that no index tells apart each is taken to be an even part of the institution's. Rows marked as
+    gone are counted as well: to leave those few out, of millions each would be looked at, and not only an index.
+    """
+    by_location = collection.scope is Scope.LOCATION and ("location_id",) in collection.indexes
+    place = "location_id" if by_location else "institution_id"
+    lists = Counter(piece.location_id if by_location else piece.institution_id for piece in pieces)
+    query = sql.SQL("SELECT {0}, count(*) FROM {1} WHERE {0} = ANY(%s) OR %s GROUP BY 1").format(
+        sql.Identifier(place), sql.Identifier(collection.table)
+    )
+    counted = connection.execute(query, (list(lists), collection.scope is Scope.PRACTICE)).fetchall()
+    if by_location or collection.scope is not Scope.LOCATION:
+        return [rows for _, rows in counted]
+    active = _active_locations(connection)
+    return [
+        rows / active.get(institution, lists[institution])
+        for institution, rows in counted
+        for _ in range(lists[institution])
+    ]
+
+
+def _active_locations(connection: psycopg.Connection) -> dict[int, int]:
+    """How many each institution has."""
+    return dict(
+        connection.execute(
+            "SELECT institution_id, count(*) FROM nexhealth_locations"
+            " WHERE NOT coalesce(inactive, false) AND deleted_at IS NULL GROUP BY 1"
+        ).fetchall()
+    )
