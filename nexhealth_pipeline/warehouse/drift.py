@@ -217,4 +217,5 @@ def _at(record: dict[str, object], path: tuple[str, ...]) -> object:
 
 def _sample_id(record: dict[str, object]) -> int | None:
     identifier = record.get("id")
-    return identifier if isinstance(identifier, int) and abs(identifier) < 2**63 else None
+    # Where the id is no key nothing has looked at it before: true is an int as well, and no bigint.
+    return identifier if type(identifier) is int and abs(identifier) < 2**63 else None

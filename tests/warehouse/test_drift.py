@@ -133,6 +133,15 @@ def test_a_drift_keeps_when_it_was_first_seen_and_moves_when_it_was_last(
     ) == [(7, "born", "retyped", None, False), (7, "colour", "new", 2, True), (8, "colour", "new", 3, False)]
 
 
+def test_an_id_that_is_none_is_no_sample(connection: psycopg.Connection, rows: Rows) -> None:
+    """Where it is no key it is loaded whatever it is; an error of the database would end the load every night."""
+    encoder = RecordEncoder(COLLECTIONS["patient_addresses"], INSTITUTION)
+    for text in ("true", str(2**64), '"7"'):
+        encoder.encode([b'{"id": %s, "colour_%d": 1}' % (text.encode(), len(text))], NOON, {"patient_id": 5})
+    record_drift(connection, "patient_addresses", encoder.drift.drain())
+    assert rows("SELECT DISTINCT sample_id FROM nexhealth_schema_drift WHERE field LIKE 'colour%'") == [(None,)]
+
+
 def test_a_field_is_missing_only_where_no_read_of_the_institution_met_it(
     connection: psycopg.Connection, rows: Rows
 ) -> None:
