@@ -17,6 +17,7 @@ import psycopg
 from nexhealth_pipeline.catalog.collection import Collection, Column, SqlType
 from nexhealth_pipeline.catalog.collections import nested_in
 from nexhealth_pipeline.errors import RecordRefused
+from nexhealth_pipeline.warehouse.runs import lock_key
 
 __all__ = ["Drift", "DriftWatch", "field_of", "is_plain_name", "known_keys", "record_drift", "record_missing"]
 
@@ -26,6 +27,11 @@ _NAME = re.compile(r"[A-Za-z0-9_\-]{1,63}", re.ASCII)
 _ODD_NAME = "(a key that is no plain name)"
 _MOST = 200
 """Most drifts one slice tells: an object keyed by anything would otherwise fill the table."""
+_MET = (
+    "collection = %(collection)s AND institution_id = %(institution)s AND kind = 'missing'"
+    " AND field <> ALL(%(fields)s::text[])"
+)
+"""Fields noted as missing that are not among those a read lacked."""
 _TYPE_RULES = ("not ", "the object around")
 """How rules begin that a value of another type breaks; the others are about its content."""
 
@@ -169,22 +175,28 @@ def record_missing(
         "fields": sorted(absent),
         "seconds": collection.second_looks,
     }
-    connection.execute(
-        "DELETE FROM nexhealth_schema_drift WHERE collection = %(collection)s AND institution_id = %(institution)s"
-        " AND kind = 'missing' AND field <> ALL(%(fields)s::text[])",
-        key,
-    )
-    if not key["fields"]:
-        return 0
-    rows = connection.execute(
-        "INSERT INTO nexhealth_schema_drift (collection, institution_id, field, kind)"
-        " SELECT %(collection)s, %(institution)s, field, 'missing' FROM unnest(%(fields)s::text[]) field"
+    row = connection.execute(
+        "SELECT ARRAY(SELECT field FROM unnest(%(fields)s::text[]) field"  # noqa: S608 - a constant
         " WHERE NOT EXISTS (SELECT FROM nexhealth_sync_state s WHERE s.collection = %(collection)s"
         " AND s.institution_id = %(institution)s AND s.pass <> ALL(%(seconds)s::text[])"
-        " AND field <> ALL(s.absent_fields)) ORDER BY field"
+        " AND field <> ALL(s.absent_fields)) ORDER BY field), EXISTS (SELECT FROM nexhealth_schema_drift"
+        f" WHERE {_MET})",
+        key,
+    ).fetchone()
+    assert row is not None
+    lacking, met = row
+    if not (lacking or met):
+        return 0
+    # What one slice forgets another may be noting, and the other way round: whoever came second to the one and first to
+    # the other would wait in a circle.
+    connection.execute("SELECT pg_advisory_xact_lock(%s)", (lock_key("missing", collection.name, institution_id),))
+    connection.execute(f"DELETE FROM nexhealth_schema_drift WHERE {_MET}", key)  # noqa: S608 - a constant
+    rows = connection.execute(
+        "INSERT INTO nexhealth_schema_drift (collection, institution_id, field, kind)"
+        " SELECT %(collection)s, %(institution)s, field, 'missing' FROM unnest(%(lacking)s::text[]) field"
         " ON CONFLICT (collection, institution_id, field, kind) DO UPDATE SET last_seen_at = clock_timestamp()"
         " RETURNING xmax = 0",
-        key,
+        key | {"lacking": lacking},
     )
     return sum(row[0] for row in rows)
 

@@ -1,6 +1,7 @@
 """Fields that come otherwise than declared: found while records are encoded, told once, and without a value."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -167,3 +168,34 @@ def test_what_only_a_reconcile_read_last_week_keeps_no_field_from_being_missed(c
         key = PassKey("gadgets", 7, 1, "", name)
         save_state(connection, PassState(key, watermark=NOON, pass_started_at=NOON, absent_fields=absent))
     assert record_missing(connection, twice, 7, ["note"]) == 1
+
+
+def test_slices_that_end_together_wait_for_each_other_in_no_circle(
+    connection: psycopg.Connection, other: psycopg.Connection, shared_url: str
+) -> None:
+    """Each met what the other lacked: one forgets the field that the other notes again, and the other way round."""
+
+    def end(slice_: psycopg.Connection, absent: str) -> None:
+        with slice_.transaction():
+            record_missing(slice_, GADGETS, 7, [absent])
+
+    assert record_missing(connection, GADGETS, 7, ["born", "note"]) == 2
+    with psycopg.connect(shared_url, autocommit=True) as third, ThreadPoolExecutor(2) as pool:
+        with connection.transaction():
+            connection.execute("SELECT FROM nexhealth_schema_drift WHERE field = 'born' FOR UPDATE")
+            first = pool.submit(end, other, "note")
+            _until_it_waits(connection, other)
+            second = pool.submit(end, third, "born")
+            _until_it_waits(connection, third)
+        first.result()
+        second.result()
+    missing = connection.execute("SELECT field FROM nexhealth_schema_drift WHERE kind = 'missing'").fetchall()
+    assert missing == [("born",)], "as the one that ended last has it"
+
+
+def _until_it_waits(connection: psycopg.Connection, other: psycopg.Connection) -> None:
+    for _ in range(10_000):
+        row = connection.execute("SELECT cardinality(pg_blocking_pids(%s))", (other.info.backend_pid,)).fetchone()
+        if row and row[0]:
+            return
+    raise AssertionError("it does not wait")
