@@ -152,7 +152,7 @@ def _practices(
 def _groups(connection: psycopg.Connection) -> dict[tuple[int, int], list[frozenset[int]]]:
     rows = connection.execute(
         "SELECT institution_id, ARRAY(SELECT (l->>'id')::bigint FROM jsonb_array_elements("
-        " CASE jsonb_typeof(locations) WHEN 'array' THEN locations ELSE '[]' END) l)"
+        " CASE jsonb_typeof(locations) WHEN 'array' THEN locations ELSE '[]' END) l WHERE l->>'id' ~ '^[0-9]{1,18}$')"
         " FROM nexhealth_sync_status WHERE deleted_at IS NULL"
     )
     return _grouped((institution_id, ids) for institution_id, ids in rows)

@@ -33,10 +33,21 @@ __all__ = [
 _KEY = "(collection, institution_id, location_id, window_key, pass) = (%s, %s, %s, %s, %s)"
 _FIELDS = "id, begun_at, started_at, offline, unreadable, revived, complete, judged_at"
 _OFFLINE = """
-SELECT DISTINCT (l->>'id')::bigint FROM nexhealth_sync_status s, jsonb_array_elements(
-    CASE jsonb_typeof(s.locations) WHEN 'array' THEN s.locations ELSE '[]' END) l
-WHERE s.institution_id = %s AND s.deleted_at IS NULL AND s.read_status <> 'green'
+SELECT DISTINCT place.id FROM nexhealth_sync_status s
+CROSS JOIN jsonb_array_elements(CASE jsonb_typeof(s.locations) WHEN 'array' THEN s.locations ELSE '[]' END) l
+CROSS JOIN LATERAL (
+    SELECT (l->>'id')::bigint AS id WHERE l->>'id' ~ '^[0-9]{1,18}$'
+    UNION ALL
+    SELECT p.id FROM nexhealth_locations p
+    WHERE p.institution_id = s.institution_id AND (l->>'id' ~ '^[0-9]{1,18}$') IS NOT TRUE
+) place
+WHERE s.institution_id = %s AND s.deleted_at IS NULL AND s.read_status IS DISTINCT FROM 'green'
+    AND EXISTS (SELECT FROM nexhealth_sync_status o WHERE o.institution_id = s.institution_id AND o.deleted_at IS NULL
+        AND (o.read_status IS NOT NULL OR o.read_status_at IS NOT NULL))
 """
+"""Not green is red, and a status that is not told: absences are judged only where the practice is known to be read. An
+institution none of whose sources tells how, or at least when, it was read has no status to go by: it would never be
+judged, and is not offline. An entry that does not say which location it is may be any of the institution's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +84,7 @@ def answered_key(row_id: int) -> str:
 
 
 def offline_locations(connection: psycopg.Connection, institution_id: int) -> set[int]:
-    """Locations of practice systems that NexHealth does not reach (`read_status` is not green)."""
+    """Locations of practice systems that NexHealth is not known to reach (`read_status` is not green)."""
     return {row[0] for row in connection.execute(_OFFLINE, (institution_id,))}
 
 

@@ -3,9 +3,10 @@
 from typing import Any
 
 import msgspec
+import psycopg
 import pytest
 
-from nexhealth_pipeline.sync.practice import practices_of_records
+from nexhealth_pipeline.sync.practice import load_practices, practices_of_records
 
 
 def records(*databases: list[int], repeated: bool = False) -> dict[str, list[bytes]]:
@@ -44,3 +45,18 @@ def test_every_database_is_read_by_one_of_its_locations(
 def test_an_institution_that_two_keys_reach_has_its_locations_once() -> None:
     """A dry run would read them twice."""
     assert [one.id for one in practices_of_records(records(repeated=True)).locations] == [1, 2, 3]
+
+
+def test_an_entry_that_names_no_location_ends_nothing(database_url: str) -> None:
+    """One office's odd status must not keep all the others from being read."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO nexhealth_institutions (institution_id, id, subdomain, raw, synced_at, source_read_at, row_hash)"
+            " VALUES (7, 7, 'smile', '{}', now(), now(), '');"
+            "INSERT INTO nexhealth_locations (institution_id, id, synced_at, source_read_at, row_hash)"
+            " SELECT 7, id, now(), now(), '' FROM generate_series(1, 2) AS id;"
+            "INSERT INTO nexhealth_sync_status (institution_id, sync_source_type, sync_source_name, locations, synced_at,"
+            " source_read_at, row_hash)"
+            """ VALUES (7, 'x', 'y', '[{"id": "1"}, {"id": "North"}, {"id": 2}, {}, "3"]', now(), now(), '')"""
+        )
+        assert [(one.id, one.owner_id) for one in load_practices(connection).locations] == [(1, 1), (2, 1)]
