@@ -267,6 +267,14 @@ class Collection:
         return tuple(one.name for one in self.from_request if self.per and one.name not in self.key)
 
     @property
+    def parent_columns(self) -> tuple[str, ...]:
+        """Of rows in the own list of another row, or inside it: what holds its id, which the request knows or the record."""
+        if self.per is None and self.inside is None:
+            return ()
+        known = tuple(one.name for one in self.from_request)
+        return known or tuple(name for name, pointed_to in self.references if pointed_to in (self.per, self.inside))
+
+    @property
     def regular_passes(self) -> tuple[Pass, ...]:
         """The passes that make a slice complete, in whatever mode it is read."""
         return tuple(one for one in self.passes if not one.reconcile_only)

@@ -345,7 +345,7 @@ class ChildReader(SliceReader):
 
     def _known(self, row: DueRow) -> dict[str, int]:
         """What the request knows: the row it asks about, under the name that the declaration gives it."""
-        known = {column.name: row.id for column in self.slice.collection.from_request}
+        known = dict.fromkeys(self.slice.collection.parent_columns, row.id)
         return {**known, "location_id": self.slice.location_id}
 
     def _fetch(self, plans: list[PassPlan], due: Iterator[DueRow]) -> Iterator[_Answer]:

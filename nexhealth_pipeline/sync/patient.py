@@ -130,7 +130,7 @@ class _Refresh:
         self._asked[collection.name] = self._parents(collection)
 
         def fetch(row: DueRow) -> _Answers:
-            known = {column.name: row.id for column in collection.from_request}
+            known = dict.fromkeys(collection.parent_columns, row.id)
             known["location_id"] = home.id if home else 0
             asked = [replace(request, path=request.path.format(id=row.id)) for request in requests]
             return [(page, known) for request in asked for page in self.session.client.pages(request)]

@@ -12,7 +12,7 @@ from datetime import datetime
 import psycopg
 from psycopg import sql
 
-from nexhealth_pipeline.catalog.collection import Collection
+from nexhealth_pipeline.catalog.collection import Collection, Scope
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.client.page import kept_page
 from nexhealth_pipeline.errors import InvalidSetting
@@ -198,12 +198,23 @@ def _outdated(connection: psycopg.Connection, place: _Place, record: _Record) ->
     """Whether a whole read begun later did not meet it any more, or the record it stood in has changed since."""
     collection = place.collection
     held_in = COLLECTIONS[collection.inside or collection.name]
+    if held_in.per is not None:
+        return False  # a list under one row says so itself when it is read; a read of the slice is one of some lists
     row = connection.execute(
         "SELECT bool_and(last_full_at IS NOT NULL AND last_full_at > %s) FROM nexhealth_sync_state"
-        # Changes are never read whole: months are.
-        " WHERE collection = %s AND institution_id = %s AND location_id = %s AND window_key <> %s"
+        # Changes are never read whole: months are. An institution's list may be read at each of its locations, and its
+        # record have been met in a patient's, which is filed under the patient's location.
+        " WHERE collection = %s AND institution_id = %s AND (location_id = %s OR %s) AND window_key <> %s"
         " AND pass <> ALL(%s)",
-        (record.read_at, held_in.name, place.institution_id, place.location_id, CHANGES, held_in.second_looks),
+        (
+            record.read_at,
+            held_in.name,
+            place.institution_id,
+            place.location_id,
+            held_in.scope is Scope.INSTITUTION,
+            CHANGES,
+            held_in.second_looks,
+        ),
     ).fetchone()
     if row and row[0]:
         return True

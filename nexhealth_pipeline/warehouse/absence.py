@@ -348,9 +348,8 @@ def _lists_sql(collection: Collection) -> sql.Composed:
 
 
 def _parent(collection: Collection) -> str:
-    """Column that holds the row whose own list a row stands in: one that says so, else what the request knows."""
-    named = [column for column, target in collection.references if target in (collection.per, collection.inside)]
-    return named[0] if named else collection.from_request[0].name
+    """Column that holds the row whose own list a row stands in."""
+    return collection.parent_columns[0]
 
 
 def _place(collection: Collection) -> sql.Composed | None:

@@ -50,7 +50,7 @@ class Note:
     loaded: bool
     raw: bytes
     request: Mapping[str, int] = made_with(default_factory=dict)
-    """What the request knew of the record and the record does not say: all that is needed to load it later."""
+    """What the request knew of the record: all that is needed to load it later, and whose list it stood in."""
     owner: str = ""
     """The part of it that is in the row's key: the same bytes inside two charges are two records."""
     read_at: datetime | None = None
@@ -118,6 +118,9 @@ class RecordEncoder:
         self._fields = _fields(collection)
         self._usual = UsualRecords(collection)
         self._request_columns = collection.from_request
+        columns = (*(column.name for column in collection.from_request), *collection.parent_columns)
+        self._noted = tuple(dict.fromkeys(columns))
+        """What notes keep of a request."""
         self._sensitive = tuple((path[-1], b'"%s"' % path[-1].encode()) for path in collection.sensitive)
         self._id_at = id_place(arranged(collection))
         self._version_at = next((at for at, one in enumerate(self._fields) if one.name == collection.version), None)
@@ -164,7 +167,7 @@ class RecordEncoder:
             except RecursionError:
                 encoded.notes.append(Note(_id_of(raw), "", "nested too deep", loaded=False, raw=self.blotted(raw)))
         if encoded.notes:
-            of_request = {column.name: request[column.name] for column in self._request_columns}
+            of_request = {name: request[name] for name in self._noted if name in request}
             owner = ",".join(str(value) for name, value in of_request.items() if name in self._collection.key)
             encoded.notes = [replace(note, request=of_request, owner=owner, read_at=read_at) for note in encoded.notes]
         return encoded

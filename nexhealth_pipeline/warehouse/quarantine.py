@@ -1,9 +1,10 @@
 """`nexhealth_quarantine`: records, and fields of records, that could not be loaded.
 
-A note is open until its record is read later without the fault, or until a retry loads it. The same fault of
-the same content is one note, however often it is read; one that comes back after it was resolved is open, and
-new, again. A record that could not be read at all may have been spoilt on its way, so what met one for the first
-time is asked once more: by the next sync, whose pass begins where that one began (:func:`met_unread`).
+A note is open until its record is read later without the fault, or the row's own list that it stood in without the
+record, or until a retry loads it. The same fault of the same content is one note, however often it is read; one that
+comes back after it was resolved is open, and new, again. A record that could not be read at all may have been spoilt on
+its way, so what met one for the first time is asked once more: by the next sync, whose pass begins where that one began
+(:func:`met_unread`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -65,7 +66,7 @@ def quarantine(
     return new
 
 
-_UNREAD = " WHERE collection = %s AND institution_id = %s AND location_id = %s AND NOT loaded AND resolved_at IS NULL"
+_OPEN = " WHERE collection = %s AND institution_id = %s AND location_id = %s AND resolved_at IS NULL"
 
 
 def met_unread(
@@ -73,7 +74,7 @@ def met_unread(
 ) -> bool:
     """Whether a record that could not be read was met there for the first time after `since` (database time)."""
     row = connection.execute(
-        f"SELECT EXISTS (SELECT FROM nexhealth_quarantine{_UNREAD}"  # noqa: S608 - a constant
+        f"SELECT EXISTS (SELECT FROM nexhealth_quarantine{_OPEN} AND NOT loaded"  # noqa: S608 - a constant
         " AND (%s::timestamptz IS NULL OR first_seen_at >= %s))",
         (collection, institution_id, location_id, since, since),
     ).fetchone()
@@ -88,13 +89,14 @@ def close_unnamed(
     before: datetime,
     met_since: datetime | None,
 ) -> int:
-    """Close notes of records without a readable id that a read begun at `before` no longer met; how many.
+    """Close notes of records without an id that can be read that a read begun at `before` no longer met; how many.
 
     Only those first met after `met_since` (database time; None: all), which is what that read asked for. Nothing else
-    could: such a record cannot be recognized when it comes well. The caller commits.
+    could: such a record, of which a field may have been loaded as null, cannot be recognized when it comes well. The
+    caller commits.
     """
     return connection.execute(
-        f"UPDATE nexhealth_quarantine SET resolved_at = clock_timestamp(){_UNREAD}"  # noqa: S608 - a constant
+        f"UPDATE nexhealth_quarantine SET resolved_at = clock_timestamp(){_OPEN}"  # noqa: S608 - a constant
         " AND record_id = '' AND read_at < %s AND first_seen_at >= coalesce(%s::timestamptz, '-infinity')",
         (collection, institution_id, location_id, before, met_since),
     ).rowcount
@@ -106,10 +108,9 @@ class OpenNotes:
     def __init__(self, connection: psycopg.Connection, collection: Collection, institution_id: int) -> None:
         self._connection = connection
         self._name, self._institution = collection.name, institution_id
-        known = [one.name for one in collection.from_request]
-        keyed = next((name for name in known if name in collection.key), None)
+        keyed = next((one.name for one in collection.from_request if one.name in collection.key), None)
         self._keyed = keyed is not None
-        self._owner = keyed or (known[0] if known and collection.per else None)
+        self._owner = keyed or next(iter(collection.parent_columns), None)
         self.any = False
         """Whether there are any, as far as :meth:`look` knows."""
 
@@ -129,8 +130,8 @@ class OpenNotes:
     def resolve(self, ids: Sequence[int], owners: Sequence[int], read_at: datetime) -> int:
         """Close notes of records read before `read_at`; how many. The caller commits, after the new notes.
 
-        Records are found by `owners` where the key holds what the request knew, else by their `ids`; those without
-        an id by their owner, whose whole list was read.
+        Records are found by `owners` where the key holds what the request knew, else by their `ids`; and by their owner
+        where its whole list was read: what that still holds has been noted again by then.
         """
         if not self.any or not (ids or owners):
             return 0
@@ -138,12 +139,11 @@ class OpenNotes:
             "UPDATE nexhealth_quarantine SET resolved_at = clock_timestamp()"
             " WHERE collection = %(collection)s AND institution_id = %(institution)s AND resolved_at IS NULL"
             " AND read_at < %(read_at)s AND (record_id = ANY(%(ids)s)"
-            " OR (%(keyed)s OR record_id = '') AND request ->> %(owner)s::text = ANY(%(owners)s))",
+            " OR request ->> %(owner)s::text = ANY(%(owners)s))",
             {
                 "collection": self._name,
                 "institution": self._institution,
                 "owner": self._owner,
-                "keyed": self._keyed,
                 "read_at": read_at,
                 "ids": [] if self._keyed else [str(one) for one in ids],
                 "owners": [str(one) for one in owners],

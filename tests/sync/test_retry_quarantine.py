@@ -49,6 +49,15 @@ class Desk:
             loader.encode_and_load([(page, {"location_id": 3, **request})], None)
         return loader.new_notes
 
+    def read_whole(self, name: str, location: int, at: datetime, *, name_of_pass: str = "all") -> None:
+        """The slice of a location was read whole, by a read begun at that time."""
+        self.connection.execute(
+            "INSERT INTO nexhealth_sync_state (collection, institution_id, location_id, window_key, pass, mode,"
+            " filter_hash, cursor, page, records, run_id, last_full_at)"
+            " VALUES (%s, 7, %s, '', %s, 'full', '', '', 0, 0, '', %s)",
+            (name, location, name_of_pass, at),
+        )
+
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         return self.connection.execute(query).fetchall()
 
@@ -183,6 +192,27 @@ class TestRetry:
             )
         assert desk.retry() == (1, 0, 1, 0)
 
+    @pytest.mark.parametrize(("second", "outdated"), [(TWO, 1), (NOON, 0)], ids=["at both offices", "at one"])
+    @pytest.mark.parametrize("filed", [0, 3], ids=["institution-wide", "under a patient's office"])
+    def test_a_list_of_the_institution_that_each_office_is_asked_for_was_read_where_all_were(
+        self, desk: Desk, filed: int, second: datetime, outdated: int
+    ) -> None:
+        """Else no note of an appointment type is ever out of date."""
+        desk.load("appointment_types", b'{"id": 5, "name": "\xff"}')
+        desk.connection.execute("UPDATE nexhealth_quarantine SET location_id = %s", (filed,))
+        desk.read_whole("appointment_types", 3, TWO)
+        desk.read_whole("appointment_types", 4, second)
+        assert desk.retry() == (1, 0, outdated, 1 - outdated)
+
+    def test_that_other_patients_lists_were_read_makes_no_note_out_of_date(self, desk: Desk) -> None:
+        """Where some lists failed, the rest is noted as all of them: this record is there, and nobody has loaded it."""
+        desk.load("documents", {"id": "x", "filename": "a.pdf"}, patient_id=7)
+        desk.connection.execute("UPDATE nexhealth_quarantine SET raw = %s", (b'{"id": 8, "filename": "a.pdf"}',))
+        desk.load("documents", at=TWO, patient_id=77)
+        desk.read_whole("documents", 3, TWO, name_of_pass="rows")
+        assert desk.retry() == (1, 1, 0, 0)
+        assert desk.rows("SELECT id, patient_id FROM nexhealth_documents") == [(8, 7)]
+
     def test_a_row_inside_a_record_that_changed_since_is_out_of_date(self, desk: Desk) -> None:
         """The record is the authority over its list."""
         payout = {"claim_id": "x", "write_off": {"amount": "1.00", "currency": "USD"}}
@@ -231,6 +261,24 @@ class TestBySyncItself:
         desk.load("patients", person(born=None), at=ONE)
         assert desk.rows(OPEN) == [("1", "bio_date_of_birth")]
 
+    @pytest.mark.parametrize("name", ["documents", "alerts"])
+    def test_a_list_read_without_the_record_closes_its_note(self, desk: Desk, name: str) -> None:
+        """Deleted at the practice: nothing else would ever close it, and a retry would raise the dead."""
+        bad = [b'{"id": %d, "note": "\xff"}' % number for number in (5, 6, 8)]
+        desk.load(name, bad[0], patient_id=7, at=THREE)
+        desk.load(name, bad[1], patient_id=7)
+        desk.load(name, bad[2], patient_id=77)
+        desk.load(name, at=TWO, patient_id=7)
+        assert desk.rows(OPEN) == [("5", ""), ("8", "")], "not what was met later, nor in another patient's list"
+        assert desk.retry() == (2, 0, 0, 2)
+
+    def test_a_record_met_in_another_list_is_that_ones(self, desk: Desk) -> None:
+        """Two records of a patient that were two are one: the list it left says nothing of it, nor whose it is."""
+        for patient, at in ((7, ONE), (77, TWO)):
+            desk.load("documents", b'{"id": 8, "filename": "\xff"}', at=at, patient_id=patient)
+        desk.load("documents", at=THREE, patient_id=7)
+        assert desk.rows("SELECT request, resolved_at FROM nexhealth_quarantine") == [({"patient_id": 77}, None)]
+
     def test_rows_without_an_id_are_known_by_what_they_stand_under(self, desk: Desk) -> None:
         """A patient's address, and the payouts inside a charge."""
         desk.load("patient_addresses", b'{"city": "\xff"}', patient_id=5)
@@ -272,6 +320,20 @@ def test_a_sync_heals_what_the_practice_corrected(settings: Settings, box: Sandb
     sync_all(settings, only={"patients"})
     assert rows(OPEN) == []
     assert rows("SELECT count(*) FROM nexhealth_quarantine") == [(1,)]
+
+
+def test_what_has_no_id_at_all_heals_when_its_whole_list_is_read(
+    settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """One bad time in the status of an office would else be a note for ever."""
+    status = box.state.ids("sync_status")[0]
+    box.state.update("sync_status", status, {"read_status_at": "at noon"})
+    for _ in range(2):
+        sync_all(settings, only=set())
+        assert rows(OPEN) == [("", "read_status_at")]
+    box.state.update("sync_status", status, {"read_status_at": "2026-03-01T12:00:00Z"})
+    sync_all(settings, only=set())
+    assert rows(OPEN) == []
 
 
 @pytest.mark.parametrize(
