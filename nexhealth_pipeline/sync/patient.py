@@ -35,6 +35,7 @@ __all__ = ["refresh_patient"]
 
 _PATIENTS, _ADDRESSES = COLLECTIONS["patients"], COLLECTIONS["patient_addresses"]
 _Answers = list[tuple[Page, Mapping[str, int]]]
+_LARGEST_ID = 2**63 - 1
 
 
 def refresh_patient(session: SyncSession, practices: Practices, patient_id: int) -> list[SliceResult]:
@@ -220,8 +221,10 @@ class _Refresh:
             answers = fetch()
             with self.connection.transaction():
                 loader.open()
-                counts = loader.encode_and_load(answers, None).counts
-                if collection.per:
+                loaded = loader.encode_and_load(answers, None)
+                counts = loaded.counts
+                # A list whose record could not be read, perhaps spoilt on its way, stays due: the next sync asks again.
+                if collection.per and not loaded.unread:
                     self._remember_children(collection, answers)
         except PipelineError as failure:
             skipped = isinstance(failure, NoAccess | NotFound) and collection.may_be_disabled
@@ -253,11 +256,16 @@ def _version(record: Mapping[str, msgspec.Raw]) -> datetime | None:
 
 
 def _location_ids(record: Mapping[str, msgspec.Raw]) -> list[int] | None:
-    """Ids of the locations that list the patient; None where the answer does not say."""
+    """Ids of the locations that list the patient; None where the answer does not say, or says what cannot be one."""
     ids = _decoded(record, "location_ids")
-    if not isinstance(ids, list) or not all(str(one).isdecimal() for one in ids):
+    if not isinstance(ids, list) or not all(_is_id(str(one)) for one in ids):
         return None
     return [int(one) for one in ids]
+
+
+def _is_id(text: str) -> bool:
+    """Whether a column takes it; asked for its length first, since a number of any length may come."""
+    return text.isdecimal() and len(text) <= len(str(_LARGEST_ID)) and int(text) <= _LARGEST_ID
 
 
 def _list_shape(page: Page, record: Mapping[str, msgspec.Raw]) -> Page:

@@ -98,6 +98,25 @@ def test_the_patients_lists_are_as_old_as_their_requests(
     assert read_at < loads[patient]
 
 
+def test_a_list_whose_record_came_spoilt_is_asked_for_by_the_next_sync(
+    settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """Noted as read, what could not be loaded would wait for the patient's turn, weeks later."""
+    sync_all(settings, SyncOptions(mode=Mode.FULL), only={"patients"})
+    ((patient,),) = rows("SELECT min(id) FROM nexhealth_patients")
+    box.state.create("documents", subdomain=subdomain_of(rows, "patients", patient), patient_id=patient)
+    box.faults.add("garbled", path=f"/patients/{patient}/documents")
+    refresh(settings, patient)
+    box.faults.clear()
+    here = f"SELECT collection FROM nexhealth_child_reads WHERE patient_id = {patient} ORDER BY 1"
+    assert rows(here) == [("alerts",), ("patient_addresses",)]
+    open_notes = "SELECT collection FROM nexhealth_quarantine WHERE resolved_at IS NULL"
+    assert set(rows(open_notes)) == {("documents",)}
+    sync_all(settings, only={"patients", "documents"})
+    assert rows(open_notes) == []
+    assert rows(f"SELECT count(*) FROM nexhealth_documents WHERE patient_id = {patient}") > [(0,)]
+
+
 def test_what_one_office_has_not_and_a_window_that_is_refused_cost_a_patient_nothing(
     settings: Settings, box: SandboxServer, rows: Rows
 ) -> None:
@@ -129,7 +148,11 @@ def test_what_one_office_has_not_and_a_window_that_is_refused_cost_a_patient_not
 
 @pytest.mark.parametrize(
     ("said", "ids"),
-    [(b"[1,2]", [1, 2]), (b'["1",2]', [1, 2]), (b"[]", []), (b'[1,"x"]', None), (b"[1,true]", None), (b"7", None)],
+    [
+        *((b"[1,2]", [1, 2]), (b'["1",2]', [1, 2]), (b"[]", []), (b'[1,"x"]', None), (b"[1,true]", None), (b"7", None)),
+        *((b"[%d]" % (2**63 - 1), [2**63 - 1]), (b"[1,%d]" % 2**63, None), (b'["%s"]' % (b"9" * 5000), None)),
+    ],
+    ids=lambda one: one[:20].decode() if isinstance(one, bytes) else None,
 )
 def test_locations_that_cannot_be_read_are_none_that_the_patient_left(said: bytes, ids: list[int] | None) -> None:
     """Ids are texts in some places of the API (API.md H)."""
