@@ -10,7 +10,7 @@ import dagster as dg
 
 from nexhealth_pipeline.catalog.collection import Collection, Scope
 from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
-from nexhealth_pipeline.errors import ConfigurationError
+from nexhealth_pipeline.errors import ConfigurationError, InvalidSetting
 from nexhealth_pipeline.orchestration.config import SyncConfig
 from nexhealth_pipeline.orchestration.metadata import collection_metadata, result_metadata
 from nexhealth_pipeline.orchestration.partitions import INSTITUTIONS, LOCATION_MONTHS, LOCATIONS, add_keys
@@ -40,7 +40,9 @@ __all__ = [
     "events_of",
     "fresh_after",
     "require_known",
+    "require_reached",
     "step_name",
+    "unreached",
     "warn_of_skipped",
 ]
 
@@ -58,6 +60,12 @@ _SCOPE_NAMES = {
     Scope.LOCATION: "locations",
     Scope.LOCATION_MONTH: "appointments",
 }
+_FORMS = {
+    Scope.INSTITUTION: "<subdomain>",
+    Scope.LOCATION: "<subdomain>.<location id>",
+    Scope.LOCATION_MONTH: "<subdomain>.<location id>|<year>-<month>",
+}
+_NOT_REACHED = "the API key, or NEXHEALTH_SUBDOMAINS, does not reach it"
 _NAMED_KEYS = 5
 
 
@@ -143,7 +151,10 @@ def _read(context: dg.AssetExecutionContext, config: SyncConfig, nexhealth: NexH
         options = config.options(session.settings, fresh_after(context, session))
         collections = _filtered(context, collections, scope, options)
         keys = chosen_partitions(context, config.partitions, plan=not options.partial) if PARTITIONS[scope] else []
-        slices = _slices(context, collections, scope, keys, config.known_practices() or session.practices())
+        practices = config.known_practices() or session.practices()
+        if scope is not Scope.PRACTICE:
+            require_known(practices, session.settings.subdomains)
+        slices = _slices(context, collections, scope, keys, practices)
         if options.start or options.end:
             slices = _in_window(context, slices, options)
         try:
@@ -155,10 +166,24 @@ def _read(context: dg.AssetExecutionContext, config: SyncConfig, nexhealth: NexH
                 (lambda _: ()) if options.dry_run else events_of,
             )
         finally:
-            if scope is Scope.PRACTICE and not options.dry_run:
-                add_partitions(context.instance, session.practices())
-        if not stop.is_set():
-            raise_failures(results)
+            discovers = scope is Scope.PRACTICE and not options.dry_run
+            refused = _refused(context, session) if discovers else None
+        if stop.is_set():
+            return
+        raise_failures(results)
+        if refused is not None:
+            raise refused
+        if not options.partial and "institutions" in {one.name for one in collections}:
+            require_reached(session.practices(), session.settings.subdomains)
+
+
+def _refused(context: dg.AssetExecutionContext, session: SyncSession) -> InvalidSetting | None:
+    """Add the partitions of what is known; what of it cannot be one, to be told after what ended the read."""
+    try:
+        add_partitions(context.instance, session.practices())
+    except InvalidSetting as error:
+        return error
+    return None
 
 
 def _filtered(
@@ -179,14 +204,19 @@ def _slices(
     keys: Sequence[str],
     practices: Practices,
 ) -> list[Slice]:
-    """The slices of the run's partitions; a partition of an inactive location is named and left out."""
+    """The slices of the run's partitions; a partition of an inactive location is named and left out.
+
+    Raises ConfigurationError where there is no partition, or none of a known institution or location.
+    """
     wanted = set(keys)
     if scope is not Scope.PRACTICE:
-        require_known(practices)
         if not wanted:
             raise ConfigurationError(
                 "no partition is chosen: launch the run with partitions, or name some in its config"
             )
+        known = {one.subdomain for one in practices.institutions} | {one.key for one in practices.locations}
+        if not any(key.partition("|")[0] in known for key in wanted):
+            raise unreached(keys[0], _FORMS[scope])
     slices = [
         piece
         for collection in collections
@@ -211,21 +241,42 @@ def _in_window(context: dg.AssetExecutionContext, slices: list[Slice], options: 
     return kept
 
 
-def require_known(practices: Practices) -> None:
-    """Refuse a run before anything is known: it could only read nothing and look like a success."""
+def require_known(practices: Practices, subdomains: Sequence[str]) -> None:
+    """Refuse a run before anything is known of `subdomains` (of all, if empty): it could read nothing and look done."""
     if not practices.institutions:
+        chosen = f" of NEXHEALTH_SUBDOMAINS ({', '.join(subdomains)})" if subdomains else ""
         raise ConfigurationError(
-            "no institution or location is known yet: run the job nexhealth_practice (or `nexhealth sync`) first"
+            f"no institution or location{chosen} is known yet: run the job nexhealth_practice (or `nexhealth sync`) first"
         )
+
+
+def require_reached(practices: Practices, subdomains: Iterable[str]) -> None:
+    """Refuse names in NEXHEALTH_SUBDOMAINS that a whole discovery has not met: nothing of them would ever be read.
+
+    They are mistyped, or NexHealth has renamed the institution. Raises InvalidSetting.
+    """
+    missing = sorted(set(subdomains) - {institution.subdomain for institution in practices.institutions})
+    if missing:
+        raise InvalidSetting(
+            f"NEXHEALTH_SUBDOMAINS: the key reaches no institution {', '.join(map(repr, missing))}; subdomains are "
+            "case-sensitive"
+        )
+
+
+def unreached(key: str, form: str) -> ConfigurationError:
+    """Why a run is refused that names no partition of anything known, `key` first: it would read nothing and be green.
+
+    `form` is how such keys are written.
+    """
+    return ConfigurationError(
+        f"partition {key!r}: the API key, or NEXHEALTH_SUBDOMAINS, reaches nothing of that name; write {form}"
+    )
 
 
 def warn_of_skipped(context: Context, practices: Practices, keys: Sequence[str]) -> dict[str, str]:
     """Say in the run's log which keys can no longer be read, and why; returns the reasons by key."""
     inactive = {location.key for location in practices.locations if location.inactive}
-    reasons = {
-        key: "its location is inactive" if key.partition("|")[0] in inactive else "the API key does not reach it"
-        for key in keys
-    }
+    reasons = {key: "its location is inactive" if key.partition("|")[0] in inactive else _NOT_REACHED for key in keys}
     if keys:
         named = ", ".join(f"{key} ({reasons[key]})" for key in keys[:_NAMED_KEYS])
         more = f" and {len(keys) - _NAMED_KEYS} more" if len(keys) > _NAMED_KEYS else ""
@@ -249,9 +300,21 @@ def _tell_skipped(
 
 
 def add_partitions(instance: dg.DagsterInstance, practices: Practices) -> None:
-    """Add the keys of what is known and active; nothing is ever deleted, least of all after a failed read."""
-    add_keys(instance, INSTITUTIONS, [institution.subdomain for institution in practices.institutions])
-    add_keys(instance, LOCATIONS, [location.key for location in practices.active()])
+    """Add the keys of what is known and active; nothing is ever deleted, least of all after a failed read.
+
+    Raises InvalidSetting for a name that cannot be a key, when all others are there.
+    """
+    refused: list[InvalidSetting] = []
+    for definition, keys in (
+        (INSTITUTIONS, [institution.subdomain for institution in practices.institutions]),
+        (LOCATIONS, [location.key for location in practices.active()]),
+    ):
+        try:
+            add_keys(instance, definition, keys)
+        except InvalidSetting as error:
+            refused.append(error)
+    if refused:
+        raise refused[0]
 
 
 def _build(scope: Scope) -> dg.AssetsDefinition:

@@ -18,7 +18,7 @@ from dagster._core.events import RunFailureReason
 from nexhealth_pipeline.catalog.collection import Collection, Scope
 from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
 from nexhealth_pipeline.errors import Cancelled, InvalidSetting, PipelineError, TryLater, WarehouseError
-from nexhealth_pipeline.orchestration.assets import PARTITIONS, add_partitions, step_name
+from nexhealth_pipeline.orchestration.assets import PARTITIONS, add_partitions, require_reached, step_name
 from nexhealth_pipeline.orchestration.code_location import DEFINITIONS
 from nexhealth_pipeline.orchestration.command_runs import COMMAND_TAGS
 from nexhealth_pipeline.orchestration.dead_runs import end_dead_runs
@@ -252,11 +252,8 @@ def _require_practices(practices: Practices, results: list[dict[str, Any]], sett
     if failed and (not practices.institutions or nothing_read):
         kind = InvalidSetting if failed[0]["exit_status"] == InvalidSetting.exit_status else TryLater
         raise kind(str(failed[0]["reason"]))
-    missing = set(settings.subdomains) - {institution.subdomain for institution in practices.institutions}
-    if missing and not failed:
-        raise InvalidSetting(
-            f"NEXHEALTH_SUBDOMAINS: the key reaches no institution {sorted(missing)[0]!r}; subdomains are case-sensitive"
-        )
+    if not failed:
+        require_reached(practices, settings.subdomains)
 
 
 def _plan(

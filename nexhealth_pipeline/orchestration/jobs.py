@@ -15,13 +15,13 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.catalog.collections import DECLARED
-from nexhealth_pipeline.errors import ConfigurationError
 from nexhealth_pipeline.orchestration.assets import (
     ASSETS,
     collections_in,
     fresh_after,
     require_known,
     step_name,
+    unreached,
     warn_of_skipped,
 )
 from nexhealth_pipeline.orchestration.config import PatientConfig, SyncConfig
@@ -71,7 +71,9 @@ SCOPE_JOBS: dict[Scope, str] = {
 def _read_changes(context: dg.OpExecutionContext, config: SyncConfig, nexhealth: NexHealthResource) -> None:
     with step(context) as stop, nexhealth.session(context.run.run_id, stop, dry_run=config.dry_run) as session:
         options = replace(config.options(session.settings, fresh_after(context, session)), start=None, end=None)
-        locations = _locations(context, config.known_practices() or session.practices(), config.partitions)
+        practices = config.known_practices() or session.practices()
+        require_known(practices, session.settings.subdomains)
+        locations = _locations(context, practices, config.partitions)
         slices = [
             Slice(collection, location.institution, location, CHANGES)
             for collection in choose(collections_in(Scope.LOCATION_MONTH), options.filters, named=False, known=DECLARED)
@@ -93,15 +95,12 @@ def _locations(context: dg.OpExecutionContext, practices: Practices, keys: Seque
 
     Raises ConfigurationError where the keys are of no location at all.
     """
-    require_known(practices)
     if not keys:
         return practices.active()
     wanted = set(keys)
     known = [location for location in practices.locations if location.key in wanted]
     if not known:
-        raise ConfigurationError(
-            f"partitions {keys[0]!r}: the API key reaches no such location; write <subdomain>.<location id>"
-        )
+        raise unreached(keys[0], "<subdomain>.<location id>")
     active = [location for location in known if not location.inactive]
     warn_of_skipped(context, practices, sorted(wanted - {location.key for location in active}))
     return active

@@ -50,6 +50,7 @@ LOCATION_MONTHS = MultiPartitionsDefinition({"location": LOCATIONS, "month": MON
 """One key a location and month: `<subdomain>.<location_id>|2024-07`."""
 
 _KEY = re.compile(r"[A-Za-z0-9_.-]{1,200}")
+_NAMED = 5
 
 
 class LocationKey(NamedTuple):
@@ -86,13 +87,23 @@ def parse_location_month_key(key: str) -> tuple[LocationKey, str]:
 
 
 def add_keys(instance: DagsterInstance, definition: DynamicPartitionsDefinition, keys: Iterable[str]) -> list[str]:
-    """Add the `keys` that `definition` does not have yet; returns those. Raises InvalidSetting."""
+    """Add the `keys` that `definition` does not have yet; returns those.
+
+    Raises InvalidSetting for those that cannot be keys, when the others are there: one institution's name must not
+    keep another's locations out.
+    """
     name = str(definition.name)
     known = set(instance.get_dynamic_partitions(name))
-    new = [_checked(key) for key in dict.fromkeys(keys) if key not in known]
-    if new:
-        instance.add_dynamic_partitions(name, new)
-    return new
+    new = [key for key in dict.fromkeys(keys) if key not in known]
+    good = [key for key in new if _KEY.fullmatch(key)]
+    if good:
+        instance.add_dynamic_partitions(name, good)
+    if len(good) < len(new):
+        bad = [key for key in new if not _KEY.fullmatch(key)]
+        raise InvalidSetting(
+            f"{_impossible(bad)}; all others are added. Leave that institution out: name the others in NEXHEALTH_SUBDOMAINS"
+        )
+    return good
 
 
 def partition_tags(
@@ -140,5 +151,11 @@ def _range(known: Sequence[str], wanted: set[str]) -> tuple[str, str] | None:
 
 def _checked(key: str) -> str:
     if not _KEY.fullmatch(key):
-        raise InvalidSetting(f"partition key {key!r}: only letters, digits, '_', '.' and '-' are possible (1 to 200)")
+        raise InvalidSetting(_impossible([key]))
     return key
+
+
+def _impossible(keys: Sequence[str]) -> str:
+    named = ", ".join(repr(key) for key in keys[:_NAMED])
+    more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
+    return f"partition key {named}{more}: only letters, digits, '_', '.' and '-' are possible (1 to 200)"

@@ -208,7 +208,10 @@ def test_the_key_of_an_inactive_location_is_skipped_with_a_reason(known: House) 
         event.partition: event.event_specific_data.asset_observation.metadata["skipped"].value
         for event in known.events(result, OBSERVED)
     }
-    assert reasons == {CLOSED: "its location is inactive", "gone.1": "the API key does not reach it"}
+    assert reasons == {
+        CLOSED: "its location is inactive",
+        "gone.1": "the API key, or NEXHEALTH_SUBDOMAINS, does not reach it",
+    }
     assert known.status("operatories") == {PIER: GREEN}
 
 
@@ -240,14 +243,16 @@ def test_a_change_read_of_no_location_is_refused_and_names_those_it_leaves_out(h
     assert "nexhealth_practice" in house.failure(house.job(CHANGES_JOB, CHANGES_OP))
     assert house.run(Scope.PRACTICE).success
     mistyped = house.job(CHANGES_JOB, CHANGES_OP, config={"partitions": ["348621"]})
-    assert house.failure(mistyped).startswith("partitions '348621': the API key reaches no such location")
+    assert house.failure(mistyped).startswith(
+        "partition '348621': the API key, or NEXHEALTH_SUBDOMAINS, reaches nothing"
+    )
     some = house.job(CHANGES_JOB, CHANGES_OP, config={"partitions": [PIER, CLOSED, "gone.1"]})
     assert some.success
     read = "SELECT partition_key FROM nexhealth_sync_logs WHERE run_id = %s"
     assert house.rows(read, some.run_id) == [(f"{PIER}|changes",)]
     lines = [entry.user_message for entry in house.instance.all_logs(some.run_id) if entry.dagster_event is None]
-    told = f"2 partitions skipped: gone.1 (the API key does not reach it), {CLOSED} (its location is inactive)"
-    assert told in lines, lines
+    gone = "gone.1 (the API key, or NEXHEALTH_SUBDOMAINS, does not reach it)"
+    assert f"2 partitions skipped: {gone}, {CLOSED} (its location is inactive)" in lines, lines
 
 
 def test_one_patient_is_observed_with_what_it_cost(known: House) -> None:

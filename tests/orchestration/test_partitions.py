@@ -55,14 +55,15 @@ def test_months_are_those_that_the_sync_reads(today: str) -> None:
     assert keys[0] == "2024-07"
 
 
-def test_keys_are_added_once_and_checked_before_any_is_added() -> None:
-    """Discovery runs at every sync; a bad key among good ones must not leave half of them."""
+def test_keys_are_added_once_and_one_that_cannot_be_a_key_keeps_no_other_out() -> None:
+    """Discovery runs at every sync; one institution's name must not hide all new locations of the others."""
     with dg.DagsterInstance.ephemeral() as instance:
         assert partitions.add_keys(instance, partitions.LOCATIONS, ["a.1", "a.2", "a.1"]) == ["a.1", "a.2"]
         assert partitions.add_keys(instance, partitions.LOCATIONS, ["a.2", "a.3"]) == ["a.3"]
-        with pytest.raises(InvalidSetting):
-            partitions.add_keys(instance, partitions.LOCATIONS, ["a.4", "a|5"])
-        assert list(instance.get_dynamic_partitions("nexhealth_locations")) == ["a.1", "a.2", "a.3"]
+        with pytest.raises(InvalidSetting, match=r"^partition key 'a\|5', 'b c\.6': only letters") as caught:
+            partitions.add_keys(instance, partitions.LOCATIONS, ["a.4", "a|5", "b c.6", "d.7"])
+        assert "NEXHEALTH_SUBDOMAINS" in str(caught.value)
+        assert list(instance.get_dynamic_partitions("nexhealth_locations")) == ["a.1", "a.2", "a.3", "a.4", "d.7"]
 
 
 @pytest.mark.parametrize(
