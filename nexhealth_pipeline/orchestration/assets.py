@@ -19,6 +19,7 @@ from nexhealth_pipeline.orchestration.step import (
     Context,
     Event,
     chosen_partitions,
+    how_to_repeat,
     raise_failures,
     read,
     report,
@@ -170,7 +171,7 @@ def _read(context: dg.AssetExecutionContext, config: SyncConfig, nexhealth: NexH
             refused = _refused(context, session) if discovers else None
         if stop.is_set():
             return
-        raise_failures(results)
+        raise_failures(results, how_to_repeat(context, options))
         if refused is not None:
             raise refused
         if not options.partial and "institutions" in {one.name for one in collections}:

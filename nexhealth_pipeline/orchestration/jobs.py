@@ -29,7 +29,7 @@ from nexhealth_pipeline.orchestration.metadata import as_of_metadata, result_met
 from nexhealth_pipeline.orchestration.nightly import complete_windows
 from nexhealth_pipeline.orchestration.partitions import location_month_key
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
-from nexhealth_pipeline.orchestration.step import Event, raise_failures, read, step
+from nexhealth_pipeline.orchestration.step import Event, how_to_repeat, raise_failures, read, step
 from nexhealth_pipeline.orchestration.webhook_names import BULK_TAGS
 from nexhealth_pipeline.sync.filters import choose
 from nexhealth_pipeline.sync.months import CHANGES, month_keys
@@ -87,7 +87,7 @@ def _read_changes(context: dg.OpExecutionContext, config: SyncConfig, nexhealth:
             (lambda _: ()) if options.dry_run else partial(change_events, session),
         )
         if not stop.is_set():
-            raise_failures(results)
+            raise_failures(results, how_to_repeat(context, options))
 
 
 def _locations(context: dg.OpExecutionContext, practices: Practices, keys: Sequence[str]) -> Sequence[Location]:

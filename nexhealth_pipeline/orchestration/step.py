@@ -27,6 +27,7 @@ from nexhealth_pipeline.errors import Cancelled, PipelineError
 from nexhealth_pipeline.orchestration.command_runs import is_of_a_command
 from nexhealth_pipeline.orchestration.log_fields import fields_in_messages
 from nexhealth_pipeline.orchestration.worker import ENDING, Context, Watch, Worker
+from nexhealth_pipeline.sync.options import SyncOptions
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import SliceResult, Status
 from nexhealth_pipeline.warehouse.connect import driver_errors
@@ -38,6 +39,7 @@ __all__ = [
     "Event",
     "Listener",
     "chosen_partitions",
+    "how_to_repeat",
     "listen",
     "raise_failures",
     "read",
@@ -56,6 +58,10 @@ Listener = Callable[[SliceResult], None]
 _listeners: list[Listener] = []
 _PROGRESS_SECONDS = 15.0
 _NAMED_FAILURES = 20
+_FROM_FAILURE = (
+    'to read these again, re-execute the run "From failure" (not "From asset failure", which takes an asset with one good '
+    "partition for done)"
+)
 _MILLISECOND = 0.001
 """The list of an asset's events in Dagit shows one of each millisecond (seen in 1.13)."""
 _SHOWN = 100
@@ -142,14 +148,27 @@ def report(context: Context, events: Sequence[Event]) -> None:
             DagsterEvent.asset_observation(step_context, event, metadata)
 
 
-def raise_failures(results: Sequence[SliceResult]) -> None:
-    """End the step by naming the slices that failed, if any; all others are done."""
+def how_to_repeat(context: Context, options: SyncOptions) -> str:
+    """What to choose in Dagit to read again what failed, and nothing else; empty where nothing there does that.
+
+    A read of a part leaves no note of what was read. A command's run is repeated by whoever gave the command.
+    """
+    return "" if options.partial or is_of_a_command(context.run.tags) else _FROM_FAILURE
+
+
+def raise_failures(results: Sequence[SliceResult], again: str = "") -> None:
+    """End the step by naming the slices that failed, if any; all others are done. `again`: how to read those once more.
+
+    Where all of it was read and only absences could not be judged, there is nothing to read once more.
+    """
     failed = sorted((one for one in results if one.status is Status.FAILED), key=lambda one: one.slice.label)
     if not failed:
         return
     lines = [f"{one.slice.label}: {one.reason}" for one in failed[:_NAMED_FAILURES]]
     more = [f"and {len(failed) - _NAMED_FAILURES} more"] if len(failed) > _NAMED_FAILURES else []
     others = ", the others are done" if len(failed) < len(results) else ""
+    if again and any(one.absence is None for one in failed):
+        more.append(again)
     raise dg.Failure(
         description=f"{len(failed)} of {len(results)} slices failed{others}:\n" + "\n".join(lines + more),
         metadata={FAILED_SLICES: [one.slice.label for one in failed[:_NAMED_FAILURES]]},

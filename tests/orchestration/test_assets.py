@@ -79,6 +79,7 @@ def test_a_failing_location_is_red_alone_and_its_repetition_reads_nothing_else(k
     text = known.failure(result)
     assert text.startswith("1 of 6 slices failed, the others are done:\n")
     assert f"operatories {DESERT}" in text
+    assert '"From failure" (not "From asset failure"' in text.splitlines()[-1]
     assert "Jane" not in text
     assert NORTH not in text
     assert known.status("operatories") == {NORTH: GREEN, PIER: GREEN, DESERT: RED}
@@ -117,6 +118,7 @@ def test_a_reconcile_tells_what_is_gone_and_fails_where_the_brake_held(known: Ho
         known.box.state.delete("operatories", number, hard=True)
     result = known.run(Scope.LOCATION, [DESERT, PIER], assets=["operatories"], mode="reconcile")
     assert f"operatories {DESERT}: absences not marked: the answer was empty" in known.failure(result)
+    assert "From failure" not in known.failure(result), "reading it again changes nothing"
     assert known.partitions(result, MATERIALIZED) == {("operatories", DESERT), ("operatories", PIER)}
     said = {
         one.partition: one.event_specific_data.asset_observation.metadata["absence"].value
