@@ -7,21 +7,29 @@ default; without a key they skip and say so.
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import dagster as dg
 import psycopg
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    PARTITION_NAME_TAG,
+    SCHEDULE_NAME_TAG,
+)
 from dagster._utils.schedules import get_latest_completed_cron_tick
 
 from nexhealth_pipeline.catalog.collection import Scope
-from nexhealth_pipeline.errors import PipelineError
+from nexhealth_pipeline.errors import InvalidSetting, PipelineError
 from nexhealth_pipeline.orchestration.assets import PARTITIONS, step_name
 from nexhealth_pipeline.orchestration.crons import check_crons
 from nexhealth_pipeline.orchestration.dead_runs import end_dead_runs
 from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, CHANGES_OP, JOBS, SCOPE_JOBS
 from nexhealth_pipeline.orchestration.nightly import Due, due_at_night, due_in_the_morning
-from nexhealth_pipeline.orchestration.partitions import partition_tags
+from nexhealth_pipeline.orchestration.partitions import INSTITUTIONS, LOCATIONS, add_keys, partition_tags
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
 from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.sync.options import Mode
@@ -82,14 +90,44 @@ def _tick(
     except PipelineError as error:
         return dg.SkipReason(str(error))
     if not (keys or gone) and target is not _PRACTICE:
-        return dg.SkipReason("nothing is due; a location is known once nexhealth_practice has read it")
-    busy = context.instance.get_runs(dg.RunsFilter(job_name=target.job, statuses=_BUSY), limit=1)
-    if busy:
-        return dg.SkipReason(f"run {busy[0].run_id} of {target.job} is still going; the next tick takes up the rest")
+        chosen = f" of NEXHEALTH_SUBDOMAINS ({', '.join(settings.subdomains)})" if settings.subdomains else ""
+        return dg.SkipReason(f"nothing{chosen} is due; a location is known once nexhealth_practice has read it")
+    busy = _in_the_way(context.instance, target, len(keys) + len(gone))
+    if busy is not None:
+        return dg.SkipReason(f"run {busy.run_id} of {target.job} is still going; the next tick takes up the rest")
     if not gone:
         return _request(context, target, keys)
     reconcile = _request(context, target, gone, Mode.RECONCILE)
     return [_request(context, target, keys, Mode.INCREMENTAL), reconcile] if keys else [reconcile]
+
+
+def _in_the_way(instance: dg.DagsterInstance, target: _Target, due: int) -> dg.DagsterRun | None:
+    """A living run of the job that stands in the way of one over so many partitions, or None.
+
+    Those of schedules do, and others where they are together about half of what is due. A few locations that somebody
+    reads by hand must not cost all others their night: of a slice that both want the second read waits, and is skipped.
+    """
+    covered = 0
+    for run in instance.get_runs(dg.RunsFilter(job_name=target.job, statuses=_BUSY)):
+        partitions = _partitions_of(run, target)
+        if partitions is None:
+            return run
+        covered += partitions
+        if 2 * covered >= due:
+            return run
+    return None
+
+
+def _partitions_of(run: dg.DagsterRun, target: _Target) -> int | None:
+    """How many partitions a run covers that somebody started; None = of a schedule, or a range, or all there are."""
+    if SCHEDULE_NAME_TAG in run.tags:  # repetitions of such a run have it as well
+        return None
+    ops: Any = run.run_config.get("ops") or {}
+    chosen = ((ops.get(target.step) or {}).get("config") or {}).get("partitions")
+    if chosen:
+        return len(chosen)
+    first, last = (run.tags.get(tag) for tag in (ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG))
+    return 1 if PARTITION_NAME_TAG in run.tags or (first and first == last) else None
 
 
 def _request(
@@ -115,12 +153,31 @@ def _keys(
     timetable: _Timetable,
     target: _Target,
 ) -> tuple[list[str], list[str]]:
-    """Keys to read, and keys to reconcile."""
+    """Keys to read, and keys to reconcile; made partitions where they are none yet."""
     with nexhealth.warehouse() as connection:
         require_release(connection)
         end_dead_runs(context.instance, connection)
         due = timetable.due(connection, settings.subdomains)
-    return target.keys(due), [] if due.reconcile is None else target.keys(due.reconcile)
+    keys, gone = target.keys(due), [] if due.reconcile is None else target.keys(due.reconcile)
+    known = _partitions(context.instance, target, [*keys, *gone])
+    return [key for key in keys if _place(key) in known], [key for key in gone if _place(key) in known]
+
+
+def _partitions(instance: dg.DagsterInstance, target: _Target, keys: list[str]) -> set[str]:
+    """Institutions or locations that Dagster knows, those of `keys` added: it refuses a run of any other.
+
+    Its database may be younger than the warehouse, or somebody has deleted a key. Of names that cannot be keys
+    nexhealth_practice tells.
+    """
+    definition = INSTITUTIONS if target.partitions is INSTITUTIONS else LOCATIONS
+    with suppress(InvalidSetting):
+        add_keys(instance, definition, map(_place, keys))
+    return set(instance.get_dynamic_partitions(str(definition.name)))
+
+
+def _place(key: str) -> str:
+    """The institution or location of a key, without the month."""
+    return key.partition("|")[0]
 
 
 def _schedule(timetable: _Timetable, target: _Target, timezone: str) -> dg.ScheduleDefinition:

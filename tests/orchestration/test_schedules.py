@@ -11,6 +11,7 @@ import pytest
 from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.definitions import defs
 from nexhealth_pipeline.orchestration import schedules
+from nexhealth_pipeline.orchestration.command_runs import COMMAND_TAGS
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
 from nexhealth_pipeline.sync.months import CHANGES, month_keys
 from nexhealth_pipeline.warehouse.knowledge import record_freshness
@@ -123,6 +124,79 @@ def test_a_run_that_is_still_going_is_not_doubled(three: dg.DagsterInstance, sta
     assert isinstance(answer, dg.SkipReason)
     assert run.run_id in str(answer.skip_message)
     assert isinstance(_tick(three, "nexhealth_nightly_institutions"), dg.RunRequest)
+
+
+LOCATIONS_JOB = defs.resolve_job_def("nexhealth_locations")
+
+
+def _living(instance: dg.DagsterInstance, keys: list[str], tags: dict[str, str] | None = None) -> dg.DagsterRun:
+    """A run of some locations that somebody has started."""
+    config = {"ops": {"read_locations": {"config": {"partitions": keys}}}} if keys else {}
+    return instance.create_run_for_job(
+        LOCATIONS_JOB, status=dg.DagsterRunStatus.STARTED, run_config=config, tags=tags or {}
+    )
+
+
+def test_a_few_locations_read_by_hand_cost_nobody_the_night(three: dg.DagsterInstance) -> None:
+    """One office's backfill at two o'clock; what both read is read once. Half of all is no few any more."""
+    _living(three, [], {"dagster/partition": "acme.1"})
+    answer = _tick(three, "nexhealth_nightly_locations")
+    assert isinstance(answer, dg.RunRequest)
+    assert answer.tags["nexhealth/partitions"] == "3"
+    second = _living(three, ["acme.2"], dict(COMMAND_TAGS))
+    assert isinstance(_tick(three, "nexhealth_nightly_locations"), dg.SkipReason)
+    three.report_run_canceled(second)
+    assert isinstance(_tick(three, "nexhealth_nightly_locations"), dg.RunRequest)
+
+
+@pytest.mark.parametrize(
+    ("keys", "tags"),
+    [
+        (["acme.1"], {"dagster/schedule_name": "nexhealth_nightly_locations"}),
+        (["acme.1", "bond.3"], dict(COMMAND_TAGS)),
+        ([], {"dagster/asset_partition_range_start": "acme.1", "dagster/asset_partition_range_end": "acme.2"}),
+    ],
+)
+def test_a_run_that_covers_much_is_waited_for(three: dg.DagsterInstance, keys: list[str], tags: dict[str, str]) -> None:
+    """Another night's, with all that repeats it; a command's of most; a range, whose length nobody has counted."""
+    run = _living(three, keys, tags)
+    answer = _tick(three, "nexhealth_nightly_locations")
+    assert isinstance(answer, dg.SkipReason)
+    assert run.run_id in str(answer.skip_message)
+
+
+@pytest.mark.parametrize(
+    ("job", "asked"),
+    [("institutions", ["acme", "bond"]), ("locations", ["acme.1", "acme.2", "bond.3"]), ("appointments", None)],
+)
+def test_what_dagster_does_not_know_is_made_known_before_it_is_asked_for(
+    with_key: dg.DagsterInstance, environment: dict[str, str], job: str, asked: list[str] | None
+) -> None:
+    """A new database of Dagster's beside a full warehouse: it refuses a run of partitions that it does not have."""
+    with psycopg.connect(environment["DATABASE_URL"], autocommit=True) as db:
+        add_locations(db, 10, "acme", [1, 2])
+        add_locations(db, 20, "bond", [3])
+        add_locations(db, 30, "a b", [4])  # which no key can be made of
+    request = _tick(with_key, f"nexhealth_nightly_{job}")
+    assert isinstance(request, dg.RunRequest)
+    keys = request.run_config["ops"][f"read_{job}"]["config"]["partitions"]
+    assert keys == asked or (
+        asked is None and {key.partition("|")[0] for key in keys} == {"acme.1", "acme.2", "bond.3"}
+    )
+    run = with_key.create_run_for_job(
+        defs.resolve_job_def(f"nexhealth_{job}"), run_config=request.run_config, tags=request.tags
+    )
+    assert run.tags["dagster/asset_partition_range_start"] == keys[0]
+
+
+def test_where_nothing_is_due_the_chosen_institutions_are_named(
+    three: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mistyped name looks like a practice that nobody has read yet."""
+    monkeypatch.setenv("NEXHEALTH_SUBDOMAINS", "Acme")
+    answer = _tick(three, "nexhealth_nightly_locations")
+    assert isinstance(answer, dg.SkipReason)
+    assert str(answer.skip_message).startswith("nothing of NEXHEALTH_SUBDOMAINS (Acme) is due")
 
 
 @pytest.mark.parametrize(("hours", "late"), [(13, False), (13.9, False), (18, True)])
