@@ -5,14 +5,18 @@ sensor starts the job, and once a day where none came, so that a copy nobody kee
 any of them on demand. A failed check of severity ERROR is blocking: it fails its run.
 """
 
+import itertools
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import NamedTuple
 
 import dagster as dg
 import psycopg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from nexhealth_pipeline.errors import PipelineError
-from nexhealth_pipeline.orchestration.dead_runs import in_the_way
+from nexhealth_pipeline.orchestration.dead_runs import in_the_way, met_no_error
 from nexhealth_pipeline.orchestration.jobs import CHECKS_JOB
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
 from nexhealth_pipeline.orchestration.webhook_names import SHORT_TAGS, WEBHOOK_JOBS
@@ -21,7 +25,6 @@ from nexhealth_pipeline.warehouse.check_results import run_all
 from nexhealth_pipeline.warehouse.check_rules import Severity
 from nexhealth_pipeline.warehouse.checks import CHECKS, Check, CheckResult
 from nexhealth_pipeline.warehouse.migrate import require_release
-from nexhealth_pipeline.warehouse.webhook_health import COLLECTION
 
 __all__ = ["ASSET_CHECKS", "CHECKS_SENSOR", "checks_job", "checks_sensor"]
 
@@ -30,6 +33,13 @@ _REST_HOURS = 6
 """Least time between two runs that the sensor asks for: a catch-up in the morning makes a second one."""
 _STALE_HOURS = 24
 """After so long the sensor asks for a run though nothing was synced: that is what some of the checks tell."""
+_ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+_LOOKED_AT = 20
+"""The last runs, among which those that ended without an answer are counted."""
+_KILLED = 2
+"""So many whose process was killed are followed by the next one at once."""
+_FIRST_PAUSE_SECONDS = 3600.0
+_LONGEST_PAUSE_SECONDS = _REST_HOURS * 3600.0
 _SEVERITY = {Severity.ERROR: dg.AssetCheckSeverity.ERROR, Severity.WARNING: dg.AssetCheckSeverity.WARN}
 
 
@@ -117,12 +127,63 @@ def checks_sensor(context: dg.SensorEvaluationContext, nexhealth: NexHealthResou
         with nexhealth.warehouse() as connection:
             require_release(connection)
             busy = in_the_way(context.instance, connection, CHECKS_JOB)
-            reason = _why_not(connection, _webhook_runs(context.instance))
+            last = _last_checks(connection)
+            reason = _why_not(connection, last, _webhook_runs(context.instance))
     except PipelineError as error:
         return dg.SkipReason(str(error))
     if busy is not None:
         return dg.SkipReason(f"run {busy.run_id} of {CHECKS_JOB} is {busy.status.value.lower()}")
+    reason = reason or _pause(context.instance, last)
     return dg.SkipReason(reason) if reason else dg.RunRequest()
+
+
+class _LastChecks(NamedTuple):
+    """When the checks were run last."""
+
+    at: datetime | None
+    """Of each the last time, of these the first: a click on one check in Dagit is no run of them all. None = never."""
+    all_ran: bool
+    """Whether every check that there is was ever run."""
+
+
+def _last_checks(connection: psycopg.Connection) -> _LastChecks:
+    row = connection.execute(
+        "SELECT min(at), bool_and(at IS NOT NULL) FROM (SELECT max(r.checked_at) AS at"
+        " FROM unnest(%s::text[], %s::text[]) c (collection, check_name)"
+        " LEFT JOIN nexhealth_check_results r USING (collection, check_name) GROUP BY collection, check_name) each",
+        ([one.collection.name for one in CHECKS], [one.rule.name for one in CHECKS]),
+    ).fetchone()
+    assert row is not None
+    return _LastChecks(*row)
+
+
+def _pause(instance: dg.DagsterInstance, last: _LastChecks) -> str | None:
+    """Why the next run must wait, or None: what ended without an answer would end so again five minutes later.
+
+    Those count that began after the last answers, but not the first two whose process was killed: they met no error
+    that the next one would meet.
+    """
+    records = instance.get_run_records(dg.RunsFilter(job_name=CHECKS_JOB, statuses=_ENDED), limit=_LOOKED_AT)
+    broken = [*itertools.takewhile(lambda record: _is_broken(record, last), records)]
+    killed = [record for record in broken if met_no_error(record.dagster_run)]
+    excused = killed[-_KILLED:]
+    counted = [record for record in broken if record not in excused]
+    if not counted:
+        return None
+    pause = min(_FIRST_PAUSE_SECONDS * 2 ** (len(counted) - 1), _LONGEST_PAUSE_SECONDS)
+    again = (counted[0].end_time or 0.0) + pause
+    if again <= time.time():
+        return None
+    run = counted[0].dagster_run
+    ended = "was canceled" if run.status is dg.DagsterRunStatus.CANCELED else "failed"
+    return f"run {run.run_id} of {CHECKS_JOB} {ended}; the next one begins at {datetime.fromtimestamp(again, UTC):%H:%M} UTC"
+
+
+def _is_broken(record: dg.RunRecord, last: _LastChecks) -> bool:
+    if record.dagster_run.status is dg.DagsterRunStatus.SUCCESS:
+        return False
+    began = record.start_time or record.end_time or 0.0
+    return not last.all_ran or last.at is None or began > last.at.timestamp()
 
 
 def _webhook_runs(instance: dg.DagsterInstance) -> list[str]:
@@ -132,15 +193,14 @@ def _webhook_runs(instance: dg.DagsterInstance) -> list[str]:
     return [run.run_id for one in filters for run in instance.get_runs(one)]
 
 
-def _why_not(connection: psycopg.Connection, others: list[str]) -> str | None:
+def _why_not(connection: psycopg.Connection, last: _LastChecks, others: list[str]) -> str | None:
     """Why the checks need not run now, or None; `others` are running and are no syncs."""
     row = connection.execute(
         "SELECT EXISTS (SELECT FROM nexhealth_runs WHERE finished_at IS NULL AND run_id <> ALL(%s)),"
-        " EXISTS (SELECT FROM nexhealth_runs r WHERE r.finished_at > coalesce(c.at, '-infinity') AND EXISTS ("
+        " EXISTS (SELECT FROM nexhealth_runs r WHERE r.finished_at > coalesce(%s::timestamptz, '-infinity') AND EXISTS ("
         "  SELECT FROM nexhealth_sync_logs g WHERE g.run_id = r.run_id AND g.mode NOT IN ('webhook', 'replay'))),"
-        " extract(epoch FROM clock_timestamp() - c.at) / 3600"
-        " FROM (SELECT max(checked_at) AS at FROM nexhealth_check_results WHERE collection <> %s) c",
-        (others, COLLECTION),
+        " extract(epoch FROM clock_timestamp() - %s::timestamptz) / 3600",
+        (others, last.at if last.all_ran else None, last.at),
     ).fetchone()
     assert row is not None
     running, synced, hours = row
@@ -150,4 +210,5 @@ def _why_not(connection: psycopg.Connection, others: list[str]) -> str | None:
         return "a sync is going on"
     if not synced:
         return "nothing was synced since the last checks"
-    return f"the checks ran in the last {_REST_HOURS} hours" if hours is not None and hours < _REST_HOURS else None
+    rested = hours is None or hours >= _REST_HOURS or not last.all_ran
+    return None if rested else f"the checks ran in the last {_REST_HOURS} hours"

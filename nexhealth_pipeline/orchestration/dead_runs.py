@@ -13,13 +13,15 @@ from contextlib import contextmanager
 
 import dagster as dg
 import psycopg
+from dagster._core.events import RunFailureReason
+from dagster._core.storage.tags import RUN_FAILURE_REASON_TAG
 
 from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, CHECKS_JOB, PATIENT_JOB, SCOPE_JOBS
 from nexhealth_pipeline.orchestration.webhook_names import EVENTS_ASSET, WEBHOOK_JOBS
 from nexhealth_pipeline.warehouse.runs import close_dead_runs, close_if_dead, is_elsewhere, lock_key
 
-__all__ = ["end_dead_runs", "in_the_way"]
+__all__ = ["end_dead_runs", "in_the_way", "met_no_error"]
 
 _GRACE_SECONDS = 120.0
 """So long a run may be starting before it has a row of its own, or ending after that row was closed."""
@@ -29,6 +31,15 @@ _ENDING_SECONDS = 10.0
 """So long a run may take from giving its lock back until Dagster knows that it has ended."""
 _JOBS = {*SCOPE_JOBS.values(), CHANGES_JOB, CHECKS_JOB, PATIENT_JOB, *WEBHOOK_JOBS}
 _ASSETS = {*(dg.AssetKey(one.table) for one in DECLARED if one.is_asset), dg.AssetKey(EVENTS_ASSET)}
+_ERRORS = {
+    one.value
+    for one in (
+        RunFailureReason.STEP_FAILURE,
+        RunFailureReason.RUN_EXCEPTION,
+        RunFailureReason.JOB_INITIALIZATION_FAILURE,
+    )
+}
+"""Reasons of runs that failed by themselves."""
 _LIVE = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 _COMING = [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING]
 
@@ -86,6 +97,11 @@ def in_the_way(instance: dg.DagsterInstance, connection: psycopg.Connection, job
             return run
         grace *= 2
     return None
+
+
+def met_no_error(run: dg.DagsterRun) -> bool:
+    """Whether a run failed because its process is gone or never came: then Dagster knows no reason, or another one."""
+    return run.status is dg.DagsterRunStatus.FAILURE and run.tags.get(RUN_FAILURE_REASON_TAG) not in _ERRORS
 
 
 def _was_killed(instance: dg.DagsterInstance, connection: psycopg.Connection, run: dg.DagsterRun) -> bool:

@@ -11,11 +11,9 @@ from typing import NamedTuple
 
 import dagster as dg
 import psycopg
-from dagster._core.events import RunFailureReason
-from dagster._core.storage.tags import RUN_FAILURE_REASON_TAG
 
 from nexhealth_pipeline.errors import PipelineError
-from nexhealth_pipeline.orchestration.dead_runs import in_the_way
+from nexhealth_pipeline.orchestration.dead_runs import in_the_way, met_no_error
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
 from nexhealth_pipeline.orchestration.webhook_names import APPLY_JOB, WEBHOOK_SENSOR
 from nexhealth_pipeline.warehouse.migrate import require_release
@@ -28,9 +26,6 @@ _COUNTED = 10_000
 _ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 _LOOKED_AT = 20
 """The last runs, among which those that failed are counted."""
-_ERRORS = {RunFailureReason.STEP_FAILURE, RunFailureReason.RUN_EXCEPTION, RunFailureReason.JOB_INITIALIZATION_FAILURE}
-_OWN_FAULT = {one.value for one in _ERRORS}
-"""A run that was ended from outside, because its process is gone or never came, gives no reason or another."""
 _FIRST_PAUSE_SECONDS = 20.0
 _LONGEST_PAUSE_SECONDS = 600.0
 
@@ -109,7 +104,7 @@ def _pause(instance: dg.DagsterInstance) -> float:
     """
     records = instance.get_run_records(dg.RunsFilter(job_name=APPLY_JOB, statuses=_ENDED), limit=_LOOKED_AT)
     unbroken = itertools.takewhile(lambda record: record.dagster_run.status is dg.DagsterRunStatus.FAILURE, records)
-    failed = [one for one in unbroken if one.dagster_run.tags.get(RUN_FAILURE_REASON_TAG) in _OWN_FAULT]
+    failed = [one for one in unbroken if not met_no_error(one.dagster_run)]
     if len(failed) < 2:
         return 0.0
     pause: float = min(_FIRST_PAUSE_SECONDS * 2 ** (len(failed) - 2), _LONGEST_PAUSE_SECONDS)

@@ -52,9 +52,14 @@ ON CONFLICT (collection, check_name, institution_id) DO UPDATE SET
 def run_all(
     connection: psycopg.Connection, institutions: Collection[int], checks: Iterable[Check] = CHECKS
 ) -> list[CheckResult]:
-    """Run `checks` for these institutions and keep what they found. Needs a connection in autocommit mode."""
-    results = [run(connection, check, institutions) for check in checks]
-    store(connection, results, institutions)
+    """Run `checks` for these institutions and keep what each found. Needs a connection in autocommit mode.
+
+    Where one breaks off, what those before it found is there.
+    """
+    results: list[CheckResult] = []
+    for check in checks:
+        results.append(run(connection, check, institutions))
+        store(connection, results[-1:], institutions)
     return results
 
 

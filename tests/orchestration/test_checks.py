@@ -5,12 +5,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import psycopg
 import pytest
+from dagster._core.events import JobFailureData, RunFailureReason
 
 from nexhealth_pipeline.definitions import defs
 from nexhealth_pipeline.orchestration import dead_runs
@@ -150,16 +152,107 @@ def test_the_sensor_asks_once_after_the_syncs_have_ended(
     assert isinstance(_sense(instance), dg.RunRequest)
     run = instance.create_run_for_job(defs.resolve_job_def(CHECKS_JOB), status=dg.DagsterRunStatus.STARTED)
     assert run.run_id in str(_sense(instance))
-    instance.report_run_canceled(run)
-    warehouse.execute(
-        "INSERT INTO nexhealth_check_results (collection, check_name, institution_id, severity, faults)"
-        " VALUES ('patients', 'fresh', 0, 'warning', 0)"
-    )
+    instance.report_dagster_event(dg.DagsterEvent("PIPELINE_SUCCESS", CHECKS_JOB, message=""), run.run_id)
+    _all_ran(warehouse, hours=0)
     assert _sense(instance) == "nothing was synced since the last checks"
     warehouse.execute("UPDATE nexhealth_runs SET finished_at = clock_timestamp()")
     assert _sense(instance) == "the checks ran in the last 6 hours"
     warehouse.execute("UPDATE nexhealth_check_results SET checked_at = checked_at - interval '7 hours'")
     assert isinstance(_sense(instance), dg.RunRequest)
+
+
+def _all_ran(db: psycopg.Connection, *, hours: float) -> None:
+    """Every check was run, that long ago."""
+    with db.cursor() as cursor:
+        cursor.executemany(
+            "INSERT INTO nexhealth_check_results (collection, check_name, institution_id, severity, faults, checked_at)"
+            " VALUES (%s, %s, 0, 'warning', 0, now() - %s * interval '1 hour')",
+            [(one.collection.name, one.rule.name, hours) for one in CHECKS],
+        )
+
+
+def test_one_check_that_somebody_clicks_is_no_run_of_them_all(
+    instance: dg.DagsterInstance, warehouse: psycopg.Connection
+) -> None:
+    """It would put off those of a whole night."""
+    _all_ran(warehouse, hours=7)
+    _a_sync_has_ended(warehouse)
+    clicked = (
+        "UPDATE nexhealth_check_results SET checked_at = now() WHERE (collection, check_name) = ('patients', 'fresh')"
+    )
+    warehouse.execute(clicked)
+    assert isinstance(_sense(instance), dg.RunRequest)
+    warehouse.execute("UPDATE nexhealth_check_results SET checked_at = now()")
+    assert _sense(instance) == "nothing was synced since the last checks"
+    warehouse.execute("DELETE FROM nexhealth_check_results WHERE (collection, check_name) = ('patients', 'fresh')")
+    assert isinstance(_sense(instance), dg.RunRequest), "a release brought it, and it was never run"
+
+
+def _end(instance: dg.DagsterInstance, reason: RunFailureReason | None, *, canceled: bool = False) -> dg.DagsterRun:
+    """A run of the checks that ended without an answer; without a reason its process was found to be gone."""
+    run = instance.create_run_for_job(defs.resolve_job_def(CHECKS_JOB), status=dg.DagsterRunStatus.STARTED)
+    if canceled:
+        instance.report_run_canceled(run)
+    else:
+        data = JobFailureData(error=None, failure_reason=reason) if reason else None
+        instance.report_run_failed(run, "it failed", data)
+    return run
+
+
+def _later(monkeypatch: pytest.MonkeyPatch, hours: float) -> None:
+    monkeypatch.setattr(time, "time", lambda: datetime.now(UTC).timestamp() + hours * 3600)
+
+
+@pytest.mark.parametrize(("canceled", "words"), [(False, "failed"), (True, "was canceled")])
+def test_a_run_that_ends_without_an_answer_is_followed_by_the_next_one_after_an_hour(
+    instance: dg.DagsterInstance,
+    warehouse: psycopg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    canceled: bool,
+    words: str,
+) -> None:
+    """Else one would come every five minutes for ever, and again as soon as somebody has ended it."""
+    _all_ran(warehouse, hours=7)
+    _a_sync_has_ended(warehouse)
+    run = _end(instance, RunFailureReason.STEP_FAILURE, canceled=canceled)
+    assert str(_sense(instance)).startswith(f"run {run.run_id} of {CHECKS_JOB} {words}; the next one begins at ")
+    _later(monkeypatch, 1.1)
+    assert isinstance(_sense(instance), dg.RunRequest)
+    _end(instance, RunFailureReason.STEP_FAILURE)
+    _later(monkeypatch, 1.6)
+    assert "; the next one begins at " in str(_sense(instance)), "after a second one it takes twice as long"
+    _later(monkeypatch, 3.2)
+    assert isinstance(_sense(instance), dg.RunRequest)
+    warehouse.execute("UPDATE nexhealth_check_results SET checked_at = clock_timestamp() + interval '1 minute'")
+    assert _sense(instance) == "nothing was synced since the last checks"
+
+
+def test_a_run_that_is_killed_is_followed_at_once_but_not_for_ever(
+    instance: dg.DagsterInstance, warehouse: psycopg.Connection
+) -> None:
+    """A host that goes down is no fault of the checks; a run that is killed each time may take too much memory."""
+    _all_ran(warehouse, hours=7)
+    _a_sync_has_ended(warehouse)
+    for _ in range(2):
+        _end(instance, None)
+        assert isinstance(_sense(instance), dg.RunRequest)
+    third = _end(instance, None)
+    assert str(_sense(instance)).startswith(f"run {third.run_id} of {CHECKS_JOB} failed; ")
+
+
+def test_what_was_found_before_a_check_breaks_off_is_kept(
+    instance: dg.DagsterInstance, warehouse: psycopg.Connection
+) -> None:
+    """A hundred answers are not to be lost for the one that cannot be had."""
+    add_locations(warehouse, 10, "acme", [1])
+    warehouse.execute(f"DROP TABLE {CHECKS[-1].collection.table} CASCADE")
+    result = defs.resolve_job_def(CHECKS_JOB).execute_in_process(
+        instance=instance, raise_on_error=False, run_config=QUIET
+    )
+    assert not result.success
+    kept = warehouse.execute("SELECT DISTINCT collection, check_name FROM nexhealth_check_results").fetchall()
+    assert (CHECKS[0].collection.name, CHECKS[0].rule.name) in kept
+    assert (CHECKS[-1].collection.name, CHECKS[-1].rule.name) not in kept
 
 
 def test_the_sensor_asks_once_a_day_where_nothing_is_synced_any_more(
