@@ -4,6 +4,7 @@ from collections.abc import Collection as AnyCollection
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 import psycopg
 
@@ -24,10 +25,14 @@ _BEFORE_NIGHT = "1 hour"
 """What was read so shortly before the night counts as read in it: the clocks of hosts differ."""
 _NEVER = datetime.min.replace(tzinfo=UTC)
 _EXPECTED = {
-    scopes: [one.name for one in DECLARED if one.is_asset and one.scope in scopes and not one.may_be_disabled]
-    for scopes in ((Scope.INSTITUTION,), (Scope.LOCATION, Scope.LOCATION_MONTH))
+    kind: [one.name for one in DECLARED if one.is_asset and one.scope is scope and not one.may_be_disabled]
+    for kind, scope in (
+        ("institution", Scope.INSTITUTION),
+        ("location", Scope.LOCATION),
+        ("months", Scope.LOCATION_MONTH),
+    )
 }
-"""Collections that every institution, and every location, has."""
+"""Collections that every institution has, and every location, by how they are read."""
 
 
 @dataclass(slots=True)
@@ -55,36 +60,59 @@ def due_at_night(connection: psycopg.Connection, subdomains: AnyCollection[str])
 
 
 def due_in_the_morning(connection: psycopg.Connection, subdomains: AnyCollection[str], night: datetime) -> Due:
-    """Institutions and locations the night, begun at `night`, could not read right: offline then, failed, or not known yet.
+    """What the night, begun at `night`, could not read right: offline then, failed, or not known yet.
 
+    Lists and appointments of a location are judged apart, and an institution's lists by themselves: what was read right
+    is not read again for what was not. Only an office that was offline, or is new, may lack in its institution's lists.
     Offline then = NexHealth had not read the office in the hour before our own read.
     """
     practices = load_practices(connection, subdomains)
-    current = _current(connection, night)
-    late = [one for one in practices.active() if (one.institution.id, one.id) not in current]
-    touched = {location.institution.id for location in late}
-    institutions = [one for one in practices.institutions if one.id in touched or (one.id, 0) not in current]
-    return _due(connection, institutions, late)
+    found = _found(connection, night)
+    active = practices.active()
+    places = {one: found.get((one.institution.id, one.id), _NOTHING) for one in active}
+    touched = {one.institution.id for one in active if not places[one].online}
+    institutions = [
+        one for one in practices.institutions if one.id in touched or not found.get((one.id, 0), _NOTHING).lists
+    ]
+    due = _due(connection, institutions, [one for one in active if not places[one].months])
+    due.locations = [one.key for one in active if not places[one].lists]
+    return due
 
 
-def _current(connection: psycopg.Connection, night: datetime) -> set[tuple[int, int]]:
-    """(institution, location or 0) of which every collection was read since `night`, from a source that was online."""
-    by_institution, by_location = _EXPECTED.values()
-    return {
-        (row[0], row[1])
-        for row in connection.execute(
-            """
-            SELECT institution_id, location_id FROM nexhealth_freshness
-            WHERE complete_through > %(night)s::timestamptz - %(before)s::interval
-              AND coalesce(source_read_status, 'green') = 'green'
-              AND coalesce(source_read_status_at > complete_through - interval '1 hour', true)
-              AND collection = ANY(CASE location_id WHEN 0 THEN %(institution)s::text[] ELSE %(location)s::text[] END)
-            GROUP BY 1, 2
-            HAVING count(*) = cardinality(CASE location_id WHEN 0 THEN %(institution)s::text[] ELSE %(location)s::text[] END)
-            """,
-            {"institution": by_institution, "location": by_location, "night": night, "before": _BEFORE_NIGHT},
-        )
-    }
+class _Found(NamedTuple):
+    """What the night has read of a location, or of an institution as a whole."""
+
+    lists: bool
+    """All lists, from a source that was online."""
+    months: bool
+    """Appointments, likewise."""
+    online: bool
+    """Nothing was read from a source that was offline."""
+
+
+_NOTHING = _Found(lists=False, months=False, online=False)
+
+
+def _found(connection: psycopg.Connection, night: datetime) -> dict[tuple[int, int], _Found]:
+    """By institution and location (0 = the institution as a whole)."""
+    rows = connection.execute(
+        """
+        SELECT institution_id, location_id,
+            count(*) FILTER (WHERE good AND collection = ANY(lists)) = cardinality(lists),
+            count(*) FILTER (WHERE good AND collection = ANY(months)) = cardinality(months),
+            bool_and(online)
+        FROM nexhealth_freshness,
+            LATERAL (SELECT CASE location_id WHEN 0 THEN %(institution)s::text[] ELSE %(location)s::text[] END AS lists,
+                %(months)s::text[] AS months) expected,
+            LATERAL (SELECT coalesce(source_read_status, 'green') = 'green'
+                AND coalesce(source_read_status_at > complete_through - interval '1 hour', true) AS online) source,
+            LATERAL (SELECT online AND complete_through > %(night)s::timestamptz - %(before)s::interval AS good) judged
+        WHERE collection = ANY(lists || months)
+        GROUP BY 1, 2, lists, months
+        """,
+        {**_EXPECTED, "night": night, "before": _BEFORE_NIGHT},
+    )
+    return {(row[0], row[1]): _Found(*row[2:]) for row in rows}
 
 
 def _due(

@@ -97,9 +97,14 @@ def test_the_morning_leaves_alone_what_the_night_read_right(db: psycopg.Connecti
     assert (due.institutions, due.locations, due.months, due.changes) == ([], [], [], [])
 
 
-@pytest.mark.parametrize("late", ["patients", "documents", "appointments"])
-def test_the_morning_reads_a_location_of_which_any_list_is_late(db: psycopg.Connection, late: str) -> None:
-    """A night in which only one collection failed is not a night that went right."""
+@pytest.mark.parametrize(
+    ("late", "lists", "changes"),
+    [("patients", ["bond.3"], []), ("documents", ["bond.3"], []), ("appointments", [], ["bond.3"])],
+)
+def test_the_morning_reads_of_a_location_what_is_late_and_nothing_else(
+    db: psycopg.Connection, late: str, lists: list[str], changes: list[str]
+) -> None:
+    """A night in which one collection failed did not go right; all the others are not read again for it."""
     complete_months(db, 10, [1], _months())
     complete_months(db, 20, [3], _months())
     for institution, location in ((10, 1), (20, 3)):
@@ -107,7 +112,32 @@ def test_the_morning_reads_a_location_of_which_any_list_is_late(db: psycopg.Conn
         _read_now(db, institution, 0, LISTS[Scope.INSTITUTION])
     _read_now(db, 20, 3, [late], ago="10 h")
     due = due_in_the_morning(db, (), NIGHT)
-    assert (due.institutions, due.locations, due.months, due.changes) == (["bond"], ["bond.3"], [], ["bond.3"])
+    assert (due.institutions, due.locations, due.months, due.changes) == ([], lists, [], changes)
+
+
+def test_the_morning_reads_lists_of_an_institution_by_themselves_and_with_an_office_that_lacked(
+    db: psycopg.Connection,
+) -> None:
+    """They are read for all offices at once: of one that was offline, or new, they may hold less than there is."""
+    complete_months(db, 10, [1], _months())
+    complete_months(db, 20, [3], _months())
+    for institution, location in ((10, 1), (20, 3)):
+        _read_now(db, institution, location, OF_LOCATIONS)
+        _read_now(db, institution, 0, LISTS[Scope.INSTITUTION])
+    _read_now(db, 20, 0, ["providers"], ago="10 h")
+    due = due_in_the_morning(db, (), NIGHT)
+    assert (due.institutions, due.locations, due.months, due.changes) == (["bond"], [], [], [])
+    _read_now(db, 20, 0, ["providers"])
+    db.execute(
+        "UPDATE nexhealth_freshness SET source_read_status = 'red' WHERE (location_id, collection) = (1, 'patients')"
+    )
+    due = due_in_the_morning(db, (), NIGHT)
+    assert (due.institutions, due.locations, due.changes) == (["acme"], ["acme.1"], [])
+    db.execute("UPDATE nexhealth_freshness SET source_read_status = NULL")
+    add_locations(db, 20, "bond", [4])
+    due = due_in_the_morning(db, (), NIGHT)
+    assert (due.institutions, due.locations, due.changes) == (["bond"], ["bond.4"], [])
+    assert due.months == [f"bond.4|{month}" for month in _months()]
 
 
 def test_the_morning_reads_what_was_offline_at_night(db: psycopg.Connection) -> None:
