@@ -54,8 +54,22 @@ class SyncConfig(Config):
     whole_after: str | None = Field(default=None, description="the same for lists that can only be read whole")
 
     def known_practices(self) -> Practices | None:
-        """Institutions and locations that a dry run found and stored nowhere."""
-        return None if self.practices is None else msgspec.json.decode(self.practices, type=Practices)
+        """Institutions and locations that a dry run found and stored nowhere.
+
+        Raises InvalidSetting: a run that writes takes none but the warehouse's.
+        """
+        if self.practices is None:
+            return None
+        if not self.dry_run:
+            raise InvalidSetting(
+                "practices: only a dry run takes its institutions and locations from here; leave it out"
+            )
+        try:
+            return msgspec.json.decode(self.practices, type=Practices)
+        except msgspec.DecodeError:
+            raise InvalidSetting(
+                "practices: not what `nexhealth sync --dry-run` puts here; leave it out, and the warehouse's are taken"
+            ) from None
 
     def options(self, settings: Settings, fresh_after: datetime) -> SyncOptions:
         """The options of the sync. Raises InvalidSetting naming field and value."""

@@ -3,6 +3,7 @@
 from datetime import UTC, date, datetime
 from typing import Any
 
+import msgspec
 import pytest
 from pydantic import ValidationError
 
@@ -11,6 +12,7 @@ from nexhealth_pipeline.orchestration.config import PatientConfig, SyncConfig
 from nexhealth_pipeline.settings import load_settings
 from nexhealth_pipeline.sync.filters import Filters
 from nexhealth_pipeline.sync.options import Mode
+from nexhealth_pipeline.sync.practice import Practices
 
 SETTINGS = load_settings({"NEXHEALTH_CONCURRENCY": "3", "NEXHEALTH_BATCH_PAGES": "7"}, environ={}, env_file=None)
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
@@ -74,6 +76,19 @@ def test_filters_become_those_of_the_sync() -> None:
     assert options.partial
     with pytest.raises(InvalidSetting, match="providers 0"):
         SyncConfig(providers=[0]).options(SETTINGS, NOW)
+
+
+@pytest.mark.parametrize("text", ["x", "{}", '{"institutions": 3}'])
+def test_practices_are_taken_of_a_dry_run_only_and_refused_in_words_where_they_cannot_be_read(text: str) -> None:
+    """A run that writes would take somebody's list for what there is."""
+    with pytest.raises(InvalidSetting, match=r"^practices: not what `nexhealth sync --dry-run` puts here"):
+        SyncConfig(practices=text, dry_run=True).known_practices()
+    none = Practices((), ())
+    good = msgspec.json.encode(none).decode()
+    assert SyncConfig(practices=good, dry_run=True).known_practices() == none
+    with pytest.raises(InvalidSetting, match=r"^practices: only a dry run takes"):
+        SyncConfig(practices=good).known_practices()
+    assert SyncConfig().known_practices() is None
 
 
 @pytest.mark.parametrize("value", [0, -1, 65])
