@@ -4,6 +4,7 @@ Dagster's handlers raise at any point of a step's thread when the run is stopped
 call; on this thread they cannot.
 """
 
+import logging
 import queue
 import threading
 import time
@@ -14,12 +15,16 @@ from typing import Generic, TypeVar
 
 import dagster as dg
 from dagster._utils.interrupts import check_captured_interrupt
+from dagster_postgres.utils import DagsterPostgresException
+from sqlalchemy.exc import SQLAlchemyError
 
 __all__ = ["ENDING", "Context", "Watch", "Worker", "done_aside"]
 
 Context = dg.AssetExecutionContext | dg.OpExecutionContext | dg.AssetCheckExecutionContext
 ENDING = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
 """What Dagster says of a run that is to stop."""
+
+_LOG = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _POLL_SECONDS = 0.2
@@ -93,15 +98,29 @@ class Watch:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._looked = time.monotonic()
+        self._lost = 0
 
     def __call__(self) -> bool:
-        """Look, at most every few seconds, and say."""
+        """Look, at most every few seconds, and say.
+
+        A look that fails says no: Dagster's database may be away for a moment of a sync of hours.
+        """
         if check_captured_interrupt():
             return True
         if time.monotonic() - self._looked < _STATUS_SECONDS:
             return False
-        self._looked = time.monotonic()
-        run = self._context.instance.get_run_by_id(self._context.run.run_id)
+        try:
+            run = self._context.instance.get_run_by_id(self._context.run.run_id)
+        except (SQLAlchemyError, DagsterPostgresException):
+            self._lost += 1
+            return False
+        finally:
+            self._looked = time.monotonic()
+        if self._lost:
+            # Not said when it was lost: a line of the log goes to the same database.
+            fields = {"lost_looks": self._lost}
+            _LOG.warning("Dagster's database is there again", extra={"nexhealth": fields})
+            self._lost = 0
         return run is not None and run.status in ENDING
 
 
