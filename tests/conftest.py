@@ -163,7 +163,7 @@ def own_home() -> Iterator[Path]:
     """A NEXHEALTH_HOME, not made yet, for a test that needs an embedded server of its own.
 
     Not below `tmp_path`: that is closed to the account of root's server, which would then keep its data
-    below /var/tmp, where nobody removes it.
+    below /var/lib, where nobody removes it.
     """
     from nexhealth_pipeline.warehouse import embedded
 

@@ -2,15 +2,16 @@
 
     <home>/postgres/place.json      what was decided
     <home>/postgres/start.lock      held while a server is being made or started
-    <folder>/                       <home>/postgres/server, or a private folder below /var/tmp
+    <folder>/                       <home>/postgres/server, or a folder below /var/lib/nexhealth-pipeline
         data/  socket/              the server account's own, mode 0700
         users.lock  supervisor.lock  linger  server.log  password
 
-The private folder is for root, whose server account may not reach the home; a path too long for a socket
-gets a private folder for the socket alone. Locks lie beside the data: whoever shares the one shares the
+The folder elsewhere is for root, whose server account may not reach the home; a path too long for a socket
+gets a private folder below /var/tmp for the socket alone. Locks lie beside the data: whoever shares the one shares the
 other.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -29,6 +30,9 @@ __all__ = ["SOCKET_PORT", "Place", "check_home", "find_place", "is_socket_of"]
 
 SOCKET_PORT = 5432
 """In the socket's name as long as the server has no TCP port of its own."""
+
+_ELSEWHERE = Path("/var/lib/nexhealth-pipeline")
+"""Where servers are kept whose account cannot enter the home. From /var/tmp many systems remove what was not used for a month."""
 
 _SOCKET_BYTES = 103
 """Longest path of a socket on the strictest system we support (macOS 104 with the final NUL, Linux 108)."""
@@ -172,13 +176,13 @@ def _remember(place: Place) -> None:
 
 
 def _server_folder(base: Path, account: Account | None) -> Path:
-    """`base`/server, or a private folder where the server's account cannot enter `base`."""
+    """`base`/server, or a folder elsewhere where the server's account cannot enter `base`."""
     if account is None:
         folder = base / "server"
         folder.mkdir(mode=0o700, exist_ok=True)
         return folder
     base.chmod(0o711)
-    folder = base / "server" if account.can_enter(base) else _private_folder()
+    folder = base / "server" if account.can_enter(base) else _folder_elsewhere(account)
     folder.mkdir(exist_ok=True)
     folder.chmod(0o711)
     return folder
@@ -194,6 +198,17 @@ def _socket_folder(folder: Path, account: Account | None) -> Path:
     if account is not None:
         account.own(sockets)
     return sockets
+
+
+def _folder_elsewhere(account: Account) -> Path:
+    """A new folder that nobody clears away; where there is no place for one, a private folder."""
+    with contextlib.suppress(OSError):  # a system without /var/lib, or one that is read-only
+        with contextlib.suppress(FileExistsError):
+            _ELSEWHERE.mkdir()
+            _ELSEWHERE.chmod(0o711)
+        if _ELSEWHERE.stat().st_uid == os.geteuid() and account.can_enter(_ELSEWHERE):
+            return Path(tempfile.mkdtemp(prefix="server-", dir=_ELSEWHERE))
+    return _private_folder()
 
 
 def _private_folder() -> Path:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import load_settings
 from nexhealth_pipeline.sync.months import month_keys
 from nexhealth_pipeline.warehouse import connect, embedded
+from tests.conftest import room_for_databases
 from tests.orchestration.kit import event_transactions
 from tests.test_phi_canary import CANARY, files, holds_canary, tables
 
@@ -30,20 +32,24 @@ REPO = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def checkout(tmp_path: Path) -> Iterator[Path]:
-    """A copy of the repository's own files in a path with a space; its server's folder is removed after use."""
-    folder = tmp_path / "a checkout"
+def checkout() -> Iterator[Path]:
+    """A copy of the repository's own files in a path with a space, and with its server's, gone after use.
+
+    Not below `tmp_path`: that is closed to the account of root's server, which would then be kept below /var/lib.
+    """
+    root = Path(tempfile.mkdtemp(prefix="nexhealth tests ", dir=room_for_databases()))
+    root.chmod(0o711)
+    folder = root / "a checkout"
     folder.mkdir()
     shutil.copytree(REPO / "nexhealth_pipeline", folder / "nexhealth_pipeline")
     for name in ("pyproject.toml", "dagster.yaml", "workspace.yaml"):
         shutil.copy(REPO / name, folder / name)
     yield folder
     embedded.release(folder / ".nexhealth")  # this process looked into it, and would keep it up
-    server = _server_folder(folder)
     deadline = time.monotonic() + 30  # where the test failed, its server may be ending just now
-    while _naming(str(folder), str(server)) and time.monotonic() < deadline:
+    while _naming(str(folder)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    shutil.rmtree(server, ignore_errors=True)
+    shutil.rmtree(root, ignore_errors=True)
 
 
 @pytest.mark.dagster
@@ -177,14 +183,7 @@ def _server_has_gone(checkout: Path) -> None:
     with psycopg.connect(connect.dagster_url(settings)) as db:
         assert db.execute("SELECT count(*) > 0 FROM daemon_heartbeats").fetchone() == (True,), "not this server"
     embedded.release(home)
-    folder = str(_server_folder(checkout))
-    _wait_until(lambda: not _naming(str(checkout), folder), "a server stays", 60)
-
-
-def _server_folder(checkout: Path) -> Path:
-    """Where the embedded server of `checkout` keeps its data: for root, below /var/tmp."""
-    base = checkout / ".nexhealth" / "postgres"
-    return base / str(json.loads((base / "place.json").read_text())["folder"])
+    _wait_until(lambda: not _naming(str(checkout)), "a server stays", 60)
 
 
 def _members(session: int) -> list[int]:
@@ -201,8 +200,8 @@ def _members(session: int) -> list[int]:
     return found
 
 
-def _naming(*texts: str) -> list[int]:
-    """Processes with one of `texts` in their command line."""
+def _naming(text: str) -> list[int]:
+    """Processes with `text` in their command line."""
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
@@ -210,7 +209,7 @@ def _naming(*texts: str) -> list[int]:
                 command = (folder / "cmdline").read_bytes()
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            if any(text.encode() in command for text in texts):
+            if text.encode() in command:
                 found.append(int(folder.name))
     return found
 

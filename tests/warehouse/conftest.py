@@ -1,12 +1,19 @@
 """One database for all tests of a module: its tables of made-up collections go, system tables are emptied."""
 
+import re
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
-from tests.conftest import _fresh
+from nexhealth_pipeline.warehouse.embedded import release
+from tests.conftest import _fresh, room_for_databases
+
+from .embedded_kit import processes_of, until
 
 Rows = Callable[[str], list[tuple[Any, ...]]]
 _SYSTEM = (
@@ -47,3 +54,17 @@ def other(shared_url: str, connection: psycopg.Connection) -> Iterator[psycopg.C
 def rows(connection: psycopg.Connection) -> Rows:
     """Runs a query."""
     return lambda query: connection.execute(query).fetchall()
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """Of an embedded server: a folder with a space in its path; after the test nothing may run from it."""
+    root = Path(tempfile.mkdtemp(prefix="nexhealth tests ", dir=room_for_databases()))
+    root.chmod(0o711)
+    yield root / "a home"
+    release(root / "a home")
+    until(lambda: not processes_of(root), "no process is left")
+    for record in root.rglob("place.json"):
+        for private in re.findall(r"/var/tmp/nexhealth-\w+", record.read_text()):
+            shutil.rmtree(private)
+    shutil.rmtree(root)

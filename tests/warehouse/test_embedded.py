@@ -7,96 +7,17 @@ import signal
 import stat
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
 
 from nexhealth_pipeline.errors import WarehouseError
-from nexhealth_pipeline.warehouse import binaries, embedded
-from nexhealth_pipeline.warehouse.account import server_account
+from nexhealth_pipeline.warehouse import embedded
 from nexhealth_pipeline.warehouse.embedded import ensure, release
-from tests.conftest import room_for_databases
 
-AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-
-USER = """
-import sys
-from pathlib import Path
-from nexhealth_pipeline.warehouse.embedded import ensure
-home, linger, durable = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3] == "durable"
-for line in sys.stdin:
-    print(ensure(home, linger_seconds=linger, durable=durable).url("postgres"), flush=True)
-"""
-"""A process that uses the server: takes a lease for each line it gets, and ends with its input."""
-
-
-class User:
-    """One process that uses the server of `home`."""
-
-    def __init__(self, home: Path, *, linger: float = 0, durable: bool = False, **options: Any) -> None:
-        command = [sys.executable, "-c", USER, str(home), str(linger), "durable" if durable else ""]
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process: subprocess.Popen[str] = subprocess.Popen(command, **{**pipes, **options})
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.input, self.output = self.process.stdin, self.process.stdout
-
-    def ask(self) -> None:
-        self.input.write("\n")
-        self.input.flush()
-
-    def url(self) -> str:
-        return self.output.readline().strip()
-
-    def ensure(self) -> str:
-        self.ask()
-        return self.url()
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.close()
-
-    def close(self) -> None:
-        self.input.close()
-        self.process.wait(timeout=30)
-        self.output.close()
-
-
-@pytest.fixture
-def home() -> Iterator[Path]:
-    """A folder with a space in its path; after the test nothing may run from it."""
-    root = Path(tempfile.mkdtemp(prefix="nexhealth tests ", dir=room_for_databases()))
-    root.chmod(0o711)
-    yield root / "a home"
-    release(root / "a home")
-    until(lambda: not processes_of(root), "no process is left")
-    for record in root.rglob("place.json"):
-        for private in re.findall(r"/var/tmp/nexhealth-\w+", record.read_text()):
-            shutil.rmtree(private)
-    shutil.rmtree(root)
-
-
-def until(condition: Callable[[], object], what: str, seconds: float = 45) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"after {seconds} s still not: {what}"
-        time.sleep(0.05)
-
-
-def processes_of(folder: Path) -> dict[int, str]:
-    """Processes, users aside, whose command line names `folder`."""
-    listing = subprocess.run(["ps", "-ww", "-eo", "pid=,args="], check=True, capture_output=True, text=True).stdout
-    found = (line.strip().split(" ", 1) for line in listing.splitlines() if str(folder) in line)
-    return {int(pid): command for pid, command in found if " -c " not in command.split("postgres")[0]}
-
-
-def postmaster(home: Path) -> int:
-    return int((home / "postgres/server/data/postmaster.pid").read_text().split()[0])
+from .embedded_kit import User, postmaster, processes_of, until, value
 
 
 def supervisor(home: Path) -> int:
@@ -109,13 +30,6 @@ def has_ended(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
         return True
-
-
-def value(url: str, query: str) -> object:
-    with psycopg.connect(url) as connection:
-        row = connection.execute(query).fetchone()
-    assert row is not None
-    return row[0]
 
 
 def started_at(url: str) -> object:
@@ -401,90 +315,3 @@ def test_a_server_that_cannot_start_is_an_error_that_names_its_log(home: Path, m
     (home / "postgres/server/data/global/pg_control").unlink()
     with pytest.raises(WarehouseError, match=r"server\.log"):
         ensure(home, durable=False)
-
-
-@AS_ROOT
-def test_root_runs_the_server_as_an_account_without_rights(home: Path) -> None:
-    """PostgreSQL refuses root; the modes of folders above the home stay as they are."""
-    ensure(home, durable=False)
-    account = server_account()
-    assert account is not None
-    assert Path(f"/proc/{postmaster(home)}").stat().st_uid == account.uid
-    assert (home / "postgres/server/data").stat().st_uid == account.uid
-    assert stat.S_IMODE(home.parent.stat().st_mode) == 0o711
-
-
-@AS_ROOT
-def test_below_a_folder_closed_to_others_root_uses_a_private_folder_and_records_it(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Root's own home is 0700: data, socket and the programs of a virtual environment there are out of reach."""
-    closed = home / "closed"
-    closed.mkdir(parents=True)
-    closed.chmod(0o700)
-    programs = closed / "site-packages"
-    installed = binaries.bin_folder().parents[1]
-    shutil.copytree(installed, programs / installed.name, ignore=shutil.ignore_patterns("include"))
-    shutil.copytree(installed.with_suffix(".libs"), programs / installed.with_suffix(".libs").name)
-    monkeypatch.setattr(binaries, "bin_folder", lambda: programs / installed.name / "pginstall" / "bin")
-    server = ensure(closed / ".nexhealth", durable=False)
-    try:
-        assert str(server.place.folder).startswith("/var/tmp/nexhealth-")
-        assert str(server.place.folder) in (closed / ".nexhealth/postgres/place.json").read_text()
-        assert value(server.url("postgres"), "SELECT 1") == 1
-        assert stat.S_IMODE(closed.stat().st_mode) == 0o700
-        running = str(Path(f"/proc/{(server.place.data / 'postmaster.pid').read_text().split()[0]}/exe").readlink())
-        assert running.startswith(str(server.place.folder))
-    finally:
-        release(closed / ".nexhealth")
-        until(lambda: not processes_of(server.place.folder), "the server has stopped")
-
-
-@AS_ROOT
-def test_a_home_of_another_user_is_refused_with_the_setting_to_change(home: Path) -> None:
-    """Two accounts cannot share one data folder; a permission error from PostgreSQL would not say so."""
-    (home / "postgres").mkdir(parents=True)
-    os.chown(home / "postgres", 65534, 65534)
-    with pytest.raises(WarehouseError, match="NEXHEALTH_HOME"):
-        ensure(home, durable=False)
-
-
-@AS_ROOT
-def test_an_ordinary_user_runs_the_server_directly(home: Path) -> None:
-    """No account to switch to, no folder to hand over, and a server of its own."""
-    account = server_account()
-    assert account is not None
-    python = _python_for(account.options())
-    home.mkdir()
-    account.own(home)
-    command = [python, "-c", USER, str(home), "0", ""]
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    done = subprocess.run(
-        command,
-        input="\n\n",
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd="/",
-        env=environment,
-        **account.options(),
-    )
-    assert done.stderr == ""
-    assert done.stdout.count("postgresql://") == 2
-    assert (home / "postgres/server/data").stat().st_uid == account.uid
-    until(lambda: not processes_of(home), "the server has stopped")
-
-
-def _python_for(options: Mapping[str, Any]) -> str:
-    """An interpreter of this very release that another account can start and import this project with."""
-    release_name = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    for candidate in (sys.executable, shutil.which(release_name), f"/usr/bin/{release_name}"):
-        command = [str(candidate), "-c", "import nexhealth_pipeline.warehouse.embedded"]
-        try:
-            done = subprocess.run(command, check=False, capture_output=True, cwd="/", env=environment, **options)
-        except OSError:
-            continue
-        if done.returncode == 0:
-            return str(candidate)
-    pytest.skip(f"no {release_name} that another account can start")
