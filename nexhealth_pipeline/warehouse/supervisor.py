@@ -168,7 +168,10 @@ class _Server:
         )
         psql = [str(Path(self._order.programs) / "psql"), "-XAtq", "-U", SUPERUSER, "-d", "postgres"]
         where = ["-h", self._order.socket, "-p", str(self._order.port)]
-        done = subprocess.run([*psql, *where, "-c", query], check=False, capture_output=True, timeout=30)
+        try:
+            done = subprocess.run([*psql, *where, "-c", query], check=False, capture_output=True, timeout=30)
+        except (OSError, subprocess.TimeoutExpired):  # the programs were removed meanwhile, or it does not answer
+            return 0
         return int(done.stdout) if done.returncode == 0 else 0
 
     def stop(self) -> None:
@@ -257,17 +260,19 @@ def _supervise(order: Order) -> None:
     server = _Server(order)
     server.start()
     stopping = _Stopping()
-    while server.runs() and not stopping.asked:
-        if users.none_left():
-            pause = _stays(server, folder)
-            if not pause:
-                break
-            users.let_in()
-            time.sleep(pause)
-        else:
-            time.sleep(_POLL_SECONDS)
-    server.stop()
-    (folder / "linger").unlink(missing_ok=True)
+    try:
+        while server.runs() and not stopping.asked:
+            if users.none_left():
+                pause = _stays(server, folder)
+                if not pause:
+                    break
+                users.let_in()
+                time.sleep(pause)
+            else:
+                time.sleep(_POLL_SECONDS)
+    finally:
+        server.stop()  # also where the watch ends by an error: nobody else would
+        (folder / "linger").unlink(missing_ok=True)
 
 
 class _Stopping:

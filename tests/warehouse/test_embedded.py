@@ -14,10 +14,10 @@ import psycopg
 import pytest
 
 from nexhealth_pipeline.errors import WarehouseError
-from nexhealth_pipeline.warehouse import embedded
+from nexhealth_pipeline.warehouse import binaries, embedded
 from nexhealth_pipeline.warehouse.embedded import ensure, release
 
-from .embedded_kit import User, postmaster, processes_of, until, value
+from .embedded_kit import User, copied_programs, postmaster, processes_of, until, value
 
 
 def supervisor(home: Path) -> int:
@@ -189,6 +189,18 @@ def test_a_server_asked_to_linger_stays_for_a_while_and_then_for_its_clients(hom
         until(lambda: float((home / "postgres/server/linger").read_text()) < time.monotonic() - 0.3, "time is up")
         assert connection.execute("SELECT 1").fetchone() == (1,)
     until(lambda: not processes_of(home), "the server has stopped")
+
+
+def test_a_server_whose_programs_were_removed_meanwhile_is_stopped_all_the_same(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients are counted with psql, and who makes his virtual environment anew removes it. Nobody else would stop it."""
+    programs = copied_programs(home.parent / "site-packages")
+    monkeypatch.setattr(binaries, "bin_folder", lambda: programs)
+    ensure(home, linger_seconds=0.3, durable=False)
+    (programs / "psql").unlink()
+    release(home)
+    until(lambda: not processes_of(home), "the server has stopped", 15)
 
 
 def test_an_initdb_that_was_cut_short_is_done_again(home: Path) -> None:
