@@ -82,7 +82,7 @@ class EmbeddedServer:
         return f"postgresql://{SUPERUSER}:{password}@127.0.0.1:{self.place.tcp_port}/{quote(database, safe='')}"
 
     def create_database(self, name: str) -> None:
-        """Create database `name` unless it exists. Raises WarehouseUnreachable."""
+        """Create database `name` unless it exists. Raises WarehouseUnreachable, or WarehouseError where it cannot."""
         with self._administrator() as connection:
             if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone():
                 return
@@ -90,7 +90,7 @@ class EmbeddedServer:
                 connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))
 
     def clients(self) -> int:
-        """How many clients are connected now. Raises WarehouseUnreachable."""
+        """How many clients are connected now. Raises WarehouseUnreachable, or WarehouseError where one more cannot be."""
         with self._administrator() as connection:
             row = connection.execute(
                 "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
@@ -102,9 +102,22 @@ class EmbeddedServer:
         try:
             with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
                 yield connection
-        except psycopg.OperationalError:
-            raise WarehouseUnreachable(
-                f"the embedded PostgreSQL ended while it was used: try again, or see the end of {self.place.log}"
+        except psycopg.errors.DiskFull:
+            raise WarehouseError(
+                f"the embedded PostgreSQL has no room left (53100): make room on the disk of {self.place.folder}, then try again"
+            ) from None
+        except psycopg.OperationalError as error:
+            code = error.sqlstate
+            if code is None and "too many clients" in str(error):  # a refusal to connect has no code
+                raise WarehouseError(
+                    "the embedded PostgreSQL has no connection left: end some of the programs that use it"
+                ) from None
+            if code is None or code.startswith(("08", "57P")):
+                raise WarehouseUnreachable(
+                    f"the embedded PostgreSQL ended while it was used: try again, or see the end of {self.place.log}"
+                ) from None
+            raise WarehouseError(
+                f"the embedded PostgreSQL gave up ({code} {type(error).__name__}): try again"
             ) from None
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from nexhealth_pipeline.errors import WarehouseError
+from nexhealth_pipeline.errors import WarehouseError, WarehouseUnreachable
 from nexhealth_pipeline.warehouse import binaries, embedded
 from nexhealth_pipeline.warehouse.embedded import ensure, release
 
@@ -327,3 +327,28 @@ def test_a_server_that_cannot_start_is_an_error_that_names_its_log(home: Path, m
     (home / "postgres/server/data/global/pg_control").unlink()
     with pytest.raises(WarehouseError, match=r"server\.log"):
         ensure(home, durable=False)
+
+
+def test_a_server_that_refuses_is_told_apart_from_one_that_ended(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is told to try again makes no room on a full disk; and the driver's words may quote a row."""
+    server = ensure(home, durable=False)
+    refusals = (
+        (psycopg.errors.DiskFull("Canary"), "make room on the disk of .*server"),
+        (psycopg.errors.ObjectInUse("Canary"), "55006 ObjectInUse"),
+        (psycopg.OperationalError("FATAL:  sorry, too many clients already"), "no connection left"),
+    )
+    ends = (psycopg.errors.AdminShutdown("Canary"), psycopg.OperationalError("Canary"))
+    for kind, cases in (
+        (WarehouseError, refusals),
+        (WarehouseUnreachable, [(end, "ended while it was used") for end in ends]),
+    ):
+        for error, words in cases:
+
+            def refuse(*_args: object, error: psycopg.Error = error) -> None:
+                raise error
+
+            monkeypatch.setattr(psycopg.Connection, "execute", refuse)
+            with pytest.raises(WarehouseError, match=words) as caught:
+                server.create_database("another")
+            assert type(caught.value) is kind
+            assert "Canary" not in str(caught.value)
