@@ -109,7 +109,8 @@ def dagster_url(settings: Settings, *, database_name: str = DAGSTER_DATABASE) ->
     """The libpq URL of Dagster's storage: DAGSTER_DATABASE_URL, else `database_name` beside the warehouse.
 
     The database is created if it is not there. Raises MissingRights, with the statement to run, where the
-    role may not create it; InvalidSetting and WarehouseError as :func:`warehouse_url`.
+    role may not create it, and WarehouseError where the server does not for another reason; InvalidSetting and
+    WarehouseError as :func:`warehouse_url`.
     """
     if settings.dagster_database_url is not None:
         return normalised_url(settings.dagster_database_url.get_secret_value(), "DAGSTER_DATABASE_URL")
@@ -146,13 +147,14 @@ def _with_database(url: str, name: str) -> str:
 
 
 def _create_beside(url: str, name: str) -> None:
-    """Create database `name` on the server of `url` unless it exists. Raises MissingRights."""
-    with connect(url, autocommit=True) as connection:
+    """Create database `name` on the server of `url` unless it exists. Raises WarehouseError, MissingRights."""
+    with driver_errors("creating the database for Dagster's history"), connect(url, autocommit=True) as connection:
         if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone():
             return
         statement = sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name))
         try:
-            connection.execute(statement)
+            # Not from template1, which somebody may be connected to: it cannot be copied then.
+            connection.execute(statement + sql.SQL(" TEMPLATE template0"))
         except (errors.DuplicateDatabase, errors.UniqueViolation):
             return  # another process was faster
         except errors.InsufficientPrivilege:

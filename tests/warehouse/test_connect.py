@@ -134,6 +134,25 @@ def test_a_role_that_may_not_create_databases_is_told_what_to_run(server: Embedd
     assert "DAGSTER_DATABASE_URL" in str(caught.value)
 
 
+def test_dagsters_storage_is_made_while_somebody_is_in_the_template(server: EmbeddedServer) -> None:
+    """Monitors and tools stay connected to template1, and PostgreSQL copies no database that is in use."""
+    with psycopg.connect(server.url("template1")):
+        url = dagster_url(settings(DATABASE_URL=server.url("postgres")), database_name="beside template")
+    with connect(url) as connection:
+        assert connection.info.dbname == "beside template"
+
+
+def test_a_server_that_makes_no_database_is_told_in_our_words(server: EmbeddedServer) -> None:
+    """A standby, a full disk: Dagster's three processes would show a traceback with the driver's words."""
+    with connect(server.url("postgres"), autocommit=True) as connection:
+        connection.execute("CREATE ROLE reader LOGIN CREATEDB")
+        connection.execute("ALTER ROLE reader SET default_transaction_read_only = on")
+    url = server.url("postgres").replace("postgres@", "reader@")
+    with pytest.raises(WarehouseError, match=r"database for Dagster's history: .*25006") as caught:
+        dagster_url(settings(DATABASE_URL=url), database_name="beyond")
+    assert "cannot execute" not in text_of(caught.value)
+
+
 def test_where_nothing_listens_the_address_is_named() -> None:
     """The first mistake everybody makes."""
     with socket.socket() as unused:
