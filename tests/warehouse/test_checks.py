@@ -64,6 +64,13 @@ class Warehouse:
             (collection, institution, record_id, field, field != "", CANARY.encode(), f"{field}{record_id}".encode()),
         )
 
+    def missing(self, collection: str, *fields: str) -> None:
+        for field in fields:
+            self.connection.execute(
+                "INSERT INTO nexhealth_schema_drift (collection, institution_id, field, kind) VALUES (%s, %s, %s, 'missing')",
+                (collection, ACME, field),
+            )
+
     def read(self, collection: str, location: int, total: int | None, pass_name: str = "all", **more: Any) -> None:
         key = PassKey(collection, ACME, location, "", pass_name)
         state = {"watermark": NOW, "pass_started_at": NOW, "complete_at": NOW, "total": total} | more
@@ -275,12 +282,7 @@ def test_a_stale_copy_names_its_locations(house: Warehouse) -> None:
 def test_drift_fails_a_check_but_not_a_field_that_never_came(house: Warehouse) -> None:
     """Some fields come only where they are asked for; one that has values and stops coming has gone."""
     record_drift(house.connection, "patients", [Drift("new", ACME, "colour", 5), Drift("retyped", BOND, "email", None)])
-    for field in ("chart_id", "bio.city"):
-        house.connection.execute(
-            "INSERT INTO nexhealth_schema_drift (collection, institution_id, field, kind)"
-            " VALUES ('patients', %s, %s, 'missing')",
-            (ACME, field),
-        )
+    house.missing("patients", "chart_id", "bio.city")
     assert set(house.check("patients", "schema_as_declared").details) == {"new colour", "retyped email"}
     house.add("patients", BOND, id=1, bio_city=CANARY)
     assert house.check("patients", "schema_as_declared").count == 2
@@ -288,6 +290,40 @@ def test_drift_fails_a_check_but_not_a_field_that_never_came(house: Warehouse) -
     result = house.check("patients", "schema_as_declared")
     assert set(result.details) == {"new colour", "retyped email", "missing bio.city"}
     assert result.sample_ids == {ACME: ("10/5",), BOND: ()}
+
+
+def test_a_field_that_is_missing_everywhere_has_gone_where_any_institution_had_it(house: Warehouse) -> None:
+    """Key-wide lists have no institution of their own."""
+    house.connection.execute(
+        "INSERT INTO nexhealth_schema_drift (collection, institution_id, field, kind)"
+        " VALUES ('locations', 0, 'name', 'missing'), ('locations', 0, 'email', 'missing')"
+    )
+    house.add("locations", BOND, id=1, name=CANARY)
+    assert house.check("locations", "schema_as_declared").details == {"missing name": 1}
+
+
+def test_a_missing_field_is_looked_for_among_the_rows_of_its_institution(house: Warehouse) -> None:
+    """One that never came is looked for in vain in each row, four times a day: millions of them are others'."""
+    house.connection.execute(
+        "INSERT INTO nexhealth_patients (institution_id, id, raw, synced_at, source_read_at, row_hash)"
+        " SELECT %s + number / 50, number, jsonb_build_object('note', repeat('x', 1000)), now(), now(), ''"
+        " FROM generate_series(1, 3000) number",
+        (BOND,),
+    )
+    house.add("patients", id=1)
+    house.missing("patients", "chart_id", "bio.city")
+    house.connection.execute("ANALYZE nexhealth_patients, nexhealth_schema_drift")
+    (check,) = [one for one in CHECKS if (one.collection.name, one.rule.name) == ("patients", "schema_as_declared")]
+    row = house.connection.execute(sql.SQL("EXPLAIN (ANALYZE, FORMAT JSON) {}").format(check.faults)).fetchone()
+    assert row is not None
+    assert 0 < _visited(row[0][0]["Plan"], "nexhealth_patients") <= 2
+
+
+def _visited(node: dict[str, Any], table: str) -> int:
+    """Rows of a table that a query looked at."""
+    dropped = sum(node.get(f"Rows Removed by {how}", 0) for how in ("Filter", "Index Recheck"))
+    own = round((node["Actual Rows"] + dropped) * node["Actual Loops"]) if node.get("Relation Name") == table else 0
+    return own + sum(_visited(one, table) for one in node.get("Plans", ()))
 
 
 def test_what_waits_in_quarantine_is_counted_by_rule_and_odd_ids_are_not_shown(house: Warehouse) -> None:
