@@ -58,7 +58,7 @@ def status(*, watching: bool, as_json: bool, checking: bool, acknowledge: bool, 
         report = read_report(connection)
         _print(report, as_json=as_json)
         if acknowledge:
-            _acknowledge(connection)
+            _acknowledge(connection, report)
     return 1 if report.has_news else 0
 
 
@@ -75,12 +75,12 @@ def _check(connection: "psycopg.Connection", settings: "Settings") -> None:
         store_health(connection, examine(connection, silence_hours=settings.webhook_silence_hours), institutions)
 
 
-def _acknowledge(connection: "psycopg.Connection") -> None:
+def _acknowledge(connection: "psycopg.Connection", shown: Report) -> None:
     from nexhealth_pipeline.warehouse.check_results import acknowledge
     from nexhealth_pipeline.warehouse.connect import driver_errors
 
     with driver_errors("acknowledging checks"):
-        acknowledge(connection)
+        acknowledge(connection, shown.checks)
 
 
 def _print(report: Report, *, as_json: bool) -> None:

@@ -97,7 +97,17 @@ def failed_checks(connection: psycopg.Connection) -> list[FailedCheck]:
     return [FailedCheck(*row) for row in rows]
 
 
-def acknowledge(connection: psycopg.Connection) -> int:
-    """Note that everything found so far has been seen; returns how many failed checks were new."""
-    done = connection.execute("UPDATE nexhealth_check_results SET acknowledged = faults WHERE faults > acknowledged")
+def acknowledge(connection: psycopg.Connection, shown: Iterable[FailedCheck]) -> int:
+    """Note that these failed checks have been seen, with as many faults as they say; returns how many were new.
+
+    What was found since they were read stays new.
+    """
+    seen = [(one.collection, one.check, one.institution_id, one.faults) for one in shown if one.is_new]
+    done = connection.execute(
+        "UPDATE nexhealth_check_results c SET acknowledged = least(c.faults, s.faults)"
+        " FROM unnest(%s::text[], %s::text[], %s::bigint[], %s::bigint[]) s (collection, check_name, institution_id, faults)"
+        " WHERE (c.collection, c.check_name, c.institution_id) = (s.collection, s.check_name, s.institution_id)"
+        " AND c.acknowledged < least(c.faults, s.faults)",
+        [[one[place] for one in seen] for place in range(4)],
+    )
     return done.rowcount

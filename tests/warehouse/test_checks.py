@@ -11,7 +11,7 @@ from psycopg.types.json import Jsonb
 
 from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
 from nexhealth_pipeline.catalog.paging import Paging
-from nexhealth_pipeline.warehouse.check_results import acknowledge, failed_checks, run_all
+from nexhealth_pipeline.warehouse.check_results import acknowledge, failed_checks, keep, run_all
 from nexhealth_pipeline.warehouse.check_rules import RULES, Severity
 from nexhealth_pipeline.warehouse.checks import CHECKS, Check, CheckResult, run
 from nexhealth_pipeline.warehouse.drift import Drift, record_drift
@@ -346,7 +346,7 @@ def test_every_result_says_whose_faults_they_are_and_what_was_seen_is_not_new_ag
     assert kept == [(0, 0), (ACME, 0), (BOND, 1)]
     (failed,) = failed_checks(house.connection)
     assert (failed.institution_id, failed.faults, failed.sample_ids, failed.is_new) == (BOND, 1, ["20/1"], True)
-    assert acknowledge(house.connection) == 1
+    assert acknowledge(house.connection, [failed]) == 1
     run_all(house.connection, [ACME, BOND], chosen)
     assert [one.is_new for one in failed_checks(house.connection)] == [False]
     house.note(name, "", "2", BOND)
@@ -354,13 +354,31 @@ def test_every_result_says_whose_faults_they_are_and_what_was_seen_is_not_new_ag
     assert [(one.is_new, one.failing_since == failed.failing_since) for one in failed_checks(house.connection)] == [
         (True, True)
     ]
-    acknowledge(house.connection)
+    acknowledge(house.connection, failed_checks(house.connection))
     house.connection.execute("UPDATE nexhealth_quarantine SET resolved_at = now()")
     run_all(house.connection, [ACME, BOND], chosen)
     assert failed_checks(house.connection) == []
     house.connection.execute("UPDATE nexhealth_quarantine SET resolved_at = NULL WHERE record_id = '1'")
     run_all(house.connection, [ACME, BOND], chosen)
     assert [one.is_new for one in failed_checks(house.connection)] == [True]
+
+
+def test_what_was_found_after_it_was_shown_is_not_taken_for_seen(house: Warehouse) -> None:
+    """The checks may end while somebody's report is being put together: nobody would ever be told."""
+    keep(house.connection, [("patients", "no_orphans", ACME, "warning", 1, [], 1)])
+    shown = failed_checks(house.connection)
+    keep(
+        house.connection,
+        [
+            ("patients", "no_orphans", ACME, "warning", 3, [], 3),
+            ("patients", "own_institution", BOND, "error", 1, [], 1),
+        ],
+    )
+    assert acknowledge(house.connection, shown) == 1
+    found = [(one.check, one.faults, one.acknowledged, one.is_new) for one in failed_checks(house.connection)]
+    assert found == [("own_institution", 1, 0, True), ("no_orphans", 3, 1, True)]
+    assert acknowledge(house.connection, shown) == 0
+    assert acknowledge(house.connection, []) == 0
 
 
 def test_institutions_that_are_not_synced_are_left_out(house: Warehouse) -> None:
