@@ -215,7 +215,10 @@ DECLARE
     moment double precision;
 BEGIN
     moment := nexhealth_rate_lock(p_key_hash, p_classes, p_seconds, p_buckets);
-    UPDATE nexhealth_rate_budget SET blocked_until = greatest(blocked_until, moment + p_block)
+    -- A longer block stands, unless nobody heeds it since the clock was put back.
+    UPDATE nexhealth_rate_budget SET blocked_until = CASE
+            WHEN blocked_until < moment + 900 THEN greatest(blocked_until, moment + p_block)
+            ELSE moment + p_block END
         WHERE key_hash = p_key_hash AND rate_class = ANY (p_classes);
 END $$;
 """

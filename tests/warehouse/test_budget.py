@@ -211,6 +211,19 @@ def test_a_server_clock_put_back_neither_forgets_nor_blocks_for_long(budget_of, 
     assert 0.1 < budget.acquire((PATIENTS,)) < 30
 
 
+def test_a_429_after_the_servers_clock_was_put_back_is_heeded(budget_of, url):
+    """The block of before, which nobody heeds any more, must not stand in the way of the next ones until its time."""
+    budget = budget_of()
+    budget.throttle((PATIENTS,), 60.0)
+    with psycopg.connect(url, autocommit=True) as db:
+        db.execute("UPDATE nexhealth_rate_budget SET blocked_until = blocked_until + 3600")
+    assert budget.acquire((PATIENTS,)) == 0.0
+    began = time.monotonic()
+    budget.throttle((PATIENTS,), 0.3)
+    budget.acquire((PATIENTS,))
+    assert 0.29 < time.monotonic() - began < 30
+
+
 def test_a_share_below_one_request_still_grants_one(budget_of):
     assert budget_of(0.001, only(10, 60.0)).acquire((PATIENTS,)) == 0.0
 

@@ -114,6 +114,23 @@ def test_an_upgrade_that_waits_for_a_run_does_not_keep_the_receiver_waiting(data
         assert receiver.execute("SELECT count(*) FROM nexhealth_webhook_events").fetchone() == (2,)
 
 
+def test_a_budget_of_before_gets_the_functions_of_now_and_keeps_what_it_counted(database_url: str) -> None:
+    """They are no tables, which are looked at on every start: without a migration they would stay as they were made."""
+    throttle = "SELECT pg_get_functiondef('nexhealth_rate_throttle'::regproc)"
+    with psycopg.connect(database_url, autocommit=True) as db:
+        now = db.execute(throttle).fetchone()
+        db.execute("INSERT INTO nexhealth_rate_budget VALUES ('k', 'patients', 1, 7, '{1,2}', 3, 4)")
+        kept = db.execute("SELECT * FROM nexhealth_rate_budget").fetchall()
+        db.execute(
+            "CREATE OR REPLACE FUNCTION nexhealth_rate_throttle(p_key_hash text, p_classes text[],"
+            " p_seconds double precision[], p_buckets integer, p_block double precision) RETURNS void LANGUAGE sql AS ''"
+        )
+        db.execute("UPDATE nexhealth_alembic_version SET version_num = '0011'")
+        assert migrate.upgrade(database_url)[0] == f"migrated to {migrate.HEAD}"
+        assert db.execute(throttle).fetchone() == now
+        assert db.execute("SELECT * FROM nexhealth_rate_budget").fetchall() == kept
+
+
 def test_a_role_that_may_not_create_is_told_which_right_it_lacks(guest_url: str) -> None:
     """Risk: alembic runs through SQLAlchemy, which wraps the driver's error in one of its own."""
     with pytest.raises(MissingRights, match=rf"{ROLE}.*GRANT CREATE") as caught:
