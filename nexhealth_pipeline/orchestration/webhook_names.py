@@ -40,6 +40,8 @@ BULK_TAGS = {BULK_TAG: "true"}
 SHORT_TAGS = {
     # Whoever asked for such a run (sensor, schedule, person) asks again; the daemon must not start a second one.
     "dagster/max_retries": "0",
+    # It is not a load, which may go on for eleven days; one that hangs must not keep the next one waiting as long.
+    "dagster/max_runtime": "172800",
 }
 WEBHOOK_TAGS = {
     **SHORT_TAGS,

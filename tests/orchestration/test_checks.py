@@ -37,6 +37,11 @@ def warehouse(environment: dict[str, str]) -> Iterator[psycopg.Connection]:
         yield db
 
 
+def test_a_run_of_the_checks_that_hangs_is_ended_within_days() -> None:
+    """While it goes on none other begins. A load may go on for as long as dagster.yaml lets all runs."""
+    assert int(defs.resolve_job_def(CHECKS_JOB).tags["dagster/max_runtime"]) == 2 * 86400
+
+
 def _patient(db: psycopg.Connection, institution: int, number: int, raw: str = "{}") -> None:
     db.execute(
         "INSERT INTO nexhealth_patients (institution_id, id, raw, synced_at, source_read_at, row_hash)"
