@@ -62,7 +62,8 @@ def command_lines() -> Iterator[tuple[str, list[str]]]:
         for line in block.splitlines():
             words = shlex.split(line, comments=True)
             inner = words[words.index("--") + 1 :] if "--" in words and words[0] in ("kubectl", "docker") else words
-            inner = inner[inner.index("code") + 1 :] if inner[:3] == ["docker", "compose", "exec"] else inner
+            if words[:2] == ["docker", "compose"] and "exec" in words:
+                inner = words[words.index("exec") + 2 :]  # after the service's name
             yield "guide", inner
 
 

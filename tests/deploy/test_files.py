@@ -52,6 +52,11 @@ def test_every_command_exists_and_takes_its_options(place: str, line: list[str])
     taken_apart(line)
 
 
+def test_what_the_guide_runs_inside_a_container_is_among_them() -> None:
+    """Of Compose and of the cluster."""
+    assert [line for place, line in COMMANDS if place == "guide"].count(["nexhealth", "doctor"]) == 2
+
+
 def test_a_wrong_option_is_noticed() -> None:
     """Else the test above could not fail."""
     for wrong in (
