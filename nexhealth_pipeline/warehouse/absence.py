@@ -406,7 +406,7 @@ def _of_patients(patient: sql.Composed) -> sql.Composed:
         " AND NOT EXISTS (SELECT FROM nexhealth_patient_locations l WHERE l.institution_id = %(institution)s"
         " AND l.patient_id = {patient} AND l.gone_at IS NULL AND l.location_id <> ALL(%(read)s)"
         " AND l.location_id IN (SELECT id FROM nexhealth_locations WHERE institution_id = %(institution)s"
-        " AND NOT coalesce(inactive, false))))"
+        " AND NOT coalesce(inactive, false) AND deleted_at IS NULL)))"
     ).format(patient=patient)
 
 

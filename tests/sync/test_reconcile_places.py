@@ -125,6 +125,22 @@ def test_rows_of_an_inactive_location_are_not_judged(settings: Settings, box: Sa
     assert [gone(rows, name) for name in sorted(names)] == [set()] * 3
 
 
+def test_an_office_that_is_said_to_be_gone_holds_up_no_absence_of_the_others(
+    settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """Risk: whom both had listed is never judged again, since nobody reads the one that left."""
+    sync_all(settings, FULL, only={"patients"})
+    box.state.delete("locations", SOUTH, hard=True)
+    gone_office = "UPDATE nexhealth_locations SET deleted_at = now(), deleted_by = 'absence'"
+    rows(f"{gone_office} WHERE institution_id = 11201 AND id = {SOUTH} RETURNING id")
+    both = f"SELECT patient_id FROM nexhealth_patient_locations WHERE location_id IN ({NORTH}, {SOUTH})"
+    victim = int(str(rows(f"{both} GROUP BY 1 HAVING count(*) = 2 ORDER BY 1 LIMIT 1")[0][0]))
+    box.state.delete("patients", victim, hard=True)
+    for _ in range(2):
+        sync_all(settings, RECONCILE, only={"patients"})
+    assert gone(rows, "patients") == {victim}
+
+
 def test_a_row_that_only_another_location_lists_stands_under_that_one(
     settings: Settings, box: SandboxServer, rows: Rows
 ) -> None:
