@@ -31,7 +31,7 @@ from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.sync.filters import choose
 from nexhealth_pipeline.sync.months import CHANGES
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
-from nexhealth_pipeline.sync.plan import awaits_changes, due_slices
+from nexhealth_pipeline.sync.plan import due_slices
 from nexhealth_pipeline.sync.practice import Location, Practices, load_practices, practices_of_records
 from nexhealth_pipeline.sync.slices import Slice, SliceResult
 from nexhealth_pipeline.warehouse.connect import connect, driver_errors
@@ -75,7 +75,6 @@ def discover(settings: Settings, url: str, request: SyncRequest, kind: str) -> d
         sweep, swept_from = _sweep(connection, settings, request)
         full_from = swept_from if request.mode.whole and swept_from else began
         lists_from = swept_from if swept_from and began - swept_from < SWEEP_LISTS else began
-        behind = _is_behind(connection, practices, request)
         jobs, planned = _plan(connection, practices, request, _fresh(full_from, lists_from))
         if request.dry_run:
             for job in jobs:
@@ -86,7 +85,7 @@ def discover(settings: Settings, url: str, request: SyncRequest, kind: str) -> d
         "jobs": jobs,
         "planned": planned,
         "sweep": sweep,
-        "catch_up": _fresh(began, lists_from) if full_from < began or behind else None,
+        "catch_up": _fresh(began, lists_from) if full_from < began else None,
     }
 
 
@@ -113,17 +112,8 @@ def _fresh(after: datetime, whole_after: datetime) -> dict[str, str]:
     return {"fresh_after": after.isoformat(), "whole_after": whole_after.isoformat()}
 
 
-def _is_behind(connection: psycopg.Connection, practices: Practices, request: SyncRequest) -> bool:
-    """Whether changes of months that an earlier sync read can be asked for only after this one's months."""
-    if request.mode.whole or request.dry_run or request.start or request.end or request.patient or request.filters:
-        return False
-    windowed = [one for one in _collections(Scope.LOCATION_MONTH, request.resources) if one.window]
-    watermarks = load_watermarks(connection, [one.name for one in windowed])
-    return awaits_changes(windowed, practices, watermarks, datetime.now(UTC).date())
-
-
 def catch_up(settings: Settings, url: str, request: SyncRequest, config: dict[str, str]) -> dict[str, Any]:
-    """Plan the end of a sync that went on with a killed one: changes of what that one had read.
+    """Plan the end of a full sync that went on with a killed one: changes of what that one had read.
 
     `config`: since when lists are fresh enough (this sync's begin; for those read whole the killed one's).
 
@@ -132,9 +122,7 @@ def catch_up(settings: Settings, url: str, request: SyncRequest, config: dict[st
     names = tuple(
         one.name
         for one in DECLARED
-        if one.is_asset
-        and (one.increment or one.per if request.mode.whole else one.window)
-        and (not request.resources or one.name in request.resources)
+        if one.is_asset and (one.increment or one.per) and (not request.resources or one.name in request.resources)
     )
     with _warehouse(url, "planning a sync") as connection:
         practices = load_practices(connection, settings.subdomains)

@@ -86,7 +86,7 @@ def _slices(session: SyncSession, subdomains: set[str], fresh: AnySet[PassKey]) 
 
 def _is_known(piece: Slice, watermarks: Mapping[PassKey, datetime], today: date) -> bool:
     if piece.window_key == CHANGES:
-        return True  # planned only where every month was read, from whose watermark it goes on if it has none itself
+        return True  # planned only where a month was read: from its own watermark, else from the earliest month's begin
     return was_read(piece, watermarks, today)
 
 

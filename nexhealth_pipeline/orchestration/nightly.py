@@ -10,7 +10,7 @@ import psycopg
 
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.catalog.collections import DECLARED
-from nexhealth_pipeline.sync.months import CHANGES, month_keys
+from nexhealth_pipeline.sync.months import month_keys
 from nexhealth_pipeline.sync.practice import Institution, Location, Practices, load_practices
 
 __all__ = ["Due", "complete_windows", "due_at_night", "due_in_the_morning"]
@@ -48,7 +48,7 @@ class Due:
 
 
 def due_at_night(connection: psycopg.Connection, subdomains: AnyCollection[str]) -> Due:
-    """Everything: lists of all institutions and locations, changes of appointments, months never read.
+    """Everything: lists of all institutions and locations, months never read, changes of appointments in the others.
 
     A seventh of it is reconciled instead: deletions have no event and no increment. Lists under rows, a request each,
     are no part of that: whatever reads a location judges by its thirtieth of them (`SyncOptions.rotation_days`).
@@ -124,7 +124,7 @@ def _due(
     for location in locations:
         unread = [key for key in months if (location.id, key) not in complete]
         due.months += [f"{location.key}|{key}" for key in unread]
-        if not unread or (location.id, CHANGES) in complete:
+        if len(unread) < len(months):  # one month may fail for weeks: the others must not age
             due.changes.append(location.key)
     return due
 

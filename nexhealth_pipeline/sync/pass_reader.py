@@ -182,11 +182,14 @@ class PassReader:
         return None if watermark is None else (watermark - self._options.overlap).replace(microsecond=0)
 
     def _earliest_month(self) -> datetime | None:
-        """Where the first change read begins: the earliest start of all the months' complete passes."""
+        """Where the first change read begins: the earliest start of all the months' passes.
+
+        Of one that is not complete as well: it may be gone on with, from where it was read by then.
+        """
         key = self._plan.key
         regular = [one.name for one in self._slice.collection.regular_passes]
         row = self._connection.execute(
-            "SELECT min(watermark) FROM nexhealth_sync_state"
+            "SELECT min(least(coalesce(watermark, pass_started_at), coalesce(fresh_at, begun_at))) FROM nexhealth_sync_state"
             " WHERE collection = %s AND institution_id = %s AND location_id = %s AND window_key <> %s"
             " AND pass = ANY(%s)",
             (key.collection, key.institution_id, key.location_id, CHANGES, regular),

@@ -21,7 +21,6 @@ from nexhealth_pipeline.warehouse.state import PassKey
 __all__ = [
     "PassPlan",
     "api_time",
-    "awaits_changes",
     "due_slices",
     "filter_hash",
     "in_window",
@@ -84,38 +83,24 @@ def due_slices(
 
 
 def _due_months(slices: list[Slice], watermarks: Watermarks, options: SyncOptions, today: date) -> list[Slice]:
-    """Months in the asked window, of filtered reads all at once; else months never complete and the change slices."""
+    """Months in the asked window, of filtered reads all at once; else months never complete and the change slices.
+
+    Changes are asked for as soon as one month is complete: another may fail for weeks, and the rest must not age.
+    """
     if options.start or options.end:
         return in_window(slices, options, today)
     if options.filters:
         return list({piece.location_id: replace(piece, window_key=CHANGES) for piece in slices}.values())
     if options.mode is not Mode.INCREMENTAL:
         return slices
-    unread = [piece for piece in slices if not was_read(piece, watermarks, today)]
-    waiting = {piece.location_id for piece in unread}
-    changes = {
-        piece.location_id: replace(piece, window_key=CHANGES)
-        for piece in slices
-        if piece.location_id not in waiting or was_read(replace(piece, window_key=CHANGES), watermarks, today)
-    }
-    return [*changes.values(), *unread]
-
-
-def awaits_changes(
-    collections: Iterable[Collection], practices: Practices, watermarks: Watermarks, today: date
-) -> bool:
-    """Whether some location has complete months, but no change read yet because others of its months are not complete.
-
-    Its changes are asked for once those are: else an earlier, killed sync's months would keep what changed since.
-    """
-    for collection in collections:
-        complete: dict[int, set[bool]] = {}
-        for piece in slices_of(collection, practices, today) if collection.window else ():
-            if not was_read(replace(piece, window_key=CHANGES), watermarks, today):
-                complete.setdefault(piece.location_id, set()).add(was_read(piece, watermarks, today))
-        if any(found == {True, False} for found in complete.values()):
-            return True
-    return False
+    unread: list[Slice] = []
+    changes: dict[int, Slice] = {}
+    for piece in slices:
+        if not was_read(piece, watermarks, today):
+            unread.append(piece)
+        elif piece.location_id not in changes:
+            changes[piece.location_id] = replace(piece, window_key=CHANGES)
+    return [*unread, *changes.values()]
 
 
 def in_window(slices: Iterable[Slice], options: SyncOptions, today: date) -> list[Slice]:

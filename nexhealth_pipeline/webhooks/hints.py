@@ -281,7 +281,7 @@ def _is_late(told: Told) -> bool:
 def _pieces(
     collection: Collection, practices: Practices, watermarks: Mapping[PassKey, datetime], today: date
 ) -> list[Slice]:
-    """Slices that bring what has changed: of windowed collections the changes of locations whose months are read."""
+    """Slices that bring what has changed: of windowed collections the changes of locations of which a month is read."""
     if collection.scope is not Scope.LOCATION_MONTH:
         return list(slices_of(collection, practices, today))
     due = due_slices([collection], practices, watermarks, SyncOptions(), today)
@@ -289,7 +289,7 @@ def _pieces(
 
 
 def _is_complete(piece: Slice, watermarks: Mapping[PassKey, datetime], today: date) -> bool:
-    """Whether it was read completely before; the changes of a location once its months were."""
+    """Whether it was read completely before; the changes of a location once a month was."""
     if piece.window_key == CHANGES or piece.collection.scope is Scope.PRACTICE:
         return True
     return was_read(piece, watermarks, today)

@@ -9,7 +9,7 @@ from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
 from nexhealth_pipeline.catalog.paging import Paging
 from nexhealth_pipeline.sync.months import CHANGES, month_keys
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
-from nexhealth_pipeline.sync.plan import api_time, awaits_changes, due_slices, filter_hash, passes_of, slices_of
+from nexhealth_pipeline.sync.plan import api_time, due_slices, filter_hash, passes_of, slices_of
 from nexhealth_pipeline.sync.practice import Institution, Location, Practices
 from nexhealth_pipeline.sync.slices import Slice
 from nexhealth_pipeline.warehouse.state import PassKey
@@ -115,33 +115,36 @@ def every_month() -> list[Slice]:
     return [Slice(APPOINTMENTS, WILLOW, NORTH, key) for key in month_keys(TODAY)]
 
 
-def test_an_incremental_sync_reads_unread_months_first_and_changes_only_after() -> None:
-    """Risk: a change slice before its months are complete would have no watermark to begin from."""
+def test_an_incremental_sync_reads_unread_months_and_the_changes_of_the_others() -> None:
+    """Risk: before one month is complete there is no watermark to begin from; and one that fails must not hold up all."""
     months = every_month()
     keys = [(11, piece.window_key) for piece in months]
     assert due({}, INCREMENTAL) == keys
-    assert due(watermarks(*months[1:]), INCREMENTAL) == keys[:1]
+    assert due(watermarks(months[0]), INCREMENTAL) == [*keys[1:], (11, CHANGES)]
+    assert due(watermarks(*months[1:]), INCREMENTAL) == [keys[0], (11, CHANGES)]
     assert due(watermarks(*months), INCREMENTAL) == [(11, CHANGES)]
 
 
 def test_a_month_whose_read_broke_off_is_unread() -> None:
     months = every_month()
     known = watermarks(*months[:3], *months[4:])
-    assert due(known, INCREMENTAL) == [(11, months[3].window_key)]
+    assert due(known, INCREMENTAL) == [(11, months[3].window_key), (11, CHANGES)]
 
 
 def test_a_month_with_one_pass_of_two_is_unread() -> None:
     months = every_month()
     known = watermarks(*months)
-    del known[passes_of(months[0], TODAY)[1].key]
-    assert due(known, INCREMENTAL) == [(11, months[0].window_key)]
+    half = passes_of(months[0], TODAY)
+    del known[half[1].key]
+    assert due(known, INCREMENTAL) == [(11, months[0].window_key), (11, CHANGES)]
+    assert (11, CHANGES) not in due({half[0].key: NOON}, INCREMENTAL)
 
 
-def test_a_new_month_stops_no_change_slice_that_has_its_own_watermark() -> None:
+def test_a_new_month_stops_no_changes() -> None:
     """On the first of each month a new last month is unread; the night's changes must come all the same."""
     months = every_month()
     known = watermarks(*months[:-1], replace(months[0], window_key=CHANGES))
-    assert due(known, INCREMENTAL) == [(11, CHANGES), (11, months[-1].window_key)]
+    assert due(known, INCREMENTAL) == [(11, months[-1].window_key), (11, CHANGES)]
 
 
 def test_a_full_sync_reads_every_month_again() -> None:
@@ -187,18 +190,3 @@ def test_requests_carry_what_the_declaration_says() -> None:
 
 def test_times_are_written_as_the_api_recommends() -> None:
     assert api_time(datetime(2026, 3, 1, 9, 8, 7, 999, tzinfo=UTC)) == "2026-03-01T09:08:07+0000"
-
-
-@pytest.mark.parametrize(
-    ("months", "changes", "waits"),
-    [(0, False, False), (1, False, True), (None, False, False), (1, True, False)],
-    ids=["nothing read", "killed in the middle", "all read", "a new month, changes read before"],
-)
-def test_changes_of_months_read_before_a_kill_wait_for_the_others(
-    months: int | None, changes: bool, waits: bool
-) -> None:
-    """Risk: what changed in them between the kill and the next sync is left to the one after."""
-    read = [piece for piece in slices_of(APPOINTMENTS, PRACTICES, TODAY) if piece.location == PIER][:months]
-    read += [replace(read[0], window_key=CHANGES)] if changes else []
-    keys = [plan.key for piece in read for plan in passes_of(piece, TODAY)]
-    assert awaits_changes([APPOINTMENTS], PRACTICES, dict.fromkeys(keys, NOON), TODAY) is waits
