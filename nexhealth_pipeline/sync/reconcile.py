@@ -111,16 +111,18 @@ class _Court:
         everywhere = Slice(self._collection, self._slices[0].institution, None, "absence")
         with SliceLock(self._connection, everywhere, self._session.stop):
             self._passes = seen_passes(self._connection, self._collection.name, self._institution_id)
-            done: list[SeenPass] = []
+            self._done: list[SeenPass] = []
+            self._undecided: set[int] = set()
             self._heard: list[SeenPass] = []
             for place in self._places(touched):
                 if self._session.stop.is_set():
                     return
-                yield from self._judge(place, done)
+                yield from self._judge(place)
             with self._connection.transaction():
                 if self._collection.per is not None:
                     end_turns(self._connection, self._collection.name, self._institution_id, self._heard)
-                judged(self._connection, done)
+                # What came to no end is judged again by whoever goes on with it: its reads are fresh, and not made again.
+                judged(self._connection, [one for one in self._done if one.id not in self._undecided])
 
     def _places(self, touched: set[int]) -> Iterator[_Place]:
         """EHR databases, slices or the institution; and, where all was read, the rows of no location."""
@@ -139,7 +141,7 @@ class _Court:
         readable = tuple(one for one in self._slices if one.location_id not in never)
         yield _Place(None, readable, (), nowhere=True)
 
-    def _judge(self, place: _Place, done: list[SeenPass]) -> Iterator[SliceResult]:
+    def _judge(self, place: _Place) -> Iterator[SliceResult]:
         passes = [self._passes.get(key) for key in self._keys(place.pieces)]
         why_not = self._why_not(place, passes)
         known = [one for one in passes if one is not None]
@@ -149,7 +151,6 @@ class _Court:
         if why_not is None and any(one.judged_at for one in known):
             return
         if why_not is None:
-            done += known
             case = Verdict(self._session, self._connection, self._slice(place), self._options, alone=alone)
             for result in case.hear(lambda: self._ground(place, known), self._sources):
                 # An institution has offices that are offline for years: its lists' turns would never end.
@@ -157,6 +158,9 @@ class _Court:
                     self._heard += known
                 if not (alone and result.status is Status.SKIPPED):
                     yield result
+            self._done += known
+            if case.undecided:
+                self._undecided.update(one.id for one in known)
         else:
             yield SliceResult(self._slice(place), Status.SKIPPED, Counts(), 0.0, reason=why_not, absence=Absence())
 

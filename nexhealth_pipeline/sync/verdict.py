@@ -69,6 +69,8 @@ class Verdict:
         self._began = time.monotonic()
         self._counts = Counts()
         self._log_row: SyncLog | None = None
+        self.undecided = False
+        """Whether it came to no end: whoever looks at its reads again is to judge anew."""
 
     def hear(self, ground: Callable[[], Ground | str], sources: Sources) -> Iterator[SliceResult]:
         """Judge; one result, and one more for each collection whose lists went with their rows."""
@@ -77,6 +79,7 @@ class Verdict:
             found = self._find(ground)
         if isinstance(found, str) or (found[1].missing and sources.trouble):
             reason = found if isinstance(found, str) else sources.trouble
+            self.undecided |= not isinstance(found, str)
             yield self._result(Status.SKIPPED, Absence(), reason)
             return
         missing, figures = found
@@ -101,6 +104,7 @@ class Verdict:
                 return made
             missing = Missing(self._connection, made)
             if not missing.still_complete():
+                self.undecided = True
                 return "absences not judged: another run has begun to read it again"
             return missing, missing.find()
 
@@ -169,6 +173,7 @@ class Verdict:
     def _result(self, status: Status, absence: Absence, reason: str | None) -> SliceResult:
         if self._log_row is not None:
             self._log_row.finish(self._connection, status.value, self._counts, error=reason)
+        self.undecided |= status in (Status.FAILED, Status.CANCELLED)
         if status is Status.FAILED:
             told = {"slice": self._slice.label, "reason": reason, "missing": absence.missing}
             _log.warning("absences not marked", extra={"nexhealth": told})

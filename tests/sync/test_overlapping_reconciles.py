@@ -2,18 +2,20 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import psycopg
 import pytest
 
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import Settings
+from nexhealth_pipeline.sync import reconcile
 from nexhealth_pipeline.sync.confirm import Confirmation
-from nexhealth_pipeline.warehouse.seen import begin_seen, record_seen, seen_passes
-from nexhealth_pipeline.warehouse.state import database_time
+from nexhealth_pipeline.warehouse.seen import SeenPass, begin_seen, record_seen, seen_passes
+from nexhealth_pipeline.warehouse.state import PassKey, database_time
 
 from .kit import Rows, sync_all
-from .reconciled import DESERT, FULL, RECONCILE, practice
+from .reconciled import DESERT, FULL, NORTH, RECONCILE, SOUTH, practice, told
 
 
 @pytest.fixture
@@ -51,3 +53,23 @@ def test_a_read_begun_anew_while_missing_rows_are_asked_for_ends_no_membership(
     sync_all(settings, replace(RECONCILE, allow_mass_delete=True), only={"patients"})
     assert {one for (one,) in rows(listed)} == before - {victim}
     assert rows("SELECT id FROM nexhealth_patients WHERE deleted_by = 'absence'") == [(victim,)]
+
+
+def test_what_another_run_has_begun_to_read_again_is_left_for_it_to_judge(
+    settings: Settings, rows: Rows, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Risk: noted as judged, one list of a database keeps that run from judging by it and the list read anew."""
+
+    def meanwhile(*asked: Any) -> dict[PassKey, SeenPass]:
+        found = seen_passes(*asked)
+        with psycopg.connect(database_url) as other:
+            for key in found:
+                if key.location_id == SOUTH:
+                    begin_seen(other, key, database_time(other))
+        return found
+
+    monkeypatch.setattr(reconcile, "seen_passes", meanwhile)
+    results = sync_all(settings, RECONCILE, only={"patients"})
+    assert "another run has begun" in str(told(results, "patients")[f"willow-dental.{NORTH}"])
+    judged = f"SELECT bool_or(judged_at IS NOT NULL) FROM nexhealth_seen_passes WHERE location_id IN ({NORTH}, {SOUTH})"
+    assert rows(judged) == [(False,)]

@@ -1,0 +1,106 @@
+"""A judgement that came to no end is made by whoever goes on with the reconcile, by what it had read."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from nexhealth_pipeline.client.retry import RetryPolicy
+from nexhealth_pipeline.errors import Cancelled
+from nexhealth_pipeline.sandbox import SandboxServer
+from nexhealth_pipeline.settings import Settings
+from nexhealth_pipeline.sync.confirm import Confirmation
+from nexhealth_pipeline.sync.slices import SliceResult
+
+from .kit import Rows, sync_all
+from .reconciled import DESERT, FULL, NORTH, RECONCILE, at, at_patient, gone, practice, told
+
+QUICK = RetryPolicy(sleep=lambda _: None)
+
+
+@pytest.fixture
+def box() -> Iterator[SandboxServer]:
+    with SandboxServer(patients=40, appointments_per_patient=0, limits=False) as server:
+        yield server
+
+
+@pytest.fixture
+def settings(box: SandboxServer, database_url: str) -> Settings:
+    return practice(box, database_url, "willow-dental")
+
+
+def single_read_fails(box: SandboxServer, patch: pytest.MonkeyPatch) -> dict[str, Any]:
+    box.faults.add("status", path="/patients/[0-9]+")
+    return {}
+
+
+def status_cannot_be_asked(box: SandboxServer, patch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Once the lists are read; before them it could."""
+
+    def then(label: str, pages: int, records: int) -> None:
+        if label.startswith("patients"):
+            box.faults.add("status", path="/sync_status")
+
+    return {"on_progress": then}
+
+
+def stopped_while_asking(box: SandboxServer, patch: pytest.MonkeyPatch) -> dict[str, Any]:
+    def stopped(self: Confirmation, width: int) -> None:
+        raise Cancelled("stopped")
+
+    patch.setattr(Confirmation, "run", stopped)
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("goes_wrong", "status"),
+    [(single_read_fails, "failed"), (status_cannot_be_asked, "skipped"), (stopped_while_asking, "cancelled")],
+)
+def test_a_reconcile_that_could_not_mark_is_gone_on_with(
+    settings: Settings,
+    box: SandboxServer,
+    rows: Rows,
+    goes_wrong: Callable[[SandboxServer, pytest.MonkeyPatch], dict[str, Any]],
+    status: str,
+) -> None:
+    """Risk: repeated from its failure it finds its reads made and its judgement made, is green, and has marked nothing."""
+    sync_all(settings, FULL, only={"patients"})
+    victim = at_patient(rows, DESERT)
+    box.state.delete("patients", victim, hard=True)
+    began = rows("SELECT clock_timestamp()")[0][0]
+    options = replace(RECONCILE, fresh_after=began)
+    with pytest.MonkeyPatch.context() as patch:
+        more = goes_wrong(box, patch)
+        results = sync_all(settings, options, only={"patients"}, retry=QUICK, **more)
+    assert told(results, "patients")[f"willow-dental.{DESERT}"][0] == status
+    assert gone(rows, "patients") == set()
+    box.faults.clear()
+    box.requests.clear()
+    sync_all(settings, options, only={"patients"})
+    assert gone(rows, "patients") == {victim}
+    assert box.requests.matching("/patients") == [], "by what was read"
+    assert _judgements(sync_all(settings, options, only={"patients"})) == [], "what is decided stays so"
+    assert rows("SELECT count(*) FROM nexhealth_seen") == [(0,)]
+
+
+def test_what_the_brake_held_up_is_told_again_and_marked_once_it_is_allowed(
+    settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """Of the database alone: what was judged of the other one stays so."""
+    sync_all(settings, FULL, only={"operatories"})
+    room, rooms = at(rows, "operatories", NORTH)[0], at(rows, "operatories", DESERT)
+    for number in (room, *rooms):
+        box.state.delete("operatories", number, hard=True)
+    options = replace(RECONCILE, fresh_after=rows("SELECT clock_timestamp()")[0][0])
+    for _ in range(2):
+        results = sync_all(settings, options, only={"operatories"})
+        assert told(results, "operatories")[f"willow-dental.{DESERT}"][0] == "failed"
+        assert gone(rows, "operatories") == {room}
+    assert [one.slice.location_id for one in _judgements(results)] == [DESERT]
+    sync_all(settings, replace(options, allow_mass_delete=True), only={"operatories"})
+    assert gone(rows, "operatories") == {room, *rooms}
+
+
+def _judgements(results: list[SliceResult]) -> list[SliceResult]:
+    return [one for one in results if one.absence is not None]
