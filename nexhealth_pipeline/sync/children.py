@@ -17,6 +17,7 @@ from itertools import islice
 
 import psycopg
 
+from nexhealth_pipeline.catalog.collection import Reader
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.client.page import Page
 from nexhealth_pipeline.client.request import ApiRequest
@@ -200,12 +201,15 @@ class ChildReader(SliceReader):
 
     def _upstream(self, connection: psycopg.Connection) -> datetime | None:
         """Up to when the rows themselves are complete; None = never were."""
-        location, after = self.slice.location, self.slice.collection.after
-        seconds = [name for one in after for name in COLLECTIONS[one].second_looks]
+        location, after = self.slice.location, [COLLECTIONS[name] for name in self.slice.collection.after]
+        others = [name for one in after for name in one.second_looks]
+        if location is None or not location.shared:
+            # Nobody makes them any more where one alone is left of those that shared: what they left stands still.
+            others += [pass_.name for one in after for pass_ in one.passes if pass_.reader is Reader.SHARED]
         row = connection.execute(
             "SELECT CASE WHEN bool_and(watermark IS NOT NULL) THEN min(watermark) END FROM nexhealth_sync_state"
             " WHERE collection = ANY(%s) AND institution_id = %s AND location_id = %s AND pass <> ALL(%s)",
-            (list(after), self.slice.institution_id, location.owner_id if location else 0, seconds),
+            ([one.name for one in after], self.slice.institution_id, location.owner_id if location else 0, others),
         ).fetchone()
         return row[0] if row else None
 

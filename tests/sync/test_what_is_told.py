@@ -70,6 +70,21 @@ def test_a_location_is_no_fresher_than_the_owner_of_its_database(
     assert healed.as_of > owner[0]
 
 
+def test_lists_under_rows_do_not_wait_for_what_nobody_reads_since_a_database_is_no_longer_shared(
+    settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """Risk: the last office of a database says for ever that its documents are as old as the other's leaving."""
+    sync_all(settings, FULL, only={"patients", "documents"})
+    box.state.update("locations", SOUTH, {"inactive": True})
+    old = "watermark = watermark - interval '10 days', pass_started_at = pass_started_at - interval '10 days'"
+    rows(f"UPDATE nexhealth_sync_state SET {old} WHERE location_id = {NORTH} AND pass = 'members' RETURNING 1")
+    began = datetime.now(UTC)
+    documents = of(sync_all(settings, only={"patients", "documents"}), "documents", NORTH)
+    assert documents.as_of is not None
+    assert documents.as_of > began - timedelta(minutes=1)
+    assert complete_through(rows, "documents", NORTH) == documents.as_of
+
+
 def test_a_location_is_complete_once_every_pass_of_its_months_is(
     settings: Settings, box: SandboxServer, rows: Rows
 ) -> None:
