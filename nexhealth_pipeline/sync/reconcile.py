@@ -111,6 +111,8 @@ class _Court:
         everywhere = Slice(self._collection, self._slices[0].institution, None, "absence")
         with SliceLock(self._connection, everywhere, self._session.stop):
             self._passes = seen_passes(self._connection, self._collection.name, self._institution_id)
+            never = never_had(self._connection, self._collection, self._institution_id)
+            self._had = [one for one in self._slices if one.location is None or one.location_id not in never]
             self._done: list[SeenPass] = []
             self._undecided: set[int] = set()
             self._heard: list[SeenPass] = []
@@ -132,14 +134,12 @@ class _Court:
                     mine = (piece.location_id,) if piece.location else tuple(one.id for one in self._active)
                     yield _Place(piece.location, (piece,), mine, nowhere=piece.location is None)
             return
-        never = never_had(self._connection, self._collection, self._institution_id)
         for owner, members in _databases(self._active):
             ids = tuple(one.id for one in members)
-            if touched & set(ids):
-                pieces = tuple(one for one in self._slices if one.location_id in ids)
+            pieces = tuple(one for one in self._had if one.location_id in ids)
+            if touched & set(ids) and pieces:
                 yield _Place(owner, pieces, ids, nowhere=False)
-        readable = tuple(one for one in self._slices if one.location_id not in never)
-        yield _Place(None, readable, (), nowhere=True)
+        yield _Place(None, tuple(self._had), (), nowhere=True)
 
     def _judge(self, place: _Place) -> Iterator[SliceResult]:
         passes = [self._passes.get(key) for key in self._keys(place.pieces)]
@@ -225,7 +225,7 @@ class _Court:
     def _read(self, offline: frozenset[int]) -> tuple[int, ...]:
         """Active locations of the databases whose reads are all there to be judged by."""
         if offline not in self._reads:
-            half = {key.location_id for key in self._keys(self._slices) if not self._whole(self._passes.get(key))}
+            half = {key.location_id for key in self._keys(self._had) if not self._whole(self._passes.get(key))}
             self._reads[offline] = tuple(
                 one.id
                 for _, members in _databases(self._active)

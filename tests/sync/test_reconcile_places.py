@@ -174,3 +174,16 @@ def test_a_row_of_no_location_is_judged_although_one_office_never_had_the_collec
     box.state.delete("fee_schedules", everybodys)
     sync_all(harbor, RECONCILE, only={"fee_schedules"})
     assert gone(rows, "fee_schedules") == (set() if had_it else {everybodys})
+
+
+def test_an_office_that_never_had_a_collection_holds_up_nobody_who_shares_its_database(
+    settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """Finance is enabled for one of the two: what it lacks is no row of the other's, which has none."""
+    box.state.enable(SOUTH, on=False)
+    sync_all(settings, FULL, only={"fee_schedules"})
+    victim, *others = at(rows, "fee_schedules", NORTH)
+    assert others
+    box.state.delete("fee_schedules", victim, hard=True)
+    sync_all(settings, RECONCILE, only={"fee_schedules"})
+    assert gone(rows, "fee_schedules") == {victim}
