@@ -1,5 +1,6 @@
 """What a schedule asks for, as data: decided by pure queries of the warehouse, tested without a daemon."""
 
+from collections import Counter
 from collections.abc import Collection as AnyCollection
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -164,7 +165,9 @@ def _next(
 ) -> list[tuple[int, int]]:
     """A seventh of `places` (institution and owner -> its locations), at least one, longest not tried first.
 
-    Left out are those judged less than a week ago, and those not read completely yet, where nothing can be gone.
+    Left out are those judged less than a week ago, and those not read completely yet, where nothing can be gone. An
+    institution's come together where they are no more than a seventh, the last one's even beyond it: rows of no location
+    are judged by all of them.
     """
     names = [one.name for one in DECLARED if one.is_asset and one.scope is scope and one.per is None]
     tried = {
@@ -183,12 +186,24 @@ def _next(
             (names,),
         )
     }
-    waiting: list[tuple[datetime, tuple[int, int]]] = []
+    lot = -(-len(places) // _NIGHTS)
+    sizes = Counter(institution for institution, _ in places)
+    together: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    waiting: dict[tuple[int, int], datetime] = {}
     for place, locations in places.items():
+        if not all((place[0], one) in read for one in locations):
+            continue
+        group = (place[0], 0) if sizes[place[0]] <= lot else place
+        together.setdefault(group, []).append(place)
         known = [tried[place[0], one] for one in locations if (place[0], one) in tried]
-        if all((place[0], one) in read for one in locations) and not any(judged for _, judged in known):
-            waiting.append((max((begun for begun, _ in known), default=_NEVER), place))
-    return [place for _, place in sorted(waiting)[: -(-len(places) // _NIGHTS)]]
+        if not any(judged for _, judged in known):
+            begun = max((begun for begun, _ in known), default=_NEVER)
+            waiting[group] = min(begun, waiting.get(group, begun))
+    chosen: list[tuple[int, int]] = []
+    for group in sorted(waiting, key=lambda group: (waiting[group], group)):
+        if len(chosen) < lot:
+            chosen += together[group]
+    return chosen
 
 
 def _months() -> list[str]:

@@ -267,6 +267,32 @@ def test_fifteen_databases_are_three_a_night(read: psycopg.Connection) -> None:
     assert len(_reconciled(read)[1]) == 3
 
 
+def test_an_institution_s_databases_are_reconciled_in_one_night(read: psycopg.Connection) -> None:
+    """Rows of no location are judged by all of an institution: read in two nights, they never would be."""
+    for institution, subdomain, locations in (
+        (30, "coast", [30, 31]),
+        (40, "dune", [40, 41]),
+        (50, "many", range(50, 58)),
+    ):
+        add_locations(read, institution, subdomain, locations)
+        for location in locations:
+            _read_now(read, institution, location, ["patients"])
+            # Offices of one institution were tried far apart; 40 rests, and comes along.
+            _keep(read, institution, location, "patients", days={30: 9, 31: 12, 40: 3, 41: 14}.get(location, 10))
+    for institution, location in ((10, 1), (20, 3)):
+        _keep(read, institution, location, "patients", days=10)
+    nights = []
+    for _ in range(7):
+        nights.append(_reconciled(read)[1])
+        judged = [int(key.partition(".")[2]) for key in nights[-1]]
+        now = "begun_at = clock_timestamp(), judged_at = clock_timestamp()"
+        read.execute(f"UPDATE nexhealth_seen_passes SET {now} WHERE location_id = ANY(%s)", (judged,))
+    assert nights[:2] == [["dune.40", "dune.41"], ["coast.30", "coast.31"]]
+    everybody = ["acme.1", "bond.3", "bond.4", *(f"coast.{one}" for one in (30, 31))]
+    everybody += [*(f"dune.{one}" for one in (40, 41)), *(f"many.{one}" for one in range(50, 58))]
+    assert sorted(key for night in nights for key in night) == sorted(everybody), "each once, within a week"
+
+
 def test_the_pass_of_a_reconcile_alone_makes_no_month_unread(read: psycopg.Connection) -> None:
     """Killed in its third pass, a month stays complete: the two others say so."""
     extra = next(one.name for one in COLLECTIONS["appointments"].passes if one.reconcile_only)
