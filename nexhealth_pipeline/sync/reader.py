@@ -44,6 +44,8 @@ class SliceReader:
         self.records: list[bytes] = []
         self.read_anything = False
         """Whether any pass was not fresh already."""
+        self._had_rows = False
+        """Whether the last read of a pass had records: this one, of changes, may have none."""
         self._log_row: SyncLog | None = None
         self._watermark_from: datetime | None = None
         self._rows_through: list[datetime] = []
@@ -89,6 +91,7 @@ class SliceReader:
         again, read = self._met_unread(connection, last), 0
         for reader in readers:
             reader.again = again
+            self._had_rows |= reader.stored.records > 0
             self._watermark_from = _earlier(self._watermark_from, reader.stored.watermark)
             if reader.fresh:
                 self.states.append(reader.stored)
@@ -225,7 +228,8 @@ class SliceReader:
             changed=bool(self.counts.inserted or self.counts.updated or self.loader.nested_changes),
         )
         if self.slice.institution_id and self.read_anything and self.slice.window_key != CHANGES:
-            self._capability(connection, *(("supported", "rows") if self.counts.records_read else ("empty", "no rows")))
+            has_rows = self.counts.records_read or self._had_rows or any(state.records for state in self.states)
+            self._capability(connection, *(("supported", "rows") if has_rows else ("empty", "no rows")))
 
     def as_of(self) -> datetime | None:
         """Every change up to here is in the warehouse: the earliest start of the passes that bring its rows."""
