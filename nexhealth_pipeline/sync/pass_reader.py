@@ -175,11 +175,15 @@ class PassReader:
             return None
         if self.again:
             return _LONG_AGO if self._slice.window_key == CHANGES else self.stored.since
-        # By the database's clock as well: should the API's have been wrong for a while, no change falls between.
-        watermark = min(filter(None, (self.stored.watermark, self.stored.fresh_at)), default=None)
+        watermark = self._last_begun
         if watermark is None and self._slice.window_key == CHANGES:
             watermark = self._earliest_month()
         return None if watermark is None else (watermark - self._options.overlap).replace(microsecond=0)
+
+    @property
+    def _last_begun(self) -> datetime | None:
+        """When the last complete pass began; by the database's clock too, as the API's may have been wrong for a while."""
+        return min(filter(None, (self.stored.watermark, self.stored.fresh_at)), default=None)
 
     def _earliest_month(self) -> datetime | None:
         """Where the first change read begins: the earliest start of all the months' passes.
@@ -297,7 +301,7 @@ class PassReader:
         if self._plan.pass_.membership:
             return self._load_membership(batch, ends=ends)
         self._loader.before_merge = self._keeper.when_staged
-        loaded = self._loader.load(batch, self.stored.watermark)
+        loaded = self._loader.load(batch, self._last_begun)
         self._keeper.met(loaded.named)  # it is there, and still listed
         self._keeper.unreadable(len(loaded.nameless))
         self._absent = loaded.absent_fields

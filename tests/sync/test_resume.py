@@ -50,3 +50,20 @@ def test_a_clock_of_the_api_that_is_off_hides_no_change(
             results = sync_all(settings, SyncOptions(mode=mode, fresh_after=now), only={"patients", "documents"})
             assert {str(result.status) for result in results} == {"succeeded"}
             assert rows("SELECT count(*) FROM nexhealth_patients WHERE first_name = '" + mode + "'") == [(1,)]
+
+
+def test_a_clock_of_the_api_that_was_wrong_for_a_while_hides_no_change_of_rows_without_a_version(
+    settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """Risk: read last by a clock three days ahead, what is asked for again comes from before that, and is refused."""
+    sync_all(settings, SyncOptions(mode=Mode.FULL), only={"payment_plans"})
+    ahead = "watermark = now() + interval '3 days', pass_started_at = now() + interval '3 days'"
+    rows(
+        f"UPDATE nexhealth_sync_state SET {ahead}, fresh_at = now() - interval '1 day'"
+        " WHERE collection = 'payment_plans' RETURNING 1"
+    )
+    plan = box.state.ids("payment_plans")[0]
+    active = not box.state.row("payment_plans", plan).record()["active"]
+    box.state.update("payment_plans", plan, {"active": active})
+    sync_all(settings, only={"payment_plans"})
+    assert rows(f"SELECT active FROM nexhealth_payment_plans WHERE id = {plan}") == [(active,)]
