@@ -46,6 +46,11 @@ _BUSY = [
 _Answer = list[dg.RunRequest] | dg.RunRequest | dg.SkipReason
 
 
+_MOST_SECONDS = 48 * 3600
+"""How long a run of a schedule may take: while one that hangs goes on, no other night begins. What a first load of that
+long has not read is taken up by the next; a backfill may take as long as dagster.yaml says."""
+
+
 @dataclass(frozen=True)
 class _Timetable:
     """When, and what is due then."""
@@ -142,7 +147,7 @@ def _request(
     return dg.RunRequest(
         run_key=None if mode is None else mode.value,
         run_config=config,
-        tags={**tags, "nexhealth/partitions": str(len(keys) or 1)},
+        tags={**tags, "nexhealth/partitions": str(len(keys) or 1), "dagster/max_runtime": str(_MOST_SECONDS)},
     )
 
 

@@ -213,7 +213,8 @@ def _outdated(connection: psycopg.Connection, place: _Place, record: _Record) ->
             place.location_id,
             held_in.scope is Scope.INSTITUTION,
             CHANGES,
-            held_in.second_looks,
+            # Who is listed says nothing of what is in a record, and is asked no more once nobody shares the database.
+            [*held_in.second_looks, *(one.name for one in held_in.passes if one.membership)],
         ),
     ).fetchone()
     if row and row[0]:

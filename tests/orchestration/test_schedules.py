@@ -81,6 +81,7 @@ def test_a_night_is_one_run_a_job_over_all_of_its_partitions(three: dg.DagsterIn
     assert request.tags["dagster/asset_partition_range_start"] == "acme.1"
     assert request.tags["dagster/asset_partition_range_end"] == "bond.3"
     assert request.tags["nexhealth/partitions"] == "3"
+    assert request.tags["dagster/max_runtime"] == "172800", "a night that hangs must not cost a fortnight of nights"
 
 
 def test_months_go_into_the_run_config_by_location_and_month(three: dg.DagsterInstance) -> None:

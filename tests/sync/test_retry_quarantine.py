@@ -192,6 +192,13 @@ class TestRetry:
             )
         assert desk.retry() == (1, 0, 1, 0)
 
+    def test_a_pass_that_only_tells_who_is_listed_is_not_waited_for(self, desk: Desk) -> None:
+        """It is made no more once an office shares its database with nobody, and what it left behind stays."""
+        desk.load("patients", b'{"id": 5, "first_name": "\xff"}')
+        desk.read_whole("patients", 3, TWO)
+        desk.read_whole("patients", 3, NOON, name_of_pass="members")
+        assert desk.retry() == (1, 0, 1, 0)
+
     @pytest.mark.parametrize(("second", "outdated"), [(TWO, 1), (NOON, 0)], ids=["at both offices", "at one"])
     @pytest.mark.parametrize("filed", [0, 3], ids=["institution-wide", "under a patient's office"])
     def test_a_list_of_the_institution_that_each_office_is_asked_for_was_read_where_all_were(
