@@ -204,7 +204,11 @@ class Collection:
     needs_filter: bool = False
     """The API refuses to list everything: a read of the whole asks for changes since long ago (API.md A.4)."""
     by_id: str | None = None
-    """Path of the single read that tells whether row `{id}` still exists; None = its answer proves nothing."""
+    """Path of the single read that tells whether row `{id}` still exists.
+
+    None = there is none, or its 404 proves nothing: it may also mean a location that the key does not reach (procedures
+    and insurance balances say so), and of most others the API does not say what it means.
+    """
     by_id_legacy: bool = False
     """`by_id` is answered in the v2 representation (API.md D.3)."""
     place_if: tuple[str, str, str] | None = None

@@ -4,7 +4,8 @@ Judged per collection and EHR database (institution-wide lists: per institution)
 reconcile made completely, in all locations, passes and months. Lists under one row tell all of that row by
 themselves, so incremental syncs judge by those they read as well: per slice, by the rows whose list was
 answered. A record met anywhere in the institution is present. Nothing is marked where the practice was offline,
-a record's id could not be read, too much is missing at once, or a single read, where the API has one, does not say 404.
+a record's id could not be read, too much is missing at once, or a single read whose 404 would prove it
+(`Collection.by_id`) says anything else.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

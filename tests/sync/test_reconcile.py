@@ -13,6 +13,11 @@ from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.catalog.paging import MOST_A_PAGE, Paging
 from nexhealth_pipeline.client.retry import RetryPolicy
 from nexhealth_pipeline.sandbox import SandboxServer
+from nexhealth_pipeline.sandbox import api as sandbox_api
+from nexhealth_pipeline.sandbox.call import Call
+from nexhealth_pipeline.sandbox.listing import view_of
+from nexhealth_pipeline.sandbox.state import State
+from nexhealth_pipeline.sandbox.store import View
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
 from nexhealth_pipeline.sync.plan import slices_of
@@ -245,6 +250,37 @@ def test_a_row_that_its_single_read_still_has_is_loaded_instead(
     assert (absence.missing, absence.confirmed, absence.found, absence.tombstoned) == (1, 0, 1, 0)
     row = f"SELECT first_name, raw ? 'location_ids', deleted_at FROM nexhealth_patients WHERE id = {patient}"
     assert rows(row) == [("Hidden", False, None)]
+
+
+def hide(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> None:
+    """Lists leave a row out that its single read has."""
+
+    def without(state: State, call: Call, mark: bytes, now: str) -> View:
+        view = view_of(state, call, mark, now)
+        return View([row for row in view.rows if call.route.collection != name or row.id != number], view.order)
+
+    monkeypatch.setattr(sandbox_api, "view_of", without)
+
+
+@pytest.mark.parametrize("name", ["insurance_coverages", "insurance_plans", "treatment_plans"])
+def test_what_an_institution_s_list_hides_is_asked_for_by_its_id(
+    settings: Settings, box: SandboxServer, rows: Rows, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Risk: a cover in force is marked as deleted because a list left it out once."""
+    sync_all(settings, FULL, only={name})
+    hidden, deleted = (number for (number,) in rows(f"SELECT id FROM nexhealth_{name} ORDER BY id LIMIT 2"))
+    box.state.update(name, hidden, {})
+    box.state.delete(name, deleted, hard=True)
+    hide(monkeypatch, name, hidden)
+    box.requests.clear()
+    results = sync_all(settings, RECONCILE, only={name})
+    asked = sorted(one.path for one in box.requests if one.path.startswith(f"/{name}/"))  # side by side
+    assert asked == [f"/{name}/{hidden}", f"/{name}/{deleted}"]
+    (absence,) = figures(results, name)
+    assert (absence.missing, absence.confirmed, absence.found, absence.tombstoned) == (2, 1, 1, 1)
+    assert gone(rows, name) == {deleted}
+    if name == "insurance_coverages":
+        assert rows(f"SELECT raw ? 'subscriber' FROM nexhealth_{name} WHERE id = {hidden}") == [(False,)]
 
 
 def test_a_single_read_that_fails_leaves_all_of_the_collection_unmarked(

@@ -75,6 +75,7 @@ TREATMENT_PLANS = Collection(
     scope=Scope.INSTITUTION,
     increment="updated_since",
     version="updated_at",
+    by_id="/treatment_plans/{id}",
     may_be_disabled=True,
     patient_filter="patient_id",
     references=(("patient_id", "patients"),),

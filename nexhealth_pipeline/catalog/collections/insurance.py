@@ -30,6 +30,7 @@ INSURANCE_PLANS = Collection(
     sort="updated_at",
     version="updated_at",
     soft_delete="deleted_at",
+    by_id="/insurance_plans/{id}",
     may_be_disabled=True,
     columns=flatten(
         identifier(),
@@ -59,6 +60,7 @@ INSURANCE_COVERAGES = Collection(
     passes=ACTIVE_PASSES,
     increment="updated_since",
     version="updated_at",
+    by_id="/insurance_coverages/{id}",
     may_be_disabled=True,
     patient_filter="patient_id",
     references=(("patient_id", "patients"), ("plan_id", "insurance_plans")),
