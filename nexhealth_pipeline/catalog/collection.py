@@ -241,7 +241,10 @@ class Collection:
     events: Events | None = None
     """Webhook events that tell of its rows; None = only reads do."""
     single_only: tuple[str, ...] = ()
-    """Keys that single reads and events may have and the list has not: `raw` is always the list's shape."""
+    """Keys that single reads and events may have and the list has not: `raw` is always the list's shape.
+
+    Many hold persons with all their particulars, in rows that are only to point to them.
+    """
     filters: tuple[tuple[str, str], ...] = ()
     """(filter, API parameter) that subsets may be asked by: `status` (active or inactive), `provider`."""
     current: Current = Current()

@@ -4,6 +4,7 @@ import ast
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -208,6 +209,27 @@ def test_a_default_that_hides_rows_is_listed(collection: Collection) -> None:
         if parameter["schema"].get("type") == "boolean" and "default" in parameter["schema"]
     }
     assert filters <= set(HIDDEN.get(collection.name, {}))
+
+
+@with_spec
+@pytest.mark.parametrize(
+    "collection",
+    [one for one in DECLARED if one.events and one.events.snapshots],
+    ids=lambda collection: collection.name,
+)
+def test_what_only_the_single_read_has_is_declared(collection: Collection) -> None:
+    """Risk: an event holds it as well, and the row of a visit then keeps its whole patient."""
+    alone = replace(collection, path=f"{collection.path}/{{id}}")
+    more = entity(alone)["properties"].keys() - entity(collection)["properties"].keys()
+    assert more <= set(collection.single_only)
+
+
+@each
+def test_what_lists_lack_is_nothing_that_is_read_from_them(collection: Collection) -> None:
+    """Risk: a column or a list inside the record is taken out before it is loaded."""
+    kept = {column.path[0] for column in collection.columns}
+    kept |= {one.records_at[0] for one in DECLARED if one.inside == collection.name}
+    assert not kept & set(collection.single_only)
 
 
 @each

@@ -8,6 +8,8 @@ from typing import Any
 import psycopg
 import pytest
 
+from nexhealth_pipeline.catalog.collections import COLLECTIONS
+
 from .kit import MINUTE, T0, apply_all, body, load_page, moment, patient, settings_for, store, updated
 
 
@@ -136,6 +138,29 @@ def test_the_row_keeps_what_the_event_lacks_and_the_event_what_lists_lack(
     raw = value(practice, "raw")
     assert (raw["email"], raw["odd"], raw["last_name"]) == ("a@example.org", "kept", "v5")
     assert raw.keys().isdisjoint({"location_ids", "address"})
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "around"),
+    [
+        ("appointments", "appointment", ("patient",)),
+        ("charges", "charge", ("patient", "guarantor", "claims")),
+        ("payments", "payment", ("patient", "guarantor", "claim")),
+        ("adjustments", "adjustment", ("patient", "guarantor", "charge")),
+        ("claims", "claim", ("patient", "guarantor", "charges")),
+        ("insurance_coverages", "insurance_coverage", ("subscriber", "plan")),
+    ],
+)
+def test_a_row_points_to_persons_and_does_not_hold_them(
+    practice: psycopg.Connection, practice_url: str, name: str, key: str, around: tuple[str, ...]
+) -> None:
+    """Risk: `raw` of a visit has the patient's number at social security, which no table is to keep."""
+    person = patient(1, bio={"ssn": "078-05-1120"})
+    record = {"id": 9, "patient_id": 1, "updated_at": moment(5)} | dict.fromkeys(around, person)
+    events = COLLECTIONS[name].events
+    assert events is not None
+    assert applied(practice, practice_url, body(events.snapshots[0], {key: record})) == ["applied"]
+    assert value(practice, "raw", name).keys() == {"id", "patient_id", "updated_at"}
 
 
 def test_what_an_earlier_event_of_the_batch_told_stays(practice: psycopg.Connection, practice_url: str) -> None:

@@ -64,6 +64,7 @@ PROCEDURES = Collection(
         ("provider_id", "start_date"),
         ("code",),
     ),
+    single_only=("treatment_plan_ids",),
     events=Events("Procedure", snapshots=("procedure_created", "procedure_updated"), keys=("procedure", "procedures")),
 )
 

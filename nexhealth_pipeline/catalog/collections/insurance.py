@@ -79,6 +79,7 @@ INSURANCE_COVERAGES = Collection(
         column("active", BOOL, INSURANCE, "In force."),
     ),
     indexes=(("institution_id", "patient_id"), ("institution_id", "plan_id")),
+    single_only=("subscriber", "plan"),  # the plan as under a patient (API.md E.3)
     events=Events(
         "PatientInsuranceCoverage",
         snapshots=("patient_insurance_created", "patient_insurance_updated"),

@@ -50,6 +50,8 @@ _REFERENCES = (
     ("provider_id", "providers"),
 )
 _INDEXES = (("institution_id", "patient_id"), ("institution_id", "guarantor_id"), ("location_id",))
+_PERSONS = ("patient", "guarantor", "provider")
+"""Of `single_only` (API.md E.3): people with all their particulars, beside their ids."""
 _ZERO_TOO = (Pass("all", (("show_zero_balances", "true"),)),)
 """A balance paid down to zero would else vanish from the list and keep its old amount here (API.md E.1)."""
 
@@ -95,6 +97,7 @@ CHARGES = Collection(
         deleted(),
     ),
     indexes=(*_INDEXES, ("charged_at",), ("institution_id", "procedure_id")),
+    single_only=(*_PERSONS, "procedure", "claims", "totals"),
     events=Events(
         "Charge", snapshots=("charge_created", "charge_updated", "charge_deleted"), keys=("charge", "charges")
     ),
@@ -161,6 +164,7 @@ PAYMENTS = Collection(
     ),
     indexes=(*_INDEXES, ("paid_at",)),
     current=Current(columns=(IN_EHR, _IS_INSURANCE, _PAYMENT_TYPE_NAME), joins=(_PAYMENT_TYPE,)),
+    single_only=(*_PERSONS, "claim", "charge", "payment_plan", "payment_type"),
     events=Events(
         "Payment",
         snapshots=("payment_created", "payment_updated", "payment_deleted"),
@@ -206,6 +210,7 @@ ADJUSTMENTS = Collection(
     ),
     indexes=(*_INDEXES, ("adjusted_at",)),
     current=Current(columns=(IN_EHR, _ADJUSTMENT_TYPE_NAME), joins=(_ADJUSTMENT_TYPE,)),
+    single_only=(*_PERSONS, "claim", "charge", "adjustment_type"),
     events=Events(
         "Adjustment",
         snapshots=("adjustment_created", "adjustment_updated", "adjustment_deleted"),
@@ -249,6 +254,7 @@ CLAIMS = Collection(
         deleted(),
     ),
     indexes=(*_INDEXES, ("date_of_service",)),
+    single_only=(*_PERSONS, "charges", "charge_payouts"),
     events=Events("Claim", snapshots=("claim_created", "claim_updated", "claim_deleted"), keys=("claim", "claims")),
 )
 
@@ -408,6 +414,7 @@ FEE_SCHEDULES = Collection(
         link("location_id", "Location; null where it is everybody's."),
         updated(),
     ),
+    single_only=("procedure_fees",),
     events=Events(
         "FeeSchedule",
         snapshots=("fee_schedule_created", "fee_schedule_updated"),

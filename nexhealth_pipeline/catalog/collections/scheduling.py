@@ -186,6 +186,8 @@ APPOINTMENTS = Collection(
             Shown("schedule_blocks", "Time that is blocked in the schedule: no visit.", _IS_BLOCK),
         ),
     ),
+    # API.md E.3.
+    single_only=("patient", "operatory", "appointment_type", "procedures", "descriptors", "booking_details"),
     events=Events(
         "Appointment",
         snapshots=("appointment_created", "appointment_updated"),
