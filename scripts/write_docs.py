@@ -39,7 +39,7 @@ def not_copied() -> str:
     lines += [f"| `GET {path.replace('{}', '{id}')}`: `{name}` | {why} |" for (path, name), why in NOT_ASKED.items()]
     sensitive = [(one.table, ".".join(field)) for one in DECLARED for field in one.sensitive]
     lines += [
-        f"| `{table}`: `{field}` | too sensitive to keep: it is taken out of `raw` as well |"
+        f"| `{table}`: `{field}` | too sensitive to keep: it is taken out of `raw`, and of events, as well |"
         for table, field in sensitive
     ]
     return "\n".join(lines)

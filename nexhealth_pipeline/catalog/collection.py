@@ -232,7 +232,7 @@ class Collection:
     legacy_accept: bool = False
     """Answered in the v2 representation: the Accept header of API.md D.3 is sent as well."""
     sensitive: tuple[tuple[str, ...], ...] = ()
-    """Paths that are removed before anything is stored."""
+    """Paths that are removed before anything is stored; of webhook events the last key, wherever it stands."""
     indexes: tuple[tuple[str, ...], ...] = ()
     after: tuple[str, ...] = ()
     """Collections that must be read before (also the asset's upstream)."""

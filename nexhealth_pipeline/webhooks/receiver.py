@@ -29,6 +29,7 @@ from nexhealth_pipeline.webhooks.metrics import Metrics
 from nexhealth_pipeline.webhooks.rows import Row, array_of
 from nexhealth_pipeline.webhooks.signature import VALID_URLSAFE, Verdict, Window, verify
 from nexhealth_pipeline.webhooks.sources import Address, Buckets, Sources, neighbourhood
+from nexhealth_pipeline.webhooks.withheld import without_sensitive
 
 __all__ = ["WEBHOOK_PATH", "Limits", "Receiver"]
 
@@ -240,7 +241,7 @@ def _row(body: bytes, known: Known) -> Row:
         institution_id=str(known.institutions.get(event.subdomain, "")),
         resource_ids="{" + ",".join(map(str, event.resource_ids)) + "}",
         event_time=event.event_time.isoformat() if event.event_time else "",
-        payload=body.decode(),
+        payload=without_sensitive(body).decode(),
         body_hash=hashlib.sha256(body).digest(),
         dedup_hash=dedup_hash(event, body),
         error=reason or "",
@@ -250,7 +251,7 @@ def _row(body: bytes, known: Known) -> Row:
 def _parked(body: bytes, reason: str) -> Row:
     """A signed body that is no event; kept where a text column can hold it."""
     try:
-        payload = body.decode()
+        payload = without_sensitive(body).decode()
     except UnicodeDecodeError:
         payload = ""
     return Row(

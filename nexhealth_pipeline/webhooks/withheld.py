@@ -1,0 +1,53 @@
+"""What of a signed body is not stored: keys that the catalog declares too sensitive to keep (`Collection.sensitive`).
+
+Wherever they stand, for an event of a visit may hold the visit's patient. All else stays as it came, byte for byte in
+the parts that hold none of them: what reads a stored event finds the records that were sent.
+"""
+
+import re
+
+import msgspec
+
+from nexhealth_pipeline.catalog.collections import DECLARED
+
+__all__ = ["without_sensitive"]
+
+_NAMES = frozenset(path[-1] for one in DECLARED for path in one.sensitive)
+_WRITTEN = re.compile(
+    b'"(?:%s)"'
+    % b"|".join(
+        # Each letter as it is, or escaped.
+        b"".join(b"(?:%s|(?i:\\\\u%04x))" % (re.escape(letter).encode(), ord(letter)) for letter in name)
+        for name in sorted(_NAMES)
+    )
+)
+"""One of the names as JSON may write it: nearly no body has one, and it is looked for in the bytes."""
+
+_DEEPEST = 100
+"""Levels that are looked through, each of which is read anew; what is nested deeper and has such a key goes whole."""
+
+_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+def without_sensitive(body: bytes) -> bytes:
+    """The body without such keys and their values; of one that is no JSON what comes before the first of them."""
+    found = _WRITTEN.search(body)
+    if found is None:
+        return body
+    try:
+        return _kept(body, 0)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return body[: found.start()]
+
+
+def _kept(raw: bytes, depth: int) -> bytes:
+    opening = raw.lstrip()[:1]
+    if opening not in (b"{", b"[") or _WRITTEN.search(raw) is None:
+        return raw
+    if depth == _DEEPEST:
+        return b"null"
+    if opening == b"[":
+        return msgspec.json.encode([msgspec.Raw(_kept(bytes(one), depth + 1)) for one in _list(raw)])
+    kept = {name: value for name, value in _object(raw).items() if name not in _NAMES}
+    return msgspec.json.encode({name: msgspec.Raw(_kept(bytes(one), depth + 1)) for name, one in kept.items()})
