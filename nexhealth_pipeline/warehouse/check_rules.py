@@ -140,7 +140,7 @@ def _other_tenant(collection: Collection) -> sql.Composed | None:
 
 
 def _orphans(collection: Collection) -> sql.Composed | None:
-    """A reference counts only where what it points to was read completely."""
+    """A reference counts only where what it points to was read completely, at all the institution's locations."""
     return _union(
         [
             sql.SQL(
@@ -149,6 +149,8 @@ def _orphans(collection: Collection) -> sql.Composed | None:
                 " AND NOT EXISTS (SELECT FROM {target} o WHERE o.institution_id = t.institution_id AND o.{key} = t.{column})"
                 " AND EXISTS (SELECT FROM nexhealth_freshness f WHERE f.collection = {other}"
                 "  AND f.institution_id IN (t.institution_id, 0) AND f.complete_through IS NOT NULL)"
+                # The patients of forty-nine locations are still to come when the first one's are complete.
+                " AND t.institution_id NOT IN ({unread})"
             ).format(
                 sample=_sample(collection, "t"),
                 name=sql.Literal(column),
@@ -157,6 +159,7 @@ def _orphans(collection: Collection) -> sql.Composed | None:
                 target=_table(COLLECTIONS[other]),
                 key=sql.Identifier(_own_key(COLLECTIONS[other])),
                 other=sql.Literal(COLLECTIONS[other].inside or other),
+                unread=_unread(COLLECTIONS[COLLECTIONS[other].inside or other]),
             )
             for column, other in collection.references
             if column != "institution_id"
@@ -223,6 +226,10 @@ def _same_foreign_id(collection: Collection) -> sql.Composed | None:
     ).format(_table(collection), sql.SQL(told_apart), sql.SQL(", ").join(map(sql.Identifier, group)))
 
 
+_NOT_OFFERED = """
+EXISTS (SELECT FROM nexhealth_capabilities c WHERE c.institution_id = place.institution_id
+    AND c.location_id = place.location_id AND c.collection = {name} AND c.status IN ('not_enabled', 'unsupported'))
+"""
 _STALE = """
 SELECT place.institution_id, place.location_id::text AS sample,
     place.key || CASE
@@ -232,8 +239,13 @@ FROM ({places}) place
 LEFT JOIN nexhealth_freshness f ON f.institution_id = place.institution_id AND f.location_id = place.location_id
     AND f.collection = {name}
 WHERE NOT coalesce(f.complete_through >= clock_timestamp() - make_interval(hours => {fresh}), false)
-    AND NOT EXISTS (SELECT FROM nexhealth_capabilities c WHERE c.institution_id = place.institution_id
-        AND c.location_id = place.location_id AND c.collection = {name} AND c.status IN ('not_enabled', 'unsupported'))
+    AND NOT {not_offered}
+"""
+_UNREAD = """
+SELECT place.institution_id FROM ({places}) place
+WHERE NOT EXISTS (SELECT FROM nexhealth_freshness f WHERE f.institution_id = place.institution_id
+        AND f.location_id = place.location_id AND f.collection = {name} AND f.complete_through IS NOT NULL)
+    AND NOT {not_offered}
 """
 _PLACES = {
     Scope.PRACTICE: "SELECT 0 AS institution_id, 0 AS location_id, 'everything' AS key",
@@ -249,12 +261,19 @@ _PLACES = {
 def _stale(collection: Collection) -> sql.Composed | None:
     if collection.inside:
         return None
+    return _over_places(_STALE, collection, fresh=sql.Literal(FRESH_HOURS))
+
+
+def _unread(collection: Collection) -> sql.Composed:
+    """Institutions that have a place where the collection was never read completely, though it is offered there."""
+    return _over_places(_UNREAD, collection)
+
+
+def _over_places(query: str, collection: Collection, **more: sql.Composable) -> sql.Composed:
     scope = Scope.LOCATION if collection.scope is Scope.LOCATION_MONTH else collection.scope
-    return sql.SQL(_STALE).format(
-        fresh=sql.Literal(FRESH_HOURS),
-        places=sql.SQL(_PLACES[scope]),
-        name=sql.Literal(collection.name),
-    )
+    name = sql.Literal(collection.name)
+    not_offered = sql.SQL(_NOT_OFFERED.strip()).format(name=name)
+    return sql.SQL(query).format(places=sql.SQL(_PLACES[scope]), name=name, not_offered=not_offered, **more)
 
 
 def _offline(collection: Collection) -> sql.Composed | None:

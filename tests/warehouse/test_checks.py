@@ -199,6 +199,30 @@ def test_an_id_that_points_nowhere_is_an_orphan_within_its_institution(house: Wa
     assert result.description == "2 not so: patient_id (2)"
 
 
+def test_nothing_is_an_orphan_while_some_location_is_still_to_be_read(house: Warehouse) -> None:
+    """Risk: the first load of fifty locations reports each coverage of forty-nine until the last one is read."""
+    house.office(ACME, "acme", 1, 2, 3)
+    house.add("locations", id=4, inactive=True)
+    house.office(BOND, "bond", 5)
+    for institution in (ACME, BOND):
+        house.add("insurance_coverages", institution, id=1, patient_id=9)
+    house.fresh("patients", location=1)
+    record_capability(
+        house.connection,
+        institution_id=ACME,
+        location_id=3,
+        collection="patients",
+        status="unsupported",
+        evidence="404",
+        at=NOW,
+    )
+    assert house.check("insurance_coverages", "no_orphans").passed
+    house.fresh("patients", location=2)
+    assert house.check("insurance_coverages", "no_orphans").institutions == {ACME: 1}
+    house.fresh("patients", location=5, institution=BOND)
+    assert house.check("insurance_coverages", "no_orphans").institutions == {ACME: 1, BOND: 1}
+
+
 def test_an_orphan_in_a_list_inside_records_has_the_whole_key_as_its_sample(house: Warehouse) -> None:
     house.add("claim_payouts", charge_id=5, claim_id=6)
     house.fresh("claims", location=1)
