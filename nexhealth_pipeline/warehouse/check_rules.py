@@ -116,8 +116,7 @@ def _rows_left_over(collection: Collection) -> sql.Composed | None:
 
 def _lists_complete(collection: Collection) -> sql.Composed | None:
     """Lists under rows: what each held when it was read, against the rows that are there."""
-    parent = next((one for one in collection.from_request if one.name in collection.key or not one.path), None)
-    if collection.per is None or parent is None:
+    if collection.per is None:
         return None
     return sql.SQL(
         "SELECT r.institution_id, r.patient_id::text AS sample, 'lists with fewer rows than they had when read' AS detail"
@@ -127,7 +126,9 @@ def _lists_complete(collection: Collection) -> sql.Composed | None:
         " LEFT JOIN (SELECT institution_id, count(*) AS rows FROM nexhealth_quarantine"
         "  WHERE collection = {name} AND NOT loaded AND resolved_at IS NULL GROUP BY 1) q USING (institution_id)"
         " WHERE r.collection = {name} AND coalesce(t.rows, 0) + coalesce(q.rows, 0) < r.rows"
-    ).format(parent=sql.Identifier(parent.name), table=_table(collection), name=sql.Literal(collection.name))
+    ).format(
+        parent=sql.Identifier(collection.parent_columns[0]), table=_table(collection), name=sql.Literal(collection.name)
+    )
 
 
 def _other_tenant(collection: Collection) -> sql.Composed | None:

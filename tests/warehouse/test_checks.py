@@ -112,6 +112,9 @@ def test_every_collection_is_checked_for_drift_quarantine_and_freshness() -> Non
     assert {one.collection.name for one in CHECKS if one.rule.name == "no_rows_lost"} == {
         one.name for one in DECLARED if one.paging is not Paging.CURSOR and one.is_asset and not one.per
     }
+    assert {one.collection.name for one in CHECKS if one.rule.name == "lists_complete"} == {
+        one.name for one in DECLARED if one.per
+    }
     assert {"appointments", "procedures"} <= {
         one.collection.name for one in CHECKS if one.rule.name == "ends_after_start"
     }
@@ -164,15 +167,17 @@ def test_a_row_in_quarantine_is_not_lost_and_one_that_is_known_gone_is_not_left_
     assert house.check("recall_types", "no_rows_lost").count == 2
 
 
-def test_a_list_whose_rows_have_gone_is_named_by_its_patient(house: Warehouse) -> None:
+@pytest.mark.parametrize("name", ["documents", "alerts"])
+def test_a_list_whose_rows_have_gone_is_named_by_its_patient(house: Warehouse, name: str) -> None:
+    """Whether the request tells whose list it is, or each record in it."""
     for patient, listed in ((1, 1), (2, 2)):
-        house.add("documents", id=patient, patient_id=patient)
+        house.add(name, id=patient, patient_id=patient)
         house.connection.execute(
             "INSERT INTO nexhealth_child_reads (collection, institution_id, patient_id, read_at, rows)"
-            " VALUES ('documents', %s, %s, now(), %s)",
-            (ACME, patient, listed),
+            " VALUES (%s, %s, %s, now(), %s)",
+            (name, ACME, patient, listed),
         )
-    result = house.check("documents", "lists_complete")
+    result = house.check(name, "lists_complete")
     assert (result.institutions, result.sample_ids) == ({ACME: 1}, {ACME: ("10/2",)})
 
 
