@@ -53,6 +53,29 @@ def test_its_queries_run(database_url: str) -> None:
             connection.execute(query)
 
 
+def test_tomorrow_s_visits_are_each_office_s_whatever_zones_the_rows_name(database_url: str) -> None:
+    """Risk: one visit with a zone that nobody knows, and the day's list of all offices is an error, or a day off."""
+    (query,) = (one for one in re.findall(r"```sql\n(.*?)```", TEXT, re.DOTALL) if "local_start_time" in one)
+    offices = {1: ("Harbour", "America/New_York"), 2: ("Isle", "Pacific/Kiritimati"), 3: ("Lost", "Nowhere/At_All")}
+    visits = {1: "Nowhere/At_All", 2: "Pacific/Pago_Pago", 3: "Nowhere/At_All"}  # 25 hours behind Kiritimati
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        system = "institution_id, synced_at, source_read_at, row_hash"
+        for number, (name, zone) in offices.items():
+            connection.execute(
+                f"INSERT INTO nexhealth_locations ({system}, id, name, tz) VALUES (7, now(), now(), '', %s, %s, %s)",
+                (number, name, zone),
+            )
+            clock = zone if number < 3 else "UTC"
+            connection.execute(
+                f"INSERT INTO nexhealth_appointments ({system}, id, location_id, patient_id, cancelled, timezone,"
+                " start_time) VALUES (7, now(), now(), '', %(id)s, %(id)s, 1, false, %(zone)s,"
+                " (date_trunc('day', now() AT TIME ZONE %(clock)s) + interval '36 hours') AT TIME ZONE %(clock)s)",
+                {"id": number, "zone": visits[number], "clock": clock},
+            )
+        found = connection.execute(query).fetchall()
+    assert [(row[0], row[1].hour) for row in found] == [("Harbour", 12), ("Isle", 12)]
+
+
 def test_the_change_feed_s_example_hands_out_what_changed_since(database_url: str) -> None:
     """The statements as they stand, and a change between them."""
     begin, go_on = (one.encode() for one in re.findall(r"```sql\n(.*?)```", TEXT, re.DOTALL) if "my_cursor" in one)

@@ -103,14 +103,14 @@ def test_visits_have_the_offices_time_and_names_and_no_blocks(
     add("appointments", id=12, location_id=3, deleted_at=NOON, **visit)
     query = (
         "SELECT id, local_start_time::text, local_end_time::text, local_date::text, location_name, patient_name, appointment_type_name,"
-        " operatory_name, in_ehr, appointment_type_id, cancelled_at FROM nexhealth_current.appointments ORDER BY id"
+        " operatory_name, in_ehr, appointment_type_id, cancelled_at, local_zone FROM nexhealth_current.appointments ORDER BY id"
     )
     first, second, third = rows(query)
     assert first[:4] == (1, "2026-07-01 18:30:00", "2026-07-02 00:30:00", "2026-07-01")
-    assert first[4:] == ("Harbour", "Ada Byron", "Check-up", "Room 1", True, 6, None)
+    assert first[4:] == ("Harbour", "Ada Byron", "Check-up", "Room 1", True, 6, None, "America/New_York")
     assert second[:4] == (2, "2026-07-02 07:30:00", "2026-07-02 13:30:00", "2026-07-02")
-    assert second[4:] == ("Hill", "Ada Byron", None, None, False, None, None)
-    assert third[:4] == (9, None, None, None)
+    assert second[4:] == ("Hill", "Ada Byron", None, None, False, None, None, "Asia/Tokyo")
+    assert (third[:4], third[-1]) == ((9, None, None, None), None)
     assert rows("SELECT id FROM nexhealth_current.schedule_blocks ORDER BY id") == [(10,), (11,)]
 
 

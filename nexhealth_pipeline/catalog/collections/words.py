@@ -157,13 +157,14 @@ BIO = nested(
 
 
 def local_times(*names: str, date: str) -> tuple[Derived, ...]:
-    """Times of the row `t` as its office's clock shows them, and the day of `date`; wants `OFFICE` joined."""
+    """Times of the row `t` as its office's clock shows them, the day of `date`, and the zone; wants `OFFICE` joined."""
     return (
         *(
             Derived(f"local_{name}", f"t.{name} AT TIME ZONE {_ZONE}", NONE, f"{name} as the office's clock shows it.")
             for name in names
         ),
         Derived("local_date", f"(t.{date} AT TIME ZONE {_ZONE})::date", NONE, f"Day of {date} at the office."),
+        Derived("local_zone", _ZONE, NONE, "Time zone of the office's clock; null = none that PostgreSQL knows."),
     )
 
 
