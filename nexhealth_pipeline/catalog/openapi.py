@@ -44,20 +44,39 @@ NOT_ASKED: dict[tuple[str, str], str] = {
 }
 """What only a value of `include[]` brings that no sync sends, and why; the others repeat what tables of their own hold."""
 
+_PERSONS = frozenset({"guarantor", "patient", "provider"})
 KNOWN_INCLUDES: dict[str, frozenset[str]] = {
+    "/adjustments/{}": _PERSONS | {"adjustment_type", "charge", "claim"},
     "/appointment_types": frozenset({"descriptors"}),
+    "/appointment_types/{}": frozenset({"descriptors"}),
+    "/appointments/{}": frozenset(
+        {
+            *("appointment_type", "booking_details", "descriptors", "guarantor", "operatory", "patient"),
+            "procedures",
+        }
+    ),
     "/charges": frozenset({"claim_payouts"}),
+    "/charges/{}": _PERSONS | {"claim_payouts", "claims", "procedure", "totals"},
+    "/claims/{}": _PERSONS | {"charge_payouts", "charges"},
+    "/fee_schedules/{}": frozenset({"procedure_fees"}),
+    "/guarantor_balances/{}": frozenset({"guarantor"}),
+    "/insurance_plans/{}": frozenset({"fee_schedule", "patient_coverages", "subscribers"}),
     "/operatories": frozenset({"appointment_types", "appt_categories"}),
+    "/operatories/{}": frozenset({"appointment_types", "appt_categories"}),
     "/patients/{}": frozenset(
         {
             *("address", "adjustments", "charges", "children", "guarantor", "insurance_coverages"),
             *("last_visited_appointment", "patient_alerts", "payments", "procedures", "provider", "upcoming_appts"),
         }
     ),
+    "/payment_plans/{}": frozenset({"guarantor", "patient"}),
+    "/payments/{}": _PERSONS | {"charge", "claim", "payment_plan", "payment_type"},
     "/providers": frozenset({"appointment_types", "availabilities", "locations"}),
+    "/providers/{}": frozenset({"appointment_types", "availabilities", "locations"}),
     "/working_hours": frozenset({"appointment_types"}),
+    "/working_hours/{}": frozenset({"appointment_types"}),
 }
-"""Values of `include[]` in v3.0.0, of the paths that are read: which of them are asked for was decided."""
+"""Values of `include[]` in v3.0.0, of lists and single reads: which of them are asked for was decided."""
 
 _TYPES: dict[SqlType, set[str]] = {
     SqlType.BIGINT: {"integer", "string"},
@@ -97,7 +116,7 @@ def compare(spec: Node, collections: Iterable[Collection] = DECLARED) -> list[Di
         raise ValueError("it has no `paths`")
     file = _File(spec)
     collections = tuple(collections)
-    found = list(_new_lists(file, collections))
+    found = [*_new_lists(file, collections), *_other_includes(file, collections)]
     for collection in collections:
         found += _of_collection(file, collection)
     return found
@@ -165,7 +184,13 @@ class _File:
         return node
 
     def _element(self, node: Node) -> Node:
-        return self.resolved(node.get("items", {})) if node.get("type") == "array" else node
+        return self.resolved(node.get("items", {})) if "array" in _kinds(node) else node
+
+
+def _kinds(node: Node) -> set[str]:
+    """Types of a value that is not null; OpenAPI 3.1 writes one that may be null as a list of two."""
+    kinds = node.get("type", "object")
+    return {str(one) for one in kinds} - {"null"} if isinstance(kinds, list) else {str(kinds)}
 
 
 def _bare(path: str) -> str:
@@ -177,8 +202,15 @@ def _new_lists(file: _File, collections: tuple[Collection, ...]) -> Iterator[Dif
     """Lists of the file that nothing reads."""
     read = {_bare(one.path) for one in collections} | NOT_COPIED.keys()
     for path in sorted(file.reads.keys() - read):
-        if file.data(path).get("type") == "array":
+        if "array" in _kinds(file.data(path)):
             yield Difference("endpoint new", path, path, "a list that no collection reads")
+
+
+def _other_includes(file: _File, collections: tuple[Collection, ...]) -> Iterator[Difference]:
+    """Of single reads that no collection makes: they may show what is nowhere else."""
+    made = {_bare(one.path) for one in collections}
+    for path in sorted(one for one in file.reads.keys() - made if one.endswith("/{}")):
+        yield from _includes(file, path, path)
 
 
 def _of_collection(file: _File, collection: Collection) -> Iterator[Difference]:
@@ -188,7 +220,7 @@ def _of_collection(file: _File, collection: Collection) -> Iterator[Difference]:
         return
     if collection.is_asset:
         yield from _parameters(file, collection, path)
-        yield from _includes(file, collection, path)
+        yield from _includes(file, collection.name, path)
     yield from _fields(file, collection, path)
 
 
@@ -224,7 +256,7 @@ def _parameters(file: _File, collection: Collection, path: str) -> Iterator[Diff
     for name in sorted(known.keys() - asked.keys() - {"subdomain"}):
         if known[name].get("required"):
             yield Difference("parameter required", collection.name, name, "the API refuses requests without it")
-        elif (schema := file.resolved(known[name].get("schema", {}))).get("type") == "boolean" and "default" in schema:
+        elif "default" in (schema := file.resolved(known[name].get("schema", {}))) and "boolean" in _kinds(schema):
             yield Difference("parameter new", collection.name, name, "its default may hide rows")
     for name in sorted(asked.keys() & known.keys()):
         allowed = _enum(file, known[name])
@@ -232,10 +264,10 @@ def _parameters(file: _File, collection: Collection, path: str) -> Iterator[Diff
             yield Difference("value missing", collection.name, f"{name}={value}", "it is sent, and no longer allowed")
 
 
-def _includes(file: _File, collection: Collection, path: str) -> Iterator[Difference]:
+def _includes(file: _File, where: str, path: str) -> Iterator[Difference]:
     offered = _enum(file, file.parameters(path).get("include[]", {}))
     for value in sorted(offered - KNOWN_INCLUDES.get(path, frozenset())):
-        yield Difference("include new", collection.name, value, "the API can deliver more with each record")
+        yield Difference("include new", where, value, "the API can deliver more with each record")
 
 
 def _enum(file: _File, parameter: Node) -> set[str]:
@@ -256,7 +288,7 @@ def _fields(file: _File, collection: Collection, path: str) -> Iterator[Differen
             continue
         node = file.resolved(file.properties(node)[place[-1]])
         if not _holds(column.type, node):
-            kind = node.get("format") or node.get("type") or "object"
+            kind = node.get("format") or " or ".join(sorted(_kinds(node)))
             message = f"column {column.name} is {column.type.value}, the field is {kind}"
             yield Difference("field retyped", collection.name, ".".join(place), message)
     for place in _leaves(file, entity, (), set(declared)):
@@ -279,7 +311,7 @@ def _left_out(collection: Collection) -> set[tuple[str, ...]]:
 
 def _holds(type_: SqlType, node: Node) -> bool:
     """Whether a column of `type_` can hold what the schema describes."""
-    if node.get("type", "object") not in _TYPES[type_]:
+    if not _kinds(node) <= _TYPES[type_]:
         return False
     is_time = node.get("format") == "date-time" or _TIME.match(str(node.get("example", ""))) is not None
     return is_time == (type_ is SqlType.TIMESTAMPTZ)
