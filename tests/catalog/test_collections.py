@@ -295,6 +295,24 @@ def test_a_patients_particulars_have_a_phi_class(name: str) -> None:
     assert all(column.phi is not Phi.NONE for column in columns), [column.name for column in columns]
 
 
+HARMLESS = {
+    *("foreign_id_type", "type", "provider_name", "timezone", "timezone_offset"),
+    *("recall_type_name", "recall_type_description", "recall_type_interval_unit"),
+}
+"""Texts of rows about a patient that say nothing of the patient: of the office, its staff, or the kind of thing it is."""
+
+
+@each
+def test_what_may_say_anything_of_a_patient_has_a_phi_class(collection: Collection) -> None:
+    """Risk: as above; a free text or object holds whatever somebody put there, and a user may be the patient."""
+    columns = [*collection.columns, *collection.from_request]
+    tables = (collection.name, *(target for _, target in collection.references))
+    free = [SqlType.TEXT, SqlType.JSONB] if {"patients", "charges", "insurance_coverages"} & {*tables} else []
+    loose = [one for one in columns if one.type in free and one.path[-1:] != ("currency",)]
+    loose += [one for one in columns if one.name.endswith("user_id")]
+    assert [one.name for one in loose if one.phi is Phi.NONE and one.name not in HARMLESS] == []
+
+
 @each
 def test_nothing_is_kept_that_is_too_sensitive(collection: Collection) -> None:
     kept = {column.path for column in collection.columns}
