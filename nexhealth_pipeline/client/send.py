@@ -303,8 +303,8 @@ def _is_strangers(answer: Answer) -> bool:
 
     A proxy's 404 must not look like a record that is gone, nor its 400 like a cursor that has expired.
     """
-    if answer.status in (400, 422):  # an odd body of NexHealth's own still says that the request is wrong
-        return answer.body.lstrip()[:1] not in (b"{", b"[")
+    if answer.status in (400, 422):  # an odd body of NexHealth's own, or none, still says that the request is wrong
+        return answer.body.lstrip()[:1] not in (b"", b"{", b"[")
     return answer.status in (403, 404)
 
 

@@ -48,7 +48,6 @@ PASSING = {
     "bad gzip": Reply(200, b"no gzip", {"Content-Encoding": "gzip"}),
     "html 404 of a proxy": Reply(404, b"<html>nothing here</html>"),
     "html 400 of a proxy": Reply(400, b"<html>Bad Request</html>"),
-    "422 of a proxy without a body": Reply(422, b""),
 }
 
 
@@ -98,6 +97,7 @@ def test_failures_that_stay_end_as_a_typed_error_with_what_they_cost(client, stu
         (refusal(404, "Location with id 12 not found"), NotFound),
         (refusal(415), BadRequest),
         (refusal(422), BadRequest),
+        (Reply(422, b""), BadRequest),
         (refusal(409), BadRequest),
         (Reply(200, b'{"code":false,"error":["You don\'t have access to perform this action"]}'), NoAccess),
     ],
