@@ -203,11 +203,11 @@ def _socket_folder(folder: Path, account: Account | None) -> Path:
 def _folder_elsewhere(account: Account) -> Path:
     """A new folder that nobody clears away; where there is no place for one, a private folder."""
     with contextlib.suppress(OSError):  # a system without /var/lib, or one that is read-only
-        with contextlib.suppress(FileExistsError):
-            _ELSEWHERE.mkdir()
-            _ELSEWHERE.chmod(0o711)
-        if _ELSEWHERE.stat().st_uid == os.geteuid() and account.can_enter(_ELSEWHERE):
-            return Path(tempfile.mkdtemp(prefix="server-", dir=_ELSEWHERE))
+        _ELSEWHERE.mkdir(exist_ok=True)
+        if _ELSEWHERE.stat().st_uid == os.geteuid():
+            _ELSEWHERE.chmod(0o711)  # also where it was there: who made it may have been killed before this
+            if account.can_enter(_ELSEWHERE):
+                return Path(tempfile.mkdtemp(prefix="server-", dir=_ELSEWHERE))
     return _private_folder()
 
 

@@ -76,17 +76,28 @@ def test_what_is_kept_for_long_is_not_kept_in_a_folder_for_temporary_files() -> 
 def test_where_no_folder_can_be_made_for_good_it_is_one_for_temporary_files(
     home: Path, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
-    """A read-only system, one without /var/lib, a folder of an administrator's. Who owns the folder could exchange ours."""
-    elsewhere = home.parent / "elsewhere"
-    monkeypatch.setattr(place, "_ELSEWHERE", elsewhere / "folder" if why == "nowhere" else elsewhere)
-    if why == "closed":
-        elsewhere.mkdir(mode=0o700)
+    """A read-only system, one without /var/lib, or with a closed one. Who owns the folder could exchange ours."""
+    elsewhere = home.parent / "above" / "elsewhere"
+    monkeypatch.setattr(place, "_ELSEWHERE", elsewhere)
+    if why != "nowhere":
+        elsewhere.parent.mkdir(mode=0o700 if why == "closed" else 0o755)
     if why == "another's":
         elsewhere.mkdir()
         _account().own(elsewhere)
     folder = place.find_place(_closed(home), _account()).folder
     assert folder.parent == Path("/var/tmp")
     assert _account().can_enter(folder)
+
+
+def test_a_folder_whose_maker_was_killed_before_it_was_open_is_opened(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a umask of 077 it is closed at first: every later server would be among the temporary files, untold."""
+    elsewhere = home.parent / "elsewhere"
+    monkeypatch.setattr(place, "_ELSEWHERE", elsewhere)
+    elsewhere.mkdir(mode=0o700)
+    assert place.find_place(_closed(home), _account()).folder.parent == elsewhere
+    assert stat.S_IMODE(elsewhere.stat().st_mode) == 0o711
 
 
 def test_a_server_stays_where_it_was_made(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
