@@ -1,10 +1,12 @@
 """The pages under docs/ are true: commands exist, SQL runs and does what is said of it, links lead somewhere."""
 
+import json
 import re
 import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -178,6 +180,34 @@ def test_the_rights_that_are_named_suffice(server_url: str, roles: dict[str, str
             connection.execute(sql.SQL("SELECT * FROM {}").format(sql.Identifier("nexhealth_current", name)))
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             connection.execute("SELECT FROM public.nexhealth_patients")
+
+
+def test_persons_are_taken_out_of_rows_that_an_earlier_release_wrote(database_url: str) -> None:
+    """And out of their superseded versions, and nothing else; what is taken out is not kept by history instead."""
+    (clean,) = statements("Upgrading")
+    # What lists of patients lack was left out from the first.
+    concerned = [one for one in DECLARED if one.single_only and one.name != "patients"]
+    records = {number: {"id": number, "odd": {"patient": "kept"}} for number in (1, 2)}
+    with psycopg.connect(database_url, autocommit=True) as connection:
+
+        def rows(query: str) -> list[tuple[Any, ...]]:
+            return connection.execute(query.encode()).fetchall()
+
+        for collection in concerned:
+            persons = dict.fromkeys(collection.single_only, "a person")
+            add(connection, collection, id=1, raw=json.dumps(records[1]))
+            add(connection, collection, id=2, raw=json.dumps(records[2] | persons))
+            connection.execute(f"UPDATE {collection.table} SET deleted_at = now()".encode())
+        placed = {one.table: f"SELECT ctid FROM {one.table} WHERE id = 1" for one in concerned}
+        before = {table: rows(query) for table, query in placed.items()}
+        connection.execute(clean.encode())
+        assert {table: rows(query) for table, query in placed.items()} == before
+        for one in concerned:
+            history = f"SELECT id, raw FROM nexhealth_history WHERE collection = '{one.name}' ORDER BY id"
+            assert dict(rows(f"SELECT id, raw FROM {one.table}")) == records
+            assert rows(history) == list(records.items())
+            connection.execute(f"UPDATE {one.table} SET deleted_at = NULL".encode())
+            assert len(rows(history)) == 4, "versions are kept again"
 
 
 def test_a_location_that_is_gone_is_left_out_once_somebody_says_so(database_url: str) -> None:

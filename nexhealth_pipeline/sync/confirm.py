@@ -104,7 +104,10 @@ class Confirmation:
         return row[0] if row else 0
 
     def _list_shapes(self, pages: dict[int, Page]) -> Iterable[Page]:
-        """The answers cut to what lists give: declared fields, and those that the stored record has."""
+        """The answers cut to what lists give: declared fields, and those that the stored record has.
+
+        An earlier release may have stored what only single reads and events have.
+        """
         collection = self._slice.collection
         declared = {column.path[0] for column in collection.columns}
         declared |= {collection.deleted_if} if collection.deleted_if else set()
@@ -114,7 +117,7 @@ class Confirmation:
             ).format(sql.Identifier(collection.table)),
             (self._slice.institution_id, list(pages)),
         )
-        stored = {row[0]: declared | set(row[1]) for row in rows}
+        stored = {row[0]: declared | set(row[1]) - set(collection.single_only) for row in rows}
         for row_id, page in pages.items():
             record = fields_of(page.records[0])
             kept = {name: value for name, value in record.items() if name in stored.get(row_id, declared)}

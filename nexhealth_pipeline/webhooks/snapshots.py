@@ -174,15 +174,17 @@ class SnapshotLoader:
     def _keep_keys(self, stage: str) -> None:
         """Events may lack keys that lists have: `raw` keeps those of the row that is about to change.
 
-        But not a flag that it is deleted, which no longer is where a record comes without it.
+        But not a flag that it is deleted, which no longer is where a record comes without it, nor what lists lack and
+        an earlier release kept.
         """
         flag = self._collection.deleted_if
-        kept = sql.SQL("t.raw - {}").format(sql.Literal(flag)) if flag else sql.SQL("t.raw")
+        dropped = [*self._collection.single_only, *([flag] if flag else [])]
         self._connection.execute(
             sql.SQL(
-                "UPDATE {} s SET raw = ({}) || s.raw FROM {} t"
+                "UPDATE {} s SET raw = (t.raw - %s::text[]) || s.raw FROM {} t"
                 " WHERE t.institution_id = s.institution_id AND t.id = s.id AND s.row_hash <> t.row_hash"
-            ).format(sql.Identifier(stage), kept, self._table)
+            ).format(sql.Identifier(stage), self._table),
+            (dropped,),
         )
 
     def _mark_gone(self, deletions: Sequence[Deletion], began: datetime, done: GroupLoaded) -> dict[int, int]:

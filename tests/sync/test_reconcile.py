@@ -283,6 +283,22 @@ def test_what_an_institution_s_list_hides_is_asked_for_by_its_id(
         assert rows(f"SELECT raw ? 'subscriber' FROM nexhealth_{name} WHERE id = {hidden}") == [(False,)]
 
 
+def test_a_person_whom_an_earlier_release_kept_in_a_row_does_not_come_again_with_its_single_read(
+    settings: Settings, box: SandboxServer, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Risk: what is kept of the answer goes by what the row has, and so the subscriber would be kept for ever."""
+    name = "insurance_coverages"
+    sync_all(settings, FULL, only={name})
+    ((hidden,),) = rows(f"SELECT min(id) FROM nexhealth_{name}")
+    keys = f"SELECT array_agg(key ORDER BY key) FROM nexhealth_{name}, jsonb_object_keys(raw) key WHERE id = {hidden}"
+    before = rows(keys)
+    rows(f"UPDATE nexhealth_{name} SET raw = raw || '{{\"subscriber\": {{}}}}' WHERE id = {hidden} RETURNING id")
+    box.state.update(name, hidden, {})
+    hide(monkeypatch, name, hidden)
+    (absence,) = figures(sync_all(settings, RECONCILE, only={name}), name)
+    assert (absence.found, rows(keys)) == (1, before)
+
+
 def test_a_single_read_that_fails_leaves_all_of_the_collection_unmarked(
     settings: Settings, box: SandboxServer, rows: Rows
 ) -> None:

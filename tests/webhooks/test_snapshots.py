@@ -163,6 +163,16 @@ def test_a_row_points_to_persons_and_does_not_hold_them(
     assert value(practice, "raw", name).keys() == {"id", "patient_id", "updated_at"}
 
 
+def test_a_person_whom_an_earlier_release_kept_in_a_row_is_not_kept_any_longer(
+    practice: psycopg.Connection, practice_url: str
+) -> None:
+    """Risk: what the row has and the event lacks stays, so the visit's patient would be handed on for ever."""
+    load_page(practice, "appointments", [{"id": 9, "updated_at": moment(0), "odd": "kept", "patient": patient(1)}])
+    visit = {"id": 9, "updated_at": moment(5), "note": "Changed", "patient": patient(1)}
+    assert applied(practice, practice_url, body("appointment_updated", {"appointment": visit})) == ["applied"]
+    assert value(practice, "raw", "appointments").keys() == {"id", "updated_at", "odd", "note"}
+
+
 def test_what_an_earlier_event_of_the_batch_told_stays(practice: psycopg.Connection, practice_url: str) -> None:
     """Events without some keys are applied in order, so that the batch's size makes no difference."""
     load_page(practice, "patients", [patient(1, 0, email="old@example.org")])
