@@ -87,7 +87,9 @@ class OwnerSearch:
             found.lists.append(done)
             found.records |= self.known(missing).keys()
             found.exhausted &= not done.failures
-            found.failure = next((one for one in done.failures.values() if not one.own), None)
+            shared = (one for one in done.failures.values() if not one.own)
+            # By id the first may be one row's refusal, and what stands in the way an outage, which no event is tried by.
+            found.failure = done.ended or min(shared, key=lambda one: not one.passing, default=None)
             if missing <= found.records or found.failure is not None:
                 break
         return found

@@ -71,6 +71,8 @@ class SinglesRead:
     read: set[int] = field(default_factory=set)
     failures: dict[int, Failure] = field(default_factory=dict)
     """Rows that could not be read; one in neither was not asked for, because the run was stopped."""
+    ended: Failure | None = None
+    """Why the rest was not asked for: no other row would fare better."""
     gone: set[int] = field(default_factory=set)
     """Of those read, rows that the API knows no more."""
     met: set[int] = field(default_factory=set)
@@ -95,7 +97,7 @@ class _Account:
 
     def __init__(self) -> None:
         self.given_up: ApiError | None = None
-        """The failure that no other row would fare better with."""
+        """The failure that no other row would fare better with: the first such, whatever still comes from other threads."""
         self.offered = False
         """Whether a list was answered: then no refusal says that the practice has none."""
         self._refused = 0
@@ -112,7 +114,18 @@ class _Account:
         self._refused += isinstance(failure, NoAccess)
         closed = self._refused > _MOST_REFUSALS and not self.offered
         if isinstance(failure, KeyRefused) or closed or self._in_a_row >= _GIVE_UP_AFTER:
-            self.given_up = failure
+            self.given_up = self.given_up or failure
+
+    def verdict(self) -> Failure | None:
+        """What came of the rows that were not asked for, and would have come of any other; None where nothing ended it.
+
+        Who was not asked for has not failed. But where a practice refuses all lists, thousands would wait for days
+        until each was asked for itself.
+        """
+        if self.given_up is None:
+            return None
+        refused = isinstance(self.given_up, NoAccess) and not self.offered
+        return Failure(str(self.given_up), passing=not refused)
 
 
 def children_of(collection: Collection) -> list[Collection]:
@@ -153,12 +166,18 @@ class SingleReads:
         if not rows:
             return done
         answers: list[_Answer] = []
+        left: list[int] = []
         for row, answer in self._fetch(collection, institution, self._versions(collection, institution, rows), account):
             if isinstance(answer, _Answer):
                 answers.append(answer)
-            elif answer is not None:
+            elif isinstance(answer, Failure):
                 done.failures[row] = answer
-        if account.offered and account.given_up is None:
+            elif answer is not None:
+                left.append(row)
+        done.ended = account.verdict()
+        if done.ended is not None:
+            done.failures |= dict.fromkeys(left, done.ended)
+        elif account.offered:
             done.failures = {row: replace(failure, own=True) for row, failure in done.failures.items()}
         if answers:
             log = self._open_log(Slice(collection, institution))
@@ -183,7 +202,7 @@ class SingleReads:
 
     def _fetch(
         self, collection: Collection, institution: Institution, rows: Sequence[DueRow], account: _Account
-    ) -> Iterator[tuple[int, _Answer | Failure | None]]:
+    ) -> Iterator[tuple[int, _Answer | Failure | ApiError | None]]:
         piece = Slice(collection, institution)
         plans, heed = passes_of(piece, datetime.now(UTC).date()), Heed(piece.label, NO_FILTERS)
         width = self._session.settings.concurrency
@@ -193,13 +212,12 @@ class SingleReads:
 
     def _ask(
         self, collection: Collection, plans: Sequence[PassPlan], row: DueRow, account: _Account, heed: Heed
-    ) -> _Answer | Failure | None:
-        """What came of one row; None = the run was stopped."""
+    ) -> _Answer | Failure | ApiError | None:
+        """What came of one row, or the error because of which it was not asked for; None = the run was stopped."""
         if self._session.stop.is_set():
             return None
         if account.given_up is not None:
-            # Whatever it was: who was not asked for has not failed.
-            return Failure(str(account.given_up), passing=True)
+            return account.given_up
         asked = time.monotonic()
         try:
             if collection.path.endswith("{id}"):

@@ -89,17 +89,17 @@ def test_a_list_that_is_refused_is_a_failed_try_of_its_own_event_alone(
     assert attempts(db) == [1] + [0] * len(others)
 
 
-def test_where_all_lists_are_refused_those_that_were_not_asked_for_have_not_failed(
+def test_where_all_lists_are_refused_those_that_were_not_asked_for_have_failed_as_well(
     box: SandboxServer, db: psycopg.Connection, told: Told
 ) -> None:
-    """The practice has closed them all: each event is blamed for its own request at most, and waits else."""
+    """The practice has closed them all: at four tries a run a backlog of thousands was pending for days."""
     everybody, since = patients(db), last(box)
     events = [inserted(box, db, one) for one in everybody]
     with failing(box, 403, *everybody):
         found = told(*events, concurrency=1)
     assert lists_asked(box, since) == everybody[:4]
     assert {status for status, _ in found} == {"pending"}
-    assert attempts(db) == [1] * 4 + [0] * (len(everybody) - 4)
+    assert attempts(db) == [1] * len(everybody)
     later = db.execute("SELECT bool_and(next_attempt_at > now()) FROM nexhealth_webhook_events").fetchall()
     assert later == [(True,)]
     due_again(db)
@@ -144,6 +144,20 @@ def test_a_search_goes_on_past_a_list_that_is_not_answered(
     event = inserted(box, db, owner, named=False)
     with failing(box, status, others[0]):
         assert told(event, concurrency=1) == [("applied", None)]
+
+
+@pytest.mark.parametrize("answered", [0, 1])
+def test_an_outage_in_a_search_is_no_failed_try_although_a_list_was_refused_before(
+    box: SandboxServer, db: psycopg.Connection, told: Told, answered: int
+) -> None:
+    """The refusal is one row's, and what ended the search the outage: each event of the batch was given up by it."""
+    closed, *others = patients(db)
+    event = inserted(box, db, others[-1], named=False)
+    with failing(box, 500, *others[answered:]), failing(box, 403, closed):
+        ((status, error),) = told(event, concurrency=1)
+    assert (status, attempts(db)) == ("pending", [0])
+    assert error is not None
+    assert "no access" not in error
 
 
 def test_addresses_that_are_all_refused_are_asked_for_a_few_times_and_the_events_are_applied_all_the_same(
