@@ -1,14 +1,16 @@
 """Events that only tell that something changed: which slices are read again because of them, each once.
 
 What was never read completely is left alone: its first full read will bring the change. That is not true of lists under
-single rows once one of them was read: it may be that one. What somebody reads just now is waited for, not queued behind:
-a full read may last, and records of other events must not wait. What the database refuses, for a right that one table
-lacks say, is a failed try of those events alone that asked for it.
+single rows once one of them was read: it may be that one. So they are searched, and what they lack is left to the first
+read if that still has lists to read. What somebody reads just now is waited for, not queued behind: a full read may last,
+and records of other events must not wait. What the database refuses, for a right that one table lacks say, is a failed
+try of those events alone that asked for it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from functools import cache
 
 import psycopg
 
@@ -122,17 +124,25 @@ class HintReader:
         if not told:
             return
         name = told[0].feed.collection.name
+        left_alone = _Answer(Outcome.SUPERSEDED, f"{name}: {_NOT_READ_YET}")
         if not self._was_begun(told[0]):
-            yield from ((one.event.id, _Answer(Outcome.SUPERSEDED, f"{name}: {_NOT_READ_YET}")) for one in told)
+            yield from ((one.event.id, left_alone) for one in told)
             return
         found = search.search({id_ for one in told for id_ in one.records}, max(one.event.received_at for one in told))
         self._lists += found.lists
-        lacking = self._lacking(name, found)
+        lacking, will_come = self._lacking(name, found), cache(search.has_lists_to_come)
         for one in told:
             if one.records <= found.records:
                 yield one.event.id, _Answer(Outcome.APPLIED)
             elif lacking is not None:
-                yield one.event.id, lacking
+                # Given up it would be a fault for somebody to look at.
+                left = found.failure is None and self._gives_up(one, lacking) and will_come()
+                yield one.event.id, left_alone if left else lacking
+
+    def _gives_up(self, told: Told, answer: _Answer) -> bool:
+        """Whether an event is parked with this answer."""
+        last = told.event.attempts + 1 >= self._session.settings.webhook_attempts
+        return answer.outcome is Outcome.PARKED or (answer.outcome is Outcome.FAILED and last)
 
     def _lacking(self, name: str, found: Found) -> _Answer | None:
         """What to note about an event whose record was not found; None = the search was stopped."""

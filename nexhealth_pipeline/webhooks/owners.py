@@ -37,6 +37,24 @@ ORDER BY visit.away NULLS LAST, p.updated_at DESC, p.id LIMIT %(most)s
 """
 """Who was or will be here around then, then who has changed last; not whose list was read since."""
 
+_TO_COME = """
+SELECT EXISTS (
+    SELECT FROM nexhealth_locations l
+    JOIN nexhealth_patient_locations o
+        ON o.institution_id = l.institution_id AND o.location_id = l.id AND o.gone_at IS NULL
+    JOIN {owners} p ON p.institution_id = o.institution_id AND p.id = o.patient_id AND p.deleted_at IS NULL
+    WHERE l.institution_id = %(institution)s AND NOT coalesce(l.inactive, false) AND l.deleted_at IS NULL
+    AND NOT EXISTS (
+        SELECT FROM nexhealth_sync_state s WHERE s.collection = %(collection)s AND s.institution_id = l.institution_id
+        AND s.location_id = l.id AND (s.watermark IS NOT NULL OR s.since IS NOT NULL))
+    AND NOT EXISTS (
+        SELECT FROM nexhealth_child_reads r WHERE r.collection = %(collection)s
+        AND r.institution_id = p.institution_id AND r.patient_id = p.id)
+)
+"""
+"""Lists that were never read, of a location whose first read has not come to its end. One in which some lists failed has:
+it leaves `since` instead of a watermark, and what failed may fail for ever."""
+
 
 @dataclass(slots=True)
 class Found:
@@ -75,6 +93,13 @@ class OwnerSearch:
             (self._institution.id, list(records)),
         )
         return dict(rows.fetchall())
+
+    def has_lists_to_come(self) -> bool:
+        """Whether the first read of some location goes on, or is yet to begin, and will ask for lists never read."""
+        question = sql.SQL(_TO_COME).format(owners=sql.Identifier(f"nexhealth_{self._collection.per}"))
+        given = {"collection": self._collection.name, "institution": self._institution.id}
+        row = self._connection.execute(question, given).fetchone()
+        return bool(row and row[0])
 
     def search(self, records: Iterable[int], since: datetime) -> Found:
         """Read likely lists that were not read after `since` until `records` are found, or enough was asked."""

@@ -16,6 +16,8 @@ from tests.sync.kit import LISTS_READ, noting_loads
 from .asking import Told, asked, having_read, home, last, sandbox, telling, without_events
 from .kit import body, due_again
 
+LEFT_ALONE = "documents: never read completely: its first full read will bring the change"
+
 
 @pytest.fixture(scope="module")
 def box() -> Iterator[SandboxServer]:
@@ -145,6 +147,15 @@ def first_read_under_way(db: psycopg.Connection, *read: int) -> Iterator[None]:
         db.execute("UPDATE nexhealth_sync_state SET watermark = pass_started_at WHERE collection = 'documents'")
 
 
+def ends_at_home_of(db: psycopg.Connection, patient: int) -> None:
+    """The first read has come to its end at this patient's location."""
+    db.execute(
+        "UPDATE nexhealth_sync_state SET watermark = pass_started_at WHERE collection = 'documents'"
+        " AND location_id = (SELECT location_id FROM nexhealth_patient_locations WHERE patient_id = %s)",
+        (patient,),
+    )
+
+
 def test_a_list_that_the_first_read_has_passed_is_read_again_before_that_has_ended(
     box: SandboxServer, db: psycopg.Connection, told: Told
 ) -> None:
@@ -171,6 +182,53 @@ def test_a_first_read_in_which_a_list_failed_has_read_the_others(
     assert found == [("applied", None)]
 
 
+def test_what_a_search_lacks_is_left_to_the_first_read_while_that_goes_on(
+    db: psycopg.Connection, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes hours or days, and a search an hour: most of the documents of that time were given up."""
+    monkeypatch.setattr(owners, "_SEARCHED", 1)
+    place = home(db)
+    first, *_ = patients(db, place[0])
+    with first_read_under_way(db, first):
+        ends_at_home_of(db, first)
+        assert [status for status, _ in told(of_nobody(place, 1), webhook_attempts=2)] == ["pending"]
+        due_again(db)
+        assert told(webhook_attempts=2) == [("superseded", LEFT_ALONE)]
+
+
+@pytest.mark.parametrize("ended", ["completely", "but for lists that failed", "where lists are left"])
+def test_what_a_search_lacks_is_given_up_once_the_first_read_has_ended(
+    db: psycopg.Connection, told: Told, monkeypatch: pytest.MonkeyPatch, ended: str
+) -> None:
+    """Nothing but the rotation brings it any more: of all locations, or of the one whose list was never read."""
+    monkeypatch.setattr(owners, "_SEARCHED", 1)
+    place = home(db)
+    first, *others, last_ = patients(db, place[0])
+    with first_read_under_way(db, first, *others):
+        state = "UPDATE nexhealth_sync_state SET {} WHERE collection = 'documents'"
+        if ended == "completely":
+            db.execute(state.format("watermark = pass_started_at").encode())
+        elif ended == "but for lists that failed":
+            db.execute(state.format("since = pass_started_at").encode())
+        else:
+            ends_at_home_of(db, last_)
+        ((status, error),) = told(of_nobody(place, 1), webhook_attempts=1)
+        db.execute(state.format("since = NULL").encode())
+    assert status == "parked"
+    assert error is not None
+    assert error.endswith("the likeliest lacked it; the nightly rotation reads all of them")
+
+
+def test_what_no_list_holds_is_given_up_although_the_first_read_goes_on(db: psycopg.Connection, told: Told) -> None:
+    """It has no list left to read."""
+    place = home(db)
+    with first_read_under_way(db, *patients(db, place[0])):
+        ((status, error),) = told(of_nobody(place, 1))
+    assert status == "parked"
+    assert error is not None
+    assert error.endswith("no list has it")
+
+
 def test_a_document_of_nobody_is_left_to_the_first_read_where_that_is_still_to_come(
     box: SandboxServer, db: psycopg.Connection, told: Told
 ) -> None:
@@ -179,4 +237,4 @@ def test_a_document_of_nobody_is_left_to_the_first_read_where_that_is_still_to_c
     with first_read_under_way(db):
         ((status, error),) = told(of_nobody(place, 1))
     assert (status, lists_asked(box, since)) == ("superseded", [])
-    assert error == "documents: never read completely: its first full read will bring the change"
+    assert error == LEFT_ALONE
