@@ -8,7 +8,7 @@ Only names of fields and ids of records are kept, never a value. The database is
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -175,21 +175,13 @@ def record_missing(
         "fields": sorted(absent),
         "seconds": collection.second_looks,
     }
-    row = connection.execute(
-        "SELECT ARRAY(SELECT field FROM unnest(%(fields)s::text[]) field"  # noqa: S608 - a constant
-        " WHERE NOT EXISTS (SELECT FROM nexhealth_sync_state s WHERE s.collection = %(collection)s"
-        " AND s.institution_id = %(institution)s AND s.pass <> ALL(%(seconds)s::text[])"
-        " AND field <> ALL(s.absent_fields)) ORDER BY field), EXISTS (SELECT FROM nexhealth_schema_drift"
-        f" WHERE {_MET})",
-        key,
-    ).fetchone()
-    assert row is not None
-    lacking, met = row
-    if not (lacking or met):
+    if not any(_lacking_and_met(connection, key)):
         return 0
     # What one slice forgets another may be noting, and the other way round: whoever came second to the one and first to
     # the other would wait in a circle.
     connection.execute("SELECT pg_advisory_xact_lock(%s)", (lock_key("missing", collection.name, institution_id),))
+    # Asked once more: whoever held the lock may have met one of the fields.
+    lacking, _ = _lacking_and_met(connection, key)
     connection.execute(f"DELETE FROM nexhealth_schema_drift WHERE {_MET}", key)  # noqa: S608 - a constant
     rows = connection.execute(
         "INSERT INTO nexhealth_schema_drift (collection, institution_id, field, kind)"
@@ -199,6 +191,20 @@ def record_missing(
         key | {"lacking": lacking},
     )
     return sum(row[0] for row in rows)
+
+
+def _lacking_and_met(connection: psycopg.Connection, key: Mapping[str, object]) -> tuple[list[str], bool]:
+    """Which of the fields no read of the institution met, and whether one noted as missing is not among them."""
+    row = connection.execute(
+        "SELECT ARRAY(SELECT field FROM unnest(%(fields)s::text[]) field"  # noqa: S608 - a constant
+        " WHERE NOT EXISTS (SELECT FROM nexhealth_sync_state s WHERE s.collection = %(collection)s"
+        " AND s.institution_id = %(institution)s AND s.pass <> ALL(%(seconds)s::text[])"
+        " AND field <> ALL(s.absent_fields)) ORDER BY field), EXISTS (SELECT FROM nexhealth_schema_drift"
+        f" WHERE {_MET})",
+        key,
+    ).fetchone()
+    assert row is not None
+    return row[0], row[1]
 
 
 def known_keys(collection: Collection) -> dict[tuple[str, ...], frozenset[str]]:

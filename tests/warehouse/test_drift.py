@@ -143,15 +143,20 @@ def test_an_id_that_is_none_is_no_sample(connection: psycopg.Connection, rows: R
     assert rows("SELECT DISTINCT sample_id FROM nexhealth_schema_drift WHERE field LIKE 'colour%'") == [(None,)]
 
 
+def end_read(connection: psycopg.Connection, location: int, *absent: str) -> int:
+    """A complete read of a location lacked these fields; how many are newly missing."""
+    key = PassKey("gadgets", 7, location, "", "all")
+    save_state(connection, PassState(key, watermark=NOON, pass_started_at=NOON, absent_fields=list(absent)))
+    return record_missing(connection, GADGETS, 7, absent)
+
+
 def test_a_field_is_missing_only_where_no_read_of_the_institution_met_it(
     connection: psycopg.Connection, rows: Rows
 ) -> None:
     """One office without any note is no change of the API; and a field that comes back is no longer missing."""
 
     def complete(location: int, *absent: str) -> int:
-        key = PassKey("gadgets", 7, location, "", "all")
-        save_state(connection, PassState(key, watermark=NOON, pass_started_at=NOON, absent_fields=list(absent)))
-        return record_missing(connection, GADGETS, 7, absent)
+        return end_read(connection, location, *absent)
 
     missing = "SELECT field FROM nexhealth_schema_drift WHERE kind = 'missing' ORDER BY 1"
     assert complete(1, "note", "born") == 2
@@ -191,6 +196,27 @@ def test_slices_that_end_together_wait_for_each_other_in_no_circle(
         second.result()
     missing = connection.execute("SELECT field FROM nexhealth_schema_drift WHERE kind = 'missing'").fetchall()
     assert missing == [("born",)], "as the one that ended last has it"
+
+
+def test_what_another_slice_meets_just_now_is_not_noted_as_missing_again(
+    connection: psycopg.Connection, other: psycopg.Connection, rows: Rows
+) -> None:
+    """It was asked for before the other's end was there to be seen; nothing would forget it until the next night."""
+
+    def end() -> int:
+        with other.transaction():
+            return end_read(other, 2, "note")
+
+    for location in (1, 2):
+        end_read(connection, location, "note")
+    assert rows("SELECT field FROM nexhealth_schema_drift WHERE kind = 'missing'") == [("note",)]
+    with ThreadPoolExecutor(1) as pool:
+        with connection.transaction():
+            end_read(connection, 1)
+            late = pool.submit(end)
+            _until_it_waits(connection, other)
+        assert late.result() == 0
+    assert rows("SELECT field FROM nexhealth_schema_drift WHERE kind = 'missing'") == []
 
 
 def _until_it_waits(connection: psycopg.Connection, other: psycopg.Connection) -> None:
