@@ -57,8 +57,9 @@ def quarantine() -> None:
 def show(*, collection: str | None, institution: str | None, only_open: bool, as_json: bool, demo: bool) -> int:
     """List what could not be loaded, and why.
 
-    A note is resolved when its record is read later without the fault, or when a retry loads it. The record
-    itself is never shown: column `raw` of `nexhealth_quarantine` has it, for those who may see it.
+    A note is resolved when its record is read later without the fault; when the patient's list that the record stood
+    in, or of a record without an id the whole collection, is read without it; when the patient is gone; or by a retry.
+    The record itself is never shown: column `raw` of `nexhealth_quarantine` has it, for those who may see it.
     """
     from nexhealth_pipeline.warehouse.connect import connect, driver_errors
 

@@ -211,7 +211,7 @@ class _Court:
             mine, nowhere = place.locations, place.nowhere
             dark = bool(offline & (set(mine) or active))
         if dark:
-            return "absences not judged: NexHealth does not reach the practice (its read status is not green)"
+            return "absences not judged: NexHealth is not known to reach the practice (its read status is not green)"
         return Ground(
             collection=self._collection,
             institution_id=self._institution_id,

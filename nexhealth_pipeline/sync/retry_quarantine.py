@@ -1,7 +1,8 @@
 """Loading what once could not be loaded: stored records through today's rules and the same merge as any read.
 
 A record is loaded as of the time it was last read, so that a newer one is never replaced. What a later whole
-read no longer met is out of date: its note is closed and nothing is loaded. Asks NexHealth nothing.
+read no longer met, or what stood in a list of a row that is gone, is out of date: its note is closed and nothing is
+loaded. Asks NexHealth nothing.
 """
 
 import uuid
@@ -195,11 +196,13 @@ def _faults(encoder: RecordEncoder, record: _Record) -> set[str] | None:
 
 
 def _outdated(connection: psycopg.Connection, place: _Place, record: _Record) -> bool:
-    """Whether a whole read begun later did not meet it any more, or the record it stood in has changed since."""
+    """Whether a whole read begun later did not meet it any more, or what it stood in or under is gone, or has changed."""
     collection = place.collection
     held_in = COLLECTIONS[collection.inside or collection.name]
     if held_in.per is not None:
-        return False  # a list under one row says so itself when it is read; a read of the slice is one of some lists
+        # A list under one row says so itself when it is read, and a read of the slice is one of some lists. Under a row
+        # that is gone no list is read any more.
+        return _is_gone(connection, COLLECTIONS[held_in.per], place, record.request.get(held_in.parent_columns[0]))
     row = connection.execute(
         "SELECT bool_and(last_full_at IS NOT NULL AND last_full_at > %s) FROM nexhealth_sync_state"
         # Changes are never read whole: months are. An institution's list may be read at each of its locations, and its
@@ -220,6 +223,13 @@ def _outdated(connection: psycopg.Connection, place: _Place, record: _Record) ->
     if row and row[0]:
         return True
     return collection.inside is not None and _changed(connection, COLLECTIONS[collection.inside], place, record)
+
+
+def _is_gone(connection: psycopg.Connection, parent: Collection, place: _Place, row_id: int | None) -> bool:
+    """Whether that row is there as a deleted one."""
+    query = sql.SQL("SELECT 1 FROM {} WHERE institution_id = %s AND id = %s AND deleted_at IS NOT NULL")
+    values = (place.institution_id, row_id)
+    return connection.execute(query.format(sql.Identifier(parent.table)), values).fetchone() is not None
 
 
 def _changed(connection: psycopg.Connection, parent: Collection, place: _Place, record: _Record) -> bool:

@@ -38,7 +38,7 @@ def brake(figures: Figures) -> str | None:
 
 
 class Sources:
-    """Which locations' practice systems NexHealth does not reach; asked again once, when it matters."""
+    """Which locations' practice systems NexHealth is not known to reach; asked again once, when it matters."""
 
     def __init__(self, session: SyncSession) -> None:
         self._session = session

@@ -140,13 +140,15 @@ class Missing:
     def mark_lists(self, at: datetime) -> dict[str, int]:
         """Mark what stands in the own lists of the rows just marked, or in lists inside them: nobody tells of it any more.
 
-        Should such a row come back, its lists are due again. Returns the rows marked by collection.
+        Notes of what could not be loaded there are closed. Should such a row come back, its lists are due again, and what
+        still cannot be loaded is noted again. Returns the rows marked by collection.
         """
         marked: dict[str, int] = {}
         for one in DECLARED:
             if self.ground.collection.name in (one.per, one.inside):
-                params = {**self._params, "at": at, "lists": one.name}
+                params = {**self._params, "at": at, "lists": one.name, "parent": _parent(one)}
                 marked[one.name] = self._connection.execute(_lists_sql(one), params).rowcount
+                self._connection.execute(_CLOSE_NOTES, params)
                 self._connection.execute(_FORGET_READS, params)
         return {name: rows for name, rows in marked.items() if rows}
 
@@ -233,6 +235,12 @@ def never_had(connection: psycopg.Connection, collection: Collection, institutio
     return {row[0] for row in rows}
 
 
+_CLOSE_NOTES = sql.SQL(
+    "UPDATE nexhealth_quarantine SET resolved_at = clock_timestamp() WHERE id IN (SELECT q.id FROM nexhealth_quarantine q"
+    " JOIN {} m ON m.id::text = q.request ->> %(parent)s::text WHERE q.collection = %(lists)s"
+    " AND q.institution_id = %(institution)s AND q.resolved_at IS NULL AND q.read_at < %(started)s"
+    " ORDER BY q.fingerprint FOR UPDATE OF q)"
+).format(_MISSING)
 _FORGET_READS = sql.SQL(
     "DELETE FROM nexhealth_child_reads r USING {} m WHERE r.collection = %(lists)s"
     " AND r.institution_id = %(institution)s AND r.patient_id = m.id"

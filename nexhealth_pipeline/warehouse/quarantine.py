@@ -1,10 +1,10 @@
 """`nexhealth_quarantine`: records, and fields of records, that could not be loaded.
 
 A note is open until its record is read later without the fault, or the row's own list that it stood in without the
-record, or until a retry loads it. The same fault of the same content is one note, however often it is read; one that
-comes back after it was resolved is open, and new, again. A record that could not be read at all may have been spoilt on
-its way, so what met one for the first time is asked once more: by the next sync, whose pass begins where that one began
-(:func:`met_unread`).
+record (of one without an id: all of the place), until that row is found to be gone, or until a retry loads it or finds
+it out of date. The same fault of the same content is one note, however often it is read; one that comes back after it
+was resolved is open, and new, again. A record that could not be read at all may have been spoilt on its way, so what met
+one for the first time is asked once more by the next sync: its pass begins where that one began (:func:`met_unread`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -40,9 +40,10 @@ def quarantine(
             " %(record)s, %(field)s, %(rule)s, %(loaded)s, %(raw)s, %(fingerprint)s, %(run)s, %(request)s,"
             " coalesce(%(read_at)s, clock_timestamp()))"
             " ON CONFLICT (collection, institution_id, fingerprint) DO UPDATE"
-            " SET read_at = greatest(q.read_at, excluded.read_at), location_id = excluded.location_id,"
-            # A document in another patient's list is that patient's now, by a retry as well.
+            " SET read_at = greatest(q.read_at, excluded.read_at),"
+            # A document in another patient's list is that patient's now, by a retry as well; unless it was read earlier.
             " request = CASE WHEN excluded.read_at < q.read_at THEN q.request ELSE excluded.request END,"
+            " location_id = CASE WHEN excluded.read_at < q.read_at THEN q.location_id ELSE excluded.location_id END,"
             " first_seen_at = CASE WHEN q.resolved_at IS NULL THEN q.first_seen_at ELSE excluded.first_seen_at END,"
             " resolved_at = NULL"
             " RETURNING coalesce((SELECT resolved_at IS NOT NULL FROM old), true)",

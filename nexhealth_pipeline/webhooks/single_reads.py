@@ -314,8 +314,8 @@ def _about(request: ApiRequest, row: DueRow) -> ApiRequest:
 
 
 def _known(collection: Collection, row: DueRow) -> Mapping[str, int]:
-    """What the request knows and the record does not."""
-    return {**{column.name: row.id for column in collection.from_request}, "location_id": 0}
+    """What the request knows: the row it asks about, under the name that the declaration gives it."""
+    return {**dict.fromkeys(collection.parent_columns, row.id), "location_id": 0}
 
 
 def _ids(records: Iterable[bytes]) -> set[int]:

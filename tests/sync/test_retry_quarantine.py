@@ -30,7 +30,7 @@ NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 ONE, TWO, THREE = (NOON.replace(minute=minute) for minute in (1, 2, 3))
 OPEN = "SELECT record_id, field FROM nexhealth_quarantine WHERE resolved_at IS NULL ORDER BY record_id"
 _USED = ("quarantine", "sync_logs", "runs", "sync_state", "patients", "documents", "charges", "claim_payouts")
-_CLEAN = "; ".join(f"DELETE FROM nexhealth_{name}" for name in (*_USED, "patient_addresses"))
+_CLEAN = "; ".join(f"DELETE FROM nexhealth_{name}" for name in (*_USED, "patient_addresses", "alerts"))
 
 
 class Desk:
@@ -219,6 +219,26 @@ class TestRetry:
         desk.read_whole("documents", 3, TWO, name_of_pass="rows")
         assert desk.retry() == (1, 1, 0, 0)
         assert desk.rows("SELECT id, patient_id FROM nexhealth_documents") == [(8, 7)]
+
+    @pytest.mark.parametrize("deleted_by", ["absence", "source"])
+    @pytest.mark.parametrize("name", ["documents", "alerts"])
+    def test_what_stood_in_the_list_of_a_patient_who_is_gone_is_out_of_date(
+        self, desk: Desk, name: str, deleted_by: str
+    ) -> None:
+        """That list is never read again; loaded, it would stand live under a patient who is deleted."""
+        for patient in (7, 77):
+            desk.load("patients", person(patient, born=None))
+            desk.load(name, b'{"id": %d, "note": "\xff"}' % (patient + 1), patient_id=patient)
+        desk.connection.execute(
+            "UPDATE nexhealth_patients SET deleted_at = %s, deleted_by = %s WHERE id = 7", (TWO, deleted_by)
+        )
+        desk.connection.execute(
+            'UPDATE nexhealth_quarantine SET raw = convert_to(format(\'{"id": %s, "patient_id": %s}\', record_id,'
+            " request ->> 'patient_id'), 'UTF8')",
+        )
+        assert desk.retry() == (2, 1, 1, 0)
+        assert desk.rows(f"SELECT id, patient_id FROM nexhealth_{name}") == [(78, 77)]
+        assert desk.rows(OPEN) == []
 
     def test_a_row_inside_a_record_that_changed_since_is_out_of_date(self, desk: Desk) -> None:
         """The record is the authority over its list."""

@@ -12,6 +12,7 @@ from psycopg import sql
 from nexhealth_pipeline.catalog.collection import Collection
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.warehouse.absence import Figures, Ground, Missing, is_placed, judged
+from nexhealth_pipeline.warehouse.quarantine import quarantine
 from nexhealth_pipeline.warehouse.seen import (
     begin_seen,
     complete_seen,
@@ -27,7 +28,7 @@ from nexhealth_pipeline.warehouse.state import PassKey, database_time
 from nexhealth_pipeline.warehouse.tables import ensure_indexes
 
 from .conftest import Rows
-from .kit import GADGETS, INSTITUTION, NOON, Table, gadget
+from .kit import GADGETS, INSTITUTION, MINUTE, NOON, Table, gadget
 
 KEY = PassKey("gadgets", INSTITUTION, 3, "", "all")
 HOUR = timedelta(hours=1)
@@ -372,6 +373,26 @@ def test_lists_under_a_row_are_judged_for_the_rows_that_were_answered(
     assert missing.find() == Figures(live=2, seen=1, missing=1, empty=False)
     assert missing_ids(missing) == [12]
     connection.execute("DELETE FROM nexhealth_documents")
+
+
+def test_notes_of_the_lists_of_rows_that_are_marked_are_closed(connection: psycopg.Connection, rows: Rows) -> None:
+    """Nobody reads these lists any more; a note met since the read began is of a patient who was there."""
+    patients = COLLECTIONS["patients"]
+    Table(connection, patients).load(*({"id": number, "updated_at": "2026-03-01T10:00:00Z"} for number in (1, 2)))
+    for number, patient, minutes in ((11, 1, 0), (12, 1, 61), (21, 2, 0)):
+        papers = Table(connection, COLLECTIONS["documents"], {"patient_id": patient})
+        papers.load(b'{"id": %d, "filename": "\xff"}' % number, read_at=NOON + minutes * MINUTE)
+        quarantine(
+            connection, papers.notes, collection="documents", institution_id=INSTITUTION, location_id=3, run_id="r"
+        )
+    members(connection, (1, 3, None), (2, 3, None))
+    asked = replace(patients, by_id=None)
+    mine = met(connection, [2], PassKey("patients", INSTITUTION, 3, "", "all"))
+    missing = Missing(connection, ground(connection, mine, collection=asked))
+    missing.find()
+    assert missing.mark(NOON + 2 * HOUR) == 1
+    assert missing.mark_lists(NOON + 2 * HOUR) == {}
+    assert rows("SELECT record_id FROM nexhealth_quarantine WHERE resolved_at IS NULL ORDER BY 1") == [("12",), ("21",)]
 
 
 def test_rows_without_an_id_are_known_by_their_key(connection: psycopg.Connection, rows: Rows) -> None:

@@ -1,22 +1,33 @@
 """What could not be loaded is kept, once."""
 
+from dataclasses import replace
+
 import psycopg
 
 from nexhealth_pipeline.warehouse.encode import Note
 from nexhealth_pipeline.warehouse.quarantine import quarantine
 
 from .conftest import Rows
+from .kit import MINUTE, NOON
 
 NOTE = Note(
     "12", "born", "no such day in the calendar", loaded=True, raw=b'{"id": 12, "born": "2024-02-30", "x": "\xff\x00"}'
 )
 
 
-def store(connection: psycopg.Connection, *notes: Note, institution_id: int = 7, run_id: str = "r1") -> int:
+def store(
+    connection: psycopg.Connection, *notes: Note, institution_id: int = 7, location_id: int = 3, run_id: str = "r1"
+) -> int:
     """How many were new."""
-    return len(
-        quarantine(connection, notes, collection="gadgets", institution_id=institution_id, location_id=3, run_id=run_id)
+    new = quarantine(
+        connection,
+        notes,
+        collection="gadgets",
+        institution_id=institution_id,
+        location_id=location_id,
+        run_id=run_id,
     )
+    return len(new)
 
 
 def test_a_note_holds_reason_and_bytes(connection: psycopg.Connection, rows: Rows) -> None:
@@ -32,6 +43,21 @@ def test_the_same_fault_read_again_is_not_new(connection: psycopg.Connection, ro
     assert store(connection, NOTE, NOTE) == 1
     assert store(connection, NOTE, run_id="r2") == 0
     assert rows("SELECT run_id FROM nexhealth_quarantine") == [("r1",)]
+
+
+def test_an_older_answer_that_comes_late_says_neither_where_nor_whose_it_is(
+    connection: psycopg.Connection, rows: Rows
+) -> None:
+    """Risk: a note of one patient, filed under the location of another: reads of neither close it."""
+
+    def meet(minutes: int, location: int, patient: int) -> list[tuple[int, int]]:
+        note = replace(NOTE, request={"patient_id": patient}, read_at=NOON + minutes * MINUTE)
+        store(connection, note, location_id=location)
+        return rows("SELECT location_id, (request ->> 'patient_id')::int FROM nexhealth_quarantine")
+
+    assert meet(1, 4, 78) == [(4, 78)]
+    assert meet(0, 3, 77) == [(4, 78)]
+    assert meet(2, 3, 77) == [(3, 77)]
 
 
 def test_another_institution_field_or_content_is_new(connection: psycopg.Connection) -> None:

@@ -7,9 +7,13 @@ from datetime import UTC, datetime
 import psycopg
 import pytest
 
+from nexhealth_pipeline.catalog.collection import Collection
+from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import Settings
+from nexhealth_pipeline.warehouse.child_reads import DueRow
 from nexhealth_pipeline.webhooks import owners
+from nexhealth_pipeline.webhooks.single_reads import _known
 
 from .asking import Told, asked, having_read, home, last, sandbox, snapshot, telling, without_events
 from .kit import body, due_again
@@ -64,6 +68,12 @@ def failing(box: SandboxServer, status: int, *patients: int, path: str = "/docum
         yield
     finally:
         box.faults.clear()
+
+
+@pytest.mark.parametrize("collection", [one for one in DECLARED if one.per], ids=lambda one: one.name)
+def test_whose_list_was_read_is_known_of_what_could_not_be_loaded(collection: Collection) -> None:
+    """Also where the record says it itself, if it can be read: else no list read without it closes its note."""
+    assert _known(collection, DueRow(5, None)) == {collection.parent_columns[0]: 5, "location_id": 0}
 
 
 def attempts(db: psycopg.Connection) -> list[int]:
