@@ -321,30 +321,33 @@ class ChildReader(SliceReader):
     def _load(self, connection: psycopg.Connection, batch: list[_Read]) -> Counts:
         pages = [(one.row, page) for one in batch for page in one.pages]
         loaded = self.loader.encode_and_load([(page, self._known(row)) for row, page in pages], None)
-        # A row whose record could not be read, perhaps spoilt on its way, stays due: the next sync asks once more.
+        # A row whose record could not be read, perhaps spoilt on its way, is due: the next sync asks once more.
         again = {pages[position][0].id for position in loaded.unread}
         # What does not say which record it is may be any of the row's: nothing is judged by its list.
         unclear = again | {pages[position][0].id for position in loaded.nameless}
         self._keeper.met(answered_key(one.row.id) for one in batch if one.pages and one.row.id not in unclear)
         self._keeper.met(loaded.named)
-        if not self.options.partial:
+        reads = [
+            ChildRead(one.row, sum(len(page.records) for page in one.pages), one.asked)
+            for one in batch
+            if one.pages and one.row.id not in again
+        ]
+        if not self.options.dry_run:
             record_child_reads(
+                connection,
+                collection=self.slice.collection,
+                institution_id=self.slice.institution_id,
+                reads=[] if self.options.partial else reads,
+                again=again,
+                left=loaded.left,
+            )
+        if not self.options.partial and self._keeper.id is not None:
+            record_unknown(
                 connection,
                 collection=self.slice.collection.name,
                 institution_id=self.slice.institution_id,
-                reads=[
-                    ChildRead(one.row, sum(len(page.records) for page in one.pages), one.asked)
-                    for one in batch
-                    if one.pages and one.row.id not in again
-                ],
+                ids=[one.row.id for one in batch if not one.pages],
             )
-            if self._keeper.id is not None:
-                record_unknown(
-                    connection,
-                    collection=self.slice.collection.name,
-                    institution_id=self.slice.institution_id,
-                    ids=[one.row.id for one in batch if not one.pages],
-                )
         return loaded.counts
 
     def _known(self, row: DueRow) -> dict[str, int]:

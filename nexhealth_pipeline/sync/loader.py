@@ -58,6 +58,8 @@ class Loaded:
     """Which of the answers (by position) held such a record of which not even the id could be read."""
     unread: set[int] = field(default_factory=set)
     """Which of the answers held such a record that was not met before."""
+    left: list[int] = field(default_factory=list)
+    """Rows (patients) whose own lists lost records to another's."""
 
     def lacks(self, fields: set[str] | None) -> None:
         """One more answer, with the fields that it lacks."""
@@ -165,7 +167,7 @@ class Loader:
         self.refused += len(loaded.refused)
         loaded.counts.quarantined = len(loaded.refused)
         if not self._dry_run:
-            new = self._merge(loaded.counts, notes, not_before)
+            new = self._merge(loaded, notes, not_before)
             record_drift(self._connection, self._slice.collection.name, drifts)
             unread = {note.fingerprint for note in new if not note.loaded}
             loaded.unread = {at for at, note in zip(origins, notes, strict=True) if note.fingerprint in unread}
@@ -180,14 +182,16 @@ class Loader:
         counts.inserted, counts.updated = merged.inserted, merged.updated
         counts.unchanged = counts.records_read - counts.quarantined - merged.inserted - merged.updated
 
-    def _merge(self, counts: Counts, notes: list[Note], not_before: datetime | None) -> list[Note]:
+    def _merge(self, loaded: Loaded, notes: list[Note], not_before: datetime | None) -> list[Note]:
         """Merge what is staged; returns the notes that are new."""
+        counts = loaded.counts
         if counts.records_read:
             state_cause(self._connection, self._cause, run_id=self._run_id)
         if self.before_merge is not None and self._stage.rows:
             self.before_merge(self._stage.name)
         self.changes += self._stage.changes(not_before)
         merged = self._stage.merge(not_before)
+        loaded.left = merged.left
         counts.inserted, counts.updated = merged.inserted, merged.updated
         counts.unchanged = counts.records_read - counts.quarantined - merged.inserted - merged.updated
         for nested in self._nested:

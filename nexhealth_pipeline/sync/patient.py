@@ -19,7 +19,7 @@ from nexhealth_pipeline.catalog.paging import Paging
 from nexhealth_pipeline.client.page import Page, fields_of
 from nexhealth_pipeline.client.request import ApiRequest
 from nexhealth_pipeline.errors import ApiError, InvalidSetting, KeyRefused, NoAccess, NotFound, PipelineError
-from nexhealth_pipeline.sync.loader import Loader
+from nexhealth_pipeline.sync.loader import Loaded, Loader
 from nexhealth_pipeline.sync.months import CHANGES
 from nexhealth_pipeline.sync.plan import passes_of
 from nexhealth_pipeline.sync.practice import Institution, Location, Practices
@@ -147,13 +147,22 @@ class _Refresh:
         )
         return [DueRow(*row) for row in self.connection.execute(question, (self.institution.id, self.patient_id))]
 
-    def _remember_children(self, collection: Collection, answers: _Answers) -> None:
-        """Note that the patient's own lists were read; other rows' are read again when they change, which is harmless."""
-        if not collection.per_patient:
-            return
+    def _remember_children(self, collection: Collection, answers: _Answers, loaded: Loaded) -> None:
+        """Note that the patient's own lists were read; other rows' are read again when they change, which is harmless.
+
+        A list whose record could not be read, perhaps spoilt on its way, is due: the next sync asks once more.
+        """
+        again = {answers[position][1][collection.parent_columns[0]] for position in loaded.unread}
         records = sum(len(page.records) for page, _ in answers)
-        reads = [ChildRead(row, records, self.began) for row in self._asked[collection.name]]
-        record_child_reads(self.connection, collection=collection.name, institution_id=self.institution.id, reads=reads)
+        reads = [ChildRead(row, records, self.began) for row in self._asked[collection.name] if row.id not in again]
+        record_child_reads(
+            self.connection,
+            collection=collection,
+            institution_id=self.institution.id,
+            reads=reads if collection.per_patient else [],
+            again=again,
+            left=loaded.left,
+        )
 
     def _filtered(self, collection: Collection, locations: list[Location]) -> _Answers:
         """A list limited to the patient; where it is a location's, at each of the patient's locations."""
@@ -223,9 +232,8 @@ class _Refresh:
                 loader.open()
                 loaded = loader.encode_and_load(answers, None)
                 counts = loaded.counts
-                # A list whose record could not be read, perhaps spoilt on its way, stays due: the next sync asks again.
-                if collection.per and not loaded.unread:
-                    self._remember_children(collection, answers)
+                if collection.per:
+                    self._remember_children(collection, answers, loaded)
         except PipelineError as failure:
             skipped = isinstance(failure, NoAccess | NotFound) and collection.may_be_disabled
             status, reason = Status.SKIPPED if skipped else Status.FAILED, str(failure)

@@ -21,6 +21,7 @@ from nexhealth_pipeline.sync.loader import Loader
 from nexhealth_pipeline.sync.months import CHANGES
 from nexhealth_pipeline.sync.practice import Institution, Location
 from nexhealth_pipeline.sync.slices import Slice
+from nexhealth_pipeline.warehouse.child_reads import record_child_reads
 from nexhealth_pipeline.warehouse.connect import connect, driver_errors
 from nexhealth_pipeline.warehouse.encode import RecordEncoder
 from nexhealth_pipeline.warehouse.migrate import check
@@ -177,6 +178,10 @@ def _retry_records(connection: psycopg.Connection, place: _Place, loader: Loader
     loaded = loader.encode_and_load(
         [(kept_page(record.raw, record.read_at), record.request) for record in loadable], None
     )
+    if loaded.left:
+        record_child_reads(
+            connection, collection=place.collection, institution_id=place.institution_id, left=loaded.left
+        )
     done.rows.inserted, done.rows.updated = loaded.counts.inserted, loaded.counts.updated
     done.rows.unchanged, done.rows.records_read = loaded.counts.unchanged, len(loadable)
     old = [note_id for record in outdated for note_id, _ in record.notes]

@@ -14,6 +14,7 @@ import time
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import groupby
 from typing import LiteralString
 
 import psycopg
@@ -113,6 +114,22 @@ SELECT id, updated_at, had FROM mine WHERE had > 0 AND read_at < %(read_before)s
 ORDER BY read_at DESC, id LIMIT %(most)s
 """
 
+_READ = sql.SQL(
+    "INSERT INTO nexhealth_child_reads (collection, institution_id, patient_id, read_at, patient_version, rows)"
+    " VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (collection, institution_id, patient_id) DO UPDATE SET"
+    " read_at = excluded.read_at, patient_version = excluded.patient_version, rows = excluded.rows"
+).format()
+_AGAIN = sql.SQL(
+    # A version that no row has: some have none, and null would be theirs. The turn stays what it is.
+    "UPDATE nexhealth_child_reads SET patient_version = 'epoch'"
+    " WHERE collection = %s AND institution_id = %s AND patient_id = %s"
+).format()
+_LEFT = sql.SQL(
+    "UPDATE nexhealth_child_reads r SET rows = least(r.rows, (SELECT count(*) FROM {} t"
+    " WHERE t.institution_id = r.institution_id AND t.{} = r.patient_id AND t.deleted_by IS DISTINCT FROM 'absence'))"
+    " WHERE collection = %s AND institution_id = %s AND patient_id = %s"
+)
+
 
 def due_rows(
     connection: psycopg.Connection,
@@ -192,22 +209,33 @@ def _question(text: LiteralString, collection: Collection) -> sql.Composed:
 def record_child_reads(
     connection: psycopg.Connection,
     *,
-    collection: str,
+    collection: Collection,
     institution_id: int,
-    reads: Iterable[ChildRead],
+    reads: Iterable[ChildRead] = (),
+    again: Iterable[int] = (),
+    left: Iterable[int] = (),
 ) -> None:
-    """Note lists that were read, each as of its request; the caller commits them with the records."""
+    """Note lists that were read, each as of its request; the caller commits them with the records.
+
+    `again`: rows whose lists the next sync is to ask for once more, whenever they were read. `left`: rows whose lists
+    lost records to another's: they hold no more than is there now.
+    """
     # In this order: a database that takes its time to answer must not make the lists younger than they are.
     now, here = database_time(connection), time.monotonic()
+    where = (collection.name, institution_id)
+    moved = _LEFT.format(sql.Identifier(collection.table), sql.Identifier(collection.parent_columns[0]))
+    steps: list[tuple[int, sql.Composed, tuple[object, ...]]] = []
+    for one in reads:
+        at = now - timedelta(seconds=here - one.asked)
+        steps.append((one.row.id, _READ, (*where, one.row.id, at, one.row.version, one.records)))
+    steps += [(number, _AGAIN, (*where, number)) for number in again]
+    # After its read: that may have been asked for before the record moved.
+    steps += [(number, moved, (*where, number)) for number in left]
     # By id, in which order others lock them as well: a cycle of waits would end the slice.
-    asked = [(one, now - timedelta(seconds=here - one.asked)) for one in sorted(reads, key=lambda one: one.row.id)]
+    steps.sort(key=lambda step: step[0])
     with connection.cursor() as cursor:
-        cursor.executemany(
-            "INSERT INTO nexhealth_child_reads (collection, institution_id, patient_id, read_at, patient_version, rows)"
-            " VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (collection, institution_id, patient_id) DO UPDATE SET"
-            " read_at = excluded.read_at, patient_version = excluded.patient_version, rows = excluded.rows",
-            [(collection, institution_id, one.row.id, at, one.row.version, one.records) for one, at in asked],
-        )
+        for statement, group in groupby(steps, key=lambda step: step[1]):
+            cursor.executemany(statement, [values for _, _, values in group])
 
 
 def record_unknown(connection: psycopg.Connection, *, collection: str, institution_id: int, ids: Iterable[int]) -> None:

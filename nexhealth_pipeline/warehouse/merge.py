@@ -11,7 +11,7 @@ A row is taken when it is new, or when its content differs and its version is no
 - a row tombstoned by absence comes back by a newer `updated_at` or by a read begun after the tombstone.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
 
@@ -42,6 +42,8 @@ class Merged:
 
     inserted: int = 0
     updated: int = 0
+    left: list[int] = field(default_factory=list)
+    """Rows (patients) whose own lists lost records to another's (`Collection.list_columns`)."""
 
 
 class Stage:
@@ -156,6 +158,8 @@ class _MergeSql:
         source = [*collection.list_columns, *(column.name for column in collection.columns)]
         source += ["deleted_at"] if collection.deleted_if else []
         self._content = [name for name in source if name not in collection.key]
+        parent = next((name for name in collection.parent_columns if name in collection.list_columns), None)
+        self._moves_by = None if parent is None else sql.Identifier(parent)
         self.create = self._create(columns).as_bytes(None)
         self.empty = sql.SQL("TRUNCATE {}").format(self._stage).as_bytes(None)
         self.copy = (
@@ -282,10 +286,24 @@ class _MergeSql:
         )
 
     def _was(self) -> sql.Composed:
-        window = self._collection.window
-        if window is None:
+        """What else is asked of the rows as they were."""
+        parts, window = [], self._collection.window
+        if window is not None:
+            parts.append(
+                sql.SQL(", t.{} AS was_at, t.location_id AS was_location").format(sql.Identifier(window.column))
+            )
+        if self._moves_by is not None:
+            parts.append(sql.SQL(", t.{} AS was_under").format(self._moves_by))
+        return sql.Composed(parts)
+
+    def _left(self) -> sql.Composed:
+        """Whose lists lose records: nothing is asked where the records say themselves whose they are."""
+        if self._moves_by is None:
             return sql.SQL("").format()
-        return sql.SQL(", t.{} AS was_at, t.location_id AS was_location").format(sql.Identifier(window.column))
+        return sql.SQL(
+            ", ARRAY(SELECT DISTINCT c.was_under FROM changed c CROSS JOIN LATERAL"
+            " (SELECT {0} FROM {1} w WHERE w.ctid = c.place OFFSET 0) s WHERE c.was_under <> s.{0})"
+        ).format(self._moves_by, self._stage)
 
     def _write(self) -> sql.Composed:
         assignments = [
@@ -305,9 +323,10 @@ class _MergeSql:
             " CROSS JOIN LATERAL (SELECT * FROM {stage} w WHERE w.ctid = c.place OFFSET 0) s"
             " ON CONFLICT ({key}) DO UPDATE SET {assignments} WHERE {guard}"
             " RETURNING (t.xmax = 0) AS inserted)"
-            " SELECT count(*) FILTER (WHERE inserted), count(*) FILTER (WHERE NOT inserted) FROM written"
+            " SELECT count(*) FILTER (WHERE inserted), count(*) FILTER (WHERE NOT inserted){left} FROM written"
         ).format(
             changed=self._changed(),
+            left=self._left(),
             stage=self._stage,
             target=self._target,
             columns=self._names("s", self._written, bare=True),

@@ -4,7 +4,8 @@ A note is open until its record is read later without the fault, or the row's ow
 record (of one without an id: all of the place), until that row is found to be gone, or until a retry loads it or finds
 it out of date. The same fault of the same content is one note, however often it is read; one that comes back after it
 was resolved is open, and new, again. A record that could not be read at all may have been spoilt on its way, so what met
-one for the first time is asked once more by the next sync: its pass begins where that one began (:func:`met_unread`).
+one for the first time is asked once more by the next sync: its pass begins where that one began (:func:`met_unread`),
+and a row's own list is due again (`warehouse.child_reads`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence

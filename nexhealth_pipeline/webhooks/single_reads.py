@@ -290,7 +290,14 @@ class SingleReads:
             for one in answers
             if one.pages and one.row.id not in again
         ]
-        record_child_reads(self._connection, collection=collection.name, institution_id=institution.id, reads=reads)
+        record_child_reads(
+            self._connection,
+            collection=collection,
+            institution_id=institution.id,
+            reads=reads,
+            again=again,
+            left=loaded.left,
+        )
         for one in answers:
             if one.locations is not None:
                 record_locations(self._connection, institution.id, one.row.id, one.locations, one.pages[0].requested_at)

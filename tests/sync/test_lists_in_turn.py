@@ -95,7 +95,11 @@ def test_a_record_that_moves_to_another_patients_list_is_that_patients(
 def test_a_record_that_moved_is_not_missed_in_the_list_it_left(
     settings: Settings, box: SandboxServer, rows: Rows
 ) -> None:
-    """Each in its turn, the new patient's first: what the old one's list lacks is another's by then."""
+    """Each in its turn, the new patient's first: what the old one's list lacks is another's by then.
+
+    Nor is it missed by the check of lists against the rows that they had, until the old one's turn comes.
+    """
+    had = "SELECT r.rows - count(d.id) FROM nexhealth_child_reads r LEFT JOIN nexhealth_documents d USING (patient_id)"
     (old, (moved, *_)), (new, _) = list(documents(rows, 2).items())[:2]
     box.state.update("documents", moved, {}, about={"patient_id": new})
     for patient in (new, old):
@@ -103,6 +107,7 @@ def test_a_record_that_moved_is_not_missed_in_the_list_it_left(
         _, patients = night(settings, box, rows, replace(TURN, rotation_days=1000))
         assert patient in patients
         assert rows(f"SELECT patient_id, deleted_at FROM nexhealth_documents WHERE id = {moved}") == [(new, None)]
+        assert rows(f"{had} WHERE r.patient_id = {old} GROUP BY r.rows") == [(0,)]
 
 
 @pytest.mark.parametrize("options", [TURN, AT_NIGHT], ids=["incremental", "reconcile"])

@@ -16,6 +16,7 @@ from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
 from nexhealth_pipeline.sync.patient import _location_ids, refresh_patient
 from nexhealth_pipeline.sync.slices import SliceResult
+from nexhealth_pipeline.warehouse.checks import CHECKS, run
 
 from .kit import LISTS_READ, Rows, noting_loads, open_session, sync_all
 from .test_full import assert_equal, subdomain_of
@@ -98,23 +99,45 @@ def test_the_patients_lists_are_as_old_as_their_requests(
     assert read_at < loads[patient]
 
 
+@pytest.mark.parametrize("read_before", [set(), {"documents"}], ids=["never read", "read last night"])
 def test_a_list_whose_record_came_spoilt_is_asked_for_by_the_next_sync(
-    settings: Settings, box: SandboxServer, rows: Rows
+    settings: Settings, box: SandboxServer, rows: Rows, read_before: set[str]
 ) -> None:
     """Noted as read, what could not be loaded would wait for the patient's turn, weeks later."""
-    sync_all(settings, SyncOptions(mode=Mode.FULL), only={"patients"})
+    sync_all(settings, SyncOptions(mode=Mode.FULL), only={"patients", *read_before})
     ((patient,),) = rows("SELECT min(id) FROM nexhealth_patients")
     box.state.create("documents", subdomain=subdomain_of(rows, "patients", patient), patient_id=patient)
     box.faults.add("garbled", path=f"/patients/{patient}/documents")
     refresh(settings, patient)
     box.faults.clear()
-    here = f"SELECT collection FROM nexhealth_child_reads WHERE patient_id = {patient} ORDER BY 1"
+    here = (
+        "SELECT r.collection FROM nexhealth_child_reads r JOIN nexhealth_patients p ON p.id = r.patient_id"
+        f" WHERE p.id = {patient} AND r.patient_version = p.updated_at ORDER BY 1"
+    )
     assert rows(here) == [("alerts",), ("patient_addresses",)]
     open_notes = "SELECT collection FROM nexhealth_quarantine WHERE resolved_at IS NULL"
     assert set(rows(open_notes)) == {("documents",)}
     sync_all(settings, only={"patients", "documents"})
     assert rows(open_notes) == []
     assert rows(f"SELECT count(*) FROM nexhealth_documents WHERE patient_id = {patient}") > [(0,)]
+
+
+def test_a_document_that_moved_to_the_patient_is_not_missed_where_it_was(
+    settings: Settings, box: SandboxServer, rows: Rows, database_url: str
+) -> None:
+    """A check would warn of rows that were lost, until the other list is read in its turn."""
+    sync_all(settings, SyncOptions(mode=Mode.FULL), only={"patients", "documents"})
+    (old, moved), (new, _) = rows(
+        "SELECT patient_id, min(id) FROM nexhealth_documents GROUP BY institution_id, patient_id"
+        " HAVING institution_id = (SELECT min(institution_id) FROM nexhealth_documents) ORDER BY 1 LIMIT 2"
+    )
+    box.state.update("documents", moved, {}, about={"patient_id": new})
+    refresh(settings, new)
+    assert rows(f"SELECT patient_id FROM nexhealth_documents WHERE id = {moved}") == [(new,)]
+    (check,) = [one for one in CHECKS if (one.collection.name, one.rule.name) == ("documents", "lists_complete")]
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        result = run(connection, check)
+    assert result.passed, (old, result)
 
 
 def test_what_one_office_has_not_and_a_window_that_is_refused_cost_a_patient_nothing(

@@ -1,6 +1,7 @@
 """Records that could not be loaded: they heal by themselves, or by another try, and never bring back what is old."""
 
 import json
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -19,6 +20,7 @@ from nexhealth_pipeline.sync.practice import Institution, Location
 from nexhealth_pipeline.sync.retry_quarantine import retry_quarantine
 from nexhealth_pipeline.sync.slices import Slice
 from nexhealth_pipeline.warehouse import encode
+from nexhealth_pipeline.warehouse.child_reads import ChildRead, DueRow, record_child_reads
 from nexhealth_pipeline.warehouse.values import CONVERTERS
 from tests.conftest import _fresh
 
@@ -30,7 +32,7 @@ NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 ONE, TWO, THREE = (NOON.replace(minute=minute) for minute in (1, 2, 3))
 OPEN = "SELECT record_id, field FROM nexhealth_quarantine WHERE resolved_at IS NULL ORDER BY record_id"
 _USED = ("quarantine", "sync_logs", "runs", "sync_state", "patients", "documents", "charges", "claim_payouts")
-_CLEAN = "; ".join(f"DELETE FROM nexhealth_{name}" for name in (*_USED, "patient_addresses", "alerts"))
+_CLEAN = "; ".join(f"DELETE FROM nexhealth_{name}" for name in (*_USED, "patient_addresses", "alerts", "child_reads"))
 
 
 class Desk:
@@ -239,6 +241,19 @@ class TestRetry:
         assert desk.retry() == (2, 1, 1, 0)
         assert desk.rows(f"SELECT id, patient_id FROM nexhealth_{name}") == [(78, 77)]
         assert desk.rows(OPEN) == []
+
+    def test_a_record_that_a_retry_takes_from_another_list_is_not_missed_there(self, desk: Desk) -> None:
+        """Else a check warns of that list until it is read again."""
+        papers = COLLECTIONS["documents"]
+        desk.load("documents", {"id": 8}, {"id": 9}, patient_id=7)
+        with desk.connection.transaction():
+            reads = [ChildRead(DueRow(7, None), 2, time.monotonic())]
+            record_child_reads(desk.connection, collection=papers, institution_id=7, reads=reads)
+        desk.load("documents", b'{"id": 8, "filename": "\xff"}', at=TWO, patient_id=77)
+        desk.connection.execute("UPDATE nexhealth_quarantine SET raw = %s", (b'{"id": 8, "filename": "a.pdf"}',))
+        assert desk.retry() == (1, 1, 0, 0)
+        assert desk.rows("SELECT id, patient_id FROM nexhealth_documents ORDER BY 1") == [(8, 77), (9, 7)]
+        assert desk.rows("SELECT patient_id, rows FROM nexhealth_child_reads") == [(7, 1)]
 
     def test_a_row_inside_a_record_that_changed_since_is_out_of_date(self, desk: Desk) -> None:
         """The record is the authority over its list."""

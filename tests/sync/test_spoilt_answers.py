@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
+from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.client.retry import RetryPolicy
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import Settings
@@ -75,6 +76,23 @@ def test_records_that_lost_their_ids_are_brought_by_the_next_sync_and_their_note
     healed = facts(database_url)
     assert {name: healed[name] for name in ALL} == {name: undisturbed[name] for name in ALL}
     open_notes = "SELECT collection, count(*) FROM nexhealth_quarantine WHERE resolved_at IS NULL GROUP BY 1"
+    assert rows(open_notes) == []
+
+
+def test_lists_that_a_full_read_met_spoilt_are_asked_for_by_the_next_sync_though_they_were_read_before(
+    settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """Their rows have not changed since, so that nothing but their turn would bring them."""
+    under_rows = {name: path for name, path in (OF_EACH_KIND | SINGLE).items() if COLLECTIONS[name].per}
+    read = {"patients", "insurance_coverages", *under_rows}
+    sync_all(settings, FULL, only=read, retry=HASTY)
+    for path in under_rows.values():
+        box.faults.add("garbled", path=path, count=3, per_url=True)
+    sync_all(settings, FULL, only=read, retry=HASTY)
+    open_notes = "SELECT DISTINCT collection FROM nexhealth_quarantine WHERE resolved_at IS NULL"
+    assert ("documents",) in rows(open_notes)
+    box.faults.clear()
+    sync_all(settings, only=read, retry=HASTY)
     assert rows(open_notes) == []
 
 

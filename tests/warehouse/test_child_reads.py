@@ -57,7 +57,7 @@ def read(connection: psycopg.Connection, *ids: int, hours_ago: float = 0, versio
     of = None if version is None else datetime.fromisoformat(version)
     record_child_reads(
         connection,
-        collection="documents",
+        collection=COLLECTIONS["documents"],
         institution_id=INSTITUTION,
         reads=[ChildRead(DueRow(number, of), 2, time.monotonic()) for number in ids],
     )
@@ -130,10 +130,43 @@ def test_rotation_takes_a_nights_share_oldest_first(practice: psycopg.Connection
 def test_what_was_read_is_noted_once_a_patient(practice: psycopg.Connection, rows: Rows) -> None:
     read(practice, 1)
     again = [ChildRead(DueRow(1, None), 5, time.monotonic() - 3600)]
-    record_child_reads(practice, collection="documents", institution_id=INSTITUTION, reads=again)
+    record_child_reads(practice, collection=COLLECTIONS["documents"], institution_id=INSTITUTION, reads=again)
     hours = "round(extract(epoch FROM clock_timestamp() - read_at) / 3600)"
     found = rows(f"SELECT patient_id, patient_version, rows, {hours} FROM nexhealth_child_reads")
     assert found == [(1, None, 5, 1)]
+
+
+def test_a_list_that_is_to_be_asked_for_again_is_due_and_keeps_its_turn(
+    practice: psycopg.Connection, rows: Rows
+) -> None:
+    """Of a patient without a version as well; of one whose list was never read there is nothing to note."""
+    practice.execute("UPDATE nexhealth_patients SET updated_at = NULL WHERE id = 1")
+    read(practice, 1, version=None)
+    read(practice, 2)
+    kept = "SELECT patient_id, read_at, judged_at, rows FROM nexhealth_child_reads ORDER BY 1"
+    before = rows(kept)
+    record_child_reads(practice, collection=COLLECTIONS["documents"], institution_id=INSTITUTION, again=[4, 2, 1])
+    assert rows(kept) == before
+    assert due(practice) == [1, 2, 4]
+    read(practice, 1, version=None)
+    read(practice, 2, 4)
+    assert due(practice) == []
+
+
+def test_a_list_that_lost_records_to_another_holds_no_more_than_are_there(
+    practice: psycopg.Connection, rows: Rows
+) -> None:
+    """Noted after its own read, which may be of before they moved; one that was read since holds what it held."""
+    documents = COLLECTIONS["documents"]
+    for patient, papers in ((1, range(3)), (3, range(3, 6)), (4, range(6, 8))):
+        Table(practice, documents, {"patient_id": patient}).load(*({"id": number} for number in papers))
+    practice.execute("UPDATE nexhealth_documents SET deleted_at = now(), deleted_by = 'absence' WHERE id = 0")
+    reads = [
+        ChildRead(DueRow(number, None), rows_then, time.monotonic()) for number, rows_then in ((1, 4), (3, 2), (4, 9))
+    ]
+    record_child_reads(practice, collection=documents, institution_id=INSTITUTION, reads=reads, left=[99, 3, 1])
+    assert rows("SELECT patient_id, rows FROM nexhealth_child_reads ORDER BY 1") == [(1, 2), (3, 2), (4, 9)]
+    practice.execute("DELETE FROM nexhealth_documents")
 
 
 def only_patients(practice: psycopg.Connection, count: int) -> range:
@@ -257,7 +290,7 @@ def test_a_read_that_does_not_judge_puts_off_no_turn(practice: psycopg.Connectio
     read(practice, 1, 2, 4, hours_ago=24)
     practice.execute("UPDATE nexhealth_child_reads SET judged_at = judged_at - interval '9 days' WHERE patient_id = 2")
     again = [ChildRead(DueRow(2, datetime.fromisoformat(VERSION)), 2, time.monotonic())]
-    record_child_reads(practice, collection="documents", institution_id=INSTITUTION, reads=again)
+    record_child_reads(practice, collection=COLLECTIONS["documents"], institution_id=INSTITUTION, reads=again)
     assert due(practice, rotation_days=9) == [2]
 
 

@@ -44,6 +44,17 @@ def test_a_record_in_another_patients_list_moves_there(connection: psycopg.Conne
     ]
 
 
+def test_a_merge_tells_whose_lists_lost_records(connection: psycopg.Connection) -> None:
+    """Each once; neither of what is new, nor of what was read before it moved."""
+    of(connection, 1).load(gadget(1), gadget(2), gadget(3))
+    of(connection, 2).load(gadget(4))
+    later = of(connection, 3)
+    records = (gadget(1), gadget(2, note="other"), gadget(4), gadget(5))
+    assert later.stage(*records, read_at=NOON - MINUTE).merge(None).left == []
+    assert sorted(later.stage(*records, read_at=NOON + MINUTE).merge(None).left) == [1, 2]
+    assert later.stage(gadget(1, note="other"), read_at=NOON + 2 * MINUTE).merge(None).left == []
+
+
 def test_the_same_list_read_again_writes_nothing(connection: psycopg.Connection) -> None:
     table = of(connection, 1)
     table.load(gadget(1))

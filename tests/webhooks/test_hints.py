@@ -137,6 +137,29 @@ def test_a_document_has_its_patients_list_read_and_no_other(
     ]
 
 
+def test_a_document_that_moved_to_the_patient_is_not_missed_where_it_was(
+    box: SandboxServer, db: psycopg.Connection, told: Told
+) -> None:
+    """A check would warn of rows that were lost, until the other patient's list is read in its turn."""
+    (institution, subdomain, _) = home(db)
+    found = db.execute(
+        "SELECT id FROM nexhealth_patients WHERE institution_id = %s ORDER BY id LIMIT 2", (institution,)
+    )
+    (old,), (new,) = found.fetchall()
+    made = box.state.create("documents", {}, subdomain=subdomain, patient_id=old)
+    lists = "SELECT r.rows, count(d.id) FROM nexhealth_child_reads r LEFT JOIN nexhealth_documents d USING (patient_id)"
+    lists += " WHERE r.collection = 'documents' AND patient_id = %s GROUP BY 1"
+    held = []
+    for patient in (old, new):
+        box.state.update("documents", made.id, {}, about={"patient_id": patient})
+        data = {"document": {"id": made.id, "patient_id": patient}}
+        assert told(body("document_insertion.complete", data, subdomain=subdomain))[-1] == ("applied", None)
+        held += db.execute(lists, (old,)).fetchall()
+    (before, rows_before), (after, rows_after) = held
+    assert (before, after) == (rows_before, rows_after)
+    assert after == before - 1
+
+
 def test_lists_are_told_once_they_are_committed_and_never_if_they_are_not(
     box: SandboxServer, db: psycopg.Connection, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.warehouse.child_reads import DueRow
 from nexhealth_pipeline.webhooks import owners
 from nexhealth_pipeline.webhooks.single_reads import _known
+from tests.sync.kit import sync_all
 
 from .asking import Told, asked, having_read, home, last, sandbox, snapshot, telling, without_events
 from .kit import body, due_again
@@ -97,6 +98,21 @@ def test_a_list_that_is_refused_is_a_failed_try_of_its_own_event_alone(
     assert "no access" in error
     assert others == [("applied", None)] * len(others)
     assert attempts(db) == [1] + [0] * len(others)
+
+
+def test_a_list_that_came_spoilt_is_asked_for_by_the_next_sync_though_it_was_read_before(
+    box: SandboxServer, db: psycopg.Connection, told: Told, settings: Settings
+) -> None:
+    """The patient has not changed: what could not be loaded would wait for that list's turn, weeks later."""
+    patient = patients(db)[0]
+    event = inserted(box, db, patient)
+    box.faults.add("garbled", path=f"/patients/{patient}/documents")
+    told(event)
+    box.faults.clear()
+    notes = "SELECT count(*) > 0 FROM nexhealth_quarantine WHERE resolved_at IS NULL AND request ->> 'patient_id' = %s"
+    assert db.execute(notes, (str(patient),)).fetchall() == [(True,)]
+    sync_all(settings, only={"patients", "documents"})
+    assert db.execute(notes, (str(patient),)).fetchall() == [(False,)]
 
 
 def test_where_all_lists_are_refused_those_that_were_not_asked_for_have_failed_as_well(
