@@ -182,7 +182,12 @@ class PassReader:
 
     @property
     def _last_begun(self) -> datetime | None:
-        """When the last complete pass began; by the database's clock too, as the API's may have been wrong for a while."""
+        """When the last complete pass began; by the database's clock too, as the API's may have been wrong for a while.
+
+        A row without a version that such a pass met unchanged is taken when it changes. One that it wrote says itself that
+        it was read later than now, and keeps to that until that time has come: between a page and a webhook nothing else
+        tells which is newer.
+        """
         return min(filter(None, (self.stored.watermark, self.stored.fresh_at)), default=None)
 
     def _earliest_month(self) -> datetime | None:

@@ -52,10 +52,13 @@ def test_a_clock_of_the_api_that_is_off_hides_no_change(
             assert rows("SELECT count(*) FROM nexhealth_patients WHERE first_name = '" + mode + "'") == [(1,)]
 
 
-def test_a_clock_of_the_api_that_was_wrong_for_a_while_hides_no_change_of_rows_without_a_version(
+def test_rows_without_a_version_that_a_wrong_clock_met_unchanged_are_taken_when_they_change(
     settings: Settings, box: SandboxServer, rows: Rows
 ) -> None:
-    """Risk: read last by a clock three days ahead, what is asked for again comes from before that, and is refused."""
+    """Risk: read last by a clock three days ahead, what is asked for again comes from before that, and is refused.
+
+    A row that was written by that clock says so itself, and is refused for as long.
+    """
     sync_all(settings, SyncOptions(mode=Mode.FULL), only={"payment_plans"})
     ahead = "watermark = now() + interval '3 days', pass_started_at = now() + interval '3 days'"
     rows(
