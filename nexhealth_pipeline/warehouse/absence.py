@@ -220,7 +220,11 @@ def is_placed(collection: Collection) -> bool:
 
 
 def never_had(connection: psycopg.Connection, collection: Collection, institution_id: int) -> set[int]:
-    """Locations that do not have the collection and, since no row is theirs, never had: rows of no location are not theirs."""
+    """Locations that do not have the collection and never had: rows of no location are not theirs, nor what others list.
+
+    Whoever has read it completely once had it, empty or not. Its rows do not tell: what several list, of which only the
+    request says the location, stands under the first.
+    """
     place = _place(collection)
     if place is None:
         return set()
@@ -228,7 +232,8 @@ def never_had(connection: psycopg.Connection, collection: Collection, institutio
         sql.SQL(
             "SELECT c.location_id FROM nexhealth_capabilities c WHERE c.institution_id = %s AND c.collection = %s"
             " AND c.status = ANY(%s) AND NOT EXISTS (SELECT FROM {} t WHERE t.institution_id = c.institution_id"
-            " AND {} = c.location_id)"
+            " AND {} = c.location_id) AND NOT EXISTS (SELECT FROM nexhealth_freshness f WHERE f.collection = c.collection"
+            " AND f.institution_id = c.institution_id AND f.location_id = c.location_id AND f.complete_through IS NOT NULL)"
         ).format(sql.Identifier(collection.table), place),
         (institution_id, collection.name, list(NOT_OFFERED)),
     )

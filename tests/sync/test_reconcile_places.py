@@ -187,3 +187,24 @@ def test_an_office_that_never_had_a_collection_holds_up_nobody_who_shares_its_da
     box.state.delete("fee_schedules", victim, hard=True)
     sync_all(settings, RECONCILE, only={"fee_schedules"})
     assert gone(rows, "fee_schedules") == {victim}
+
+
+def test_what_an_office_listed_before_it_was_refused_is_not_judged_without_it(
+    settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """Both list the database's types, which stand under the first: no row says that the other one has them, too.
+
+    One refusal is enough: a practice is refused by mistake, and the next night it is not.
+    """
+    sync_all(settings, FULL, only={"adjustment_types"})
+    kept, *_ = at(rows, "adjustment_types", NORTH)
+    assert at(rows, "adjustment_types", SOUTH) == []
+    box.state.update("adjustment_types", kept, {}, about={"location_id": SOUTH}, touch=False)
+    box.state.enable(SOUTH, on=False)
+    sync_all(settings, RECONCILE, only={"adjustment_types"})
+    assert rows(f"SELECT status FROM nexhealth_capabilities WHERE location_id = {SOUTH}") == [("not_enabled",)]
+    assert gone(rows, "adjustment_types") == set()
+    box.state.enable(SOUTH)
+    sync_all(settings, RECONCILE, only={"adjustment_types"})
+    assert gone(rows, "adjustment_types") == set()
+    assert at(rows, "adjustment_types", SOUTH) == [kept]
