@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Collection as AnyCollection
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 import psycopg
@@ -13,14 +13,15 @@ from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.sync.months import month_keys
 from nexhealth_pipeline.sync.practice import Institution, Location, Practices, load_practices
+from nexhealth_pipeline.warehouse.state import database_time
 
 __all__ = ["Due", "complete_windows", "due_at_night", "due_in_the_morning"]
 
 _WINDOWED = [one for one in DECLARED if one.scope is Scope.LOCATION_MONTH]
 _PASSES = sum(len(one.regular_passes) for one in _WINDOWED)
 _PASS_NAMES = [regular.name for one in _WINDOWED for regular in one.regular_passes]
-_REST = "6 days 12 hours"
-"""What was judged so lately rests: each once a week, whatever hour the night begins at."""
+_REST = timedelta(days=6, hours=12)
+"""What was judged, or read whole, so lately rests: each once a week, whatever hour the night begins at."""
 _NIGHTS = 7
 _BEFORE_NIGHT = "1 hour"
 """What was read so shortly before the night counts as read in it: the clocks of hosts differ."""
@@ -160,22 +161,38 @@ def _rotate(connection: psycopg.Connection, practices: Practices, due: Due) -> N
     due.months = [key for key in due.months if key.partition("|")[0] not in months]
 
 
+class _Tried(NamedTuple):
+    """When reconciles tried a location, or an institution as a whole, last."""
+
+    begun: datetime
+    judged: datetime
+    whole: datetime
+    """Begin of the first of its reads; never where one of them did not come to its end."""
+
+
+_UNTRIED = _Tried(_NEVER, _NEVER, _NEVER)
+
+
 def _next(
     connection: psycopg.Connection, scope: Scope, places: Mapping[tuple[int, int], list[int]]
 ) -> list[tuple[int, int]]:
     """A seventh of `places` (institution and owner -> its locations), at least one, longest not tried first.
 
-    Left out are those judged less than a week ago, and those not read completely yet, where nothing can be gone. An
-    institution's come together where they are no more than a seventh, the last one's even beyond it: rows of no location
-    are judged by all of them.
+    Left out are those judged less than a week ago, those read whole since then although that led to no judgement (the
+    brake holds until somebody lifts it), and those not read completely yet, where nothing can be gone.
+
+    An institution's come together where they are no more than a seventh, those that rest as well, the last one's even
+    beyond it: rows of no location are judged by all of them. One that was tried this week, and not read whole, is tried
+    again by itself.
     """
     names = [one.name for one in DECLARED if one.is_asset and one.scope is scope and one.per is None]
     tried = {
-        (row[0], row[1]): (row[2], row[3])
+        (row[0], row[1]): _Tried(*(one or _NEVER for one in row[2:]))
         for row in connection.execute(
-            "SELECT institution_id, location_id, max(begun_at), max(judged_at) > clock_timestamp() - %s::interval"
+            "SELECT institution_id, location_id, max(begun_at), max(judged_at),"
+            " CASE WHEN bool_and(complete) THEN min(begun_at) END"
             " FROM nexhealth_seen_passes WHERE collection = ANY(%s) GROUP BY 1, 2",
-            (_REST, names),
+            (names,),
         )
     }
     read = {
@@ -186,6 +203,7 @@ def _next(
             (names,),
         )
     }
+    lately = database_time(connection) - _REST
     lot = -(-len(places) // _NIGHTS)
     sizes = Counter(institution for institution, _ in places)
     together: dict[tuple[int, int], list[tuple[int, int]]] = {}
@@ -195,15 +213,17 @@ def _next(
             continue
         group = (place[0], 0) if sizes[place[0]] <= lot else place
         together.setdefault(group, []).append(place)
-        known = [tried[place[0], one] for one in locations if (place[0], one) in tried]
-        if not any(judged for _, judged in known):
-            begun = max((begun for begun, _ in known), default=_NEVER)
-            waiting[group] = min(begun, waiting.get(group, begun))
-    chosen: list[tuple[int, int]] = []
-    for group in sorted(waiting, key=lambda group: (waiting[group], group)):
+        known = [tried.get((place[0], one), _UNTRIED) for one in locations]
+        if any(one.judged > lately for one in known) or all(one.whole > lately for one in known):
+            continue
+        begun = max(one.begun for one in known)
+        turn = place if begun > lately else group
+        waiting[turn] = min(begun, waiting.get(turn, begun))
+    chosen: dict[tuple[int, int], None] = {}
+    for turn in sorted(waiting, key=lambda turn: (waiting[turn], turn)):
         if len(chosen) < lot:
-            chosen += together[group]
-    return chosen
+            chosen |= dict.fromkeys(together.get(turn, [turn]))
+    return list(chosen)
 
 
 def _months() -> list[str]:
