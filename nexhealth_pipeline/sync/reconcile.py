@@ -154,8 +154,7 @@ class _Court:
         if why_not is None:
             case = Verdict(self._session, self._connection, self._slice(place), self._options, alone=alone)
             for result in case.hear(lambda: self._ground(place, known), self._sources):
-                # An institution has offices that are offline for years: its lists' turns would never end.
-                if result.status is not Status.SKIPPED or place.location is None:
+                if self._ends_turns(place, result, undecided=case.undecided):
                     self._heard += known
                 if not (alone and result.status is Status.SKIPPED):
                     yield result
@@ -164,6 +163,19 @@ class _Court:
                 self._undecided.update(one.id for one in known)
         else:
             yield SliceResult(self._slice(place), Status.SKIPPED, Counts(), 0.0, reason=why_not, absence=Absence())
+
+    @staticmethod
+    def _ends_turns(place: _Place, result: SliceResult, *, undecided: bool) -> bool:
+        """Whether the turn of the lists under rows that were judged is over.
+
+        The brake ends it, though it leaves the judgement open: whoever lifts it reads all lists, and until then those of a
+        few rows would come first every night and leave no turn to the others. What was stopped, or could not be asked,
+        comes first again; so does an office that was offline. An institution has offices that are offline for years: its
+        lists' turns would never end.
+        """
+        if undecided:
+            return result.status is Status.FAILED
+        return result.status is not Status.SKIPPED or place.location is None
 
     def _why_not(self, place: _Place, passes: Sequence[SeenPass | None]) -> str | None:
         """Why absences cannot be judged by these reads; None = they can."""

@@ -13,6 +13,7 @@ from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
 from nexhealth_pipeline.sync.runner import read_slice
 from nexhealth_pipeline.sync.slices import Slice, SliceResult
+from nexhealth_pipeline.sync.verdict import Sources
 
 from .kit import LISTS_READ, Rows, noting_loads, open_session, sync_all
 
@@ -167,6 +168,39 @@ def test_nothing_is_marked_while_the_office_is_offline_and_the_turn_comes_again(
         box.state.update("sync_status", status, {"read_status": "green"})
     night(settings, box, rows)
     assert gone(rows) == {victim}
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["it is not told", "stopped"])
+def test_lists_of_an_institution_that_came_to_no_judgement_are_the_first_again(
+    settings: Settings, box: SandboxServer, rows: Rows, stopped: bool
+) -> None:
+    """Whether its offices were online is asked once more before anything is marked. Risk: a turn that ends by that."""
+    names = {"insurance_coverages", "coverage_subscribers"}
+    sync_all(settings, FULL, only=names)
+    (victim,) = rows("SELECT min(coverage_id) FROM nexhealth_coverage_subscribers")[0]
+    box.state.update("insurance_coverages", victim, {}, about={"subscriber_id": 0}, touch=False)
+    turn = f"collection = 'coverage_subscribers' AND patient_id = {victim}"
+    rows("UPDATE nexhealth_child_reads SET judged_at = now() - interval '3 days' RETURNING 1")
+    rows(f"UPDATE nexhealth_child_reads SET judged_at = now() - interval '9 years' WHERE {turn} RETURNING 1")
+    rows("UPDATE nexhealth_sync_state SET begun_at = begun_at - interval '1 day' RETURNING 1")
+    marked = "SELECT coverage_id FROM nexhealth_coverage_subscribers WHERE deleted_by = 'absence'"
+
+    def asks(sources: Sources) -> bool:
+        box.faults.add("status", path="/sync_status")
+        if stopped:
+            sources._session.stop.set()
+        return ask_again(sources)
+
+    ask_again = Sources.ask_again
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Sources, "ask_again", asks)
+        sync_all(settings, TURN, only=names, retry=QUICK)
+    assert rows(marked) == []
+    assert rows(f"SELECT judged_at < now() - interval '8 years' FROM nexhealth_child_reads WHERE {turn}") == [(True,)]
+    box.faults.clear()
+    rows("UPDATE nexhealth_sync_state SET begun_at = begun_at - interval '1 day' RETURNING 1")
+    sync_all(settings, TURN, only=names)
+    assert rows(marked) == [(victim,)]
 
 
 def test_reads_that_do_not_judge_put_no_turn_off(settings: Settings, box: SandboxServer, rows: Rows) -> None:
