@@ -33,6 +33,7 @@ from nexhealth_pipeline.warehouse.child_reads import (
     ChildRead,
     DueRow,
     due_rows,
+    had_records,
     record_child_reads,
     record_unknown,
     witnesses,
@@ -157,6 +158,13 @@ class ChildReader(SliceReader):
                     self._keeper.end(state.pass_started_at)
         failures.raise_any()
         self.states.append(done)
+        if not (self.counts.records_read or self.options.partial):
+            self._had_rows = had_records(
+                connection,
+                collection=self.slice.collection,
+                institution_id=self.slice.institution_id,
+                location_id=self.slice.location_id,
+            )
 
     def _read_all(self, connection: psycopg.Connection, plans: list[PassPlan], state: PassState) -> _Failures:
         """Read what is due, and where that brought no record although there were some, lists that had records too."""

@@ -45,7 +45,7 @@ class SliceReader:
         self.read_anything = False
         """Whether any pass was not fresh already."""
         self._had_rows = False
-        """Whether the last read of a pass had records: this one, of changes, may have none."""
+        """Whether what was read last had records: this read, of changes or of what is due, may have none."""
         self._log_row: SyncLog | None = None
         self._watermark_from: datetime | None = None
         self._rows_through: list[datetime] = []

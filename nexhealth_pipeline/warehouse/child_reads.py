@@ -23,7 +23,7 @@ from psycopg import sql
 from nexhealth_pipeline.catalog.collection import Collection
 from nexhealth_pipeline.warehouse.state import database_time
 
-__all__ = ["ChildRead", "DueRow", "due_rows", "record_child_reads", "record_unknown", "witnesses"]
+__all__ = ["ChildRead", "DueRow", "due_rows", "had_records", "record_child_reads", "record_unknown", "witnesses"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +113,7 @@ _WITNESSES = """
 SELECT id, updated_at, had FROM mine WHERE had > 0 AND read_at < %(read_before)s
 ORDER BY read_at DESC, id LIMIT %(most)s
 """
+_HAD = "SELECT EXISTS (SELECT FROM mine WHERE had > 0)"
 
 _READ = sql.SQL(
     "INSERT INTO nexhealth_child_reads (collection, institution_id, patient_id, read_at, patient_version, rows)"
@@ -198,6 +199,18 @@ def witnesses(
         prepare=False,
     )
     return sorted((DueRow(*row) for row in rows), key=lambda row: row.id)
+
+
+def had_records(
+    connection: psycopg.Connection, *, collection: Collection, institution_id: int, location_id: int
+) -> bool:
+    """Whether one of a slice's lists had records when it was read last."""
+    row = connection.execute(
+        _question(_HAD, collection),
+        {"collection": collection.name, "institution": institution_id, "location": location_id},
+        prepare=False,
+    ).fetchone()
+    return row is not None and bool(row[0])
 
 
 def _question(text: LiteralString, collection: Collection) -> sql.Composed:
