@@ -46,7 +46,8 @@ class SyncOptions:
     allow_mass_delete: bool = False
     """In a reconcile: mark absences past the brake as well."""
     fresh_after: datetime | None = None
-    """A slice completely read in a pass begun after this is not read again (a sweep taken up, an overlapping run)."""
+    """A slice completely read in a pass begun after this is not read again (a sweep taken up, an overlapping run); in a
+    reconcile no longer ago than `sync.runner` has it."""
     whole_after: datetime | None = None
     """The same for passes that have no increment and can only be read whole; None = as `fresh_after`."""
     resume_within: timedelta = timedelta(hours=24)

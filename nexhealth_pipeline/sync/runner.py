@@ -5,6 +5,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 
 from nexhealth_pipeline.catalog.collections import nested_in
@@ -15,6 +16,8 @@ from nexhealth_pipeline.sync.reader import SliceReader
 from nexhealth_pipeline.sync.reconcile import judge
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice, SliceResult
+from nexhealth_pipeline.warehouse.connect import driver_errors
+from nexhealth_pipeline.warehouse.state import database_time
 
 __all__ = ["read_slice", "run_slices"]
 
@@ -23,6 +26,9 @@ _AHEAD = 2
 _FEW = 2
 """Slices at once that may have all of `batch_pages` each; more of them share what two have. So a load of sixteen
 locations, six at once, peaked at 210 MiB instead of 250, in the same time."""
+_JUDGED_BY = timedelta(days=2)
+"""A reconcile that is gone on with does not judge by what was read longer ago, and reads it again: incremental reads may have
+met since what a list lacked then, and where it has not changed they leave no trace."""
 
 
 def read_slice(session: SyncSession, piece: Slice, options: SyncOptions) -> SliceResult:
@@ -40,7 +46,7 @@ def run_slices(
     unless the caller holds something that others wait for. Raises WarehouseError.
     """
     slices = list(slices)
-    options = replace(options, batch_pages=_shared_pages(slices, options))
+    options = _since_lately(session, replace(options, batch_pages=_shared_pages(slices, options)))
     for result in _read_all(session, slices, options):
         session.note(result)
         yield result
@@ -48,6 +54,16 @@ def run_slices(
     if indexes and not options.dry_run:
         read = {piece.collection for piece in slices}
         session.index({one for outer in read for one in (outer, *nested_in(outer))})
+
+
+def _since_lately(session: SyncSession, options: SyncOptions) -> SyncOptions:
+    """The options of a reconcile that goes on with an old one. By when it begins, so that one that takes days has an end."""
+    if not options.reconciles or options.fresh_after is None:
+        return options
+    with driver_errors("asking for the time"), session.pool.connection() as connection:
+        oldest = database_time(connection) - _JUDGED_BY
+    whole = options.whole_after and max(options.whole_after, oldest)
+    return replace(options, fresh_after=max(options.fresh_after, oldest), whole_after=whole)
 
 
 def _shared_pages(slices: list[Slice], options: SyncOptions) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -100,6 +101,42 @@ def test_what_the_brake_held_up_is_told_again_and_marked_once_it_is_allowed(
     assert [one.slice.location_id for one in _judgements(results)] == [DESERT]
     sync_all(settings, replace(options, allow_mass_delete=True), only={"operatories"})
     assert gone(rows, "operatories") == {room, *rooms}
+
+
+def test_what_was_read_long_ago_is_read_again_before_it_is_judged_by(
+    settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """A reconcile may be re-executed from its failure days later, and what it lacked may be there again.
+
+    A sync that met it unchanged left no trace of that, and no answer to a single id is asked for.
+    """
+    only = {"operatories"}
+    sync_all(settings, FULL, only=only)
+    back, *others = at(rows, "operatories", DESERT)
+    kept = {number: box.state.row("operatories", number) for number in (back, *others)}
+    for number in kept:
+        box.state.delete("operatories", number, hard=True)
+    first = rows("SELECT clock_timestamp()")[0][0]
+    results = sync_all(settings, replace(RECONCILE, fresh_after=first), only=only)
+    assert told(results, "operatories")[f"willow-dental.{DESERT}"][0] == "failed", "the brake"
+
+    box.state.create("operatories", kept[back].record(), subdomain="willow-dental")
+    sync_all(settings, only=only)
+    assert gone(rows, "operatories") == set()
+    days = "interval '3 days'"
+    rows(
+        f"UPDATE nexhealth_operatories SET synced_at = synced_at - {days}, source_read_at = source_read_at - {days} RETURNING 1"
+    )
+    ages = ", ".join(f"{name} = {name} - {days}" for name in ("begun_at", "started_at"))
+    rows(f"UPDATE nexhealth_seen_passes SET {ages} RETURNING 1")
+    again = replace(RECONCILE, fresh_after=first - timedelta(days=3), allow_mass_delete=True)
+    box.requests.clear()
+    sync_all(settings, again, only=only)
+    assert gone(rows, "operatories") == {*others}
+    assert len(box.requests.matching("/operatories")) == 3, "a list of each location"
+    box.requests.clear()
+    assert _judgements(sync_all(settings, again, only=only)) == []
+    assert box.requests.matching("/operatories") == [], "once is enough"
 
 
 def _judgements(results: list[SliceResult]) -> list[SliceResult]:
