@@ -31,6 +31,7 @@ from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, CHANGES_OP, JOBS,
 from nexhealth_pipeline.orchestration.nightly import Due, due_at_night, due_in_the_morning
 from nexhealth_pipeline.orchestration.partitions import INSTITUTIONS, LOCATIONS, add_keys, partition_tags
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
+from nexhealth_pipeline.orchestration.webhook_names import MOST_TWO_DAYS
 from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.sync.options import Mode
 from nexhealth_pipeline.warehouse.migrate import require_release
@@ -44,11 +45,6 @@ _BUSY = [
     dg.DagsterRunStatus.CANCELING,
 ]
 _Answer = list[dg.RunRequest] | dg.RunRequest | dg.SkipReason
-
-
-_MOST_SECONDS = 48 * 3600
-"""How long a run of a schedule may take: while one that hangs goes on, no other night begins. What a first load of that
-long has not read is taken up by the next; a backfill may take as long as dagster.yaml says."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +143,8 @@ def _request(
     return dg.RunRequest(
         run_key=None if mode is None else mode.value,
         run_config=config,
-        tags={**tags, "nexhealth/partitions": str(len(keys) or 1), "dagster/max_runtime": str(_MOST_SECONDS)},
+        # What a first load of that long has not read is taken up by the next night.
+        tags={**tags, "nexhealth/partitions": str(len(keys) or 1), **MOST_TWO_DAYS},
     )
 
 

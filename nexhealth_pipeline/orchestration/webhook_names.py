@@ -1,4 +1,4 @@
-"""What continuous sync is called in Dagster, and the tags by which its runs get their place in the queue.
+"""What continuous sync is called in Dagster, and the tags by which runs get their place in the queue, and their end.
 
 Renaming a job, the sensor or the schedule switches the old one off for everybody.
 """
@@ -9,6 +9,7 @@ __all__ = [
     "BULK_TAG",
     "BULK_TAGS",
     "EVENTS_ASSET",
+    "MOST_TWO_DAYS",
     "REPLAY_JOB",
     "REPLAY_OP",
     "SETUP_JOB",
@@ -37,11 +38,13 @@ EVENTS_ASSET = "nexhealth_webhook_events"
 BULK_TAG = "nexhealth/bulk"
 """On runs that read long: `dagster.yaml` lets only some of them go on at once, so that webhook runs find room."""
 BULK_TAGS = {BULK_TAG: "true"}
+MOST_TWO_DAYS = {"dagster/max_runtime": str(48 * 3600)}
+"""On runs that the next ones wait for, should they hang: those of schedules, and short ones. Any other, as a backfill, may
+take as long as `dagster.yaml` says."""
 SHORT_TAGS = {
     # Whoever asked for such a run (sensor, schedule, person) asks again; the daemon must not start a second one.
     "dagster/max_retries": "0",
-    # It is not a load, which may go on for eleven days; one that hangs must not keep the next one waiting as long.
-    "dagster/max_runtime": "172800",
+    **MOST_TWO_DAYS,
 }
 WEBHOOK_TAGS = {
     **SHORT_TAGS,
