@@ -1,8 +1,9 @@
 """The catalog's checks as asset checks: one step for all of them, so that a night costs one run.
 
 They ask the warehouse only, so they are left out of the jobs that sync; after a night's runs have ended a
-sensor starts the job, and once a day where none came, so that a copy nobody keeps is seen to grow old. Dagit runs
-any of them on demand. A failed check of severity ERROR is blocking: it fails its run.
+sensor starts the job, and once a day where none came, so that a copy nobody keeps is seen to grow old. Where a check was
+never run, as a release has brought it or the runs broke off before it, the sensor starts the job as soon as no sync is going
+on. Dagit runs any of them on demand. A failed check of severity ERROR is blocking: it fails its run.
 """
 
 import itertools
@@ -121,6 +122,8 @@ checks_job: UnresolvedAssetJobDefinition = dg.define_asset_job(
 def checks_sensor(context: dg.SensorEvaluationContext, nexhealth: NexHealthResource) -> dg.RunRequest | dg.SkipReason:
     """Ask for a run of the checks once the syncs since the last one have ended, and after a day in any case.
 
+    While some check was never run, all syncs that ever were count as since, and nothing rests.
+
     No key is asked for: without one nothing is synced any more.
     """
     try:
@@ -143,7 +146,7 @@ class _LastChecks(NamedTuple):
     at: datetime | None
     """Of each the last time, of these the first: a click on one check in Dagit is no run of them all. None = never."""
     all_ran: bool
-    """Whether every check that there is was ever run."""
+    """Whether every check that there is was ever run; else no time stands for all of them."""
 
 
 def _last_checks(connection: psycopg.Connection) -> _LastChecks:
