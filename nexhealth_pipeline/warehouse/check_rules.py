@@ -141,7 +141,10 @@ def _other_tenant(collection: Collection) -> sql.Composed | None:
 
 
 def _orphans(collection: Collection) -> sql.Composed | None:
-    """A reference counts only where what it points to was read completely, at all the institution's locations."""
+    """A reference counts only where what it points to was read completely, at all the institution's locations.
+
+    So one active location that never comes complete silences it for the whole institution; `fresh` names that one.
+    """
     return _union(
         [
             sql.SQL(
@@ -321,7 +324,13 @@ RULES: tuple[Rule, ...] = (
     Rule("no_rows_left_over", _WARNING, "The table holds no more rows than the API counted.", _rows_left_over),
     Rule("lists_complete", _WARNING, "Every list has the rows that it had when it was read.", _lists_complete),
     Rule("own_institution", _ERROR, "No record names another institution than its row's.", _other_tenant),
-    Rule("no_orphans", _WARNING, "Every id of another collection points to a row, deleted ones included.", _orphans),
+    Rule(
+        "no_orphans",
+        _WARNING,
+        "Every id of another collection points to a row, deleted ones included. It is not asked of an institution that has"
+        " an active location where that collection was never read completely, of which `fresh` tells.",
+        _orphans,
+    ),
     Rule("ends_after_start", _WARNING, "What has a start ends after it.", _backwards),
     Rule("money_readable", _WARNING, "Every amount of money is a number with a currency.", _unreadable_money),
     Rule("foreign_ids_unique", _WARNING, "No two rows have one key of the practice system.", _same_foreign_id),
