@@ -21,7 +21,7 @@ _WINDOWED = [one for one in DECLARED if one.scope is Scope.LOCATION_MONTH]
 _PASSES = sum(len(one.regular_passes) for one in _WINDOWED)
 _PASS_NAMES = [regular.name for one in _WINDOWED for regular in one.regular_passes]
 _REST = timedelta(days=6, hours=12)
-"""What was judged, or read whole, so lately rests: each once a week, whatever hour the night begins at."""
+"""What was judged, or held, so lately rests: each once a week, whatever hour the night begins at."""
 _NIGHTS = 7
 _BEFORE_NIGHT = "1 hour"
 """What was read so shortly before the night counts as read in it: the clocks of hosts differ."""
@@ -166,11 +166,10 @@ class _Tried(NamedTuple):
 
     begun: datetime
     judged: datetime
-    whole: datetime
-    """Begin of the first of its reads; never where one of them did not come to its end."""
+    """When absences were judged, or the brake held them."""
 
 
-_UNTRIED = _Tried(_NEVER, _NEVER, _NEVER)
+_UNTRIED = _Tried(_NEVER, _NEVER)
 
 
 def _next(
@@ -178,19 +177,18 @@ def _next(
 ) -> list[tuple[int, int]]:
     """A seventh of `places` (institution and owner -> its locations), at least one, longest not tried first.
 
-    Left out are those judged less than a week ago, those read whole since then although that led to no judgement (the
-    brake holds until somebody lifts it), and those not read completely yet, where nothing can be gone.
+    Left out are those judged less than a week ago, or held by the brake, which holds until somebody lifts it, and those
+    not read completely yet, where nothing can be gone.
 
     An institution's come together where they are no more than a seventh, those that rest as well, the last one's even
-    beyond it: rows of no location are judged by all of them. One that was tried this week, and not read whole, is tried
+    beyond it: rows of no location are judged by all of them. One that was tried this week, and came to no end, is tried
     again by itself.
     """
     names = [one.name for one in DECLARED if one.is_asset and one.scope is scope and one.per is None]
     tried = {
         (row[0], row[1]): _Tried(*(one or _NEVER for one in row[2:]))
         for row in connection.execute(
-            "SELECT institution_id, location_id, max(begun_at), max(judged_at),"
-            " CASE WHEN bool_and(complete) THEN min(begun_at) END"
+            "SELECT institution_id, location_id, max(begun_at), max(greatest(judged_at, held_at))"
             " FROM nexhealth_seen_passes WHERE collection = ANY(%s) GROUP BY 1, 2",
             (names,),
         )
@@ -214,7 +212,7 @@ def _next(
         group = (place[0], 0) if sizes[place[0]] <= lot else place
         together.setdefault(group, []).append(place)
         known = [tried.get((place[0], one), _UNTRIED) for one in locations]
-        if any(one.judged > lately for one in known) or all(one.whole > lately for one in known):
+        if any(one.judged > lately for one in known):
             continue
         begun = max(one.begun for one in known)
         turn = place if begun > lately else group

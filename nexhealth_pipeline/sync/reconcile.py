@@ -25,7 +25,7 @@ from nexhealth_pipeline.sync.practice import Location, Practices
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Absence, Slice, SliceResult, Status
 from nexhealth_pipeline.sync.verdict import Sources, Verdict
-from nexhealth_pipeline.warehouse.absence import Ground, end_turns, is_placed, judged, never_had
+from nexhealth_pipeline.warehouse.absence import Ground, end_turns, held, is_placed, judged, never_had
 from nexhealth_pipeline.warehouse.connect import driver_errors
 from nexhealth_pipeline.warehouse.knowledge import NOT_OFFERED
 from nexhealth_pipeline.warehouse.seen import SeenPass, offline_locations, seen_passes
@@ -117,6 +117,7 @@ class _Court:
             self._done: list[SeenPass] = []
             self._undecided: set[int] = set()
             self._heard: list[SeenPass] = []
+            self._held: list[SeenPass] = []
             for place in self._places(touched):
                 if self._session.stop.is_set():
                     return
@@ -124,6 +125,7 @@ class _Court:
             with self._connection.transaction():
                 if self._collection.per is not None:
                     end_turns(self._connection, self._collection.name, self._institution_id, self._heard)
+                held(self._connection, self._held)
                 # What came to no end is judged again by whoever goes on with it: its reads are fresh, and not made again.
                 judged(self._connection, [one for one in self._done if one.id not in self._undecided])
 
@@ -156,6 +158,8 @@ class _Court:
             for result in case.hear(lambda: self._ground(place, known), self._sources):
                 if self._ends_turns(place, result, undecided=case.undecided):
                     self._heard += known
+                if _is_braked(result):
+                    self._held += known
                 if not (alone and result.status is Status.SKIPPED):
                     yield result
             self._done += known
@@ -174,7 +178,7 @@ class _Court:
         lists' turns would never end.
         """
         if undecided:
-            return result.status is Status.FAILED
+            return _is_braked(result)
         return result.status is not Status.SKIPPED or place.location is None
 
     def _why_not(self, place: _Place, passes: Sequence[SeenPass | None]) -> str | None:
@@ -253,6 +257,10 @@ class _Court:
     def _slice(self, place: _Place) -> Slice:
         """Under what the result is filed."""
         return Slice(self._collection, self._slices[0].institution, place.location)
+
+
+def _is_braked(result: SliceResult) -> bool:
+    return result.absence is not None and result.absence.braked
 
 
 def _databases(locations: Sequence[Location]) -> Iterator[tuple[Location, list[Location]]]:

@@ -16,7 +16,7 @@ from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
 from nexhealth_pipeline.warehouse.knowledge import NOT_OFFERED
 from nexhealth_pipeline.warehouse.seen import SeenPass, answered_key, row_key
 
-__all__ = ["Figures", "Ground", "Missing", "end_turns", "is_placed", "judged", "never_had"]
+__all__ = ["Figures", "Ground", "Missing", "end_turns", "held", "is_placed", "judged", "never_had"]
 
 _MISSING = sql.Identifier("nexhealth_missing")
 _ANSWERED_MARK = answered_key(0).removesuffix("0")
@@ -174,6 +174,19 @@ class Missing:
         row = self._connection.execute(statement, self._params).fetchone()
         assert row is not None
         return tuple(row)
+
+
+def held(connection: psycopg.Connection, passes: Iterable[SeenPass]) -> None:
+    """Note that the brake held what these passes lack, and keep what they met; the caller commits.
+
+    One that was begun anew since is another run's, and left alone.
+    """
+    known = {one.id: one.begun_at for one in passes}
+    connection.execute(
+        "UPDATE nexhealth_seen_passes p SET held_at = clock_timestamp()"
+        " FROM unnest(%s::bigint[], %s::timestamptz[]) u(id, begun_at) WHERE p.id = u.id AND p.begun_at = u.begun_at",
+        (list(known), list(known.values())),
+    )
 
 
 def judged(connection: psycopg.Connection, passes: Iterable[SeenPass]) -> None:

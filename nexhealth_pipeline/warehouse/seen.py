@@ -98,7 +98,7 @@ def begin_seen(connection: psycopg.Connection, key: PassKey, begun_at: datetime)
         f" VALUES (%s, %s, %s, %s, %s, %s, ARRAY({_OFFLINE}))"
         " ON CONFLICT (collection, institution_id, location_id, window_key, pass) DO UPDATE SET"
         " begun_at = excluded.begun_at, started_at = NULL, offline = excluded.offline, unreadable = false,"
-        " revived = 0, complete = false, judged_at = NULL RETURNING id",
+        " revived = 0, complete = false, judged_at = NULL, held_at = NULL RETURNING id",
         (*astuple(key), *astuple(key), begun_at, key.institution_id),
     ).fetchone()
     assert row is not None

@@ -50,9 +50,15 @@ SELECT EXISTS (
     AND NOT EXISTS (
         SELECT FROM nexhealth_child_reads r WHERE r.collection = %(collection)s
         AND r.institution_id = p.institution_id AND r.patient_id = p.id)
+) OR EXISTS (
+    SELECT FROM nexhealth_locations l
+    WHERE l.institution_id = %(institution)s AND NOT coalesce(l.inactive, false) AND l.deleted_at IS NULL
+    AND NOT EXISTS (
+        SELECT FROM nexhealth_freshness f WHERE f.collection = %(owners)s AND f.institution_id = l.institution_id
+        AND f.location_id = l.id AND f.complete_through IS NOT NULL)
 )
 """
-"""Lists that were never read, of a location whose first read has not come to its end. One in which some lists failed has:
+"""Lists that were never read, of a location whose first read has not come to its end, or whose patients are yet to come. One in which some lists failed has:
 it leaves `since` instead of a watermark, and what failed may fail for ever."""
 
 
@@ -97,7 +103,11 @@ class OwnerSearch:
     def has_lists_to_come(self) -> bool:
         """Whether the first read of some location goes on, or is yet to begin, and will ask for lists never read."""
         question = sql.SQL(_TO_COME).format(owners=sql.Identifier(f"nexhealth_{self._collection.per}"))
-        given = {"collection": self._collection.name, "institution": self._institution.id}
+        given = {
+            "collection": self._collection.name,
+            "owners": self._collection.per,
+            "institution": self._institution.id,
+        }
         row = self._connection.execute(question, given).fetchone()
         return bool(row and row[0])
 

@@ -259,15 +259,17 @@ def test_one_that_never_comes_to_its_end_takes_no_turn_of_the_others(read: psyco
     assert _reconciled(read)[1] == ["acme.1"]
 
 
-def test_what_was_read_whole_rests_though_it_came_to_no_judgement(read: psycopg.Connection) -> None:
-    """Risk: what the brake holds up is read whole every night until somebody lifts it."""
+def test_what_the_brake_holds_rests_and_what_was_stopped_before_its_judgement_does_not(
+    read: psycopg.Connection,
+) -> None:
+    """Risk: what is held is read whole every night until somebody lifts the brake; what was stopped waits a week more."""
     for location in (3, 4):
         _keep(read, 20, location, "appointments", days=2, judged=False)
-    _keep(read, 10, 1, "appointments", days=6.6, judged=False)
-    assert _reconciled(read)[2] == ["acme.1"]
-    read.execute("UPDATE nexhealth_seen_passes SET judged_at = clock_timestamp() WHERE location_id = 1")
+    _keep(read, 10, 1, "appointments", days=1)
+    assert _reconciled(read)[2] == ["bond.3", "bond.4"]
+    read.execute("UPDATE nexhealth_seen_passes SET held_at = begun_at WHERE location_id = 3")
     assert _reconciled(read)[2] == []
-    read.execute("UPDATE nexhealth_seen_passes SET complete = false WHERE location_id = 4")
+    read.execute("UPDATE nexhealth_seen_passes SET held_at = held_at - interval '5 days' WHERE location_id = 3")
     assert _reconciled(read)[2] == ["bond.3", "bond.4"]
 
 

@@ -98,6 +98,12 @@ def test_what_the_brake_held_up_is_told_again_and_marked_once_it_is_allowed(
         results = sync_all(settings, options, only={"operatories"})
         assert told(results, "operatories")[f"willow-dental.{DESERT}"][0] == "failed"
         assert gone(rows, "operatories") == {room}
+    noted = "SELECT DISTINCT location_id, judged_at IS NOT NULL, held_at IS NOT NULL FROM nexhealth_seen_passes"
+    states = rows(f"{noted} WHERE collection = 'operatories' ORDER BY 1")
+    assert [(judged, held) for place, judged, held in states if place == DESERT] == [(False, True)], (
+        "the nights let it rest"
+    )
+    assert {(judged, held) for place, judged, held in states if place != DESERT} == {(True, False)}
     assert [one.slice.location_id for one in _judgements(results)] == [DESERT]
     sync_all(settings, replace(options, allow_mass_delete=True), only={"operatories"})
     assert gone(rows, "operatories") == {room, *rooms}

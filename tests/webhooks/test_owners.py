@@ -229,6 +229,21 @@ def test_what_no_list_holds_is_given_up_although_the_first_read_goes_on(db: psyc
     assert error.endswith("no list has it")
 
 
+def test_what_no_list_holds_is_left_to_an_office_whose_patients_are_yet_to_come(
+    db: psycopg.Connection, told: Told
+) -> None:
+    """It may be one of theirs, whose lists nobody can ask for yet."""
+    place = home(db)
+    with first_read_under_way(db, *patients(db, place[0])):
+        db.execute(
+            "UPDATE nexhealth_freshness SET complete_through = NULL WHERE collection = 'patients' AND institution_id = %s"
+            " AND location_id = (SELECT max(id) FROM nexhealth_locations WHERE institution_id = %s AND NOT inactive)",
+            (place[0], place[0]),
+        )
+        assert told(of_nobody(place, 1), webhook_attempts=1) == [("superseded", LEFT_ALONE)]
+        db.execute("UPDATE nexhealth_freshness SET complete_through = now() WHERE collection = 'patients'")
+
+
 def test_a_document_of_nobody_is_left_to_the_first_read_where_that_is_still_to_come(
     box: SandboxServer, db: psycopg.Connection, told: Told
 ) -> None:
