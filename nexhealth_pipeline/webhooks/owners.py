@@ -58,8 +58,9 @@ SELECT EXISTS (
         AND f.location_id = l.id AND f.complete_through IS NOT NULL)
 )
 """
-"""Lists that were never read, of a location whose first read has not come to its end, or whose patients are yet to come. One in which some lists failed has:
-it leaves `since` instead of a watermark, and what failed may fail for ever."""
+"""Lists that were never read, of a location whose first read has not come to its end, or those of a location whose
+patients are yet to come. A first read in which some lists failed has come to its end: it leaves `since` instead of a
+watermark, and what failed may fail for ever."""
 
 
 @dataclass(slots=True)
