@@ -5,19 +5,28 @@ content hash. Known rows are dropped without having been sent to the server; whe
 copied straight into the table, which costs half of a stage and a merge. For the rest the merge decides.
 """
 
+from datetime import datetime
+
 import psycopg
 from psycopg import errors, sql
 
 from nexhealth_pipeline.catalog.collection import Collection
 from nexhealth_pipeline.warehouse.encode import Encoded, RecordEncoder
 from nexhealth_pipeline.warehouse.history import FIRST_SEEN
-from nexhealth_pipeline.warehouse.state import database_time
 from nexhealth_pipeline.warehouse.values import NULL
 
 __all__ = ["Arrivals"]
 
 _CHUNK = 500
 """Lines joined for the driver at a time: all of a batch at once took 20 MB more."""
+
+_COPY_KB = 32 * 1024
+"""Least `work_mem` of a COPY, in kB: the change feed's trigger is given a copy of all rows. A batch has ten megabytes, and
+at the server's default of four they went through a file, which was a twentieth of what a first load cost it."""
+_BEGIN = (
+    "SELECT clock_timestamp(), set_config('work_mem',"
+    " greatest(pg_size_bytes(current_setting('work_mem')) / 1024, %s) || 'kB', true)"
+)
 
 
 class Arrivals:
@@ -119,6 +128,13 @@ class Arrivals:
         }
         return self._connection.execute(query, given, prepare=False).fetchall()
 
+    def _begin_copy(self) -> datetime:
+        """The database's time; from here to the end of the transaction its triggers have memory for all rows."""
+        row = self._connection.execute(_BEGIN, (_COPY_KB,)).fetchone()
+        assert row is not None
+        moment: datetime = row[0]
+        return moment
+
     def _copy(self) -> None:
         """Into the table, in the order of the key, so that two of these wait for each other in no circle."""
         held = self._held
@@ -128,7 +144,7 @@ class Arrivals:
             sql.Identifier(self._collection.table), sql.SQL(", ").join(map(sql.Identifier, names)), sql.Literal(NULL)
         )
         # Given, though columns have defaults: COPY writes row by row where one is volatile.
-        now = database_time(self._connection).isoformat()
+        now = self._begin_copy().isoformat()
         ending = f"\t{now}\t{now}\n"
         with self._connection.cursor() as cursor, cursor.copy(query) as copy:
             for start in range(0, len(order), _CHUNK):

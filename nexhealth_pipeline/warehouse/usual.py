@@ -32,8 +32,6 @@ _Key = tuple[tuple[str, ...], str]
 """The object that a key stands in, by the keys to it, and the key."""
 _ABSENT = "\x00"
 """Stands for an absent key: no text of a record that is read here holds it."""
-_NULL_TEXT = f'"{NULL}"'.encode()
-"""A text that reads like null."""
 _MOST_LEARNT = 50
 """Undeclared keys that are passed over: an object keyed by anything would make a struct a record."""
 _ODD_NUMBER, _LONG_NUMBER = re.compile(rb"[\s:,\[]-?\d[\d.]*[eE]-\d{4}"), re.compile(rb"\d{4000}")
@@ -160,7 +158,7 @@ class _Reader:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
         values = self._arrange(self._root.values(record))
-        if escaped or self._json or _NULL_TEXT in raw:
+        if escaped or self._json or NULL in values:
             values = self._written(values, escaped=escaped)
         fields = self._template % values
         if self._looks_well(fields) is None:

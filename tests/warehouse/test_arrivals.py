@@ -57,6 +57,30 @@ def test_a_row_copied_straight_says_when_it_came(table: Table) -> None:
     assert row == (True, True, None)
 
 
+def test_new_rows_go_through_no_file_of_the_server(table: Table) -> None:
+    """The change feed's trigger is given a copy of them all."""
+
+    def spilled() -> int:
+        table.connection.execute("SELECT pg_stat_force_next_flush()")
+        row = table.connection.execute(
+            "SELECT temp_files FROM pg_stat_database WHERE datname = current_database()"
+        ).fetchone()
+        return int(row[0]) if row else -1
+
+    stage = table.stage(gadget(1))
+    assert stage.merge(None) == Merged(1, 0)  # the next are not asked for one by one, which takes memory as well
+    table.connection.execute("SET work_mem = '64kB'")
+    before = spilled()
+    table.add(stage, *(gadget(number, note="x" * 200) for number in range(2, 1001)))
+    assert stage.merge(None) == Merged(999, 0)
+    assert spilled() == before
+    assert table.connection.execute("SHOW work_mem").fetchone() == ("64kB",)
+    table.connection.execute("SET work_mem = '128MB'")
+    with table.connection.transaction():
+        assert table.load(gadget(2000)) == (1, 0)
+        assert table.connection.execute("SHOW work_mem").fetchone() == ("128MB",)
+
+
 def test_only_what_is_new_or_differs_is_staged(table: Table) -> None:
     table.load(gadget(1), gadget(2), gadget(3))
     changed = gadget(2, note="other", updated_at=NEWER)
