@@ -177,6 +177,19 @@ def test_names_lead_somewhere() -> None:
         assert (DEPLOY / "kubernetes" / name).is_file()
 
 
+def test_the_restart_reaches_whoever_got_a_secret_at_its_start() -> None:
+    """Else a new password of a database is known to half of the pods, and the others go out one by one, days later."""
+    (line,) = (one for one in GUIDE.splitlines() if "rollout restart" in one)
+    kinds = {one["metadata"]["name"]: one["kind"] for one in manifests() if "template" in one.get("spec", {})}
+    takers = {name for name, pod in pods() if "secretKeyRef" in str(pod)}
+    assert {kinds[name] for name in takers} == {"Deployment", "Job"}, "a Job begins anew with each release"
+    # Those of the chart are Deployments of the same namespace, and take secrets.
+    assert all("secretKeyRef" in str(VALUES[part]["env"]) for part in ("dagsterWebserver", "dagsterDaemon"))
+    assert code_location()["envSecrets"]
+    assert f"-n {yaml.safe_load((DEPLOY / 'kubernetes' / 'kustomization.yaml').read_text())['namespace']} " in line
+    assert line.endswith(" rollout restart deployment"), "of all, not of some"
+
+
 def _all_text() -> str:
     return "".join(path.read_text() for path in DEPLOY.rglob("*.yaml"))
 
