@@ -211,7 +211,7 @@ def test_persons_are_taken_out_of_rows_that_an_earlier_release_wrote(database_ur
 
 
 def test_a_location_that_is_gone_is_left_out_once_somebody_says_so(database_url: str) -> None:
-    location, status = statements("A location or institution joins or leaves")
+    location, _, status = statements("A location or institution joins or leaves")
     with psycopg.connect(database_url, autocommit=True) as connection:
         add(connection, COLLECTIONS["institutions"], id=INSTITUTION, subdomain="harbor-smiles", name="Harbor")
         for number in (348621, 348622):
@@ -223,6 +223,23 @@ def test_a_location_that_is_gone_is_left_out_once_somebody_says_so(database_url:
         assert [one.id for one in load_practices(connection).locations] == [348622]
         left = connection.execute("SELECT sync_source_name FROM nexhealth_sync_status WHERE deleted_at IS NULL")
         assert left.fetchall() == [("the new one",)]
+
+
+def test_an_institution_that_is_gone_is_left_out_with_its_locations_and_its_rows_stay(database_url: str) -> None:
+    """Naming all the others in NEXHEALTH_SUBDOMAINS instead would keep out whoever joins later."""
+    _, gone, _ = statements("A location or institution joins or leaves")
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        for institution, subdomain, location in ((INSTITUTION, "harbor-smiles", 1), (11202, "willow-dental", 2)):
+            named = {"institution_id": institution}
+            add(connection, COLLECTIONS["institutions"], id=institution, subdomain=subdomain, name=subdomain, **named)
+            add(connection, COLLECTIONS["locations"], id=location, **named)
+            add(connection, COLLECTIONS["patients"], id=PATIENT, **named)
+        assert connection.execute(gone.encode()).rowcount == 1
+        left = load_practices(connection)
+        assert [one.id for one in left.institutions] == [11202]
+        assert [one.id for one in left.locations] == [2]
+        rows = connection.execute("SELECT institution_id FROM nexhealth_current.patients ORDER BY 1").fetchall()
+        assert rows == [(INSTITUTION,), (11202,)]
 
 
 def add(connection: psycopg.Connection, collection: Collection, /, **values: object) -> None:
