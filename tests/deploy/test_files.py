@@ -120,6 +120,18 @@ def test_the_settings_that_are_given_are_valid() -> None:
     )
 
 
+def test_a_setting_that_is_not_its_default_says_why() -> None:
+    """Else a default of long ago stays in the cluster, and nobody knows whether it was chosen."""
+    defaults = {str(field.alias): str(field.default) for field in Settings.model_fields.values()}
+    _, *lines = (DEPLOY / "kubernetes" / "settings.env").read_text().splitlines()  # the first one is about the file
+    above = dict(zip(lines, ["", *lines], strict=False))
+    assert [
+        line
+        for line in lines
+        if "=" in line and defaults[line.split("=")[0]] != line.split("=", 1)[1] and not above[line].startswith("#")
+    ] == []
+
+
 def test_no_secret_is_in_a_file() -> None:
     """Compose takes them from its environment, Kubernetes from Secrets."""
     kept = [(place, name, value) for place, name, value in environments() if name in SECRETS or "PASSWORD" in name]
