@@ -1,5 +1,6 @@
 """The pages under docs/ are true: commands exist, SQL runs and does what is said of it, links lead somewhere."""
 
+import configparser
 import json
 import re
 import shlex
@@ -38,7 +39,9 @@ INSTITUTION, PATIENT, OTHER = 11201, 515000007, 515000070
 def command_lines() -> Iterator[list[str]]:
     """Every command line of ours: lines of code blocks, and what stands in backticks."""
     for text in PAGES.values():
-        blocks = re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        # With their languages, else the end of a block in one is taken for the beginning of another.
+        fenced = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        blocks = [block for language, block in fenced if not language]
         spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
         for line in [*(line for block in blocks for line in block.splitlines()), *spans]:
             if line.split(" ")[0] in OURS and " " in line:
@@ -65,6 +68,26 @@ def test_commands_are_found() -> None:
     assert {"dagster", "nexhealth"} <= {line[0] for line in COMMANDS}
     assert len(COMMANDS) > 20
     assert ("nexhealth", "serve", "--port", "8090") in COMMANDS
+
+
+def test_services_are_whole_and_their_commands_exist() -> None:
+    """A unit without [Install] is gone after a restart of the machine, and without User= it runs as root."""
+    page = PAGES[ROOT / "docs" / "receiver.md"]
+    unit, others = re.findall(r"^```ini\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    read = configparser.ConfigParser()
+    read.read_string(unit)
+    folder = read["Service"]["WorkingDirectory"]
+    assert read["Service"]["User"]
+    assert read["Install"]["WantedBy"]
+    lines = [
+        line.removeprefix("ExecStart=") for line in f"{unit}{others}".splitlines() if line.startswith("ExecStart=")
+    ]
+    assert len(lines) == 3
+    assert f"DAGSTER_HOME={folder}`" in page
+    for line in lines:
+        program, *words = shlex.split(line)
+        assert Path(program).parent == Path(folder) / ".venv" / "bin"
+        parse([Path(program).name, *[str(ROOT / word) if word == "workspace.yaml" else word for word in words]])
 
 
 def test_every_variable_is_a_setting() -> None:

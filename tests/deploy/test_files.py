@@ -53,8 +53,11 @@ def test_every_command_exists_and_takes_its_options(place: str, line: list[str])
 
 
 def test_what_the_guide_runs_inside_a_container_is_among_them() -> None:
-    """Of Compose and of the cluster."""
-    assert [line for place, line in COMMANDS if place == "guide"].count(["nexhealth", "doctor"]) == 2
+    """Of Compose and of the cluster: whether all is well, the first rows before a night, and events."""
+    lines = [line for place, line in COMMANDS if place == "guide"]
+    assert lines.count(["nexhealth", "doctor"]) == 2
+    assert lines.count(["nexhealth", "sync"]) == 2
+    assert len([line for line in lines if line[:3] == ["nexhealth", "webhooks", "setup"]]) == 2
 
 
 def test_a_wrong_option_is_noticed() -> None:
