@@ -205,6 +205,21 @@ def test_the_rights_that_are_named_suffice(server_url: str, roles: dict[str, str
             connection.execute("SELECT FROM public.nexhealth_patients")
 
 
+def test_what_takes_the_room_is_listed_by_table(database_url: str) -> None:
+    """Partitions together: one by one, the largest table would be the last that anybody thinks of."""
+    (listing,) = statements("A disk that fills")
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        add(connection, COLLECTIONS["patients"], id=PATIENT)
+        connection.execute(
+            "UPDATE nexhealth_patients SET email = (SELECT string_agg(md5(n::text), '') FROM generate_series(1, 20000) n)"
+        )
+        connection.execute("UPDATE nexhealth_patients SET email = NULL")
+        found = [name for name, _ in connection.execute(listing.encode()).fetchall()]
+        assert "nexhealth_history" in found[:2]
+        assert not [name for name in found if re.search(r"_\d{4}_\d\d", name)]
+        connection.execute("VACUUM (FULL, ANALYZE) nexhealth_history")
+
+
 def test_persons_are_taken_out_of_rows_that_an_earlier_release_wrote(database_url: str) -> None:
     """And out of their superseded versions, and nothing else; what is taken out is not kept by history instead."""
     (clean,) = statements("Upgrading")

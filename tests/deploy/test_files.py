@@ -305,6 +305,13 @@ def test_the_image_is_made_of_what_was_tested() -> None:
     assert set(gone[1].split()) - {"pip"} <= shipped.keys()
 
 
+def test_the_chart_is_of_the_dagster_that_was_tested() -> None:
+    """Its version is Dagster's: another one's templates may start our image with options that it does not have."""
+    wanted = _versions("requirements.lock")["dagster"]
+    for text in (GUIDE, (DEPLOY / "helm" / "values.yaml").read_text()):
+        assert re.findall(r"dagster/dagster --version (\S+)", text) == [wanted]
+
+
 def _versions(name: str) -> dict[str, str]:
     pinned = re.findall(r"^([\w.-]+)(?:\[[\w,-]+\])?==([^\s;]+)", (ROOT / name).read_text(), re.MULTILINE)
     return dict(pinned)
