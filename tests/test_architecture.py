@@ -5,7 +5,11 @@ orchestration <- cli, with errors and settings below all and the sandbox apart, 
 """
 
 import ast
+import re
+import sys
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -95,6 +99,24 @@ def test_dagster_stays_above_and_heavy_libraries_inside_functions(path: Path) ->
     assert "pandas" not in at_top
     if room_of(path) not in WITH_DAGSTER:
         assert not {name for name in everywhere if name.startswith("dagster")}
+
+
+def test_what_is_imported_is_declared() -> None:
+    """What another library happens to bring is gone once that one no longer needs it."""
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = [*project["dependencies"], *project["optional-dependencies"]["deploy"]]
+    declared = {_canonical(re.split(r"[^\w.-]", line)[0]) for line in lines}
+    names = {
+        name.split(".")[0] for path in MODULES for node in ast.walk(tree_of(path)) for name in imported(node, path)
+    }
+    brought_by = packages_distributions()
+    others = names - {PACKAGE, *sys.stdlib_module_names}
+    assert {one for one in others if not declared & set(map(_canonical, brought_by[one]))} == set()
+    assert len(others) > 10
+
+
+def _canonical(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 @every_module

@@ -1,5 +1,6 @@
 """The pages under docs/ are true: commands exist, SQL runs and does what is said of it, links lead somewhere."""
 
+import configparser
 import json
 import re
 import shlex
@@ -38,7 +39,9 @@ INSTITUTION, PATIENT, OTHER = 11201, 515000007, 515000070
 def command_lines() -> Iterator[list[str]]:
     """Every command line of ours: lines of code blocks, and what stands in backticks."""
     for text in PAGES.values():
-        blocks = re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        # With their languages, else the end of a block in one is taken for the beginning of another.
+        fenced = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        blocks = [block for language, block in fenced if not language]
         spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
         for line in [*(line for block in blocks for line in block.splitlines()), *spans]:
             if line.split(" ")[0] in OURS and " " in line:
@@ -65,6 +68,26 @@ def test_commands_are_found() -> None:
     assert {"dagster", "nexhealth"} <= {line[0] for line in COMMANDS}
     assert len(COMMANDS) > 20
     assert ("nexhealth", "serve", "--port", "8090") in COMMANDS
+
+
+def test_services_are_whole_and_their_commands_exist() -> None:
+    """A unit without [Install] is gone after a restart of the machine, and without User= it runs as root."""
+    page = PAGES[ROOT / "docs" / "receiver.md"]
+    unit, others = re.findall(r"^```ini\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    read = configparser.ConfigParser()
+    read.read_string(unit)
+    folder = read["Service"]["WorkingDirectory"]
+    assert read["Service"]["User"]
+    assert read["Install"]["WantedBy"]
+    lines = [
+        line.removeprefix("ExecStart=") for line in f"{unit}{others}".splitlines() if line.startswith("ExecStart=")
+    ]
+    assert len(lines) == 3
+    assert f"DAGSTER_HOME={folder}`" in page
+    for line in lines:
+        program, *words = shlex.split(line)
+        assert Path(program).parent == Path(folder) / ".venv" / "bin"
+        parse([Path(program).name, *[str(ROOT / word) if word == "workspace.yaml" else word for word in words]])
 
 
 def test_every_variable_is_a_setting() -> None:
@@ -182,6 +205,21 @@ def test_the_rights_that_are_named_suffice(server_url: str, roles: dict[str, str
             connection.execute("SELECT FROM public.nexhealth_patients")
 
 
+def test_what_takes_the_room_is_listed_by_table(database_url: str) -> None:
+    """Partitions together: one by one, the largest table would be the last that anybody thinks of."""
+    (listing,) = statements("A disk that fills")
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        add(connection, COLLECTIONS["patients"], id=PATIENT)
+        connection.execute(
+            "UPDATE nexhealth_patients SET email = (SELECT string_agg(md5(n::text), '') FROM generate_series(1, 20000) n)"
+        )
+        connection.execute("UPDATE nexhealth_patients SET email = NULL")
+        found = [name for name, _ in connection.execute(listing.encode()).fetchall()]
+        assert "nexhealth_history" in found[:2]
+        assert not [name for name in found if re.search(r"_\d{4}_\d\d", name)]
+        connection.execute("VACUUM (FULL, ANALYZE) nexhealth_history")
+
+
 def test_persons_are_taken_out_of_rows_that_an_earlier_release_wrote(database_url: str) -> None:
     """And out of their superseded versions, and nothing else; what is taken out is not kept by history instead."""
     (clean,) = statements("Upgrading")
@@ -211,7 +249,7 @@ def test_persons_are_taken_out_of_rows_that_an_earlier_release_wrote(database_ur
 
 
 def test_a_location_that_is_gone_is_left_out_once_somebody_says_so(database_url: str) -> None:
-    location, status = statements("A location or institution joins or leaves")
+    location, _, status = statements("A location or institution joins or leaves")
     with psycopg.connect(database_url, autocommit=True) as connection:
         add(connection, COLLECTIONS["institutions"], id=INSTITUTION, subdomain="harbor-smiles", name="Harbor")
         for number in (348621, 348622):
@@ -223,6 +261,23 @@ def test_a_location_that_is_gone_is_left_out_once_somebody_says_so(database_url:
         assert [one.id for one in load_practices(connection).locations] == [348622]
         left = connection.execute("SELECT sync_source_name FROM nexhealth_sync_status WHERE deleted_at IS NULL")
         assert left.fetchall() == [("the new one",)]
+
+
+def test_an_institution_that_is_gone_is_left_out_with_its_locations_and_its_rows_stay(database_url: str) -> None:
+    """Naming all the others in NEXHEALTH_SUBDOMAINS instead would keep out whoever joins later."""
+    _, gone, _ = statements("A location or institution joins or leaves")
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        for institution, subdomain, location in ((INSTITUTION, "harbor-smiles", 1), (11202, "willow-dental", 2)):
+            named = {"institution_id": institution}
+            add(connection, COLLECTIONS["institutions"], id=institution, subdomain=subdomain, name=subdomain, **named)
+            add(connection, COLLECTIONS["locations"], id=location, **named)
+            add(connection, COLLECTIONS["patients"], id=PATIENT, **named)
+        assert connection.execute(gone.encode()).rowcount == 1
+        left = load_practices(connection)
+        assert [one.id for one in left.institutions] == [11202]
+        assert [one.id for one in left.locations] == [2]
+        rows = connection.execute("SELECT institution_id FROM nexhealth_current.patients ORDER BY 1").fetchall()
+        assert rows == [(INSTITUTION,), (11202,)]
 
 
 def add(connection: psycopg.Connection, collection: Collection, /, **values: object) -> None:

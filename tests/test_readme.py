@@ -1,5 +1,7 @@
 """README is true: its reference sections follow from the code, and every command in it runs."""
 
+import logging
+import os
 import re
 import shlex
 import subprocess
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from dagster._cli import utils as cli_utils
 
 from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.sandbox import SandboxServer
@@ -42,6 +45,18 @@ def test_the_reference_sections_are_up_to_date() -> None:
 
 def test_what_is_run_elsewhere_is_in_readme() -> None:
     assert set(RUN_ELSEWHERE) <= set(commands())
+
+
+def test_dagster_s_own_commands_let_dotenv_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it says of them: a Dagster that stops doing so makes the sentence, and the doctor's warning, untrue."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NEXHEALTH_LOG_LEVEL", "INFO")
+    Path(".env").write_text("NEXHEALTH_LOG_LEVEL=ERROR\n")
+    with cli_utils._inject_local_env_file(logging.getLogger("dagster")):
+        found = os.environ["NEXHEALTH_LOG_LEVEL"]
+    assert found == "ERROR"
+    _, _, section = TEXT.partition("\n## Settings\n")
+    assert "(`dagster-daemon`, `dagster-webserver`, `dagster`)" in section.partition("<!--")[0]
 
 
 def test_its_queries_run(database_url: str) -> None:

@@ -4,13 +4,16 @@ Each check asks the real thing (the API, the database) as little as possible and
 A finding's group decides the exit status: settings 2, API 3, database 4; warnings alone give 1.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from nexhealth_pipeline.cli.embedded_warning import EMBEDDED_WARNING, holds_real_data_embedded
 from nexhealth_pipeline.cli.realm import Realm
+from nexhealth_pipeline.settings import read_env_file
 
 __all__ = ["Finding", "Group", "Level", "examine", "exit_status"]
 
@@ -60,6 +63,7 @@ def examine(realm: Realm, locations: tuple[str, ...] = ()) -> Iterator[Finding]:
     from nexhealth_pipeline.orchestration.crons import check_crons
 
     check_crons(realm.settings)
+    yield from _env_file()
     yield from api_findings(realm.settings, locations)
     yield from database_findings(realm)
     yield from webhook_findings(realm)
@@ -70,6 +74,25 @@ def examine(realm: Realm, locations: tuple[str, ...] = ()) -> Iterator[Finding]:
             Group.DATABASE,
             EMBEDDED_WARNING.split(". Set")[0],
             "Set DATABASE_URL to a PostgreSQL server of yours with encrypted disks and sslmode=verify-full.",
+        )
+
+
+def _env_file() -> Iterator[Finding]:
+    """What `.env` sets otherwise than the environment: which of the two counts depends on whose command it is."""
+    differing = [
+        name
+        for name, value in read_env_file(Path(".env")).items()
+        if name == "DATABASE_URL" or name.startswith(("NEXHEALTH_", "DAGSTER_"))
+        if value is not None and os.environ.get(name, "") not in ("", value)
+    ]
+    if differing:
+        yield Finding(
+            "env_file",
+            Level.WARNING,
+            Group.SETTINGS,
+            f"`.env` and the environment differ in {', '.join(sorted(differing))}: `nexhealth` goes by the environment, "
+            "dagster-daemon, dagster-webserver and `dagster` by `.env`",
+            "Keep each setting in one of the two.",
         )
 
 

@@ -1,6 +1,7 @@
-"""Doctor's questions to PostgreSQL: reach, release, migrations, kind of data, rights, Dagster's storage."""
+"""Doctor's questions to PostgreSQL: reach, encryption, release, migrations, kind of data, rights, Dagster's storage."""
 
 from collections.abc import Iterator
+from ipaddress import ip_address
 
 import psycopg
 from psycopg import sql
@@ -33,12 +34,26 @@ def database_findings(realm: Realm) -> Iterator[Finding]:
 def _connected(connection: psycopg.Connection, realm: Realm, url: str) -> Iterator[Finding]:
     release = connection.info.server_version // 10_000
     yield _ok("database", f"PostgreSQL {release} answers, database {connection.info.dbname}")
+    yield from _on_the_way(connection)
     yield from _rights(connection)
     if _may_read(connection, "nexhealth_alembic_version") is not False:
         yield _migrations(connection, url)
     if _may_read(connection, "nexhealth_warehouse"):
         yield from _kind(connection, realm)
     yield from _dagster(connection, realm)
+
+
+def _on_the_way(connection: psycopg.Connection) -> Iterator[Finding]:
+    """Whether rows and password can be read on their way to another machine. A socket has no address."""
+    address = connection.info.hostaddr
+    if address and not ip_address(address).is_loopback and not connection.pgconn.ssl_in_use:
+        yield Finding(
+            "encryption",
+            Level.WARNING,
+            Group.DATABASE,
+            f"the connection to PostgreSQL at {connection.info.host} is not encrypted: patients' data can be read on its way",
+            "Add sslmode=verify-full and sslrootcert, the file of who signed the server's certificate, to DATABASE_URL.",
+        )
 
 
 def _migrations(connection: psycopg.Connection, url: str) -> Finding:

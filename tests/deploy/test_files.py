@@ -53,8 +53,11 @@ def test_every_command_exists_and_takes_its_options(place: str, line: list[str])
 
 
 def test_what_the_guide_runs_inside_a_container_is_among_them() -> None:
-    """Of Compose and of the cluster."""
-    assert [line for place, line in COMMANDS if place == "guide"].count(["nexhealth", "doctor"]) == 2
+    """Of Compose and of the cluster: whether all is well, the first rows before a night, and events."""
+    lines = [line for place, line in COMMANDS if place == "guide"]
+    assert lines.count(["nexhealth", "doctor"]) == 2
+    assert lines.count(["nexhealth", "sync"]) == 2
+    assert len([line for line in lines if line[:3] == ["nexhealth", "webhooks", "setup"]]) == 2
 
 
 def test_a_wrong_option_is_noticed() -> None:
@@ -120,6 +123,18 @@ def test_the_settings_that_are_given_are_valid() -> None:
     )
 
 
+def test_a_setting_that_is_not_its_default_says_why() -> None:
+    """Else a default of long ago stays in the cluster, and nobody knows whether it was chosen."""
+    defaults = {str(field.alias): str(field.default) for field in Settings.model_fields.values()}
+    _, *lines = (DEPLOY / "kubernetes" / "settings.env").read_text().splitlines()  # the first one is about the file
+    above = dict(zip(lines, ["", *lines], strict=False))
+    assert [
+        line
+        for line in lines
+        if "=" in line and defaults[line.split("=")[0]] != line.split("=", 1)[1] and not above[line].startswith("#")
+    ] == []
+
+
 def test_no_secret_is_in_a_file() -> None:
     """Compose takes them from its environment, Kubernetes from Secrets."""
     kept = [(place, name, value) for place, name, value in environments() if name in SECRETS or "PASSWORD" in name]
@@ -175,6 +190,19 @@ def test_names_lead_somewhere() -> None:
     assert secrets == set(re.findall(r"create secret generic ([\w-]+)", GUIDE))
     for name in kustomization["resources"]:
         assert (DEPLOY / "kubernetes" / name).is_file()
+
+
+def test_the_restart_reaches_whoever_got_a_secret_at_its_start() -> None:
+    """Else a new password of a database is known to half of the pods, and the others go out one by one, days later."""
+    (line,) = (one for one in GUIDE.splitlines() if "rollout restart" in one)
+    kinds = {one["metadata"]["name"]: one["kind"] for one in manifests() if "template" in one.get("spec", {})}
+    takers = {name for name, pod in pods() if "secretKeyRef" in str(pod)}
+    assert {kinds[name] for name in takers} == {"Deployment", "Job"}, "a Job begins anew with each release"
+    # Those of the chart are Deployments of the same namespace, and take secrets.
+    assert all("secretKeyRef" in str(VALUES[part]["env"]) for part in ("dagsterWebserver", "dagsterDaemon"))
+    assert code_location()["envSecrets"]
+    assert f"-n {yaml.safe_load((DEPLOY / 'kubernetes' / 'kustomization.yaml').read_text())['namespace']} " in line
+    assert line.endswith(" rollout restart deployment"), "of all, not of some"
 
 
 def _all_text() -> str:
@@ -275,6 +303,13 @@ def test_the_image_is_made_of_what_was_tested() -> None:
     gone = re.search(r"pip uninstall -y (.*)$", DOCKERFILE, re.MULTILINE)
     assert gone is not None
     assert set(gone[1].split()) - {"pip"} <= shipped.keys()
+
+
+def test_the_chart_is_of_the_dagster_that_was_tested() -> None:
+    """Its version is Dagster's: another one's templates may start our image with options that it does not have."""
+    wanted = _versions("requirements.lock")["dagster"]
+    for text in (GUIDE, (DEPLOY / "helm" / "values.yaml").read_text()):
+        assert re.findall(r"dagster/dagster --version (\S+)", text) == [wanted]
 
 
 def _versions(name: str) -> dict[str, str]:

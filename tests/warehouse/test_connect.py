@@ -1,13 +1,21 @@
 """Addresses of databases and connections to them: every refusal names the fix and no secret."""
 
+import contextlib
 import os
 import socket
+import ssl
+import threading
 import traceback
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from psycopg import conninfo
 
 from nexhealth_pipeline.errors import InvalidSetting, MissingRights, ValueRefused, WarehouseError, WarehouseUnreachable
@@ -182,6 +190,61 @@ def test_a_refused_connection_says_what_to_correct(server: EmbeddedServer, parts
     shown = text_of(caught.value)
     assert SECRET not in shown
     assert "FATAL" not in shown
+
+
+@pytest.fixture(scope="module")
+def encrypting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]:
+    """Port of a server that encrypts and goes, and its certificate: of another host, signed by itself."""
+    file = tmp_path_factory.mktemp("encrypting") / "server.pem"
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "elsewhere.example")])
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(days=1), now + timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    bare = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    file.write_bytes(certificate.public_bytes(pem) + bare)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file)
+
+    def answer(listener: socket.socket) -> None:
+        while True:
+            client, _ = listener.accept()
+            with client, contextlib.suppress(OSError):
+                client.recv(8)  # may it be encrypted?
+                client.sendall(b"S")
+                context.wrap_socket(client, server_side=True).close()
+
+    def serve(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # closed
+            answer(listener)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        yield listener.getsockname()[1], file
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("root", "words"),
+    [
+        ("/nowhere/root.pem", "no file to do it with: correct sslrootcert"),
+        ("system", "sslrootcert does not vouch for"),
+        (None, "of another name: correct the host"),
+    ],
+)
+def test_a_certificate_that_cannot_be_verified_says_what_to_correct(
+    encrypting: tuple[int, Path], root: str | None, words: str
+) -> None:
+    """It was told as a server that does not answer. "system" leads nowhere in the wheels of the driver."""
+    port, certificate = encrypting
+    options = f"gssencmode=disable&sslmode=verify-full&sslrootcert={root or certificate}"
+    with pytest.raises(WarehouseUnreachable, match=words):
+        connect(f"postgresql://me:{SECRET}@127.0.0.1:{port}/db?{options}")
 
 
 def test_a_missing_password_and_a_missing_role_are_told_apart(server: EmbeddedServer) -> None:
