@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nexhealth_pipeline.cli.household import Household, end_like_interrupt
-from nexhealth_pipeline.cli.realm import Realm, demo_home, shut_in_demo
+from nexhealth_pipeline.cli.realm import Realm, shut_in_demo, usable_demo_home
 from nexhealth_pipeline.cli.realm import demo as demo_realm
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def demo(*, as_json: bool) -> int:
 
     set_up_for(demo_realm().settings, quiet=True)
     end_like_interrupt()
-    home = demo_home()
+    home = usable_demo_home()
     with Household(_GRACE_SECONDS) as household:
         _say("Starting a local NexHealth with two synthetic dental groups ...", as_json=as_json)
         realm = demo_realm(start_sandbox(household, home))

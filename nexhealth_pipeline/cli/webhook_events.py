@@ -10,7 +10,7 @@ import click
 
 from nexhealth_pipeline.cli.household import Household, end_like_interrupt
 from nexhealth_pipeline.cli.loading import loading
-from nexhealth_pipeline.cli.realm import Realm, account, demo_home, shut_in_demo
+from nexhealth_pipeline.cli.realm import Realm, account, shut_in_demo, usable_demo_home
 from nexhealth_pipeline.cli.realm import demo as demo_realm
 from nexhealth_pipeline.cli.sandbox import start_sandbox
 from nexhealth_pipeline.errors import InvalidSetting, PipelineError
@@ -120,7 +120,7 @@ def _run(job: str, config: dict[str, Any], *, demo: bool, as_json: bool) -> "Web
 def _demo() -> Iterator[Realm]:
     """The demo's realm, beside its local NexHealth; this process sees nothing of the account's any more."""
     with Household(_GRACE_SECONDS) as household:
-        realm = demo_realm(start_sandbox(household, demo_home()))
+        realm = demo_realm(start_sandbox(household, usable_demo_home()))
         shut_in_demo(realm)
         yield realm
 
