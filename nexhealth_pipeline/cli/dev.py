@@ -71,6 +71,7 @@ def _account_with_key() -> Realm | None:
     if not has_key:
         return None
     check_crons(realm.settings)  # here, not among the messages of Dagster's processes
+    realm.settings.api_keys()  # a file of keys that cannot be read would fail every run
     return realm
 
 
