@@ -61,3 +61,14 @@ def test_many_differences_are_counted() -> None:
     lines = difference_lines([Difference("endpoint new", "/x", "/x", "a list that no collection reads")])
     assert lines[0] == "endpoint new: /x: a list that no collection reads"
     assert lines[-1].startswith("1 difference to")
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [("~nosuchuser/x.json", "it cannot be read"), ("x.json --location acme.1", "leave out --location")],
+)
+def test_wrong_words_are_wrong_use(nexhealth: Run, words: str, why: str) -> None:
+    """A location would be taken to have been checked."""
+    ended = nexhealth("doctor", "--openapi", *words.split())
+    assert (ended.status, ended.out) == (2, "")
+    assert why in ended.err
+
+

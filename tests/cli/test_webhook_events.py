@@ -115,7 +115,7 @@ def test_applying_ends_with_one_where_something_is_to_be_looked_at(
     launched.result = {**counts, "rows": 2}
     ended = nexhealth("webhooks", "apply", "--json", DATABASE_URL=database_url, NEXHEALTH_API_KEY="k")
     assert ended.status == status
-    assert json.loads(ended.out) == {"run_id": "run-1", "seconds": 1.5, **counts, "rows": 2}
+    assert json.loads(ended.out) == {"run_id": "run-1", "seconds": 1.5, **counts, "rows": 2, "exit_status": status}
     assert launched.asked == [("nexhealth_webhook_apply", {"due_only": True})], "all of it, however long it takes"
 
 
