@@ -13,7 +13,7 @@ from nexhealth_pipeline.cli.loading import loading
 from nexhealth_pipeline.cli.realm import Realm, account, shut_in_demo, usable_demo_home
 from nexhealth_pipeline.cli.realm import demo as demo_realm
 from nexhealth_pipeline.cli.sandbox import start_sandbox
-from nexhealth_pipeline.errors import InvalidSetting
+from nexhealth_pipeline.errors import Cancelled, InvalidSetting
 
 if TYPE_CHECKING:
     from nexhealth_pipeline.orchestration.webhook_launch import WebhookRun
@@ -152,7 +152,9 @@ def _print(run: "WebhookRun", *, as_json: bool, lines: Callable[[dict[str, Any]]
         told = {"run_id": run.run_id, "seconds": round(run.seconds, 3), **run.result, "exit_status": status}
         click.echo(json_line(told))
         return status
-    click.echo("\n".join(lines(run.result)))
+    is_stopped = status == Cancelled.exit_status
+    said = lines(run.result) if run.result or not is_stopped else []  # it may have done much, and not told
+    click.echo("\n".join([*said, "stopped: what was committed stays"] if is_stopped else said))
     return status
 
 
