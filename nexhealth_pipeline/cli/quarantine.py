@@ -136,9 +136,11 @@ def _known(collection: str | None) -> str | None:
 
 def _url(demo: bool) -> str:
     """Address of the warehouse, at this release's schema. Raises WarehouseError."""
+    from nexhealth_pipeline.log import set_up_for
     from nexhealth_pipeline.warehouse.migrate import check
 
     realm: Realm = demo_realm() if demo else account()
+    set_up_for(realm.settings, quiet=True)
     url = realm.warehouse_url()
     check(url)
     return url

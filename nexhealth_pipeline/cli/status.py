@@ -59,9 +59,11 @@ def status(*, watching: bool, as_json: bool, checking: bool, acknowledge: bool, 
 
 def _warehouse(demo: bool) -> tuple[Realm, str]:
     """The realm and the address of its warehouse, at this release's schema. Raises InvalidSetting, WarehouseError."""
+    from nexhealth_pipeline.log import set_up_for
     from nexhealth_pipeline.warehouse.migrate import check
 
     realm = demo_realm() if demo else account()
+    set_up_for(realm.settings, quiet=True)
     url = realm.warehouse_url()
     try:
         check(url)

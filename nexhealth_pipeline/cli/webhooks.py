@@ -142,9 +142,11 @@ class EndpointLine:
 
 def _endpoints(realm: Realm) -> list[EndpointLine]:
     """Our endpoints as the realm's warehouse knows them. Raises WarehouseError."""
+    from nexhealth_pipeline.log import set_up_for
     from nexhealth_pipeline.warehouse.connect import connect, driver_errors
     from nexhealth_pipeline.warehouse.migrate import check
 
+    set_up_for(realm.settings, quiet=True)
     url = realm.warehouse_url()
     check(url)
     with driver_errors("reading endpoints"), connect(url, autocommit=True) as connection:

@@ -172,6 +172,13 @@ def test_so_is_none_that_was_never_there(args: str, closed: str) -> None:
     assert (done.returncode, done.stdout or "", done.stderr or "") == (141, "", "")
 
 
+@pytest.mark.parametrize("words", ["db upgrade", "status", "quarantine list", "quarantine retry", "webhooks list"])
+def test_a_command_on_the_warehouse_sets_up_the_log(nexhealth: Run, words: str, database_url: str) -> None:
+    """Else its warnings come bare, and a driver's error among their arguments with the row that it quotes."""
+    assert nexhealth(*words.split(), DATABASE_URL=database_url).status == 0
+    assert [one for one in logging.getLogger().handlers if type(one).__module__ == "nexhealth_pipeline.log"]
+
+
 def test_an_unknown_command_is_wrong_use(nexhealth: Run) -> None:
     """Exit status 2, naming what was typed."""
     ended = nexhealth("snyc")
