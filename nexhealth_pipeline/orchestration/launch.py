@@ -245,7 +245,7 @@ def _summarise(
         new_notes=new_notes,
         seconds=seconds,
         floor_seconds=floor_seconds(requests, settings.rate_share),
-        exit_status=_exit_status(results, [one["exit_status"] for one in broken], failures, new_notes),
+        exit_status=_exit_status(plan, results, [one["exit_status"] for one in broken], failures, new_notes),
         absences=_absences(results),
     )
 
@@ -258,15 +258,24 @@ def _absences(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def _judged(plan: dict[str, Any], results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The slices that tell whether anything could be read; those of the practice itself where there were to be no others."""
+    slices = [row for row in results if row["absence"] is None]
+    return [row for row in slices if row["scope"] != Scope.PRACTICE] if plan["jobs"] else slices
+
+
 def _exit_status(
-    results: list[dict[str, Any]], broken: list[int], failures: list[tuple[str, str]], new_notes: int
+    plan: dict[str, Any],
+    results: list[dict[str, Any]],
+    broken: list[int],
+    failures: list[tuple[str, str]],
+    new_notes: int,
 ) -> int:
     """0 done, 1 something new to look at, 3 nothing could be read, 4 the database could not be used."""
     for decisive in (WarehouseError.exit_status, ConfigurationError.exit_status):
         if decisive in broken:
             return decisive
-    read = [row for row in results if row["scope"] != Scope.PRACTICE and row["absence"] is None and _was_read(row)]
-    if failures and not read:
+    if failures and not any(map(_was_read, _judged(plan, results))):
         statuses = [row["exit_status"] for row in results if row["exit_status"]]
         return statuses[0] if statuses else TryLater.exit_status
     return 1 if failures or new_notes else 0
