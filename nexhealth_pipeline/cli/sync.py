@@ -9,7 +9,7 @@ import click
 
 from nexhealth_pipeline.cli.json_output import json_line, told_as_json
 from nexhealth_pipeline.cli.loading import loading
-from nexhealth_pipeline.cli.progress import showing_progress
+from nexhealth_pipeline.cli.progress import look_seconds, showing_progress
 from nexhealth_pipeline.cli.realm import Realm, account
 from nexhealth_pipeline.errors import InvalidSetting
 
@@ -272,4 +272,5 @@ def _run(realm: Realm, request: "SyncRequest", *, as_json: bool) -> "SyncSummary
             warehouse_database=realm.warehouse_database,
             dagster_database=realm.dagster_database,
             on_progress=show,
+            look_seconds=look_seconds(),
         )
