@@ -12,6 +12,15 @@ SPEC = Path(__file__).resolve().parents[3] / "shared" / "nexhealth" / "openapi-v
 with_spec = pytest.mark.skipif(not SPEC.exists(), reason="the vendor's OpenAPI file is not beside this checkout")
 
 
+CIRCLE = json.dumps(
+    {
+        "paths": {"/new": {"get": {"responses": {"200": {"$ref": "#/answer"}}}}},
+        "answer": {"allOf": [{"$ref": "#/other"}, {"$ref": "#/answer"}]},
+        "other": {"allOf": [{"$ref": "#/answer"}]},
+    }
+)
+
+
 @with_spec
 def test_the_known_version_ends_with_0(nexhealth: Run) -> None:
     ended = nexhealth("doctor", "--openapi", str(SPEC))
@@ -44,6 +53,7 @@ def test_a_change_ends_with_1_and_says_what_it_means(nexhealth: Run, tmp_path: P
         ("[" * 100_000, "no JSON"),
         ("[]", "no OpenAPI file"),
         ('{"paths": {"/patients": {"get": {"parameters": 5}}}}', "no OpenAPI file"),
+        (CIRCLE, "part of itself"),
     ],
 )
 def test_a_file_that_is_none_is_wrong_use(nexhealth: Run, tmp_path: Path, content: str | None, why: str) -> None:
@@ -55,12 +65,6 @@ def test_a_file_that_is_none_is_wrong_use(nexhealth: Run, tmp_path: Path, conten
     assert why in ended.err
 
 
-def test_many_differences_are_counted() -> None:
-    from nexhealth_pipeline.catalog.openapi import Difference
-
-    lines = difference_lines([Difference("endpoint new", "/x", "/x", "a list that no collection reads")])
-    assert lines[0] == "endpoint new: /x: a list that no collection reads"
-    assert lines[-1].startswith("1 difference to")
 @pytest.mark.parametrize(
     ("words", "why"),
     [("~nosuchuser/x.json", "it cannot be read"), ("x.json --location acme.1", "leave out --location")],
@@ -72,3 +76,9 @@ def test_wrong_words_are_wrong_use(nexhealth: Run, words: str, why: str) -> None
     assert why in ended.err
 
 
+def test_many_differences_are_counted() -> None:
+    from nexhealth_pipeline.catalog.openapi import Difference
+
+    lines = difference_lines([Difference("endpoint new", "/x", "/x", "a list that no collection reads")])
+    assert lines[0] == "endpoint new: /x: a list that no collection reads"
+    assert lines[-1].startswith("1 difference to")
