@@ -111,6 +111,15 @@ class Settings(BaseModel):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
+    @field_validator("api_keys_file", "home")
+    @classmethod
+    def _without_tilde(cls, value: Path | None) -> Path | None:
+        """A shell writes out `~` in `NAME=~/file`, but nobody does in `.env`, in quotes, or in a service's file."""
+        try:
+            return None if value is None else value.expanduser()
+        except RuntimeError:
+            raise ValueError("there is no such home folder: write the whole path") from None
+
     @field_validator("webhook_networks", "webhook_proxies")
     @classmethod
     def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:

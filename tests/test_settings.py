@@ -165,6 +165,15 @@ def test_a_keys_file_that_cannot_be_used_is_named_without_its_keys(
     assert CANARY not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["NEXHEALTH_API_KEYS_FILE", "NEXHEALTH_HOME"])
+def test_a_tilde_in_a_path_is_the_home_folder_or_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No shell writes it out in `.env` or in quotes."""
+    monkeypatch.setenv("HOME", "/home/of-mine")
+    assert Path("/home/of-mine/x") in load({name: "~/x"}).model_dump().values()
+    with pytest.raises(InvalidSetting, match=rf"{name} \(value: '~nosuchuser/x'\): .* write the whole path"):
+        load({name: "~nosuchuser/x"})
+
+
 def test_every_setting_has_an_environment_name_and_a_meaning() -> None:
     source = Path(inspect.getfile(Settings)).read_text(encoding="utf-8")
     for name, field in Settings.model_fields.items():

@@ -134,8 +134,11 @@ class _File:
         reads = {path: item.get("get") for path, item in spec["paths"].items() if isinstance(item, dict)}
         self.reads: dict[str, Node] = {_bare(path): read for path, read in reads.items() if isinstance(read, dict)}
 
-    def resolved(self, node: object) -> Node:
-        """`node` without references, its `allOf` merged; an empty one where it leads nowhere."""
+    def resolved(self, node: object, within: tuple[int, ...] = ()) -> Node:
+        """`node` without references, its `allOf` merged; an empty one where it leads nowhere.
+
+        `within`: the nodes that it is a part of. Raises ValueError where it is a part of itself.
+        """
         for _ in range(_DEEPEST):
             if not isinstance(node, dict) or "$ref" not in node:
                 break
@@ -144,9 +147,11 @@ class _File:
             return {}
         if "allOf" not in node:
             return node
+        if id(node) in within:
+            raise ValueError("a schema is a part of itself by its `allOf`")
         properties = dict(node.get("properties", {}))
         for part in node["allOf"]:
-            properties |= self.resolved(part).get("properties", {})
+            properties |= self.resolved(part, (*within, id(node))).get("properties", {})
         return {**node, "type": "object", "properties": properties}
 
     def _target(self, reference: str) -> object:

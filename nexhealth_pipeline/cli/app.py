@@ -5,6 +5,7 @@
 for any program (`nexhealth status | head`). An error is one line on stderr.
 """
 
+import io
 import logging
 import os
 import signal
@@ -79,10 +80,27 @@ for _command in (demo, sync, status, quarantine, doctor, dev, serve, webhooks, d
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line `args` (those of the process) and return its exit status."""
+    _open_streams()
     try:
         return _run(args)
     except (_ReaderGone, BrokenPipeError):
         return _reader_gone()
+
+
+def _open_streams() -> None:
+    """Let every command find three streams that take what it has to say.
+
+    Where the caller closed one (`>&-`, as some service managers do) Python has None, and the first file or connection
+    opened would get its number, which every child takes for its own stream. A name that the terminal's encoding lacks
+    is no reason to print nothing.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)  # gets `number`, the lowest that is free
+            os.set_inheritable(opened, True)
+            setattr(sys, name, os.fdopen(opened, "w" if number else "r", closefd=False))
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _run(args: Sequence[str] | None) -> int:

@@ -85,7 +85,12 @@ def psql(args: tuple[str, ...], *, demo: bool) -> int:
 
 
 def _realm(demo: bool) -> Realm:
-    return demo_realm() if demo else account()
+    """The warehouse's realm, with its warnings on stderr."""
+    from nexhealth_pipeline.log import set_up_for
+
+    realm = demo_realm() if demo else account()
+    set_up_for(realm.settings, quiet=True)
+    return realm
 
 
 def _psql(realm: Realm) -> Path:

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 import click
 
 from nexhealth_pipeline.cli.household import Household, end_like_interrupt
-from nexhealth_pipeline.cli.realm import Realm, demo_home, shut_in_demo
+from nexhealth_pipeline.cli.json_output import told_as_json
+from nexhealth_pipeline.cli.realm import Realm, shut_in_demo, usable_demo_home
 from nexhealth_pipeline.cli.realm import demo as demo_realm
 
 if TYPE_CHECKING:
@@ -31,15 +32,17 @@ def demo(*, as_json: bool) -> int:
     from nexhealth_pipeline.cli.sync import run
     from nexhealth_pipeline.log import set_up_for
 
-    set_up_for(demo_realm().settings, quiet=True)
+    with told_as_json(as_json):
+        set_up_for(demo_realm().settings, quiet=True)
+        home = usable_demo_home()
     end_like_interrupt()
-    home = demo_home()
     with Household(_GRACE_SECONDS) as household:
-        _say("Starting a local NexHealth with two synthetic dental groups ...", as_json=as_json)
-        realm = demo_realm(start_sandbox(household, home))
-        shut_in_demo(realm)
-        _say("Reading all of it within NexHealth's documented rate limits ...", as_json=as_json)
-        status = run(realm, _everything(), as_json=as_json)
+        with told_as_json(as_json):
+            _say("Starting a local NexHealth with two synthetic dental groups ...", as_json=as_json)
+            realm = demo_realm(start_sandbox(household, home))
+            shut_in_demo(realm)
+            _say("Reading all of it within NexHealth's documented rate limits ...", as_json=as_json)
+            status = run(realm, _everything(), as_json=as_json)
         if status in (0, 1):
             show_loop(household, realm, lambda text: _say(text, as_json=as_json))
     if status in (0, 1) and not as_json:

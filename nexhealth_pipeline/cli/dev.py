@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from nexhealth_pipeline.cli.household import Household, end_like_interrupt
-from nexhealth_pipeline.cli.realm import Realm, account, demo_environment, demo_home, real_environment
+from nexhealth_pipeline.cli.realm import Realm, account, demo_environment, real_environment, usable_demo_home
 from nexhealth_pipeline.cli.realm import demo as demo_realm
 from nexhealth_pipeline.errors import InvalidSetting, MissingSetting, PipelineError
 
@@ -71,6 +71,7 @@ def _account_with_key() -> Realm | None:
     if not has_key:
         return None
     check_crons(realm.settings)  # here, not among the messages of Dagster's processes
+    realm.settings.api_keys()  # a file of keys that cannot be read would fail every run
     return realm
 
 
@@ -134,7 +135,7 @@ def _demo(household: Household) -> tuple[Realm, dict[str, str], Path]:
     from nexhealth_pipeline.cli.sandbox import start_sandbox
     from nexhealth_pipeline.orchestration.instance import dagster_home
 
-    realm = demo_realm(start_sandbox(household, demo_home()))
+    realm = demo_realm(start_sandbox(household, usable_demo_home()))
     click.echo(f"A local NexHealth with synthetic practices is at {realm.settings.api_url}")
     folder = dagster_home(realm.settings, start=Path("/"))
     return realm, demo_environment(realm), folder

@@ -12,7 +12,7 @@ from nexhealth_pipeline.client.budget import LocalBudget
 from nexhealth_pipeline.client.client import NexHealthClient
 from nexhealth_pipeline.client.request import ApiRequest
 from nexhealth_pipeline.client.retry import RetryPolicy
-from nexhealth_pipeline.errors import ApiError, ConfigurationError, KeyRefused, RateLimited, Unreachable
+from nexhealth_pipeline.errors import ApiError, ConfigurationError, KeyRefused, MissingSetting, RateLimited, Unreachable
 from nexhealth_pipeline.settings import Settings
 
 __all__ = ["CLOCK_SECONDS", "STALE", "api_findings", "doctors_client"]
@@ -34,12 +34,18 @@ def api_findings(settings: Settings, locations: tuple[str, ...]) -> Iterator[Fin
     try:
         client = doctors_client(settings)
     except ConfigurationError as error:
-        yield _failed("key", Group.SETTINGS, str(error), "Set NEXHEALTH_API_KEY (in the environment or in .env).")
+        yield _failed("key", Group.SETTINGS, str(error), _key_fix(error))
         return
     try:
         yield from _with_client(client, settings, locations)
     finally:
         client.close()
+
+
+def _key_fix(error: ConfigurationError) -> str:
+    if isinstance(error, MissingSetting):
+        return "Set NEXHEALTH_API_KEY (in the environment or in .env)."
+    return "Correct the API key, or the file of keys, that it names."
 
 
 def doctors_client(settings: Settings) -> NexHealthClient:

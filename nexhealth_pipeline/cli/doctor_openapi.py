@@ -17,6 +17,8 @@ def differences(path: str) -> list[Difference]:
         raise InvalidSetting(f"--openapi {path}: it cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError):
         raise InvalidSetting(f"--openapi {path}: it is no JSON; convert a YAML file first") from None
+    except RuntimeError:
+        raise InvalidSetting(f"--openapi {path}: it cannot be read (there is no such home folder)") from None
     try:
         return compare(spec)
     except (ValueError, TypeError, AttributeError) as error:

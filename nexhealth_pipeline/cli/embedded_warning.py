@@ -29,8 +29,9 @@ def warn_once(realm: Realm) -> None:
     from nexhealth_pipeline.warehouse.connect import home_folder
 
     mark = home_folder(realm.settings) / "embedded-warning-given"
-    if mark.exists():
-        return
+    with contextlib.suppress(OSError):  # a home that cannot be used: whoever is to make it will say so
+        if mark.exists():
+            return
     click.secho(f"\nWARNING: {EMBEDDED_WARNING}\n", err=True, fg="red", bold=True)
     with contextlib.suppress(OSError):  # then it is said again
         mark.parent.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,13 @@
 """`nexhealth doctor`: prints the findings of :mod:`.doctor`."""
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
+
+from nexhealth_pipeline.cli.json_output import json_line, told_as_json
+from nexhealth_pipeline.errors import InvalidSetting
 
 if TYPE_CHECKING:
     from nexhealth_pipeline.cli.doctor import Finding
@@ -29,8 +31,15 @@ def doctor(locations: tuple[str, ...], openapi: str | None, *, as_json: bool) ->
     Exit status 0: all good; 1: warnings only, or a difference to the OpenAPI file; else by what failed first:
     2 settings, 3 the API, 4 the database.
     """
-    if openapi is not None:
+    with told_as_json(as_json):
+        if openapi is None:
+            return _examine(locations, as_json=as_json)
+        if locations:
+            raise InvalidSetting("--openapi only compares a file with what is synced: leave out --location")
         return _compare(openapi, as_json=as_json)
+
+
+def _examine(locations: tuple[str, ...], *, as_json: bool) -> int:
     from nexhealth_pipeline.cli.doctor import examine, exit_status
     from nexhealth_pipeline.cli.realm import account
     from nexhealth_pipeline.log import set_up_for
@@ -40,7 +49,7 @@ def doctor(locations: tuple[str, ...], openapi: str | None, *, as_json: bool) ->
     found = list(_shown(examine(realm, locations), as_json=as_json))
     status = exit_status(found)
     if as_json:
-        click.echo(json.dumps({"findings": [one.as_json() for one in found], "exit_status": status}))
+        click.echo(json_line({"findings": [one.as_json() for one in found], "exit_status": status}))
     return status
 
 
@@ -50,7 +59,7 @@ def _compare(openapi: str, *, as_json: bool) -> int:
     found = differences(openapi)
     status = 1 if found else 0
     if as_json:
-        click.echo(json.dumps({"differences": [asdict(one) for one in found], "exit_status": status}))
+        click.echo(json_line({"differences": [asdict(one) for one in found], "exit_status": status}))
     else:
         click.echo("\n".join(difference_lines(found)))
     return status

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from nexhealth_pipeline.cli.realm import Realm
 from nexhealth_pipeline.cli.tables import number, table
+from nexhealth_pipeline.errors import InvalidSetting
 
 if TYPE_CHECKING:
     import psycopg
@@ -17,11 +18,13 @@ if TYPE_CHECKING:
 
 __all__ = ["explained", "explained_lines"]
 
+_NONE_KNOWN = "No location is known yet, so {}: `nexhealth sync --resource locations` reads them"
+
 
 def explained(realm: Realm, request: "SyncRequest") -> dict[str, Any]:
     """Per collection path, slices and requests; the least seconds. Sends nothing.
 
-    Raises InvalidSetting for an unknown location, WarehouseError.
+    Raises InvalidSetting for a location that is unknown or inactive, WarehouseError.
     """
     from nexhealth_pipeline.sync.explain import explain, floor_seconds
     from nexhealth_pipeline.warehouse.connect import connect
@@ -52,9 +55,7 @@ def explained_lines(found: dict[str, Any]) -> list[str]:
     lines = table(("collection", "request", "slices", "requests", ""), rows, right="  >>")
     lines += ["", _figures(found), "Nothing was asked or written."]
     if not found["locations_known"]:
-        lines.append(
-            "No location is known yet, so this is the discovery alone: `nexhealth sync --resource locations` reads them."
-        )
+        lines.append(_NONE_KNOWN.format("this is the discovery alone") + ".")
     return lines
 
 
@@ -93,7 +94,9 @@ def _slices(
     from nexhealth_pipeline.warehouse.state import load_watermarks
 
     practices = load_practices(connection, realm.settings.subdomains)
-    chosen = {practices.find(text).key for text in request.locations}
+    if request.locations and not practices.locations:
+        raise InvalidSetting(_NONE_KNOWN.format(f"--location {request.locations[0]!r} cannot be looked up"))
+    chosen = {location.key for location in practices.chosen(request.locations)}
     institutions = {key.rpartition(".")[0] for key in chosen}
     collections = [
         one

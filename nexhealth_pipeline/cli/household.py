@@ -10,9 +10,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import IO, Self
 
 from nexhealth_pipeline.cli import keeper
@@ -75,17 +76,18 @@ class Household:
         answers: bool = False,
     ) -> None:
         """Start a process called `name` in `folder`; with `answers` its standard output is for :meth:`answer`."""
-        member = subprocess.Popen(
-            list(command),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE if answers else _STDERR,
-            env=dict(os.environ if environment is None else environment),
-            cwd=folder,
-            start_new_session=True,
-        )
-        self._members[name] = member
-        self._notes().write(f"{member.pid}\n".encode())
-        self._notes().flush()
+        with _signals_held():  # or one could come when the process runs and nobody knows its number
+            member = subprocess.Popen(
+                list(command),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE if answers else _STDERR,
+                env=dict(os.environ if environment is None else environment),
+                cwd=folder,
+                start_new_session=True,
+            )
+            self._members[name] = member
+            self._notes().write(f"{member.pid}\n".encode())
+            self._notes().flush()
 
     def answer(self, name: str, within: float) -> str:
         """The first line that `name` prints. Raises PipelineError where it ends, or says nothing, within so many s."""
@@ -112,6 +114,29 @@ class Household:
     def _notes(self) -> IO[bytes]:
         assert self._keeper.stdin is not None
         return self._keeper.stdin
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """A signal that would end this process comes after what is within.
+
+    Not by a mask, which the processes started within would keep.
+    """
+    came: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+
+    ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    held = [number for number in ending if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    before = {number: signal.signal(number, note) for number in held}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def end_like_interrupt() -> None:

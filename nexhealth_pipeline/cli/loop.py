@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from nexhealth_pipeline.cli.household import Household, nexhealth_command
 from nexhealth_pipeline.cli.loading import loading
 from nexhealth_pipeline.cli.realm import Realm
-from nexhealth_pipeline.errors import PipelineError
+from nexhealth_pipeline.errors import Cancelled, PipelineError
 
 if TYPE_CHECKING:
     import psycopg
@@ -86,6 +86,8 @@ def _run(realm: Realm, job: str, config: dict[str, Any]) -> dict[str, Any]:
         warehouse_database=realm.warehouse_database,
         dagster_database=realm.dagster_database,
     )
+    if done.exit_status == Cancelled.exit_status:
+        raise Cancelled("stopped; what was committed stays")
     if done.exit_status:
         raise PipelineError(f"run {done.run_id} of {job} failed: its log is in Dagster (`nexhealth dev --demo`)")
     return done.result

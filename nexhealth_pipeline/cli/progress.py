@@ -16,10 +16,17 @@ if TYPE_CHECKING:
 
     Show = Callable[["Progress"], None]
 
-__all__ = ["BarlessLines", "showing_progress"]
+__all__ = ["BarlessLines", "look_seconds", "showing_progress"]
 
 _LINE_SECONDS = 5.0
 """Between two lines where there is no terminal: a log of an hour stays readable."""
+_BAR_SECONDS = 0.5
+"""Between two states of the bar."""
+
+
+def look_seconds() -> float:
+    """How often to look how far a sync is: as often as something is shown."""
+    return _BAR_SECONDS if sys.stderr.isatty() else _LINE_SECONDS
 
 
 @contextmanager

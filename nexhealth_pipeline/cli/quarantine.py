@@ -1,12 +1,12 @@
 """`nexhealth quarantine`: what could not be loaded and why, and another try. Never shows a record's values."""
 
-import json
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from nexhealth_pipeline.cli.json_output import json_line, told_as_json
 from nexhealth_pipeline.cli.realm import Realm, account
 from nexhealth_pipeline.cli.realm import demo as demo_realm
 from nexhealth_pipeline.cli.tables import moment, table
@@ -63,11 +63,12 @@ def show(*, collection: str | None, institution: str | None, only_open: bool, as
     """
     from nexhealth_pipeline.warehouse.connect import connect, driver_errors
 
-    name = _known(collection)
-    with driver_errors("reading quarantine"), connect(_url(demo), autocommit=True) as connection:
-        notes = notes_of(connection, collection=name, institution=institution, only_open=only_open)
+    with told_as_json(as_json):
+        name = _known(collection)
+        with driver_errors("reading quarantine"), connect(_url(demo), autocommit=True) as connection:
+            notes = notes_of(connection, collection=name, institution=institution, only_open=only_open)
     if as_json:
-        click.echo(json.dumps({"notes": [asdict(note) for note in notes]}, default=str))
+        click.echo(json_line({"notes": [asdict(note) for note in notes]}))
     else:
         click.echo("\n".join(_lines(notes, only_open=only_open)))
     return 0
@@ -86,10 +87,11 @@ def retry(*, ids: tuple[int, ...], collection: str | None, as_json: bool, demo: 
     """
     from nexhealth_pipeline.sync.retry_quarantine import retry_quarantine
 
-    if ids and collection:
-        raise InvalidSetting("give IDs, or --collection: not both")
-    done = retry_quarantine(_url(demo), ids=ids, collection=_known(collection))
-    click.echo(json.dumps(_as_json(done)) if as_json else _in_words(done))
+    with told_as_json(as_json):
+        if ids and collection:
+            raise InvalidSetting("give IDs, or --collection: not both")
+        done = retry_quarantine(_url(demo), ids=ids, collection=_known(collection))
+    click.echo(json_line(_as_json(done)) if as_json else _in_words(done))
     return 1 if done.still_open else 0
 
 
@@ -134,9 +136,11 @@ def _known(collection: str | None) -> str | None:
 
 def _url(demo: bool) -> str:
     """Address of the warehouse, at this release's schema. Raises WarehouseError."""
+    from nexhealth_pipeline.log import set_up_for
     from nexhealth_pipeline.warehouse.migrate import check
 
     realm: Realm = demo_realm() if demo else account()
+    set_up_for(realm.settings, quiet=True)
     url = realm.warehouse_url()
     check(url)
     return url

@@ -24,6 +24,7 @@ __all__ = [
     "is_sandbox_key",
     "real_environment",
     "shut_in_demo",
+    "usable_demo_home",
 ]
 
 DEMO_DATABASE, DEMO_DAGSTER_DATABASE = "demo", "demo_dagster"
@@ -81,6 +82,15 @@ def demo_home() -> Path:
     if not found:
         found = read_env_file(Path(".env")).get(name)
     return home_folder(load_settings({name: found} if found else {}, environ={}, env_file=None))
+
+
+def usable_demo_home() -> Path:
+    """The same, made if it was not there. Raises WarehouseError where it cannot be, before anything is started in it."""
+    from nexhealth_pipeline.warehouse.place import check_home
+
+    home = demo_home()
+    check_home(home)
+    return home
 
 
 def _demo_choices(home: Path, api_url: str | None) -> dict[str, str]:
@@ -145,7 +155,7 @@ def _written(value: object) -> str:
     if isinstance(value, SecretStr):
         return value.get_secret_value()
     if isinstance(value, Path):
-        return str(value.expanduser().absolute())
+        return str(value.absolute())
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 

@@ -1,6 +1,5 @@
 """`nexhealth status`: how fresh each collection is at each location, and what is being read now."""
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -8,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nexhealth_pipeline.cli.realm import account
+from nexhealth_pipeline.cli.json_output import json_line, told_as_json
+from nexhealth_pipeline.cli.realm import Realm, account
 from nexhealth_pipeline.cli.realm import demo as demo_realm
 from nexhealth_pipeline.cli.report import Report, read_report
 from nexhealth_pipeline.cli.tables import age, moment, number, table
-from nexhealth_pipeline.errors import WarehouseOutdated
+from nexhealth_pipeline.errors import InvalidSetting, WarehouseOutdated
 
 if TYPE_CHECKING:
     import psycopg
@@ -38,9 +38,32 @@ def status(*, watching: bool, as_json: bool, checking: bool, acknowledge: bool, 
     Exit status 1: a check found something that was not acknowledged.
     """
     from nexhealth_pipeline.warehouse.connect import connect
+
+    with told_as_json(as_json):
+        if watching and (checking or acknowledge):
+            given = "--check" if checking else "--acknowledge"
+            raise InvalidSetting(f"--watch only shows: leave out {given}, or --watch")
+        realm, url = _warehouse(demo)
+        with connect(url, autocommit=True) as connection:
+            if watching:
+                return watch(connection, as_json=as_json)
+            if checking:
+                _check(connection, realm.settings)
+            report = read_report(connection)
+    _print(report, as_json=as_json)
+    if acknowledge:
+        with connect(url, autocommit=True) as connection:
+            _acknowledge(connection, report)
+    return 1 if report.has_news else 0
+
+
+def _warehouse(demo: bool) -> tuple[Realm, str]:
+    """The realm and the address of its warehouse, at this release's schema. Raises InvalidSetting, WarehouseError."""
+    from nexhealth_pipeline.log import set_up_for
     from nexhealth_pipeline.warehouse.migrate import check
 
     realm = demo_realm() if demo else account()
+    set_up_for(realm.settings, quiet=True)
     url = realm.warehouse_url()
     try:
         check(url)
@@ -50,16 +73,7 @@ def status(*, watching: bool, as_json: bool, checking: bool, acknowledge: bool, 
                 "the demo's warehouse is empty or older than this release: run `nexhealth demo`"
             ) from None
         raise
-    with connect(url, autocommit=True) as connection:
-        if watching:
-            return watch(connection, as_json=as_json)
-        if checking:
-            _check(connection, realm.settings)
-        report = read_report(connection)
-        _print(report, as_json=as_json)
-        if acknowledge:
-            _acknowledge(connection, report)
-    return 1 if report.has_news else 0
+    return realm, url
 
 
 def _check(connection: "psycopg.Connection", settings: "Settings") -> None:
@@ -84,7 +98,7 @@ def _acknowledge(connection: "psycopg.Connection", shown: Report) -> None:
 
 
 def _print(report: Report, *, as_json: bool) -> None:
-    click.echo(json.dumps(report.as_json(), default=str) if as_json else "\n".join(status_lines(report)))
+    click.echo(json_line(report.as_json()) if as_json else "\n".join(status_lines(report)))
 
 
 def watch(connection: "psycopg.Connection", *, as_json: bool, sleep: Callable[[float], None] = time.sleep) -> int:

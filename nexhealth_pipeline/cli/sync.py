@@ -1,6 +1,5 @@
 """`nexhealth sync`: the main job from a shell."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -8,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nexhealth_pipeline.cli.json_output import json_line, told_as_json
 from nexhealth_pipeline.cli.loading import loading
-from nexhealth_pipeline.cli.progress import showing_progress
+from nexhealth_pipeline.cli.progress import look_seconds, showing_progress
 from nexhealth_pipeline.cli.realm import Realm, account
-from nexhealth_pipeline.errors import InvalidSetting, PipelineError
+from nexhealth_pipeline.errors import InvalidSetting
 
 if TYPE_CHECKING:
     from nexhealth_pipeline.orchestration.launch import SyncSummary
@@ -153,16 +153,17 @@ def sync(*, explain: bool, as_json: bool, **asked: Any) -> int:
     1: done, with a failed slice or a refused record to look at; 2: wrong use; 3: nothing could be read;
     4: the database could not be used.
     """
-    options = _Options(**asked)
-    _check(options)
-    realm = account()
-    _begin(realm)
-    realm.settings.api_keys()  # without a key nothing else is worth a start
-    if explain:
-        return _explain(realm, options, as_json=as_json)
-    if options.filters and not as_json:
-        click.echo(f"Only rows by {options.filters.in_words()}, of {', '.join(_filtered(options))}.")
-    return run(realm, _request(options), as_json=as_json)
+    with told_as_json(as_json):
+        options = _Options(**asked)
+        _check(options)
+        realm = account()
+        _begin(realm)
+        realm.settings.api_keys()  # without a key nothing else is worth a start
+        if explain:
+            return _explain(realm, options, as_json=as_json)
+        if options.filters and not as_json:
+            click.echo(f"Only rows by {options.filters.in_words()}, of {', '.join(_filtered(options))}.")
+        return run(realm, _request(options), as_json=as_json)
 
 
 def _check(options: _Options) -> None:
@@ -243,7 +244,7 @@ def _explain(realm: Realm, options: _Options, *, as_json: bool) -> int:
     if options.patient:
         raise InvalidSetting("--explain cannot tell the requests of one patient: leave out --patient")
     found = explained(realm, _request(options))
-    click.echo(json.dumps(found) if as_json else "\n".join(explained_lines(found)))
+    click.echo(json_line(found) if as_json else "\n".join(explained_lines(found)))
     return 0
 
 
@@ -251,14 +252,9 @@ def run(realm: Realm, request: "SyncRequest", *, as_json: bool) -> int:
     """Run a sync in `realm` and print how it ended; its exit status. Raises PipelineError."""
     from nexhealth_pipeline.cli.summary import summary_lines
 
-    try:
-        summary = _run(realm, request, as_json=as_json)
-    except PipelineError as error:
-        if as_json:
-            click.echo(json.dumps({"error": str(error), "exit_status": error.exit_status}))
-        raise
+    summary = _run(realm, request, as_json=as_json)
     if as_json:
-        click.echo(json.dumps(summary.as_json(), default=str))
+        click.echo(json_line(summary.as_json()))
     else:
         click.echo("\n".join(summary_lines(summary, dry_run=request.dry_run)))
     return summary.exit_status
@@ -276,4 +272,5 @@ def _run(realm: Realm, request: "SyncRequest", *, as_json: bool) -> "SyncSummary
             warehouse_database=realm.warehouse_database,
             dagster_database=realm.dagster_database,
             on_progress=show,
+            look_seconds=look_seconds(),
         )

@@ -1,7 +1,6 @@
 """`nexhealth webhooks apply` and `replay`: stored events, applied now or once more."""
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -9,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nexhealth_pipeline.cli.household import Household, end_like_interrupt
+from nexhealth_pipeline.cli.json_output import json_line, told_as_json
 from nexhealth_pipeline.cli.loading import loading
-from nexhealth_pipeline.cli.realm import Realm, account, demo_home, shut_in_demo
+from nexhealth_pipeline.cli.realm import Realm, account, shut_in_demo, usable_demo_home
 from nexhealth_pipeline.cli.realm import demo as demo_realm
 from nexhealth_pipeline.cli.sandbox import start_sandbox
-from nexhealth_pipeline.errors import InvalidSetting, PipelineError
+from nexhealth_pipeline.errors import Cancelled, InvalidSetting
 
 if TYPE_CHECKING:
     from nexhealth_pipeline.orchestration.webhook_launch import WebhookRun
@@ -42,9 +42,9 @@ def apply(*, as_json: bool, demo: bool) -> int:
     """
     from nexhealth_pipeline.orchestration.webhook_names import APPLY_JOB
 
-    run = _run(APPLY_JOB, {"due_only": True}, demo=demo, as_json=as_json)
-    _print(run, as_json=as_json, lines=_applied_lines)
-    return run.exit_status or int(_has_news(run))
+    with told_as_json(as_json):
+        run = _run(APPLY_JOB, {"due_only": True}, demo=demo)
+    return _print(run, as_json=as_json, lines=_applied_lines)
 
 
 @click.command()
@@ -71,10 +71,10 @@ def replay(*, dry_run: bool, as_json: bool, demo: bool, **chosen: Any) -> int:
     """
     from nexhealth_pipeline.orchestration.webhook_names import REPLAY_JOB
 
-    config = _config(**chosen)
-    run = _run(REPLAY_JOB, {**config, "dry_run": dry_run}, demo=demo, as_json=as_json)
-    _print(run, as_json=as_json, lines=_rehearsed_lines if dry_run else _replayed_lines)
-    return run.exit_status or int(_has_news(run))
+    with told_as_json(as_json):
+        config = _config(**chosen)
+        run = _run(REPLAY_JOB, {**config, "dry_run": dry_run}, demo=demo)
+    return _print(run, as_json=as_json, lines=_rehearsed_lines if dry_run else _replayed_lines)
 
 
 def _config(
@@ -104,23 +104,18 @@ def _moment(option: str, text: str | None) -> datetime | None:
     return None if text is None else moment_of(option, text)
 
 
-def _run(job: str, config: dict[str, Any], *, demo: bool, as_json: bool) -> "WebhookRun":
-    """Run a job and wait for it; an error that ends it is told to programs as well."""
+def _run(job: str, config: dict[str, Any], *, demo: bool) -> "WebhookRun":
+    """Run a job and wait for it. Raises PipelineError."""
     end_like_interrupt()
-    try:
-        with _demo() if demo else nullcontext(account()) as realm:
-            return _run_in(realm, job, config)
-    except PipelineError as error:
-        if as_json:
-            click.echo(json.dumps({"error": str(error), "exit_status": error.exit_status}))
-        raise
+    with _demo() if demo else nullcontext(account()) as realm:
+        return _run_in(realm, job, config)
 
 
 @contextmanager
 def _demo() -> Iterator[Realm]:
     """The demo's realm, beside its local NexHealth; this process sees nothing of the account's any more."""
     with Household(_GRACE_SECONDS) as household:
-        realm = demo_realm(start_sandbox(household, demo_home()))
+        realm = demo_realm(start_sandbox(household, usable_demo_home()))
         shut_in_demo(realm)
         yield realm
 
@@ -150,11 +145,17 @@ def _has_news(run: "WebhookRun") -> bool:
     return any(run.result.get(name) for name in ("failed", "parked", "waiting", "still_due"))
 
 
-def _print(run: "WebhookRun", *, as_json: bool, lines: Any) -> None:
+def _print(run: "WebhookRun", *, as_json: bool, lines: Callable[[dict[str, Any]], list[str]]) -> int:
+    """Say what was done; the command's exit status."""
+    status = run.exit_status or int(_has_news(run))
     if as_json:
-        click.echo(json.dumps({"run_id": run.run_id, "seconds": round(run.seconds, 3), **run.result}))
-    else:
-        click.echo("\n".join(lines(run.result)))
+        told = {"run_id": run.run_id, "seconds": round(run.seconds, 3), **run.result, "exit_status": status}
+        click.echo(json_line(told))
+        return status
+    is_stopped = status == Cancelled.exit_status
+    said = lines(run.result) if run.result or not is_stopped else []  # it may have done much, and not told
+    click.echo("\n".join([*said, "stopped: what was committed stays"] if is_stopped else said))
+    return status
 
 
 def _applied_lines(result: dict[str, Any]) -> list[str]:

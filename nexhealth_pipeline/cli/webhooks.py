@@ -1,6 +1,5 @@
 """`nexhealth webhooks`: registers this pipeline with NexHealth, shows what is registered, removes it again."""
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nexhealth_pipeline.cli.json_output import json_line, told_as_json
 from nexhealth_pipeline.cli.realm import Realm, account
 from nexhealth_pipeline.cli.realm import demo as demo_realm
 from nexhealth_pipeline.cli.tables import moment, table
 from nexhealth_pipeline.cli.webhook_events import apply, replay
-from nexhealth_pipeline.errors import InvalidSetting, PipelineError
+from nexhealth_pipeline.errors import InvalidSetting
 
 if TYPE_CHECKING:
     import psycopg
@@ -60,13 +60,13 @@ def setup(url: str, *, rotate: bool, prune: bool, replace: bool, dry_run: bool, 
     from nexhealth_pipeline.webhooks.sealing import Sealer
     from nexhealth_pipeline.webhooks.target import usable_url
 
-    with _told_as_json(as_json):
+    with told_as_json(as_json):
         realm = account()
         wanted, sealer = usable_url(url), Sealer.of(realm.settings)  # before anything is started
         with _session(realm, dry_run=dry_run) as session, _progress(quiet=as_json) as show:
             wish = {"prune": prune, "rotate": rotate, "replace": replace, "dry_run": dry_run}
             done = set_up(session, wanted, **wish, sealer=sealer, on_progress=show)
-    click.echo(json.dumps(done.as_json()) if as_json else "\n".join(_set_up_lines(done)))
+    click.echo(json_line(done.as_json()) if as_json else "\n".join(_set_up_lines(done)))
     return done.exit_status
 
 
@@ -79,15 +79,10 @@ def show(*, as_json: bool, demo: bool) -> int:
     As they were found when NexHealth was last asked, how many events each institution is subscribed to, and when the
     last one came. Asks NexHealth nothing, and never shows a secret.
     """
-    from nexhealth_pipeline.warehouse.connect import connect, driver_errors
-    from nexhealth_pipeline.warehouse.migrate import check
-
-    url = (demo_realm() if demo else account()).warehouse_url()
-    check(url)
-    with driver_errors("reading endpoints"), connect(url, autocommit=True) as connection:
-        found = endpoint_lines(connection)
+    with told_as_json(as_json):
+        found = _endpoints(demo_realm() if demo else account())
     if as_json:
-        click.echo(json.dumps({"endpoints": [asdict(one) for one in found]}, default=str))
+        click.echo(json_line({"endpoints": [asdict(one) for one in found]}))
     else:
         click.echo("\n".join(_list_lines(found)))
     return 0
@@ -107,15 +102,16 @@ def remove(url: str | None, *, everything: bool, forget: bool, as_json: bool) ->
     """
     from nexhealth_pipeline.webhooks.registration import remove as remove_at_nexhealth
 
-    if (url is None) != everything:
-        raise InvalidSetting("give the endpoint's URL, or --all" + (": not both" if everything else ""))
-    with _told_as_json(as_json), _session(account()) as session:
-        done = remove_at_nexhealth(session, url, forget=forget)
+    with told_as_json(as_json):
+        if (url is None) != everything:
+            raise InvalidSetting("give the endpoint's URL, or --all" + (": not both" if everything else ""))
+        with _session(account()) as session:
+            done = remove_at_nexhealth(session, url, forget=forget)
     lines = [f"endpoint {number} deleted: {address}" for number, address in done.removed]
     lines += [f"endpoint {number} forgotten: {address}" for number, address in done.forgotten]
     lines += [f"failed: {what}: {reason}" for what, reason in done.failures]
     click.echo(
-        json.dumps(done.as_json())
+        json_line(done.as_json())
         if as_json
         else "\n".join(lines or ["nothing to forget" if forget else "nothing is registered"])
     )
@@ -142,6 +138,19 @@ class EndpointLine:
     """Since when events may be missing."""
     retire_at: datetime | None
     """When it is deleted, another one having taken its place."""
+
+
+def _endpoints(realm: Realm) -> list[EndpointLine]:
+    """Our endpoints as the realm's warehouse knows them. Raises WarehouseError."""
+    from nexhealth_pipeline.log import set_up_for
+    from nexhealth_pipeline.warehouse.connect import connect, driver_errors
+    from nexhealth_pipeline.warehouse.migrate import check
+
+    set_up_for(realm.settings, quiet=True)
+    url = realm.warehouse_url()
+    check(url)
+    with driver_errors("reading endpoints"), connect(url, autocommit=True) as connection:
+        return endpoint_lines(connection)
 
 
 def endpoint_lines(connection: "psycopg.Connection") -> list[EndpointLine]:
@@ -196,17 +205,6 @@ def _session(realm: Realm, *, dry_run: bool = False) -> Iterator["SyncSession"]:
     declare_kind(url, realm.kind, dry_run=dry_run)
     with SyncSession(realm.settings, url) as session:
         yield session
-
-
-@contextmanager
-def _told_as_json(as_json: bool) -> Iterator[None]:
-    """An error that ends the command, for programs; the line on stderr comes in any case."""
-    try:
-        yield
-    except PipelineError as error:
-        if as_json:
-            click.echo(json.dumps({"error": str(error), "exit_status": error.exit_status}))
-        raise
 
 
 @contextmanager

@@ -252,10 +252,7 @@ def _plan(
 ) -> tuple[list[Job], int]:
     if request.patient is not None:
         return [_new_job(PATIENT_JOB, PATIENT_OP, (), {"patient_id": request.patient}, "1 patient")], 0
-    locations = [practices.find(text) for text in request.locations]
-    inactive = [location.key for location in locations if location.inactive]
-    if inactive:
-        raise InvalidSetting(f"location {inactive[0]} is inactive: NexHealth no longer reads its practice system")
+    locations = practices.chosen(request.locations)
     collections = [one for scope in list(Scope)[1:] for one in _collections(scope, request.resources)]
     if request.start or request.end:
         collections = [one for one in collections if one.window is not None]

@@ -29,8 +29,8 @@ def dagster_home(settings: Settings, *, start: Path | None = None, chosen: str |
     upward begins (the working folder). Raises InvalidSetting where `chosen` holds no `dagster.yaml`.
     """
     if chosen:
-        folder = Path(chosen).expanduser().absolute()
-        if not (folder / "dagster.yaml").is_file():
+        folder = _chosen_home(chosen)
+        if folder is None:
             raise InvalidSetting(f"DAGSTER_HOME (value: {chosen!r}): this folder holds no dagster.yaml")
         return folder
     here = (start or Path.cwd()).absolute()
@@ -54,6 +54,15 @@ def open_instance(settings: Settings, *, chosen: str | None = None) -> DagsterIn
     home = dagster_home(settings, chosen=chosen)
     os.environ["DAGSTER_HOME"] = str(home)
     return DagsterInstance.from_config(str(home))
+
+
+def _chosen_home(chosen: str) -> Path | None:
+    """The folder that the user chose, where it holds a `dagster.yaml` that can be looked at."""
+    try:
+        folder = Path(chosen).expanduser().absolute()
+        return folder if (folder / "dagster.yaml").is_file() else None
+    except (OSError, RuntimeError):  # it may not be entered, its name is too long, or `~` is nobody's
+        return None
 
 
 def _names_our_storage(file: Path) -> bool:

@@ -9,10 +9,10 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any, Literal
+from types import TracebackType
+from typing import Any, Literal, Self
 
 import psycopg
 
@@ -96,8 +96,11 @@ def run_sync(
     warehouse_database: str = WAREHOUSE_DATABASE,
     dagster_database: str = DAGSTER_DATABASE,
     on_progress: Callable[[Progress], None] | None = None,
+    look_seconds: float = 0.5,
 ) -> SyncSummary:
     """Run a sync and wait for its end. Must be called before any thread or connection is open.
+
+    How far it is `on_progress` learns each `look_seconds`: a look sums up all slices of the sync.
 
     Raises ConfigurationError and WarehouseError for what stops it before anything is read; Cancelled.
     """
@@ -109,12 +112,12 @@ def run_sync(
     raise_unless_answered(first)
     plan: dict[str, Any] = first.result
     beside = [] if request.dry_run else [partial(keep_house_beside, settings, url, dagster_url)]
-    outcomes = _execute(url, plan, on_progress, beside)
+    outcomes = _execute(url, plan, on_progress, look_seconds, beside)
     if plan["catch_up"] is not None and _undisturbed(outcomes):
         second = run_side_by_side([partial(catch_up, settings, url, request, plan["catch_up"])])[0]
         raise_unless_answered(second)
         plan["jobs"] += second.result["jobs"]
-        outcomes += _execute(url, second.result, on_progress)
+        outcomes += _execute(url, second.result, on_progress, look_seconds)
     stopped = any(map(_was_stopped, outcomes))
     results = plan["results"] + [row for outcome in outcomes if outcome.result for row in outcome.result["results"]]
     if plan["sweep"] is not None and _undisturbed(outcomes):
@@ -129,11 +132,13 @@ def _execute(
     url: str,
     plan: dict[str, Any],
     on_progress: Callable[[Progress], None] | None,
+    look_seconds: float,
     beside: Sequence[Callable[[], Any]] = (),
 ) -> list[Outcome]:
     """Execute the runs of a plan side by side; with what else is to be done `beside` them, which has no outcome."""
     runs = [partial(execute, job) for job in plan["jobs"]]
-    return run_side_by_side([*runs, *beside], tick=_Watch(url, plan, on_progress).tick)[: len(runs)]
+    with _Watch(url, plan, on_progress) as watch:
+        return run_side_by_side([*runs, *beside], tick=watch.tick, every=look_seconds)[: len(runs)]
 
 
 def _undisturbed(outcomes: list[Outcome]) -> bool:
@@ -177,37 +182,58 @@ def raise_unless_answered(outcome: Outcome) -> None:
 
 
 class _Watch:
-    """Tells how far the runs are, from the log they keep."""
+    """Tells how far the runs are, from the log they keep.
+
+    Over one connection of its own, made at the first look, when everything is forked; closed with the context, before
+    anything else is.
+    """
 
     def __init__(self, url: str, plan: dict[str, Any], on_progress: Callable[[Progress], None] | None) -> None:
         self._url, self._plan, self._on_progress = url, plan, on_progress
         self._runs = [job["run_id"] for job in plan["jobs"]]
+        self._connection: psycopg.Connection | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
 
     def tick(self) -> None:
-        """Called by the waiting parent twice a second. A look that fails is left out: the runs go on.
+        """Called by the waiting parent now and then. A look that fails is left out: the runs go on.
 
         They do so as well where it cannot be shown, because nobody reads it or the disk is full; then no more are.
         """
         if self._on_progress is None:
             return
         try:
-            with suppress(PipelineError, psycopg.Error):
-                self._on_progress(self._look())
+            self._on_progress(self._look())
+        except (PipelineError, psycopg.Error):
+            self._close()  # the next look makes a new one
         except (OSError, ValueError):
             self._on_progress = None
+            self._close()
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     def _look(self) -> Progress:
-        with connect(self._url, autocommit=True, application_name="nexhealth progress") as connection:
-            row = connection.execute(
-                "SELECT count(*) FILTER (WHERE status <> 'running'), coalesce(sum(pages), 0),"
-                " coalesce(sum(records_read), 0) FROM nexhealth_sync_logs WHERE run_id = ANY(%s)",
-                (self._runs,),
-            ).fetchone()
-            last = connection.execute(
-                "SELECT collection || coalesce(' ' || partition_key, '') FROM nexhealth_sync_logs"
-                " WHERE run_id = ANY(%s) AND status = 'running' ORDER BY id DESC LIMIT 1",
-                (self._runs,),
-            ).fetchone()
+        if self._connection is None:
+            self._connection = connect(self._url, autocommit=True, application_name="nexhealth progress")
+        row = self._connection.execute(
+            "SELECT count(*) FILTER (WHERE status <> 'running'), coalesce(sum(pages), 0),"
+            " coalesce(sum(records_read), 0) FROM nexhealth_sync_logs WHERE run_id = ANY(%s)",
+            (self._runs,),
+        ).fetchone()
+        last = self._connection.execute(
+            "SELECT collection || coalesce(' ' || partition_key, '') FROM nexhealth_sync_logs"
+            " WHERE run_id = ANY(%s) AND status = 'running' ORDER BY id DESC LIMIT 1",
+            (self._runs,),
+        ).fetchone()
         done, pages, records = row or (0, 0, 0)
         # Judging absences has log rows of its own.
         done = min(done, self._plan["planned"])
@@ -245,7 +271,7 @@ def _summarise(
         new_notes=new_notes,
         seconds=seconds,
         floor_seconds=floor_seconds(requests, settings.rate_share),
-        exit_status=_exit_status(results, [one["exit_status"] for one in broken], failures, new_notes),
+        exit_status=_exit_status(plan, results, [one["exit_status"] for one in broken], failures, new_notes),
         absences=_absences(results),
     )
 
@@ -258,15 +284,24 @@ def _absences(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def _judged(plan: dict[str, Any], results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The slices that tell whether anything could be read; those of the practice itself where there were to be no others."""
+    slices = [row for row in results if row["absence"] is None]
+    return [row for row in slices if row["scope"] != Scope.PRACTICE] if plan["jobs"] else slices
+
+
 def _exit_status(
-    results: list[dict[str, Any]], broken: list[int], failures: list[tuple[str, str]], new_notes: int
+    plan: dict[str, Any],
+    results: list[dict[str, Any]],
+    broken: list[int],
+    failures: list[tuple[str, str]],
+    new_notes: int,
 ) -> int:
     """0 done, 1 something new to look at, 3 nothing could be read, 4 the database could not be used."""
     for decisive in (WarehouseError.exit_status, ConfigurationError.exit_status):
         if decisive in broken:
             return decisive
-    read = [row for row in results if row["scope"] != Scope.PRACTICE and row["absence"] is None and _was_read(row)]
-    if failures and not read:
+    if failures and not any(map(_was_read, _judged(plan, results))):
         statuses = [row["exit_status"] for row in results if row["exit_status"]]
         return statuses[0] if statuses else TryLater.exit_status
     return 1 if failures or new_notes else 0

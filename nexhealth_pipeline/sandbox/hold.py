@@ -74,7 +74,7 @@ def holder_of(folder: Path) -> int | None:
             return None
     except FolderHeldError as held:
         return held.holder
-    except ValueError:
+    except (OSError, ValueError):  # it cannot even be looked at: whoever is to use it will say why
         return None
 
 

@@ -72,6 +72,14 @@ class Practices:
         theirs = {one.institution.id for one in kept}
         return Practices(tuple(one for one in self.institutions if one.id in institutions or one.id in theirs), kept)
 
+    def chosen(self, texts: Iterable[str]) -> list[Location]:
+        """The locations to be read that `texts` name, as :meth:`find`. Raises InvalidSetting for an inactive one as well."""
+        found = [self.find(text) for text in texts]
+        inactive = [location.key for location in found if location.inactive]
+        if inactive:
+            raise InvalidSetting(f"location {inactive[0]} is inactive: NexHealth no longer reads its practice system")
+        return found
+
     def find(self, text: str) -> Location:
         """The location whose key, id or name is `text`. Raises InvalidSetting, naming the choices."""
         found = [

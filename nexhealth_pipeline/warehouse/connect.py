@@ -84,7 +84,7 @@ _REASONS = (
 def home_folder(settings: Settings) -> Path:
     """The folder of the embedded default: NEXHEALTH_HOME, `.nexhealth` of a checkout, or the user's data folder."""
     if settings.home is not None:
-        return settings.home.expanduser().absolute()
+        return settings.home.absolute()
     checkout = Path(__file__).resolve().parents[2]
     if (checkout / "pyproject.toml").is_file() and os.access(checkout, os.W_OK):
         return checkout / ".nexhealth"

@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -170,6 +171,63 @@ def test_so_is_none_that_was_never_there(args: str, closed: str) -> None:
     done = subprocess.run(command, check=False, text=True, timeout=60, **streams)
     os.close(writer)
     assert (done.returncode, done.stdout or "", done.stderr or "") == (141, "", "")
+
+
+FORKING = """
+import sys, click
+from nexhealth_pipeline.cli import app
+from nexhealth_pipeline.orchestration.fork import run_side_by_side
+def fork():
+    print("to stdout", flush=True)
+    print("to stderr", file=sys.stderr, flush=True)
+    return run_side_by_side([lambda: open("file", "x").fileno()])[0].result
+app.cli.add_command(click.Command("fork", callback=fork))
+sys.exit(app.main(["fork"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("closed", "out", "err"),
+    [(">&-", "", "to stderr\n"), ("2>&-", "to stdout\n", ""), ("<&- >&- 2>&-", "", "")],
+)
+def test_a_stream_that_the_caller_closed_ends_nothing(closed: str, out: str, err: str, tmp_path: Path) -> None:
+    """Some service managers and cron lines do; Python has no stream then, and the next file opened gets its number."""
+    command = ["bash", "-c", f"exec '{sys.executable}' -c '{FORKING}' {closed}"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert (done.returncode in range(3, 100), done.stdout, done.stderr) == (True, out, err)
+
+
+def test_a_closed_stderr_is_not_the_error_that_is_told(tmp_path: Path) -> None:
+    """Without a key it is wrong use, whoever hears of it."""
+    command = f"exec '{sys.executable}' -m nexhealth_pipeline.cli sync 2>&-"
+    done = subprocess.run(["bash", "-c", command], check=False, capture_output=True, cwd=tmp_path, timeout=60)
+    assert (done.returncode, done.stdout) == (2, b"")
+
+
+NAMES = (
+    "import sys, click; from nexhealth_pipeline.cli import app\n"
+    'app.cli.add_command(click.Command("names", callback=lambda: click.echo("Z\\u00e4hne \\u2013 Nord")))\n'
+    'sys.exit(app.main(["names"]))'
+)
+
+
+def test_a_name_that_the_terminal_cannot_show_is_shown_in_part() -> None:
+    """One location with an en dash, and `status` would show none of them."""
+    done = subprocess.run(
+        [sys.executable, "-c", NAMES],
+        check=False,
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "latin-1"},
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Zähne ? Nord\n".encode("latin-1"), b"")
+
+
+@pytest.mark.parametrize("words", ["db upgrade", "status", "quarantine list", "quarantine retry", "webhooks list"])
+def test_a_command_on_the_warehouse_sets_up_the_log(nexhealth: Run, words: str, database_url: str) -> None:
+    """Else its warnings come bare, and a driver's error among their arguments with the row that it quotes."""
+    assert nexhealth(*words.split(), DATABASE_URL=database_url).status == 0
+    assert [one for one in logging.getLogger().handlers if type(one).__module__ == "nexhealth_pipeline.log"]
 
 
 def test_an_unknown_command_is_wrong_use(nexhealth: Run) -> None:

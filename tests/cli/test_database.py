@@ -76,6 +76,21 @@ def test_upgrade_says_what_it_made_and_then_that_nothing_is_left(nexhealth: Run,
     assert (second.status, second.out) == (0, "the warehouse is up to date\n")
 
 
+@pytest.mark.parametrize(("level", "told"), [({}, False), ({"NEXHEALTH_LOG_LEVEL": "INFO"}, True)])
+def test_upgrade_logs_what_takes_long_where_that_was_chosen(
+    nexhealth: Run, database_url: str, level: dict[str, str], told: bool
+) -> None:
+    """An index of a large table takes minutes."""
+    with psycopg.connect(database_url) as connection:
+        connection.execute(
+            "INSERT INTO nexhealth_patients (institution_id, id, synced_at, source_read_at, row_hash)"
+            " VALUES (7, 1, now(), now(), '')"
+        )
+    ended = nexhealth("db", "upgrade", DATABASE_URL=database_url, **level)
+    assert (ended.status, "making indexes" in ended.err) == (0, told)
+    assert "nexhealth_patients" in ended.out
+
+
 def test_upgrade_refuses_a_newer_warehouse(nexhealth: Run, database_url: str) -> None:
     """An older release must not write what it does not understand."""
     with psycopg.connect(database_url) as connection:

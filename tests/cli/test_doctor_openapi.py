@@ -12,6 +12,15 @@ SPEC = Path(__file__).resolve().parents[3] / "shared" / "nexhealth" / "openapi-v
 with_spec = pytest.mark.skipif(not SPEC.exists(), reason="the vendor's OpenAPI file is not beside this checkout")
 
 
+CIRCLE = json.dumps(
+    {
+        "paths": {"/new": {"get": {"responses": {"200": {"$ref": "#/answer"}}}}},
+        "answer": {"allOf": [{"$ref": "#/other"}, {"$ref": "#/answer"}]},
+        "other": {"allOf": [{"$ref": "#/answer"}]},
+    }
+)
+
+
 @with_spec
 def test_the_known_version_ends_with_0(nexhealth: Run) -> None:
     ended = nexhealth("doctor", "--openapi", str(SPEC))
@@ -44,6 +53,7 @@ def test_a_change_ends_with_1_and_says_what_it_means(nexhealth: Run, tmp_path: P
         ("[" * 100_000, "no JSON"),
         ("[]", "no OpenAPI file"),
         ('{"paths": {"/patients": {"get": {"parameters": 5}}}}', "no OpenAPI file"),
+        (CIRCLE, "part of itself"),
     ],
 )
 def test_a_file_that_is_none_is_wrong_use(nexhealth: Run, tmp_path: Path, content: str | None, why: str) -> None:
@@ -52,6 +62,17 @@ def test_a_file_that_is_none_is_wrong_use(nexhealth: Run, tmp_path: Path, conten
     ended = nexhealth("doctor", "--openapi", "x.json")
     assert (ended.status, ended.out) == (2, "")
     assert ended.err.startswith("nexhealth: --openapi x.json: it ")
+    assert why in ended.err
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [("~nosuchuser/x.json", "it cannot be read"), ("x.json --location acme.1", "leave out --location")],
+)
+def test_wrong_words_are_wrong_use(nexhealth: Run, words: str, why: str) -> None:
+    """A location would be taken to have been checked."""
+    ended = nexhealth("doctor", "--openapi", *words.split())
+    assert (ended.status, ended.out) == (2, "")
     assert why in ended.err
 
 

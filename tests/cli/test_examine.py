@@ -63,6 +63,15 @@ def test_without_a_key_the_setting_is_named(nexhealth: Run, database_url: str) -
     assert "NEXHEALTH_API_KEY" in findings(ended)["key"]["message"]
 
 
+def test_a_file_of_keys_that_cannot_be_read_is_to_be_corrected(nexhealth: Run, database_url: str) -> None:
+    """Another key beside it would not help."""
+    ended = nexhealth("doctor", "--json", DATABASE_URL=database_url, NEXHEALTH_API_KEYS_FILE="none.toml")
+    assert ended.status == 2
+    key = findings(ended)["key"]
+    assert "none.toml cannot be read" in key["message"]
+    assert (key["fix"].startswith("Correct "), "NEXHEALTH_API_KEY " in key["fix"]) == (True, False)
+
+
 def test_a_refused_key_is_told_from_an_unreachable_host(nexhealth: Run, settings: dict[str, str]) -> None:
     """One needs another key, the other a network; the key itself is never shown."""
     ended = nexhealth("doctor", "--json", **settings | {"NEXHEALTH_API_KEY": "wrong-" + REAL_KEY})

@@ -87,6 +87,27 @@ def test_a_fresh_warehouse_explains_its_discovery(nexhealth: Run, database_url: 
     assert "No location is known yet" in ended.out
 
 
+def test_a_location_cannot_be_chosen_before_any_is_known(nexhealth: Run, database_url: str) -> None:
+    """The key is not to blame."""
+    account = {"NEXHEALTH_API_KEY": SANDBOX_API_KEY, "DATABASE_URL": database_url}
+    ended = nexhealth("sync", "--explain", "--location", "acme.3", **account)
+    assert (ended.status, ended.out) == (2, "")
+    assert "No location is known yet" in ended.err
+    assert "'acme.3'" in ended.err
+    assert "key" not in ended.err
+
+
+def test_an_inactive_location_is_refused_as_by_a_sync(
+    nexhealth: Run, account: dict[str, str], database_url: str
+) -> None:
+    """No slices and no requests would read as: nothing is due."""
+    with psycopg.connect(database_url) as connection:
+        connection.execute("UPDATE nexhealth_locations SET inactive = true WHERE id = 3")
+    ended = nexhealth("sync", "--explain", "--location", "acme.3", **account)
+    assert (ended.status, ended.out) == (2, "")
+    assert "location acme.3 is inactive" in ended.err
+
+
 def test_a_warehouse_without_tables_is_not_touched(nexhealth: Run, empty_database_url: str) -> None:
     """It does nothing, so it makes no tables either."""
     ended = nexhealth("sync", "--explain", NEXHEALTH_API_KEY=SANDBOX_API_KEY, DATABASE_URL=empty_database_url)

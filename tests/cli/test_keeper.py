@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -124,6 +125,31 @@ def test_a_module_in_the_working_folder_hides_none_of_ours(tmp_path: Path) -> No
     command = nexhealth_command("--version")
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout.strip()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_the_moment_of_a_start_leaves_no_process(
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """It ran already, and nobody knew its number: it lived on, or the command waited for it for ever."""
+    started: list[int] = []
+
+    class Struck(subprocess.Popen[bytes]):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            started.append(self.pid)
+            signal.raise_signal(number)
+
+    def start() -> None:
+        with Household(1.0) as household:
+            monkeypatch.setattr(subprocess, "Popen", Struck)
+            household.start("struck", [sys.executable, "-S", "-c", "import time; time.sleep(60)"])
+
+    end_like_interrupt()
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    assert len(started) == 1
+    assert not runs(started[0])
 
 
 def test_a_signal_that_is_ignored_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:

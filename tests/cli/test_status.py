@@ -86,6 +86,7 @@ def test_a_last_run_whose_process_is_gone_is_interrupted(connection: psycopg.Con
 def test_json_has_everything(nexhealth: Run, busy: str) -> None:
     """For a monitor."""
     found = json.loads(nexhealth("status", "--json", DATABASE_URL=busy).out)
+    assert "T" in found["now"]
     assert {one["collection"] for one in found["fresh"]} == {"institutions", "providers", "patients", "appointments"}
     assert [(one["slice"], one["alive"]) for one in found["reading"]] == [
         ("appointments acme.12|2026-01", True),
@@ -135,6 +136,14 @@ def test_watching_on_a_terminal_draws_and_ends_alike(
         raise KeyboardInterrupt
 
     assert watch(connection, as_json=False, sleep=nap) == 0
+
+
+@pytest.mark.parametrize("option", ["--check", "--acknowledge"])
+def test_watching_does_nothing_else(nexhealth: Run, database_url: str, option: str) -> None:
+    """Left out unsaid, what was to be acknowledged would wake somebody again."""
+    ended = nexhealth("status", "--watch", option, DATABASE_URL=database_url)
+    assert (ended.status, ended.out) == (2, "")
+    assert option in ended.err
 
 
 def _failed_check(connection: psycopg.Connection, faults: int) -> None:

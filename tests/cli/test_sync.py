@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nexhealth_pipeline import errors
-from nexhealth_pipeline.cli.progress import showing_progress
+from nexhealth_pipeline.cli.progress import look_seconds, showing_progress
 from nexhealth_pipeline.orchestration import launch
 from nexhealth_pipeline.orchestration.launch import CollectionSummary, Progress, SyncRequest, SyncSummary
 from nexhealth_pipeline.sandbox import SANDBOX_API_KEY
@@ -333,6 +333,15 @@ class TestProgress:
             show(Progress("patients acme.1", 2, 2000, 1, 7))
             seen.append(threading.active_count())
         assert seen == [before]
+
+    def test_it_is_looked_for_as_often_as_it_is_shown(
+        self, nexhealth: Run, ran: FakeRun, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each look sums up all slices: ten for one line are nine for nobody."""
+        assert nexhealth("sync", **KEY).status == 0
+        assert ran.options["look_seconds"] == 5.0
+        monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+        assert look_seconds() == 0.5
 
     def test_json_gets_none(self) -> None:
         """Nothing but the object."""

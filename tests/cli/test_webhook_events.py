@@ -25,6 +25,7 @@ class Launched:
     asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     seen: list[Settings] = field(default_factory=list)
     """What a run sees, which reads the settings for itself."""
+    exit_status: int = 0
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Launched:
         launched.seen.append(load_settings())
         if launched.seen[-1].data_kind == "sandbox":
             urllib.request.urlopen(f"{launched.seen[-1].api_url}/sandbox/stats", timeout=10).close()
-        return WebhookRun("run-1", launched.result, 1.5)
+        return WebhookRun("run-1", launched.result, 1.5, launched.exit_status)
 
     monkeypatch.setattr(webhook_launch, "run_webhook_job", run)
     return launched
@@ -115,7 +116,7 @@ def test_applying_ends_with_one_where_something_is_to_be_looked_at(
     launched.result = {**counts, "rows": 2}
     ended = nexhealth("webhooks", "apply", "--json", DATABASE_URL=database_url, NEXHEALTH_API_KEY="k")
     assert ended.status == status
-    assert json.loads(ended.out) == {"run_id": "run-1", "seconds": 1.5, **counts, "rows": 2}
+    assert json.loads(ended.out) == {"run_id": "run-1", "seconds": 1.5, **counts, "rows": 2, "exit_status": status}
     assert launched.asked == [("nexhealth_webhook_apply", {"due_only": True})], "all of it, however long it takes"
 
 
@@ -133,6 +134,19 @@ def test_events_that_still_wait_are_told(
     launched.result = {**counts, "rows": 2}
     ended = nexhealth("webhooks", "apply", DATABASE_URL=database_url, NEXHEALTH_API_KEY="k")
     assert (ended.status, ended.out) == (1, f"{line}1,600 still wait\n")
+
+
+@pytest.mark.parametrize("words", ["apply", "replay --status applied", "replay --status applied --dry-run"])
+def test_one_that_was_stopped_does_not_say_that_nothing_waited(
+    words: str, nexhealth: Run, launched: Launched, database_url: str
+) -> None:
+    """Ctrl-C comes before the run has told anything; thousands of events may have been applied, or still wait."""
+    launched.exit_status = 130
+    account = {"DATABASE_URL": database_url, "NEXHEALTH_API_KEY": "k"}
+    ended = nexhealth("webhooks", *words.split(), **account)
+    assert (ended.status, ended.out) == (130, "stopped: what was committed stays\n")
+    as_json = nexhealth("webhooks", *words.split(), "--json", **account)
+    assert json.loads(as_json.out) == {"run_id": "run-1", "seconds": 1.5, "exit_status": 130}
 
 
 @pytest.mark.parametrize("words", ["apply", "replay --status applied"])

@@ -61,6 +61,13 @@ def test_what_the_user_chose_counts_and_an_empty_folder_is_named(tmp_path: Path,
     assert instance.workspace_file(tmp_path).parent == REPO / "nexhealth_pipeline" / "orchestration"
 
 
+@pytest.mark.parametrize("chosen", [f"/tmp/{'a' * 300}", "~nosuchuser/dagster"], ids=["too long", "nobody's"])
+def test_a_chosen_folder_that_cannot_be_looked_into_holds_none(settings: Settings, chosen: str) -> None:
+    """The system refuses even the look: a wrong setting, no bug."""
+    with pytest.raises(InvalidSetting, match=r"DAGSTER_HOME .*holds no dagster\.yaml"):
+        instance.dagster_home(settings, chosen=chosen)
+
+
 def test_the_instance_is_ours_in_every_part(
     tmp_path: Path, settings: Settings, empty_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -171,20 +171,20 @@ def test_progress_that_cannot_be_shown_is_left_out(environment: dict[str, str], 
         shown.append(progress)
         raise error
 
-    watch = launch._Watch(environment["DATABASE_URL"], {"jobs": [], "planned": 7}, show)
-    watch.tick()
-    watch.tick()
+    with launch._Watch(environment["DATABASE_URL"], {"jobs": [], "planned": 7}, show) as watch:
+        watch.tick()
+        watch.tick()
     assert shown == [Progress("", 0, 0, 0, 7)], "what failed once is not tried again"
 
 
 def test_a_look_that_fails_is_not_the_last(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The database is busy now and then."""
     shown: list[Progress] = []
-    watch = launch._Watch(environment["DATABASE_URL"], {"jobs": [], "planned": 7}, shown.append)
-    with monkeypatch.context() as patch:
-        patch.setattr(watch, "_url", "postgresql://127.0.0.1:9/none")
+    with launch._Watch(environment["DATABASE_URL"], {"jobs": [], "planned": 7}, shown.append) as watch:
+        with monkeypatch.context() as patch:
+            patch.setattr(watch, "_url", "postgresql://127.0.0.1:9/none")
+            watch.tick()
         watch.tick()
-    watch.tick()
     assert len(shown) == 1
 
 

@@ -59,6 +59,7 @@ def test_a_state_folder_is_one_servers_at_a_time(tmp_path: Path) -> None:
             SandboxServer(state_dir=tmp_path)
         assert holder_of(tmp_path) == os.getpid()
     assert holder_of(tmp_path) is None
+    assert holder_of(Path("/tmp") / ("a" * 300)) is None, "nobody can serve it, as whoever tries is told"
     with pytest.raises(ValueError, match="another seed"):
         SandboxServer(state_dir=tmp_path, seed=99)
     with SandboxServer(state_dir=tmp_path), pytest.raises(FolderHeldError):
