@@ -8,7 +8,15 @@ from datetime import UTC, datetime
 import psycopg
 from psycopg import sql
 
-from nexhealth_pipeline.errors import Cancelled, KeyRefused, PipelineError, ServerFailed, TryLater, WarehouseError
+from nexhealth_pipeline.errors import (
+    ApiError,
+    Cancelled,
+    KeyRefused,
+    PipelineError,
+    ServerFailed,
+    TryLater,
+    WarehouseError,
+)
 from nexhealth_pipeline.sync.loader import Loader
 from nexhealth_pipeline.sync.lock import SliceLock
 from nexhealth_pipeline.sync.months import CHANGES, month_bounds, month_keys
@@ -178,6 +186,8 @@ class SliceReader:
         self._close_log(connection, status, str(failure))
         result = self._result(status, reason=str(failure), exit_status=failure.exit_status)
         result.passing = isinstance(failure, TryLater | KeyRefused)
+        if isinstance(failure, ApiError):
+            result.refused_keys = failure.refused_keys
         return result
 
     def _succeed(self, connection: psycopg.Connection) -> SliceResult:
