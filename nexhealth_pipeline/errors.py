@@ -96,6 +96,8 @@ class ApiError(PipelineError):
     """NexHealth could not be read. `status` is the HTTP status, or None where there was no answer."""
 
     exit_status = 3
+    refused_keys: frozenset[str] = frozenset()
+    """Names of the API keys that were refused, where what the others reach was handed out before; else none."""
 
     def __init__(self, message: str, *, status: int | None = None) -> None:
         super().__init__(message)

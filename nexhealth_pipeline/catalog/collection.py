@@ -274,6 +274,11 @@ class Collection:
         return tuple(one.name for one in self.from_request if self.per and one.name not in self.key)
 
     @property
+    def placed_by_request(self) -> bool:
+        """Whether the request alone tells which location lists a row: several that share a database may, alike."""
+        return self.per is None and any(one.name == "location_id" for one in self.from_request)
+
+    @property
     def parent_columns(self) -> tuple[str, ...]:
         """Of rows in the own list of another row, or inside it: what holds its id, which the request knows or the record."""
         if self.per is None and self.inside is None:

@@ -9,9 +9,10 @@ from dataclasses import replace
 from nexhealth_pipeline.client.client import NexHealthClient
 from nexhealth_pipeline.client.page import Page
 from nexhealth_pipeline.client.request import ApiRequest
-from nexhealth_pipeline.errors import ApiError, KeyRefused, NoAccess
+from nexhealth_pipeline.errors import ApiError, KeyRefused, MissingSetting, NoAccess
+from nexhealth_pipeline.sync.slices import SliceResult
 
-__all__ = ["pages_of_every_key"]
+__all__ = ["pages_of_every_key", "was_read_for"]
 
 
 def pages_of_every_key(client: NexHealthClient, request: ApiRequest) -> Iterator[Page]:
@@ -36,11 +37,23 @@ def pages_of_every_key(client: NexHealthClient, request: ApiRequest) -> Iterator
         raise _as_one(refusals)
 
 
+def was_read_for(client: NexHealthClient, result: SliceResult, subdomain: str) -> bool:
+    """Whether a list that failed was read with the key of this institution: only others' keys were refused."""
+    if not result.refused_keys:
+        return False
+    try:
+        mine = client.key_hash(subdomain)
+    except MissingSetting:  # its line is no more in the file
+        return False
+    return mine not in {client.key_hash(name) for name in result.refused_keys}
+
+
 def _as_one(refusals: dict[str, ApiError]) -> ApiError:
     """An error that names each key by its institution, and carries what all of them cost."""
     first = next(iter(refusals.values()))
     texts = [f"{f'the key of {name}' if name else 'NEXHEALTH_API_KEY'}: {one}" for name, one in refusals.items()]
     error = type(first)("; ".join(texts), status=first.status)
+    error.refused_keys = frozenset(refusals)
     for one in refusals.values():
         error.requests += one.requests
         error.retries += one.retries

@@ -111,6 +111,16 @@ class PassReader:
 
     def read(self) -> None:
         """Read to the last page; a cursor the API has forgotten begins the pass anew, once."""
+        try:
+            self._read_on()
+        except ProtocolBroken:
+            # What was committed of this pass cannot be trusted to be all of it: the next sync begins it anew.
+            if not self._options.partial:
+                save_state(self._connection, replace(self.state, cursor=""))
+            raise
+
+    def _read_on(self) -> None:
+        """Go on with the pass that broke off, or begin; from the beginning as well where its cursor is refused."""
         self.state = self._resumable() or self._anew()
         try:
             self._read()
@@ -119,11 +129,6 @@ class PassReader:
             self.state = self._anew()
             self.resumed_at = None
             self._read()
-        except ProtocolBroken:
-            # What was committed of this pass cannot be trusted to be all of it: the next sync begins it anew.
-            if not self._options.partial:
-                save_state(self._connection, replace(self.state, cursor=""))
-            raise
 
     def _resumable(self) -> PassState | None:
         """The stored state, where it is of an unfinished pass that this one may go on with."""

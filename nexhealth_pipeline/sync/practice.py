@@ -4,8 +4,8 @@ Read from the warehouse, where discovery (the practice collections) has put them
 """
 
 from collections.abc import Collection as AnyCollection
-from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -39,6 +39,8 @@ class Location:
     """Lowest-id active location of the same EHR database: reads for all of them."""
     shared: bool
     """Whether other active locations share the database."""
+    members: tuple[int, ...] = ()
+    """Active locations that the owner reads for, itself included."""
 
     @property
     def key(self) -> str:
@@ -154,7 +156,18 @@ def _practices(
         owner = location_id if location_id in first or not first else min(first)
         shared = len(frozenset().union(*databases)) > 1
         locations.append(Location(location_id, name, institutions[institution_id], inactive, owner, shared=shared))
-    return Practices(tuple(institutions.values()), tuple(locations))
+    return Practices(tuple(institutions.values()), tuple(_with_members(locations)))
+
+
+def _with_members(locations: Iterable[Location]) -> Iterator[Location]:
+    """One tuple for all of a database."""
+    locations = list(locations)
+    members: dict[tuple[int, int], tuple[int, ...]] = {}
+    for one in locations:
+        if not one.inactive:
+            members[one.institution.id, one.owner_id] = (*members.get((one.institution.id, one.owner_id), ()), one.id)
+    for one in locations:
+        yield one if one.inactive else replace(one, members=members[one.institution.id, one.owner_id])
 
 
 def _groups(connection: psycopg.Connection) -> dict[tuple[int, int], list[frozenset[int]]]:

@@ -8,19 +8,28 @@ from datetime import UTC, datetime
 import psycopg
 from psycopg import sql
 
-from nexhealth_pipeline.errors import Cancelled, KeyRefused, PipelineError, ServerFailed, TryLater, WarehouseError
+from nexhealth_pipeline.catalog.collection import Reader
+from nexhealth_pipeline.errors import (
+    ApiError,
+    Cancelled,
+    KeyRefused,
+    PipelineError,
+    ServerFailed,
+    TryLater,
+    WarehouseError,
+)
 from nexhealth_pipeline.sync.loader import Loader
 from nexhealth_pipeline.sync.lock import SliceLock
 from nexhealth_pipeline.sync.months import CHANGES, month_bounds, month_keys
 from nexhealth_pipeline.sync.options import SyncOptions
 from nexhealth_pipeline.sync.pass_reader import PassReader
-from nexhealth_pipeline.sync.plan import owner_keys, passes_of
+from nexhealth_pipeline.sync.plan import PassPlan, owner_keys, passes_of
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice, SliceResult, Status
 from nexhealth_pipeline.warehouse.connect import driver_errors
 from nexhealth_pipeline.warehouse.knowledge import record_capability, record_freshness
 from nexhealth_pipeline.warehouse.quarantine import close_unnamed, met_unread
-from nexhealth_pipeline.warehouse.state import PassState, load_state
+from nexhealth_pipeline.warehouse.state import PassState, load_elsewhere, load_state, take_over
 from nexhealth_pipeline.warehouse.sync_log import Counts, SyncLog
 
 __all__ = ["SliceReader"]
@@ -82,9 +91,11 @@ class SliceReader:
         self._require_owner(connection)
         today = datetime.now(UTC).date()
         committing = self.committing(connection)
+        plans = passes_of(self.slice, today, self.options.filters, reconcile=self.options.reconciles)
+        self._take_over(connection, plans)
         readers = [
             PassReader(self.session, connection, self.slice, plan, self.options, self.loader, committing)
-            for plan in passes_of(self.slice, today, self.options.filters, reconcile=self.options.reconciles)
+            for plan in plans
         ]
         # Not since the passes read last: one that broke off has not asked again for what the last complete one met.
         last = _least(reader.stored.fresh_at for reader in readers)
@@ -131,10 +142,24 @@ class SliceReader:
         """What each transaction ends with: the log's counts, and progress for whoever watches."""
         return _Committing(self, connection)
 
+    def _take_over(self, connection: psycopg.Connection, plans: list[PassPlan]) -> None:
+        """Where offices have come to share a database, its owner goes on from where the one least far had come."""
+        location = self.slice.location
+        if location is None or self.options.partial:
+            return
+        for plan in plans:
+            if plan.pass_.reader is Reader.OWNER:
+                take_over(connection, plan.key, location.members)
+
     def _require_owner(self, connection: psycopg.Connection) -> None:
-        """A sibling's rows come with its database's owner, which must have been read first."""
+        """A sibling's rows come with its database's owner, which must have been read first.
+
+        By that of all its members, where some read for themselves until lately: what they lack nobody has read yet.
+        """
         keys = [] if self.options.filters or self.options.dry_run else owner_keys(self.slice)
         marks = [load_state(connection, key).watermark for key in keys]
+        members = self.slice.location.members if self.slice.location else ()
+        marks += [one.watermark for key in keys for one in load_elsewhere(connection, key, members)]
         if keys and self.session.stop.is_set():
             raise Cancelled("stopped before the owner of the database was read")
         if None in marks:
@@ -178,6 +203,8 @@ class SliceReader:
         self._close_log(connection, status, str(failure))
         result = self._result(status, reason=str(failure), exit_status=failure.exit_status)
         result.passing = isinstance(failure, TryLater | KeyRefused)
+        if isinstance(failure, ApiError):
+            result.refused_keys = failure.refused_keys
         return result
 
     def _succeed(self, connection: psycopg.Connection) -> SliceResult:

@@ -25,8 +25,9 @@ from nexhealth_pipeline.sync.practice import Location, Practices
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Absence, Slice, SliceResult, Status
 from nexhealth_pipeline.sync.verdict import Sources, Verdict
-from nexhealth_pipeline.warehouse.absence import Ground, end_turns, held, is_placed, judged, never_had
+from nexhealth_pipeline.warehouse.absence import Ground, is_placed, never_had
 from nexhealth_pipeline.warehouse.connect import driver_errors
+from nexhealth_pipeline.warehouse.judgements import end_turns, held, judged
 from nexhealth_pipeline.warehouse.knowledge import NOT_OFFERED
 from nexhealth_pipeline.warehouse.seen import SeenPass, offline_locations, seen_passes
 from nexhealth_pipeline.warehouse.state import PassKey, database_time
@@ -106,7 +107,7 @@ class _Court:
         self._since = options.fresh_after or database_time(connection) - options.resume_within
 
     def sit(self, touched: set[int]) -> Iterator[SliceResult]:
-        """Judge what belongs to the locations `touched` (0 = institution-wide), then forget what was met."""
+        """Judge what belongs to the locations `touched` (0 = institution-wide), then forget what need not be kept."""
         if not self._slices:
             return
         everywhere = Slice(self._collection, self._slices[0].institution, None, "absence")
@@ -118,6 +119,7 @@ class _Court:
             self._undecided: set[int] = set()
             self._heard: list[SeenPass] = []
             self._held: list[SeenPass] = []
+            self._shared: set[int] = set()
             for place in self._places(touched):
                 if self._session.stop.is_set():
                     return
@@ -127,7 +129,8 @@ class _Court:
                     end_turns(self._connection, self._collection.name, self._institution_id, self._heard)
                 held(self._connection, self._held)
                 # What came to no end is judged again by whoever goes on with it: its reads are fresh, and not made again.
-                judged(self._connection, [one for one in self._done if one.id not in self._undecided])
+                ended = [one for one in self._done if one.id not in self._undecided]
+                judged(self._connection, self._collection, ended, self._shared)
 
     def _places(self, touched: set[int]) -> Iterator[_Place]:
         """EHR databases, slices or the institution; and, where all was read, the rows of no location."""
@@ -163,6 +166,8 @@ class _Court:
                 if not (alone and result.status is Status.SKIPPED):
                     yield result
             self._done += known
+            if place.location is not None and place.location.shared:
+                self._shared.update(one.id for one in known)
             if case.undecided:
                 self._undecided.update(one.id for one in known)
         else:
@@ -234,6 +239,7 @@ class _Court:
             locations=mine,
             nowhere=nowhere,
             read=self._read(frozenset(offline & active)),
+            active=tuple(sorted(active)),
             passes=tuple(one.id for one in passes),
             begun_at=min(one.begun_at for one in passes),
             started_at=min(one.started_at for one in passes if one.started_at is not None),

@@ -103,6 +103,8 @@ class SliceResult:
     reason: str | None = None
     """Why it was skipped or failed; holds no record's values."""
     exit_status: int = 0
+    refused_keys: frozenset[str] = frozenset()
+    """Names of API keys: it failed by their refusal alone, and what the others reach was loaded (`sync.every_key`)."""
     passing: bool = False
     """It failed by what passes by itself, the API did not answer or had no room; or once the API key is corrected."""
     changes: list[Change] = field(default_factory=list)

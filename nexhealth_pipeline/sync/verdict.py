@@ -11,6 +11,7 @@ from nexhealth_pipeline.catalog.collection import Collection
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.errors import Cancelled, PipelineError
 from nexhealth_pipeline.sync.confirm import Confirmation
+from nexhealth_pipeline.sync.every_key import was_read_for
 from nexhealth_pipeline.sync.fault_points import ABSENCES, reach
 from nexhealth_pipeline.sync.options import SyncOptions
 from nexhealth_pipeline.sync.reader import SliceReader
@@ -42,19 +43,23 @@ class Sources:
 
     def __init__(self, session: SyncSession) -> None:
         self._session = session
-        self._asked = False
-        self.trouble: str | None = None
-        """Why that could not be asked again."""
+        self._answer: SliceResult | None = None
 
     def ask_again(self) -> bool:
         """Read `sync_status` anew; False where that was done already."""
-        if self._asked:
+        if self._answer is not None:
             return False
-        self._asked = True
-        result = SliceReader(self._session, Slice(COLLECTIONS["sync_status"]), SyncOptions()).read()
-        if result.status is not Status.SUCCEEDED:
-            self.trouble = f"whether the practice was online could not be asked: {result.reason}"
+        self._answer = SliceReader(self._session, Slice(COLLECTIONS["sync_status"]), SyncOptions()).read()
         return True
+
+    def trouble(self, subdomain: str) -> str | None:
+        """Why that could not be asked again of an institution: a key that is refused is not everybody's."""
+        answer = self._answer
+        if answer is None or answer.status is Status.SUCCEEDED:
+            return None
+        if was_read_for(self._session.client, answer, subdomain):
+            return None
+        return f"whether the practice was online could not be asked: {answer.reason}"
 
 
 class Verdict:
@@ -77,8 +82,9 @@ class Verdict:
         found = self._find(ground)
         if not isinstance(found, str) and found[1].missing and sources.ask_again():
             found = self._find(ground)
-        if isinstance(found, str) or (found[1].missing and sources.trouble):
-            reason = found if isinstance(found, str) else sources.trouble
+        trouble = sources.trouble(self._slice.subdomain or "")
+        if isinstance(found, str) or (found[1].missing and trouble):
+            reason = found if isinstance(found, str) else trouble
             self.undecided |= not isinstance(found, str)
             yield self._result(Status.SKIPPED, Absence(), reason)
             return

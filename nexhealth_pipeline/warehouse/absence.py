@@ -4,7 +4,7 @@ Everything is decided by the database: the rows in question stand in a temporary
 grow with them. Which reads are complete, and how many rows may vanish at once, is `sync.reconcile`'s.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -14,17 +14,14 @@ from psycopg import sql
 from nexhealth_pipeline.catalog.collection import Collection
 from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
 from nexhealth_pipeline.warehouse.knowledge import NOT_OFFERED
-from nexhealth_pipeline.warehouse.seen import SeenPass, answered_key, row_key
+from nexhealth_pipeline.warehouse.seen import ANSWERED_ID, ANSWERED_MARK, row_key
 
-__all__ = ["Figures", "Ground", "Missing", "end_turns", "held", "is_placed", "judged", "never_had"]
+__all__ = ["Figures", "Ground", "Missing", "is_placed", "never_had"]
 
 _MISSING = sql.Identifier("nexhealth_missing")
-_ANSWERED_MARK = answered_key(0).removesuffix("0")
-_ANSWERED = sql.Literal(_ANSWERED_MARK)
-_ANSWERED_ID = sql.SQL("CASE WHEN starts_with(s.key, {}) THEN substr(s.key, {})::bigint END").format(
-    _ANSWERED, sql.Literal(len(_ANSWERED_MARK) + 1)
-)
-"""The row whose list was answered, of a key `s`; null of other keys, which are no numbers."""
+_ELSE_MET = sql.Identifier("nexhealth_else_met")
+"""Rows that were missing but for a read of another ground, and the location that this one was of."""
+_ANSWERED = sql.Literal(ANSWERED_MARK)
 _ELSEWHERE = sql.SQL("interval '7 days'")
 """How long a read's word that it met a record counts against others that did not: perhaps nobody makes that read any more,
 for its location became inactive, and then no other would take its word back."""
@@ -43,6 +40,8 @@ class Ground:
     """Rows that belong to no location."""
     read: tuple[int, ...]
     """Active locations of all EHR databases that were read completely: a patient of another one is left alone."""
+    active: tuple[int, ...]
+    """Active locations of the institution: under another one no row would ever be judged again."""
     passes: tuple[int, ...]
     """Ids of the passes that make the read."""
     begun_at: datetime
@@ -57,6 +56,7 @@ class Ground:
             "institution": self.institution_id,
             "locations": list(self.locations),
             "read": list(self.read),
+            "active": list(self.active),
             "passes": list(self.passes),
             "begun": self.begun_at,
             "started": self.started_at,
@@ -93,7 +93,11 @@ class Missing:
                 "CREATE TEMP TABLE IF NOT EXISTS {} (key text PRIMARY KEY, id bigint, place bigint, confirmed boolean)"
             ).format(_MISSING)
         )
-        self._connection.execute(sql.SQL("DELETE FROM {}").format(_MISSING))
+        self._connection.execute(
+            sql.SQL("CREATE TEMP TABLE IF NOT EXISTS {} (key text PRIMARY KEY, place bigint)").format(_ELSE_MET)
+        )
+        for table in (_MISSING, _ELSE_MET):
+            self._connection.execute(sql.SQL("DELETE FROM {}").format(table))
         missing = self._connection.execute(self._sql.find, self._params).rowcount
         if missing:
             missing -= self._connection.execute(self._sql.elsewhere, self._params).rowcount
@@ -157,9 +161,7 @@ class Missing:
 
         Returns the rows changed; the caller commits.
         """
-        if self._sql.relocate is None:
-            return 0
-        return self._connection.execute(self._sql.relocate, self._params).rowcount
+        return sum(self._connection.execute(one, self._params).rowcount for one in self._sql.relocate)
 
     def leave_locations(self) -> int:
         """End memberships of patients whom the only location of the ground does not list any more.
@@ -174,57 +176,6 @@ class Missing:
         row = self._connection.execute(statement, self._params).fetchone()
         assert row is not None
         return tuple(row)
-
-
-def held(connection: psycopg.Connection, passes: Iterable[SeenPass]) -> None:
-    """Note that the brake held what these passes lack, and keep what they met; the caller commits.
-
-    One that was begun anew since is another run's, and left alone.
-    """
-    known = {one.id: one.begun_at for one in passes}
-    connection.execute(
-        "UPDATE nexhealth_seen_passes p SET held_at = clock_timestamp()"
-        " FROM unnest(%s::bigint[], %s::timestamptz[]) u(id, begun_at) WHERE p.id = u.id AND p.begun_at = u.begun_at",
-        (list(known), list(known.values())),
-    )
-
-
-def judged(connection: psycopg.Connection, passes: Iterable[SeenPass]) -> None:
-    """Note that absences were judged by these passes, and forget what they met; the caller commits.
-
-    One that was begun anew since is another run's, and left alone.
-    """
-    known = {one.id: one.begun_at for one in passes}
-    connection.execute(
-        "WITH judged AS (UPDATE nexhealth_seen_passes p SET judged_at = clock_timestamp()"
-        " FROM unnest(%s::bigint[], %s::timestamptz[]) u(id, begun_at)"
-        " WHERE p.id = u.id AND p.begun_at = u.begun_at RETURNING p.id)"
-        " DELETE FROM nexhealth_seen WHERE pass_id = ANY(ARRAY(SELECT id FROM judged))",
-        (list(known), list(known.values())),
-    )
-
-
-def end_turns(connection: psycopg.Connection, collection: str, institution_id: int, passes: Iterable[SeenPass]) -> None:
-    """Note that absences were judged by the lists under rows that these passes met; the caller commits.
-
-    Before `judged`. A list read by a pass that came to no judgement stays among the first whose turn it is; so do
-    those of a pass that was begun anew since, which is another run's.
-    """
-    known = {one.id: one.begun_at for one in passes}
-    connection.execute(
-        # Locked by id, the order in which reads note them.
-        sql.SQL(
-            "WITH ended AS (SELECT r.collection, r.institution_id, r.patient_id"
-            " FROM unnest(%s::bigint[], %s::timestamptz[]) u(id, begun_at)"
-            " JOIN nexhealth_seen_passes p ON p.id = u.id AND p.begun_at = u.begun_at"
-            " JOIN nexhealth_seen s ON s.pass_id = p.id"
-            " JOIN nexhealth_child_reads r ON r.collection = %s AND r.institution_id = %s AND r.patient_id = {}"
-            " ORDER BY r.patient_id FOR NO KEY UPDATE OF r)"
-            " UPDATE nexhealth_child_reads r SET judged_at = clock_timestamp() FROM ended e"
-            " WHERE (r.collection, r.institution_id, r.patient_id) = (e.collection, e.institution_id, e.patient_id)"
-        ).format(_ANSWERED_ID),
-        (list(known), list(known.values()), collection, institution_id),
-    )
 
 
 def is_placed(collection: Collection) -> bool:
@@ -300,10 +251,13 @@ class _Sql:
         )
         # Apart, because few are missing, and an institution's reads may be a thousand times this ground's.
         self.elsewhere = sql.SQL(
-            "DELETE FROM {} m WHERE EXISTS (SELECT FROM nexhealth_seen s WHERE s.key = m.key AND s.pass_id IN"
-            " (SELECT id FROM nexhealth_seen_passes WHERE collection = %(collection)s"
-            " AND institution_id = %(institution)s AND begun_at > %(begun)s - {}))"
-        ).format(_MISSING, _ELSEWHERE)
+            "WITH met AS (SELECT m.key, min(p.location_id) FILTER (WHERE p.location_id = ANY(%(active)s)) AS place"
+            " FROM {missing} m CROSS JOIN (SELECT id, location_id FROM nexhealth_seen_passes"
+            " WHERE collection = %(collection)s AND institution_id = %(institution)s AND begun_at > %(begun)s - {lately}) p"
+            " JOIN nexhealth_seen s ON s.pass_id = p.id AND s.key = m.key GROUP BY m.key),"
+            " found AS (DELETE FROM {missing} m USING met WHERE m.key = met.key)"
+            " INSERT INTO {else_met} (key, place) SELECT key, place FROM met"
+        ).format(missing=_MISSING, else_met=_ELSE_MET, lately=_ELSEWHERE)
         self.count = sql.SQL(
             "SELECT (SELECT count(*) FROM {table} t WHERE t.institution_id = %(institution)s"
             " AND t.deleted_at IS NULL AND {belongs}),"
@@ -332,8 +286,9 @@ class _Sql:
             untouched=untouched,
         )
         self.left = sql.SQL("SELECT count(*) FROM {}").format(_MISSING)
-        told_by_request = any(one.name == "location_id" for one in collection.from_request)
-        self.relocate = _relocate(table, key) if told_by_request and not collection.per else None
+        self.relocate: tuple[sql.Composed, ...] = ()
+        if collection.placed_by_request:
+            self.relocate = (_relocate(table, key), _relocate_else_met(table, key))
         members = any(one.membership for one in collection.passes)
         self.leave = _LEAVE if members else None
         self.unlisted = _UNLISTED if members else None
@@ -349,6 +304,15 @@ def _relocate(table: sql.Identifier, key: sql.Composable) -> sql.Composed:
         " WHERE t.institution_id = %(institution)s AND {key} = s.key AND t.location_id = ANY(%(locations)s)"
         " AND t.location_id <> ALL(s.places) AND t.synced_at < %(begun)s"
     ).format(table=table, key=key)
+
+
+def _relocate_else_met(table: sql.Identifier, key: sql.Composable) -> sql.Composed:
+    """The same where the location that lists them is judged apart since it shares no database with theirs any more."""
+    return sql.SQL(
+        "UPDATE {table} t SET location_id = e.place, synced_at = clock_timestamp() FROM {else_met} e"
+        " WHERE t.institution_id = %(institution)s AND {key} = e.key"
+        " AND t.location_id = ANY(%(locations)s) AND t.location_id <> e.place AND t.synced_at < %(begun)s"
+    ).format(table=table, else_met=_ELSE_MET, key=key)
 
 
 _LEAVE = sql.SQL(
@@ -406,7 +370,7 @@ def _belongs(ground: Ground) -> sql.Composed:
         # From the lists to their rows, which an index finds: few lists were read, and the table holds all of them.
         return sql.SQL(
             "{} IN (SELECT {} FROM nexhealth_seen s WHERE s.pass_id = ANY(%(passes)s) AND starts_with(s.key, {}))"
-        ).format(sql.Identifier("t", _parent(collection)), _ANSWERED_ID, _ANSWERED)
+        ).format(sql.Identifier("t", _parent(collection)), ANSWERED_ID, _ANSWERED)
     place, patient = _place(collection), _patient(collection)
     parts = []
     if place is not None:

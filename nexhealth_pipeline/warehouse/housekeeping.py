@@ -82,6 +82,17 @@ _OLD_READ = """
     met AS (DELETE FROM nexhealth_seen WHERE pass_id = (SELECT id FROM old))
     SELECT id FROM old"""
 
+# What was met by reads that were judged, kept to tell where rows are listed, and that nobody made again either. The read
+# stays, without it: it says when was judged last.
+_OLD_KEYS = """
+    WITH old AS (
+        SELECT id FROM nexhealth_seen_passes p
+        WHERE judged_at IS NOT NULL AND begun_at < now() - interval '90 days'
+            AND (SELECT true FROM nexhealth_seen s WHERE s.pass_id = p.id LIMIT 1)
+        LIMIT 1 FOR UPDATE SKIP LOCKED),
+    met AS (DELETE FROM nexhealth_seen WHERE pass_id = (SELECT id FROM old))
+    SELECT id FROM old"""
+
 # The last superseded version of a row stays: it says since when the present one holds. `now`, as a volatile clock would
 # have the months searched that are too young.
 _OLD_VERSIONS = """
@@ -182,8 +193,9 @@ def _in_batches(
 
 def _forget_reads(connection: psycopg.Connection, stop: threading.Event) -> int:
     removed = 0
-    while not stop.is_set() and connection.execute(_OLD_READ).fetchone():
-        removed += 1
+    for statement in (_OLD_READ, _OLD_KEYS):
+        while not stop.is_set() and connection.execute(statement).fetchone():
+            removed += 1
     return removed
 
 

@@ -16,6 +16,8 @@ from nexhealth_pipeline.catalog.collection import Collection
 from nexhealth_pipeline.warehouse.state import PassKey
 
 __all__ = [
+    "ANSWERED_ID",
+    "ANSWERED_MARK",
     "SeenPass",
     "answered_key",
     "begin_seen",
@@ -50,6 +52,14 @@ institution none of whose sources tells how, or at least when, it was read has n
 judged, and is not offline. An entry that does not say which location it is may be any of the institution's."""
 
 
+ANSWERED_MARK = "of "
+"""How keys begin that stand for rows whose own lists were answered; no record's key looks like it."""
+ANSWERED_ID = sql.SQL("CASE WHEN starts_with(s.key, {}) THEN substr(s.key, {})::bigint END").format(
+    sql.Literal(ANSWERED_MARK), sql.Literal(len(ANSWERED_MARK) + 1)
+)
+"""The row whose list was answered, of a key `s`; null of other keys, which are no numbers."""
+
+
 @dataclass(frozen=True, slots=True)
 class SeenPass:
     """A pass that keeps what it meets."""
@@ -67,7 +77,7 @@ class SeenPass:
     """Rows marked as absent that it met."""
     complete: bool
     judged_at: datetime | None
-    """When absences were judged by it; it has no keys since."""
+    """When absences were judged by it; since then it has no keys, or those that tell where rows are listed."""
 
 
 def row_key(collection: Collection, alias: str) -> sql.Composed:
@@ -79,8 +89,8 @@ def row_key(collection: Collection, alias: str) -> sql.Composed:
 
 
 def answered_key(row_id: int) -> str:
-    """Stands among the keys for a row (a patient) whose own list was answered; no record's key looks like it."""
-    return f"of {row_id}"
+    """Stands among the keys for a row (a patient) whose own list was answered."""
+    return f"{ANSWERED_MARK}{row_id}"
 
 
 def offline_locations(connection: psycopg.Connection, institution_id: int) -> set[int]:

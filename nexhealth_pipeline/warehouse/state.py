@@ -3,6 +3,7 @@
 Written in the transaction of the rows it speaks of, so a killed run goes on at the next page.
 """
 
+from collections.abc import Iterable
 from dataclasses import astuple, dataclass, field, fields, replace
 from datetime import datetime
 from sys import intern
@@ -10,7 +11,17 @@ from typing import Any
 
 import psycopg
 
-__all__ = ["PassKey", "PassState", "database_time", "load_fresh", "load_state", "load_watermarks", "save_state"]
+__all__ = [
+    "PassKey",
+    "PassState",
+    "database_time",
+    "load_elsewhere",
+    "load_fresh",
+    "load_state",
+    "load_watermarks",
+    "save_state",
+    "take_over",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +74,26 @@ class PassState:
         """Whether the pass read last did not reach its end."""
         return self.pass_started_at is not None and self.pass_started_at != self.watermark
 
+    def behind(self, others: "Iterable[PassState]") -> "PassState":
+        """The state of a pass that is to ask from now on for what those of `others` asked for as well.
+
+        From where the one least far had come; whole, where one was never complete. None is gone on with: it would lack
+        what the others list before its cursor.
+        """
+        states = [self, *others]
+        watermark = _least(one.watermark for one in states)
+        return replace(
+            self,
+            watermark=watermark,
+            pass_started_at=watermark,
+            cursor="",
+            page_hashes=[],
+            since=_least(one.since for one in states),
+            last_full_at=_least(one.last_full_at for one in states),
+            fresh_at=_least(one.fresh_at for one in states),
+            full_at=_least(one.full_at for one in states),
+        )
+
     def completed(self, now: datetime) -> "PassState":
         """The state after the pass's last page."""
         done = replace(
@@ -102,6 +133,37 @@ def load_state(connection: psycopg.Connection, key: PassKey) -> PassState:
     return PassState(key) if row is None else _state(row)
 
 
+def load_elsewhere(connection: psycopg.Connection, key: PassKey, locations: Iterable[int]) -> list[PassState]:
+    """What is stored of the same pass at others of these locations."""
+    others = [one for one in locations if one != key.location_id]
+    if not others:
+        return []
+    rows = connection.execute(
+        _SELECT + "WHERE (collection, institution_id, window_key, pass) = (%s, %s, %s, %s) AND location_id = ANY(%s)",
+        (key.collection, key.institution_id, key.window_key, key.pass_name, others),
+    )
+    return [_state(row) for row in rows]
+
+
+def take_over(connection: psycopg.Connection, key: PassKey, locations: Iterable[int]) -> None:
+    """Let a pass go on for others of these locations, which made it for themselves until now; does so once.
+
+    What they lack is asked for by whoever makes it from now on, and were one of them to make it again, it would begin
+    anew. `connection` must be in autocommit mode.
+    """
+    others = load_elsewhere(connection, key, locations)
+    if not others:
+        return
+    with connection.transaction():
+        save_state(connection, load_state(connection, key).behind(others))
+        for one in others:
+            connection.execute(
+                "DELETE FROM nexhealth_sync_state"
+                " WHERE (collection, institution_id, location_id, window_key, pass) = (%s, %s, %s, %s, %s)",
+                astuple(one.key),
+            )
+
+
 def load_watermarks(connection: psycopg.Connection, collections: list[str]) -> dict[PassKey, datetime]:
     """Watermarks of the passes of `collections` that were ever complete: what planning goes by.
 
@@ -139,3 +201,9 @@ def database_time(connection: psycopg.Connection) -> datetime:
     assert row is not None
     moment: datetime = row[0]
     return moment
+
+
+def _least(moments: Iterable[datetime | None]) -> datetime | None:
+    """The earliest of them; None where one is unknown."""
+    known = list(moments)
+    return None if None in known else min(one for one in known if one is not None)

@@ -15,6 +15,7 @@ from functools import cache
 import psycopg
 
 from nexhealth_pipeline.catalog.collection import Collection, Reader, Scope
+from nexhealth_pipeline.sync.every_key import was_read_for
 from nexhealth_pipeline.sync.lock import SliceLock
 from nexhealth_pipeline.sync.months import CHANGES
 from nexhealth_pipeline.sync.options import SyncOptions
@@ -63,7 +64,8 @@ class _Asked:
     """Events by the slice they ask for."""
 
     piece: Slice
-    events: set[int] = field(default_factory=set)
+    events: dict[int, str] = field(default_factory=dict)
+    """Each with the subdomain of its institution."""
 
 
 class HintReader:
@@ -196,7 +198,7 @@ class HintReader:
                 if not pieces:
                     yield one.event.id, _Answer(Outcome.SUPERSEDED, f"{name}: {_NOT_READ_YET}")
                 for piece in pieces:
-                    asked.setdefault(piece, _Asked(piece)).events.add(one.event.id)
+                    asked.setdefault(piece, _Asked(piece)).events[one.event.id] = one.institution.subdomain
         yield from self._read_slices(asked)
 
     def _ready(self, told: Sequence[Told], watermarks: Mapping[PassKey, datetime]) -> _Ready:
@@ -242,8 +244,10 @@ class HintReader:
             if answer is None:
                 continue
             self._note(result, asked[result.slice].events)
-            for event_id in asked[result.slice].events:
-                yield event_id, answer
+            for event_id, subdomain in asked[result.slice].events.items():
+                # A list that several keys were asked for: another institution's is refused, and this one's was read.
+                read = was_read_for(self._session.client, result, subdomain)
+                yield event_id, _Answer(Outcome.APPLIED) if read else answer
 
     def _results(self, pieces: Iterable[Slice]) -> Iterator[SliceResult]:
         """Read slices. One that fails as a whole ends the read of all, and nobody says which it was: then each alone."""

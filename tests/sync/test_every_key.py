@@ -16,7 +16,7 @@ from .kit import Rows, sync_all
 WILLOW, HARBOR = "willow-dental", "harbor-smiles"
 KEYS = {"key-of-willow": (WILLOW,), "key-of-harbor": (HARBOR,)}
 ONLY = {"providers", "operatories", "insurance_plans"}
-FULL = SyncOptions(mode=Mode.FULL)
+FULL, RECONCILE = SyncOptions(mode=Mode.FULL), SyncOptions(mode=Mode.RECONCILE)
 QUICK = RetryPolicy(attempts=2, sleep=lambda seconds: None)
 
 
@@ -96,3 +96,44 @@ def test_access_withdrawn_from_one_institution_is_its_own_affair(
         "SELECT DISTINCT i.subdomain FROM nexhealth_capabilities c JOIN nexhealth_institutions i"
         " ON i.id = c.institution_id WHERE c.status = 'not_enabled'"
     ) == [(HARBOR,)]
+
+
+def one_gone_at_each(box: SandboxServer, rows: Rows) -> dict[str, int]:
+    """A room of each institution, which the API has no more."""
+    homes = "nexhealth_operatories o JOIN nexhealth_institutions i ON i.id = o.institution_id"
+    found = {
+        str(name): int(str(room)) for name, room in rows(f"SELECT subdomain, min(o.id) FROM {homes} GROUP BY subdomain")
+    }
+    assert set(found) == {WILLOW, HARBOR}
+    for room in found.values():
+        box.state.delete("operatories", room, hard=True)
+    return found
+
+
+MARKED = "SELECT id FROM nexhealth_operatories WHERE deleted_by = 'absence' ORDER BY id"
+
+
+def test_a_key_that_is_refused_lets_the_others_absences_be_judged(
+    settings: Settings, box: SandboxServer, database_url: str, tmp_path: Path, rows: Rows
+) -> None:
+    """Before anything is marked all keys are asked whether the offices are online: one that fails stopped every judgement."""
+    sync_all(settings, FULL, only={"operatories"})
+    rooms = one_gone_at_each(box, rows)
+    revoked = with_keys(box, database_url, tmp_path, harbor="revoked")
+    sync_all(revoked, RECONCILE, only={"operatories"}, retry=QUICK)
+    assert rows(MARKED) == [(rooms[WILLOW],)]
+
+
+def test_whose_own_key_is_refused_once_its_lists_are_read_is_not_judged(
+    settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """Nobody knows whether its offices are online; its neighbour's key was answered."""
+    sync_all(settings, FULL, only={"operatories"})
+    rooms = one_gone_at_each(box, rows)
+    # Each sync asks with each key, by name, at its beginning.
+    refused = box.faults.add("status", path="/sync_status", status=403, nth=3)
+    results = sync_all(settings, RECONCILE, only={"operatories"}, retry=QUICK)
+    assert refused.fired == 1
+    assert rows(MARKED) == [(rooms[WILLOW],)]
+    reasons = {one.reason for one in results if one.absence is not None and one.status is Status.SKIPPED}
+    assert any("could not be asked: the key of harbor-smiles: " in str(reason) for reason in reasons)

@@ -18,6 +18,7 @@ from nexhealth_pipeline.sync.slices import Status
 
 from .killed import facts, open_rows
 from .kit import Rows, sync_all
+from .reconciled import DESERT
 from .spoiler import Spoiler, Steps, drip, spoiling
 
 FULL = SyncOptions(mode=Mode.FULL)
@@ -124,3 +125,25 @@ def test_a_cursor_that_has_expired_begins_its_pass_again_and_loses_nothing(
         (len(box.state.ids("patients")),) * 2
     ]
     assert open_rows(database_url) == []
+
+
+def test_pages_that_repeat_after_a_cursor_has_expired_are_not_gone_on_with(
+    behind: Settings, box: SandboxServer, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two troubles in one pass: the one was seen to, and in it the other left its distrusted page for the next sync."""
+    monkeypatch.setitem(MOST_A_PAGE, Paging.CURSOR, 1)
+    went_on = {"path": "/patients", "query": "end_cursor=.", "location_id": DESERT}
+    stored = f"SELECT cursor <> '' FROM nexhealth_sync_state WHERE collection = 'patients' AND location_id = {DESERT}"
+    box.faults.add("status", **went_on, skip=1, status=500)
+    sync_all(behind, FULL, only={"patients"}, retry=IMPATIENT)
+    assert rows(stored) == [(True,)]
+    box.faults.clear()
+    refused = box.faults.add("status", **went_on, count=1, status=400)
+    box.faults.add("repeated_page", **went_on)
+    (failed,) = [one for one in sync_all(behind, FULL, only={"patients"}, retry=IMPATIENT) if one.status == "failed"]
+    assert (refused.fired, failed.slice.location_id) == (1, DESERT)
+    assert "repeats one already read" in str(failed.reason)
+    assert rows(stored) == [(False,)]
+    box.faults.clear()
+    assert {str(one.status) for one in sync_all(behind, FULL, only={"patients"}, retry=IMPATIENT)} == {"succeeded"}
+    assert rows("SELECT count(*) FROM nexhealth_patients") == [(len(box.state.ids("patients")),)]

@@ -39,6 +39,8 @@ def test_every_database_is_read_by_one_of_its_locations(
     found = practices_of_records(records(*databases)).locations
     assert [one.owner_id for one in found] == owners
     assert [one.id for one in found if one.shared] == shared
+    read_for = {one: tuple(two.id for two in found if two.owner_id == one) for one in owners}
+    assert [one.members for one in found] == [read_for[one.owner_id] for one in found]
     assert all(next(two for two in found if two.id == one.owner_id).is_owner for one in found)
 
 

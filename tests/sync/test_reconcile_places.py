@@ -3,14 +3,18 @@
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
+from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.client.retry import RetryPolicy
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import Settings
+from nexhealth_pipeline.sync.plan import due_slices
+from nexhealth_pipeline.sync.runner import run_slices
 
-from .kit import Rows, sync_all
+from .kit import Rows, open_session, sync_all
 from .reconciled import DESERT, FULL, NORTH, OFFLINE, PIER, RECONCILE, SOUTH, at, at_patient, gone, practice, told
 
 QUICK = RetryPolicy(sleep=lambda _: None)
@@ -208,3 +212,53 @@ def test_what_an_office_listed_before_it_was_refused_is_not_judged_without_it(
     sync_all(settings, RECONCILE, only={"adjustment_types"})
     assert gone(rows, "adjustment_types") == set()
     assert at(rows, "adjustment_types", SOUTH) == [kept]
+
+
+def reconcile_at(settings: Settings, location: int, name: str) -> None:
+    """A night on which this location alone has its turn."""
+    sync_all(settings, only=set())
+    with open_session(settings) as session:
+        due = due_slices([COLLECTIONS[name]], session.practices(), {}, RECONCILE, datetime.now(UTC).date())
+        list(run_slices(session, [one for one in due if one.location_id == location], RECONCILE))
+
+
+def split(box: SandboxServer) -> None:
+    """One of the two offices that share a database moves to another practice system."""
+    source = box.state.row("sync_status", 35).record()
+    box.state.update("sync_status", 35, {}, about={"location_ids": [SOUTH]})
+    moved = source | {"sync_source_name": "The other system"}
+    box.state.create("sync_status", moved, subdomain="willow-dental", location_ids=[NORTH])
+
+
+@pytest.mark.parametrize("first", [NORTH, SOUTH])
+def test_what_stands_under_an_office_that_left_the_database_is_not_gone(
+    settings: Settings, box: SandboxServer, rows: Rows, first: int
+) -> None:
+    """Both had listed the database's types, which stand under the one that left; from then on they have different nights.
+
+    Each night forgot what it had met, so on the next nobody knew that the other office still lists them.
+    """
+    name = "adjustment_types"
+    sync_all(settings, FULL, only={name})
+    _, gone_for_good, renamed = leaving = at(rows, name, NORTH)[:3]
+    rows(f"UPDATE nexhealth_{name} SET location_id = {SOUTH} WHERE id = {renamed} RETURNING 1")
+    sync_all(settings, RECONCILE, only={name})
+    assert at(rows, name, SOUTH) == [renamed], "which had listed it first"
+    box.state.update(name, renamed, {"name": "Renamed"})
+    sync_all(settings, only={name})
+    assert at(rows, name, SOUTH) == [], "which had its change later"
+    split(box)
+    for number in leaving:
+        box.state.update(name, number, {}, about={"location_id": SOUTH}, touch=False)
+    for location in (first, NORTH + SOUTH - first):
+        reconcile_at(settings, location, name)
+        assert gone(rows, name) == set()
+    assert at(rows, name, SOUTH) == leaving
+    before = rows(f"SELECT id, xmin FROM nexhealth_{name} ORDER BY 1")
+    for location in (NORTH, SOUTH):
+        reconcile_at(settings, location, name)
+    assert rows(f"SELECT id, xmin FROM nexhealth_{name} ORDER BY 1") == before
+    box.state.delete(name, gone_for_good, hard=True)
+    reconcile_at(settings, NORTH, name)
+    reconcile_at(settings, SOUTH, name)
+    assert gone(rows, name) == {gone_for_good}

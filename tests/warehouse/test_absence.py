@@ -11,7 +11,8 @@ from psycopg import sql
 
 from nexhealth_pipeline.catalog.collection import Collection
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
-from nexhealth_pipeline.warehouse.absence import Figures, Ground, Missing, is_placed, judged
+from nexhealth_pipeline.warehouse.absence import Figures, Ground, Missing, is_placed
+from nexhealth_pipeline.warehouse.judgements import judged
 from nexhealth_pipeline.warehouse.quarantine import quarantine
 from nexhealth_pipeline.warehouse.seen import (
     begin_seen,
@@ -57,6 +58,7 @@ def ground(connection: psycopg.Connection, *passes: int, collection: Collection 
         locations=(3,),
         nowhere=False,
         read=(3,),
+        active=(3, 4),
         passes=passes,
         begun_at=database_time(connection),
         started_at=NOON + HOUR,
@@ -271,11 +273,11 @@ def test_judging_forgets_what_was_met_but_not_what_another_run_meets_since(
     old = find_seen(connection, KEY)
     assert old is not None
     fresh = met(connection, [1, 2])
-    judged(connection, [old])
+    judged(connection, GADGETS, [old])
     assert rows("SELECT count(*), (SELECT judged_at FROM nexhealth_seen_passes) FROM nexhealth_seen") == [(2, None)]
     now = find_seen(connection, KEY)
     assert now is not None
-    judged(connection, [now])
+    judged(connection, GADGETS, [now])
     assert rows("SELECT count(*) FROM nexhealth_seen") == [(0,)]
     assert not Missing(connection, ground(connection, fresh)).still_complete()
 

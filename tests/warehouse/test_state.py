@@ -6,7 +6,7 @@ from datetime import timedelta
 import psycopg
 import pytest
 
-from nexhealth_pipeline.warehouse.state import PassKey, PassState, load_state, load_watermarks, save_state
+from nexhealth_pipeline.warehouse.state import PassKey, PassState, load_state, load_watermarks, save_state, take_over
 
 from .kit import MINUTE, NOON
 
@@ -62,3 +62,21 @@ def test_a_complete_pass_moves_the_watermark_to_its_start() -> None:
 def test_a_complete_read_of_changes_is_no_full_one() -> None:
     before = replace(STARTED, since=NOON - MINUTE, last_full_at=NOON - 9 * MINUTE)
     assert before.completed(NOON + MINUTE).last_full_at == NOON - 9 * MINUTE
+
+
+def test_a_pass_that_is_taken_over_is_gone_on_with_from_where_it_had_come(connection: psycopg.Connection) -> None:
+    """Once: a state that stays would have changes of years asked for every night."""
+    mine = replace(STARTED, watermark=NOON, fresh_at=NOON, since=NOON - MINUTE, last_full_at=NOON, full_at=NOON)
+    theirs = replace(STARTED, key=replace(KEY, location_id=4), watermark=NOON - MINUTE, since=NOON - 2 * MINUTE)
+    for state in (mine, theirs, replace(theirs, key=replace(KEY, location_id=5), watermark=NOON - 9 * MINUTE)):
+        save_state(connection, state)
+    for _ in range(2):
+        take_over(connection, KEY, [3, 4])
+        found = load_state(connection, KEY)
+        assert (found.watermark, found.since, found.last_full_at) == (NOON - MINUTE, NOON - 2 * MINUTE, None)
+        assert not found.unfinished, "what it had read of its own list alone"
+        assert found.cursor == ""
+    assert {key.location_id for key in load_watermarks(connection, ["gadgets"])} == {3, 5}
+    save_state(connection, replace(theirs, watermark=None))
+    take_over(connection, KEY, [3, 4])
+    assert load_state(connection, KEY).watermark is None, "whole, since it was never read to its end"

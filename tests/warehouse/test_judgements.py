@@ -1,0 +1,69 @@
+"""What passes keep of what they met once absences were judged by them, and what that says of rows of other locations."""
+
+from collections.abc import Iterable
+
+import psycopg
+
+from nexhealth_pipeline.catalog.collections import COLLECTIONS
+from nexhealth_pipeline.warehouse.absence import Ground, Missing
+from nexhealth_pipeline.warehouse.judgements import judged
+from nexhealth_pipeline.warehouse.seen import SeenPass, begin_seen, complete_seen, find_seen, record_seen
+from nexhealth_pipeline.warehouse.state import PassKey, database_time
+
+from .conftest import Rows
+from .kit import INSTITUTION, MINUTE, NOON, Table
+
+
+def met(connection: psycopg.Connection, location: int, keys: Iterable[object]) -> SeenPass:
+    """A complete pass of kinds of payment that met `keys`."""
+    key = PassKey("payment_types", INSTITUTION, location, "", "all")
+    pass_id = begin_seen(connection, key, database_time(connection))
+    record_seen(connection, pass_id, map(str, keys))
+    complete_seen(connection, pass_id, NOON)
+    found = find_seen(connection, key)
+    assert found is not None
+    return found
+
+
+def test_of_what_only_the_request_places_that_is_kept_which_others_may_list(
+    connection: psycopg.Connection, rows: Rows
+) -> None:
+    """Of a whole collection it would be as many keys as rows, for ever."""
+    types = COLLECTIONS["payment_types"]
+    for location, number in ((3, 1), (4, 2)):
+        Table(connection, types, {"location_id": location}).load({"id": number, "updated_at": "2026-03-01T10:00:00Z"})
+    kept = "SELECT location_id, key FROM nexhealth_seen JOIN nexhealth_seen_passes p ON p.id = pass_id ORDER BY 1, 2"
+    strange = (9, "9" * 30, "a name")
+    alone, shared = met(connection, 3, [1, 2, *strange]), met(connection, 5, [1, 7])
+    judged(connection, types, [alone, shared], {shared.id})
+    assert rows(kept) == [(3, "2"), (5, "1"), (5, "7")]
+    assert rows("SELECT count(*) FROM nexhealth_seen_passes WHERE judged_at IS NULL") == [(0,)]
+    judged(connection, COLLECTIONS["operatories"], [alone, shared], {shared.id})
+    assert rows(kept) == [], "their rows say themselves where they are"
+    connection.execute("DELETE FROM nexhealth_payment_types")
+
+
+def test_a_row_that_only_another_location_lists_moves_there_unless_that_one_is_closed(
+    connection: psycopg.Connection, rows: Rows
+) -> None:
+    """Nobody would read it there, nor judge it, ever again."""
+    types = COLLECTIONS["payment_types"]
+    for number in (1, 2):
+        Table(connection, types, {"location_id": 3}).load({"id": number, "updated_at": "2026-03-01T10:00:00Z"})
+    mine, _, _ = met(connection, 3, [9]), met(connection, 4, [1]), met(connection, 5, [2])
+    ground = Ground(
+        collection=types,
+        institution_id=INSTITUTION,
+        locations=(3,),
+        nowhere=False,
+        read=(3,),
+        active=(3, 4),
+        passes=(mine.id,),
+        begun_at=database_time(connection),
+        started_at=NOON + MINUTE,
+    )
+    missing = Missing(connection, ground)
+    assert missing.find().missing == 0
+    assert [missing.relocate() for _ in range(2)] == [1, 0]
+    assert rows("SELECT id, location_id FROM nexhealth_payment_types ORDER BY 1") == [(1, 4), (2, 3)]
+    connection.execute("DELETE FROM nexhealth_payment_types")
