@@ -34,34 +34,34 @@ _RULES = {
     "webhook_refusals": """
         DELETE FROM nexhealth_webhook_events WHERE id IN (
             SELECT id FROM nexhealth_webhook_events
-            WHERE status = 'rejected' AND received_at < clock_timestamp() - %(refusal_days)s * interval '1 day'
+            WHERE status = 'rejected' AND received_at < statement_timestamp() - %(refusal_days)s * interval '1 day'
             ORDER BY received_at LIMIT %(batch)s FOR UPDATE SKIP LOCKED)""",
     # The audit rows of events whose payload is gone, where a setting says so. Their hash tells repetitions, which come within days.
     "webhook_events": """
         DELETE FROM nexhealth_webhook_events WHERE id IN (
             SELECT id FROM nexhealth_webhook_events
             WHERE payload IS NULL AND status <> 'pending'
-                AND received_at < clock_timestamp() - %(webhook_event_days)s * interval '1 day'
+                AND received_at < statement_timestamp() - %(webhook_event_days)s * interval '1 day'
             ORDER BY received_at LIMIT %(batch)s FOR UPDATE SKIP LOCKED)""",
     "quarantine": """
         DELETE FROM nexhealth_quarantine WHERE id IN (
             SELECT id FROM nexhealth_quarantine
-            WHERE resolved_at < clock_timestamp() - %(quarantine_days)s * interval '1 day' LIMIT %(batch)s)""",
+            WHERE resolved_at < statement_timestamp() - %(quarantine_days)s * interval '1 day' LIMIT %(batch)s)""",
     # Of runs that found nothing to do, which are most of the watchdog's, nobody wants to read for ever.
     "runs": """
         DELETE FROM nexhealth_runs WHERE run_id IN (
             SELECT run_id FROM nexhealth_runs r
-            WHERE finished_at < clock_timestamp() - CASE status WHEN 'succeeded' THEN interval '7 days'
+            WHERE finished_at < statement_timestamp() - CASE status WHEN 'succeeded' THEN interval '7 days'
                     ELSE %(sync_log_months)s * interval '1 month' END
                 AND NOT EXISTS (SELECT FROM nexhealth_sync_logs g WHERE g.run_id = r.run_id)
             LIMIT %(batch)s)""",
     "sweeps": """
         DELETE FROM nexhealth_sweeps WHERE id IN (
-            SELECT id FROM nexhealth_sweeps WHERE started_at < clock_timestamp() - interval '30 days' LIMIT %(batch)s)""",
+            SELECT id FROM nexhealth_sweeps WHERE started_at < statement_timestamp() - interval '30 days' LIMIT %(batch)s)""",
     "log_sums": """
         DELETE FROM nexhealth_sync_log_days WHERE ctid IN (
             SELECT ctid FROM nexhealth_sync_log_days
-            WHERE day < (clock_timestamp() - %(sums_months)s * interval '1 month')::date LIMIT %(batch)s)""",
+            WHERE day < (statement_timestamp() - %(sums_months)s * interval '1 month')::date LIMIT %(batch)s)""",
     # A check that is asked no more (an earlier release's, of an institution that is left out) would fail for ever.
     "check_results": """
         DELETE FROM nexhealth_check_results WHERE ctid IN (
@@ -69,7 +69,10 @@ _RULES = {
             WHERE checked_at < (SELECT max(checked_at) FROM nexhealth_check_results) - interval '31 days'
             LIMIT %(batch)s)""",
 }
-"""What removes the next old rows of a table, by what they are called in the log."""
+"""What removes the next old rows of a table, by what they are called in the log.
+
+By `statement_timestamp()`: with a volatile clock no index is asked, and the last batch looks at every younger row.
+"""
 
 # What was met by reads that nobody judged or began anew: of a location that is left out, a collection read no more. All
 # of a read at once, as half of it would look like the whole; one so old is begun anew by whoever comes back to it.
@@ -203,8 +206,8 @@ def _forget_versions(connection: psycopg.Connection, months: int, stop: threadin
 
 _OLD_PAYLOADS = """
     SELECT id FROM nexhealth_webhook_events WHERE payload IS NOT NULL AND status <> 'pending'
-    AND received_at < clock_timestamp() - %(days)s * interval '1 day'
-    AND (status <> 'parked' OR received_at < clock_timestamp() - %(parked)s * interval '1 day')
+    AND received_at < statement_timestamp() - %(days)s * interval '1 day'
+    AND (status <> 'parked' OR received_at < statement_timestamp() - %(parked)s * interval '1 day')
     AND (%(received)s::timestamptz IS NULL OR (received_at, id) > (%(received)s, %(id)s))
     ORDER BY received_at, id LIMIT %(batch)s FOR UPDATE SKIP LOCKED"""
 

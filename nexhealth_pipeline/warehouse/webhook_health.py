@@ -1,6 +1,7 @@
 """Whether continuous sync works, asked of the warehouse: what the watchdog checks, what `nexhealth status` shows.
 
-Results hold counts and NexHealth's ids only. They are kept where the checks of the copy are kept.
+Results hold counts and NexHealth's ids only. They are kept where the checks of the copy are kept. Ages are counted from
+`statement_timestamp()`: with a volatile clock no index would be asked, and events are kept for years.
 """
 
 from collections.abc import Iterable
@@ -51,7 +52,7 @@ HEALTH_RULES = (
         "NexHealth posts events to every endpoint of ours, as it said in the last two hours.",
         "SELECT 0::bigint AS institution, endpoint_id::text AS sample FROM nexhealth_webhooks"
         " WHERE removed_at IS NULL AND retire_at IS NULL AND (NOT active"
-        "  OR checked_at < clock_timestamp() - make_interval(hours => %(asked_hours)s))",
+        "  OR checked_at < statement_timestamp() - make_interval(hours => %(asked_hours)s))",
     ),
     HealthRule(
         "holes_filled",
@@ -67,7 +68,7 @@ HEALTH_RULES = (
         "SELECT DISTINCT coalesce(i.id, 0) AS institution, endpoint_id::text AS sample"
         " FROM nexhealth_webhooks LEFT JOIN jsonb_array_elements(subscriptions) s ON true"
         " LEFT JOIN nexhealth_institutions i ON i.subdomain = s.value ->> 'subdomain'"
-        " WHERE removed_at IS NULL AND retire_at <= clock_timestamp()",
+        " WHERE removed_at IS NULL AND retire_at <= statement_timestamp()",
     ),
     HealthRule(
         "events_arrive",
@@ -78,9 +79,9 @@ HEALTH_RULES = (
         "  FROM nexhealth_webhooks, jsonb_array_elements(subscriptions) s"
         "  WHERE removed_at IS NULL AND (s.value ->> 'active')::boolean GROUP BY 1) told"
         " JOIN nexhealth_institutions i ON i.subdomain = told.subdomain AND i.deleted_at IS NULL"
-        " WHERE told.since < clock_timestamp() - make_interval(secs => %(silence_seconds)s) AND NOT EXISTS ("
+        " WHERE told.since < statement_timestamp() - make_interval(secs => %(silence_seconds)s) AND NOT EXISTS ("
         "  SELECT FROM nexhealth_webhook_events e WHERE e.subdomain = told.subdomain AND e.status <> 'rejected'"
-        "  AND e.received_at > clock_timestamp() - make_interval(secs => %(silence_seconds)s))",
+        "  AND e.received_at > statement_timestamp() - make_interval(secs => %(silence_seconds)s))",
     ),
     HealthRule(
         "nothing_waits",
@@ -88,7 +89,7 @@ HEALTH_RULES = (
         "No event has waited for a quarter of an hour.",
         "SELECT coalesce(institution_id, 0) AS institution, id::text AS sample FROM nexhealth_webhook_events"
         " WHERE status = 'pending' AND (replays = 0 OR attempts > 0)"
-        " AND received_at < clock_timestamp() - make_interval(mins => %(waiting_minutes)s)",
+        " AND received_at < statement_timestamp() - make_interval(mins => %(waiting_minutes)s)",
     ),
     HealthRule(
         "nothing_parked",
@@ -202,21 +203,21 @@ class WebhookState:
 
 _ENDPOINTS = """
 SELECT w.endpoint_id, w.target_url, w.active, jsonb_array_length(w.subscriptions), w.checked_at, last.at, w.hole_since,
-       w.retire_at, greatest(w.registered_at, clock_timestamp() - interval '7 days')
+       w.retire_at, greatest(w.registered_at, statement_timestamp() - interval '7 days')
 FROM nexhealth_webhooks w LEFT JOIN LATERAL (
     SELECT e.received_at AS at FROM nexhealth_webhook_events e
-    WHERE e.endpoint_id = w.endpoint_id AND e.status <> 'rejected' AND e.received_at > clock_timestamp() - interval '7 days'
+    WHERE e.endpoint_id = w.endpoint_id AND e.status <> 'rejected' AND e.received_at > statement_timestamp() - interval '7 days'
     ORDER BY e.received_at DESC LIMIT 1) last ON true
 WHERE w.removed_at IS NULL ORDER BY w.endpoint_id
 """
 _EVENTS = """
 SELECT (SELECT received_at FROM nexhealth_webhook_events WHERE status <> 'rejected'
-        AND received_at > clock_timestamp() - interval '7 days' ORDER BY received_at DESC LIMIT 1),
+        AND received_at > statement_timestamp() - interval '7 days' ORDER BY received_at DESC LIMIT 1),
        (SELECT count(*) FROM nexhealth_webhook_events WHERE status = 'pending'),
        (SELECT min(received_at) FROM nexhealth_webhook_events WHERE status = 'pending'),
        (SELECT count(*) FROM nexhealth_webhook_events WHERE status = 'parked'),
        (SELECT coalesce(sum(repeats), 0)::bigint FROM nexhealth_webhook_events
-        WHERE status = 'rejected' AND received_at > clock_timestamp() - interval '1 day')
+        WHERE status = 'rejected' AND received_at > statement_timestamp() - interval '1 day')
 """
 
 
