@@ -5,6 +5,7 @@ as long as the settings say; README lists every table with its bound. Whoever wa
 what is due, so that no daemon is needed. Other processes are never kept waiting for more than half a second.
 """
 
+import json
 import logging
 import threading
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any
 
 import psycopg
 
+from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.warehouse import changes, history, sync_log
 
@@ -62,6 +64,16 @@ _RULES = {
         DELETE FROM nexhealth_sync_log_days WHERE ctid IN (
             SELECT ctid FROM nexhealth_sync_log_days
             WHERE day < (statement_timestamp() - %(sums_months)s * interval '1 month')::date LIMIT %(batch)s)""",
+    # Fields that came otherwise than declared, and came so no more for a month of reads: time in which nothing was read
+    # does not count. A list inside records is read with them, and of key-wide lists the state names no institution.
+    "drift": """
+        DELETE FROM nexhealth_schema_drift WHERE ctid IN (
+            SELECT ctid FROM nexhealth_schema_drift d
+            WHERE kind <> 'missing' AND last_seen_at < (
+                SELECT max(fresh_at) FROM nexhealth_sync_state s
+                WHERE s.collection = coalesce(%(around)s::jsonb ->> d.collection, d.collection)
+                    AND s.institution_id IN (d.institution_id, 0)) - interval '31 days'
+            LIMIT %(batch)s FOR UPDATE SKIP LOCKED)""",
     # A check that is asked no more (an earlier release's, of an institution that is left out) would fail for ever.
     "check_results": """
         DELETE FROM nexhealth_check_results WHERE ctid IN (
@@ -162,8 +174,9 @@ def _pruned(connection: psycopg.Connection, prune: Callable[[psycopg.Connection,
         return len(prune(connection, keep))
 
 
-def _limits(settings: Settings) -> dict[str, int | None]:
+def _limits(settings: Settings) -> dict[str, int | str | None]:
     return {
+        "around": json.dumps({one.name: one.inside for one in DECLARED if one.inside}),
         "batch": _BATCH,
         "quarantine_days": settings.quarantine_days,
         "refusal_days": _REFUSAL_DAYS,
@@ -174,7 +187,7 @@ def _limits(settings: Settings) -> dict[str, int | None]:
 
 
 def _in_batches(
-    connection: psycopg.Connection, statement: str, limits: dict[str, int | None], stop: threading.Event
+    connection: psycopg.Connection, statement: str, limits: dict[str, int | str | None], stop: threading.Event
 ) -> int:
     removed, last = 0, _BATCH
     while last == _BATCH and not stop.is_set():

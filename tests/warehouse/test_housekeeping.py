@@ -1,6 +1,7 @@
 """What is old goes after its time, and only that: nobody needs it any more."""
 
 import threading
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -9,6 +10,7 @@ import pytest
 from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.warehouse import housekeeping
 from nexhealth_pipeline.warehouse.housekeeping import claim, expunge, make_partitions, remove_old
+from nexhealth_pipeline.warehouse.state import PassKey, PassState, save_state
 from tests.webhooks.kit import patient, store, updated
 
 from .conftest import Rows
@@ -206,6 +208,30 @@ def test_versions_are_found_wherever_they_lie_among_those_that_stay(
     assert remove_old(connection, settings.model_copy(update={"history_months": 12})) == {"versions": 6}
     assert rows("SELECT id FROM nexhealth_history ORDER BY 1") == [(one,) for one in range(1, 21)]
     assert rows("SELECT id FROM nexhealth_history WHERE version = 2 ORDER BY 1") == [(one,) for one in range(3, 21, 3)]
+
+
+def test_a_field_that_came_otherwise_is_forgotten_after_a_month_of_reads_that_met_it_no_more(
+    connection: psycopg.Connection, rows: Rows, settings: Settings
+) -> None:
+    """One bad date failed its check for ever. What nobody has read since may still be so: that time does not count."""
+    day, now = timedelta(days=1), datetime.now(UTC)
+    for name, institution, age_of_read in (
+        *(("patients", 7, 0 * day), ("patients", 8, 0 * day), ("alerts", 7, 380 * day)),
+        *(("charges", 7, 0 * day), ("locations", 0, 0 * day)),
+    ):
+        save_state(connection, PassState(PassKey(name, institution, 0, "", "all"), fresh_at=now - age_of_read))
+    connection.execute(
+        "INSERT INTO nexhealth_schema_drift (collection, institution_id, field, kind, last_seen_at)"
+        " SELECT name, 7, field, kind, now() - age FROM (VALUES"
+        "  ('patients', 'a', 'new', interval '32 days'), ('patients', 'b', 'retyped', interval '32 days'),"
+        "  ('patients', 'c', 'missing', interval '400 days'), ('patients', 'd', 'new', interval '30 days'),"
+        "  ('alerts', 'e', 'new', interval '400 days'), ('documents', 'f', 'new', interval '400 days'),"
+        # A list inside records is read with them, and the list of locations is everybody's.
+        "  ('claim_payouts', 'g', 'new', interval '32 days'), ('locations', 'h', 'new', interval '32 days')"
+        " ) given (name, field, kind, age)"
+    )
+    assert remove_old(connection, settings) == {"drift": 4}
+    assert rows("SELECT field FROM nexhealth_schema_drift ORDER BY 1") == [("c",), ("d",), ("e",), ("f",)]
 
 
 def test_it_stops_when_it_is_told_to(connection: psycopg.Connection, rows: Rows, settings: Settings) -> None:
