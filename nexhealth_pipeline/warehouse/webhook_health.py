@@ -94,9 +94,9 @@ HEALTH_RULES = (
     HealthRule(
         "nothing_parked",
         Severity.WARNING,
-        "No event was given up (`nexhealth webhooks replay` tries them again).",
+        "No event was given up that can still be tried again (`nexhealth webhooks replay`).",
         "SELECT coalesce(institution_id, 0) AS institution, id::text AS sample FROM nexhealth_webhook_events"
-        " WHERE status = 'parked'",
+        " WHERE status = 'parked' AND payload IS NOT NULL",
     ),
     HealthRule(
         "source_online",
@@ -192,6 +192,7 @@ class WebhookState:
     pending: int
     oldest_pending_at: datetime | None
     parked: int
+    """Events that were given up and can still be replayed."""
     rejected_last_day: int
     """Requests refused in the last 24 hours."""
 
@@ -215,7 +216,7 @@ SELECT (SELECT received_at FROM nexhealth_webhook_events WHERE status <> 'reject
         AND received_at > statement_timestamp() - interval '7 days' ORDER BY received_at DESC LIMIT 1),
        (SELECT count(*) FROM nexhealth_webhook_events WHERE status = 'pending'),
        (SELECT min(received_at) FROM nexhealth_webhook_events WHERE status = 'pending'),
-       (SELECT count(*) FROM nexhealth_webhook_events WHERE status = 'parked'),
+       (SELECT count(*) FROM nexhealth_webhook_events WHERE status = 'parked' AND payload IS NOT NULL),
        (SELECT coalesce(sum(repeats), 0)::bigint FROM nexhealth_webhook_events
         WHERE status = 'rejected' AND received_at > statement_timestamp() - interval '1 day')
 """

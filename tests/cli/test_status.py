@@ -221,9 +221,10 @@ def test_continuous_sync_is_shown_where_it_is_in_use(
     connection.execute(
         "INSERT INTO nexhealth_webhooks (key_hash, endpoint_id, target_url, active, secret, subscriptions, hole_since)"
         """ VALUES ('k', 12, 'https://a.example/hook', false, 's', '[{"subdomain": "acme"}]', '2026-03-01T12:00Z');"""
-        " INSERT INTO nexhealth_webhook_events (received_at, endpoint_id, verdict, status, repeats) VALUES"
-        " (now() - interval '5 minutes', 12, 'valid', 'pending', 1), (now(), 12, 'valid', 'parked', 1),"
-        " (now(), NULL, 'signature', 'rejected', 7), (now() - interval '2 days', NULL, 'signature', 'rejected', 9)"
+        " INSERT INTO nexhealth_webhook_events (received_at, endpoint_id, verdict, status, repeats, payload) VALUES"
+        " (now() - interval '5 minutes', 12, 'valid', 'pending', 1, '{}'), (now(), 12, 'valid', 'parked', 1, '{}'),"
+        " (now() - interval '1 year', 12, 'valid', 'parked', 1, NULL),"  # expunged: no replay can help it any more
+        " (now(), NULL, 'signature', 'rejected', 7, NULL), (now() - interval '2 days', NULL, 'signature', 'rejected', 9, NULL)"
     )
     ended = nexhealth("status", "--check", DATABASE_URL=database_url)
     lines = ended.out.splitlines()
