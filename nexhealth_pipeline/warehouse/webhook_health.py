@@ -75,7 +75,9 @@ HEALTH_RULES = (
         Severity.WARNING,
         "Every institution subscribed to has sent an event in the last hours (NEXHEALTH_WEBHOOK_SILENCE_HOURS).",
         "SELECT i.id AS institution, i.id::text AS sample FROM ("
-        "  SELECT s.value ->> 'subdomain' AS subdomain, min(registered_at) AS since"
+        # An institution may have joined an endpoint that is years old.
+        "  SELECT s.value ->> 'subdomain' AS subdomain,"
+        "   min(coalesce((s.value ->> 'since')::timestamptz, registered_at)) AS since"
         "  FROM nexhealth_webhooks, jsonb_array_elements(subscriptions) s"
         "  WHERE removed_at IS NULL AND (s.value ->> 'active')::boolean GROUP BY 1) told"
         " JOIN nexhealth_institutions i ON i.subdomain = told.subdomain AND i.deleted_at IS NULL"
