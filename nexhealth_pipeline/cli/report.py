@@ -115,20 +115,22 @@ _PROBLEMS = """
 SELECT slice, status, at, error FROM (
     SELECT DISTINCT ON (collection, institution_id, location_id, partition_key)
            concat_ws(' ', collection, partition_key) AS slice, status, coalesce(finished_at, started_at) AS at, error
-    FROM nexhealth_sync_logs WHERE started_at > clock_timestamp() - interval '7 days'
+    FROM nexhealth_sync_logs WHERE started_at > statement_timestamp() - interval '7 days'
     ORDER BY collection, institution_id, location_id, partition_key, id DESC) latest
 WHERE status IN ('failed', 'interrupted') ORDER BY at DESC
 """
 
-# Runs that only applied events would soon be all that is shown.
+# Runs that only applied events would soon be all that is shown. A run's rows are younger than the run, so that months
+# before it are not searched; a day, as a clock may be put back.
 _RUNS = """
 SELECT r.run_id, r.status, r.started_at, r.finished_at, count(g.id), count(g.id) FILTER (WHERE g.status <> 'running'),
        coalesce(sum(g.records_read), 0)::bigint, coalesce(sum(g.inserted), 0)::bigint,
        coalesce(sum(g.updated), 0)::bigint, coalesce(sum(g.requests), 0)::bigint
 FROM (SELECT * FROM nexhealth_runs WHERE finished_at IS NULL OR status <> 'succeeded' OR EXISTS (
-          SELECT FROM nexhealth_sync_logs s WHERE s.run_id = nexhealth_runs.run_id AND s.mode NOT IN ('webhook', 'replay'))
+          SELECT FROM nexhealth_sync_logs s WHERE s.run_id = nexhealth_runs.run_id AND s.mode NOT IN ('webhook', 'replay')
+              AND s.started_at > nexhealth_runs.started_at - interval '1 day')
       ORDER BY started_at DESC LIMIT 5) r
-LEFT JOIN nexhealth_sync_logs g ON g.run_id = r.run_id
+LEFT JOIN nexhealth_sync_logs g ON g.run_id = r.run_id AND g.started_at > r.started_at - interval '1 day'
 GROUP BY r.run_id, r.status, r.started_at, r.finished_at ORDER BY r.started_at DESC
 """
 

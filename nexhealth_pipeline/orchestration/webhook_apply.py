@@ -290,7 +290,7 @@ def _report(context: Context, tally: Tally) -> bool:
 def _observation(connection: psycopg.Connection, tally: Tally) -> dg.AssetObservation:
     """What became of the run's events, and what waits now."""
     row = connection.execute(
-        "SELECT count(*) FILTER (WHERE status = 'pending'), count(*) FILTER (WHERE status = 'parked')"
+        "SELECT count(*) FILTER (WHERE status = 'pending'), count(*) FILTER (WHERE status = 'parked' AND payload IS NOT NULL)"
         " FROM nexhealth_webhook_events WHERE status IN ('pending', 'parked')"
     ).fetchone()
     pending, parked = row or (0, 0)

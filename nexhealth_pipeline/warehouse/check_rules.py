@@ -13,7 +13,7 @@ from psycopg import sql
 from nexhealth_pipeline.catalog.collection import Collection, Scope, SqlType
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.catalog.paging import Paging
-from nexhealth_pipeline.warehouse.drift import field_of
+from nexhealth_pipeline.warehouse.drift import field_of, known_keys
 
 __all__ = ["FRESH_HOURS", "RULES", "SOURCE_HOURS", "Rule", "Severity"]
 
@@ -295,7 +295,11 @@ def _offline(collection: Collection) -> sql.Composed | None:
 
 
 def _drifted(collection: Collection) -> sql.Composed | None:
-    """A declared field that never came says nothing; one whose column holds values has gone."""
+    """A declared field that never came says nothing; one whose column holds values has gone.
+
+    What was new to an earlier release is no fault any more once this one declares it.
+    """
+    known = [".".join((*place, key)) for place, keys in known_keys(collection).items() for key in sorted(keys)]
     held = [
         # A field that never came is looked for in every row. Asked apart, the key leads to an institution's rows, or
         # PostgreSQL reads the table once for all of them; asked in one, it read it once for each.
@@ -307,8 +311,9 @@ def _drifted(collection: Collection) -> sql.Composed | None:
     ]
     return sql.SQL(
         "SELECT institution_id, sample_id::text AS sample, concat_ws(' ', kind, field) AS detail"
-        " FROM nexhealth_schema_drift d WHERE collection = {} AND (kind <> 'missing' OR CASE field {} ELSE true END)"
-    ).format(sql.Literal(collection.name), sql.SQL(" ").join(held))
+        " FROM nexhealth_schema_drift d WHERE collection = {} AND CASE kind WHEN 'missing' THEN CASE field {} ELSE true END"
+        " WHEN 'new' THEN field <> ALL({}::text[]) ELSE true END"
+    ).format(sql.Literal(collection.name), sql.SQL(" ").join(held), sql.Literal(known))
 
 
 def _quarantined(collection: Collection) -> sql.Composed | None:

@@ -2,9 +2,9 @@
 
 The API holds only "now", so what is overwritten tonight is lost for good. A statement-level trigger on every
 collection's table keeps the versions that an UPDATE replaced, whoever made it, in its own transaction; a
-change of times of synchronisation alone is none. Migration 0002 holds the table and the functions
-(`nexhealth_asof(collection, at, by)` reads the copy as it stood); this module puts the trigger on tables,
-makes partitions ahead of time, and says the cause of a transaction's changes.
+change of times of synchronisation alone is none. Migration 0002 holds the table and the functions, 0014 the one that
+reads the copy as it stood (`nexhealth_asof(collection, at, by, ids)`); this module puts the trigger on tables, makes
+partitions ahead of time, and says the cause of a transaction's changes.
 """
 
 from enum import StrEnum

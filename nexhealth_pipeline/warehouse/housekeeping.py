@@ -5,6 +5,7 @@ as long as the settings say; README lists every table with its bound. Whoever wa
 what is due, so that no daemon is needed. Other processes are never kept waiting for more than half a second.
 """
 
+import json
 import logging
 import threading
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any
 
 import psycopg
 
+from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.warehouse import changes, history, sync_log
 
@@ -34,34 +36,44 @@ _RULES = {
     "webhook_refusals": """
         DELETE FROM nexhealth_webhook_events WHERE id IN (
             SELECT id FROM nexhealth_webhook_events
-            WHERE status = 'rejected' AND received_at < clock_timestamp() - %(refusal_days)s * interval '1 day'
+            WHERE status = 'rejected' AND received_at < statement_timestamp() - %(refusal_days)s * interval '1 day'
             ORDER BY received_at LIMIT %(batch)s FOR UPDATE SKIP LOCKED)""",
     # The audit rows of events whose payload is gone, where a setting says so. Their hash tells repetitions, which come within days.
     "webhook_events": """
         DELETE FROM nexhealth_webhook_events WHERE id IN (
             SELECT id FROM nexhealth_webhook_events
             WHERE payload IS NULL AND status <> 'pending'
-                AND received_at < clock_timestamp() - %(webhook_event_days)s * interval '1 day'
+                AND received_at < statement_timestamp() - %(webhook_event_days)s * interval '1 day'
             ORDER BY received_at LIMIT %(batch)s FOR UPDATE SKIP LOCKED)""",
     "quarantine": """
         DELETE FROM nexhealth_quarantine WHERE id IN (
             SELECT id FROM nexhealth_quarantine
-            WHERE resolved_at < clock_timestamp() - %(quarantine_days)s * interval '1 day' LIMIT %(batch)s)""",
+            WHERE resolved_at < statement_timestamp() - %(quarantine_days)s * interval '1 day' LIMIT %(batch)s)""",
     # Of runs that found nothing to do, which are most of the watchdog's, nobody wants to read for ever.
     "runs": """
         DELETE FROM nexhealth_runs WHERE run_id IN (
             SELECT run_id FROM nexhealth_runs r
-            WHERE finished_at < clock_timestamp() - CASE status WHEN 'succeeded' THEN interval '7 days'
+            WHERE finished_at < statement_timestamp() - CASE status WHEN 'succeeded' THEN interval '7 days'
                     ELSE %(sync_log_months)s * interval '1 month' END
                 AND NOT EXISTS (SELECT FROM nexhealth_sync_logs g WHERE g.run_id = r.run_id)
             LIMIT %(batch)s)""",
     "sweeps": """
         DELETE FROM nexhealth_sweeps WHERE id IN (
-            SELECT id FROM nexhealth_sweeps WHERE started_at < clock_timestamp() - interval '30 days' LIMIT %(batch)s)""",
+            SELECT id FROM nexhealth_sweeps WHERE started_at < statement_timestamp() - interval '30 days' LIMIT %(batch)s)""",
     "log_sums": """
         DELETE FROM nexhealth_sync_log_days WHERE ctid IN (
             SELECT ctid FROM nexhealth_sync_log_days
-            WHERE day < (clock_timestamp() - %(sums_months)s * interval '1 month')::date LIMIT %(batch)s)""",
+            WHERE day < (statement_timestamp() - %(sums_months)s * interval '1 month')::date LIMIT %(batch)s)""",
+    # Fields that came otherwise than declared, and came so no more for a month of reads: time in which nothing was read
+    # does not count. A list inside records is read with them, and of key-wide lists the state names no institution.
+    "drift": """
+        DELETE FROM nexhealth_schema_drift WHERE ctid IN (
+            SELECT ctid FROM nexhealth_schema_drift d
+            WHERE kind <> 'missing' AND last_seen_at < (
+                SELECT max(fresh_at) FROM nexhealth_sync_state s
+                WHERE s.collection = coalesce(%(around)s::jsonb ->> d.collection, d.collection)
+                    AND s.institution_id IN (d.institution_id, 0)) - interval '31 days'
+            LIMIT %(batch)s FOR UPDATE SKIP LOCKED)""",
     # A check that is asked no more (an earlier release's, of an institution that is left out) would fail for ever.
     "check_results": """
         DELETE FROM nexhealth_check_results WHERE ctid IN (
@@ -69,7 +81,10 @@ _RULES = {
             WHERE checked_at < (SELECT max(checked_at) FROM nexhealth_check_results) - interval '31 days'
             LIMIT %(batch)s)""",
 }
-"""What removes the next old rows of a table, by what they are called in the log."""
+"""What removes the next old rows of a table, by what they are called in the log.
+
+By `statement_timestamp()`: with a volatile clock no index is asked, and the last batch looks at every younger row.
+"""
 
 # What was met by reads that nobody judged or began anew: of a location that is left out, a collection read no more. All
 # of a read at once, as half of it would look like the whole; one so old is begun anew by whoever comes back to it.
@@ -170,8 +185,9 @@ def _pruned(connection: psycopg.Connection, prune: Callable[[psycopg.Connection,
         return len(prune(connection, keep))
 
 
-def _limits(settings: Settings) -> dict[str, int | None]:
+def _limits(settings: Settings) -> dict[str, int | str | None]:
     return {
+        "around": json.dumps({one.name: one.inside for one in DECLARED if one.inside}),
         "batch": _BATCH,
         "quarantine_days": settings.quarantine_days,
         "refusal_days": _REFUSAL_DAYS,
@@ -182,7 +198,7 @@ def _limits(settings: Settings) -> dict[str, int | None]:
 
 
 def _in_batches(
-    connection: psycopg.Connection, statement: str, limits: dict[str, int | None], stop: threading.Event
+    connection: psycopg.Connection, statement: str, limits: dict[str, int | str | None], stop: threading.Event
 ) -> int:
     removed, last = 0, _BATCH
     while last == _BATCH and not stop.is_set():
@@ -215,8 +231,8 @@ def _forget_versions(connection: psycopg.Connection, months: int, stop: threadin
 
 _OLD_PAYLOADS = """
     SELECT id FROM nexhealth_webhook_events WHERE payload IS NOT NULL AND status <> 'pending'
-    AND received_at < clock_timestamp() - %(days)s * interval '1 day'
-    AND (status <> 'parked' OR received_at < clock_timestamp() - %(parked)s * interval '1 day')
+    AND received_at < statement_timestamp() - %(days)s * interval '1 day'
+    AND (status <> 'parked' OR received_at < statement_timestamp() - %(parked)s * interval '1 day')
     AND (%(received)s::timestamptz IS NULL OR (received_at, id) > (%(received)s, %(id)s))
     ORDER BY received_at, id LIMIT %(batch)s FOR UPDATE SKIP LOCKED"""
 

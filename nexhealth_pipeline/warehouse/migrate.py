@@ -6,8 +6,15 @@ Alembic owns system tables, functions and roles; :mod:`.tables` owns the collect
 from pathlib import Path
 
 import psycopg
+from psycopg.errors import DependentObjectsStillExist
 
-from nexhealth_pipeline.errors import MissingRights, WarehouseNewer, WarehouseOutdated, WarehouseRefused
+from nexhealth_pipeline.errors import (
+    MissingRights,
+    WarehouseError,
+    WarehouseNewer,
+    WarehouseOutdated,
+    WarehouseRefused,
+)
 from nexhealth_pipeline.warehouse.connect import connect, driver_errors
 from nexhealth_pipeline.warehouse.tables import ensure_indexes, ensure_tables, missing_tables
 
@@ -17,6 +24,17 @@ _VERSIONS = Path(__file__).parent / "migrations" / "versions"
 HEAD: str = max(path.stem[1:5] for path in _VERSIONS.glob("m[0-9]*.py"))
 """Number of the newest migration."""
 _LOCK = 0x4E48_0002
+_BUILT_ON = """
+SELECT DISTINCT format('%%I.%%I', n.nspname, v.relname) AS name
+FROM pg_depend d
+JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
+JOIN pg_class v ON v.oid = r.ev_class AND v.oid <> d.refobjid
+JOIN pg_namespace n ON n.oid = v.relnamespace
+JOIN pg_class t ON d.refclassid = 'pg_class'::regclass AND t.oid = d.refobjid
+WHERE t.relnamespace = 'public'::regnamespace AND t.relname LIKE 'nexhealth%%' AND strpos(%s, t.relname) > 0
+ORDER BY 1
+"""
+"""Views on tables of ours that a text names."""
 
 
 def current_revision(connection: psycopg.Connection) -> str | None:
@@ -33,7 +51,8 @@ def upgrade(url: str, *, indexes: bool = False) -> list[str]:
     """Bring an empty or older warehouse up to date; returns the changes made, one text each.
 
     With `indexes` also those that a run makes at its end, however long it takes.
-    Raises WarehouseNewer when a newer release wrote it, MissingRights when the role may not create.
+    Raises WarehouseNewer when a newer release wrote it, MissingRights when the role may not create, WarehouseError where
+    something of somebody's is built on a table that must be replaced: then nothing is changed.
     """
     with connect(url) as connection:
         try:
@@ -116,6 +135,22 @@ def _migrate(url: str, target: str = HEAD) -> list[str]:
             command.upgrade(config, target)
             connection.commit()
     except DBAPIError as error:
+        if isinstance(error.orig, DependentObjectsStillExist):
+            raise WarehouseError(_in_the_way(url, error.orig)) from None
         # SQLAlchemy wraps the driver's error, with the statement and the server's words.
         raise (error.orig or error) from None
     return [f"migrated to {target}"]
+
+
+def _in_the_way(url: str, error: DependentObjectsStillExist) -> str:
+    """What to do where a table that others built on could not be replaced.
+
+    The server's words name the table, perhaps in another language; they are searched and not handed on.
+    """
+    with connect(url) as connection:
+        views = [name for (name,) in connection.execute(_BUILT_ON, (error.diag.message_primary or "",))]
+    named = f"view {' and '.join(views)}" if views else "something of yours"
+    return (
+        f"upgrading the warehouse: a table must be replaced on which {named} is built: drop that, run `nexhealth db upgrade`,"
+        " and make it again (2BP01); nothing was changed"
+    )

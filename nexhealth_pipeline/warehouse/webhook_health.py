@@ -1,6 +1,7 @@
 """Whether continuous sync works, asked of the warehouse: what the watchdog checks, what `nexhealth status` shows.
 
-Results hold counts and NexHealth's ids only. They are kept where the checks of the copy are kept.
+Results hold counts and NexHealth's ids only. They are kept where the checks of the copy are kept. Ages are counted from
+`statement_timestamp()`: with a volatile clock no index would be asked, and events are kept for years.
 """
 
 from collections.abc import Iterable
@@ -51,7 +52,7 @@ HEALTH_RULES = (
         "NexHealth posts events to every endpoint of ours, as it said in the last two hours.",
         "SELECT 0::bigint AS institution, endpoint_id::text AS sample FROM nexhealth_webhooks"
         " WHERE removed_at IS NULL AND retire_at IS NULL AND (NOT active"
-        "  OR checked_at < clock_timestamp() - make_interval(hours => %(asked_hours)s))",
+        "  OR checked_at < statement_timestamp() - make_interval(hours => %(asked_hours)s))",
     ),
     HealthRule(
         "holes_filled",
@@ -67,20 +68,22 @@ HEALTH_RULES = (
         "SELECT DISTINCT coalesce(i.id, 0) AS institution, endpoint_id::text AS sample"
         " FROM nexhealth_webhooks LEFT JOIN jsonb_array_elements(subscriptions) s ON true"
         " LEFT JOIN nexhealth_institutions i ON i.subdomain = s.value ->> 'subdomain'"
-        " WHERE removed_at IS NULL AND retire_at <= clock_timestamp()",
+        " WHERE removed_at IS NULL AND retire_at <= statement_timestamp()",
     ),
     HealthRule(
         "events_arrive",
         Severity.WARNING,
         "Every institution subscribed to has sent an event in the last hours (NEXHEALTH_WEBHOOK_SILENCE_HOURS).",
         "SELECT i.id AS institution, i.id::text AS sample FROM ("
-        "  SELECT s.value ->> 'subdomain' AS subdomain, min(registered_at) AS since"
+        # An institution may have joined an endpoint that is years old.
+        "  SELECT s.value ->> 'subdomain' AS subdomain,"
+        "   min(coalesce((s.value ->> 'since')::timestamptz, registered_at)) AS since"
         "  FROM nexhealth_webhooks, jsonb_array_elements(subscriptions) s"
         "  WHERE removed_at IS NULL AND (s.value ->> 'active')::boolean GROUP BY 1) told"
         " JOIN nexhealth_institutions i ON i.subdomain = told.subdomain AND i.deleted_at IS NULL"
-        " WHERE told.since < clock_timestamp() - make_interval(secs => %(silence_seconds)s) AND NOT EXISTS ("
+        " WHERE told.since < statement_timestamp() - make_interval(secs => %(silence_seconds)s) AND NOT EXISTS ("
         "  SELECT FROM nexhealth_webhook_events e WHERE e.subdomain = told.subdomain AND e.status <> 'rejected'"
-        "  AND e.received_at > clock_timestamp() - make_interval(secs => %(silence_seconds)s))",
+        "  AND e.received_at > statement_timestamp() - make_interval(secs => %(silence_seconds)s))",
     ),
     HealthRule(
         "nothing_waits",
@@ -88,14 +91,14 @@ HEALTH_RULES = (
         "No event has waited for a quarter of an hour.",
         "SELECT coalesce(institution_id, 0) AS institution, id::text AS sample FROM nexhealth_webhook_events"
         " WHERE status = 'pending' AND (replays = 0 OR attempts > 0)"
-        " AND received_at < clock_timestamp() - make_interval(mins => %(waiting_minutes)s)",
+        " AND received_at < statement_timestamp() - make_interval(mins => %(waiting_minutes)s)",
     ),
     HealthRule(
         "nothing_parked",
         Severity.WARNING,
-        "No event was given up (`nexhealth webhooks replay` tries them again).",
+        "No event was given up that can still be tried again (`nexhealth webhooks replay`).",
         "SELECT coalesce(institution_id, 0) AS institution, id::text AS sample FROM nexhealth_webhook_events"
-        " WHERE status = 'parked'",
+        " WHERE status = 'parked' AND payload IS NOT NULL",
     ),
     HealthRule(
         "source_online",
@@ -191,6 +194,7 @@ class WebhookState:
     pending: int
     oldest_pending_at: datetime | None
     parked: int
+    """Events that were given up and can still be replayed."""
     rejected_last_day: int
     """Requests refused in the last 24 hours."""
 
@@ -202,21 +206,21 @@ class WebhookState:
 
 _ENDPOINTS = """
 SELECT w.endpoint_id, w.target_url, w.active, jsonb_array_length(w.subscriptions), w.checked_at, last.at, w.hole_since,
-       w.retire_at, greatest(w.registered_at, clock_timestamp() - interval '7 days')
+       w.retire_at, greatest(w.registered_at, statement_timestamp() - interval '7 days')
 FROM nexhealth_webhooks w LEFT JOIN LATERAL (
     SELECT e.received_at AS at FROM nexhealth_webhook_events e
-    WHERE e.endpoint_id = w.endpoint_id AND e.status <> 'rejected' AND e.received_at > clock_timestamp() - interval '7 days'
+    WHERE e.endpoint_id = w.endpoint_id AND e.status <> 'rejected' AND e.received_at > statement_timestamp() - interval '7 days'
     ORDER BY e.received_at DESC LIMIT 1) last ON true
 WHERE w.removed_at IS NULL ORDER BY w.endpoint_id
 """
 _EVENTS = """
 SELECT (SELECT received_at FROM nexhealth_webhook_events WHERE status <> 'rejected'
-        AND received_at > clock_timestamp() - interval '7 days' ORDER BY received_at DESC LIMIT 1),
+        AND received_at > statement_timestamp() - interval '7 days' ORDER BY received_at DESC LIMIT 1),
        (SELECT count(*) FROM nexhealth_webhook_events WHERE status = 'pending'),
        (SELECT min(received_at) FROM nexhealth_webhook_events WHERE status = 'pending'),
-       (SELECT count(*) FROM nexhealth_webhook_events WHERE status = 'parked'),
+       (SELECT count(*) FROM nexhealth_webhook_events WHERE status = 'parked' AND payload IS NOT NULL),
        (SELECT coalesce(sum(repeats), 0)::bigint FROM nexhealth_webhook_events
-        WHERE status = 'rejected' AND received_at > clock_timestamp() - interval '1 day')
+        WHERE status = 'rejected' AND received_at > statement_timestamp() - interval '1 day')
 """
 
 

@@ -18,6 +18,7 @@ from psycopg.rows import class_row
 
 from nexhealth_pipeline.errors import Cancelled, InvalidSetting
 from nexhealth_pipeline.warehouse.runs import lock_key
+from nexhealth_pipeline.warehouse.state import database_time
 from nexhealth_pipeline.webhooks.sealing import Sealer
 
 __all__ = [
@@ -55,7 +56,7 @@ _COLUMNS = (
 )
 
 
-class Subscription(msgspec.Struct, frozen=True):
+class Subscription(msgspec.Struct, frozen=True, omit_defaults=True):
     """One event of one institution that an endpoint is told of."""
 
     id: int
@@ -63,6 +64,8 @@ class Subscription(msgspec.Struct, frozen=True):
     resource_type: str
     event: str
     active: bool
+    since: datetime | None = None
+    """When it was first noted; None = by an earlier release, so that it counts from the endpoint's registration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,9 +265,21 @@ def record_inactive(connection: psycopg.Connection, endpoint: Endpoint) -> datet
 def record_subscriptions(
     connection: psycopg.Connection, endpoint: Endpoint, subscriptions: Iterable[Subscription]
 ) -> None:
-    """Remember what it is subscribed to."""
-    as_json = msgspec.json.encode(list(subscriptions)).decode()
+    """Remember what it is subscribed to, and since when: what is known there already keeps its time."""
+    noted = {one.id: one.since for one in _noted(connection, endpoint)}
+    now = database_time(connection)
+    told = [msgspec.structs.replace(one, since=noted.get(one.id, now)) for one in subscriptions]
+    as_json = msgspec.json.encode(told).decode()
     _update(connection, endpoint, "subscriptions = %(subscriptions)s::jsonb", subscriptions=as_json)
+
+
+def _noted(connection: psycopg.Connection, endpoint: Endpoint) -> tuple[Subscription, ...]:
+    """What is noted of it now: `endpoint` may have been read before that changed."""
+    row = connection.execute(
+        "SELECT subscriptions FROM nexhealth_webhooks WHERE key_hash = %s AND endpoint_id = %s",
+        (endpoint.key_hash, endpoint.endpoint_id),
+    ).fetchone()
+    return msgspec.convert(tuple(row[0]) if row else (), tuple[Subscription, ...])
 
 
 def retire(connection: psycopg.Connection, endpoint: Endpoint) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
+from nexhealth_pipeline.cli import report
 from nexhealth_pipeline.cli.report import read_report
 from nexhealth_pipeline.cli.status import watch
 from nexhealth_pipeline.warehouse.runs import RunLock
@@ -81,6 +82,45 @@ def test_a_last_run_whose_process_is_gone_is_interrupted(connection: psycopg.Con
     """Its row says running until the next sync closes it."""
     connection.execute("INSERT INTO nexhealth_runs (run_id, host, pid) VALUES ('gone', 'h', 1)")
     assert [run.status for run in read_report(connection).runs] == ["interrupted"]
+
+
+def test_what_went_wrong_is_looked_for_in_the_last_week_alone(connection: psycopg.Connection) -> None:
+    """Shown every two seconds, of a log that grows by a million rows a month."""
+    old = _old_month(connection)
+    connection.execute("SET enable_seqscan = off")
+    plan = "\n".join(line for (line,) in connection.execute("EXPLAIN " + report._PROBLEMS))
+    assert "Index Cond: (started_at > " in plan
+    assert old not in plan
+
+
+def test_the_last_runs_are_found_without_a_look_at_all_runs_or_months(connection: psycopg.Connection) -> None:
+    """Continuous sync makes a thousand runs a day that are not shown; each was looked for in every month of the log."""
+    old = _old_month(connection)
+    connection.execute(
+        "INSERT INTO nexhealth_runs (run_id, host, pid, status, finished_at)"
+        " SELECT 'run-' || n, 'h', 1, 'succeeded', now() FROM generate_series(1, 9) n;"
+        " INSERT INTO nexhealth_sync_logs (run_id, asset, collection, mode, status)"
+        " SELECT run_id, 'a', 'patients', CASE run_id WHEN 'run-5' THEN 'full' ELSE 'webhook' END, 'succeeded'"
+        " FROM nexhealth_runs"
+    )
+    connection.execute("SET enable_seqscan = off")
+    plan = [line for (line,) in connection.execute("EXPLAIN (ANALYZE) " + report._RUNS)]
+    assert any("Index Scan Backward using nexhealth_runs_started" in line for line in plan)
+    searched = [line for line in plan if f" on {old} " in line]
+    assert searched
+    assert all("(never executed)" in line for line in searched)
+    assert [(run.run_id, run.slices) for run in read_report(connection).runs] == [("run-5", 1)]
+
+
+def _old_month(connection: psycopg.Connection) -> str:
+    """A partition of the log that is of three months ago."""
+    row = connection.execute(
+        "SELECT 'nexhealth_sync_logs_' || to_char(begins, 'YYYY_MM'), nexhealth_sync_logs_month(begins)"
+        " FROM (SELECT date_trunc('month', now() AT TIME ZONE 'UTC') - interval '3 months' AS begins) old"
+    ).fetchone()
+    assert row is not None
+    assert row[1]
+    return str(row[0])
 
 
 def test_json_has_everything(nexhealth: Run, busy: str) -> None:
@@ -190,9 +230,10 @@ def test_continuous_sync_is_shown_where_it_is_in_use(
     connection.execute(
         "INSERT INTO nexhealth_webhooks (key_hash, endpoint_id, target_url, active, secret, subscriptions, hole_since)"
         """ VALUES ('k', 12, 'https://a.example/hook', false, 's', '[{"subdomain": "acme"}]', '2026-03-01T12:00Z');"""
-        " INSERT INTO nexhealth_webhook_events (received_at, endpoint_id, verdict, status, repeats) VALUES"
-        " (now() - interval '5 minutes', 12, 'valid', 'pending', 1), (now(), 12, 'valid', 'parked', 1),"
-        " (now(), NULL, 'signature', 'rejected', 7), (now() - interval '2 days', NULL, 'signature', 'rejected', 9)"
+        " INSERT INTO nexhealth_webhook_events (received_at, endpoint_id, verdict, status, repeats, payload) VALUES"
+        " (now() - interval '5 minutes', 12, 'valid', 'pending', 1, '{}'), (now(), 12, 'valid', 'parked', 1, '{}'),"
+        " (now() - interval '1 year', 12, 'valid', 'parked', 1, NULL),"  # expunged: no replay can help it any more
+        " (now(), NULL, 'signature', 'rejected', 7, NULL), (now() - interval '2 days', NULL, 'signature', 'rejected', 9, NULL)"
     )
     ended = nexhealth("status", "--check", DATABASE_URL=database_url)
     lines = ended.out.splitlines()

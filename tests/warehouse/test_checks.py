@@ -321,6 +321,13 @@ def test_drift_fails_a_check_but_not_a_field_that_never_came(house: Warehouse) -
     assert result.sample_ids == {ACME: ("10/5",), BOND: ()}
 
 
+def test_a_field_that_a_later_release_declares_is_no_longer_new(house: Warehouse) -> None:
+    """It was noted when there was no column for it, and no read says of it that it is not new."""
+    new = [Drift("new", ACME, name, 5) for name in ("email", "bio", "bio.city", "bio.shoe_size", "city")]
+    record_drift(house.connection, "patients", new)
+    assert set(house.check("patients", "schema_as_declared").details) == {"new bio.shoe_size", "new city"}
+
+
 def test_a_field_that_is_missing_everywhere_has_gone_where_any_institution_had_it(house: Warehouse) -> None:
     """Key-wide lists have no institution of their own."""
     house.connection.execute(

@@ -180,6 +180,73 @@ def test_the_source_is_seen_as_it_stood(table: Table) -> None:
     assert as_of(table.connection, "2026-03-01T11:00Z", "source") == {1: "second", 2: "first"}
 
 
+def test_single_rows_are_asked_for_by_their_ids(table: Table) -> None:
+    """Of all institutions; and whoever gives none gets all rows as before."""
+    db = table.connection
+    table.load(gadget(1), gadget(2), gadget(3))
+    first = now(db)
+    table.load(gadget(1, note="second", updated_at=LATER), gadget(2), gadget(3), read_at=NOON + MINUTE)
+    table.bury(2, NOON)
+    query = "SELECT id, version, raw ->> 'note', deleted_by FROM nexhealth_asof('gadgets', {}) ORDER BY id"
+    everything = db.execute(query.format("now(), 'source'")).fetchall()
+    assert everything == [(1, 2, "second", None), (2, 2, "first", "absence"), (3, 1, "first", None)]
+    for given in ("now(), 'source', ids => '{1,2}'", "now(), 'source', '{2,1,404}'"):
+        assert db.execute(query.format(given)).fetchall() == everything[:2]
+    assert db.execute(query.format(f"'{first}', ids => '{{2,1}}'")).fetchall() == [
+        (1, 1, "first", None),
+        (2, 1, "first", None),
+    ]
+    assert db.execute(query.format("now(), ids => '{}'")).fetchall() == []
+    assert db.execute(query.format("now(), ids => NULL")).fetchall() == everything
+
+
+def test_one_record_is_found_among_all_others(table: Table) -> None:
+    """Risk: JSON of a whole practice is put together, and all its past is read, to show one patient of a month ago."""
+    db = table.connection
+    table.load(*(gadget(number) for number in range(1, 1001)))
+    first = now(db)
+    table.load(*(gadget(number, note="second", updated_at=LATER) for number in range(1, 1001)))
+    db.execute("ANALYZE nexhealth_gadgets, nexhealth_history")
+    with db.transaction():
+        before = visited(db)
+        found = db.execute(
+            "SELECT raw ->> 'note' FROM nexhealth_asof('gadgets', %s, ids => '{500}')", (first,)
+        ).fetchall()
+        looked_at = visited(db) - before
+    assert found == [("first",)]
+    assert 0 < looked_at < 10
+
+
+def visited(connection: psycopg.Connection) -> int:
+    """Rows of the gadgets and of their past that the running transaction has looked at."""
+    row = connection.execute(
+        "SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0))::int FROM pg_stat_xact_user_tables"
+        " WHERE relname = 'nexhealth_gadgets' OR relname LIKE 'nexhealth_history_%'"
+    ).fetchone()
+    assert row is not None
+    return row[0]
+
+
+def test_rows_of_other_keys_are_found_by_their_ids_too_where_they_have_any(connection: psycopg.Connection) -> None:
+    """An entry of a treatment plan has an id that is half of its key; a state of synchronisation has none."""
+    connection.execute(
+        "INSERT INTO nexhealth_treatment_plan_procedures (institution_id, treatment_plan_id, id, synced_at,"
+        " source_read_at, row_hash) SELECT 7, plan, id, now(), now(), '' FROM (VALUES (1, 5), (2, 5), (2, 6)) v (plan, id)"
+    )
+    try:
+        connection.execute(
+            "UPDATE nexhealth_treatment_plan_procedures SET deleted_at = now() WHERE treatment_plan_id = 2"
+        )
+        rows = connection.execute(
+            "SELECT key, version FROM nexhealth_asof('treatment_plan_procedures', now(), ids => '{5}') ORDER BY 2"
+        ).fetchall()
+        assert rows == [({"id": 5, "treatment_plan_id": 1}, 1), ({"id": 5, "treatment_plan_id": 2}, 2)]
+    finally:
+        connection.execute("DELETE FROM nexhealth_treatment_plan_procedures")
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="ids: rows of collection 'sync_status' have none"):
+        connection.execute("SELECT * FROM nexhealth_asof('sync_status', now(), ids => '{5}')")
+
+
 def test_a_touched_row_was_there_before_it_was_touched(table: Table) -> None:
     """Risk: what is no change moves synced_at, and the copy of yesterday seems to lack the row."""
     table.load(gadget())

@@ -131,6 +131,40 @@ def test_a_budget_of_before_gets_the_functions_of_now_and_keeps_what_it_counted(
         assert db.execute("SELECT * FROM nexhealth_rate_budget").fetchall() == kept
 
 
+def test_who_may_ask_for_a_table_as_it_was_may_still_and_views_on_it_go_on(empty_database_url: str) -> None:
+    """The function takes more now, so it is another one: rights and views were those of the one before."""
+    migrate._migrate(empty_database_url, "0013")
+    may = "SELECT has_function_privilege(%s, 'nexhealth_asof(text, timestamptz, text, bigint[])', 'EXECUTE')"
+    view = "SELECT id, version FROM nexhealth_asof('operatories', now())"
+    with psycopg.connect(empty_database_url, autocommit=True) as db:
+        db.execute(
+            f"CREATE ROLE {ROLE}; CREATE ROLE {ROLE}_too;"
+            " REVOKE ALL ON FUNCTION nexhealth_asof FROM PUBLIC;"
+            f" GRANT EXECUTE ON FUNCTION nexhealth_asof TO {ROLE}; CREATE VIEW theirs AS {view}"
+        )
+        try:
+            migrate.upgrade(empty_database_url)
+            assert db.execute(may, (ROLE,)).fetchone() == (True,)
+            assert db.execute(may, (f"{ROLE}_too",)).fetchone() == (False,)
+            db.execute(
+                "INSERT INTO nexhealth_operatories (institution_id, id, synced_at, source_read_at, row_hash)"
+                " VALUES (1, 5, now(), now(), '')"
+            )
+            assert db.execute("SELECT * FROM theirs").fetchall() == db.execute(view).fetchall() == [(5, 1)]
+        finally:
+            db.execute(f"DROP OWNED BY {ROLE}; DROP ROLE {ROLE}; DROP ROLE {ROLE}_too")
+
+
+def test_of_the_function_before_nothing_is_left_where_no_view_needs_it(empty_database_url: str) -> None:
+    migrate._migrate(empty_database_url, "0013")
+    migrate.upgrade(empty_database_url)
+    with psycopg.connect(empty_database_url) as db:
+        found = db.execute(
+            "SELECT proname::text, pronargs FROM pg_proc WHERE proname LIKE 'nexhealth_asof%'"
+        ).fetchall()
+    assert found == [("nexhealth_asof", 4)]
+
+
 def test_a_role_that_may_not_create_is_told_which_right_it_lacks(guest_url: str) -> None:
     """Risk: alembic runs through SQLAlchemy, which wraps the driver's error in one of its own."""
     with pytest.raises(MissingRights, match=rf"{ROLE}.*GRANT CREATE") as caught:

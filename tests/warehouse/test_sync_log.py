@@ -140,6 +140,26 @@ def test_a_log_written_before_keeps_its_rows_numbers_and_readers(empty_database_
             db.execute(f"DROP OWNED BY {ROLE}; DROP ROLE {ROLE}")
 
 
+def test_a_view_that_keeps_the_log_from_being_replaced_is_named(empty_database_url: str) -> None:
+    """Nobody can look up which view 2BP01 means; and nothing can be read before the upgrade is done."""
+    migrate._migrate(empty_database_url, "0004")
+    with psycopg.connect(empty_database_url, autocommit=True) as db:
+        db.execute(
+            'CREATE SCHEMA theirs; CREATE VIEW theirs."slow Slices" AS SELECT collection, bytes FROM nexhealth_sync_logs;'
+            " CREATE VIEW theirs.runs AS SELECT run_id FROM nexhealth_runs"
+        )
+        with pytest.raises(
+            WarehouseError, match=r'view theirs\."slow Slices" is built: drop .*`nexhealth db upgrade`'
+        ) as caught:
+            migrate.upgrade(empty_database_url)
+        assert "theirs.runs" not in str(caught.value)
+        assert "cannot drop" not in str(caught.value)
+        assert migrate.current_revision(db) == "0004"
+        db.execute('DROP VIEW theirs."slow Slices"')
+        migrate.upgrade(empty_database_url)
+        assert migrate.current_revision(db) == migrate.HEAD
+
+
 def test_the_log_works_on_the_oldest_postgresql(oldest_database_url: str) -> None:
     with psycopg.connect(oldest_database_url, autocommit=True) as db:
         db.execute("SELECT nexhealth_sync_logs_month('2024-03-01')")

@@ -179,6 +179,33 @@ def test_one_patients_rows_are_found_by_index(connection: psycopg.Connection, ro
     assert any("nexhealth_appointments_institution_id_patient_id_idx" in line for (line,) in plan)
 
 
+def test_zones_are_tried_once_a_query_also_of_one_patient(connection: psycopg.Connection, rows: Rows) -> None:
+    """A practice group of three hundred offices: their zones were all tried again for each visit that was found."""
+    columns, values = "synced_at, source_read_at, row_hash", "now(), now(), ''"
+    connection.execute(
+        f"INSERT INTO nexhealth_locations (institution_id, id, name, tz, {columns})"
+        f" SELECT n / 3, n, 'Office', 'America/New_York', {values} FROM generate_series(3, 302) n;"
+        f" INSERT INTO nexhealth_appointments (institution_id, id, location_id, patient_id, start_time, {columns})"
+        f" SELECT n / 30, n, n / 10, n / 30, now(), {values} FROM generate_series(30, 3029) n;"
+        " ANALYZE nexhealth_locations, nexhealth_appointments"
+    )
+    try:
+        ((plan,),) = rows(
+            "EXPLAIN (ANALYZE, FORMAT JSON) SELECT local_date, location_name FROM nexhealth_current.appointments"
+            " WHERE institution_id = 7 AND patient_id = 7"
+        )
+        assert plan[0]["Plan"]["Actual Rows"] == 30
+        assert _times_read(plan[0]["Plan"], "nexhealth_locations") == [1]
+    finally:
+        connection.execute("DELETE FROM nexhealth_appointments; DELETE FROM nexhealth_locations")
+
+
+def _times_read(node: dict[str, Any], table: str) -> list[float]:
+    """How often each part of a plan that reads a table was carried out."""
+    own = [node["Actual Loops"]] if node.get("Relation Name") == table else []
+    return own + [times for one in node.get("Plans", ()) for times in _times_read(one, table)]
+
+
 def test_a_new_column_widens_the_view_under_grants_and_other_views(connection: psycopg.Connection, rows: Rows) -> None:
     """Risk: the first sync after an upgrade fails because an analyst built on a view, or takes the grants away."""
     table = Table(connection)

@@ -4,6 +4,7 @@ import logging
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import psycopg
 import pytest
 
@@ -108,11 +109,31 @@ def test_a_change_of_the_sealing_key_is_finished_by_sealing_anew(db: psycopg.Con
 def test_subscriptions_are_remembered_as_they_are(db: psycopg.Connection) -> None:
     told = Subscription(5, "acme", "Patient", "patient_updated", active=True)
     record_subscriptions(db, stored(db), [told])
-    assert found(db).subscribed == (told,)
-    row = db.execute("SELECT subscriptions -> 0 FROM nexhealth_webhooks").fetchone()
+    (noted,) = found(db).subscribed
+    assert noted.since is not None
+    assert msgspec.structs.replace(noted, since=None) == told
+    row = db.execute("SELECT (subscriptions -> 0) - 'since' FROM nexhealth_webhooks").fetchone()
     assert row == (
         {"id": 5, "subdomain": "acme", "resource_type": "Patient", "event": "patient_updated", "active": True},
     )
+
+
+def test_a_subscription_that_is_noted_again_keeps_its_time(db: psycopg.Connection) -> None:
+    """Each set-up notes all of them anew; of those that an earlier release noted it is not known since when."""
+    old, first, joined = (
+        Subscription(number, f"s{number}", "Patient", "patient_updated", active=True) for number in (1, 2, 3)
+    )
+    endpoint = stored(db)
+    record_subscriptions(db, endpoint, [old, first])
+    db.execute("UPDATE nexhealth_webhooks SET subscriptions = subscriptions #- '{0,since}'")
+    record_subscriptions(db, endpoint, [old, first])
+    _, before = found(db).subscribed
+    record_subscriptions(db, endpoint, [old, first, joined])
+    times = [one.since for one in found(db).subscribed]
+    assert times[:2] == [None, before.since]
+    assert before.since is not None
+    assert times[2] is not None
+    assert times[2] > before.since
 
 
 def test_a_hole_begins_before_the_endpoint_was_last_seen_active(db: psycopg.Connection) -> None:

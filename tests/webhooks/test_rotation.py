@@ -114,7 +114,7 @@ def test_a_retired_endpoint_that_stays_is_told_of_until_who_left_is_pruned(accou
 def test_an_institution_that_left_is_waited_for_until_it_is_pruned(account: Account) -> None:
     """NexHealth refuses to delete its subscriptions, too: nothing ended the warning that its events do not come."""
     account.set_up()
-    account.db.execute("UPDATE nexhealth_webhooks SET registered_at = registered_at - interval '2 days'")
+    two_days_pass(account)
     account.set_up(**without_harbor(account, "refused"))
     left_out = without_harbor(account, "not asked for")
     account.set_up(**left_out)
@@ -122,6 +122,26 @@ def test_an_institution_that_left_is_waited_for_until_it_is_pruned(account: Acco
     done = account.set_up(prune=True, **left_out)
     assert [what for what, _ in done.failures] == [HARBOR[1]] * len(EVENTS)
     assert silent(account) == {WILLOW[0]}
+
+
+def two_days_pass(account: Account) -> None:
+    """Since all that is registered was."""
+    account.db.execute(
+        "UPDATE nexhealth_webhooks SET registered_at = registered_at - interval '2 days', subscriptions ="
+        " (SELECT jsonb_agg(one || jsonb_build_object('since', (one ->> 'since')::timestamptz - interval '2 days'))"
+        "  FROM jsonb_array_elements(subscriptions) one)"
+    )
+
+
+def test_an_institution_that_joins_is_not_missed_before_it_had_the_time_to_send_anything(account: Account) -> None:
+    """Its subscriptions are at an endpoint that is years old: the set-up was followed by a warning within minutes."""
+    account.set_up(settings={"NEXHEALTH_SUBDOMAINS": WILLOW[1]})
+    two_days_pass(account)
+    account.set_up()
+    assert silent(account) == {WILLOW[0]}
+    two_days_pass(account)
+    account.set_up()
+    assert silent(account) == {WILLOW[0], HARBOR[0]}
 
 
 def test_a_first_set_up_has_nothing_to_rotate(account: Account) -> None:

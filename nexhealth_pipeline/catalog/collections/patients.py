@@ -51,7 +51,13 @@ _ADDRESS = (
 _PATIENTS_SHOWN = Current(
     columns=(
         IN_EHR,
-        Derived("guarantor_id", _PAYER, ID, "Who pays; the own id = pays for themself, null = not known."),
+        Derived(
+            "guarantor_id",
+            _PAYER,
+            ID,
+            "Who pays; the own id = pays for themself, null = not known. No index leads to it: for whom somebody pays,"
+            " ask for the ids of nexhealth_patients by its guarantor_id.",
+        ),
         Derived("pays_for_self", f"{_PAYER} = t.id", NONE, "Is their own guarantor."),
         Derived("guarantor_name", "payer.name", DEMOGRAPHIC, "Name of who pays."),
         Derived("location_ids", _LISTED_AT, NONE, "Locations that list the person."),

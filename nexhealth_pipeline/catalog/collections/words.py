@@ -78,10 +78,12 @@ IN_EHR = Derived(
 )
 """Shown by views of what can be made through NexHealth."""
 OFFICE = (
-    "LEFT JOIN (SELECT institution_id, id, name, nexhealth_zone(tz) AS zone FROM nexhealth_locations OFFSET 0) office"
+    "LEFT JOIN (WITH office AS MATERIALIZED (SELECT institution_id, id, name, nexhealth_zone(tz) AS zone"
+    " FROM nexhealth_locations) SELECT * FROM office) office"
     " ON office.institution_id = t.institution_id AND office.id = t.location_id"
 )
-"""Join of the row's office as `office`: its zones are tried once a query (OFFSET 0), not once a row."""
+"""Join of the row's office as `office`. Its zones are tried once a query: a subquery that is only kept apart (OFFSET 0)
+is carried out once for each of a few rows."""
 _ZONE = "coalesce(office.zone, nexhealth_zone(t.timezone))"
 OFFICE_NAME = Derived("location_name", "office.name", NONE, "Name of the location.")
 """Wants `OFFICE` joined."""
