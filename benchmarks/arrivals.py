@@ -21,7 +21,10 @@ def by_class(arrivals: Iterable[Arrival]) -> dict[RateClass, list[float]]:
 
 
 def floor_seconds(counts: dict[RateClass, int], share: float) -> float:
-    """The least time that `share` of the limits allows for so many requests: the classes overlap, the slowest decides."""
+    """Seconds that so many requests take at the even rate of `share` of the limits: the classes overlap, the slowest decides.
+
+    Not quite the least: a sliding window gives its first window's worth at once, so up to a minute less is possible.
+    """
     return max((count * LIMITS[one].window_seconds / (LIMITS[one].requests * share) for one, count in counts.items()),
                default=0.0)  # fmt: skip
 

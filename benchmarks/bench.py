@@ -8,6 +8,7 @@ embedded one over TCP. In each round every case is run by all contestants, one a
 another one, so that noise and a cold server meet all of them.
 """
 
+import shutil
 import statistics
 import subprocess
 import sys
@@ -28,6 +29,8 @@ from nexhealth_pipeline.warehouse import embedded
 
 HERE = Path(__file__).parent
 CASES = ("empty table", "nothing changed", "1 % changed", "incremental of 1 %")
+CHANGED = 100
+"""One record of so many is changed: one per cent."""
 PREPARED = "prepared"
 """What raw COPY loads is downloaded before, and a warehouse's tables are made once in its life."""
 Costs = dict[str, dict[str, Cost]]
@@ -71,16 +74,26 @@ class Contestant:
     admin: str
     url: str
     environment: dict[str, str]
+    records: int
+    """Patients that its API has."""
 
     def run(self, case: str) -> Cost:
-        """One case, or what comes before all of them."""
+        """One case, or what comes before all of them. Raises RuntimeError where it fails or does not read what it must."""
         if case in ("1 % changed", "incremental of 1 %"):
-            urllib.request.urlopen(f"{self.address}/bench/change?every=100").close()
+            urllib.request.urlopen(f"{self.address}/bench/change?every={CHANGED}").close()
         mode = "prepare" if case == PREPARED else "incremental" if case.startswith("incremental") else "full"
         cost = run([*self.command, self.address, self.url, mode], self.environment, self.admin, self.url)
+        if case != PREPARED:
+            self._check(case, cost.answer)
         with psycopg.connect(self.url, autocommit=True) as db:
             db.execute("VACUUM ANALYZE")  # else autovacuum does, while the next one is measured
         return cost
+
+    def _check(self, case: str, answer: str) -> None:
+        """Whoever ends early is fast: the first number that it printed last is how many records it read."""
+        read, wanted = answer.split(maxsplit=1)[0] if answer else "no", read_in(case, self.records)
+        if read != str(wanted):
+            raise RuntimeError(f"{self.name}, {case}: {read} records were read, not {wanted}; its time is of no use")
 
 
 @contextmanager
@@ -90,8 +103,6 @@ def contestant(
     """Ready to begin, and nothing left of it afterwards."""
     identity = uuid.uuid4().hex[:8]
     admin, folder = postgres.tcp_url("postgres"), Path(tempfile.gettempdir()) / f"nexhealth-bench-{identity}"
-    with psycopg.connect(admin, autocommit=True) as db:
-        db.execute(f"CREATE DATABASE bench_{identity}")
     environment = {
         "BENCH_ID": identity,
         "DLT_DATA_DIR": str(folder),
@@ -99,11 +110,16 @@ def contestant(
         "PYTHONPATH": str(HERE.parent),
     }
     command = script[0], str(HERE / "contestants" / script[1])
-    with api(records) as address:
-        yield Contestant(name, command, address, admin, postgres.tcp_url(f"bench_{identity}"), environment)
     with psycopg.connect(admin, autocommit=True) as db:
-        db.execute(f"DROP DATABASE bench_{identity} WITH (FORCE)")
-    subprocess.run(["rm", "-rf", str(folder), f"{folder}.copy"], check=False)
+        db.execute(f"CREATE DATABASE bench_{identity}")
+        try:
+            with api(records) as address:
+                url = postgres.tcp_url(f"bench_{identity}")
+                yield Contestant(name, command, address, admin, url, environment, records)
+        finally:  # hundreds of megabytes
+            shutil.rmtree(folder, ignore_errors=True)
+            Path(f"{folder}.copy").unlink(missing_ok=True)
+            db.execute(f"DROP DATABASE bench_{identity} WITH (FORCE)")
 
 
 def one_round(names: dict[str, tuple[str, str]], records: int, postgres: embedded.EmbeddedServer) -> Costs:
@@ -157,7 +173,7 @@ def ratios(one: Cost | None, limit: Cost | None) -> tuple[float, float] | None:
 
 def read_in(case: str, records: int) -> int:
     """Records that a contestant reads in a case."""
-    return max(records // 100, 1) if case.startswith("incremental") else records
+    return len(range(0, records, CHANGED)) if case.startswith("incremental") else records
 
 
 def middle(runs: list[Cost], what: str) -> float:

@@ -19,7 +19,7 @@ import psycopg
 from arrivals import Arrival, by_class, fairness, peaks, statuses, use
 from practice_api import KEY
 from results import Part, Table, arguments, show
-from serving import asked, server, started
+from serving import asked, reported, server, started
 
 from nexhealth_pipeline.catalog.limits import LIMITS, RateClass
 from nexhealth_pipeline.client.budget import Budget
@@ -33,6 +33,8 @@ SHARE = 0.8
 """Of the limits; the default of NEXHEALTH_RATE_SHARE."""
 THREADS = 8
 """Of each process."""
+START = 120.0
+"""Seconds in which all processes must be ready to send; one that is not keeps the others no longer."""
 _MONTH = (("location_id", "100001"), ("start", "2026-01-01T00:00:00+0000"), ("end", "2026-02-01T00:00:00+0000"))
 _DOCUMENTS = ApiRequest("/patients/7/documents", (), "bench-101")
 _ROOMS = ApiRequest("/operatories", (), "bench-101")
@@ -66,7 +68,7 @@ def send(
         return 0
 
     client.authenticate()
-    gate.wait()
+    gate.wait(START)
     timer = threading.Timer(seconds, stop.set)
     timer.start()
     with ThreadPoolExecutor(THREADS) as pool:
@@ -85,11 +87,12 @@ def trial(api_url: str, database_url: str, mix: str, processes: int, seconds: fl
     ends = []
     for _ in range(processes):
         ours, theirs = context.Pipe()
-        process = context.Process(target=send, args=(theirs, api_url, database_url, requests, seconds, gate))
+        given = (theirs, api_url, database_url, requests, seconds, gate)
+        process = context.Process(target=send, args=given, daemon=True)  # ended with this one
         process.start()
         theirs.close()
         ends.append((process, ours))
-    counts = [pipe.recv() for _, pipe in ends]
+    counts: list[int] = [reported(pipe, 2 * START + seconds) for _, pipe in ends]
     for process, _ in ends:
         process.join()
     return [(moment, path, status) for moment, path, status in asked(f"{api_url}/bench/arrivals")], counts

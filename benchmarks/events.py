@@ -4,16 +4,17 @@
     python benchmarks/events.py --partitions 200
 
 The asset does nothing: planned and materialized events of each partition are all there is. Each is a process of its
-own on a database of its own of one server; its start is told apart by a run of one partition.
+own on a server of its own. A run of one partition comes before each: what that took, its start, is taken off.
 """
 
 import os
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
-from measure import Used, accounted, server_cpu
+from measure import accounted, server_cpu
 from results import Part, Table, arguments, show, spread
 from serving import environment, server
 
@@ -38,8 +39,29 @@ def materialize(partitions: int) -> None:
             raise SystemExit("the run failed")
 
 
-def one(name: str, partitions: int) -> tuple[Used, float, int]:
-    """A run on a new database: the process, CPU seconds of PostgreSQL, and events stored."""
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """One run: what it and its PostgreSQL took."""
+
+    wall: float
+    client_cpu: float
+    server_cpu: float
+    """Seconds, as the others."""
+    events: int
+    """Stored."""
+
+    def beyond(self, start: "Noted") -> "Noted":
+        """Less what a run of one partition took."""
+        return Noted(
+            self.wall - start.wall,
+            self.client_cpu - start.client_cpu,
+            self.server_cpu - start.server_cpu,
+            self.events,
+        )
+
+
+def one(name: str, partitions: int) -> Noted:
+    """A run on a new database."""
     with server() as (postgres, home), tempfile.TemporaryDirectory(prefix="nexhealth-bench-") as folder:
         for database in ("nexhealth", "dagster"):
             postgres.create_database(database)
@@ -57,7 +79,7 @@ def one(name: str, partitions: int) -> tuple[Used, float, int]:
                 raise SystemExit(f"{name}: ended with {used.status}")
             row = db.execute("SELECT count(*) FROM event_logs WHERE asset_key IS NOT NULL").fetchone()
             assert row is not None
-            return used, spent, row[0]
+            return Noted(used.wall, used.cpu, spent, row[0])
 
 
 def _plain(url: str) -> str:
@@ -75,19 +97,23 @@ def main() -> None:
     if given.materialize:
         materialize(given.materialize)
         return
-    rows = []
-    for name in (STOCK, OURS):
-        start, _, _ = one(name, 1)
-        runs = [one(name, given.partitions) for _ in range(given.rounds)]
-        rows.append([
-            name, f"{runs[0][2]:,}", spread([used.wall - start.wall for used, _, _ in runs], 1),
-            f"{spread([used.cpu - start.cpu for used, _, _ in runs], 1)} + {spread([spent for _, spent, _ in runs], 1)}",
-            f"{start.wall:.1f}",
-        ])  # fmt: skip
-        print(f"{name}: done", flush=True)
+    starts: dict[str, list[Noted]] = {STOCK: [], OURS: []}
+    runs: dict[str, list[Noted]] = {STOCK: [], OURS: []}
+    for number in range(given.rounds):
+        for name, found in runs.items():
+            start = one(name, 1)
+            starts[name].append(start)
+            found.append(one(name, given.partitions).beyond(start))
+        print(f"round {number + 1} of {given.rounds}", flush=True)
+    rows = [
+        [name, f"{found[0].events:,}", spread([each.wall for each in found], 1),
+         f"{spread([each.client_cpu for each in found], 1)} + {spread([each.server_cpu for each in found], 1)}",
+         spread([each.wall for each in starts[name]], 1)]
+        for name, found in runs.items()
+    ]  # fmt: skip
     text = (
-        f"One run materializes {given.partitions:,} partitions of an asset that does nothing, {given.rounds} round(s); what a run of one "
-        "partition takes is taken off. Ours is what `dagster.yaml` names, in every process: pooled connections, events of one "
+        f"One run materializes {given.partitions:,} partitions of an asset that does nothing, {given.rounds} round(s) by turns; what a run of "
+        "one partition took, just before, is taken off. Ours is what `dagster.yaml` names, in every process: pooled connections, events of one "
         "asset in one statement."
     )
     columns = ["storage", "events", "s", "CPU s: client + PostgreSQL", "one partition, s"]

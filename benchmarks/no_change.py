@@ -7,6 +7,7 @@ The command, so with Dagster's runs and events. Each database has a PostgreSQL o
 are vacuumed and checkpointed before each round. Rows are those of ordinary tables by `pg_stat_user_tables`.
 """
 
+import json
 import sys
 import time
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ from serving import environment, server
 
 from nexhealth_pipeline.warehouse.migrate import declare_kind, upgrade
 
-COMMAND = (sys.executable, "-P", "-m", "nexhealth_pipeline.cli", "sync", "--mode", "full", "--resource", "patients")
+COMMAND = (
+    sys.executable, "-P", "-m", "nexhealth_pipeline.cli", "sync", "--mode", "full", "--resource", "patients", "--json",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +83,11 @@ def main() -> None:
             home, NEXHEALTH_API_URL=address, NEXHEALTH_API_KEY="bench", NEXHEALTH_DATA_KIND="sandbox",
             NEXHEALTH_LOG_LEVEL="WARNING", DATABASE_URL=urls[0], DAGSTER_DATABASE_URL=urls[1],
         )  # fmt: skip
-        _sync(given)
+        sync(given, args.records)
         with psycopg.connect(urls[0], autocommit=True) as db, psycopg.connect(urls[1], autocommit=True) as other:
             for number in range(args.rounds):
                 before = settled(db), settled(other)
-                _sync(given)
+                sync(given, args.records)
                 for found, connection, old in zip(passes.values(), (db, other), before, strict=True):
                     found.append(written(connection).since(old))
                 print(f"round {number + 1} of {args.rounds}", flush=True)
@@ -111,10 +114,15 @@ def main() -> None:
     show(Part("no_change", "What a full read writes when nothing changed", text, [Table(columns, rows)]), args.json)
 
 
-def _sync(environ: dict[str, str]) -> None:
+def sync(environ: dict[str, str], records: int) -> None:
+    """Run the command. Raises SystemExit where it fails or reads other than all records: reading none writes none, too."""
     used = accounted(COMMAND, environ)
     if used.status:
         raise SystemExit(f"nexhealth sync ended with {used.status}: {used.output[-2000:]}")
+    collections = json.loads(used.output)["collections"]
+    read = sum(one["counts"]["records_read"] for one in collections if one["name"] == "patients")
+    if read != records:
+        raise SystemExit(f"nexhealth sync read {read} patients, not {records}: what it wrote is not of a full read")
 
 
 if __name__ == "__main__":

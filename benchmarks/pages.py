@@ -5,7 +5,7 @@
 
 Both instances are served at once and each page is opened in both by a headless Chromium (benchmarks/browser.py, in
 benchmarks/.venv): for the first time, with an empty cache, and again, as by somebody who works with it. What the small
-one takes is the browser's and the machine's share; the difference is what the size costs. Needs Chromium: where there is none, says so and ends with status 2.
+one takes is the browser's and the machine's share; the difference is what the size costs. Needs Chromium: where there is none, says so and ends with status 77.
 """
 
 import json
@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from many_locations import Size, fill
-from results import Part, Table, arguments, show, spread
+from results import NOT_HERE, Part, Table, arguments, show, spread
 from serving import environment, server
 
 HERE = Path(__file__).parent
@@ -88,7 +88,7 @@ def browsed(urls: list[str], chromium: str, rounds: int) -> list[dict[str, dict[
 
 
 def main() -> int:
-    """Fill, serve, browse, print, keep; status 2 where there is no Chromium."""
+    """Fill, serve, browse, print, keep; status NOT_HERE where there is no Chromium."""
     parser = arguments(__doc__)
     parser.add_argument("--locations", type=int, default=1000)
     parser.add_argument("--nights", type=int, default=30)
@@ -97,7 +97,7 @@ def main() -> int:
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
         print("no Chromium is installed, and pages need a browser (Debian: apt install chromium)", file=sys.stderr)
-        return 2
+        return NOT_HERE
     with served(Size(5, 2)) as small, served(Size(given.locations, given.nights)) as large:
         seconds = browsed([small, large], chromium, given.rounds)
     rows = [[name, *(spread(one[name][kind], 2) for kind in ("first", "again") for one in seconds)] for name in PAGES]

@@ -30,6 +30,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 from results import Chart, Part, Table, arguments, show
+from serving import reported
 
 from nexhealth_pipeline.settings import load_settings
 from nexhealth_pipeline.warehouse.connect import warehouse_url
@@ -50,6 +51,8 @@ class Sent:
     acknowledged: list[int] = field(default_factory=list)
     statuses: Counter[int] = field(default_factory=Counter)
     lost: int = 0
+    seconds: float = 0.0
+    """From when the first event was due to the last answer, which may come after the last one was sent."""
     cpu_seconds: float = 0.0
 
 
@@ -125,11 +128,14 @@ class Sender:
         self.waiting: deque[tuple[int, float]] = deque()
         self.open, self.ended = 0, False
         self.where = ("", 0)
+        self.began = 0.0
         self.sent = Sent()
 
     def answered(self, line: Line, status: int) -> None:
         """Note the answer, and send what waits on this connection."""
-        self.sent.latencies.append(time.perf_counter() - line.due)
+        now = time.perf_counter()
+        self.sent.latencies.append(now - line.due)
+        self.sent.seconds = now - self.began
         self.sent.statuses[status] += 1
         if status == 200:
             self.sent.acknowledged.append(line.number)
@@ -161,9 +167,9 @@ class Sender:
         self.where = host, port
         for _ in range(CONNECTIONS):
             await self.connect()
-        began, total = time.perf_counter(), int(self.rate * self.seconds)
+        self.began, total = time.perf_counter(), int(self.rate * self.seconds)
         for k in range(total):
-            due = began + k / self.rate
+            due = self.began + k / self.rate
             if (wait := due - time.perf_counter()) > 0.001:
                 await asyncio.sleep(wait)
             elif k % 20 == 0:
@@ -200,7 +206,7 @@ class Step:
 
     rate: float
     taken: float
-    """Answered 2xx a second."""
+    """Answered 2xx a second, until the last answer: who falls behind is answered long after all was sent."""
     p50: float
     """Milliseconds, as the others."""
     p99: float
@@ -232,47 +238,37 @@ def step(address: str, url: str, pid: int, rate: float, seconds: float, processe
         theirs.close()
         ends.append((process, ours))
     began = time.perf_counter()
-    parts = [received(ours, seconds + 60) for _, ours in ends]
+    parts: list[Sent] = [reported(ours, seconds + 60) for _, ours in ends]
     took = time.perf_counter() - began
     for process, _ in ends:
         process.join()
     refused = parts.pop() if bad else None
     used = cpu_of(pid) - before
-    latencies = sorted(one for part in parts for one in part.latencies)
-    statuses = sum((part.statuses for part in parts), Counter[int]())
     acknowledged = {one for part in parts for one in part.acknowledged}
-    missing = len(acknowledged - stored(url, first))
-    p50, p99 = (latencies[int(len(latencies) * share)] * 1000 if latencies else 0.0 for share in (0.5, 0.99))
+    found = outcome(rate, seconds, parts, len(acknowledged - stored(url, first)), used)
+    statuses = sum((part.statuses for part in parts), Counter[int]())
     other = " ".join(f"{status}:{count}" for status, count in sorted(statuses.items()) if status != 200) or "-"
-    lost = sum(part.lost for part in parts)
     senders = sum(part.cpu_seconds for part in parts)
     print(
-        f"{rate:>8.0f} {statuses[200] / seconds:>9.0f} {p50:>8.1f} {p99:>8.1f} {latencies[-1] * 1000:>8.1f}"
-        f" {other:>12} {lost:>10} {missing:>8} {used / seconds * 100:>9.0f} {senders / seconds * 100:>8.0f}"
+        f"{rate:>8.0f} {found.taken:>9.0f} {found.p50:>8.1f} {found.p99:>8.1f} {found.most:>8.1f}"
+        f" {other:>12} {found.lost:>10} {found.missing:>8} {found.cpu * 100:>9.0f} {senders / seconds * 100:>8.0f}"
         f"   {took:.1f} s",
         flush=True,
     )
     if refused is not None:
         told = " ".join(f"{status}:{count}" for status, count in sorted(refused.statuses.items()))
         print(f"         bad signatures: {told}, unanswered {refused.lost}")
-    return Step(
-        rate,
-        statuses[200] / seconds,
-        p50,
-        p99,
-        latencies[-1] * 1000 if latencies else 0.0,
-        lost,
-        missing,
-        used / seconds,
-    )
+    return found
 
 
-def received(connection: Connection, seconds: float) -> Sent:
-    """What a sending process saw; ends the benchmark where it died or hangs."""
-    if not connection.poll(seconds):
-        raise SystemExit("a sending process did not report")
-    sent: Sent = connection.recv()
-    return sent
+def outcome(rate: float, seconds: float, parts: list[Sent], missing: int, cpu: float) -> Step:
+    """One rate in figures: of events due within so many seconds, what their senders saw."""
+    latencies = sorted(one * 1000 for part in parts for one in part.latencies)
+    p50, p99 = (latencies[int(len(latencies) * share)] if latencies else 0.0 for share in (0.5, 0.99))
+    most = latencies[-1] if latencies else 0.0
+    busy = max([seconds, *(part.seconds for part in parts)])
+    taken = sum(part.statuses[200] for part in parts) / busy
+    return Step(rate, taken, p50, p99, most, sum(part.lost for part in parts), missing, cpu / busy)
 
 
 def cpu_of(pid: int) -> float:

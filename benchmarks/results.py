@@ -16,6 +16,9 @@ from pathlib import Path
 
 import msgspec
 
+NOT_HERE = 77
+"""Status of a script that lacks something on this machine; 1 is a failure's and 2 a wrong option's."""
+
 
 class Table(msgspec.Struct):
     """Figures as people read them, in Markdown's own columns."""

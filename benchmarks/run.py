@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import report
-from results import keep, kept
+from results import NOT_HERE, keep, kept
 
 HERE = Path(__file__).parent
 VENV = HERE / ".venv"
@@ -59,8 +59,6 @@ SCRIPTS = (
     Script("pages", quick=("--locations", "50", "--nights", "2", "--rounds", "1")),
 )
 """In the report's order."""
-NOT_HERE = 2
-"""Status of a script that lacks something on this machine."""
 
 
 def set_up() -> None:

@@ -8,7 +8,8 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,14 @@ def started(script: str, *options: object) -> Iterator[str]:
             yield process.stdout.readline().strip()
         finally:
             process.terminate()
+
+
+def reported(connection: Connection, seconds: float) -> Any:
+    """What a process that was started beside this one has to say. Raises SystemExit where it died or says nothing so long."""
+    with suppress(EOFError):
+        if connection.poll(seconds):
+            return connection.recv()
+    raise SystemExit(f"a sending process died, or did not report within {seconds:g} s")
 
 
 def asked(url: str) -> Any:

@@ -47,11 +47,12 @@ class Commands:
         given = {"argv": argv, "environment": self.environment, "folder": str(self.folder), "output": str(output)}
         return self.forks.start(**given), output
 
-    def run(self, *argv: str) -> str:
-        """Run one and wait; all it has said."""
+    def run(self, *argv: str, status: int = 0) -> str:
+        """Run one, which must end with `status`, and wait; all it has said."""
         pid, output = self.start(*argv)
-        self.forks.wait(pid)
-        return output.read_text()
+        ended, said = self.forks.wait(pid), output.read_text()
+        assert ended == status, f"nexhealth {' '.join(argv)} ended with {ended}:\n{said}"
+        return said
 
 
 @contextmanager

@@ -57,22 +57,27 @@ def test_no_name_note_or_key_leaves_the_warehouse(own_home: Path, tmp_path: Path
         environment["NEXHEALTH_API_URL"] = box.url
         plant(box)
         printed = [
-            nexhealth.run("sync", "--mode", "full", *lists),
+            nexhealth.run("sync", "--mode", "full", *lists, status=1),
             nexhealth.run("sync", "--resource", "appointments", *NEAR),
             nexhealth.run("sync", "--patient", str(box.state.ids("patients")[-1])),
-            nexhealth.run("sync", "--patient", "12345"),
+            nexhealth.run("sync", "--patient", "12345", status=2),
             nexhealth.run("quarantine", "list"),
-            nexhealth.run("quarantine", "retry"),
+            nexhealth.run("quarantine", "retry", status=1),
             *receive(nexhealth, harbors(box, "patients")),
-            nexhealth.run("webhooks", "apply"),
-            nexhealth.run("webhooks", "replay", "--status", "parked", "--status", "applied"),
+            nexhealth.run("webhooks", "apply", status=1),
+            nexhealth.run("webhooks", "replay", "--status", "parked", "--status", "applied", status=1),
             nexhealth.run("status"),
         ]
-        box.faults.add("malformed", path="/patients", count=1)
-        box.faults.add("status", path="/patients", status=400, skip=1)
-        printed.append(nexhealth.run("sync", "--resource", "patients", "--dry-run"))
+        faults = [
+            box.faults.add("malformed", path="/patients", count=1),
+            box.faults.add("status", path="/patients", status=400, skip=1),
+        ]
+        printed.append(nexhealth.run("sync", "--resource", "patients", "--dry-run", status=1))
+        assert all(one.fired for one in faults), "what a broken page and a refusal say was never heard"
         box.faults.clear()
         box.state.delete("providers", harbors(box, "providers")[0])
+        for status in box.state.ids("sync_status"):  # nothing is judged of an office that is offline
+            box.state.update("sync_status", status, {"read_status": "green"})
         printed.append(nexhealth.run("sync", "--mode", "reconcile", "--resource", "providers"))
         tokens = box.auth.issued
     assert tokens
@@ -80,6 +85,7 @@ def test_no_name_note_or_key_leaves_the_warehouse(own_home: Path, tmp_path: Path
     ours = tables(warehouse_url(settings))
     for one in PLANTED:
         assert holds_canary(ours[one.table]), f"the canary never got as far as {one.table}"
+    assert ",absence," in ours["nexhealth_providers"], "no absence was judged"
     assert len(notes(warehouse_url(settings))) > 10
     payloads, beside = events(warehouse_url(settings))
     assert holds_canary(payloads)

@@ -48,25 +48,36 @@ class Answer(msgspec.Struct):
     page_info: dict[str, object]
 
 
+def fetched(api_url: str, since: str) -> Iterator[list[str]]:
+    """Pages as lines of COPY, one after the other."""
+    session, cursor, more = requests.Session(), "", True
+    while more:
+        params = {"subdomain": "bench-dental", "location_id": "501", "per_page": "1000", "end_cursor": cursor}
+        body = session.get(
+            f"{api_url}/patients", params=params | ({"updated_since": since} if since else {}), timeout=60
+        )
+        answer = msgspec.json.decode(body.content, type=Answer)
+        yield [line(bytes(one)) for one in answer.data]
+        more, cursor = bool(answer.page_info["has_next_page"]), str(answer.page_info["end_cursor"])
+
+
 def pages(api_url: str, since: str) -> Iterator[list[str]]:
-    """Pages as lines of COPY; those of the next merge are fetched and encoded while this one is at work."""
-    ready: queue.Queue[list[str] | None] = queue.Queue(maxsize=PAGES_A_MERGE)
+    """The same; those of the next merge are fetched and encoded while this one is at work. Raises what fetching raises."""
+    ready: queue.Queue[list[str] | Exception | None] = queue.Queue(maxsize=PAGES_A_MERGE)
 
     def fetch() -> None:
-        session, cursor = requests.Session(), ""
-        while True:
-            params = {"subdomain": "bench-dental", "location_id": "501", "per_page": "1000", "end_cursor": cursor}
-            body = session.get(
-                f"{api_url}/patients", params=params | ({"updated_since": since} if since else {}), timeout=60
-            )
-            answer = msgspec.json.decode(body.content, type=Answer)
-            ready.put([line(bytes(one)) for one in answer.data])
-            if not answer.page_info["has_next_page"]:
-                return ready.put(None)
-            cursor = str(answer.page_info["end_cursor"])
+        try:
+            for lines in fetched(api_url, since):
+                ready.put(lines)
+        except Exception as error:  # it would end this thread alone, and the other one would wait for ever
+            ready.put(error)
+        else:
+            ready.put(None)
 
     threading.Thread(target=fetch, daemon=True).start()
     while (lines := ready.get()) is not None:
+        if isinstance(lines, Exception):
+            raise lines
         yield lines
 
 

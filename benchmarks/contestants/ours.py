@@ -1,6 +1,7 @@
 """Ours: `nexhealth_pipeline.sync` from a plain script, with raw JSON, hash, version guard and change feed kept."""
 
 import sys
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from nexhealth_pipeline.catalog.collection import Scope
@@ -10,6 +11,7 @@ from nexhealth_pipeline.sync.options import Mode, SyncOptions
 from nexhealth_pipeline.sync.plan import due_slices
 from nexhealth_pipeline.sync.runner import run_slices
 from nexhealth_pipeline.sync.session import SyncSession
+from nexhealth_pipeline.sync.slices import Slice, SliceResult, Status
 from nexhealth_pipeline.warehouse.migrate import upgrade
 
 
@@ -24,6 +26,15 @@ class Unlimited:
         """Never called."""
 
 
+def read(session: SyncSession, slices: Iterable[Slice], options: SyncOptions) -> list[SliceResult]:
+    """Read slices. Raises SystemExit where one was not read: what ends early would be fast."""
+    results = list(run_slices(session, slices, options))
+    for one in results:
+        if one.status is not Status.SUCCEEDED:
+            raise SystemExit(f"{one.slice.label}: {one.status}, {one.reason}")
+    return results
+
+
 def main(api_url: str, database_url: str, mode: str) -> None:
     """Read patients in `mode` full or incremental; or only `prepare`, as `nexhealth db upgrade` does."""
     upgrade(database_url)
@@ -35,14 +46,11 @@ def main(api_url: str, database_url: str, mode: str) -> None:
     today = datetime.now(UTC).date()
     with SyncSession(settings, database_url, budget_for=lambda _: Unlimited()) as session:
         practice = [one for one in DECLARED if one.scope is Scope.PRACTICE and one.is_asset]
-        list(run_slices(session, due_slices(practice, session.practices(), {}, options, today), options))
+        read(session, due_slices(practice, session.practices(), {}, options, today), options)
         patients = [COLLECTIONS["patients"]]
         watermarks = session.watermarks(["patients"])
-        for result in run_slices(
-            session, due_slices(patients, session.practices(), watermarks, options, today), options
-        ):
-            counts = result.counts
-            print(counts.records_read, counts.inserted, counts.updated, result.status, result.reason or "")
+        for result in read(session, due_slices(patients, session.practices(), watermarks, options, today), options):
+            print(result.counts.records_read, result.counts.inserted, result.counts.updated)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import run
-from results import Part, keep, kept
+from results import NOT_HERE, Part, keep, kept
 
 STRUCTURED = """
 import sys
@@ -34,9 +34,9 @@ def test_a_script_that_fails_keeps_what_it_found_and_is_said_to_have_failed(fold
     assert not list(folder.glob("*.new"))
 
 
-@pytest.mark.parametrize(("status", "fine"), [(1, False), (2, True)])
+@pytest.mark.parametrize(("status", "fine"), [(1, False), (2, False), (NOT_HERE, True)])
 def test_a_script_that_found_nothing_leaves_what_was_found_before(folder, status, fine):
-    """An hour's figures must not go because a server did not start, or because a machine has no browser."""
+    """An hour's figures must not go because a server did not start, or because a machine has no browser; a wrong option is a fault."""
     keep(Part("one", "One", "of yesterday"), folder / "one.json")
     assert run.run(script(folder, f"raise SystemExit({status})"), folder, quick=False) is fine
     part = kept(folder / "one.json")

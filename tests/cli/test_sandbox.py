@@ -4,6 +4,7 @@ import signal
 import subprocess
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,21 @@ from nexhealth_pipeline.cli.household import nexhealth_command
 from tests.cli.conftest import Run, small_world
 
 
+@contextmanager
+def running(*options: str) -> Iterator["subprocess.Popen[str]"]:
+    """`nexhealth sandbox` on a free port, ended whatever the test does: else a failure would wait for it."""
+    command = nexhealth_command("sandbox", "--port", "0", *options)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 @pytest.fixture
 def process(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
-    command = nexhealth_command("sandbox", "--port", "0", "--seed", "7", "--state", str(tmp_path / "state"))
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with running("--seed", "7", "--state", str(tmp_path / "state")) as process:
         yield process
-        process.kill()
 
 
 def test_it_prints_its_address_serves_there_and_ends_on_ctrl_c(process: "subprocess.Popen[str]") -> None:
@@ -54,17 +64,16 @@ def test_a_state_that_another_process_serves_is_refused_until_that_one_has_ended
     """Both would give new rows the same ids, and the next start would find a mixture."""
     assert process.stdout is not None
     process.stdout.readline()
-    other = ("sandbox", "--port", "0", "--state", str(tmp_path / "state"))
-    ended = nexhealth(*other)
+    state = ("--state", str(tmp_path / "state"))
+    ended = nexhealth("sandbox", "--port", "0", *state)
     assert ended.status == 2
     assert f"process {process.pid} serves this state folder" in ended.err
     assert "use another folder" in ended.err
 
     process.kill()
-    with subprocess.Popen(nexhealth_command(*other), stdout=subprocess.PIPE, text=True) as second:
+    with running(*state) as second:
         assert second.stdout is not None
         assert second.stdout.readline().startswith("http://")
-        second.kill()
 
 
 def test_a_state_folder_that_cannot_be_made_is_named(nexhealth: Run, tmp_path: Path) -> None:
@@ -81,12 +90,10 @@ def test_a_demo_beside_another_says_which_one_to_end(nexhealth: Run, tmp_path: P
     """They would change the same practices; what the second one says must be of use to whoever forgot the first."""
     home = tmp_path / "home"
     small_world(home)
-    running = nexhealth_command("sandbox", "--port", "0", "--state", str(home / "sandbox"))
-    with subprocess.Popen(running, stdout=subprocess.PIPE, text=True) as first:
+    with running("--state", str(home / "sandbox")) as first:
         assert first.stdout is not None
         first.stdout.readline()
         ended = nexhealth(*command, NEXHEALTH_HOME=str(home))
-        first.kill()
     assert ended.status == 2
     assert f"already served by process {first.pid}" in ended.err
     assert "nexhealth dev --demo" in ended.err

@@ -23,12 +23,15 @@ def serves(url: str, folder: Path) -> str:
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=folder
     ) as process:
-        assert process.stdout is not None
-        address = process.stdout.readline().strip()
-        with urllib.request.urlopen(f"{address}/health/ready") as ready:
-            assert json.load(ready)["ready"] is True
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=20)
+        try:
+            assert process.stdout is not None
+            address = process.stdout.readline().strip()
+            with urllib.request.urlopen(f"{address}/health/ready") as ready:
+                assert json.load(ready)["ready"] is True
+            process.send_signal(signal.SIGTERM)
+            out, err = process.communicate(timeout=20)
+        finally:
+            process.kill()  # else what fails above waits for it, and leaves it behind
     assert (process.returncode, out) == (0, "")
     assert address.startswith("http://127.0.0.1:")
     assert SECRET not in err

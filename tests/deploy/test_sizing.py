@@ -63,8 +63,8 @@ def test_with_many_keys_the_cores_are_what_limits(sizing: ModuleType) -> None:
 
 
 def test_dagster_ends_no_run_of_a_backfill_that_takes_as_long_as_the_guide_says(sizing: ModuleType) -> None:
-    """It is one run however much it reads, and what is ended counts as failed. What was measured took up to 1.10 of the floor."""
+    """It is one run however much it reads, and what is ended counts as failed. What was measured took up to 1.11 of the floor."""
     first = sizing.requests(1000, Mode.FULL, sizing.ON)
     hours = sizing.hours(first, first)
     assert f"| {hours} |" in GUIDE
-    assert float(hours) * 1.1 * 3600 < INSTANCE["run_monitoring"]["max_runtime_seconds"]
+    assert float(hours) * 1.11 * 3600 < INSTANCE["run_monitoring"]["max_runtime_seconds"]

@@ -1,4 +1,4 @@
-"""Fixtures of the receiver's tests, and of those of registration."""
+"""Fixtures of the receiver's tests, of those of registration, and of those whose events have the API asked."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -7,13 +7,15 @@ import psycopg
 import pytest
 
 from nexhealth_pipeline.client.retry import RetryPolicy
-from nexhealth_pipeline.settings import load_settings
+from nexhealth_pipeline.sandbox import SandboxServer
+from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.webhooks import registration
 from tests.conftest import _fresh
 from tests.sync.kit import open_session
 
 from .account import TOPICS, Account, Opened
+from .asking import Told, having_read, sandbox, telling
 from .kit import empty, know_practice
 from .vendor import HARBOR, KEY, SEALING_KEY, WILLOW, Vendor, vendor
 
@@ -95,3 +97,22 @@ def account(
     account = Account(nexhealth_account, opened, db)
     account.know(WILLOW, HARBOR)
     return account
+
+
+@pytest.fixture(scope="module")
+def box() -> Iterator[SandboxServer]:
+    """One sandbox for a module's tests, to be asked what events only hint at."""
+    with sandbox() as box:
+        yield box
+
+
+@pytest.fixture(scope="module")
+def settings(box: SandboxServer, server_url: str, template: str) -> Iterator[Settings]:
+    """Those of a warehouse of the module's own that has read it."""
+    yield from having_read(box, server_url, template)
+
+
+@pytest.fixture
+def told(db: psycopg.Connection, settings: Settings) -> Told:
+    """Applies events in the warehouse of `settings`; the module's `db` is a connection to it."""
+    return telling(db, settings)

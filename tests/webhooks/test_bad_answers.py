@@ -15,32 +15,16 @@ from nexhealth_pipeline.webhooks.batches import Answered
 from nexhealth_pipeline.webhooks.reading import Told as Read
 from nexhealth_pipeline.webhooks.single_reads import SingleReads
 
-from .asking import Told, asked, having_read, home, last, sandbox, telling, without_events
+from .asking import Told, asked, home, last, without_events
 from .kit import apply_all, body, due_again
 
 Place = tuple[int, str, int]
-
-
-@pytest.fixture(scope="module")
-def box() -> Iterator[SandboxServer]:
-    with sandbox() as box:
-        yield box
-
-
-@pytest.fixture(scope="module")
-def settings(box: SandboxServer, server_url: str, template: str) -> Iterator[Settings]:
-    yield from having_read(box, server_url, template)
 
 
 @pytest.fixture
 def db(settings: Settings) -> Iterator[psycopg.Connection]:
     with without_events(settings) as db:
         yield db
-
-
-@pytest.fixture
-def told(db: psycopg.Connection, settings: Settings) -> Told:
-    return telling(db, settings)
 
 
 def patients(db: psycopg.Connection, institution: int) -> list[int]:

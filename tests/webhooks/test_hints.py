@@ -17,30 +17,14 @@ from nexhealth_pipeline.sync.practice import load_practices
 from nexhealth_pipeline.sync.slices import Slice
 from nexhealth_pipeline.webhooks import applying, hints
 
-from .asking import Told, asked, having_read, home, last, sandbox, snapshot, telling, without_events
+from .asking import Told, asked, home, last, snapshot, without_events
 from .kit import apply_all, body, due_again, store
-
-
-@pytest.fixture(scope="module")
-def box() -> Iterator[SandboxServer]:
-    with sandbox() as box:
-        yield box
-
-
-@pytest.fixture(scope="module")
-def settings(box: SandboxServer, server_url: str, template: str) -> Iterator[Settings]:
-    yield from having_read(box, server_url, template)
 
 
 @pytest.fixture
 def db(settings: Settings) -> Iterator[psycopg.Connection]:
     with without_events(settings) as db:
         yield db
-
-
-@pytest.fixture
-def told(db: psycopg.Connection, settings: Settings) -> Told:
-    return telling(db, settings)
 
 
 def insertion(row: tuple[int, str, int], number: int, **more: Any) -> bytes:

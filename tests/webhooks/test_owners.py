@@ -13,32 +13,16 @@ from nexhealth_pipeline.webhooks import owners
 from nexhealth_pipeline.webhooks.single_reads import SingleReads
 from tests.sync.kit import LISTS_READ, noting_loads
 
-from .asking import Told, asked, having_read, home, last, sandbox, telling, without_events
+from .asking import Told, asked, home, last, without_events
 from .kit import body, due_again
 
 LEFT_ALONE = "documents: never read completely: its first full read will bring the change"
-
-
-@pytest.fixture(scope="module")
-def box() -> Iterator[SandboxServer]:
-    with sandbox() as box:
-        yield box
-
-
-@pytest.fixture(scope="module")
-def settings(box: SandboxServer, server_url: str, template: str) -> Iterator[Settings]:
-    yield from having_read(box, server_url, template)
 
 
 @pytest.fixture
 def db(settings: Settings) -> Iterator[psycopg.Connection]:
     with without_events(settings) as db:
         yield db
-
-
-@pytest.fixture
-def told(db: psycopg.Connection, settings: Settings) -> Told:
-    return telling(db, settings)
 
 
 def patients(db: psycopg.Connection, institution: int) -> list[int]:

@@ -16,7 +16,7 @@ from nexhealth_pipeline.webhooks import owners
 from nexhealth_pipeline.webhooks.single_reads import _known
 from tests.sync.kit import sync_all
 
-from .asking import Told, asked, having_read, home, last, sandbox, snapshot, telling, without_events
+from .asking import Told, asked, home, last, sandbox, snapshot, without_events
 from .kit import body, due_again
 
 PATIENTS = 10
@@ -29,20 +29,10 @@ def box() -> Iterator[SandboxServer]:
         yield box
 
 
-@pytest.fixture(scope="module")
-def settings(box: SandboxServer, server_url: str, template: str) -> Iterator[Settings]:
-    yield from having_read(box, server_url, template)
-
-
 @pytest.fixture
 def db(settings: Settings) -> Iterator[psycopg.Connection]:
     with without_events(settings) as db:
         yield db
-
-
-@pytest.fixture
-def told(db: psycopg.Connection, settings: Settings) -> Told:
-    return telling(db, settings)
 
 
 def patients(db: psycopg.Connection) -> list[int]:
