@@ -73,7 +73,8 @@ class Keeper:
         self._judged = reconciles or in_turn
         self.id = None
         if self._judged or self._membership:
-            self.id = begin_seen(self._connection, self._place, begun_at)
+            aside = self._judged and self._collection.placed_by_request
+            self.id = begin_seen(self._connection, self._place, begun_at, aside=aside)
 
     @property
     def when_staged(self) -> Callable[[str], None] | None:

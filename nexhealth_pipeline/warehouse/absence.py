@@ -23,8 +23,8 @@ _ELSE_MET = sql.Identifier("nexhealth_else_met")
 """Rows that were missing but for a read of another ground, and the location that this one was of."""
 _ANSWERED = sql.Literal(ANSWERED_MARK)
 _ELSEWHERE = sql.SQL("interval '7 days'")
-"""How long a read's word that it met a record counts against others that did not: perhaps nobody makes that read any more,
-for its location became inactive, and then no other would take its word back."""
+"""How long the word of a read of a location that is not active any more counts, that it met a record: nobody makes that
+read again, so no other would take its word back."""
 _COMPLETE = "FROM nexhealth_seen_passes WHERE id = ANY(%(passes)s) AND complete AND judged_at IS NULL"
 
 
@@ -253,7 +253,8 @@ class _Sql:
         self.elsewhere = sql.SQL(
             "WITH met AS (SELECT m.key, min(p.location_id) FILTER (WHERE p.location_id = ANY(%(active)s)) AS place"
             " FROM {missing} m CROSS JOIN (SELECT id, location_id FROM nexhealth_seen_passes"
-            " WHERE collection = %(collection)s AND institution_id = %(institution)s AND begun_at > %(begun)s - {lately}) p"
+            " WHERE collection = %(collection)s AND institution_id = %(institution)s"
+            " AND (location_id = ANY(%(active)s) OR begun_at > %(begun)s - {lately})) p"
             " JOIN nexhealth_seen s ON s.pass_id = p.id AND s.key = m.key GROUP BY m.key),"
             " found AS (DELETE FROM {missing} m USING met WHERE m.key = met.key)"
             " INSERT INTO {else_met} (key, place) SELECT key, place FROM met"

@@ -6,7 +6,7 @@ that says complete stands for one whole read, whatever became of the slice since
 """
 
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from datetime import datetime
 
 import psycopg
@@ -52,6 +52,8 @@ institution none of whose sources tells how, or at least when, it was read has n
 judged, and is not offline. An entry that does not say which location it is may be any of the institution's."""
 
 
+_ASIDE = "aside"
+"""After a pass's name: what the pass before had met."""
 ANSWERED_MARK = "of "
 """How keys begin that stand for rows whose own lists were answered; no record's key looks like it."""
 ANSWERED_ID = sql.SQL("CASE WHEN starts_with(s.key, {}) THEN substr(s.key, {})::bigint END").format(
@@ -98,8 +100,15 @@ def offline_locations(connection: psycopg.Connection, institution_id: int) -> se
     return {row[0] for row in connection.execute(_OFFLINE, (institution_id,))}
 
 
-def begin_seen(connection: psycopg.Connection, key: PassKey, begun_at: datetime) -> int:
-    """Begin to keep what a pass meets, forgetting what it had met before; returns the id to keep it under."""
+def begin_seen(connection: psycopg.Connection, key: PassKey, begun_at: datetime, *, aside: bool = False) -> int:
+    """Begin to keep what a pass meets, forgetting what it had met before; returns the id to keep it under.
+
+    `aside`: what it had met when it was last judged by is only set aside, until the new one is complete: others go by it.
+    """
+    if aside:
+        with connection.transaction():
+            _set_aside(connection, key)
+            return begin_seen(connection, key, begun_at)
     row = connection.execute(
         # One id, and not a join, so that whatever the statistics say the index is used.
         f"WITH old AS (DELETE FROM nexhealth_seen WHERE pass_id = (SELECT id FROM nexhealth_seen_passes WHERE {_KEY}))"  # noqa: S608
@@ -113,6 +122,18 @@ def begin_seen(connection: psycopg.Connection, key: PassKey, begun_at: datetime)
     ).fetchone()
     assert row is not None
     return int(row[0])
+
+
+def _set_aside(connection: psycopg.Connection, key: PassKey) -> None:
+    """Give a pass that was judged by another name; one that was not is worth no more than what was set aside before."""
+    judged = connection.execute(
+        f"SELECT id FROM nexhealth_seen_passes WHERE {_KEY} AND judged_at IS NOT NULL FOR UPDATE",  # noqa: S608
+        astuple(key),
+    ).fetchone()
+    if judged is not None:
+        aside = replace(key, pass_name=f"{key.pass_name} {_ASIDE}")
+        forget_seen(connection, aside)
+        connection.execute("UPDATE nexhealth_seen_passes SET pass = %s WHERE id = %s", (aside.pass_name, judged[0]))
 
 
 def find_seen(connection: psycopg.Connection, key: PassKey) -> SeenPass | None:
@@ -168,9 +189,14 @@ def mark_unreadable(connection: psycopg.Connection, pass_id: int) -> None:
 
 
 def complete_seen(connection: psycopg.Connection, pass_id: int, started_at: datetime) -> None:
-    """Note that the pass met everything there is; the caller commits it with the last page."""
+    """Note that the pass met everything there is, and forget what was set aside; the caller commits it with the last page."""
     connection.execute(
-        "UPDATE nexhealth_seen_passes SET complete = true, started_at = %s WHERE id = %s", (started_at, pass_id)
+        "WITH done AS (UPDATE nexhealth_seen_passes SET complete = true, started_at = %s WHERE id = %s RETURNING *),"
+        " old AS (DELETE FROM nexhealth_seen_passes o USING done d WHERE o.collection = d.collection"
+        " AND o.institution_id = d.institution_id AND o.location_id = d.location_id AND o.window_key = d.window_key"
+        " AND o.pass = d.pass || %s RETURNING o.id)"
+        " DELETE FROM nexhealth_seen WHERE pass_id = (SELECT id FROM old)",
+        (started_at, pass_id, f" {_ASIDE}"),
     )
 
 

@@ -139,7 +139,8 @@ def load_elsewhere(connection: psycopg.Connection, key: PassKey, locations: Iter
     if not others:
         return []
     rows = connection.execute(
-        _SELECT + "WHERE (collection, institution_id, window_key, pass) = (%s, %s, %s, %s) AND location_id = ANY(%s)",
+        _SELECT + "WHERE (collection, institution_id, window_key, pass) = (%s, %s, %s, %s) AND location_id = ANY(%s)"
+        " ORDER BY location_id",
         (key.collection, key.institution_id, key.window_key, key.pass_name, others),
     )
     return [_state(row) for row in rows]
