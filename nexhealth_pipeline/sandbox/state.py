@@ -67,6 +67,11 @@ class State:
         for entry in journal.entries() if journal else ():
             self._replay(entry)
 
+    @property
+    def time(self) -> str:
+        """The clock's reading as the API prints it."""
+        return stamp_at(self._clock())
+
     def store(self, collection: str) -> Store:
         """The rows of a collection. Raises NoSuchRowError for an unknown name."""
         try:

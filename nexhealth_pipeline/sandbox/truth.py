@@ -5,6 +5,7 @@ from typing import Any
 
 import orjson
 
+from .listing import unlisted
 from .rows import Record, Row
 from .shapes import list_shape, pick
 from .singles_people import address, subscriber
@@ -22,7 +23,8 @@ def truth(state: State, collection: str) -> list[Record]:
     Each is `{institution_id, record, ...}` with what only the path or the location passes tell: `location_ids` of
     patients and providers, `location_id` of document types, `patient_id` of documents, `charge_id` of claim_payouts.
     Charges hold their payouts, treatment plans their procedures. A member of staff has a line per institution;
-    deleted treatment plans have none. Also told, as the reads by id show them: `patient_addresses`,
+    deleted treatment plans have none. A patient whom no list shows now is `unlisted`: whoever reads lists alone has
+    them only if one showed them before. Also told, as the reads by id show them: `patient_addresses`,
     `coverage_subscribers` (only where there is one), and `treatment_plan_procedures`.
     """
     with state.lock:
@@ -38,6 +40,8 @@ def truth(state: State, collection: str) -> list[Record]:
 
 def _lines(state: State, collection: str, row: Row) -> list[Record]:
     told = pick(row.facts, _TOLD)
+    if collection == "patients" and unlisted(state, row, state.time):
+        told["unlisted"] = True
     record: Any = orjson.loads(list_shape(state, collection, row, _WIDEST.get(collection, ())))
     homes = row.facts["inst_ids"] if collection == "nex_staff" else [row.institution_id]
     return [told | {"institution_id": home, "record": record} for home in homes]

@@ -126,8 +126,8 @@ def test_ended_coverages_deleted_plans_and_inactive_document_types_are_hidden(re
     assert [row["active"] for row in reader.data("/document_types", **where, active="false")] == [False]
 
 
-def test_patients_hide_nobody_by_default(reader: Caller) -> None:
-    """Risk: since June 2026 new, inactive and non-patients all come without asking."""
+def test_patients_of_all_kinds_come_without_asking(reader: Caller) -> None:
+    """Risk: since June 2026 new ones with an appointment ahead do, as inactive and non-patients always did."""
     rows = reader.walk("/patients", subdomain=WILLOW, location_id=NORTH) + reader.walk(
         "/patients", subdomain=HARBOR, location_id=PIER
     )

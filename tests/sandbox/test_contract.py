@@ -9,7 +9,7 @@ import pytest
 from nexhealth_pipeline.sandbox import SandboxServer, World
 
 from .asking import FINANCE_LISTS, INSTITUTION_LISTS, LOCATION_LISTS, PATHS, WHOLE_LISTS, bodies
-from .calls import NORTH, WILLOW, Caller
+from .calls import NORTH, WILLOW, Caller, HandClock
 from .openapi import SPEC, entity, load, reference, strangers, validator
 
 pytestmark = pytest.mark.skipif(not SPEC.exists(), reason="the vendor's OpenAPI file is not beside this checkout")
@@ -43,7 +43,7 @@ def spec() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def whole(default_world: World) -> Iterator[Caller]:
     """The default world in full."""
-    with SandboxServer(world=default_world, limits=False) as server:
+    with SandboxServer(world=default_world, limits=False, clock=HandClock()) as server:
         caller = Caller(server)
         yield caller
         caller.close()

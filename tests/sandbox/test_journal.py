@@ -16,7 +16,9 @@ SIZES: dict[str, Any] = {"patients": 40, "appointments_per_patient": 2}
 
 
 def _everything(state: State) -> dict[str, list[dict[str, object]]]:
-    return {name: truth(state, name) for name in KINDS}
+    """All rows; whom no list shows is the clock's matter."""
+    told = {name: truth(state, name) for name in KINDS}
+    return told | {"patients": [{**line, "unlisted": None} for line in told["patients"]]}
 
 
 def test_a_later_start_with_the_folder_serves_the_same_rows_and_changes(tmp_path: Path) -> None:
