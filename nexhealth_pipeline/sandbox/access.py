@@ -94,7 +94,7 @@ def reachable(state: State, call: Call, row: Row) -> bool:
     if call.route.scope is Scope.LOCATION and row.facts["location_id"] != call.location_id:
         return False
     if call.route.collection == "procedures" and _closed(state, row):
-        return False  # listed, but not readable by id (API.md C.2)
+        return False  # listed, but not readable by id (API.md C.2), as those without a location
     if call.route.under[0] and row.facts[call.route.under[1]] != call.number:
         return False
     return row.institution_id == call.scope_id
@@ -102,7 +102,7 @@ def reachable(state: State, call: Call, row: Row) -> bool:
 
 def _closed(state: State, row: Row) -> bool:
     place = state.store("locations").rows.get(row.facts["location_id"] or 0)
-    return place is not None and bool(place.facts["inactive"])
+    return place is None or bool(place.facts["inactive"])
 
 
 def _capability(collection: str) -> str | None:

@@ -17,6 +17,8 @@ __all__ = ["Desk", "appointment_rows", "arrival_rows", "block_rows"]
 
 _DAYS_BACK, _DAYS_AHEAD = 730, 182
 _SOON = range(2, _DAYS_AHEAD)
+_OF_VISITS = ("provider_id", "provider_name", "confirmed", "patient_missed", "patient_confirmed", "checked_out")
+"""What some practice systems leave open for a block in the schedule."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +143,12 @@ def _appointment(desk: Desk, rng: Random, number: int, patient_id: int | None, d
         "operatory_id": rng.choice(desk.operatories) if rng.random() < 0.9 else None,
         "timezone_offset": _offset_text(offset),
     }
-    return make_row(KINDS["appointments"], record | state | _booking(rng, blank), desk.plan.id)
+    record |= state | _booking(rng, blank)
+    if blank and number % 7 == 0:
+        record |= dict.fromkeys(_OF_VISITS)
+    elif number % 200 == 0:
+        record["unavailable"] = None
+    return make_row(KINDS["appointments"], record, desk.plan.id)
 
 
 def _count(rng: Random, mean: float) -> int:
