@@ -152,5 +152,8 @@ def _open_places(state: State, institution_id: int) -> list[Row]:
 
 def enabled(state: State, collection: str, row: Row) -> bool:
     """Whether some location of the row has the collection; a row of no known location has it."""
-    capability, places = _capability(collection), _places(state, row)
-    return capability is None or not places or any(capability not in place.facts.get("lacks", ()) for place in places)
+    capability = _capability(collection)
+    if capability is None:
+        return True
+    places = _places(state, row)
+    return not places or any(capability not in place.facts.get("lacks", ()) for place in places)
