@@ -32,8 +32,8 @@ def address(state: State, call: Call) -> None:
 
 
 def _find_institution(state: State, call: Call) -> None:
-    subdomain = call.query.get("subdomain")
-    if subdomain is None or (call.route.scope is Scope.KEY and (call.route.single or call.route.under[0])):
+    subdomain = call.query.get("subdomain") if call.route.scoped else None
+    if subdomain is None:
         return
     if call.allowed is not None and subdomain not in call.allowed:
         raise ApiError(403, FORBIDDEN)
@@ -95,6 +95,8 @@ def reachable(state: State, call: Call, row: Row) -> bool:
         return False
     if call.route.collection == "procedures" and _closed(state, row):
         return False  # listed, but not readable by id (API.md C.2), as those without a location
+    if call.route.collection == "insurance_balances" and not enabled(state, call.route.collection, row):
+        return False  # as of a location that the key does not reach, says its specification
     if call.route.under[0] and row.facts[call.route.under[1]] != call.number:
         return False
     return row.institution_id == call.scope_id

@@ -66,10 +66,13 @@ def _values(state: State, call: Call) -> Record:
 
 
 def _order(call: Call) -> Order:
-    text = (call.query.get("sort") or "").split(",")[0].strip() if call.route.sorts else ""
-    if text and text not in call.route.sorts:
+    text = (call.query.get("sort") or "") if call.route.sorts else ""
+    fields = [field.strip() for field in text.split(",") if field.strip()]
+    if not {*fields} <= {*call.route.sorts}:
         raise ApiError(400, "sort does not have a valid value")
-    return Order(text.lstrip("-") or "id", text.startswith("-"))
+    first, *others = fields or ["id"]
+    ids = next((field for field in others if field in ("id", "-id")), first)
+    return Order(first.lstrip("-"), first.startswith("-"), crossed=ids.startswith("-") != first.startswith("-"))
 
 
 def _select(state: State, call: Call, values: Record, now: str) -> Iterable[Row]:

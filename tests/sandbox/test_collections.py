@@ -91,7 +91,7 @@ def test_finance_is_refused_at_the_location_where_it_is_not_enabled(reader: Call
     refused = next(row.id for row in rows if row.facts["database"] == 42)
     if collection not in ("fee_schedule_procedures",):
         status = reader.errors(f"{path}/{refused}", subdomain=HARBOR)[0]
-        assert status == (500 if collection == "claims" else 403)
+        assert status == {"claims": 500, "insurance_balances": 404}.get(collection, 403)
 
 
 def test_what_is_not_finance_answers_at_that_location(reader: Caller) -> None:
