@@ -46,6 +46,19 @@ def test_a_later_start_with_the_folder_serves_the_same_rows_and_changes(tmp_path
     assert _everything(third) == _everything(again)
 
 
+def test_a_later_start_gives_newer_times_than_all_before(tmp_path: Path) -> None:
+    """Risk: a burst of changes runs ahead of the clock, and one made right after a start is older than those before it."""
+    clock = HandClock()
+    first = build_app(state_dir=tmp_path, seed=5, base=BASE, **SIZES, clock=clock).state
+    patient, gone = first.ids("patients")[:2]
+    times = [first.update("patients", patient, {"email": f"{number}@example.com"}).at for number in range(3)]
+    times.append(first.delete("patients", gone, hard=True).at)
+    again = build_app(state_dir=tmp_path, clock=clock).state
+    times.append(again.update("patients", patient, {"email": "later@example.com"}).at)
+    assert again.row("patients", patient).updated == times[-1]
+    assert times == sorted(set(times))
+
+
 def test_a_folder_of_an_older_sandbox_is_completed(tmp_path: Path) -> None:
     """Risk: a demo made before finance and treatment were served must go on, its own changes kept."""
     kept = {"format": 1, "seed": 5, "base": BASE.isoformat(), **SIZES}
