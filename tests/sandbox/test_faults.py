@@ -205,6 +205,21 @@ def test_a_rule_that_cannot_be_meant_is_refused() -> None:
     for options in unmeant:
         with pytest.raises(ValueError, match=r"one of|is seconds"):
             FaultRule(**options)
+    for name, wrong in (
+        *(("nth", "2"), ("count", 1.5), ("skip", True), ("probability", "0.5"), ("per_url", 1), ("path", None)),
+        *(("location_id", "348511"), ("subdomain", 7), ("seconds", "3")),
+    ):
+        with pytest.raises(TypeError, match=f"{name} is "):
+            Faults().add("status", **{name: wrong})
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"kind": "status", "path": "["}, "path is no regular expression"),
+        ({"kind": "status", "query": "*"}, "query is no regular expression"),
+        ({"kind": "status", "probability": 5}, "0 to 1"),
+        ({"kind": "ignored_parameter"}, "parameter"),
+    ]
+    for options, words in refused:
+        with pytest.raises(ValueError, match=words):
+            FaultRule(**options)
     with pytest.raises(TypeError):
         Faults().add("status", wrong=1)
 
