@@ -93,8 +93,7 @@ class FaultRule:
         """Whether this request, which is counted, goes wrong by this rule."""
         if not self._matches(method, path, query):
             return False
-        url = f"{path}?{query}"
-        slot = url if self.per_url else ""
+        url, slot = f"{path}?{query}", self._slot(path, query)
         self._seen[slot] += 1
         seen = self._seen[slot]
         if seen <= self.skip or (self.nth is not None and seen != self.nth):
@@ -106,6 +105,15 @@ class FaultRule:
         self._done[slot] += 1
         self.fired += 1
         return True
+
+    def take_back(self, path: str, query: str) -> None:
+        """Count this request, for which it fired, as one that it let pass."""
+        self._done[self._slot(path, query)] -= 1
+        self.fired -= 1
+
+    def _slot(self, path: str, query: str) -> str:
+        """What its firing is counted by."""
+        return f"{path}?{query}" if self.per_url else ""
 
     def _dice(self, seed: int, url: str) -> float:
         """A number from 0 to 1 that only the seed, the rule, the URL and its repetition decide."""
@@ -178,6 +186,11 @@ class Faults:
         with self._lock:
             fires = (rule for rule in self._rules if rule.fires(method, path, query, self._seed))
             return next(fires, None)
+
+    def take_back(self, rule: FaultRule, path: str, query: str) -> None:
+        """A rule that was chosen for this request had nothing to spoil there: it may fire once more."""
+        with self._lock:
+            rule.take_back(path, query)
 
     def describe(self) -> list[dict[str, Any]]:
         """The rules in force with how often each fired."""
