@@ -93,3 +93,9 @@ def due_figures(rows: Mapping[str, Iterable[Row]], today: date) -> Iterator[tupl
     for payer in sorted(set(accounts.guarantors) & set(people) - known):
         home = {"guarantor_id": payer, "location_id": people[payer].facts["location_ids"][0]}
         yield "guarantor_balances", 0, home | guarantor_figures(accounts.guarantors[payer])
+    insured = {row.facts["patient_id"] for row in rows["insurance_balances"]}
+    for patient in sorted(set(accounts.patients) & set(people) - insured):
+        facts = people[patient].facts
+        home = {"patient_id": patient, "guarantor_id": facts["guarantor_id"] or patient}
+        home |= {"location_id": facts["location_ids"][0]}
+        yield "insurance_balances", 0, home | insurance_figures(accounts.patients[patient])

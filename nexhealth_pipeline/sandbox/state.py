@@ -222,7 +222,7 @@ class State:
             made = []
             for collection, row_id, fields in due_figures(rows, self.world.base.date()):
                 if row_id == 0:
-                    patient = self.row("patients", fields["guarantor_id"])
+                    patient = self.row("patients", fields["patient_id" if "patient_id" in fields else "guarantor_id"])
                     home = self.row("institutions", patient.institution_id).facts["subdomain"]
                     made.append(self.create(collection, fields, subdomain=home))
                 elif any(self.row(collection, row_id).value(name) != value for name, value in fields.items()):

@@ -180,3 +180,27 @@ def test_after_changes_to_the_ledger_rebalancing_makes_it_agree_again() -> None:
     books.check()
     books.check_claims()
     assert state.rebalance() == []
+
+
+def test_rebalancing_makes_a_balance_towards_insurers_where_a_patient_had_none() -> None:
+    """Risk: the first claim of a patient is owed by nobody."""
+    state = build_app(patients=60, appointments_per_patient=5, base=BASE).state
+    insured = {row["patient_id"] for row in state.records("insurance_balances")}
+    patient = next(row for row in state.store("patients").rows.values() if row.id not in insured)
+    subdomain = state.row("institutions", patient.institution_id).facts["subdomain"]
+    charge = next(
+        row
+        for row in state.store("charges").rows.values()
+        if row.institution_id == patient.institution_id and row.facts["deleted_at"] is None
+    )
+    fields = {"patient_id": patient.id, "status": "sent", "date_of_service": BASE.date().isoformat()}
+    claim = state.create("claims", fields, subdomain=subdomain).id
+    payout = {"claim_id": claim, "estimated_insurance_payment": {"amount": "12.50", "currency": "USD"}}
+    state.create("claim_payouts", payout, subdomain=subdomain, charge_id=charge.id)
+    made = [change for change in state.rebalance() if change.operation == "create"]
+    assert [change.collection for change in made] == ["insurance_balances"]
+    balance = state.row("insurance_balances", made[0].id)
+    assert (balance.facts["patient_id"], balance.institution_id) == (patient.id, patient.institution_id)
+    assert balance.facts["database"] == patient.facts["database"]
+    assert balance.value("estimated_amount_under_30.amount") == "12.50"
+    assert state.rebalance() == []
