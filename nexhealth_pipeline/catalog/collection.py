@@ -211,6 +211,8 @@ class Collection:
     """
     by_id_legacy: bool = False
     """`by_id` is answered in the v2 representation (API.md D.3)."""
+    unlisted_if: str | None = None
+    """Flag of rows that a list may leave out although they are there: that it lacked one says nothing, `by_id` alone does."""
     place_if: tuple[str, str, str] | None = None
     """(column, other column, value): the column is the row's location where the other one has that value.
 

@@ -33,13 +33,13 @@ def sandbox(host: str, port: int, seed: int | None, state: Path | None, *, limit
 
     Prints its address on stdout, and how to use it on stderr.
     """
-    from nexhealth_pipeline.sandbox import serve
+    from nexhealth_pipeline.sandbox import NoListeningError, serve
 
     try:
         serve(host, port, seed, state, limits=limits, on_ready=_announce)
     except ValueError as error:
         raise InvalidSetting(f"--state {str(state)!r}: {error}") from None
-    except OSError as error:
+    except NoListeningError as error:
         raise InvalidSetting(f"--host {host} --port {port}: cannot be listened on ({error.strerror})") from None
 
 

@@ -9,7 +9,7 @@ from .hold import FolderHeldError, holder_of
 from .log import Asked, RequestLog
 from .mischief import DeliverySettings
 from .posting import sign
-from .server import SandboxServer, build_app, serve
+from .server import NoListeningError, SandboxServer, build_app, serve
 from .state import Change, NoSuchRowError, State
 from .truth import truth
 from .webhooks import Webhooks
@@ -32,6 +32,7 @@ __all__ = [
     "FaultRule",
     "Faults",
     "FolderHeldError",
+    "NoListeningError",
     "NoSuchRowError",
     "RequestLog",
     "SandboxServer",

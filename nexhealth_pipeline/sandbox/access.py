@@ -32,8 +32,8 @@ def address(state: State, call: Call) -> None:
 
 
 def _find_institution(state: State, call: Call) -> None:
-    subdomain = call.query.get("subdomain")
-    if subdomain is None or (call.route.scope is Scope.KEY and (call.route.single or call.route.under[0])):
+    subdomain = call.query.get("subdomain") if call.route.scoped else None
+    if subdomain is None:
         return
     if call.allowed is not None and subdomain not in call.allowed:
         raise ApiError(403, FORBIDDEN)
@@ -94,7 +94,9 @@ def reachable(state: State, call: Call, row: Row) -> bool:
     if call.route.scope is Scope.LOCATION and row.facts["location_id"] != call.location_id:
         return False
     if call.route.collection == "procedures" and _closed(state, row):
-        return False  # listed, but not readable by id (API.md C.2)
+        return False  # listed, but not readable by id (API.md C.2), as those without a location
+    if call.route.collection == "insurance_balances" and not enabled(state, call.route.collection, row):
+        return False  # as of a location that the key does not reach, says its specification
     if call.route.under[0] and row.facts[call.route.under[1]] != call.number:
         return False
     return row.institution_id == call.scope_id
@@ -102,7 +104,7 @@ def reachable(state: State, call: Call, row: Row) -> bool:
 
 def _closed(state: State, row: Row) -> bool:
     place = state.store("locations").rows.get(row.facts["location_id"] or 0)
-    return place is not None and bool(place.facts["inactive"])
+    return place is None or bool(place.facts["inactive"])
 
 
 def _capability(collection: str) -> str | None:
@@ -152,5 +154,8 @@ def _open_places(state: State, institution_id: int) -> list[Row]:
 
 def enabled(state: State, collection: str, row: Row) -> bool:
     """Whether some location of the row has the collection; a row of no known location has it."""
-    capability, places = _capability(collection), _places(state, row)
-    return capability is None or not places or any(capability not in place.facts.get("lacks", ()) for place in places)
+    capability = _capability(collection)
+    if capability is None:
+        return True
+    places = _places(state, row)
+    return not places or any(capability not in place.facts.get("lacks", ()) for place in places)

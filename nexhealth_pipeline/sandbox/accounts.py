@@ -39,13 +39,16 @@ def _insurance(patient: Row, number: int, account: Account) -> Row:
     return make_row(KINDS["insurance_balances"], record, patient.institution_id, database=patient.facts["database"])
 
 
-def _orphans(plan: PracticePlan, base: datetime, first: int) -> Iterator[Row]:
-    """An account that lost its guarantor, per database: nothing is owed on it."""
+def _orphans(plan: PracticePlan, base: datetime, first: int) -> Iterator[tuple[str, Row]]:
+    """Accounts that lost their guarantor or patient, per database: nothing is owed on them."""
     for index, database in enumerate(sorted({place.database for place in plan.active})):
         updated = stamp(base - timedelta(days=200 + index, milliseconds=index))
-        record: Record = dict(KINDS["guarantor_balances"].blank) | {"id": first + index, "updated_at": updated}
-        record |= guarantor_figures(Account())
-        yield make_row(KINDS["guarantor_balances"], record, plan.id, database=database)
+        for name, number, figures in (
+            ("guarantor_balances", first + index, guarantor_figures),
+            ("insurance_balances", first + 5_000_001 + index * 2, insurance_figures),
+        ):
+            record: Record = dict(KINDS[name].blank) | {"id": number, "updated_at": updated}
+            yield name, make_row(KINDS[name], record | figures(Account()), plan.id, database=database)
 
 
 def balance_rows(plan: PracticePlan, rows: Mapping[str, Iterable[Row]], base: datetime) -> dict[str, list[Row]]:
@@ -61,7 +64,10 @@ def balance_rows(plan: PracticePlan, rows: Mapping[str, Iterable[Row]], base: da
         _insurance(people[patient], first + 5_000_000 + index * 2, accounts.patients[patient])
         for index, patient in enumerate(sorted(accounts.patients))
     ]
-    return {"guarantor_balances": [*guarantors, *_orphans(plan, base, first)], "insurance_balances": insured}
+    made = {"guarantor_balances": guarantors, "insurance_balances": insured}
+    for name, row in _orphans(plan, base, first):
+        made[name].append(row)
+    return made
 
 
 def _totals(rows: Mapping[str, Iterable[Row]]) -> Iterator[tuple[str, int, Record]]:
@@ -87,3 +93,9 @@ def due_figures(rows: Mapping[str, Iterable[Row]], today: date) -> Iterator[tupl
     for payer in sorted(set(accounts.guarantors) & set(people) - known):
         home = {"guarantor_id": payer, "location_id": people[payer].facts["location_ids"][0]}
         yield "guarantor_balances", 0, home | guarantor_figures(accounts.guarantors[payer])
+    insured = {row.facts["patient_id"] for row in rows["insurance_balances"]}
+    for patient in sorted(set(accounts.patients) & set(people) - insured):
+        facts = people[patient].facts
+        home = {"patient_id": patient, "guarantor_id": facts["guarantor_id"] or patient}
+        home |= {"location_id": facts["location_ids"][0]}
+        yield "insurance_balances", 0, home | insurance_figures(accounts.patients[patient])

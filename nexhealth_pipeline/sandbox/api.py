@@ -5,6 +5,7 @@ The order of checks: unknown path 404, missing parameters 400 (one message each)
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from enum import StrEnum
 
 from .access import address, check_enabled, enabled, institutions_of, reachable, singular
@@ -122,7 +123,8 @@ class Api:
         rows = self._view(call, mark_of(call)).rows
         shown = number - 1 if fault is PageFault.REPEATED and number > 1 else number
         bodies = [row.body for row in rows[(shown - 1) * size : shown * size]]
-        return many(bodies, _joined(call.warnings), LEGACY_JSON if call.route.legacy else JSON, count=len(rows))
+        reply = many(bodies, _joined(call.warnings), LEGACY_JSON if call.route.legacy else JSON, count=len(rows))
+        return replace(reply, spoilt=shown != number)
 
     def _cursor_page(self, call: Call, fault: PageFault | None) -> Reply:
         mark, size = mark_of(call), _size(call.query, MAX_PER_PAGE)
@@ -130,16 +132,15 @@ class Api:
         forward, backward = call.query.get("end_cursor"), call.query.get("start_cursor")
         key = decode_cursor(self._secret, mark, forward or backward or "") if forward or backward else None
         page = view.before(key, size) if key and not forward else view.after(key, size)
-        info = self._page_info(mark, view, page)
-        rows = page.rows
+        due = page.rows, self._page_info(mark, view, page)
+        rows, info = due
         if fault is PageFault.REPEATED and forward and rows:
             rows = view.before(view.order.key(rows[0]), size).rows
         elif fault is PageFault.LOOP:
-            info |= {"has_next_page": True, "end_cursor": forward or info["end_cursor"]}
+            info = info | {"has_next_page": True, "end_cursor": forward or info["end_cursor"]}
         elif fault is PageFault.EMPTY:
-            rows = []
-            info |= {"has_next_page": True}
-        return self._page(call, rows, info)
+            rows, info = [], info | {"has_next_page": True}
+        return replace(self._page(call, rows, info), spoilt=(rows, info) != due)
 
     def _page(self, call: Call, rows: Iterable[Row], info: Record) -> Reply:
         name = call.route.collection

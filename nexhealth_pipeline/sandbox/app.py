@@ -94,6 +94,9 @@ class App:
             reply = self._throttled(wait, self.limits.retry_after)
         else:
             reply = self._spoilt(rule, request) if rule else self._answer(request)
+        if rule and rule.kind in _PAGE_FAULTS and not reply.spoilt:  # a first page can hardly be a repeated one
+            self.faults.take_back(rule, request.path, request.query)
+            rule = None
         self._log(request, api_key, reply, rule)
         if rule and rule.kind == "hang":
             await self._hang(rule.seconds)

@@ -55,7 +55,7 @@ class Clinic:
     """An appointment of each patient who has one."""
 
     def add(self, record: Record, item: int) -> int:
-        """Add a procedure of the kind `item`; one in 150 lost almost everything but its fee."""
+        """Add a procedure of the kind `item`; one in 150 has no code, and of those of a visit one lost each of three links."""
         self.number += self.rng.randrange(1, 6)
         what, rng = TREATMENTS[item], self.rng
         bare = self.number % 150 == 0
@@ -74,10 +74,13 @@ class Clinic:
             "start_date": None,
             "end_date": None,
         }
+        if record.get("appointment_id") and (lost := _LOST.get(self.number % 150)):
+            record = record | {lost: None}
         self.procedures.append(make_row(KINDS["procedures"], fields | record, self.plan.id))
         return self.number
 
 
+_LOST = {30: "location_id", 60: "patient_id", 90: "status"}
 _BODY = {
     0: {"tooth": [], "surface": ""},
     2: {"tooth": ["3", "14"], "surface": ""},
@@ -146,7 +149,8 @@ def _intend(clinic: Clinic, patient: Row) -> None:
         ids.append(clinic.add(shared, _item(rng)))
     _, updated = _past(clinic, 300)
     number = 5_500_000_000 + clinic.plan.id * 100_000 + len(clinic.plans)
-    record: Record = {"id": number, "name": None if bare else rng.choice(_PLAN_NAMES), "patient_id": patient.id}
+    owner = None if not ids and number % 2 else patient.id  # an empty one may have lost its patient
+    record: Record = {"id": number, "name": None if bare else rng.choice(_PLAN_NAMES), "patient_id": owner}
     record |= {"updated_at": updated, "status": None if bare else state}
     deleted = updated if number % 20 == 7 else None
     row = make_row(KINDS["treatment_plans"], record, clinic.plan.id, procedure_ids=ids, deleted_at=deleted)

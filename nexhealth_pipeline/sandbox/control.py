@@ -19,6 +19,7 @@ A change may ask for the event of a write through the API: `"insertion": "comple
 No key is asked: the data is made up. Bind the sandbox to a loopback address.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -30,8 +31,11 @@ from .control_webhooks import (
     check_insertion,
     forget_deliveries,
     list_deliveries,
+    object_in,
+    objects_in,
     post_webhooks,
 )
+from .faults import RETRY_FORMS, FaultRule
 from .params import Query
 from .reply import ApiError, Reply, failure
 from .state import Change, NoSuchRowError, State
@@ -55,6 +59,10 @@ def control(app: "App", method: str, path: str, raw_query: str, body: bytes) -> 
         return failure(404, [str(error)])
     except (ValueError, TypeError) as error:
         return failure(400, [str(error)])
+    except OverflowError as error:
+        return failure(400, [f"a number is too great: {error}"])
+    except re.error as error:
+        return failure(400, [f"{error.pattern!r} is no regular expression: {error}"])
     except ApiError as error:
         return failure(error.status, error.messages)
 
@@ -67,6 +75,9 @@ def apply_change(state: State, change: dict[str, Any]) -> Change:
     a deletion, `location_ids` and the like of a creation. Raises NoSuchRowError, TypeError or ValueError.
     """
     rest = dict(change)
+    for name in ("fields", "about"):
+        if not isinstance(rest.get(name, {}), dict):
+            raise TypeError(f"{name} is an object")
     operation = rest.pop("operation", "update")
     match operation:
         case "update":
@@ -115,8 +126,8 @@ def _faults(app: "App", _parts: list[str], _query: Query, _body: Any) -> Reply:
 
 
 def _add_faults(app: "App", _parts: list[str], _query: Query, body: Any) -> Reply:
-    rules = body if isinstance(body, list) else [body]
-    made = [app.faults.add(**{"rule": rule.pop("kind", ""), **rule}) for rule in rules]
+    rules = [FaultRule(**{"kind": "", **rule}) for rule in objects_in(body)]  # all of them are right, or none is made
+    made = [app.faults.add(rule) for rule in rules]
     return _json([{"id": rule.id, "kind": rule.kind} for rule in made], 201)
 
 
@@ -133,8 +144,7 @@ def _changes(app: "App", _parts: list[str], _query: Query, _body: Any) -> Reply:
 
 
 def _change(app: "App", _parts: list[str], _query: Query, body: Any) -> Reply:
-    wanted = body if isinstance(body, list) else [body]
-    return _json([asdict(_made(app, dict(change))) for change in wanted], 201)
+    return _json([asdict(_made(app, dict(change))) for change in objects_in(body)], 201)
 
 
 def _made(app: "App", wanted: dict[str, Any]) -> Change:
@@ -156,12 +166,28 @@ def _truth(app: "App", parts: list[str], _query: Query, _body: Any) -> Reply:
 
 
 def _settings(app: "App", _parts: list[str], _query: Query, body: Any) -> Reply:
-    app.auth.token_seconds = float(body.get("token_seconds", app.auth.token_seconds))
-    app.limits.enabled = bool(body.get("limits", app.limits.enabled))
-    app.limits.retry_after = str(body.get("retry_after", app.limits.retry_after))
-    if body.get("revoke_tokens"):
+    wanted = object_in(body)
+    for name, value in wanted.items():
+        if name not in _SETTINGS:
+            raise ValueError(f"no setting {name!r}: one of {', '.join(_SETTINGS)}")
+        allowed, words = _SETTINGS[name]
+        if not allowed(value):
+            raise ValueError(f"{name} is {words}")
+    app.auth.token_seconds = float(wanted.get("token_seconds", app.auth.token_seconds))
+    app.limits.enabled = wanted.get("limits", app.limits.enabled)
+    app.limits.retry_after = wanted.get("retry_after", app.limits.retry_after)
+    if wanted.get("revoke_tokens"):
         app.auth.revoke()
     return _json({"limits": app.limits.enabled, "token_seconds": app.auth.token_seconds})
+
+
+_SETTINGS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "token_seconds": (lambda value: type(value) in (int, float) and value > 0, "a number above 0"),
+    "limits": (lambda value: isinstance(value, bool), "true or false"),
+    "retry_after": (lambda value: value in RETRY_FORMS, "seconds, date or none"),
+    "revoke_tokens": (lambda value: isinstance(value, bool), "true or false"),
+}
+"""What each setting may be, and how that is said."""
 
 
 def _json_of(tell: Callable[["App", list[str], Query, Any], Any]) -> "_Handler":

@@ -10,10 +10,34 @@ from .webhooks import Webhooks
 if TYPE_CHECKING:
     from .app import App
 
-__all__ = ["RESULTS", "answer_webhooks", "check_insertion", "forget_deliveries", "list_deliveries", "post_webhooks"]
+__all__ = [
+    "RESULTS",
+    "answer_webhooks",
+    "check_insertion",
+    "forget_deliveries",
+    "list_deliveries",
+    "object_in",
+    "objects_in",
+    "post_webhooks",
+]
 
 RESULTS = ("complete", "failed", "timed_out")
 """How a write through the API can end (API.md F.4, K)."""
+
+
+def object_in(body: Any) -> dict[str, Any]:
+    """The body, which is one object. Raises TypeError."""
+    if not isinstance(body, dict):
+        raise TypeError("the body is an object")
+    return body
+
+
+def objects_in(body: Any) -> list[dict[str, Any]]:
+    """The objects of a body that is one, or a list of them. Raises TypeError."""
+    found = body if isinstance(body, list) else [body]
+    if not all(isinstance(one, dict) for one in found):
+        raise TypeError("the body is an object, or a list of objects")
+    return found
 
 
 def answer_webhooks(app: "App", _parts: list[str], _query: Query, _body: Any) -> Any:
@@ -25,10 +49,9 @@ def post_webhooks(app: "App", parts: list[str], _query: Query, body: Any) -> Any
     """`settings` or `send`. Raises LookupError, TypeError or ValueError."""
     match parts:
         case ["settings"]:
-            return app.webhooks.configure(**body).describe()
+            return app.webhooks.configure(**object_in(body)).describe()
         case ["send"]:
-            wanted = body if isinstance(body, list) else [body]
-            return {"deliveries": [number for one in wanted for number in _send(app.webhooks, one)]}
+            return {"deliveries": [number for one in objects_in(body) for number in _send(app.webhooks, one)]}
     raise LookupError("no such route: /sandbox/webhooks/settings or /sandbox/webhooks/send")
 
 
@@ -45,11 +68,12 @@ def _send(webhooks: Webhooks, wanted: dict[str, Any]) -> list[int]:
 def list_deliveries(app: "App", _parts: list[str], query: Query, _body: Any) -> Any:
     """The log: numbers above `since`, whose event matches the expression `event`, to `endpoint`, with `outcome`."""
     found = app.webhooks.log(parse_int("since", query.get("since") or "0"))
-    event, endpoint, outcome = (query.get(name) for name in ("event", "endpoint", "outcome"))
+    endpoint, outcome = query.get("endpoint"), query.get("outcome")
+    event = re.compile(query.get("event") or ".*")
     return [
         one.describe()
         for one in found
-        if (event is None or re.fullmatch(event, one.announcement.event))
+        if event.fullmatch(one.announcement.event)
         and (endpoint is None or one.endpoint_id == parse_int("endpoint", endpoint))
         and outcome in (None, one.outcome)
     ]

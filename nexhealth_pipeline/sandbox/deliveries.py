@@ -6,10 +6,12 @@ nothing but errors for 48 hours becomes inactive and what was queued for it is l
 
 import heapq
 import itertools
+import logging
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,6 +21,8 @@ from .mischief import DeliverySettings, dice
 from .posting import NotDelivered, Poster, sign
 
 __all__ = ["RETRY_AFTER", "Attempt", "Deliveries", "Delivery"]
+
+logger = logging.getLogger(__name__)
 
 RETRY_AFTER = (30.0, 90.0, 210.0, 600.0, 1800.0, 7200.0, 18_000.0, 36_000.0, 86_400.0, 172_800.0)
 """Seconds after the first failure at which an event is tried again (API.md F.5)."""
@@ -187,7 +191,8 @@ class Deliveries:
     @property
     def idle(self) -> bool:
         """Nothing queued, nothing on its way."""
-        return not self._queue and not self._sending
+        with self._changed:
+            return not self._queue and not self._sending
 
     def wait_idle(self, timeout: float) -> bool:
         """Wait until nothing is queued, retries included; false when that took longer than `timeout` seconds."""
@@ -222,10 +227,23 @@ class Deliveries:
     def _work(self, poster: Poster) -> None:
         try:
             while (delivery := self._take(poster)) is not None:
-                attempt = self._send(delivery, poster)
-                self._settle(delivery, attempt)
+                self._deliver(delivery, poster)
         finally:
             poster.close()
+
+    def _deliver(self, delivery: Delivery, poster: Poster) -> None:
+        """One attempt and what follows from it. Never raises: nobody would replace a worker that ended."""
+        try:
+            self._settle(delivery, self._send(delivery, poster))
+        except Exception:
+            logger.exception("a delivery failed", extra={"nexhealth": {"event": delivery.announcement.event}})
+            with self._changed:
+                if delivery.outcome == _QUEUED:
+                    self._lose(delivery)
+        finally:
+            with self._changed:
+                self._sending -= 1
+                self._changed.notify_all()
 
     def _take(self, poster: Poster) -> Delivery | None:
         """The next delivery that is due; None ends the worker."""
@@ -235,7 +253,7 @@ class Deliveries:
                 if left is not None and left <= 0:
                     self._sending += 1
                     return heapq.heappop(self._queue)[2]
-                self._changed.wait(left)
+                self._changed.wait(None if left is None else min(left, threading.TIMEOUT_MAX))
         return None
 
     def _wanted(self, poster: Poster) -> bool:
@@ -283,14 +301,12 @@ class Deliveries:
         """Note how an attempt went; queue the next one, or end the endpoint after the last."""
         gone = None
         with self._changed:
-            self._sending -= 1
             if attempt is None:
                 self._lose(delivery)
             elif attempt.status is not None and 200 <= attempt.status < 300:
                 self._succeed(delivery, attempt)
             elif self._fail(delivery, attempt):
                 gone = delivery.endpoint_id
-            self._changed.notify_all()
         if gone is not None:
             self._deactivate(gone)
 
@@ -321,7 +337,7 @@ class Deliveries:
 
     def _deactivate(self, endpoint_id: int) -> None:
         """What the vendor does after 48 hours of continuous errors."""
-        if self._registry.endpoint(endpoint_id) is not None:
+        with suppress(KeyError):  # it may have been deleted meanwhile
             self._registry.change_endpoint(endpoint_id, active=False)
             self.counters["deactivated_endpoints"] += 1
         self.discard(endpoint_id)

@@ -13,7 +13,10 @@ from typing import Any
 from urllib.parse import parse_qs
 from zlib import crc32
 
-__all__ = ["KINDS_OF_FAULT", "FaultRule", "Faults"]
+__all__ = ["KINDS_OF_FAULT", "RETRY_FORMS", "FaultRule", "Faults"]
+
+RETRY_FORMS = ("seconds", "date", "none")
+"""How a 429 can say when to come again."""
 
 KINDS_OF_FAULT: dict[str, str] = {
     "status": "an error envelope with `status` (500, 502, 503, ...)",
@@ -72,17 +75,25 @@ class FaultRule:
     def __post_init__(self) -> None:
         if self.kind not in KINDS_OF_FAULT:
             raise ValueError(f"no fault {self.kind!r}: one of {', '.join(KINDS_OF_FAULT)}")
-        if self.retry_after not in ("seconds", "date", "none"):
+        for one in fields(self):
+            _check_type(one.name, one.type, getattr(self, one.name, None))
+        if self.retry_after not in RETRY_FORMS:
             raise ValueError("retry_after is seconds, date or none")
-        re.compile(self.path)
-        re.compile(self.query)
+        if not 0 <= self.probability <= 1:
+            raise ValueError("probability is 0 to 1")
+        if self.kind == "ignored_parameter" and not self.parameter:
+            raise ValueError("ignored_parameter needs the name of a `parameter`")
+        for name, text in (("path", self.path), ("query", self.query)):
+            try:
+                re.compile(text)
+            except re.error as error:
+                raise ValueError(f"{name} is no regular expression: {error}") from None
 
     def fires(self, method: str, path: str, query: str, seed: int) -> bool:
         """Whether this request, which is counted, goes wrong by this rule."""
         if not self._matches(method, path, query):
             return False
-        url = f"{path}?{query}"
-        slot = url if self.per_url else ""
+        url, slot = f"{path}?{query}", self._slot(path, query)
         self._seen[slot] += 1
         seen = self._seen[slot]
         if seen <= self.skip or (self.nth is not None and seen != self.nth):
@@ -94,6 +105,15 @@ class FaultRule:
         self._done[slot] += 1
         self.fired += 1
         return True
+
+    def take_back(self, path: str, query: str) -> None:
+        """Count this request, for which it fired, as one that it let pass."""
+        self._done[self._slot(path, query)] -= 1
+        self.fired -= 1
+
+    def _slot(self, path: str, query: str) -> str:
+        """What its firing is counted by."""
+        return f"{path}?{query}" if self.per_url else ""
 
     def _dice(self, seed: int, url: str) -> float:
         """A number from 0 to 1 that only the seed, the rule, the URL and its repetition decide."""
@@ -111,6 +131,24 @@ class FaultRule:
         if self.subdomain is not None and self.subdomain not in sent.get("subdomain", ()):
             return False
         return self.location_id is None or str(self.location_id) in sent.get("location_id", ())
+
+
+_WORDS: dict[Any, str] = {
+    str: "a text",
+    str | None: "a text",
+    int: "a whole number",
+    int | None: "a whole number",
+    float: "a number",
+    bool: "true or false",
+}
+
+
+def _check_type(name: str, kind: Any, value: object) -> None:
+    """Raises TypeError for a value that is not of the field's type: it would be compared with others, and never be met."""
+    if kind in _WORDS and (
+        not isinstance(value, int | float if kind is float else kind) or isinstance(value, bool) != (kind is bool)
+    ):
+        raise TypeError(f"{name} is {_WORDS[kind]}")
 
 
 class Faults:
@@ -148,6 +186,11 @@ class Faults:
         with self._lock:
             fires = (rule for rule in self._rules if rule.fires(method, path, query, self._seed))
             return next(fires, None)
+
+    def take_back(self, rule: FaultRule, path: str, query: str) -> None:
+        """A rule that was chosen for this request had nothing to spoil there: it may fire once more."""
+        with self._lock:
+            rule.take_back(path, query)
 
     def describe(self) -> list[dict[str, Any]]:
         """The rules in force with how often each fired."""

@@ -47,9 +47,13 @@ class Hold:
                 os.close(file)
                 raise FolderHeldError(holder)
             time.sleep(_POLL_SECONDS)
-        os.truncate(file, 0)
-        os.pwrite(file, str(os.getpid()).encode(), 0)
-        self._file = file
+        self._file = file  # from here on it is to be released, whatever happens
+        try:
+            os.truncate(file, 0)
+            os.pwrite(file, str(os.getpid()).encode(), 0)
+        except OSError as error:
+            self.release()
+            raise ValueError(f"this folder cannot be used ({error.strerror})") from None
 
     def release(self) -> None:
         """Give it back, where it was taken."""

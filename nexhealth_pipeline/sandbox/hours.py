@@ -111,7 +111,7 @@ def _special(person: int, room: int, base: datetime) -> list[Record]:
     return [
         {"provider_id": person, "days": ["Sunday"], "active": False, "source": "manual"},
         {"provider_id": person, "specific_date": past, "source": "manual"},
-        {"provider_id": person, "specific_date": ahead, "source": "manual"},
+        {"provider_id": person, "specific_date": ahead, "days": None, "source": "manual"},
         {"provider_id": person, "custom_recurrence": {"num": 2, "unit": "week", "ref": past}},
         {"operatory_id": room, "days": _WEEK},
     ]

@@ -13,7 +13,7 @@ from .rows import Record, Row
 from .state import State
 from .store import Order, View
 
-__all__ = ["listed_at", "mark_of", "view_of"]
+__all__ = ["listed_at", "mark_of", "unlisted", "view_of"]
 
 _PAGING = frozenset({"per_page", "page", "start_cursor", "end_cursor"})
 
@@ -24,6 +24,14 @@ def listed_at(place: Row, row: Row) -> bool:
     if number is not None:
         return bool(number == place.id)
     return bool(row.facts.get("database") == place.facts["database"])
+
+
+def unlisted(state: State, patient: Row, now: str) -> bool:
+    """Whether lists leave a patient out: a new one without an appointment ahead (the vendor's text of `new_patient`)."""
+    if not patient.facts["bio.new_patient"]:
+        return False
+    visits = (row.facts for row in state.store("appointments").find("patient_id", patient.id))
+    return not any(str(one["start_time"]) > now and not one["cancelled"] and not one["deleted"] for one in visits)
 
 
 def mark_of(call: Call) -> bytes:
@@ -41,6 +49,8 @@ def view_of(state: State, call: Call, mark: bytes, now: str) -> View:
     name = mark + repr(sorted(call.allowed or ())).encode()
     if values.get("ignore_past_dates"):
         name += now[:10].encode()
+    if call.route.collection == "patients":  # who is listed changes with the time, which is told to the minute here
+        name += f"{now[:16]}#{state.store('appointments').version}".encode()
     if call.route.under[0]:
         name += str(state.store(call.route.under[0]).version).encode()
     return state.store(call.route.collection).view(name, order, partial(_select, state, call, values, now))
@@ -56,10 +66,13 @@ def _values(state: State, call: Call) -> Record:
 
 
 def _order(call: Call) -> Order:
-    text = (call.query.get("sort") or "").split(",")[0].strip() if call.route.sorts else ""
-    if text and text not in call.route.sorts:
+    text = (call.query.get("sort") or "") if call.route.sorts else ""
+    fields = [field.strip() for field in text.split(",") if field.strip()]
+    if not {*fields} <= {*call.route.sorts}:
         raise ApiError(400, "sort does not have a valid value")
-    return Order(text.lstrip("-") or "id", text.startswith("-"))
+    first, *others = fields or ["id"]
+    ids = next((field for field in others if field in ("id", "-id")), first)
+    return Order(first.lstrip("-"), first.startswith("-"), crossed=ids.startswith("-") != first.startswith("-"))
 
 
 def _select(state: State, call: Call, values: Record, now: str) -> Iterable[Row]:
@@ -70,6 +83,8 @@ def _select(state: State, call: Call, values: Record, now: str) -> Iterable[Row]
             rows = filter(partial(_kept, chosen.keep, value), rows)
     if values.get("location_strict"):
         rows = filter(partial(_belongs, call.location_id), rows)
+    if call.route.collection == "patients":
+        rows = [row for row in rows if not unlisted(state, row, now)]
     if values.get("ignore_past_dates"):
         rows = [row for row in rows if (row.facts["specific_date"] or "~") >= now[:10]]
     if state.store(call.route.collection).kind.hidden_delete:

@@ -7,6 +7,9 @@ from typing import Any
 
 __all__ = ["SHARES", "DeliverySettings", "dice"]
 
+_MOST_SECONDS = 10 * 365 * 86_400.0
+"""No time is longer: a stamp that far off is still a date, and a thread can wait that long."""
+
 SHARES = frozenset({"duplicates", "reorder", "drop", "stale", "urlsafe", "wrong_signature"})
 """Settings that are a share of all deliveries: 0 to 1, or true and false."""
 
@@ -68,6 +71,8 @@ def _checked(name: str, value: Any, default: Any) -> Any:
         raise ValueError(f"{name} is a share, 0 to 1")
     if name != "stamp_offset" and number < 0:
         raise ValueError(f"{name} is not negative")
+    if not abs(number) <= _MOST_SECONDS:
+        raise ValueError(f"{name} is ten years at most, {_MOST_SECONDS:.0f} seconds")
     if name == "workers":
         if not 1 <= number <= 64:
             raise ValueError("workers is 1 to 64")

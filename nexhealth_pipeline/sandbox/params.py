@@ -72,7 +72,8 @@ class Filter:
     """One query parameter that selects rows.
 
     `kind` is bool, int, ints, text, time or choice; `default` applies when the parameter is absent, and is what
-    hides rows (API.md E.1); `choices` are the values of a choice; `most` is the greatest number of ids.
+    hides rows (API.md E.1); `choices` are the values of a choice; `most` is the greatest number of ids. A `local`
+    time without an offset is read in the request's `timezone`, any other in UTC.
     """
 
     kind: str
@@ -80,6 +81,7 @@ class Filter:
     default: Any = None
     choices: tuple[str, ...] = ()
     most: int = 1000
+    local: bool = False
 
     def read(self, name: str, query: Query) -> Any:
         """The parameter's value, or the default. Raises ApiError 400 for a value of another type."""
@@ -93,7 +95,7 @@ class Filter:
         if self.kind == "int":
             return parse_int(name, text)
         if self.kind == "time":
-            return _parse_time(name, text, query.get("timezone"))
+            return _parse_time(name, text, query.get("timezone") if self.local else None)
         if self.kind == "choice" and text not in self.choices:
             raise ApiError(400, f"{name} does not have a valid value")
         return text

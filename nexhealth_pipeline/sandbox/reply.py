@@ -16,13 +16,17 @@ LEGACY_JSON = "application/vnd.Nexhealth+json;version=2"
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An HTTP answer; `records` is how many records its page holds (for the request log)."""
+    """An HTTP answer; `records` is how many records its page holds (for the request log).
+
+    `spoilt`: the page fault that was asked for made it another one.
+    """
 
     status: int
     body: bytes
     content_type: str = JSON
     headers: tuple[tuple[str, str], ...] = ()
     records: int = 0
+    spoilt: bool = False
 
 
 class ApiError(Exception):

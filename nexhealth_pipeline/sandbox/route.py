@@ -15,7 +15,7 @@ class Scope(Enum):
     """What a request must be addressed to."""
 
     KEY = "key"
-    """Everything the key reaches; `subdomain` optional."""
+    """Everything the key reaches; lists but that of institutions take a `subdomain`."""
     INSTITUTION = "institution"
     """`subdomain` required."""
     LOCATION = "location"
@@ -50,10 +50,15 @@ class Route:
     paged: int = 0
     unknown: int = 404
 
+    @property
+    def scoped(self) -> bool:
+        """Whether `subdomain` is among its parameters."""
+        return self.scope is not Scope.KEY or not (self.single or self.under[0] or self.collection == "institutions")
+
     def known(self) -> frozenset[str]:
         """Parameters that are honoured; any other is ignored and named in `description`."""
         names = {*self.required, *self.one_of, *self.filters, *self.params}
-        if self.scope is not Scope.KEY or not (self.single or self.under[0]):
+        if self.scoped:
             names.add("subdomain")
         if self.scope is Scope.LOCATION:
             names.add("location_id")

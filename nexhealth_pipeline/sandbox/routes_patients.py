@@ -33,14 +33,14 @@ _PATIENT_FILTERS = {
     "foreign_id": same("text", "foreign_id"),
     "new_patient": Filter("bool", lambda row, wanted: bool(row.facts["bio.new_patient"]) == wanted),
     "non_patient": Filter("bool", lambda row, wanted: bool(row.facts["bio.non_patient"]) == wanted),
-    "forms_syncable": Filter("bool", lambda row, wanted: bool(row.value("foreign_id")) == wanted),
+    "forms_syncable": Filter("bool", lambda row, wanted: not wanted or bool(row.value("foreign_id"))),
     "location_strict": Filter("bool", anything, default=False),
     "updated_since": updated_since,
 }
 
 _APPOINTMENT_FILTERS = {
-    "start": Filter("time", lambda row, wanted: str(row.facts["start_time"]) >= wanted),
-    "end": Filter("time", lambda row, wanted: str(row.facts["start_time"]) <= wanted),
+    "start": Filter("time", lambda row, wanted: str(row.facts["start_time"]) >= wanted, local=True),
+    "end": Filter("time", lambda row, wanted: str(row.facts["start_time"]) <= wanted, local=True),
     "location_id": same("int", "location_id"),
     # Without it deleted ones come as well (API.md H).
     "cancelled": Filter("bool", lambda row, wanted: row.facts["cancelled"] == wanted and not row.facts["deleted"]),

@@ -13,9 +13,12 @@ from .practices import LocationPlan, PracticePlan
 from .rows import Record, Row, make_row
 from .times import stamp
 
-__all__ = ["Desk", "appointment_rows", "block_rows"]
+__all__ = ["Desk", "appointment_rows", "arrival_rows", "block_rows"]
 
 _DAYS_BACK, _DAYS_AHEAD = 730, 182
+_SOON = range(2, _DAYS_AHEAD)
+_OF_VISITS = ("provider_id", "provider_name", "confirmed", "patient_missed", "patient_confirmed", "checked_out")
+"""What some practice systems leave open for a block in the schedule."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +55,10 @@ def _offset_text(offset: timedelta) -> str:
     return f"{sign}{abs(minutes) // 60}:{abs(minutes) % 60:02d}"
 
 
-def _slot(desk: Desk, rng: Random, ahead: int) -> tuple[datetime, timedelta]:
-    """A start between 24 months back and `ahead` days on, on a quarter of an hour, with the local offset."""
+def _slot(desk: Desk, rng: Random, days: range) -> tuple[datetime, timedelta]:
+    """A start on one of these days from the base, on a quarter of an hour, with the local offset."""
     noon = desk.base.replace(tzinfo=None, hour=12, minute=0, second=0, microsecond=0)  # wall time at the practice
-    day = noon + timedelta(days=rng.randrange(-_DAYS_BACK, ahead))
+    day = noon + timedelta(days=rng.randrange(days.start, days.stop))
     offset = _offset(desk.place.tz, day)
     local = day.replace(hour=8) + timedelta(minutes=15 * rng.randrange(36))
     return (local - offset).replace(tzinfo=UTC), offset
@@ -113,8 +116,8 @@ def _kind(desk: Desk, rng: Random, blank: bool) -> tuple[int | None, int]:
     return (0, 30) if roll < 0.15 else rng.choice(desk.types)
 
 
-def _appointment(desk: Desk, rng: Random, number: int, patient_id: int | None, ahead: int) -> Row:
-    start, offset = _slot(desk, rng, ahead)
+def _appointment(desk: Desk, rng: Random, number: int, patient_id: int | None, days: range) -> Row:
+    start, offset = _slot(desk, rng, days)
     blank = patient_id is None
     state, created, touched = _state(desk, rng, start, blank)
     provider, provider_name = rng.choice(desk.providers)
@@ -140,7 +143,12 @@ def _appointment(desk: Desk, rng: Random, number: int, patient_id: int | None, a
         "operatory_id": rng.choice(desk.operatories) if rng.random() < 0.9 else None,
         "timezone_offset": _offset_text(offset),
     }
-    return make_row(KINDS["appointments"], record | state | _booking(rng, blank), desk.plan.id)
+    record |= state | _booking(rng, blank)
+    if blank and number % 7 == 0:
+        record |= dict.fromkeys(_OF_VISITS)
+    elif number % 200 == 0:
+        record["unavailable"] = None
+    return make_row(KINDS["appointments"], record, desk.plan.id)
 
 
 def _count(rng: Random, mean: float) -> int:
@@ -156,11 +164,11 @@ def appointment_rows(
     for patient in patients:
         if patient.facts["bio.non_patient"]:
             continue
-        ahead = -200 if patient.facts["inactive"] else _DAYS_AHEAD
+        days = range(-_DAYS_BACK, -200 if patient.facts["inactive"] else _DAYS_AHEAD)
         visits = max(1, _count(rng, mean)) if patient.facts["bio.new_patient"] and mean else _count(rng, mean)
         for _ in range(visits):
             desk = desks[rng.choice(patient.facts["location_ids"])]
-            yield _appointment(desk, rng, ids.next(rng), patient.id, ahead)
+            yield _appointment(desk, rng, ids.next(rng), patient.id, days)
 
 
 def block_rows(desks: dict[int, Desk], count: int, rng: Random, first: int) -> Iterator[Row]:
@@ -168,4 +176,17 @@ def block_rows(desks: dict[int, Desk], count: int, rng: Random, first: int) -> I
     ids = _Ids(first)
     for desk in desks.values():
         for _ in range(count):
-            yield _appointment(desk, rng, ids.next(rng), None, _DAYS_AHEAD)
+            yield _appointment(desk, rng, ids.next(rng), None, range(-_DAYS_BACK, _DAYS_AHEAD))
+
+
+def arrival_rows(desks: dict[int, Desk], patients: Sequence[Row], seed: str, first: int) -> Iterator[Row]:
+    """The appointment ahead that each new patient has booked: without one no list shows them.
+
+    Each is drawn by itself, so that nothing else of the world depends on how many there are.
+    """
+    for index, patient in enumerate(row for row in patients if row.facts["bio.new_patient"]):
+        rng, desk = Random(f"{seed}:{patient.id}"), desks[patient.facts["location_ids"][0]]
+        booked = _appointment(desk, rng, first + index, patient.id, _SOON)
+        while booked.facts["cancelled"]:
+            booked = _appointment(desk, rng, first + index, patient.id, _SOON)
+        yield booked

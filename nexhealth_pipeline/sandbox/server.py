@@ -28,7 +28,12 @@ from .times import Clock, stamp_at
 from .webhooks import Webhooks, settings_of
 from .world import DEFAULT_APPOINTMENTS, DEFAULT_PATIENTS, DEFAULT_SEED, World, build_world
 
-__all__ = ["SandboxServer", "build_app", "serve"]
+__all__ = ["NoListeningError", "SandboxServer", "build_app", "serve"]
+
+
+class NoListeningError(OSError):
+    """The address cannot be listened on: it is taken, not ours, or not allowed."""
+
 
 TOKEN_SECONDS = 86_400.0
 """Lifetime of a token: 24 hours, as the vendor's own sandbox gives (API.md B)."""
@@ -139,9 +144,10 @@ def _bind(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-    except OSError:
+        listener.listen(512)  # answers wait in the queue from here on, so the address may be told
+    except OSError as error:
         listener.close()
-        raise
+        raise NoListeningError(*error.args) from None
     return listener
 
 
@@ -161,7 +167,7 @@ class SandboxServer:
     their retries come a thousand times sooner. `clock` decides tokens, limits, changes, the Date header and the
     timestamps of webhooks.
 
-    Raises OSError where the port is taken, RuntimeError where the server cannot start, FolderHeldError (a ValueError)
+    Raises NoListeningError where the port is taken, RuntimeError where the server cannot start, FolderHeldError (a ValueError)
     where another process serves `state_dir`.
     """
 
@@ -308,24 +314,27 @@ def serve(
 ) -> None:
     """Serve in the foreground until SIGINT or SIGTERM. `port` 0 takes a free one; `on_ready` is told the address.
 
-    Raises OSError where the port is taken, ValueError where `state_dir` holds another world or another process serves it.
+    Raises NoListeningError where the port is taken, ValueError where `state_dir` cannot be used, holds another world or
+    another process serves it.
     """
     with Hold(state_dir):
-        app = build_app(
-            seed=seed,
-            patients=patients,
-            appointments_per_patient=appointments_per_patient,
-            state_dir=state_dir,
-            token_seconds=token_seconds,
-            limits=limits,
-        )
+        try:
+            app = build_app(
+                seed=seed,
+                patients=patients,
+                appointments_per_patient=appointments_per_patient,
+                state_dir=state_dir,
+                token_seconds=token_seconds,
+                limits=limits,
+            )
+        except OSError as error:
+            raise ValueError(f"this folder cannot be used ({error.strerror})") from None
         gc.freeze()  # the world stays: looking through it again and again would cost a tenth of a second each time
         _serve(app, host, port, on_ready)
 
 
 def _serve(app: App, host: str, port: int, on_ready: Callable[[str], None] | None) -> None:
     with _bind(host, port) as listener:
-        listener.listen(512)  # answers wait in the queue from here on, so the address may be told
         if on_ready:
             on_ready(_address(listener))
         app.webhooks.start()

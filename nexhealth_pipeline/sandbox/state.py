@@ -67,6 +67,11 @@ class State:
         for entry in journal.entries() if journal else ():
             self._replay(entry)
 
+    @property
+    def time(self) -> str:
+        """The clock's reading as the API prints it."""
+        return stamp_at(self._clock())
+
     def store(self, collection: str) -> Store:
         """The rows of a collection. Raises NoSuchRowError for an unknown name."""
         try:
@@ -121,14 +126,15 @@ class State:
         payouts), unless `parents` is false [guess].
         """
         with self.lock:
-            old = self.row(collection, row_id)
+            old, now = self.row(collection, row_id), self._now()
             record = _merged(old.record(), fields)
             for name in drop:
                 record.pop(name, None)
             if touch and KINDS[collection].updated and "updated_at" not in fields and "updated_at" in record:
-                record["updated_at"] = self._now()
-            hidden = _hidden(old, collection) | ({"updated_at": self._now()} if _secret(collection, touch) else {})
-            change = self._put(operation, collection, record, old.institution_id, row_id, hidden | dict(about or {}))
+                record["updated_at"] = now
+            hidden = _hidden(old, collection) | ({"updated_at": now} if _secret(collection, touch) else {})
+            about = hidden | dict(about or {})
+            change = self._put(operation, collection, record, old.institution_id, row_id, about, now)
             if touch and parents:
                 self._touch_parents(collection, self.row(collection, row_id))
             return change
@@ -163,9 +169,10 @@ class State:
                 return self.update(collection, row_id, {"deleted_at": self._now()}, operation="delete")
             if kind.hidden_delete and not hard:
                 return self.update(collection, row_id, {}, about={"deleted_at": self._now()}, operation="delete")
+            now = self._now()
             self.store(collection).remove(row_id)
             self._write({"op": "remove", "collection": collection, "id": row_id})
-            change = Change("delete", collection, row_id, row.institution_id, self._now(), row.record(), None)
+            change = Change("delete", collection, row_id, row.institution_id, now, row.record(), None)
             self._tell(change, row, None)
             self._touch_parents(collection, row)
             return change
@@ -188,7 +195,7 @@ class State:
             if missing:
                 raise NoSuchRowError(f"a new row of {collection} needs {', '.join(missing)}")
             row_id = record.get("id", max(self.store(collection).rows, default=0) + 1)
-            change = self._put("create", collection, record, institution, row_id, about)
+            change = self._put("create", collection, record, institution, row_id, about, now)
             self._touch_parents(collection, self.row(collection, row_id))
             return change
 
@@ -215,7 +222,7 @@ class State:
             made = []
             for collection, row_id, fields in due_figures(rows, self.world.base.date()):
                 if row_id == 0:
-                    patient = self.row("patients", fields["guarantor_id"])
+                    patient = self.row("patients", fields["patient_id" if "patient_id" in fields else "guarantor_id"])
                     home = self.row("institutions", patient.institution_id).facts["subdomain"]
                     made.append(self.create(collection, fields, subdomain=home))
                 elif any(self.row(collection, row_id).value(name) != value for name, value in fields.items()):
@@ -240,7 +247,14 @@ class State:
                 self.update(name, number, {})
 
     def _put(
-        self, operation: str, collection: str, record: Record, institution: int, row_id: int, about: Mapping[str, Any]
+        self,
+        operation: str,
+        collection: str,
+        record: Record,
+        institution: int,
+        row_id: int,
+        about: Mapping[str, Any],
+        now: str,
     ) -> Change:
         store = self.store(collection)
         old = store.rows.get(row_id)
@@ -248,7 +262,7 @@ class State:
         store.put(row)
         entry = {"op": "put", "collection": collection, "id": row_id, "institution_id": institution}
         self._write(entry | {"record": record, "about": dict(about)})
-        change = Change(operation, collection, row_id, institution, self._now(), old.record() if old else None, record)
+        change = Change(operation, collection, row_id, institution, now, old.record() if old else None, record)
         self._tell(change, old, row)
         return change
 
@@ -263,9 +277,10 @@ class State:
 
     def _write(self, entry: dict[str, Any]) -> None:
         if self._journal:
-            self._journal.append(entry)
+            self._journal.append(entry | {"at": self._last})
 
     def _replay(self, entry: Mapping[str, Any]) -> None:
+        self._last = max(self._last, entry.get("at", ""))  # many changes at once run ahead of the clock
         name = _RENAMED.get(entry["collection"], entry["collection"])
         if name in KEPT_COLLECTIONS:
             self.kept.append(entry)

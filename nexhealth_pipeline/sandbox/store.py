@@ -19,16 +19,21 @@ _KEPT_VIEWS = 64
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """How a list is sorted: by id, by updated_at or by another text, then by id, up or down; nulls are least."""
+    """How a list is sorted: by id, by updated_at or by another text, then by id, up or down; nulls are least.
+
+    `crossed`: ids run the other way than the field.
+    """
 
     field: str = "id"
     descending: bool = False
+    crossed: bool = False
 
     def key(self, row: Row) -> tuple[Any, int]:
         """What this order compares; the id makes it total."""
         if self.field == "id":
             return (row.id, row.id)
-        return (row.updated if self.field == "updated_at" else row.facts[self.field] or "", row.id)
+        first = row.updated if self.field == "updated_at" else row.facts[self.field] or ""
+        return (first, -row.id if self.crossed else row.id)
 
 
 @dataclass(frozen=True, slots=True)

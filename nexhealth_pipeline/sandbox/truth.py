@@ -5,6 +5,8 @@ from typing import Any
 
 import orjson
 
+from .access import enabled
+from .listing import unlisted
 from .rows import Record, Row
 from .shapes import list_shape, pick
 from .singles_people import address, subscriber
@@ -13,16 +15,22 @@ from .state import State
 __all__ = ["truth"]
 
 _TOLD = ("location_ids", "database", "patient_id", "location_id", "charge_id", "appointment_type_id")
+_OF_A_PATIENT = frozenset({"documents", "alerts"})
+"""Collections that are listed under each patient only."""
 _WIDEST = {"providers": ("locations",), "charges": ("claim_payouts",), "working_hours": ("appointment_types",)}
 
 
 def truth(state: State, collection: str) -> list[Record]:
     """Every row of a collection that the API can show, hidden-by-default ones too, in its list's shape, by id.
 
+    Not there are rows that no location of theirs has (finance and alerts where they are not enabled), and documents
+    and alerts of a patient who is gone.
+
     Each is `{institution_id, record, ...}` with what only the path or the location passes tell: `location_ids` of
     patients and providers, `location_id` of document types, `patient_id` of documents, `charge_id` of claim_payouts.
     Charges hold their payouts, treatment plans their procedures. A member of staff has a line per institution;
-    deleted treatment plans have none. Also told, as the reads by id show them: `patient_addresses`,
+    deleted treatment plans have none. A patient whom no list shows now is `unlisted`: whoever reads lists alone has
+    them only if one showed them before. Also told, as the reads by id show them: `patient_addresses`,
     `coverage_subscribers` (only where there is one), and `treatment_plan_procedures`.
     """
     with state.lock:
@@ -33,11 +41,16 @@ def truth(state: State, collection: str) -> list[Record]:
         rows = [row for _, row in sorted(store.rows.items())]
         if store.kind.hidden_delete:
             rows = [row for row in rows if row.facts.get("deleted_at") is None]
+        if collection in _OF_A_PATIENT:
+            rows = [row for row in rows if row.facts["patient_id"] in state.store("patients").rows]
+        rows = [row for row in rows if enabled(state, collection, row)]
         return [line for row in rows for line in _lines(state, collection, row)]
 
 
 def _lines(state: State, collection: str, row: Row) -> list[Record]:
     told = pick(row.facts, _TOLD)
+    if collection == "patients" and unlisted(state, row, state.time):
+        told["unlisted"] = True
     record: Any = orjson.loads(list_shape(state, collection, row, _WIDEST.get(collection, ())))
     homes = row.facts["inst_ids"] if collection == "nex_staff" else [row.institution_id]
     return [told | {"institution_id": home, "record": record} for home in homes]

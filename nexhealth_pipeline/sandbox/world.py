@@ -20,7 +20,7 @@ from .papers import document_rows
 from .people import patient_rows
 from .practices import PRACTICES, PracticePlan, practice_rows
 from .rows import Row
-from .schedule import Desk, appointment_rows, block_rows
+from .schedule import Desk, appointment_rows, arrival_rows, block_rows
 
 __all__ = ["DEFAULT_APPOINTMENTS", "DEFAULT_PATIENTS", "DEFAULT_SEED", "World", "build_world"]
 
@@ -64,6 +64,11 @@ def _desks(plan: PracticePlan, base: datetime, made: dict[str, list[Row]]) -> di
     return desks
 
 
+def _first(plan: PracticePlan) -> int:
+    """Where an institution's appointment ids begin."""
+    return _FIRST_APPOINTMENT + (plan.id - 11200) * 50_000_000
+
+
 def _by_location(rows: Iterable[Row]) -> dict[int, list[int]]:
     ids: dict[int, list[int]] = {}
     for row in rows:
@@ -88,7 +93,7 @@ def _people(plan: PracticePlan, base: datetime, total: int, mean: float, made: d
     people = [row for _, row in patient_rows(plan, base, rng("patients"), made["providers"], total)]
     plans = plan_rows(plan, base, rng("plans"), max(11, min(60, total // 30)))
     desks = _desks(plan, base, made)
-    first = _FIRST_APPOINTMENT + (plan.id - 11200) * 50_000_000
+    first = _first(plan)
     blocks = round(total * mean / 500) if mean else 0
     made |= {
         "patients": people,
@@ -146,7 +151,12 @@ def _practice(plan: PracticePlan, seed: int, base: datetime, total: int, mean: f
     made = practice_rows(plan, base, rng("practice"))
     _hours(plan, base, made, rng)
     _people(plan, base, total, mean, made, rng)
-    _money(plan, base, _care(plan, base, made, rng), made, rng)
+    clinic = _care(plan, base, made, rng)
+    # Behind the care, which they need not have yet: what was made of the other appointments stays as it is.
+    made["appointments"] += arrival_rows(
+        _desks(plan, base, made), made["patients"], f"{seed}:{plan.subdomain}:arrivals", _first(plan) + 46_000_000
+    )
+    _money(plan, base, clinic, made, rng)
     return made
 
 

@@ -339,7 +339,14 @@ class PassReader:
         counts.unchanged = counts.records_read - counts.quarantined
         if ends and self._keeper.id is not None:
             key, began = self._plan.key, self.state.pass_started_at or batch[0].page.requested_at
-            close_membership(self._connection, key.institution_id, key.location_id, self._keeper.id, began=began)
+            close_membership(
+                self._connection,
+                self._slice.collection,
+                key.institution_id,
+                key.location_id,
+                self._keeper.id,
+                began=began,
+            )
         return counts
 
     def _remember_members(self, ids: list[int], seen_at: datetime, *, new: bool = False) -> None:

@@ -30,12 +30,20 @@ _log = logging.getLogger(__name__)
 
 
 def brake(figures: Figures) -> str | None:
-    """Why so many rows are not believed to be gone at once; None = they may be."""
+    """Why so many rows are not believed to be gone at once; None = they may be.
+
+    Those that lists may leave out do not count before their single reads have said that they are gone.
+    """
     if figures.empty:
         return f"the answer was empty, and {figures.live} rows are there"
     if figures.missing > MOST_AT_ONCE or figures.missing > max(_FEW, _SHARE * figures.live):
         return f"{figures.missing} of {figures.live} rows would vanish at once"
     return None
+
+
+def _lacks(figures: Figures) -> int:
+    """All rows that the read lacked and that are asked for or marked."""
+    return figures.missing + figures.unlisted
 
 
 class Sources:
@@ -80,26 +88,29 @@ class Verdict:
     def hear(self, ground: Callable[[], Ground | str], sources: Sources) -> Iterator[SliceResult]:
         """Judge; one result, and one more for each collection whose lists went with their rows."""
         found = self._find(ground)
-        if not isinstance(found, str) and found[1].missing and sources.ask_again():
+        if not isinstance(found, str) and _lacks(found[1]) and sources.ask_again():
             found = self._find(ground)
         trouble = sources.trouble(self._slice.subdomain or "")
-        if isinstance(found, str) or (found[1].missing and trouble):
+        if isinstance(found, str) or (_lacks(found[1]) and trouble):
             reason = found if isinstance(found, str) else trouble
             self.undecided |= not isinstance(found, str)
             yield self._result(Status.SKIPPED, Absence(), reason)
             return
         missing, figures = found
-        absence = Absence(figures.live, figures.seen, figures.missing, revived=self._revived(missing.ground))
+        absence = Absence(figures.live, figures.seen, _lacks(figures), revived=self._revived(missing.ground))
         if self._alone:  # told of the databases
             absence = replace(absence, seen=0, revived=0)
-        braked = brake(figures) if figures.missing and not self._options.allow_mass_delete else None
         if not absence.quiet:
             self._log_row = self._open_log(self._slice.collection)
-        if braked is not None:
-            reason = f"absences not marked: {braked}; a reconcile with --allow-mass-delete marks them"
-            yield self._result(Status.FAILED, replace(absence, braked=True), reason)
+        if (braked := self._braked(figures)) is not None:
+            yield self._result(Status.FAILED, replace(absence, braked=True), braked)
             return
-        yield from self._carry_out(missing, absence)
+        yield from self._carry_out(missing, figures, absence)
+
+    def _braked(self, figures: Figures) -> str | None:
+        """Why nothing is marked because it would be too much; None = it may be."""
+        why = brake(figures) if figures.missing and not self._options.allow_mass_delete else None
+        return why and f"absences not marked: {why}; a reconcile with --allow-mass-delete marks them"
 
     def _find(self, ground: Callable[[], Ground | str]) -> tuple[Missing, Figures] | str:
         """What is missing, in one snapshot of the reads and the rows."""
@@ -112,7 +123,7 @@ class Verdict:
             if not missing.still_complete():
                 self.undecided = True
                 return "absences not judged: another run has begun to read it again"
-            return missing, missing.find()
+            return missing, missing.find(MOST_AT_ONCE)
 
     def _revived(self, ground: Ground) -> int:
         row = self._connection.execute(
@@ -121,7 +132,7 @@ class Verdict:
         ).fetchone()
         return int(row[0]) if row else 0
 
-    def _carry_out(self, missing: Missing, absence: Absence) -> Iterator[SliceResult]:
+    def _carry_out(self, missing: Missing, figures: Figures, absence: Absence) -> Iterator[SliceResult]:
         confirmation = Confirmation(self._session, self._connection, self._slice, missing)
         try:
             if absence.missing and self._slice.collection.by_id:
@@ -137,6 +148,11 @@ class Verdict:
             return
         self._counts.add(confirmation.counts)
         absence = replace(absence, confirmed=confirmation.gone, found=confirmation.found)
+        if figures.unlisted:  # what of them is gone counts as all else does
+            braked = self._braked(replace(figures, missing=confirmation.gone, empty=False))
+            if braked is not None:
+                yield self._result(Status.FAILED, replace(absence, braked=True), braked)
+                return
         with self._connection.transaction():
             at = self._session.client.clock.now()
             state_cause(self._connection, Cause.PAGE, run_id=self._session.run_id)

@@ -15,12 +15,18 @@ from nexhealth_pipeline.catalog.collection import Collection
 from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
 from nexhealth_pipeline.warehouse.knowledge import NOT_OFFERED
 from nexhealth_pipeline.warehouse.seen import ANSWERED_ID, ANSWERED_MARK, row_key
+from nexhealth_pipeline.warehouse.unlisted import choose, may_leave, unlisted
 
 __all__ = ["Figures", "Ground", "Missing", "is_placed", "never_had"]
 
 _MISSING = sql.Identifier("nexhealth_missing")
 _ELSE_MET = sql.Identifier("nexhealth_else_met")
 """Rows that were missing but for a read of another ground, and the location that this one was of."""
+_CREATE = sql.SQL(
+    "CREATE TEMP TABLE IF NOT EXISTS {}"
+    " (key text PRIMARY KEY, id bigint, place bigint, unlisted boolean, confirmed boolean);"
+    " CREATE TEMP TABLE IF NOT EXISTS {} (key text PRIMARY KEY, place bigint)"
+).format(_MISSING, _ELSE_MET)
 _ANSWERED = sql.Literal(ANSWERED_MARK)
 _ELSEWHERE = sql.SQL("interval '7 days'")
 """How long the word of a read of a location that is not active any more counts, that it met a record: nobody makes that
@@ -75,6 +81,8 @@ class Figures:
     """Rows among the live ones that no read of the institution met and that nothing excuses."""
     empty: bool
     """Whether a place that has missing rows answered with no record at all."""
+    unlisted: int = 0
+    """Missing rows besides, which lists may leave out: only their single reads tell whether they are gone."""
 
 
 class Missing:
@@ -86,24 +94,19 @@ class Missing:
         self._sql = _Sql(ground)
         self._params = ground.params()
 
-    def find(self) -> Figures:
-        """Look for them; the caller is in a transaction of one snapshot (repeatable read)."""
-        self._connection.execute(
-            sql.SQL(
-                "CREATE TEMP TABLE IF NOT EXISTS {} (key text PRIMARY KEY, id bigint, place bigint, confirmed boolean)"
-            ).format(_MISSING)
-        )
-        self._connection.execute(
-            sql.SQL("CREATE TEMP TABLE IF NOT EXISTS {} (key text PRIMARY KEY, place bigint)").format(_ELSE_MET)
-        )
+    def find(self, most_unlisted: int = 0) -> Figures:
+        """Look for them, at most so many of those that lists may leave out, in a transaction of one snapshot."""
+        self._connection.execute(_CREATE)
         for table in (_MISSING, _ELSE_MET):
             self._connection.execute(sql.SQL("DELETE FROM {}").format(table))
         missing = self._connection.execute(self._sql.find, self._params).rowcount
         if missing:
             missing -= self._connection.execute(self._sql.elsewhere, self._params).rowcount
+        chosen, forgotten = choose(self._connection, _MISSING, most_unlisted) if missing else (0, 0)
+        missing -= chosen + forgotten
         live, seen = self._row(self._sql.count)
         empty = missing > 0 and (seen == 0 or bool(self._row(self._sql.empty)[0]))
-        return Figures(live, seen, missing, empty)
+        return Figures(live, seen, missing, empty, chosen)
 
     def still_complete(self) -> bool:
         """Whether the passes still hold all that they met: another run may have begun one anew."""
@@ -168,9 +171,9 @@ class Missing:
 
         Before marking, and as `relocate` only while the passes are held: what they met is looked at once more.
         """
-        if self._sql.unlisted is None or len(self.ground.locations) != 1:
+        if self._sql.left_out is None or len(self.ground.locations) != 1:
             return 0
-        return self._connection.execute(self._sql.unlisted, self._params).rowcount
+        return self._connection.execute(self._sql.left_out, self._params).rowcount
 
     def _row(self, statement: sql.Composed) -> tuple[int, ...]:
         row = self._connection.execute(statement, self._params).fetchone()
@@ -233,7 +236,7 @@ class _Sql:
         # that another process is still writing.
         untouched = sql.SQL("t.deleted_at IS NULL AND t.synced_at < %(begun)s AND t.source_read_at < %(started)s")
         self.find = sql.SQL(
-            "INSERT INTO {missing} (key, id, place) SELECT {key}, {id}, {place} FROM {table} t"
+            "INSERT INTO {missing} (key, id, place, unlisted) SELECT {key}, {id}, {place}, {unlisted} FROM {table} t"
             " WHERE t.institution_id = %(institution)s AND {untouched} AND {belongs}"
             " AND NOT EXISTS (SELECT FROM nexhealth_seen s WHERE s.key = {key} AND s.pass_id = ANY(%(passes)s))"
             " AND NOT EXISTS (SELECT FROM nexhealth_quarantine q WHERE q.collection = %(collection)s"
@@ -245,6 +248,7 @@ class _Sql:
             key=key,
             id=sql.SQL("t.id" if "id" in names else "NULL::bigint"),
             place=place,
+            unlisted=unlisted(collection),
             table=table,
             untouched=untouched,
             belongs=belongs,
@@ -266,8 +270,8 @@ class _Sql:
             " AND NOT starts_with(key, {mark}))"
         ).format(table=table, belongs=belongs, mark=_ANSWERED)
         self.empty = sql.SQL(
-            "SELECT EXISTS (SELECT FROM (SELECT DISTINCT place FROM {missing} WHERE place IN (SELECT location_id"
-            " FROM nexhealth_seen_passes WHERE id = ANY(%(passes)s))) m WHERE NOT EXISTS (SELECT FROM nexhealth_seen s"
+            "SELECT EXISTS (SELECT FROM (SELECT DISTINCT place FROM {missing} WHERE NOT unlisted AND place IN"
+            " (SELECT location_id FROM nexhealth_seen_passes WHERE id = ANY(%(passes)s))) m WHERE NOT EXISTS (SELECT FROM nexhealth_seen s"
             " JOIN nexhealth_seen_passes p ON p.id = s.pass_id WHERE p.id = ANY(%(passes)s)"
             " AND p.location_id = m.place))::int"
         ).format(missing=_MISSING)
@@ -292,7 +296,7 @@ class _Sql:
             self.relocate = (_relocate(table, key), _relocate_else_met(table, key))
         members = any(one.membership for one in collection.passes)
         self.leave = _LEAVE if members else None
-        self.unlisted = _UNLISTED if members else None
+        self.left_out = _LEFT_OUT.format(missing=_MISSING, may_leave=may_leave(collection)) if members else None
 
 
 def _relocate(table: sql.Identifier, key: sql.Composable) -> sql.Composed:
@@ -320,13 +324,13 @@ _LEAVE = sql.SQL(
     "UPDATE nexhealth_patient_locations l SET gone_at = clock_timestamp() FROM {} m"
     " WHERE l.institution_id = %(institution)s AND l.patient_id = m.id AND l.gone_at IS NULL"
 ).format(_MISSING)
-_UNLISTED = sql.SQL(
+_LEFT_OUT = sql.SQL(
     "UPDATE nexhealth_patient_locations l SET gone_at = clock_timestamp() WHERE l.institution_id = %(institution)s"
     " AND l.location_id = ANY(%(locations)s) AND l.gone_at IS NULL AND l.first_seen < %(started)s"
     " AND EXISTS (SELECT FROM nexhealth_seen WHERE pass_id = ANY(%(passes)s))"
     " AND NOT EXISTS (SELECT FROM nexhealth_seen s WHERE s.pass_id = ANY(%(passes)s) AND s.key = l.patient_id::text)"
-    " AND NOT EXISTS (SELECT FROM {} m WHERE m.id = l.patient_id)"
-).format(_MISSING)
+    " AND NOT EXISTS (SELECT FROM {missing} m WHERE m.id = l.patient_id) AND {may_leave}"
+)
 
 
 def _lists_sql(collection: Collection) -> sql.Composed:

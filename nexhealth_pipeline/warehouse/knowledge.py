@@ -7,7 +7,10 @@ from collections.abc import Collection, Iterable, Mapping, Set
 from datetime import datetime
 
 import psycopg
-from psycopg import errors
+from psycopg import errors, sql
+
+from nexhealth_pipeline.catalog import collection as catalog
+from nexhealth_pipeline.warehouse.unlisted import may_leave
 
 __all__ = [
     "NOT_OFFERED",
@@ -211,22 +214,29 @@ def record_locations(
 
 
 def close_membership(
-    connection: psycopg.Connection, institution_id: int, location_id: int, pass_id: int, *, began: datetime
+    connection: psycopg.Connection,
+    collection: catalog.Collection,
+    institution_id: int,
+    location_id: int,
+    pass_id: int,
+    *,
+    began: datetime,
 ) -> int:
-    """End a complete membership pass: patients it did not meet are gone from the location.
+    """End a complete membership pass: rows of the collection (patients) that it did not meet are gone from the location.
 
-    Left alone are patients first seen after the pass `began`. Nothing is marked where the answer was empty,
-    held a record that could not be read, or came while NexHealth did not reach the practice. `pass_id`: where
-    it kept what it met (`warehouse.seen`). Returns the rows marked.
+    Left alone are patients first seen after the pass `began`, and those whom lists may leave out. Nothing is marked
+    where the answer was empty, held a record that could not be read, or came while NexHealth did not reach the
+    practice. `pass_id`: where it kept what it met (`warehouse.seen`). Returns the rows marked.
     """
     done = connection.execute(
-        """
-        UPDATE nexhealth_patient_locations m SET gone_at = clock_timestamp()
-        WHERE m.institution_id = %(i)s AND m.location_id = %(l)s AND m.gone_at IS NULL AND m.first_seen < %(began)s
+        sql.SQL("""
+        UPDATE nexhealth_patient_locations l SET gone_at = clock_timestamp()
+        WHERE l.institution_id = %(i)s AND l.location_id = %(l)s AND l.gone_at IS NULL AND l.first_seen < %(began)s
           AND EXISTS (SELECT FROM nexhealth_seen WHERE pass_id = %(p)s)
           AND NOT EXISTS (SELECT FROM nexhealth_seen_passes WHERE id = %(p)s AND (unreadable OR %(l)s = ANY(offline)))
-          AND NOT EXISTS (SELECT FROM nexhealth_seen s WHERE s.pass_id = %(p)s AND s.key = m.patient_id::text)
-        """,
+          AND NOT EXISTS (SELECT FROM nexhealth_seen s WHERE s.pass_id = %(p)s AND s.key = l.patient_id::text)
+          AND {}
+        """).format(may_leave(collection)),
         {"i": institution_id, "l": location_id, "p": pass_id, "began": began},
     )
     return done.rowcount

@@ -277,6 +277,14 @@ def test_passes_have_names_and_only_one_says_who_is_listed(collection: Collectio
 
 
 @each
+def test_rows_that_a_list_may_leave_out_say_so_and_can_be_asked_for(collection: Collection) -> None:
+    """Without a single read nothing would ever tell that one of them is gone."""
+    if collection.unlisted_if is not None:
+        assert {one.name: one.type for one in collection.columns}[collection.unlisted_if] is SqlType.BOOLEAN
+        assert collection.by_id is not None
+
+
+@each
 def test_everything_is_described(collection: Collection) -> None:
     """Comments, asset descriptions and README come from here."""
     texts = [collection.doc, *(column.doc for column in (*collection.from_request, *collection.columns))]

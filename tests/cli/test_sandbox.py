@@ -1,5 +1,6 @@
 """`nexhealth sandbox` as a process."""
 
+import errno
 import signal
 import subprocess
 import urllib.request
@@ -83,6 +84,27 @@ def test_a_state_folder_that_cannot_be_made_is_named(nexhealth: Run, tmp_path: P
     assert ended.status == 2
     assert "--state" in ended.err
     assert "cannot be used" in ended.err
+
+
+def test_kept_changes_that_cannot_be_read_are_named(nexhealth: Run, tmp_path: Path) -> None:
+    """They too used to be called a fault of the port."""
+    (tmp_path / "state" / "changes.jsonl").mkdir(parents=True)
+    ended = nexhealth("sandbox", "--port", "0", "--state", str(tmp_path / "state"))
+    assert ended.status == 2
+    assert f"--state '{tmp_path}/state'" in ended.err
+    assert "cannot be used" in ended.err
+    assert "--port" not in ended.err
+
+
+def test_an_address_that_nobody_reads_is_no_fault_of_the_port(nexhealth: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of all commands: whoever read the output went away."""
+
+    def gone(_url: str) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("nexhealth_pipeline.cli.sandbox._announce", gone)
+    ended = nexhealth("sandbox", "--port", "0", "--seed", "1")
+    assert (ended.status, ended.err) == (141, "")
 
 
 @pytest.mark.parametrize("command", [("demo",), ("dev", "--demo")])

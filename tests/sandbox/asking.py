@@ -150,7 +150,7 @@ def _singles(whole: Caller, path: str) -> Iterator[dict[str, Any]]:
         facts = whole.server.state.row(collection, number).facts
         if facts.get("deleted_at") and collection == "treatment_plans":
             continue
-        if collection == "procedures" and facts["location_id"] == 348514:
+        if collection == "procedures" and facts["location_id"] in (None, 348514):
             continue
         place = facts.get("parent_id") or facts.get("location_id") or NORTH
         located = {"location_id": place} if collection in ("appointment_types", "document_types") else {}

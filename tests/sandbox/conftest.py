@@ -23,7 +23,7 @@ def default_world() -> Iterator[World]:
 @pytest.fixture(scope="module")
 def reader() -> Iterator[Caller]:
     """A caller of a server whose data nobody changes."""
-    with SandboxServer(patients=200, appointments_per_patient=4, base=BASE, limits=False) as server:
+    with SandboxServer(patients=200, appointments_per_patient=4, base=BASE, limits=False, clock=HandClock()) as server:
         caller = Caller(server)
         yield caller
         caller.close()

@@ -49,6 +49,8 @@ def test_an_unknown_foreign_or_closed_location_is_not_found(reader: Caller, plac
         ("/patients", {"updated_since": "yesterday"}),
         ("/patients", {"updated_since": "2026-13-01"}),
         ("/patients", {"sort": "name"}),
+        ("/patients", {"sort": "updated_at,name"}),
+        ("/appointments", ALL_TIME | {"sort": "id"}),
         ("/patients", {"headers": {"Nex-Api-Version": "v9"}}),
         ("/appointments", {"start": "then", "end": "now"}),
         ("/appointments", {"start": "2026-02-01", "end": "2026-01-01"}),
@@ -89,6 +91,13 @@ def test_unknown_parameters_are_ignored_and_named_in_a_warning(reader: Caller) -
     assert reader.get("/patients", subdomain=WILLOW, location_id=NORTH).json()["description"] == ""
 
 
+def test_the_list_of_institutions_takes_no_parameter(reader: Caller) -> None:
+    """Risk: what asks for one institution there gets all, and only `description` tells."""
+    body = reader.get("/institutions", subdomain=WILLOW).json()
+    assert [row["subdomain"] for row in body["data"]] == [WILLOW, HARBOR]
+    assert "subdomain" in body["description"]
+
+
 def test_include_on_a_list_without_includes_is_a_warning_not_an_error(reader: Caller) -> None:
     """Risk: v2 code that includes patients in /appointments gets fewer fields without noticing."""
     body = reader.get("/appointments", subdomain=WILLOW, location_id=NORTH, include__="patient", **ALL_TIME).json()
@@ -126,8 +135,8 @@ def test_ended_coverages_deleted_plans_and_inactive_document_types_are_hidden(re
     assert [row["active"] for row in reader.data("/document_types", **where, active="false")] == [False]
 
 
-def test_patients_hide_nobody_by_default(reader: Caller) -> None:
-    """Risk: since June 2026 new, inactive and non-patients all come without asking."""
+def test_patients_of_all_kinds_come_without_asking(reader: Caller) -> None:
+    """Risk: since June 2026 new ones with an appointment ahead do, as inactive and non-patients always did."""
     rows = reader.walk("/patients", subdomain=WILLOW, location_id=NORTH) + reader.walk(
         "/patients", subdomain=HARBOR, location_id=PIER
     )
@@ -179,6 +188,33 @@ def test_a_window_without_offset_is_read_in_the_given_timezone(reader: Caller) -
     assert local == reader.walk("/appointments", **where, start="2026-01-05T07:00:00Z")
 
 
+@pytest.mark.parametrize(("path", "window"), [("/patients", {}), ("/appointments", ALL_TIME)])
+def test_updated_since_is_utc_whatever_the_timezone(reader: Caller, path: str, window: dict[str, str]) -> None:
+    """Risk: an increment that begins hours late loses what changed meanwhile."""
+    where = {"subdomain": WILLOW, "location_id": DESERT, "sort": "updated_at"} | window
+    rows = reader.walk(path, **where)
+    since = rows[len(rows) // 2]["updated_at"]
+    shifted = reader.walk(path, **where, updated_since=since.removesuffix("Z"), timezone="America/Phoenix")
+    assert shifted == [row for row in rows if row["updated_at"] >= since]
+
+
+def test_a_list_sorts_by_all_the_fields_that_are_named(caller: Caller) -> None:
+    """Risk: of two rows changed in the same moment the second comes first, and a page between them skips one."""
+    where = {"subdomain": WILLOW, "location_id": DESERT, "per_page": 3}
+    state = caller.server.state
+    for number, row in enumerate(caller.walk("/patients", subdomain=WILLOW, location_id=DESERT)):
+        state.update("patients", row["id"], {"updated_at": f"2026-11-20T09:0{number % 2}:00.000Z"})
+    rows = caller.walk("/patients", **where)
+    for sort, order in {
+        "updated_at": lambda row: (row["updated_at"], row["id"]),
+        "updated_at,-id": lambda row: (row["updated_at"], -row["id"]),
+        "id,-updated_at": lambda row: row["id"],
+    }.items():
+        assert caller.walk("/patients", **where, sort=sort) == sorted(rows, key=order), sort
+        mirrored = ",".join(f"-{part}".replace("--", "") for part in sort.split(","))
+        assert caller.walk("/patients", **where, sort=mirrored) == sorted(rows, key=order, reverse=True), mirrored
+
+
 def test_appointments_can_be_asked_for_some_patients(reader: Caller) -> None:
     """Risk: the one-patient sync asks this way."""
     where = {"subdomain": WILLOW, "location_id": DESERT}
@@ -203,6 +239,9 @@ def test_patient_filters_find_what_they_say(reader: Caller) -> None:
     ):
         assert one in reader.walk("/patients", **where, **params), params
     assert {row["inactive"] for row in reader.walk("/patients", **where, inactive="true")} == {True}
+    writable = reader.walk("/patients", **where, forms_syncable="true")
+    assert writable == [row for row in rows if row["foreign_id"]] != rows
+    assert reader.walk("/patients", **where, forms_syncable="false") == rows
 
 
 def test_appointment_types_by_location_need_a_location(reader: Caller) -> None:

@@ -9,7 +9,7 @@ import pytest
 from nexhealth_pipeline.sandbox import SandboxServer, World
 
 from .asking import FINANCE_LISTS, INSTITUTION_LISTS, LOCATION_LISTS, PATHS, WHOLE_LISTS, bodies
-from .calls import NORTH, WILLOW, Caller
+from .calls import NORTH, WILLOW, Caller, HandClock
 from .openapi import SPEC, entity, load, reference, strangers, validator
 
 pytestmark = pytest.mark.skipif(not SPEC.exists(), reason="the vendor's OpenAPI file is not beside this checkout")
@@ -35,6 +35,18 @@ SOMETIMES = {
 """Objects and times left out of a record where there is none (their schemas allow no null)."""
 
 
+_ELSEWHERE = "a row of no location stands in no location's list, and the pipeline reads no other"
+_NEITHER = "a row that is neither active nor inactive comes only where nothing is asked, which no first read does"
+NEVER_NULL = {
+    "/appointments": {"location_id": _ELSEWHERE},
+    "/operatories": {"location_id": _ELSEWHERE},
+    "/working_hours": {"location_id": _ELSEWHERE},
+    "/insurance_coverages": {"active": _NEITHER},
+    "/fee_schedules": {"active": _NEITHER},
+}
+"""What may be null by its schema, is not in any world, and why."""
+
+
 @pytest.fixture(scope="module")
 def spec() -> dict[str, Any]:
     return load()
@@ -43,7 +55,7 @@ def spec() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def whole(default_world: World) -> Iterator[Caller]:
     """The default world in full."""
-    with SandboxServer(world=default_world, limits=False) as server:
+    with SandboxServer(world=default_world, limits=False, clock=HandClock()) as server:
         caller = Caller(server)
         yield caller
         caller.close()
@@ -70,6 +82,15 @@ def test_answers_follow_the_schema_with_exactly_its_keys_each_filled_somewhere(
         assert not set(strangers(spec, {"$ref": ref}, sampled)), path
     assert records
     assert filled == known - NEVER_SENT.get(path, set())
+
+
+@pytest.mark.parametrize("path", [*INSTITUTION_LISTS, *LOCATION_LISTS, *FINANCE_LISTS])
+def test_what_may_be_null_is_so_in_some_record(path: str, whole: Caller, spec: dict[str, Any]) -> None:
+    """Risk: a practice whose record lacks what no synthetic one lacks is the first to show a mistake."""
+    types = {name: schema.get("type") for name, schema in entity(spec, path).items()}
+    records = [record for body in bodies(whole, path) for record in body["data"]]
+    may = {name for name, kinds in types.items() if isinstance(kinds, list)}
+    assert {name for name in may if all(record[name] is not None for record in records)} == {*NEVER_NULL.get(path, ())}
 
 
 def test_the_locations_inside_their_institutions_have_exactly_the_schemas_keys(

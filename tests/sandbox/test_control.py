@@ -57,6 +57,39 @@ def test_wrong_changes_are_refused_with_the_reason(caller: Caller) -> None:
     assert caller.admin("GET", "/sandbox/nothing").status_code == 404
 
 
+def test_what_cannot_be_meant_is_refused_with_the_reason_and_changes_nothing(caller: Caller) -> None:
+    """Risk: 500 and a traceback for a slip of the pen; or 200, and a fault that never comes."""
+    visit = caller.server.state.ids("appointments")[0]
+    for path, body, word in (
+        ("changes", {"operation": "move", "id": visit, "days": 1e12}, "too great"),
+        ("changes", {"collection": "appointments", "id": visit, "fields": "note"}, "fields is an object"),
+        ("changes", {"collection": "appointments", "id": visit, "about": [1]}, "about is an object"),
+        ("changes", 7, "an object, or a list of objects"),
+        ("changes", [7], "an object, or a list of objects"),
+        ("faults", {"kind": "status", "path": "["}, "path is no regular expression"),
+        ("faults", [{"kind": "status"}, {"kind": "status", "nth": "2"}], "nth is a whole number"),
+        ("faults", {"kind": "ignored_parameter"}, "parameter"),
+        ("faults", "status", "an object, or a list of objects"),
+        ("settings", [1], "an object"),
+        ("settings", 1, "an object"),
+        ("settings", {"limits": "false"}, "limits is true or false"),
+        ("settings", {"token_seconds": "5"}, "token_seconds is a number above 0"),
+        ("settings", {"retry_after": "soon"}, "retry_after is seconds, date or none"),
+        ("settings", {"rain": True}, "no setting 'rain'"),
+        ("webhooks/settings", [1], "an object"),
+        ("webhooks/settings", {"stamp_offset": 1e12}, "ten years"),
+        ("webhooks/send", 7, "an object, or a list of objects"),
+    ):
+        answer = caller.admin("POST", f"/sandbox/{path}", body)
+        assert (answer.status_code, word in answer.json()["error"][0]) == (400, True), (path, body, answer.text)
+    for path in ("requests?path=[", "deliveries?event=["):
+        answer = caller.admin("GET", f"/sandbox/{path}")
+        assert (path, answer.status_code) == (path, 400)
+    assert "no regular expression" in caller.admin("GET", "/sandbox/requests?path=[").json()["error"][0]
+    assert (caller.server.state.changes, caller.admin("GET", "/sandbox/faults").json()) == ([], [])
+    assert not caller.server.limits.enabled
+
+
 def test_faults_can_be_set_listed_and_taken_away_over_http(caller: Caller) -> None:
     """Risk: as above, for faults."""
     made = caller.admin("POST", "/sandbox/faults", [{"kind": "status", "path": "/patients"}, {"kind": "html"}])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nexhealth_pipeline.sandbox import RETRY_AFTER, SandboxServer, World
+from nexhealth_pipeline.sandbox import RETRY_AFTER, SandboxServer, World, deliveries
 
 from .calls import BASE, WILLOW, Caller, HandClock
 from .posting import FAST, email, expected, hear, mine, secret_of, settled, until
@@ -204,6 +204,69 @@ def test_a_record_that_cannot_be_told_is_changed_all_the_same(
     assert "could not be announced" in caplog.text
     server.state.update("patients", mine(server, "patients"), {"updated_at": 7, "bio": None})
     assert [one.announcement.event for one in settled(server)] == ["patient_updated"]
+
+
+def test_a_delivery_that_cannot_be_made_is_lost_and_the_next_one_goes_out(
+    server: SandboxServer, inbox: Receiver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Risk: the worker ends, nobody replaces it, and whoever waits for the queue waits for ever."""
+    hear(server, inbox.url, "patient_updated")
+
+    def fail(*_: object) -> bytes:
+        raise OverflowError("date value out of range")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(deliveries, "body_of", fail)
+        email(server)
+        assert [one.outcome for one in settled(server)] == ["lost"]
+    assert "a delivery failed" in caplog.text
+    email(server, "second@example.com")
+    assert [one.outcome for one in settled(server)] == ["lost", "delivered"]
+
+
+def test_an_endpoint_deleted_while_its_last_try_fails_ends_no_worker(
+    server: SandboxServer, inbox: Receiver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Risk: between looking for it and switching it off it goes."""
+    number = hear(server, inbox.url, "patient_updated")
+    registry, change = server.webhooks.registry, server.webhooks.registry.change_endpoint
+
+    def gone(endpoint_id: int, **fields: Any) -> Any:
+        registry.remove_endpoint(endpoint_id)
+        return change(endpoint_id, **fields)
+
+    monkeypatch.setattr(registry, "change_endpoint", gone)
+    inbox.answer = lambda _number: 500
+    server.webhooks.configure(time_scale=FAST)
+    email(server)
+    assert [one.outcome for one in settled(server)] == ["lost"]
+    assert registry.endpoint(number) is None
+    assert not caplog.records
+    monkeypatch.undo()
+    inbox.answer = lambda _number: 200
+    hear(server, inbox.url, "patient_updated")
+    email(server, "second@example.com")
+    assert settled(server)[-1].outcome == "delivered"
+
+
+def test_the_queue_is_not_idle_while_what_an_endpoint_leaves_behind_is_still_to_be_lost(
+    server: SandboxServer, inbox: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Risk: whoever waited for the end counts what was lost before the last of it is."""
+    hear(server, inbox.url, "patient_updated")
+    registry, change, seen = server.webhooks.registry, server.webhooks.registry.change_endpoint, list[bool]()
+
+    def slowly(endpoint_id: int, **fields: Any) -> Any:
+        seen.append(server.webhooks.idle)
+        return change(endpoint_id, **fields)
+
+    monkeypatch.setattr(registry, "change_endpoint", slowly)
+    inbox.answer = lambda _number: 500
+    server.webhooks.configure(time_scale=FAST)
+    email(server)
+    settled(server)
+    assert seen == [False]
+    assert not server.webhooks.endpoints[0].active
 
 
 def test_no_thread_runs_before_the_first_event_nor_after_the_end(small_world: World, inbox: Receiver) -> None:

@@ -149,6 +149,26 @@ def test_an_empty_page_claims_more(caller: Caller) -> None:
     assert (body["data"], body["page_info"]["has_next_page"]) == ([], True)
 
 
+@pytest.mark.parametrize("kind", ["repeated_page", "cursor_loop"])
+@pytest.mark.parametrize("more", [{"count": 1}, {"count": 1, "per_url": True}])
+def test_a_page_that_cannot_be_spoilt_so_uses_no_fault_up(caller: Caller, kind: str, more: dict[str, Any]) -> None:
+    """Risk: "once" is spent on the first page, where nothing happens, and the test proves nothing."""
+    pages = list(caller.pages("/patients", **WHERE, per_page=6))
+    patient = pages[0]["data"][0]["id"]
+    rule = caller.server.faults.add(kind, path="/(patients|recall_types).*", **more)
+    caller.server.requests.clear()
+    assert caller.get("/patients", **WHERE, per_page=6).json() == pages[0]
+    assert caller.data(f"/patients/{patient}", subdomain=WILLOW)["id"] == patient
+    assert caller.data("/recall_types", **WHERE)
+    assert caller.get("/patients", subdomain=WILLOW, location_id=1).status_code == 404
+    assert rule.fired == 0
+    second = {"per_page": 6, "end_cursor": pages[0]["page_info"]["end_cursor"]}
+    assert caller.get("/patients", **WHERE, **second).json() != pages[1]
+    assert caller.get("/patients", **WHERE, **second).json() == pages[1]
+    assert rule.fired == 1
+    assert [one.fault for one in caller.server.requests] == [*[None] * 4, kind, None]
+
+
 @pytest.mark.parametrize(
     "kind",
     sorted(set(KINDS_OF_FAULT) - {"repeated_page", "cursor_loop", "empty_page", "garbled", "ignored_parameter"}),
@@ -204,6 +224,21 @@ def test_a_rule_that_cannot_be_meant_is_refused() -> None:
     unmeant: list[dict[str, Any]] = [{"kind": "nonsense"}, {"kind": "throttle", "retry_after": "soon"}]
     for options in unmeant:
         with pytest.raises(ValueError, match=r"one of|is seconds"):
+            FaultRule(**options)
+    for name, wrong in (
+        *(("nth", "2"), ("count", 1.5), ("skip", True), ("probability", "0.5"), ("per_url", 1), ("path", None)),
+        *(("location_id", "348511"), ("subdomain", 7), ("seconds", "3")),
+    ):
+        with pytest.raises(TypeError, match=f"{name} is "):
+            Faults().add("status", **{name: wrong})
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"kind": "status", "path": "["}, "path is no regular expression"),
+        ({"kind": "status", "query": "*"}, "query is no regular expression"),
+        ({"kind": "status", "probability": 5}, "0 to 1"),
+        ({"kind": "ignored_parameter"}, "parameter"),
+    ]
+    for options, words in refused:
+        with pytest.raises(ValueError, match=words):
             FaultRule(**options)
     with pytest.raises(TypeError):
         Faults().add("status", wrong=1)

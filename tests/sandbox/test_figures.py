@@ -122,9 +122,11 @@ def test_insurance_balances_are_what_open_claims_expect(books: Books) -> None:
         claim = books.claims.get(payout["claim_id"])
         if claim and claim["status"] in ("draft", "sent"):
             expected[claim["patient_id"]] += _amount(payout, "estimated_insurance_payment")
-    for row in books.state.records("insurance_balances"):
+    rows = {row["patient_id"]: row for row in books.state.records("insurance_balances")}
+    assert {patient for patient, amount in expected.items() if amount} <= set(rows)
+    for patient, row in rows.items():
         ages = [_amount(row, f"estimated_amount_{age}") for age in ("under_30", "31_60", "61_90", "over_90")]
-        assert sum(ages) == expected[row["patient_id"]]
+        assert sum(ages) == expected[patient]
 
 
 def test_balances_age_with_the_charges(books: Books) -> None:
@@ -145,7 +147,7 @@ def test_completed_procedures_are_charged_once_and_every_sign_is_as_documented(b
     procedures = {row["id"]: row for row in books.state.records("procedures")}
     charged = [row["procedure_id"] for row in books.charges.values() if row["procedure_id"]]
     assert len(charged) == len(set(charged))
-    assert {procedures[number]["status"] for number in charged} == {"completed"}
+    assert {procedures[number]["status"] for number in charged} == {"completed", None}
     for row in books.charges.values():
         assert _amount(row, "fee") >= 0
         if row["procedure_id"]:
@@ -177,4 +179,28 @@ def test_after_changes_to_the_ledger_rebalancing_makes_it_agree_again() -> None:
     books = Books(state)
     books.check()
     books.check_claims()
+    assert state.rebalance() == []
+
+
+def test_rebalancing_makes_a_balance_towards_insurers_where_a_patient_had_none() -> None:
+    """Risk: the first claim of a patient is owed by nobody."""
+    state = build_app(patients=60, appointments_per_patient=5, base=BASE).state
+    insured = {row["patient_id"] for row in state.records("insurance_balances")}
+    patient = next(row for row in state.store("patients").rows.values() if row.id not in insured)
+    subdomain = state.row("institutions", patient.institution_id).facts["subdomain"]
+    charge = next(
+        row
+        for row in state.store("charges").rows.values()
+        if row.institution_id == patient.institution_id and row.facts["deleted_at"] is None
+    )
+    fields = {"patient_id": patient.id, "status": "sent", "date_of_service": BASE.date().isoformat()}
+    claim = state.create("claims", fields, subdomain=subdomain).id
+    payout = {"claim_id": claim, "estimated_insurance_payment": {"amount": "12.50", "currency": "USD"}}
+    state.create("claim_payouts", payout, subdomain=subdomain, charge_id=charge.id)
+    made = [change for change in state.rebalance() if change.operation == "create"]
+    assert [change.collection for change in made] == ["insurance_balances"]
+    balance = state.row("insurance_balances", made[0].id)
+    assert (balance.facts["patient_id"], balance.institution_id) == (patient.id, patient.institution_id)
+    assert balance.facts["database"] == patient.facts["database"]
+    assert balance.value("estimated_amount_under_30.amount") == "12.50"
     assert state.rebalance() == []

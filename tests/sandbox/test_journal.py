@@ -16,7 +16,9 @@ SIZES: dict[str, Any] = {"patients": 40, "appointments_per_patient": 2}
 
 
 def _everything(state: State) -> dict[str, list[dict[str, object]]]:
-    return {name: truth(state, name) for name in KINDS}
+    """All rows; whom no list shows is the clock's matter."""
+    told = {name: truth(state, name) for name in KINDS}
+    return told | {"patients": [{**line, "unlisted": None} for line in told["patients"]]}
 
 
 def test_a_later_start_with_the_folder_serves_the_same_rows_and_changes(tmp_path: Path) -> None:
@@ -42,6 +44,19 @@ def test_a_later_start_with_the_folder_serves_the_same_rows_and_changes(tmp_path
     again.update("patients", patient, {"email": "later@example.com"})
     third = build_app(state_dir=tmp_path, seed=5, clock=later).state
     assert _everything(third) == _everything(again)
+
+
+def test_a_later_start_gives_newer_times_than_all_before(tmp_path: Path) -> None:
+    """Risk: a burst of changes runs ahead of the clock, and one made right after a start is older than those before it."""
+    clock = HandClock()
+    first = build_app(state_dir=tmp_path, seed=5, base=BASE, **SIZES, clock=clock).state
+    patient, gone = first.ids("patients")[:2]
+    times = [first.update("patients", patient, {"email": f"{number}@example.com"}).at for number in range(3)]
+    times.append(first.delete("patients", gone, hard=True).at)
+    again = build_app(state_dir=tmp_path, clock=clock).state
+    times.append(again.update("patients", patient, {"email": "later@example.com"}).at)
+    assert again.row("patients", patient).updated == times[-1]
+    assert times == sorted(set(times))
 
 
 def test_a_folder_of_an_older_sandbox_is_completed(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Starting and stopping, in a thread and in the foreground, and what the sandbox may import."""
 
 import ast
+import errno
 import json
 import os
 import signal
@@ -66,6 +67,19 @@ def test_a_state_folder_is_one_servers_at_a_time(tmp_path: Path) -> None:
         first.start()
     with first:
         assert requests.get(first.url + "/sandbox/stats", timeout=5).status_code == 200
+
+
+def test_a_state_folder_on_a_full_disk_is_let_go_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Risk: it stays locked as long as the process lives, by nobody who could be named."""
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(ValueError, match=r"cannot be used \(No space left"):
+            SandboxServer(**SMALL, state_dir=tmp_path)
+    assert holder_of(tmp_path) is None
 
 
 def test_stopping_does_not_wait_for_a_hanging_answer() -> None:

@@ -5,7 +5,7 @@ import pytest
 from nexhealth_pipeline.sandbox import NoSuchRowError, truth
 from nexhealth_pipeline.sandbox.kinds import KINDS
 
-from .calls import ALL_TIME, BASE, DESERT, NORTH, SOUTH, WILLOW, Caller
+from .calls import ALL_TIME, BASE, DESERT, ISLAND, NORTH, SOUTH, WILLOW, Caller
 
 WHERE = {"subdomain": WILLOW, "location_id": NORTH}
 
@@ -257,6 +257,22 @@ def test_the_truth_holds_every_row_as_its_list_shows_it(caller: Caller) -> None:
             assert providers[row["id"]] == row
     assert {line["institution_id"] for line in truth(state, "institutions")} == {11201, 11202}
     assert all(line["patient_id"] for line in truth(state, "documents"))
+
+
+def test_the_truth_leaves_out_what_no_answer_shows(caller: Caller) -> None:
+    """Risk: a warehouse that has all there is to read looks incomplete."""
+    state = caller.server.state
+    hidden = {row.id for row in state.store("charges").rows.values() if row.facts["database"] == 42}
+    told = {line["record"]["id"] for line in truth(state, "charges")}
+    assert hidden
+    assert told == set(state.ids("charges")) - hidden
+    state.enable(ISLAND)
+    assert {line["record"]["id"] for line in truth(state, "charges")} == told | hidden
+    patient = truth(state, "documents")[0]["patient_id"]
+    state.delete("patients", patient, hard=True)
+    assert caller.get(f"/patients/{patient}/documents", subdomain=WILLOW).status_code == 404
+    assert patient not in {line["patient_id"] for line in truth(state, "documents")}
+    assert list(state.store("documents").find("patient_id", patient))
 
 
 def test_the_truth_of_what_only_single_reads_show_agrees_with_them(caller: Caller) -> None:

@@ -160,14 +160,15 @@ def test_treatment_belongs_to_the_patient_of_its_appointment_and_plan(world: Wor
     assert len(kept) > 5000
     for facts in kept:
         visit = visits[facts["appointment_id"]]
-        assert (facts["patient_id"], facts["location_id"]) == (visit["patient_id"], visit["location_id"])
+        assert facts["patient_id"] in (None, visit["patient_id"])
+        assert facts["location_id"] in (None, visit["location_id"])
     for row in world.rows["treatment_plans"]:
         assert {procedures[number]["patient_id"] for number in row.facts["procedure_ids"]} <= {row.facts["patient_id"]}
     for row in world.rows["charges"]:
         if row.facts["procedure_id"]:
-            assert procedures[row.facts["procedure_id"]]["patient_id"] == row.facts["patient_id"]
+            assert procedures[row.facts["procedure_id"]]["patient_id"] in (None, row.facts["patient_id"])
     states = Counter(row.value("status") for row in world.rows["procedures"])
-    assert set(states) == {"planned", "scheduled", "completed", "inactive", "referred"}
+    assert set(states) == {"planned", "scheduled", "completed", "inactive", "referred", None}
 
 
 def test_hidden_rows_exist_in_every_collection_that_hides_some(world: World) -> None:

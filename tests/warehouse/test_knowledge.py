@@ -151,7 +151,8 @@ def seen(connection: psycopg.Connection, *ids: int) -> int:
 
 
 def close(connection: psycopg.Connection, pass_id: int, *, minutes: int = 1) -> int:
-    return close_membership(connection, 7, 3, pass_id, began=NOON + minutes * MINUTE)
+    patients = Table(connection, COLLECTIONS["patients"]).collection
+    return close_membership(connection, patients, 7, 3, pass_id, began=NOON + minutes * MINUTE)
 
 
 def test_whom_a_complete_pass_did_not_meet_is_gone_and_may_return(connection: psycopg.Connection, rows: Rows) -> None:
@@ -163,6 +164,25 @@ def test_whom_a_complete_pass_did_not_meet_is_gone_and_may_return(connection: ps
     assert rows(LISTED) == [(1, 3), (1, 4), (2, 3)]
     since = "SELECT patient_id, location_id, first_seen FROM nexhealth_patient_locations ORDER BY 1, 2"
     assert rows(since) == [(1, 3, NOON + 9 * MINUTE), (1, 4, NOON), (2, 3, NOON)]
+
+
+def test_whom_lists_may_leave_out_stays_until_it_is_gone_or_like_all_others(
+    connection: psycopg.Connection, rows: Rows
+) -> None:
+    """Risk: a new patient whose visit is over leaves the location, and nobody reads its documents any more."""
+    table = Table(connection, COLLECTIONS["patients"])
+    people: list[dict[str, Any]] = [
+        {"id": number, "updated_at": "2026-03-01T10:00:00Z", "bio": {"new_patient": new}}
+        for number, new in ((1, True), (2, False), (3, None), (4, True), (5, True))
+    ]
+    table.load(*people)
+    table.bury(4, NOON)
+    members(connection, 1, 2, 3, 4, 5)
+    assert close(connection, seen(connection, 5)) == 3
+    assert rows(LISTED) == [(1, 3), (5, 3)]
+    table.load(people[0] | {"bio": {"new_patient": False}, "updated_at": "2026-03-02T10:00:00Z"})
+    assert close(connection, seen(connection, 5)) == 1
+    assert rows(LISTED) == [(5, 3)]
 
 
 def test_a_patient_who_came_back_after_the_pass_began_is_left_alone(connection: psycopg.Connection, rows: Rows) -> None:

@@ -97,6 +97,8 @@ PATIENTS = Collection(
     version="updated_at",
     sensitive=(("bio", "ssn"),),
     by_id="/patients/{id}",
+    # The vendor's text of `new_patient`: lists hold new patients only while they have an appointment ahead.
+    unlisted_if="bio_new_patient",
     after=("locations",),
     references=(("guarantor_id", "patients"), ("provider_id", "providers")),
     filters=(("status", "inactive"),),

@@ -1,0 +1,39 @@
+"""Rows that a list may leave out although they are there (`Collection.unlisted_if`): its silence ends nothing of theirs."""
+
+import psycopg
+from psycopg import sql
+
+from nexhealth_pipeline.catalog.collection import Collection
+
+__all__ = ["choose", "may_leave", "unlisted"]
+
+
+def unlisted(collection: Collection) -> sql.Composed:
+    """SQL of whether row `t` is such a one."""
+    if collection.unlisted_if is None:
+        return sql.SQL("false").format()
+    return sql.SQL("coalesce({}, false)").format(sql.Identifier("t", collection.unlisted_if))
+
+
+def may_leave(collection: Collection) -> sql.Composed:
+    """SQL of whether membership `l` of a row of the collection may end because a list lacked it."""
+    return sql.SQL(
+        "NOT EXISTS (SELECT FROM {} t WHERE t.institution_id = l.institution_id AND t.id = l.patient_id"
+        " AND t.deleted_at IS NULL AND {})"
+    ).format(sql.Identifier(collection.table), unlisted(collection))
+
+
+def choose(connection: psycopg.Connection, table: sql.Identifier, most: int) -> tuple[int, int]:
+    """Leave at most so many of them in a table of missing rows; returns how many are left, and how many forgotten.
+
+    By chance, so that all have their turn in time.
+    """
+    forgotten = connection.execute(
+        sql.SQL(
+            "DELETE FROM {table} WHERE key IN (SELECT key FROM {table} WHERE unlisted ORDER BY random() OFFSET %s)"
+        ).format(table=table),
+        (most,),
+    ).rowcount
+    row = connection.execute(sql.SQL("SELECT count(*) FROM {} WHERE unlisted").format(table)).fetchone()
+    assert row is not None
+    return row[0], forgotten
