@@ -22,7 +22,7 @@ _NONE_KNOWN = "No location is known yet, so {}: `nexhealth sync --resource locat
 
 
 def explained(realm: Realm, request: "SyncRequest") -> dict[str, Any]:
-    """Per collection path, slices and requests; the least seconds. Sends nothing.
+    """Per collection path, slices and requests; the seconds they take at the limits' rate. Sends nothing.
 
     Raises InvalidSetting for a location that is unknown or inactive, WarehouseError.
     """
@@ -62,7 +62,7 @@ def explained_lines(found: dict[str, Any]) -> list[str]:
 def _figures(found: dict[str, Any]) -> str:
     return (
         f"about {found['requests']:,} requests; NexHealth's rate limits, of which {found['rate_share']:.0%} are used, "
-        f"allow them in no less than {found['floor_seconds']:,.0f} s"
+        f"allow them in {found['floor_seconds']:,.0f} s at an even rate"
     )
 
 

@@ -95,6 +95,6 @@ def _total(summary: "SyncSummary") -> list[str]:
 
 def _time(summary: "SyncSummary") -> str:
     return (
-        f"{summary.seconds:,.1f} s in all; the API's rate limits allow no less than {summary.floor_seconds:,.1f} s "
-        "for these requests (a collection's seconds add up over slices that were read side by side)"
+        f"{summary.seconds:,.1f} s in all; at an even rate the API's limits allow these requests in {summary.floor_seconds:,.1f} s "
+        "(a collection's seconds add up over slices that were read side by side)"
     )

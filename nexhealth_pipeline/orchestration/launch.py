@@ -78,7 +78,7 @@ class SyncSummary:
     new_notes: int
     seconds: float
     floor_seconds: float
-    """The least time the rate limits in force allow for the requests made."""
+    """Seconds that the rate limits in force allow the requests made in, at an even rate."""
     exit_status: int
     absences: list[dict[str, Any]] = field(default_factory=list)
     """Of a reconcile: what each judgement found, its place (`label`) and, where nothing could be marked, why."""

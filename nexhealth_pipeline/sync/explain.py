@@ -46,8 +46,9 @@ def explain(connection: psycopg.Connection, slices: list[Slice], options: SyncOp
 
 
 def floor_seconds(requests_by_path: Mapping[str, int], share: float) -> float:
-    """The least time the documented limits allow: the slowest rate class, since classes overlap.
+    """Seconds that the documented limits allow the requests in at an even rate: the slowest rate class, since classes overlap.
 
+    A window's worth may go at once, so few requests take less, and many up to a window less.
     `share` is the part of the limits in use (NEXHEALTH_RATE_SHARE).
     """
     by_class: Counter[RateClass] = Counter()
