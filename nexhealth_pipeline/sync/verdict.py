@@ -109,7 +109,8 @@ class Verdict:
 
     def _braked(self, figures: Figures) -> str | None:
         """Why nothing is marked because it would be too much; None = it may be."""
-        why = brake(figures) if figures.missing and not self._options.allow_mass_delete else None
+        lacks = figures.missing or figures.empty
+        why = brake(figures) if lacks and not self._options.allow_mass_delete else None
         return why and f"absences not marked: {why}; a reconcile with --allow-mass-delete marks them"
 
     def _find(self, ground: Callable[[], Ground | str]) -> tuple[Missing, Figures] | str:
@@ -123,7 +124,7 @@ class Verdict:
             if not missing.still_complete():
                 self.undecided = True
                 return "absences not judged: another run has begun to read it again"
-            return missing, missing.find(MOST_AT_ONCE)
+            return missing, missing.find(None if self._options.allow_mass_delete else MOST_AT_ONCE)
 
     def _revived(self, ground: Ground) -> int:
         row = self._connection.execute(
@@ -148,10 +149,15 @@ class Verdict:
             return
         self._counts.add(confirmation.counts)
         absence = replace(absence, confirmed=confirmation.gone, found=confirmation.found)
-        if figures.unlisted:  # what of them is gone counts as all else does
-            braked = self._braked(replace(figures, missing=confirmation.gone, empty=False))
-            if braked is not None:
-                yield self._result(Status.FAILED, replace(absence, braked=True), braked)
+        if (
+            figures.unlisted
+        ):  # what of them is gone counts as all else does, and those that were not asked for are alike
+            share = confirmation.gone / absence.missing
+            gone = confirmation.gone + round(share * figures.unasked)
+            if (braked := self._braked(replace(figures, missing=gone, empty=False))) is not None:
+                result = self._result(Status.FAILED, replace(absence, braked=True), braked)
+                result.new_notes = confirmation.new_notes
+                yield result
                 return
         with self._connection.transaction():
             at = self._session.client.clock.now()

@@ -29,8 +29,8 @@ _CREATE = sql.SQL(
 ).format(_MISSING, _ELSE_MET)
 _ANSWERED = sql.Literal(ANSWERED_MARK)
 _ELSEWHERE = sql.SQL("interval '7 days'")
-"""How long the word of a read of a location that is not active any more counts, that it met a record: nobody makes that
-read again, so no other would take its word back."""
+"""How long a read's word that it met a record counts against others that did not: perhaps nobody makes that read any more,
+for its location became inactive, and then no other would take its word back."""
 _COMPLETE = "FROM nexhealth_seen_passes WHERE id = ANY(%(passes)s) AND complete AND judged_at IS NULL"
 
 
@@ -83,6 +83,8 @@ class Figures:
     """Whether a place that has missing rows answered with no record at all."""
     unlisted: int = 0
     """Missing rows besides, which lists may leave out: only their single reads tell whether they are gone."""
+    unasked: int = 0
+    """More of those, which are not asked for this time."""
 
 
 class Missing:
@@ -94,19 +96,19 @@ class Missing:
         self._sql = _Sql(ground)
         self._params = ground.params()
 
-    def find(self, most_unlisted: int = 0) -> Figures:
-        """Look for them, at most so many of those that lists may leave out, in a transaction of one snapshot."""
+    def find(self, most_unlisted: int | None = 0) -> Figures:
+        """Look for them, at most so many of those that lists may leave out (None: all), in a transaction of one snapshot."""
         self._connection.execute(_CREATE)
         for table in (_MISSING, _ELSE_MET):
             self._connection.execute(sql.SQL("DELETE FROM {}").format(table))
         missing = self._connection.execute(self._sql.find, self._params).rowcount
         if missing:
             missing -= self._connection.execute(self._sql.elsewhere, self._params).rowcount
-        chosen, forgotten = choose(self._connection, _MISSING, most_unlisted) if missing else (0, 0)
-        missing -= chosen + forgotten
+        unlisted, unasked = choose(self._connection, _MISSING, most_unlisted) if missing else (0, 0)
         live, seen = self._row(self._sql.count)
-        empty = missing > 0 and (seen == 0 or bool(self._row(self._sql.empty)[0]))
-        return Figures(live, seen, missing, empty, chosen)
+        listed = missing - unlisted - unasked
+        empty = (missing > 0 and seen == 0) or (listed > 0 and bool(self._row(self._sql.empty)[0]))
+        return Figures(live, seen, listed, empty, unlisted, unasked)
 
     def still_complete(self) -> bool:
         """Whether the passes still hold all that they met: another run may have begun one anew."""
@@ -253,16 +255,19 @@ class _Sql:
             untouched=untouched,
             belongs=belongs,
         )
+        # Longer where only other locations' reads know the row, which have their turns when they have: while they are made.
+        lately = sql.SQL("begun_at > %(begun)s - {}").format(_ELSEWHERE)
+        if collection.placed_by_request:
+            lately = sql.SQL("(location_id = ANY(%(active)s) OR {})").format(lately)
         # Apart, because few are missing, and an institution's reads may be a thousand times this ground's.
         self.elsewhere = sql.SQL(
             "WITH met AS (SELECT m.key, min(p.location_id) FILTER (WHERE p.location_id = ANY(%(active)s)) AS place"
             " FROM {missing} m CROSS JOIN (SELECT id, location_id FROM nexhealth_seen_passes"
-            " WHERE collection = %(collection)s AND institution_id = %(institution)s"
-            " AND (location_id = ANY(%(active)s) OR begun_at > %(begun)s - {lately})) p"
+            " WHERE collection = %(collection)s AND institution_id = %(institution)s AND {lately}) p"
             " JOIN nexhealth_seen s ON s.pass_id = p.id AND s.key = m.key GROUP BY m.key),"
             " found AS (DELETE FROM {missing} m USING met WHERE m.key = met.key)"
             " INSERT INTO {else_met} (key, place) SELECT key, place FROM met"
-        ).format(missing=_MISSING, else_met=_ELSE_MET, lately=_ELSEWHERE)
+        ).format(missing=_MISSING, else_met=_ELSE_MET, lately=lately)
         self.count = sql.SQL(
             "SELECT (SELECT count(*) FROM {table} t WHERE t.institution_id = %(institution)s"
             " AND t.deleted_at IS NULL AND {belongs}),"

@@ -103,7 +103,7 @@ def offline_locations(connection: psycopg.Connection, institution_id: int) -> se
 def begin_seen(connection: psycopg.Connection, key: PassKey, begun_at: datetime, *, aside: bool = False) -> int:
     """Begin to keep what a pass meets, forgetting what it had met before; returns the id to keep it under.
 
-    `aside`: what it had met when it was last judged by is only set aside, until the new one is complete: others go by it.
+    `aside`: what it had met when it was last complete is only set aside, until the new one is: others go by it.
     """
     if aside:
         with connection.transaction():
@@ -125,15 +125,15 @@ def begin_seen(connection: psycopg.Connection, key: PassKey, begun_at: datetime,
 
 
 def _set_aside(connection: psycopg.Connection, key: PassKey) -> None:
-    """Give a pass that was judged by another name; one that was not is worth no more than what was set aside before."""
-    judged = connection.execute(
-        f"SELECT id FROM nexhealth_seen_passes WHERE {_KEY} AND judged_at IS NOT NULL FOR UPDATE",  # noqa: S608
+    """Give a complete pass another name; one that is not is worth no more than what was set aside before."""
+    whole = connection.execute(
+        f"SELECT id FROM nexhealth_seen_passes WHERE {_KEY} AND complete FOR UPDATE",  # noqa: S608
         astuple(key),
     ).fetchone()
-    if judged is not None:
+    if whole is not None:
         aside = replace(key, pass_name=f"{key.pass_name} {_ASIDE}")
         forget_seen(connection, aside)
-        connection.execute("UPDATE nexhealth_seen_passes SET pass = %s WHERE id = %s", (aside.pass_name, judged[0]))
+        connection.execute("UPDATE nexhealth_seen_passes SET pass = %s WHERE id = %s", (aside.pass_name, whole[0]))
 
 
 def find_seen(connection: psycopg.Connection, key: PassKey) -> SeenPass | None:

@@ -16,24 +16,31 @@ def unlisted(collection: Collection) -> sql.Composed:
 
 
 def may_leave(collection: Collection) -> sql.Composed:
-    """SQL of whether membership `l` of a row of the collection may end because a list lacked it."""
+    """SQL of whether membership `l` of a row of the collection may end because a list lacked it.
+
+    Of one that lists may leave out only where another location has listed it since: it has moved there.
+    """
     return sql.SQL(
-        "NOT EXISTS (SELECT FROM {} t WHERE t.institution_id = l.institution_id AND t.id = l.patient_id"
+        "(NOT EXISTS (SELECT FROM {} t WHERE t.institution_id = l.institution_id AND t.id = l.patient_id"
         " AND t.deleted_at IS NULL AND {})"
+        " OR EXISTS (SELECT FROM nexhealth_patient_locations o WHERE o.institution_id = l.institution_id"
+        " AND o.patient_id = l.patient_id AND o.gone_at IS NULL AND o.first_seen > l.first_seen))"
     ).format(sql.Identifier(collection.table), unlisted(collection))
 
 
-def choose(connection: psycopg.Connection, table: sql.Identifier, most: int) -> tuple[int, int]:
-    """Leave at most so many of them in a table of missing rows; returns how many are left, and how many forgotten.
+def choose(connection: psycopg.Connection, table: sql.Identifier, most: int | None) -> tuple[int, int]:
+    """Leave at most so many of them (None: all) in a table of missing rows; returns how many are left, and how many not.
 
-    By chance, so that all have their turn in time.
+    By chance: nothing remembers who was asked for the last time.
     """
-    forgotten = connection.execute(
-        sql.SQL(
-            "DELETE FROM {table} WHERE key IN (SELECT key FROM {table} WHERE unlisted ORDER BY random() OFFSET %s)"
-        ).format(table=table),
-        (most,),
-    ).rowcount
+    left_out = 0
+    if most is not None:
+        left_out = connection.execute(
+            sql.SQL(
+                "DELETE FROM {table} WHERE key IN (SELECT key FROM {table} WHERE unlisted ORDER BY random() OFFSET %s)"
+            ).format(table=table),
+            (most,),
+        ).rowcount
     row = connection.execute(sql.SQL("SELECT count(*) FROM {} WHERE unlisted").format(table)).fetchone()
     assert row is not None
-    return row[0], forgotten
+    return row[0], left_out

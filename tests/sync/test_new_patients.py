@@ -8,6 +8,7 @@ import pytest
 
 from nexhealth_pipeline.sandbox import SandboxServer, truth
 from nexhealth_pipeline.settings import Settings
+from nexhealth_pipeline.sync import verdict
 
 from .kit import Rows, sync_all
 from .reconciled import FULL, NORTH, RECONCILE, SOUTH, figures, gone, practice, told
@@ -83,6 +84,23 @@ def test_so_many_that_are_gone_are_held_all_the_same(
     assert (absence.braked, absence.confirmed, absence.tombstoned) == (True, MANY, 0)
     assert f"{MANY} of" in str(told(results, "patients")[f"willow-dental.{NORTH}"][1])
     assert gone(rows, "patients") == set()
+    sync_all(settings, replace(RECONCILE, allow_mass_delete=True), only={"patients"})
+    assert gone(rows, "patients") == {*people}
+
+
+def test_those_that_were_not_asked_for_are_taken_to_be_like_those_that_were(
+    settings: Settings, box: SandboxServer, rows: Rows, people: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Risk: of thousands that are gone just so many are asked for as the brake lets go, each week again."""
+    sync_all(settings, FULL, only={"patients"})
+    hide(box, people)
+    for patient in people:
+        box.state.delete("patients", patient, hard=True)
+    monkeypatch.setattr(verdict, "MOST_AT_ONCE", 8)
+    results = sync_all(settings, RECONCILE, only={"patients"})
+    (absence,) = figures(results, "patients")
+    assert (absence.braked, absence.confirmed, absence.tombstoned) == (True, 8, 0)
+    assert f"{MANY} of" in str(told(results, "patients")[f"willow-dental.{NORTH}"][1])
     sync_all(settings, replace(RECONCILE, allow_mass_delete=True), only={"patients"})
     assert gone(rows, "patients") == {*people}
 

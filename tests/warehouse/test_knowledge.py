@@ -169,7 +169,7 @@ def test_whom_a_complete_pass_did_not_meet_is_gone_and_may_return(connection: ps
 def test_whom_lists_may_leave_out_stays_until_it_is_gone_or_like_all_others(
     connection: psycopg.Connection, rows: Rows
 ) -> None:
-    """Risk: a new patient whose visit is over leaves the location, and nobody reads its documents any more."""
+    """Risk: a new patient whose visit is over leaves the location, and its documents are read under another one."""
     table = Table(connection, COLLECTIONS["patients"])
     people: list[dict[str, Any]] = [
         {"id": number, "updated_at": "2026-03-01T10:00:00Z", "bio": {"new_patient": new}}
@@ -180,9 +180,15 @@ def test_whom_lists_may_leave_out_stays_until_it_is_gone_or_like_all_others(
     members(connection, 1, 2, 3, 4, 5)
     assert close(connection, seen(connection, 5)) == 3
     assert rows(LISTED) == [(1, 3), (5, 3)]
+    members(connection, 1, minutes=1, location_id=4)
+    assert close(connection, seen(connection, 5)) == 1, "another location has listed it since"
+    assert rows(LISTED) == [(1, 4), (5, 3)]
+    members(connection, 1, minutes=2)
+    assert close(connection, seen(connection, 5), minutes=5) == 0, "the last that listed it"
+    assert rows(LISTED) == [(1, 3), (1, 4), (5, 3)]
     table.load(people[0] | {"bio": {"new_patient": False}, "updated_at": "2026-03-02T10:00:00Z"})
-    assert close(connection, seen(connection, 5)) == 1
-    assert rows(LISTED) == [(5, 3)]
+    assert close(connection, seen(connection, 5), minutes=5) == 1
+    assert rows(LISTED) == [(1, 4), (5, 3)]
 
 
 def test_a_patient_who_came_back_after_the_pass_began_is_left_alone(connection: psycopg.Connection, rows: Rows) -> None:

@@ -39,9 +39,10 @@ def test_only_so_many_are_asked_for_at_once_and_all_have_their_turn(
     missing = Missing(connection, ground(connection, met(connection, [1]), collection=SHY))
     asked: set[int] = set()
     for _ in range(50):
-        assert missing.find(1) == Figures(live=7, seen=1, missing=2, empty=False, unlisted=1)
+        assert missing.find(1) == Figures(live=7, seen=1, missing=2, empty=False, unlisted=1, unasked=3)
         asked.update(missing_ids(missing))
     assert asked == {2, 3, 4, 5, 6, 7}
+    assert missing.find(None).unlisted == 4
 
 
 def test_a_place_that_has_none_but_them_may_well_answer_with_nothing(
@@ -51,6 +52,9 @@ def test_a_place_that_has_none_but_them_may_well_answer_with_nothing(
     passes = [met(connection, ids, PassKey("gadgets", 7, place, "", "all")) for place, ids in ((3, [1, 2, 3]), (4, []))]
     missing = Missing(connection, ground(connection, *passes, collection=SHY, locations=(3, 4)))
     assert missing.find(99) == Figures(live=8, seen=3, missing=0, empty=False, unlisted=5)
+    nothing = [met(connection, [], PassKey("gadgets", 7, place, "", "all")) for place in (3, 4)]
+    table.connection.execute("DELETE FROM nexhealth_gadgets WHERE NOT active")
+    assert Missing(connection, ground(connection, *nothing, collection=SHY, locations=(3, 4))).find(99).empty
 
 
 def test_only_those_that_were_said_to_be_gone_are_marked(
