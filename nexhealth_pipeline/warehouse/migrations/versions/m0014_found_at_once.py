@@ -20,6 +20,7 @@ DECLARE
     kept text;
     has_id boolean;
     only_id boolean;
+    institutions bigint[];
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = target AND tgname = 'nexhealth_history') THEN
         RAISE EXCEPTION 'no collection %', quote_literal(collection)
@@ -41,6 +42,21 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Leave ids out, and choose rows by their key.';
     END IF;
 
+    IF ids IS NOT NULL THEN
+        -- Keys begin with the institution: asked for ids alone, PostgreSQL before 18 reads indexes from end to end. Each
+        -- is found by a look at the next one.
+        EXECUTE format($statement$
+            WITH RECURSIVE place (one) AS (
+                SELECT -1::bigint
+                UNION ALL
+                SELECT least(
+                    (SELECT t.institution_id FROM %1$s t WHERE t.institution_id > p.one ORDER BY 1 LIMIT 1),
+                    (SELECT h.institution_id FROM nexhealth_history h
+                     WHERE h.collection = $1 AND h.institution_id > p.one ORDER BY 1 LIMIT 1))
+                FROM place p WHERE p.one IS NOT NULL)
+            SELECT array_agg(one) FROM place WHERE one IS NOT NULL
+            $statement$, target) INTO institutions USING collection;
+    END IF;
     RETURN QUERY EXECUTE format($statement$
         WITH past AS MATERIALIZED (
             -- Versions follow each other without a gap: the first that ended later is the one, if it had begun.
@@ -73,10 +89,11 @@ BEGIN
         $statement$,
         CASE by WHEN 'source' THEN 'valid' ELSE 'recorded' END, keys, target,
         CASE by WHEN 'source' THEN 'valid' ELSE 'recorded' END, kept,
-        CASE WHEN ids IS NULL THEN 'true' ELSE 't.id = ANY ($3)' END,
+        CASE WHEN ids IS NULL THEN 'true' ELSE 't.institution_id = ANY ($5) AND t.id = ANY ($3)' END,
         -- History is found by its key; where the id is not all of that, the collection's versions are passed over.
-        CASE WHEN ids IS NULL THEN 'true' WHEN only_id THEN 'h.key = ANY ($4)' ELSE 'h.id = ANY ($3)' END)
-    USING collection, at, ids, ARRAY(SELECT jsonb_build_object('id', one) FROM unnest(ids) one);
+        CASE WHEN ids IS NULL THEN 'true'
+            WHEN only_id THEN 'h.institution_id = ANY ($5) AND h.key = ANY ($4)' ELSE 'h.id = ANY ($3)' END)
+    USING collection, at, ids, ARRAY(SELECT jsonb_build_object('id', one) FROM unnest(ids) one), institutions;
 END
 $function$;
 COMMENT ON FUNCTION nexhealth_asof(text, timestamptz, text, bigint[]) IS
