@@ -112,14 +112,22 @@ BEGIN
     IF before IS NULL THEN
         RETURN;
     END IF;
-    -- Whoever was let in stays so, and nobody else is.
-    IF (SELECT proacl IS NOT NULL FROM pg_proc WHERE oid = before) THEN
-        REVOKE ALL ON FUNCTION nexhealth_asof(text, timestamptz, text, bigint[]) FROM PUBLIC;
-    END IF;
+    -- Whoever was let in stays so, and nobody else is: rights that new functions get by default may differ from those.
     FOR given IN
-        SELECT privilege_type, is_grantable, coalesce(quote_ident(rolname), 'PUBLIC') AS role
-        FROM pg_proc p CROSS JOIN LATERAL aclexplode(p.proacl) a LEFT JOIN pg_roles r ON r.oid = a.grantee
-        WHERE p.oid = before AND a.grantee <> p.proowner
+        SELECT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(r.rolname) END AS role
+        FROM pg_proc p CROSS JOIN LATERAL aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
+            LEFT JOIN pg_roles r ON r.oid = a.grantee
+        WHERE p.oid = to_regprocedure('nexhealth_asof(text, timestamptz, text, bigint[])')
+            AND r.rolname IS DISTINCT FROM current_user
+    LOOP
+        EXECUTE format('REVOKE ALL ON FUNCTION nexhealth_asof(text, timestamptz, text, bigint[]) FROM %s', given.role);
+    END LOOP;
+    FOR given IN
+        SELECT privilege_type, is_grantable, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(rolname) END AS role
+        FROM pg_proc p CROSS JOIN LATERAL aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
+            LEFT JOIN pg_roles r ON r.oid = a.grantee
+        -- Not to a role that is no more.
+        WHERE p.oid = before AND r.rolname IS DISTINCT FROM current_user AND (a.grantee = 0 OR r.oid IS NOT NULL)
     LOOP
         EXECUTE format('GRANT %s ON FUNCTION nexhealth_asof(text, timestamptz, text, bigint[]) TO %s %s',
             given.privilege_type, given.role, CASE WHEN given.is_grantable THEN 'WITH GRANT OPTION' ELSE '' END);
