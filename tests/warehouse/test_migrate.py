@@ -196,6 +196,14 @@ def test_rights_on_the_function_before_are_those_on_the_new_one(
             db.execute(f"DROP OWNED BY {ROLE}, {ROLE}_too; DROP ROLE {ROLE}; DROP ROLE {ROLE}_too")
 
 
+def test_of_a_pass_that_was_judged_the_table_says_which_ids_stay(database_url: str) -> None:
+    """Risk: whoever reads that all are forgotten takes those that stay for what was never judged, and deletes them."""
+    with psycopg.connect(database_url) as db:
+        found = db.execute("SELECT obj_description('nexhealth_seen_passes'::regclass)").fetchone()
+    assert found is not None
+    assert "those stay that other locations may list as well" in found[0]
+
+
 def test_of_the_function_before_nothing_is_left_where_no_view_needs_it(empty_database_url: str) -> None:
     migrate._migrate(empty_database_url, "0013")
     migrate.upgrade(empty_database_url)

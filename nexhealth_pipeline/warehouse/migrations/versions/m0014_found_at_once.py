@@ -151,10 +151,18 @@ COMMENT ON COLUMN nexhealth_webhooks.subscriptions IS
     'registered. PHI class: none.';
 """
 
+_SEEN = """
+COMMENT ON TABLE nexhealth_seen_passes IS
+    'Passes that keep the ids they meet, because absences are judged by them. begun_at is in the time of this database, '
+    'started_at in that of the API; offline = locations whose practice system NexHealth did not reach when it began; '
+    'unreadable = a record''s id could not be read; judged_at = when absences were judged by it. The ids are forgotten '
+    'then; of lists of which only the request tells the location those stay that other locations may list as well.';
+"""
+
 
 def upgrade() -> None:
     """Create the index, and the function that takes ids in place of the one before."""
-    for ddl in (_RUNS, _ASOF, _BEFORE, _SUBSCRIPTIONS):
+    for ddl in (_RUNS, _ASOF, _BEFORE, _SUBSCRIPTIONS, _SEEN):
         op.get_bind().exec_driver_sql(ddl.replace("%", "%%"))
 
 
