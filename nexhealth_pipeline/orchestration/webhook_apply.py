@@ -23,6 +23,7 @@ from nexhealth_pipeline.orchestration.worker import Context, Watch, Worker
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.warehouse.connect import connect
 from nexhealth_pipeline.warehouse.history import Cause
+from nexhealth_pipeline.warehouse.webhook_health import GIVEN_UP
 from nexhealth_pipeline.webhooks.applying import AppliedSlice, apply_pending
 from nexhealth_pipeline.webhooks.batches import Batch
 from nexhealth_pipeline.webhooks.claiming import Backlog
@@ -290,7 +291,7 @@ def _report(context: Context, tally: Tally) -> bool:
 def _observation(connection: psycopg.Connection, tally: Tally) -> dg.AssetObservation:
     """What became of the run's events, and what waits now."""
     row = connection.execute(
-        "SELECT count(*) FILTER (WHERE status = 'pending'), count(*) FILTER (WHERE status = 'parked' AND payload IS NOT NULL)"
+        f"SELECT count(*) FILTER (WHERE status = 'pending'), count(*) FILTER (WHERE {GIVEN_UP})"  # noqa: S608 - constants
         " FROM nexhealth_webhook_events WHERE status IN ('pending', 'parked')"
     ).fetchone()
     pending, parked = row or (0, 0)

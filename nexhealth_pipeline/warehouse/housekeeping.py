@@ -64,15 +64,23 @@ _RULES = {
         DELETE FROM nexhealth_sync_log_days WHERE ctid IN (
             SELECT ctid FROM nexhealth_sync_log_days
             WHERE day < (statement_timestamp() - %(sums_months)s * interval '1 month')::date LIMIT %(batch)s)""",
-    # Fields that came otherwise than declared, and came so no more for a month of reads: time in which nothing was read
-    # does not count. A list inside records is read with them, and of key-wide lists the state names no institution.
+    # Fields that came otherwise than declared, once each list of the institution was read whole a month after that: who
+    # asks for changes only does not meet what stands unchanged. Lists under rows are read in turn, which takes a month of
+    # nights in which the office is online. A location that is read no more keeps nothing for ever.
+    # A list inside records is read with them, and of key-wide lists the state names no institution.
     "drift": """
         DELETE FROM nexhealth_schema_drift WHERE ctid IN (
             SELECT ctid FROM nexhealth_schema_drift d
             WHERE kind <> 'missing' AND last_seen_at < (
-                SELECT max(fresh_at) FROM nexhealth_sync_state s
-                WHERE s.collection = coalesce(%(around)s::jsonb ->> d.collection, d.collection)
-                    AND s.institution_id IN (d.institution_id, 0)) - interval '31 days'
+                SELECT min(before) FROM (
+                    SELECT min(CASE WHEN %(in_turn)s::jsonb ? s.collection THEN s.fresh_at - interval '90 days'
+                        ELSE coalesce(s.full_at, '-infinity') - interval '31 days' END)
+                        FILTER (WHERE s.window_key <> 'changes') AS before
+                    FROM nexhealth_sync_state s
+                    WHERE s.collection = coalesce(%(around)s::jsonb ->> d.collection, d.collection)
+                        AND s.institution_id IN (d.institution_id, 0)
+                        AND NOT coalesce(%(twice)s::jsonb -> s.collection ? s.pass, false)
+                    GROUP BY s.location_id HAVING max(s.fresh_at) > statement_timestamp() - interval '90 days') place)
             LIMIT %(batch)s FOR UPDATE SKIP LOCKED)""",
     # A check that is asked no more (an earlier release's, of an institution that is left out) would fail for ever.
     "check_results": """
@@ -189,10 +197,15 @@ def _limits(settings: Settings) -> dict[str, int | str | None]:
     return {
         "around": json.dumps({one.name: one.inside for one in DECLARED if one.inside}),
         "batch": _BATCH,
+        "in_turn": json.dumps([one.name for one in DECLARED if one.per]),
         "quarantine_days": settings.quarantine_days,
         "refusal_days": _REFUSAL_DAYS,
         "sums_months": _SUMS_MONTHS,
         "sync_log_months": settings.sync_log_months,
+        # Passes that are not made by every read of a list, or load no record.
+        "twice": json.dumps(
+            {one.name: [*one.second_looks, *(each.name for each in one.passes if each.membership)] for one in DECLARED}
+        ),
         "webhook_event_days": settings.webhook_event_days,
     }
 

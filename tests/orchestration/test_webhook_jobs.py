@@ -113,6 +113,18 @@ def test_a_slice_that_was_never_read_is_observed_only(post: Post) -> None:
     assert told["nexhealth_procedures", "smile"] == (OBSERVATION, {"events": 1, "rows_changed": 1, "cause": "webhook"})
 
 
+def test_events_that_were_given_up_are_told_as_the_check_tells_them(post: Post) -> None:
+    """One that can be replayed, one of late that could not be kept, and one whose payload has had its time."""
+    store(post.db, _procedure(1))
+    post.db.execute(
+        "INSERT INTO nexhealth_webhook_events (verdict, status, payload, expunged_at)"
+        " VALUES ('valid', 'parked', '{}', NULL), ('valid', 'parked', NULL, NULL), ('valid', 'parked', NULL, now())"
+    )
+    post.db.commit()
+    facts = _told(post, post.apply().run_id)[EVENTS_ASSET, None][1]
+    assert (facts["applied"], facts["parked_now"]) == (1, 2)
+
+
 def test_what_comes_while_it_lingers_is_applied_by_the_same_run(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next run would cost seconds before its first line."""
     store(post.db, _procedure(1))

@@ -1,6 +1,7 @@
 """What a change overwrites is kept, on every path, and the copy can be seen as it stood at any moment."""
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
@@ -215,6 +216,42 @@ def test_one_record_is_found_among_all_others(table: Table) -> None:
         looked_at = visited(db) - before
     assert found == [("first",)]
     assert 0 < looked_at < 10
+
+
+def test_one_record_of_any_institution_is_found_by_the_indexes_beginning(table: Table) -> None:
+    the_plans_of_ids_begin_with_the_institution(table.connection)
+
+
+def test_one_record_is_found_so_on_the_oldest_postgresql_too(oldest_database_url: str) -> None:
+    """It cannot skip what an index begins with: without the institution it reads the whole of it for one id."""
+    with psycopg.connect(oldest_database_url, autocommit=True) as db:
+        the_plans_of_ids_begin_with_the_institution(db)
+
+
+def the_plans_of_ids_begin_with_the_institution(db: psycopg.Connection) -> None:
+    ensure_tables(db, [GADGETS])
+    db.execute(
+        "INSERT INTO nexhealth_gadgets (institution_id, id, synced_at, source_read_at, row_hash)"
+        " SELECT institution, id, now(), now(), '' FROM generate_series(7, 8) institution, generate_series(1, 2000) id"
+    )
+    first = now(db)
+    db.execute("UPDATE nexhealth_gadgets SET note = 'second', synced_at = clock_timestamp()")
+    # Where the rows are gone, all that was kept of an institution is its past.
+    db.execute("DELETE FROM nexhealth_gadgets WHERE institution_id = 8")
+    db.execute("ANALYZE nexhealth_gadgets, nexhealth_history")
+    plans: list[str] = []
+    db.add_notice_handler(lambda notice: plans.append(notice.message_primary or ""))
+    db.execute("LOAD 'auto_explain'; SET client_min_messages = log; SET auto_explain.log_nested_statements = on")
+    db.execute("SET auto_explain.log_min_duration = 0")
+    found = db.execute(
+        "SELECT institution_id, id FROM nexhealth_asof('gadgets', %s, ids => '{500}') ORDER BY 1", (first,)
+    ).fetchall()
+    assert found == [(7, 500), (8, 500)]
+    (plan,) = (one for one in plans if "CTE past" in one)
+    assert re.search(r"Index Cond: \(\(institution_id = ANY \(.*\)\) AND \(id = ANY", plan)
+    conditions = re.findall(r"Index Cond: \(\(collection = .*", plan)
+    assert conditions
+    assert all("(institution_id = ANY" in one and "(key = ANY" in one for one in conditions)
 
 
 def visited(connection: psycopg.Connection) -> int:

@@ -212,28 +212,132 @@ def test_versions_are_found_wherever_they_lie_among_those_that_stay(
     assert rows("SELECT id FROM nexhealth_history WHERE version = 2 ORDER BY 1") == [(one,) for one in range(3, 21, 3)]
 
 
-def test_a_field_that_came_otherwise_is_forgotten_after_a_month_of_reads_that_met_it_no_more(
+DRIFT = """
+INSERT INTO nexhealth_schema_drift (collection, institution_id, field, kind, last_seen_at)
+SELECT %s, 7, field, kind, now() - age FROM (VALUES ('new', 'new', interval '32 days'), ('retyped', 'retyped', interval '32 days'),
+    ('of late', 'new', interval '30 days'), ('missing', 'missing', interval '400 days')) given (field, kind, age)
+"""
+
+_Read = tuple[int, str, str, float | None, float | None]
+
+
+def made(days: float | None, whole: float | None, *, location: int = 0, window: str = "", name: str = "all") -> _Read:
+    """A pass, and how many days ago it was last made, and last made whole; None = never."""
+    return location, window, name, days, whole
+
+
+@pytest.mark.parametrize(
+    ("collection", "reads", "stay"),
+    [
+        pytest.param("providers", [made(0, 0, name="active")], {"of late"}, id="read whole"),
+        # Risk: a patient whose date was bad a month ago, and is so still; nobody has changed the record since.
+        pytest.param("patients", [made(0, 40)], {"new", "retyped", "of late"}, id="changes only since"),
+        pytest.param("patients", [made(0, 0.5)], {"of late"}, id="whole lately"),
+        pytest.param("patients", [], {"new", "retyped", "of late"}, id="never read"),
+        pytest.param(
+            "patients",
+            [made(0, 0, location=1), made(36, 36, location=2)],
+            {"new", "retyped", "of late"},
+            id="another location fails",
+        ),
+        pytest.param(
+            "patients",
+            [made(0, 0, location=1), made(None, None, location=2)],
+            {"of late"},
+            id="another location was never read",
+        ),
+        pytest.param(
+            "patients",
+            [made(0, 0, location=1), made(91, 91, location=2)],
+            {"of late"},
+            id="another location is read no more",
+        ),
+        pytest.param("patients", [made(0, 0), made(60, 60, location=2, name="members")], {"of late"}, id="members"),
+        pytest.param(
+            "providers",
+            [made(0, 0, name="active"), made(60, 60, name="active_again")],
+            {"of late"},
+            id="second look",
+        ),
+        pytest.param(
+            "appointments",
+            [made(0, None, window="changes", name="kept"), made(0, 0, window="2026-01", name="kept")],
+            {"of late"},
+            id="months",
+        ),
+        pytest.param(
+            "appointments",
+            [
+                *(
+                    made(0, None, location=1, window="changes", name="kept"),
+                    made(0, 0, location=1, window="2026-01", name="kept"),
+                ),
+                *(
+                    made(0, None, location=2, window="changes", name="kept"),
+                    made(200, 200, location=2, window="2026-01", name="kept"),
+                ),
+            ],
+            {"new", "retyped", "of late"},
+            id="another location's months were read long ago",
+        ),
+        pytest.param(
+            "appointments",
+            [
+                made(0, None, window="changes", name="kept"),
+                *(
+                    made(0, 0, window="2026-01", name="kept"),
+                    made(None, None, window="2026-02", name="kept"),
+                ),
+            ],
+            {"new", "retyped", "of late"},
+            id="a month was never read",
+        ),
+        # Lists are read in turn: a month of nights, and the office is not online in every one.
+        pytest.param("alerts", [made(0, 0)], {"new", "retyped", "of late"}, id="lists in turn"),
+    ],
+)
+def test_a_field_that_came_otherwise_is_forgotten_once_all_was_read_whole_a_month_later(
+    connection: psycopg.Connection,
+    rows: Rows,
+    settings: Settings,
+    collection: str,
+    reads: list[_Read],
+    stay: set[str],
+) -> None:
+    """One bad date failed its check for ever. What no whole read has come by since may still be so."""
+    store_reads(connection, collection, 7, reads)
+    connection.execute(DRIFT, (collection,))
+    remove_old(connection, settings)
+    assert {field for (field,) in rows("SELECT field FROM nexhealth_schema_drift")} == {*stay, "missing"}
+
+
+def test_a_field_of_other_kinds_of_lists_is_forgotten_as_well(
     connection: psycopg.Connection, rows: Rows, settings: Settings
 ) -> None:
-    """One bad date failed its check for ever. What nobody has read since may still be so: that time does not count."""
-    day, now = timedelta(days=1), datetime.now(UTC)
-    for name, institution, age_of_read in (
-        *(("patients", 7, 0 * day), ("patients", 8, 0 * day), ("alerts", 7, 380 * day)),
-        *(("charges", 7, 0 * day), ("locations", 0, 0 * day)),
-    ):
-        save_state(connection, PassState(PassKey(name, institution, 0, "", "all"), fresh_at=now - age_of_read))
+    """A list inside records is read with them, the list of locations is everybody's, and lists are read in turn."""
+    store_reads(connection, "charges", 7, [made(0, 0)])
+    store_reads(connection, "locations", 0, [made(0, 0)])
+    store_reads(connection, "alerts", 7, [made(0, 380)])
+    for collection in ("claim_payouts", "locations", "alerts", "documents"):
+        connection.execute(DRIFT, (collection,))
     connection.execute(
-        "INSERT INTO nexhealth_schema_drift (collection, institution_id, field, kind, last_seen_at)"
-        " SELECT name, 7, field, kind, now() - age FROM (VALUES"
-        "  ('patients', 'a', 'new', interval '32 days'), ('patients', 'b', 'retyped', interval '32 days'),"
-        "  ('patients', 'c', 'missing', interval '400 days'), ('patients', 'd', 'new', interval '30 days'),"
-        "  ('alerts', 'e', 'new', interval '400 days'), ('documents', 'f', 'new', interval '400 days'),"
-        # A list inside records is read with them, and the list of locations is everybody's.
-        "  ('claim_payouts', 'g', 'new', interval '32 days'), ('locations', 'h', 'new', interval '32 days')"
-        " ) given (name, field, kind, age)"
+        "UPDATE nexhealth_schema_drift SET last_seen_at = now() - interval '91 days' WHERE field = 'retyped'"
     )
-    assert remove_old(connection, settings) == {"drift": 4}
-    assert rows("SELECT field FROM nexhealth_schema_drift ORDER BY 1") == [("c",), ("d",), ("e",), ("f",)]
+    remove_old(connection, settings)
+    found = rows("SELECT collection, field FROM nexhealth_schema_drift WHERE field IN ('new', 'retyped') ORDER BY 1, 2")
+    assert found == [("alerts", "new"), ("documents", "new"), ("documents", "retyped")]
+
+
+def store_reads(
+    connection: psycopg.Connection,
+    collection: str,
+    institution: int,
+    reads: list[_Read],
+) -> None:
+    for location, window, name, *ages in reads:
+        fresh, full = (None if age is None else datetime.now(UTC) - timedelta(days=age) for age in ages)
+        key = PassKey(collection, institution, location, window, name)
+        save_state(connection, PassState(key, fresh_at=fresh, full_at=full))
 
 
 def test_it_stops_when_it_is_told_to(connection: psycopg.Connection, rows: Rows, settings: Settings) -> None:

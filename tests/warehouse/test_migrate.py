@@ -155,6 +155,55 @@ def test_who_may_ask_for_a_table_as_it_was_may_still_and_views_on_it_go_on(empty
             db.execute(f"DROP OWNED BY {ROLE}; DROP ROLE {ROLE}; DROP ROLE {ROLE}_too")
 
 
+@pytest.mark.parametrize(
+    ("before", "who"),
+    [
+        # Nobody was asked about: everybody may, whatever new functions are given by now.
+        pytest.param("", {"PUBLIC", "owner"}, id="untouched"),
+        pytest.param("REVOKE ALL ON FUNCTION nexhealth_asof FROM PUBLIC", {"owner"}, id="closed"),
+        pytest.param(
+            f"REVOKE ALL ON FUNCTION nexhealth_asof FROM PUBLIC; GRANT EXECUTE ON FUNCTION nexhealth_asof TO {ROLE}",
+            {ROLE, "owner"},
+            id="let in",
+        ),
+        # Whoever upgrades may be another role than the one that made it.
+        pytest.param(
+            f"GRANT CREATE ON SCHEMA public TO {ROLE}; ALTER FUNCTION nexhealth_asof OWNER TO {ROLE};"
+            " REVOKE ALL ON FUNCTION nexhealth_asof FROM PUBLIC",
+            {ROLE, "owner"},
+            id="its owner",
+        ),
+    ],
+)
+@pytest.mark.parametrize(
+    "given", ["REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC", f"GRANT EXECUTE ON FUNCTIONS TO {ROLE}_too"]
+)
+def test_rights_on_the_function_before_are_those_on_the_new_one(
+    empty_database_url: str, before: str, given: str, who: set[str]
+) -> None:
+    """What functions are given by default may have changed since: somebody is shut out, or somebody else is let in."""
+    migrate._migrate(empty_database_url, "0013")
+    with psycopg.connect(empty_database_url, autocommit=True) as db:
+        db.execute(f"CREATE ROLE {ROLE}; CREATE ROLE {ROLE}_too; ALTER DEFAULT PRIVILEGES {given}; {before}")
+        try:
+            migrate.upgrade(empty_database_url)
+            found = db.execute(
+                "SELECT CASE grantee WHEN 0 THEN 'PUBLIC' WHEN proowner THEN 'owner' ELSE grantee::regrole::text END"
+                " FROM pg_proc, aclexplode(coalesce(proacl, acldefault('f', proowner))) WHERE proname = 'nexhealth_asof'"
+            ).fetchall()
+            assert {one for (one,) in found} == who
+        finally:
+            db.execute(f"DROP OWNED BY {ROLE}, {ROLE}_too; DROP ROLE {ROLE}; DROP ROLE {ROLE}_too")
+
+
+def test_of_a_pass_that_was_judged_the_table_says_which_ids_stay(database_url: str) -> None:
+    """Risk: whoever reads that all are forgotten takes those that stay for what was never judged, and deletes them."""
+    with psycopg.connect(database_url) as db:
+        found = db.execute("SELECT obj_description('nexhealth_seen_passes'::regclass)").fetchone()
+    assert found is not None
+    assert "those stay that other locations may list as well" in found[0]
+
+
 def test_of_the_function_before_nothing_is_left_where_no_view_needs_it(empty_database_url: str) -> None:
     migrate._migrate(empty_database_url, "0013")
     migrate.upgrade(empty_database_url)

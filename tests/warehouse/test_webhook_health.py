@@ -7,7 +7,7 @@ import psycopg
 import pytest
 
 from nexhealth_pipeline.warehouse import webhook_health
-from nexhealth_pipeline.warehouse.webhook_health import HEALTH_RULES, HealthRule
+from nexhealth_pipeline.warehouse.webhook_health import HEALTH_RULES, HealthRule, examine, webhook_state
 
 VALUES = {"asked_hours": 2, "silence_seconds": 86_400.0, "waiting_minutes": 15}
 
@@ -37,6 +37,22 @@ def test_events_of_the_last_days_are_found_without_reading_those_of_years(
 ) -> None:
     """PostgreSQL asks no index by a clock that may go on while it does."""
     assert found_by_age(connection, query, values) == times
+
+
+def test_an_event_that_could_not_be_kept_is_told_of_for_a_week(connection: psycopg.Connection) -> None:
+    """Risk: a signed body that is no text is stored without it, as one is whose payload has had its time."""
+    connection.execute("DELETE FROM nexhealth_webhook_events")
+    connection.execute(
+        "INSERT INTO nexhealth_webhook_events (received_at, institution_id, verdict, status, payload, expunged_at) VALUES"
+        " (now() - interval '6 days', NULL, 'valid', 'parked', NULL, NULL),"
+        " (now() - interval '8 days', NULL, 'valid', 'parked', NULL, NULL),"
+        " (now() - interval '1 year', 7, 'valid', 'parked', '{}', NULL),"
+        " (now() - interval '1 day', 7, 'valid', 'parked', NULL, now()),"
+        " (now(), 7, 'valid', 'duplicate', NULL, NULL), (now(), NULL, 'signature', 'rejected', NULL, NULL)"
+    )
+    (found,) = (one for one in examine(connection, silence_hours=24) if one.rule.name == "nothing_parked")
+    assert found.institutions == {0: 1, 7: 1}
+    assert webhook_state(connection).parked == 2
 
 
 def test_no_condition_goes_by_a_clock_that_no_index_is_asked_by() -> None:

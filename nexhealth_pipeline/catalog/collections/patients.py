@@ -55,8 +55,8 @@ _PATIENTS_SHOWN = Current(
             "guarantor_id",
             _PAYER,
             ID,
-            "Who pays; the own id = pays for themself, null = not known. No index leads to it: for whom somebody pays,"
-            " ask for the ids of nexhealth_patients by its guarantor_id.",
+            "Who pays; the own id = pays for themself, null = not known. No index leads to it; whoever may read the"
+            " tables asks nexhealth_patients by institution_id and guarantor_id.",
         ),
         Derived("pays_for_self", f"{_PAYER} = t.id", NONE, "Is their own guarantor."),
         Derived("guarantor_name", "payer.name", DEMOGRAPHIC, "Name of who pays."),

@@ -20,6 +20,7 @@ DECLARE
     kept text;
     has_id boolean;
     only_id boolean;
+    institutions bigint[];
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = target AND tgname = 'nexhealth_history') THEN
         RAISE EXCEPTION 'no collection %', quote_literal(collection)
@@ -41,6 +42,21 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Leave ids out, and choose rows by their key.';
     END IF;
 
+    IF ids IS NOT NULL THEN
+        -- Keys begin with the institution: asked for ids alone, PostgreSQL before 18 reads indexes from end to end. Each
+        -- is found by a look at the next one.
+        EXECUTE format($statement$
+            WITH RECURSIVE place (one) AS (
+                SELECT -1::bigint
+                UNION ALL
+                SELECT least(
+                    (SELECT t.institution_id FROM %1$s t WHERE t.institution_id > p.one ORDER BY 1 LIMIT 1),
+                    (SELECT h.institution_id FROM nexhealth_history h
+                     WHERE h.collection = $1 AND h.institution_id > p.one ORDER BY 1 LIMIT 1))
+                FROM place p WHERE p.one IS NOT NULL)
+            SELECT array_agg(one) FROM place WHERE one IS NOT NULL
+            $statement$, target) INTO institutions USING collection;
+    END IF;
     RETURN QUERY EXECUTE format($statement$
         WITH past AS MATERIALIZED (
             -- Versions follow each other without a gap: the first that ended later is the one, if it had begun.
@@ -73,10 +89,11 @@ BEGIN
         $statement$,
         CASE by WHEN 'source' THEN 'valid' ELSE 'recorded' END, keys, target,
         CASE by WHEN 'source' THEN 'valid' ELSE 'recorded' END, kept,
-        CASE WHEN ids IS NULL THEN 'true' ELSE 't.id = ANY ($3)' END,
+        CASE WHEN ids IS NULL THEN 'true' ELSE 't.institution_id = ANY ($5) AND t.id = ANY ($3)' END,
         -- History is found by its key; where the id is not all of that, the collection's versions are passed over.
-        CASE WHEN ids IS NULL THEN 'true' WHEN only_id THEN 'h.key = ANY ($4)' ELSE 'h.id = ANY ($3)' END)
-    USING collection, at, ids, ARRAY(SELECT jsonb_build_object('id', one) FROM unnest(ids) one);
+        CASE WHEN ids IS NULL THEN 'true'
+            WHEN only_id THEN 'h.institution_id = ANY ($5) AND h.key = ANY ($4)' ELSE 'h.id = ANY ($3)' END)
+    USING collection, at, ids, ARRAY(SELECT jsonb_build_object('id', one) FROM unnest(ids) one), institutions;
 END
 $function$;
 COMMENT ON FUNCTION nexhealth_asof(text, timestamptz, text, bigint[]) IS
@@ -95,14 +112,22 @@ BEGIN
     IF before IS NULL THEN
         RETURN;
     END IF;
-    -- Whoever was let in stays so, and nobody else is.
-    IF (SELECT proacl IS NOT NULL FROM pg_proc WHERE oid = before) THEN
-        REVOKE ALL ON FUNCTION nexhealth_asof(text, timestamptz, text, bigint[]) FROM PUBLIC;
-    END IF;
+    -- Whoever was let in stays so, and nobody else is: rights that new functions get by default may differ from those.
     FOR given IN
-        SELECT privilege_type, is_grantable, coalesce(quote_ident(rolname), 'PUBLIC') AS role
-        FROM pg_proc p CROSS JOIN LATERAL aclexplode(p.proacl) a LEFT JOIN pg_roles r ON r.oid = a.grantee
-        WHERE p.oid = before AND a.grantee <> p.proowner
+        SELECT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(r.rolname) END AS role
+        FROM pg_proc p CROSS JOIN LATERAL aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
+            LEFT JOIN pg_roles r ON r.oid = a.grantee
+        WHERE p.oid = to_regprocedure('nexhealth_asof(text, timestamptz, text, bigint[])')
+            AND r.rolname IS DISTINCT FROM current_user
+    LOOP
+        EXECUTE format('REVOKE ALL ON FUNCTION nexhealth_asof(text, timestamptz, text, bigint[]) FROM %s', given.role);
+    END LOOP;
+    FOR given IN
+        SELECT privilege_type, is_grantable, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(rolname) END AS role
+        FROM pg_proc p CROSS JOIN LATERAL aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
+            LEFT JOIN pg_roles r ON r.oid = a.grantee
+        -- Not to a role that is no more.
+        WHERE p.oid = before AND r.rolname IS DISTINCT FROM current_user AND (a.grantee = 0 OR r.oid IS NOT NULL)
     LOOP
         EXECUTE format('GRANT %s ON FUNCTION nexhealth_asof(text, timestamptz, text, bigint[]) TO %s %s',
             given.privilege_type, given.role, CASE WHEN given.is_grantable THEN 'WITH GRANT OPTION' ELSE '' END);
@@ -126,10 +151,18 @@ COMMENT ON COLUMN nexhealth_webhooks.subscriptions IS
     'registered. PHI class: none.';
 """
 
+_SEEN = """
+COMMENT ON TABLE nexhealth_seen_passes IS
+    'Passes that keep the ids they meet, because absences are judged by them. begun_at is in the time of this database, '
+    'started_at in that of the API; offline = locations whose practice system NexHealth did not reach when it began; '
+    'unreadable = a record''s id could not be read; judged_at = when absences were judged by it. The ids are forgotten '
+    'then; of lists of which only the request tells the location those stay that other locations may list as well.';
+"""
+
 
 def upgrade() -> None:
     """Create the index, and the function that takes ids in place of the one before."""
-    for ddl in (_RUNS, _ASOF, _BEFORE, _SUBSCRIPTIONS):
+    for ddl in (_RUNS, _ASOF, _BEFORE, _SUBSCRIPTIONS, _SEEN):
         op.get_bind().exec_driver_sql(ddl.replace("%", "%%"))
 
 
