@@ -122,7 +122,7 @@ def run_sync(
     results = plan["results"] + [row for outcome in outcomes if outcome.result for row in outcome.result["results"]]
     if plan["sweep"] is not None and _undisturbed(outcomes):
         finish(url, plan["sweep"])
-    summary = _summarise(settings, plan, results, outcomes, time.monotonic() - began)
+    summary = _summarise(settings, request, plan, results, outcomes, time.monotonic() - began)
     if stopped:
         summary.exit_status = Cancelled.exit_status
     return summary
@@ -242,6 +242,7 @@ class _Watch:
 
 def _summarise(
     settings: Settings,
+    request: SyncRequest,
     plan: dict[str, Any],
     results: list[dict[str, Any]],
     outcomes: list[Outcome],
@@ -271,7 +272,7 @@ def _summarise(
         new_notes=new_notes,
         seconds=seconds,
         floor_seconds=floor_seconds(requests, settings.rate_share),
-        exit_status=_exit_status(plan, results, [one["exit_status"] for one in broken], failures, new_notes),
+        exit_status=_exit_status(request, results, [one["exit_status"] for one in broken], failures, new_notes),
         absences=_absences(results),
     )
 
@@ -284,14 +285,19 @@ def _absences(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _judged(plan: dict[str, Any], results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The slices that tell whether anything could be read; those of the practice itself where there were to be no others."""
+def _judged(request: SyncRequest, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The slices that tell whether anything could be read: of what was named, else of all but the practice's own lists.
+
+    Those are read by every sync, to plan the rest.
+    """
     slices = [row for row in results if row["absence"] is None]
-    return [row for row in slices if row["scope"] != Scope.PRACTICE] if plan["jobs"] else slices
+    if request.resources:
+        return [row for row in slices if row["collection"] in request.resources]
+    return [row for row in slices if row["scope"] != Scope.PRACTICE]
 
 
 def _exit_status(
-    plan: dict[str, Any],
+    request: SyncRequest,
     results: list[dict[str, Any]],
     broken: list[int],
     failures: list[tuple[str, str]],
@@ -301,7 +307,7 @@ def _exit_status(
     for decisive in (WarehouseError.exit_status, ConfigurationError.exit_status):
         if decisive in broken:
             return decisive
-    if failures and not any(map(_was_read, _judged(plan, results))):
+    if failures and not any(map(_was_read, _judged(request, results))):
         statuses = [row["exit_status"] for row in results if row["exit_status"]]
         return statuses[0] if statuses else TryLater.exit_status
     return 1 if failures or new_notes else 0

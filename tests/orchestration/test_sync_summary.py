@@ -8,7 +8,9 @@ import pytest
 from nexhealth_pipeline.errors import TryLater
 from nexhealth_pipeline.orchestration import launch
 from nexhealth_pipeline.orchestration.fork import Outcome
+from nexhealth_pipeline.orchestration.request import SyncRequest
 from nexhealth_pipeline.settings import load_settings
+from nexhealth_pipeline.sync.options import Mode
 from nexhealth_pipeline.warehouse.sync_log import Counts
 
 Row = dict[str, Any]
@@ -30,10 +32,12 @@ def row(collection: str, scope: str, *, failed: bool = False) -> Row:
     }
 
 
-def exit_status(practice: list[Row], jobs: list[str], outcomes: list[Outcome]) -> int:
-    plan = {"run_id": "r0", "jobs": [{"run_id": run_id} for run_id in jobs]}
+def exit_status(resources: tuple[str, ...], practice: list[Row], *outcomes: Outcome) -> int:
+    plan = {"run_id": "r0", "jobs": [{"run_id": f"r{number}"} for number, _ in enumerate(outcomes, 1)]}
     results = practice + [one for outcome in outcomes if outcome.result for one in outcome.result["results"]]
-    return launch._summarise(load_settings({}, environ={}, env_file=None), plan, results, outcomes, 1.0).exit_status
+    settings = load_settings({}, environ={}, env_file=None)
+    request = SyncRequest(Mode.INCREMENTAL, resources)
+    return launch._summarise(settings, request, plan, results, list(outcomes), 1.0).exit_status
 
 
 def ended(*rows: Row) -> Outcome:
@@ -42,22 +46,43 @@ def ended(*rows: Row) -> Outcome:
 
 READ = [row("institutions", "practice"), row("locations", "practice")]
 IN_PART = [*READ, row("sync_status", "practice", failed=True)]
+NO_LOCATIONS = [row("institutions", "practice"), row("locations", "practice", failed=True)]
+PATIENTS = ended(row("patients", "location"))
+NO_PATIENTS = ended(row("patients", "location", failed=True))
 
 
 @pytest.mark.parametrize(
-    ("practice", "jobs", "outcomes", "status"),
+    ("resources", "practice", "outcomes", "status"),
     [
-        (READ, [], [], 0),
-        (IN_PART, [], [], 1),
-        ([row("institutions", "practice", failed=True)], [], [], 3),
-        (IN_PART, ["r1"], [ended(row("patients", "location"))], 1),
-        (IN_PART, ["r1"], [ended(row("patients", "location", failed=True))], 3),
-        (READ, ["r1"], [Outcome(None, -9, "")], 3),
+        (("locations",), READ, [], 0),
+        (("locations",), IN_PART, [], 1),
+        (("locations",), NO_LOCATIONS, [], 3),
+        (("locations",), [row("institutions", "practice", failed=True)], [], 3),
+        (("patients",), NO_LOCATIONS, [], 3),
+        ((), NO_LOCATIONS, [], 3),
+        ((), IN_PART, [PATIENTS], 1),
+        ((), IN_PART, [NO_PATIENTS], 3),
+        (("locations", "patients"), IN_PART, [NO_PATIENTS], 1),
+        ((), READ, [Outcome(None, -9, "")], 3),
     ],
-    ids=["all", "practice in part", "nothing", "all but one", "no patients", "killed"],
+    ids=[
+        "all",
+        "practice in part",
+        "not the one list asked for",
+        "nothing",
+        "patients of no location",
+        "all of no location",
+        "all but one",
+        "no patients",
+        "locations alone",
+        "killed",
+    ],
 )
 def test_nothing_could_be_read_is_said_of_what_was_to_be_read(
-    practice: list[Row], jobs: list[str], outcomes: list[Outcome], status: int
+    resources: tuple[str, ...], practice: list[Row], outcomes: list[Outcome], status: int
 ) -> None:
-    """`sync --resource locations` that read them is no outage of the API; a sync of patients that read none is one."""
-    assert exit_status(practice, jobs, outcomes) == status
+    """`sync --resource locations` that read them is no outage of the API; one that read all lists but them is one.
+
+    So is a sync of patients that got no further than the institutions, and has no location to ask about.
+    """
+    assert exit_status(resources, practice, *outcomes) == status
