@@ -71,7 +71,7 @@ def discover(settings: Settings, url: str, request: SyncRequest, kind: str) -> d
             # Dagster's keys are no data: without them it refuses the runs.
             with open_instance(settings, chosen=os.environ.get("DAGSTER_HOME")) as instance:
                 add_partitions(instance, practices)
-        _require_practices(practices, results, settings)
+        _require_practices(practices, results, request, settings)
         sweep, swept_from = _sweep(connection, settings, request)
         full_from = swept_from if request.mode.whole and swept_from else began
         lists_from = swept_from if swept_from and began - swept_from < SWEEP_LISTS else began
@@ -230,18 +230,28 @@ def _as_json(result: SliceResult) -> dict[str, Any]:
     }
 
 
-def _require_practices(practices: Practices, results: list[dict[str, Any]], settings: Settings) -> None:
+def _require_practices(
+    practices: Practices, results: list[dict[str, Any]], request: SyncRequest, settings: Settings
+) -> None:
     """Without one institution nothing can be planned, and where nothing answers nothing else would.
 
-    A discovery that failed in part goes on with what is known.
+    A discovery that failed in part goes on with what is known; but where no location is, because their list failed,
+    one that is asked for is not to be called unknown.
     """
     failed = [row for row in results if row["status"] == "failed"]
     nothing_read = len(failed) == len(results) and not any(row["counts"]["pages"] for row in failed)
     if failed and (not practices.institutions or nothing_read):
-        kind = InvalidSetting if failed[0]["exit_status"] == InvalidSetting.exit_status else TryLater
-        raise kind(str(failed[0]["reason"]))
+        raise _refused(failed[0])
+    unlisted = [row for row in failed if row["collection"] == "locations"]
+    if unlisted and request.locations and not practices.locations:
+        raise _refused(unlisted[0])
     if not failed:
         require_reached(practices, settings.subdomains)
+
+
+def _refused(row: dict[str, Any]) -> PipelineError:
+    kind = InvalidSetting if row["exit_status"] == InvalidSetting.exit_status else TryLater
+    return kind(str(row["reason"]))
 
 
 def _plan(

@@ -25,7 +25,7 @@ from nexhealth_pipeline.orchestration.request import SyncRequest
 from nexhealth_pipeline.settings import load_settings
 from nexhealth_pipeline.sync.filters import Filters
 from nexhealth_pipeline.sync.options import Mode
-from nexhealth_pipeline.sync.practice import Institution, Practices
+from nexhealth_pipeline.sync.practice import Institution, Location, Practices
 from nexhealth_pipeline.sync.session import SyncSession
 
 from .kit import DESERT, NORTH, House
@@ -33,11 +33,18 @@ from .kit import DESERT, NORTH, House
 REPO = Path(__file__).resolve().parents[2]
 SETTINGS = load_settings({}, environ={}, env_file=None)
 ACME = Practices((Institution(1, "acme", "Acme", frozenset()),), ())
+ANY = SyncRequest(Mode.INCREMENTAL)
 FILTERS = Filters("inactive", (5, 6), datetime(2026, 1, 2, 3, tzinfo=UTC))
 
 
-def row(status: str, pages: int, exit_status: int = 0) -> dict[str, Any]:
-    return {"status": status, "reason": "why", "exit_status": exit_status, "counts": {"pages": pages}}
+def row(status: str, pages: int, exit_status: int = 0, collection: str = "locations") -> dict[str, Any]:
+    return {
+        "collection": collection,
+        "status": status,
+        "reason": f"{collection}: why",
+        "exit_status": exit_status,
+        "counts": {"pages": pages},
+    }
 
 
 def test_filters_reach_the_runs_as_they_were_asked_for() -> None:
@@ -55,20 +62,36 @@ def test_a_filtered_full_sync_is_no_sweep() -> None:
 
 def test_one_tenants_refused_key_stops_no_other() -> None:
     """Every list of discovery fails by that key, and holds what the other keys reach."""
-    _require_practices(ACME, [row("failed", 1, 2)] * 3, SETTINGS)
+    _require_practices(ACME, [row("failed", 1, 2)] * 3, ANY, SETTINGS)
     missing = load_settings({"NEXHEALTH_SUBDOMAINS": "acme,gone"}, environ={}, env_file=None)
-    _require_practices(ACME, [row("failed", 1, 2)] * 3, missing)
+    _require_practices(ACME, [row("failed", 1, 2)] * 3, ANY, missing)
     with pytest.raises(InvalidSetting, match="'gone'"):
-        _require_practices(ACME, [row("succeeded", 2)] * 3, missing)
+        _require_practices(ACME, [row("succeeded", 2)] * 3, ANY, missing)
 
 
 @pytest.mark.parametrize(("exit_status", "error"), [(2, InvalidSetting), (3, TryLater)])
 def test_where_no_key_is_answered_nothing_else_is_tried(exit_status: int, error: type[Exception]) -> None:
     """Thousands of slices that all end alike, each after its retries."""
     with pytest.raises(error, match="why"):
-        _require_practices(ACME, [row("failed", 0, exit_status)] * 3, SETTINGS)
+        _require_practices(ACME, [row("failed", 0, exit_status)] * 3, ANY, SETTINGS)
     with pytest.raises(error, match="why"):
-        _require_practices(Practices((), ()), [row("failed", 1, exit_status), row("succeeded", 1)], SETTINGS)
+        _require_practices(Practices((), ()), [row("failed", 1, exit_status), row("succeeded", 1)], ANY, SETTINGS)
+
+
+@pytest.mark.parametrize(("exit_status", "error"), [(2, InvalidSetting), (3, TryLater)])
+def test_a_location_is_not_called_unknown_where_their_list_could_not_be_read(
+    exit_status: int, error: type[Exception]
+) -> None:
+    """A new warehouse knows none: who asks for one was told to check the key, while the API was out."""
+    read = [row("succeeded", 1, collection="institutions"), row("succeeded", 1, collection="sync_status")]
+    unlisted = [*read, row("failed", 0, exit_status)]
+    one = SyncRequest(Mode.INCREMENTAL, locations=("acme.3",))
+    with pytest.raises(error, match="locations: why"):
+        _require_practices(ACME, unlisted, one, SETTINGS)
+    _require_practices(ACME, unlisted, ANY, SETTINGS)
+    known = Practices(ACME.institutions, (Location(3, "North", ACME.institutions[0], False, 3, False),))
+    _require_practices(known, unlisted, one, SETTINGS)
+    _require_practices(ACME, [row("failed", 0, 3, "sync_status"), row("succeeded", 1)], one, SETTINGS)
 
 
 def test_failed_slices_are_no_failure_of_their_run_and_hide_none(known: House, monkeypatch: pytest.MonkeyPatch) -> None:
