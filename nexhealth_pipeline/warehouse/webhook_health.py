@@ -114,8 +114,9 @@ HEALTH_RULES = (
         "source_online",
         Severity.WARNING,
         "NexHealth can read the practice system of every active location: without that there are no events either.",
-        "SELECT institution_id AS institution, l.id::text AS sample FROM nexhealth_sync_status s"
+        "SELECT i.id AS institution, l.id::text AS sample FROM nexhealth_sync_status s"
         " JOIN nexhealth_locations l USING (institution_id)"
+        " JOIN nexhealth_institutions i ON i.id = l.institution_id AND i.deleted_at IS NULL"
         " WHERE s.deleted_at IS NULL AND s.read_status <> 'green' AND l.deleted_at IS NULL"
         " AND NOT coalesce(l.inactive, false) AND s.locations @> jsonb_build_array(jsonb_build_object('id', l.id))",
     ),

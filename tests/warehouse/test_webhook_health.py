@@ -9,6 +9,15 @@ import pytest
 from nexhealth_pipeline.warehouse import webhook_health
 from nexhealth_pipeline.warehouse.webhook_health import HEALTH_RULES, HealthRule, examine, webhook_state
 
+OFFLINE_OFFICE = """
+INSERT INTO nexhealth_institutions (institution_id, id, subdomain, synced_at, source_read_at, row_hash)
+VALUES (7, 7, 'acme', now(), now(), '');
+INSERT INTO nexhealth_locations (institution_id, id, synced_at, source_read_at, row_hash)
+VALUES (7, 70, now(), now(), '');
+INSERT INTO nexhealth_sync_status (institution_id, sync_source_type, sync_source_name, read_status, locations,
+                                   synced_at, source_read_at, row_hash)
+VALUES (7, 'a', 'b', 'red', '[{"id": 70}]', now(), now(), '')
+"""
 VALUES = {"asked_hours": 2, "silence_seconds": 86_400.0, "waiting_minutes": 15}
 
 
@@ -58,3 +67,19 @@ def test_an_event_that_could_not_be_kept_is_told_of_for_a_week(connection: psyco
 def test_no_condition_goes_by_a_clock_that_no_index_is_asked_by() -> None:
     queries = [one.faults for one in HEALTH_RULES] + [webhook_health._ENDPOINTS, webhook_health._EVENTS]
     assert not [one for one in queries if "clock_timestamp" in one]
+
+
+@pytest.mark.parametrize("table", ["nexhealth_institutions", "nexhealth_locations", "nexhealth_sync_status"])
+def test_what_somebody_has_said_is_gone_is_not_offline(connection: psycopg.Connection, table: LiteralString) -> None:
+    """An institution that left takes its offices with it; the check failed for them every quarter of an hour."""
+
+    def offline() -> dict[int, int]:
+        return {health.rule.name: health.institutions for health in examine(connection, silence_hours=24)}[
+            "source_online"
+        ]
+
+    with connection.transaction(force_rollback=True):
+        connection.execute(OFFLINE_OFFICE)
+        assert offline() == {7: 1}
+        connection.execute("UPDATE " + table + " SET deleted_at = now(), deleted_by = 'absence'")
+        assert offline() == {}
