@@ -159,11 +159,16 @@ class Settings(BaseModel):
     def api_keys(self) -> dict[str, str]:
         """Keys by subdomain; the key `""` is for every institution without one of its own.
 
-        Raises MissingSetting when there is none, InvalidSetting when the keys file cannot be read.
+        Raises MissingSetting when there is none, InvalidSetting when the keys file cannot be read or holds none.
         """
         keys = _read_keys_file(self.api_keys_file) if self.api_keys_file else {}
         if self.api_key is not None:
             keys[""] = self.api_key.get_secret_value()
+        if not keys and self.api_keys_file:
+            raise InvalidSetting(
+                f"NEXHEALTH_API_KEYS_FILE: {self.api_keys_file} holds no key;"
+                ' write one line `subdomain = "key"` an institution, or set NEXHEALTH_API_KEY'
+            )
         if not keys:
             raise MissingSetting(
                 "NEXHEALTH_API_KEY is not set: set it to your NexHealth API key, or run `nexhealth dev` "

@@ -141,12 +141,15 @@ def test_institutions_may_have_keys_of_their_own(tmp_path: Path) -> None:
     environ = {"NEXHEALTH_API_KEYS_FILE": str(path)}
     assert load(environ).api_keys() == {"willow": CANARY}
     assert load(environ | {"NEXHEALTH_API_KEY": "k"}).api_keys() == {"willow": CANARY, "": "k"}
+    path.write_text("")
+    assert load(environ | {"NEXHEALTH_API_KEY": "k"}).api_keys() == {"": "k"}
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         (None, "cannot be read"),
+        ("# none yet", "holds no key"),
         (f"willow = {CANARY}", "not valid TOML"),
         (f"willow = '{CANARY}'\nharbor = 5", "harbor"),
         (f"harbor = ''\nwillow = '{CANARY}'", "harbor"),

@@ -96,7 +96,7 @@ def test_a_schedule_that_never_comes_starts_nothing(nexhealth: Run, monkeypatch:
     assert nexhealth("dev", NEXHEALTH_CATCHUP="0 2 31 4 *").status == 0
 
 
-@pytest.mark.parametrize("content", [None, "acme = "], ids=["missing", "broken"])
+@pytest.mark.parametrize("content", [None, "acme = ", ""], ids=["missing", "broken", "empty"])
 def test_keys_that_cannot_be_read_start_nothing(
     nexhealth: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str | None
 ) -> None:
@@ -108,6 +108,7 @@ def test_keys_that_cannot_be_read_start_nothing(
     ended = nexhealth("dev", NEXHEALTH_API_KEYS_FILE=str(tmp_path / "keys.toml"))
     assert (ended.status, realms) == (2, [])
     assert "NEXHEALTH_API_KEYS_FILE" in ended.err
+    assert "nexhealth dev" not in ended.err, "which is what was just run"
 
 
 def test_a_part_that_ends_by_itself_ends_everything_and_is_named(

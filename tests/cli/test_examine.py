@@ -63,12 +63,20 @@ def test_without_a_key_the_setting_is_named(nexhealth: Run, database_url: str) -
     assert "NEXHEALTH_API_KEY" in findings(ended)["key"]["message"]
 
 
-def test_a_file_of_keys_that_cannot_be_read_is_to_be_corrected(nexhealth: Run, database_url: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "words"), [(None, "keys.toml cannot be read"), ("", "keys.toml holds no key")], ids=["missing", "empty"]
+)
+def test_a_file_of_keys_that_holds_none_to_read_is_to_be_corrected(
+    nexhealth: Run, database_url: str, tmp_path: Path, content: str | None, words: str
+) -> None:
     """Another key beside it would not help."""
-    ended = nexhealth("doctor", "--json", DATABASE_URL=database_url, NEXHEALTH_API_KEYS_FILE="none.toml")
+    keys = tmp_path / "keys.toml"
+    if content is not None:
+        keys.write_text(content)
+    ended = nexhealth("doctor", "--json", DATABASE_URL=database_url, NEXHEALTH_API_KEYS_FILE=str(keys))
     assert ended.status == 2
     key = findings(ended)["key"]
-    assert "none.toml cannot be read" in key["message"]
+    assert words in key["message"]
     assert (key["fix"].startswith("Correct "), "NEXHEALTH_API_KEY " in key["fix"]) == (True, False)
 
 
