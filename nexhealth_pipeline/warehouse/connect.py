@@ -99,7 +99,8 @@ def warehouse_url(
     `database_name`, `linger_seconds` and `tcp` (see :func:`.embedded.ensure`) are for the embedded server,
     which is started where DATABASE_URL is unset; the database is created if it is not there.
 
-    Raises InvalidSetting for a DATABASE_URL that is none, WarehouseError where the server cannot start.
+    Raises InvalidSetting for a DATABASE_URL that is none or a NEXHEALTH_HOME that cannot be used, WarehouseError where
+    the server cannot start.
     """
     if settings.database_url is not None:
         return normalised_url(settings.database_url.get_secret_value(), "DATABASE_URL")

@@ -138,8 +138,8 @@ def ensure(home: Path, *, linger_seconds: float = 0, durable: bool = True, tcp: 
     `durable=False` trades safety after a power cut for speed (tests); it counts when the server starts.
     `tcp=True` makes it listen on 127.0.0.1 with a password as well, from now on at every start.
 
-    Raises WarehouseError where the server cannot be made or started, or where TCP is asked for while
-    somebody uses a server without; no lease is held then.
+    Raises InvalidSetting where `home` cannot be used, WarehouseError where the server cannot be made or started, or
+    where TCP is asked for while somebody uses a server without; no lease is held then.
     """
     home = home.expanduser().absolute()
     with _guard:

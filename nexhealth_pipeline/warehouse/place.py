@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nexhealth_pipeline.errors import WarehouseError
+from nexhealth_pipeline.errors import InvalidSetting
 from nexhealth_pipeline.warehouse.account import Account
 from nexhealth_pipeline.warehouse.supervisor import socket_file
 
@@ -103,24 +103,24 @@ class Place:
 
 
 def check_home(home: Path) -> None:
-    """Make `home` and its `postgres` folder. Raises WarehouseError where this account may not."""
+    """Make `home` and its `postgres` folder. Raises InvalidSetting where this account may not: somebody has to choose another."""
     base = home / "postgres"
     try:
         base.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise WarehouseError(
+        raise InvalidSetting(
             f"NEXHEALTH_HOME: {home} cannot be made ({error.strerror}): set NEXHEALTH_HOME to a folder of your own"
         ) from None
     if not os.access(base, os.W_OK | os.X_OK) or base.stat().st_uid != os.geteuid():
-        raise WarehouseError(
+        raise InvalidSetting(
             f"NEXHEALTH_HOME: {home} belongs to another user: set NEXHEALTH_HOME to a folder of your own"
         )
 
 
 def find_place(home: Path, account: Account | None) -> Place:
-    """The place recorded in `home`, made and recorded if there is none yet. Call under `start.lock`.
+    """The place recorded in `home`, made and recorded if there is none yet.
 
-    Raises WarehouseError where `home` cannot be written.
+    Call under `start.lock`, after :func:`check_home`.
     """
     record = home / "postgres" / "place.json"
     known = _recorded(record, account)

@@ -36,7 +36,7 @@ FAILING = [
     ("webhooks remove", {}, 2),
     ("webhooks apply", {}, 2),
     ("webhooks replay", {}, 2),
-    ("demo", {"NEXHEALTH_HOME": TOO_LONG}, 4),
+    ("demo", {"NEXHEALTH_HOME": TOO_LONG}, 2),
 ]
 
 

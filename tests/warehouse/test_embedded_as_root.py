@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from nexhealth_pipeline.errors import WarehouseError
+from nexhealth_pipeline.errors import InvalidSetting
 from nexhealth_pipeline.warehouse import binaries, place
 from nexhealth_pipeline.warehouse.account import Account, server_account
 from nexhealth_pipeline.warehouse.embedded import ensure, release
@@ -112,7 +112,7 @@ def test_a_home_of_another_user_is_refused_with_the_setting_to_change(home: Path
     """Two accounts cannot share one data folder; a permission error from PostgreSQL would not say so."""
     (home / "postgres").mkdir(parents=True)
     os.chown(home / "postgres", 65534, 65534)
-    with pytest.raises(WarehouseError, match="NEXHEALTH_HOME"):
+    with pytest.raises(InvalidSetting, match=r"NEXHEALTH_HOME: .* belongs to another user"):
         ensure(home, durable=False)
 
 
