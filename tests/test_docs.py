@@ -73,16 +73,17 @@ def test_commands_are_found() -> None:
 def test_services_are_whole_and_their_commands_exist() -> None:
     """A unit without [Install] is gone after a restart of the machine, and without User= it runs as root."""
     page = PAGES[ROOT / "docs" / "receiver.md"]
-    unit, others = re.findall(r"^```ini\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    unit, *others = re.findall(r"^```ini\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     read = configparser.ConfigParser()
     read.read_string(unit)
     folder = read["Service"]["WorkingDirectory"]
     assert read["Service"]["User"]
     assert read["Install"]["WantedBy"]
-    lines = [
-        line.removeprefix("ExecStart=") for line in f"{unit}{others}".splitlines() if line.startswith("ExecStart=")
-    ]
-    assert len(lines) == 3
+    assert len(re.findall(r"`/etc/systemd/system/nexhealth-\w+\.service`", page)) == 3
+    # A unit with two commands is refused: each has a block of its own.
+    found = [re.findall(r"^ExecStart=(.*)", block, re.MULTILINE) for block in (unit, *others)]
+    assert [len(one) for one in found] == [1, 1, 1]
+    lines = [line for one in found for line in one]
     assert f"DAGSTER_HOME={folder}`" in page
     for line in lines:
         program, *words = shlex.split(line)
