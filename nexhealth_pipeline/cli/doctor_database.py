@@ -34,7 +34,7 @@ def database_findings(realm: Realm) -> Iterator[Finding]:
 def _connected(connection: psycopg.Connection, realm: Realm, url: str) -> Iterator[Finding]:
     release = connection.info.server_version // 10_000
     yield _ok("database", f"PostgreSQL {release} answers, database {connection.info.dbname}")
-    yield from _on_the_way(connection)
+    yield from _on_the_way(connection, "DATABASE_URL", "patients' data")
     yield from _rights(connection)
     if _may_read(connection, "nexhealth_alembic_version") is not False:
         yield _migrations(connection, url)
@@ -43,16 +43,16 @@ def _connected(connection: psycopg.Connection, realm: Realm, url: str) -> Iterat
     yield from _dagster(connection, realm)
 
 
-def _on_the_way(connection: psycopg.Connection) -> Iterator[Finding]:
-    """Whether rows and password can be read on their way to another machine. A socket has no address."""
+def _on_the_way(connection: psycopg.Connection, setting: str, what: str) -> Iterator[Finding]:
+    """Whether `what` can be read on its way to another machine. A socket has no address."""
     address = connection.info.hostaddr
     if address and not ip_address(address).is_loopback and not connection.pgconn.ssl_in_use:
         yield Finding(
             "encryption",
             Level.WARNING,
             Group.DATABASE,
-            f"the connection to PostgreSQL at {connection.info.host} is not encrypted: patients' data can be read on its way",
-            "Add sslmode=verify-full and sslrootcert, the file of who signed the server's certificate, to DATABASE_URL.",
+            f"the connection to PostgreSQL at {connection.info.host} is not encrypted: {what} can be read on its way",
+            f"Add sslmode=verify-full and sslrootcert, the file of who signed the server's certificate, to {setting}.",
         )
 
 
@@ -154,7 +154,7 @@ FROM pg_roles r LEFT JOIN pg_database d ON d.datname = %s WHERE r.rolname = curr
 def _dagster(connection: psycopg.Connection, realm: Realm) -> Iterator[Finding]:
     """Whether Dagster's own storage is there, or can be made."""
     if realm.settings.dagster_database_url is not None:
-        yield _dagster_elsewhere(realm)
+        yield from _dagster_elsewhere(realm)
         return
     row = connection.execute(_BESIDE, (realm.dagster_database,)).fetchone()
     assert row is not None
@@ -170,12 +170,16 @@ def _dagster(connection: psycopg.Connection, realm: Realm) -> Iterator[Finding]:
         yield _ok("dagster", "Dagster's database is there" if exists else "Dagster's database can be created")
 
 
-def _dagster_elsewhere(realm: Realm) -> Finding:
+def _dagster_elsewhere(realm: Realm) -> Iterator[Finding]:
+    """Whether it answers, and by what way: the warehouse's may be another."""
     try:
-        connect(realm.dagster_url()).close()
+        connection = connect(realm.dagster_url(), autocommit=True)
     except PipelineError as error:
-        return _failed("dagster", f"Dagster's database: {error}", "Correct DAGSTER_DATABASE_URL.")
-    return _ok("dagster", "Dagster's database answers")
+        yield _failed("dagster", f"Dagster's database: {error}", "Correct DAGSTER_DATABASE_URL.")
+        return
+    with connection:
+        yield _ok("dagster", "Dagster's database answers")
+        yield from _on_the_way(connection, "DAGSTER_DATABASE_URL", "what Dagster keeps there")
 
 
 def _ok(check_name: str, message: str) -> Finding:

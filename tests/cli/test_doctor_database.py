@@ -26,9 +26,23 @@ def test_a_way_without_encryption_is_a_warning_where_it_leaves_the_machine(
     assert all("sslmode=verify-full" in one["fix"] for one in found)
 
 
+def test_so_is_dagster_s_own_way(
+    nexhealth: Run, database_url: str, empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The two addresses are written one by one, and the second is the one where sslmode is forgotten."""
+    elsewhere = psycopg.conninfo.conninfo_to_dict(empty_database_url)["dbname"]
+    away = property(lambda self: "203.0.113.9" if self.dbname == elsewhere else "")
+    monkeypatch.setattr(psycopg.ConnectionInfo, "hostaddr", away)
+    urls = {"DATABASE_URL": database_url, "DAGSTER_DATABASE_URL": empty_database_url}
+    told = json.loads(nexhealth("doctor", "--json", **urls).out)["findings"]
+    (found,) = (one for one in told if one["check"] == "encryption")
+    assert found["level"] == "warning"
+    assert found["fix"].endswith(" to DAGSTER_DATABASE_URL.")
+
+
 @pytest.mark.parametrize("encrypted", [True, False])
 def test_an_encrypted_way_is_none(*, encrypted: bool) -> None:
     """The tests' own server cannot encrypt."""
     stub: Any = SimpleNamespace(hostaddr="203.0.113.9", host="db.example.com", ssl_in_use=encrypted)
     connection = cast(psycopg.Connection, SimpleNamespace(info=stub, pgconn=stub))
-    assert len(list(_on_the_way(connection))) == (not encrypted)
+    assert len(list(_on_the_way(connection, "DATABASE_URL", "what is sent"))) == (not encrypted)
