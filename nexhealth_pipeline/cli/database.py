@@ -1,10 +1,12 @@
 """`nexhealth db`: the warehouse's address, its migrations, removal of what is old, a SQL shell."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 from pathlib import Path
+from urllib.parse import quote
 
 import click
 
@@ -33,7 +35,9 @@ def url(*, tcp: bool, demo: bool) -> None:
 
     Only that is on stdout; it may hold a password. The embedded PostgreSQL then stays up for 10 minutes, and after that while any client is connected.
     """
-    click.echo(_realm(demo).warehouse_url(linger_seconds=_LINGER_SECONDS, tcp=tcp))
+    address = _realm(demo).warehouse_url(linger_seconds=_LINGER_SECONDS, tcp=tcp)
+    # A letter that stdout lacks would be printed as `?`, and what reads it has another password than the one set.
+    click.echo(re.sub(r"[^\x00-\x7f]+", lambda letters: quote(letters[0]), address))
 
 
 @database.command()

@@ -3,9 +3,11 @@
 import os
 import time
 from pathlib import Path
+from urllib.parse import unquote
 
 import psycopg
 import pytest
+from psycopg import conninfo
 
 from nexhealth_pipeline.cli import database
 from nexhealth_pipeline.warehouse import embedded
@@ -40,6 +42,15 @@ def test_an_address_of_the_settings_is_given_back_as_it_is(nexhealth: Run) -> No
     """It was asked for, password and all; no server is started."""
     ended = nexhealth("db", "url", DATABASE_URL="postgres://me:word@db.example/ware")
     assert (ended.status, ended.out) == (0, "postgresql://me:word@db.example/ware\n")
+
+
+@pytest.mark.parametrize("password", ["pässwört", "geh€im%40"])
+def test_an_address_means_the_same_in_every_encoding(nexhealth: Run, password: str) -> None:
+    """Where stdout lacks a letter, a program would read `?` and be refused, or try another password."""
+    ended = nexhealth("db", "url", DATABASE_URL=f"postgresql://me:{password}@db.example/ware")
+    assert ended.out.isascii()
+    told = conninfo.conninfo_to_dict(ended.out.strip())
+    assert (told["password"], told["host"]) == (unquote(password), "db.example")
 
 
 def test_the_embedded_server_stays_up_for_whoever_asked_and_listens_if_asked_to(nexhealth: Run, own_home: Path) -> None:
