@@ -10,17 +10,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import IO, Self
+from typing import IO, Any, Self
 
 from nexhealth_pipeline.cli import keeper
 from nexhealth_pipeline.errors import PipelineError
 
 _STDERR = 2
 """What the processes say goes there: standard output is for what the command itself has to say."""
+
+_Handler = Callable[[int, FrameType | None], Any] | int | None
+"""What :func:`signal.getsignal` gives."""
 
 __all__ = ["Household", "end_like_interrupt", "nexhealth_command"]
 
@@ -76,7 +79,7 @@ class Household:
         answers: bool = False,
     ) -> None:
         """Start a process called `name` in `folder`; with `answers` its standard output is for :meth:`answer`."""
-        with _signals_held():  # or one could come when the process runs and nobody knows its number
+        with _end_put_off():  # or one could come when the process runs and nobody knows its number
             member = subprocess.Popen(
                 list(command),
                 stdin=subprocess.DEVNULL,
@@ -117,26 +120,38 @@ class Household:
 
 
 @contextmanager
-def _signals_held() -> Iterator[None]:
-    """A signal that would end this process comes after what is within.
+def _end_put_off() -> Iterator[None]:
+    """A signal that would end this process comes after what is within, or before it.
 
     Not by a mask, which the processes started within would keep.
     """
     came: list[int] = []
+    before: dict[int, _Handler] = {}
 
     def note(number: int, _frame: FrameType | None) -> None:
         came.append(number)
 
-    ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    held = [number for number in ending if signal.getsignal(number) not in (signal.SIG_IGN, None)]
-    before = {number: signal.signal(number, note) for number in held}
     try:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            handler = signal.getsignal(number)
+            if handler not in (signal.SIG_IGN, None):
+                before[number] = handler  # first: one of the others may come as soon as this one is put off
+                signal.signal(number, note)
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        _put_back(before)
         if came:
             signal.raise_signal(came[0])
+
+
+def _put_back(handlers: Mapping[int, _Handler]) -> None:
+    """Set the handlers, each of them: one that is back may end this before the others are, which would stay deaf."""
+    try:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    except BaseException:
+        _put_back(handlers)
+        raise
 
 
 def end_like_interrupt() -> None:

@@ -1,5 +1,6 @@
 """The end of processes that a command started, however the command ends."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from nexhealth_pipeline.cli import keeper
-from nexhealth_pipeline.cli.household import Household, end_like_interrupt, nexhealth_command
+from nexhealth_pipeline.cli.household import Household, _end_put_off, end_like_interrupt, nexhealth_command
 from nexhealth_pipeline.errors import PipelineError
 
 FAMILY = """
@@ -150,6 +151,32 @@ def test_a_signal_at_the_moment_of_a_start_leaves_no_process(
         start()
     assert len(started) == 1
     assert not runs(started[0])
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before it is set", "after it is set"])
+@pytest.mark.parametrize("moment", range(6))
+def test_a_signal_while_the_end_is_put_off_or_no_more_leaves_every_handler_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, moment: int, *, late: bool
+) -> None:
+    """Three handlers are changed and changed back; one left behind would be deaf to `kill` for ever."""
+    ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    end_like_interrupt()
+    before = [signal.getsignal(number) for number in ending]
+    calls = itertools.count()
+    change = signal.signal
+
+    def struck(number: int, handler: Any) -> Any:
+        now = next(calls) == moment
+        if now and not late:
+            raise KeyboardInterrupt
+        change(number, handler)
+        if now:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(signal, "signal", struck)
+    with pytest.raises(KeyboardInterrupt), _end_put_off():
+        pass
+    assert [signal.getsignal(number) for number in ending] == before
 
 
 def test_a_signal_that_is_ignored_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
