@@ -235,15 +235,15 @@ def _require_practices(
 ) -> None:
     """Without one institution nothing can be planned, and where nothing answers nothing else would.
 
-    A discovery that failed in part goes on with what is known; but where no location is, because their list failed,
-    one that is asked for is not to be called unknown.
+    A discovery that failed in part goes on with what is known; but one that is asked for is not to be called unknown
+    where the list of locations failed.
     """
     failed = [row for row in results if row["status"] == "failed"]
     nothing_read = len(failed) == len(results) and not any(row["counts"]["pages"] for row in failed)
     if failed and (not practices.institutions or nothing_read):
         raise _refused(failed[0])
     unlisted = [row for row in failed if row["collection"] == "locations"]
-    if unlisted and request.locations and not practices.locations:
+    if unlisted and not all(map(practices.named, request.locations)):
         raise _refused(unlisted[0])
     if not failed:
         require_reached(practices, settings.subdomains)

@@ -82,13 +82,17 @@ class Practices:
             raise InvalidSetting(f"location {inactive[0]} is inactive: NexHealth no longer reads its practice system")
         return found
 
-    def find(self, text: str) -> Location:
-        """The location whose key, id or name is `text`. Raises InvalidSetting, naming the choices."""
-        found = [
+    def named(self, text: str) -> list[Location]:
+        """Locations whose key, id or name is `text`."""
+        return [
             location
             for location in self.locations
             if text in (location.key, str(location.id)) or text.casefold() == location.name.casefold()
         ]
+
+    def find(self, text: str) -> Location:
+        """The location whose key, id or name is `text`. Raises InvalidSetting, naming the choices."""
+        found = self.named(text)
         if len(found) == 1:
             return found[0]
         choices = ", ".join(f"{location.key} ({location.name})" for location in (found or self.locations))

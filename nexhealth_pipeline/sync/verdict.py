@@ -109,8 +109,7 @@ class Verdict:
 
     def _braked(self, figures: Figures) -> str | None:
         """Why nothing is marked because it would be too much; None = it may be."""
-        lacks = figures.missing or figures.empty
-        why = brake(figures) if lacks and not self._options.allow_mass_delete else None
+        why = brake(figures) if figures.missing and not self._options.allow_mass_delete else None
         return why and f"absences not marked: {why}; a reconcile with --allow-mass-delete marks them"
 
     def _find(self, ground: Callable[[], Ground | str]) -> tuple[Missing, Figures] | str:
@@ -149,11 +148,9 @@ class Verdict:
             return
         self._counts.add(confirmation.counts)
         absence = replace(absence, confirmed=confirmation.gone, found=confirmation.found)
-        if (
-            figures.unlisted
-        ):  # what of them is gone counts as all else does, and those that were not asked for are alike
-            share = confirmation.gone / absence.missing
-            gone = confirmation.gone + round(share * figures.unasked)
+        if figures.unlisted:
+            # What of them is gone counts as all else does, and those that were not asked for are like those that were.
+            gone = confirmation.gone + round(missing.unlisted_gone() / figures.unlisted * figures.unasked)
             if (braked := self._braked(replace(figures, missing=gone, empty=False))) is not None:
                 result = self._result(Status.FAILED, replace(absence, braked=True), braked)
                 result.new_notes = confirmation.new_notes

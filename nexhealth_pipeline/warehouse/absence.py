@@ -107,7 +107,7 @@ class Missing:
         unlisted, unasked = choose(self._connection, _MISSING, most_unlisted) if missing else (0, 0)
         live, seen = self._row(self._sql.count)
         listed = missing - unlisted - unasked
-        empty = (missing > 0 and seen == 0) or (listed > 0 and bool(self._row(self._sql.empty)[0]))
+        empty = listed > 0 and (seen == 0 or bool(self._row(self._sql.empty)[0]))
         return Figures(live, seen, listed, empty, unlisted, unasked)
 
     def still_complete(self) -> bool:
@@ -119,6 +119,11 @@ class Missing:
         """The same, and whoever begins one anew waits from now until the caller's transaction ends."""
         held = self._connection.execute(f"SELECT id {_COMPLETE} FOR SHARE", self._params).rowcount
         return held == len(self.ground.passes)
+
+    def unlisted_gone(self) -> int:
+        """How many of those that lists may leave out were said to be gone."""
+        (gone,) = self._row(sql.SQL("SELECT count(*) FROM {} WHERE unlisted AND confirmed").format(_MISSING))
+        return gone
 
     def unconfirmed(self, most: int) -> list[int]:
         """Ids of at most so many missing rows whose single read has not been asked for."""

@@ -7,6 +7,8 @@ from nexhealth_pipeline.catalog.collection import Collection
 
 __all__ = ["choose", "may_leave", "unlisted"]
 
+_LATER = sql.SQL("interval '2 days'")
+
 
 def unlisted(collection: Collection) -> sql.Composed:
     """SQL of whether row `t` is such a one."""
@@ -18,14 +20,16 @@ def unlisted(collection: Collection) -> sql.Composed:
 def may_leave(collection: Collection) -> sql.Composed:
     """SQL of whether membership `l` of a row of the collection may end because a list lacked it.
 
-    Of one that lists may leave out only where another location has listed it since: it has moved there.
+    Of one that lists may leave out only where another location began to list it days later: it has moved there. Who was
+    at both from the beginning was listed by both within a sync.
     """
+    # One NOT EXISTS in the other, not an OR of two, which would be asked of each membership and not of the few unmet.
     return sql.SQL(
-        "(NOT EXISTS (SELECT FROM {} t WHERE t.institution_id = l.institution_id AND t.id = l.patient_id"
-        " AND t.deleted_at IS NULL AND {})"
-        " OR EXISTS (SELECT FROM nexhealth_patient_locations o WHERE o.institution_id = l.institution_id"
-        " AND o.patient_id = l.patient_id AND o.gone_at IS NULL AND o.first_seen > l.first_seen))"
-    ).format(sql.Identifier(collection.table), unlisted(collection))
+        "NOT EXISTS (SELECT FROM {} t WHERE t.institution_id = l.institution_id AND t.id = l.patient_id"
+        " AND t.deleted_at IS NULL AND {} AND NOT EXISTS (SELECT FROM nexhealth_patient_locations o"
+        " WHERE o.institution_id = l.institution_id AND o.patient_id = l.patient_id AND o.gone_at IS NULL"
+        " AND o.first_seen > l.first_seen + {}))"
+    ).format(sql.Identifier(collection.table), unlisted(collection), _LATER)
 
 
 def choose(connection: psycopg.Connection, table: sql.Identifier, most: int | None) -> tuple[int, int]:

@@ -82,7 +82,7 @@ def test_where_no_key_is_answered_nothing_else_is_tried(exit_status: int, error:
 def test_a_location_is_not_called_unknown_where_their_list_could_not_be_read(
     exit_status: int, error: type[Exception]
 ) -> None:
-    """A new warehouse knows none: who asks for one was told to check the key, while the API was out."""
+    """Who asked for a new one was told to check the key, while the API was out."""
     read = [row("succeeded", 1, collection="institutions"), row("succeeded", 1, collection="sync_status")]
     unlisted = [*read, row("failed", 0, exit_status)]
     one = SyncRequest(Mode.INCREMENTAL, locations=("acme.3",))
@@ -91,6 +91,9 @@ def test_a_location_is_not_called_unknown_where_their_list_could_not_be_read(
     _require_practices(ACME, unlisted, ANY, SETTINGS)
     known = Practices(ACME.institutions, (Location(3, "North", ACME.institutions[0], False, 3, False),))
     _require_practices(known, unlisted, one, SETTINGS)
+    another = SyncRequest(Mode.INCREMENTAL, locations=("acme.3", "acme.4"))
+    with pytest.raises(error, match="locations: why"):
+        _require_practices(known, unlisted, another, SETTINGS)
     _require_practices(ACME, [row("failed", 0, 3, "sync_status"), row("succeeded", 1)], one, SETTINGS)
 
 

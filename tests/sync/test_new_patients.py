@@ -17,6 +17,9 @@ MANY = 14
 """More than the brake lets go at once."""
 MEMBERS = "SELECT patient_id, location_id FROM nexhealth_patient_locations WHERE gone_at IS NULL ORDER BY 1, 2"
 
+PLACED = f"""NOT bio_new_patient AND id IN (SELECT patient_id FROM nexhealth_patient_locations
+    WHERE location_id IN ({NORTH}, {SOUTH}))"""
+
 
 @pytest.fixture
 def box() -> Iterator[SandboxServer]:
@@ -103,6 +106,21 @@ def test_those_that_were_not_asked_for_are_taken_to_be_like_those_that_were(
     assert f"{MANY} of" in str(told(results, "patients")[f"willow-dental.{NORTH}"][1])
     sync_all(settings, replace(RECONCILE, allow_mass_delete=True), only={"patients"})
     assert gone(rows, "patients") == {*people}
+
+
+def test_others_that_are_gone_say_nothing_of_those_that_were_not_asked_for(
+    settings: Settings, box: SandboxServer, rows: Rows, people: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync_all(settings, FULL, only={"patients"})
+    hide(box, people)
+    others = [number for (number,) in rows(f"SELECT id FROM nexhealth_patients WHERE {PLACED} LIMIT 7")]
+    for patient in others:
+        box.state.delete("patients", patient, hard=True)
+    monkeypatch.setattr(verdict, "MOST_AT_ONCE", 8)
+    results = sync_all(settings, RECONCILE, only={"patients"})
+    (absence,) = figures(results, "patients")
+    assert (absence.braked, absence.found, absence.confirmed, absence.tombstoned) == (False, 8, 7, 7)
+    assert gone(rows, "patients") == {*others}
 
 
 def test_a_new_patient_that_no_list_ever_showed_is_no_lack(

@@ -180,10 +180,16 @@ def test_whom_lists_may_leave_out_stays_until_it_is_gone_or_like_all_others(
     members(connection, 1, 2, 3, 4, 5)
     assert close(connection, seen(connection, 5)) == 3
     assert rows(LISTED) == [(1, 3), (5, 3)]
-    members(connection, 1, minutes=1, location_id=4)
+    days = (
+        "UPDATE nexhealth_patient_locations SET first_seen = first_seen + %s * interval '1 day' WHERE location_id = 4"
+    )
+    members(connection, 1, minutes=30, location_id=4)
+    assert close(connection, seen(connection, 5)) == 0, "another location lists it as well"
+    connection.execute(days, (3,))
     assert close(connection, seen(connection, 5)) == 1, "another location has listed it since"
     assert rows(LISTED) == [(1, 4), (5, 3)]
     members(connection, 1, minutes=2)
+    connection.execute(days, (-3,))
     assert close(connection, seen(connection, 5), minutes=5) == 0, "the last that listed it"
     assert rows(LISTED) == [(1, 3), (1, 4), (5, 3)]
     table.load(people[0] | {"bio": {"new_patient": False}, "updated_at": "2026-03-02T10:00:00Z"})

@@ -53,8 +53,10 @@ def test_a_place_that_has_none_but_them_may_well_answer_with_nothing(
     missing = Missing(connection, ground(connection, *passes, collection=SHY, locations=(3, 4)))
     assert missing.find(99) == Figures(live=8, seen=3, missing=0, empty=False, unlisted=5)
     nothing = [met(connection, [], PassKey("gadgets", 7, place, "", "all")) for place in (3, 4)]
+    missing = Missing(connection, ground(connection, *nothing, collection=SHY, locations=(3, 4)))
+    assert missing.find(99).empty, "three are not such"
     table.connection.execute("DELETE FROM nexhealth_gadgets WHERE NOT active")
-    assert Missing(connection, ground(connection, *nothing, collection=SHY, locations=(3, 4))).find(99).empty
+    assert missing.find(99) == Figures(live=5, seen=0, missing=0, empty=False, unlisted=5)
 
 
 def test_only_those_that_were_said_to_be_gone_are_marked(
