@@ -32,6 +32,21 @@ VERSION = "2026-03-01T10:00:00+00:00"
 
 @pytest.fixture
 def practice(connection: psycopg.Connection) -> psycopg.Connection:
+    """A practice in the module's database."""
+    return made(connection)
+
+
+@pytest.fixture
+def unknown(database_url: str) -> Iterator[psycopg.Connection]:
+    """The same in a database of its own, of whose tables PostgreSQL has not yet looked at one, and will at none."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        made(connection)
+        for name in ("patients", "patient_locations", "child_reads", "locations"):
+            connection.execute(f"ALTER TABLE nexhealth_{name} SET (autovacuum_enabled = off)")
+        yield connection
+
+
+def made(connection: psycopg.Connection) -> psycopg.Connection:
     """Active locations 3 and 4, an inactive 2; patients 1 to 4 listed at 3, 3 and 4, 4, and nowhere."""
     offices = Table(connection, COLLECTIONS["locations"])
     for number in (2, 3, 4):
@@ -403,10 +418,10 @@ class Explained:
 
 @pytest.mark.parametrize("location", [3, 12, 22])
 def test_what_is_due_is_found_by_keys_before_postgresql_knows_the_tables(
-    practice: psycopg.Connection, location: int
+    unknown: psycopg.Connection, location: int
 ) -> None:
     """It took 600,000 blocks, and minutes of a large practice in the night after its first load."""
-    patients = 20 * 50
+    practice, patients = unknown, 20 * 50
     practice.execute(
         "INSERT INTO nexhealth_locations (institution_id, id, raw, source_read_at, synced_at, row_hash)"
         " SELECT %s, generate_series(5, 22), '{}', now(), now(), ''",
