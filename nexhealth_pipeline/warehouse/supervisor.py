@@ -37,8 +37,6 @@ _SETTINGS = {
     "max_connections": "200",
     "unix_socket_permissions": "0700",
     "max_wal_size": "2GB",
-    # What a load writes is on the disk before it commits, but for the end: waiting for that was a twentieth of its time.
-    "wal_writer_delay": "10ms",
     "timezone": "UTC",
     "log_timezone": "UTC",
     # An error's text may quote a row. `log` leaves ERROR out and keeps LOG, FATAL and PANIC.
