@@ -47,6 +47,7 @@ def contestants(*, with_dlt: bool) -> dict[str, tuple[str, str]]:
             "dlt, arrow": (DLT, "dlt_arrow.py"),
             "dlt, arrow, raw": (DLT, "dlt_arrow_raw.py"),
             "dlt, rest_api": (DLT, "dlt_rest.py"),
+            "dlt, rest_api, objects as JSON": (DLT, "dlt_rest_json.py"),
         }
     return found
 
@@ -228,7 +229,8 @@ def main() -> None:
         "greatest speed and CPU. The API is a local one without rate limits, so that the machine is measured; it runs on the same "
         "cores, but its answers were made before. Each contestant is a process of its own whose whole life counts, start included: of the incremental read "
         "that is most of it. Ours and the limit script keep typed columns, the raw JSON and a hash; ours also versions, "
-        "quarantine, resume, log and change feed. dlt (arrow) keeps typed columns only, or the raw JSON as well. Raw COPY loads a file that was "
+        "quarantine, resume, log and change feed. dlt (arrow) keeps typed columns only, or the raw JSON as well; dlt (rest_api) is as documented, "
+        "or keeps the objects within a record as JSON, which its default makes columns of, as all others do. Raw COPY loads a file that was "
         f"downloaded before, into one jsonb column without a key.{before}"
     )
     show(Part("bench", "Loading patients: ours beside others", text, [table(rounds, args.records)],
