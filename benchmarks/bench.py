@@ -45,7 +45,8 @@ def contestants(*, with_dlt: bool) -> dict[str, tuple[str, str]]:
     if with_dlt:
         found |= {
             "dlt, arrow": (DLT, "dlt_arrow.py"),
-            "dlt, arrow, raw": (DLT, "dlt_arrow_raw.py"),
+            "dlt, arrow, ADBC": (DLT, "dlt_arrow_adbc.py"),
+            "dlt, arrow, ADBC, raw": (DLT, "dlt_arrow_adbc_raw.py"),
             "dlt, rest_api": (DLT, "dlt_rest.py"),
             "dlt, rest_api, objects as JSON": (DLT, "dlt_rest_json.py"),
         }
@@ -230,7 +231,8 @@ def main() -> None:
         "greatest speed and CPU. The API is a local one without rate limits, so that the machine is measured; it runs on the same "
         "cores, but its answers were made before. Each contestant is a process of its own whose whole life counts, start included: of the incremental read "
         "that is most of it. Ours is `sync/` as a script would call it, without Dagster, whose part is under start-up. Ours and the limit script keep typed columns, the raw JSON and a hash; ours also versions, "
-        "quarantine, resume, log and change feed. dlt (arrow) keeps typed columns only, or the raw JSON as well; dlt (rest_api) is as documented, "
+        "quarantine, resume, log and change feed. dlt (arrow) keeps typed columns only, without a key, by CSV files, or by parquet files and ADBC, a driver of its own; or the raw JSON as well, "
+        "as json, which ADBC can write, not jsonb; dlt (rest_api) is as documented, "
         "or keeps the objects within a record as JSON, which its default makes columns of, as all others do. Raw COPY loads a file that was "
         f"downloaded before, into one jsonb column without a key.{before}"
     )
