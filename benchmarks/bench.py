@@ -45,7 +45,8 @@ def contestants(*, with_dlt: bool) -> dict[str, tuple[str, str]]:
     if with_dlt:
         found |= {
             "dlt, arrow": (DLT, "dlt_arrow.py"),
-            "dlt, arrow, raw": (DLT, "dlt_arrow_raw.py"),
+            "dlt, arrow, ADBC": (DLT, "dlt_arrow_adbc.py"),
+            "dlt, arrow, ADBC, raw": (DLT, "dlt_arrow_adbc_raw.py"),
             "dlt, rest_api": (DLT, "dlt_rest.py"),
             "dlt, rest_api, objects as JSON": (DLT, "dlt_rest_json.py"),
         }
@@ -157,10 +158,11 @@ def table(rounds: list[Costs], records: int) -> Table:
             rows.append([
                 case, name, f"{middle(runs, 'wall'):.1f}", spread([read / one.wall for one in runs]), f"{client:.1f} + {server:.1f}", both,
                 *(spread([pair[at] for pair in by_limit if pair], 2) for at in (0, 1)),
-                f"{middle(runs, 'rss'):.0f}", f"{middle(runs, 'rows_written'):,.0f}", f"{middle(runs, 'wal') / 1e6:.1f}",
+                f"{middle(runs, 'rss'):.0f}", f"{middle(runs, 'rows_written'):,.0f}", f"{middle(runs, 'rows_of_patients'):,.0f}",
+                spread([one.wal / 1e6 for one in runs], 2),
             ])  # fmt: skip
     columns = ["case", "who", "s", "records/s", "CPU s per 100k: client + PostgreSQL", "both", "speed / limit script's", "CPU / its", "peak RSS MiB", "rows written",
-               "WAL MB"]  # fmt: skip
+               "of them of patients", "WAL MB"]  # fmt: skip
     return Table(columns, rows)
 
 
@@ -228,8 +230,9 @@ def main() -> None:
         f"{args.records:,} patients of one location, {args.rounds} round(s), the median of each figure, and the least and "
         "greatest speed and CPU. The API is a local one without rate limits, so that the machine is measured; it runs on the same "
         "cores, but its answers were made before. Each contestant is a process of its own whose whole life counts, start included: of the incremental read "
-        "that is most of it. Ours and the limit script keep typed columns, the raw JSON and a hash; ours also versions, "
-        "quarantine, resume, log and change feed. dlt (arrow) keeps typed columns only, or the raw JSON as well; dlt (rest_api) is as documented, "
+        "that is most of it. Ours is `sync/` as a script would call it, without Dagster, whose part is under start-up. Ours and the limit script keep typed columns, the raw JSON and a hash; ours also versions, "
+        "quarantine, resume, log and change feed. dlt (arrow) keeps typed columns only, without a key, by CSV files, or by parquet files and ADBC, a driver of its own; or the raw JSON as well, "
+        "as json, which ADBC can write, not jsonb; dlt (rest_api) is as documented, "
         "or keeps the objects within a record as JSON, which its default makes columns of, as all others do. Raw COPY loads a file that was "
         f"downloaded before, into one jsonb column without a key.{before}"
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import psycopg
 from bench import api
-from measure import accounted
+from measure import accounted, settle
 from results import Part, Table, arguments, show, spread
 from serving import environment, server
 
@@ -61,8 +61,7 @@ def written(db: psycopg.Connection) -> Written:
 
 def settled(db: psycopg.Connection) -> Written:
     """After VACUUM and CHECKPOINT, so that nothing of earlier passes is written by the next one."""
-    db.execute("VACUUM ANALYZE")
-    db.execute("CHECKPOINT")
+    settle(db)
     return written(db)
 
 

@@ -44,7 +44,7 @@ class Script:
 SCRIPTS = (
     Script("bench", quick=("--records", "10000", "--rounds", "1")),
     Script("no_change", quick=("--records", "5000", "--rounds", "1")),
-    Script("memory", quick=("--records", "10000", "50000")),
+    Script("memory", quick=("--records", "10000", "50000", "--rounds", "1")),
     Script("night", ("night",), ("night", "--locations", "20", "--patients", "20"), "nightly.py"),
     Script("full_load", ("full_load",), ("full_load", "--locations", "1", "--patients", "10"), "nightly.py"),
     Script("documents", ("documents",), ("documents", "--patients", "50"), "nightly.py"),

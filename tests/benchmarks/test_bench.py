@@ -12,7 +12,16 @@ from measure import Cost
 
 
 def cost(wall: float, *, wal: int = 0, answer: str = "") -> Cost:
-    return Cost(wall, client_cpu=2 * wall, server_cpu=wall, rss=100.0, wal=wal, rows_written=7, answer=answer)
+    return Cost(
+        wall,
+        client_cpu=2 * wall,
+        server_cpu=wall,
+        rss=100.0,
+        wal=wal,
+        rows_written=7,
+        rows_of_patients=5,
+        answer=answer,
+    )
 
 
 def test_figures_are_per_record_read_which_an_increment_has_a_hundredth_of():
@@ -21,7 +30,7 @@ def test_figures_are_per_record_read_which_an_increment_has_a_hundredth_of():
     ]
     rows = {(row[0], row[1]): row[2:] for row in bench.table(rounds, 10_000).rows}
     assert rows["empty table", "ours"] == [
-        "2.0", "5,000 (2,500-10,000)", "40.0 + 20.0", "60.0 (30.0-120.0)", "-", "-", "100", "7", "2.0",
+        "2.0", "5,000 (2,500-10,000)", "40.0 + 20.0", "60.0 (30.0-120.0)", "-", "-", "100", "7", "5", "2.00 (2.00-2.00)",
     ]  # fmt: skip
     assert rows["incremental of 1 %", "ours"][1] == "100 (100-100)"
 
