@@ -38,7 +38,9 @@ def fill_holes(context: Context, session: SyncSession) -> list[int]:
     slice again. Raises WarehouseError.
     """
     with driver_errors("looking for lost events"), session.pool.connection() as connection:
-        holes = [one for one in known_endpoints(connection) if one.hole_since is not None and one.active]
+        known = known_endpoints(connection)
+        # Whose events an endpoint lost that has no subscriptions is not known yet: a set-up was killed, or goes on.
+        holes = [one for one in known if one.hole_since is not None and one.active and one.subscriptions]
         if not holes:
             return []
         over = max(one.seen_active_at or database_time(connection) for one in holes)

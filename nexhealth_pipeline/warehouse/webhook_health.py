@@ -60,7 +60,8 @@ HEALTH_RULES = (
         Severity.ERROR,
         "NexHealth posts events to every endpoint of ours, as it said in the last two hours.",
         "SELECT 0::bigint AS institution, endpoint_id::text AS sample FROM nexhealth_webhooks"
-        " WHERE removed_at IS NULL AND retire_at IS NULL AND (NOT active"
+        # Nobody minds a retired one that has no subscriptions any more.
+        " WHERE removed_at IS NULL AND (retire_at IS NULL OR subscriptions <> '[]') AND (NOT active"
         "  OR checked_at < statement_timestamp() - make_interval(hours => %(asked_hours)s))",
     ),
     HealthRule(
