@@ -8,9 +8,9 @@ import pytest
 from nexhealth_pipeline.warehouse.webhook_health import examine
 from nexhealth_pipeline.webhooks.checking import EndpointState, Verdict, check_endpoints
 from nexhealth_pipeline.webhooks.sealing import Sealer
-from tests.client.stub import refusal
+from tests.client.stub import Reply, Seen, refusal
 
-from .account import SEALER, URL, Account, Killed, killed_after
+from .account import EVERYTHING, SEALER, URL, Account, Killed, killed_after
 from .vendor import HARBOR, without_secrets
 
 OLD = "https://old.example.com/hook"
@@ -157,3 +157,16 @@ def test_a_retired_endpoint_that_somebody_deleted_with_an_institution_leaves_its
     account.set_up()
     assert holes(account) == {16002: old.registered_at}
     assert account.is_right()
+
+
+def test_a_subscription_is_moved_although_there_is_an_inactive_one_that_cannot_be_resumed(account: Account) -> None:
+    """The active one was dropped first, and the institution had none."""
+    rotated_but_for_harbor(account)
+    account.vendor.box.webhooks.registry.add_subscription(16002, HARBOR[0], "Patient", "patient_updated", active=False)
+
+    def refuse_to_resume(seen: Seen) -> Reply | None:
+        return refusal(400) if seen.method == "PATCH" and seen.path.startswith("/webhook_endpoints/16002/") else None
+
+    account.vendor.meddle = refuse_to_resume
+    assert account.set_up().exit_status == 0
+    assert (account.vendor.topics(16001), account.vendor.topics(16002)) == ([], EVERYTHING)
