@@ -171,13 +171,20 @@ def delete_if_due(connection: psycopg.Connection, remote: Remote, known: Endpoin
 
 
 def learn_secret(connection: psycopg.Connection, sealer: Sealer, known: Endpoint, shown: str | None) -> bool:
-    """Take over the secret that NexHealth shows, keeping the one before for a while; whether we have one now."""
+    """Take over the secret that NexHealth shows, keeping the one before for a while; whether we have one now.
+
+    What is a part of the one before, or much shorter, is what is shown instead of it: its last characters, say.
+    """
     stored: str | None = None
     with suppress(InvalidSetting):
         stored = sealer.open(known.secret)
-    if shown and shown != stored:
+    if shown and shown != stored and not (stored and _abridged(shown, stored)):
         note_secret(connection, known, sealer.seal(shown), keep_old=stored is not None)
     return bool(shown or stored)
+
+
+def _abridged(shown: str, stored: str) -> bool:
+    return 2 * len(shown) < len(stored) or stored.startswith(shown) or stored.endswith(shown)
 
 
 def _state(known: Endpoint, verdict: Verdict, reason: str = "", hole: datetime | None = None) -> EndpointState:
