@@ -67,7 +67,8 @@ HEALTH_RULES = (
     HealthRule(
         "holes_filled",
         Severity.WARNING,
-        "What may have been missed while an endpoint was inactive has been read since.",
+        "What may have been missed while an endpoint was inactive has been read since; documents whose"
+        " patient has not changed come with the nightly rotation.",
         "SELECT 0::bigint AS institution, endpoint_id::text AS sample FROM nexhealth_webhooks"
         " WHERE removed_at IS NULL AND hole_since IS NOT NULL",
     ),
