@@ -1,7 +1,10 @@
 """Holes in the stream of events: what may have changed unheard while an endpoint was off is read from the API.
 
 Every slice goes on from its own watermark, as at night, so a read that begins after the endpoint was switched on
-again brings all that the lost events would have told, whoever makes it: that slice is not read for the hole again.
+again brings what the lost events would have told, whoever makes it: that slice is not read for the hole again.
+
+But for documents: a patient's list is read because the patient has changed, and a document that was uploaded need not
+change its patient. Those are left to the nightly rotation, which reads every list once in thirty nights.
 """
 
 from collections.abc import Iterable, Mapping
@@ -38,7 +41,9 @@ def fill_holes(context: Context, session: SyncSession) -> list[int]:
     slice again. Raises WarehouseError.
     """
     with driver_errors("looking for lost events"), session.pool.connection() as connection:
-        holes = [one for one in known_endpoints(connection) if one.hole_since is not None and one.active]
+        known = known_endpoints(connection)
+        # Whose events an endpoint lost that has no subscriptions is not known yet: a set-up was killed, or goes on.
+        holes = [one for one in known if one.hole_since is not None and one.active and one.subscriptions]
         if not holes:
             return []
         over = max(one.seen_active_at or database_time(connection) for one in holes)

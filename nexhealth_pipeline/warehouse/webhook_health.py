@@ -60,13 +60,15 @@ HEALTH_RULES = (
         Severity.ERROR,
         "NexHealth posts events to every endpoint of ours, as it said in the last two hours.",
         "SELECT 0::bigint AS institution, endpoint_id::text AS sample FROM nexhealth_webhooks"
-        " WHERE removed_at IS NULL AND retire_at IS NULL AND (NOT active"
+        # Nobody minds a retired one that has no subscriptions any more.
+        " WHERE removed_at IS NULL AND (retire_at IS NULL OR subscriptions <> '[]') AND (NOT active"
         "  OR checked_at < statement_timestamp() - make_interval(hours => %(asked_hours)s))",
     ),
     HealthRule(
         "holes_filled",
         Severity.WARNING,
-        "What may have been missed while an endpoint was inactive has been read since.",
+        "What may have been missed while an endpoint was inactive has been read since; documents whose"
+        " patient has not changed come with the nightly rotation.",
         "SELECT 0::bigint AS institution, endpoint_id::text AS sample FROM nexhealth_webhooks"
         " WHERE removed_at IS NULL AND hole_since IS NOT NULL",
     ),

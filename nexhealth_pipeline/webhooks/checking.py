@@ -6,7 +6,7 @@ switched on again is read by polling: `hole_since` says since when.
 
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
@@ -21,6 +21,7 @@ from nexhealth_pipeline.webhooks.endpoints import (
     known_endpoints,
     note_secret,
     record_active,
+    record_deleted,
     record_inactive,
     record_removed,
 )
@@ -115,6 +116,13 @@ def _check(
     if found is None:
         hole = record_inactive(connection, known)
         return _state(known, Verdict.MISSING, "run `nexhealth webhooks setup URL`", hole)
+    return _kept_active(connection, remote, known, found)
+
+
+def _kept_active(
+    connection: psycopg.Connection, remote: Remote, known: Endpoint, found: RemoteEndpoint
+) -> EndpointState:
+    """Switch it on again if it is off."""
     if found.active:
         record_active(connection, known)
         return _state(known, Verdict.OK)
@@ -131,10 +139,13 @@ def _check_retiring(
     connection: psycopg.Connection, remote: Remote, known: Endpoint, found: RemoteEndpoint | None
 ) -> EndpointState:
     if found is None:
-        record_removed(connection, known)
+        record_deleted(connection, known)
         return _state(known, Verdict.REMOVED)
-    if known.due and known.subscriptions:
-        return _state(known, Verdict.OVERDUE, _overdue(known))
+    if known.subscriptions:  # events are still posted to it alone
+        state = _kept_active(connection, remote, known, found)
+        if state.fine and known.due:
+            return replace(state, verdict=Verdict.OVERDUE, reason=_overdue(known))
+        return replace(state, verdict=Verdict.RETIRING) if state.verdict is Verdict.OK else state
     try:
         removed = delete_if_due(connection, remote, known)
     except ApiError as error:
@@ -160,13 +171,20 @@ def delete_if_due(connection: psycopg.Connection, remote: Remote, known: Endpoin
 
 
 def learn_secret(connection: psycopg.Connection, sealer: Sealer, known: Endpoint, shown: str | None) -> bool:
-    """Take over the secret that NexHealth shows, keeping the one before for a while; whether we have one now."""
+    """Take over the secret that NexHealth shows, keeping the one before for a while; whether we have one now.
+
+    What is a part of the one before, or much shorter, is what is shown instead of it: its last characters, say.
+    """
     stored: str | None = None
     with suppress(InvalidSetting):
         stored = sealer.open(known.secret)
-    if shown and shown != stored:
+    if shown and shown != stored and not (stored and _abridged(shown, stored)):
         note_secret(connection, known, sealer.seal(shown), keep_old=stored is not None)
     return bool(shown or stored)
+
+
+def _abridged(shown: str, stored: str) -> bool:
+    return 2 * len(shown) < len(stored) or stored.startswith(shown) or stored.endswith(shown)
 
 
 def _state(known: Endpoint, verdict: Verdict, reason: str = "", hole: datetime | None = None) -> EndpointState:

@@ -35,6 +35,7 @@ __all__ = [
     "live_secrets",
     "note_secret",
     "record_active",
+    "record_deleted",
     "record_inactive",
     "record_removed",
     "record_subscriptions",
@@ -283,23 +284,46 @@ def _noted(connection: psycopg.Connection, endpoint: Endpoint) -> tuple[Subscrip
 
 
 def retire(connection: psycopg.Connection, endpoint: Endpoint) -> None:
-    """Let it be deleted after :data:`OVERLAP`: until then repeats of what it was sent still come."""
-    _update(connection, endpoint, "retire_at = clock_timestamp() + %(overlap)s", overlap=OVERLAP)
+    """Let it be deleted after :data:`OVERLAP`: until then repeats of what it was sent still come.
+
+    An open hole passes to the key's other endpoints, which take its subscriptions over. It stays open here as well for
+    those that it still has: what is noted of them says whom the hole is about.
+    """
+    with connection.transaction():
+        hole = _update(connection, endpoint, "retire_at = clock_timestamp() + %(overlap)s", overlap=OVERLAP)
+        _pass_on(connection, endpoint, hole)
+        _update(connection, endpoint, "hole_since = CASE WHEN subscriptions <> '[]' THEN hole_since END")
+
+
+def record_deleted(connection: psycopg.Connection, endpoint: Endpoint) -> None:
+    """Somebody, or we, deleted it at NexHealth, and with it the events that it was still to be sent again.
+
+    Nobody minds those of one that is retiring and has no subscriptions: it had 49 hours for them.
+    """
+    with connection.transaction():
+        if endpoint.retire_at is None or endpoint.subscriptions:
+            record_inactive(connection, endpoint)
+        record_removed(connection, endpoint)
 
 
 def record_removed(connection: psycopg.Connection, endpoint: Endpoint) -> None:
-    """It is gone at NexHealth: its secrets count no more. An open hole passes to the key's other endpoints.
+    """It is gone at NexHealth: its secrets count no more. An open hole passes to the key's other endpoints."""
+    with connection.transaction():
+        hole = _update(connection, endpoint, "removed_at = clock_timestamp(), active = false")
+        _pass_on(connection, endpoint, hole)
+
+
+def _pass_on(connection: psycopg.Connection, endpoint: Endpoint, hole: datetime | None) -> None:
+    """Let the key's other endpoints have a hole.
 
     It ends now for those that are active: they may have been so long before it began, and nothing read then fills it.
     """
-    with connection.transaction():
-        hole = _update(connection, endpoint, "removed_at = clock_timestamp(), active = false")
-        connection.execute(
-            "UPDATE nexhealth_webhooks SET hole_since = least(hole_since, %(hole)s), seen_active_at ="
-            " CASE WHEN active THEN clock_timestamp() ELSE seen_active_at END WHERE key_hash = %(key_hash)s"
-            " AND removed_at IS NULL AND retire_at IS NULL AND %(hole)s::timestamptz IS NOT NULL",
-            {"key_hash": endpoint.key_hash, "hole": hole},
-        )
+    connection.execute(
+        "UPDATE nexhealth_webhooks SET hole_since = least(hole_since, %(hole)s), seen_active_at ="
+        " CASE WHEN active THEN clock_timestamp() ELSE seen_active_at END WHERE key_hash = %(key_hash)s"
+        " AND removed_at IS NULL AND retire_at IS NULL AND %(hole)s::timestamptz IS NOT NULL",
+        {"key_hash": endpoint.key_hash, "hole": hole},
+    )
 
 
 def filled(connection: psycopg.Connection, endpoint: Holed) -> bool:

@@ -130,13 +130,18 @@ class HintReader:
         if not self._was_begun(told[0]):
             yield from ((one.event.id, left_alone) for one in told)
             return
-        found = search.search({id_ for one in told for id_ in one.records}, max(one.event.received_at for one in told))
+        found = search.search(
+            {id_ for one in told for id_ in one.records},
+            max(one.event.received_at for one in told),
+            # Of a replay; its further tries go on from there.
+            anew=any(one.event.replays and not one.event.attempts for one in told),
+        )
         self._lists += found.lists
-        lacking, will_come = self._lacking(name, found), cache(search.has_lists_to_come)
+        will_come = cache(search.has_lists_to_come)
         for one in told:
             if one.records <= found.records:
                 yield one.event.id, _Answer(Outcome.APPLIED)
-            elif lacking is not None:
+            elif (lacking := self._lacking(one, found)) is not None:
                 # Given up it would be a fault for somebody to look at.
                 left = found.failure is None and self._gives_up(one, lacking) and will_come()
                 yield one.event.id, left_alone if left else lacking
@@ -146,15 +151,17 @@ class HintReader:
         last = told.event.attempts + 1 >= self._session.settings.webhook_attempts
         return answer.outcome is Outcome.PARKED or (answer.outcome is Outcome.FAILED and last)
 
-    def _lacking(self, name: str, found: Found) -> _Answer | None:
+    def _lacking(self, told: Told, found: Found) -> _Answer | None:
         """What to note about an event whose record was not found; None = the search was stopped."""
         if self._session.stop.is_set():
             return None
         if found.failure is not None:
             return _unread(found.failure)
-        if found.exhausted:
-            return _Answer(Outcome.PARKED, f"{name}: {_NOWHERE}")
-        return _Answer(Outcome.FAILED, f"{name}: {_NOT_FOUND}")
+        name = told.feed.collection.name
+        if not found.exhausted:
+            return _Answer(Outcome.FAILED, f"{name}: {_NOT_FOUND}")
+        to_come = told.creates and not _is_late(told)
+        return _Answer(Outcome.FAILED if to_come else Outcome.PARKED, f"{name}: {_NOWHERE}")
 
     def _own_lists_of(self, search: OwnerSearch, told: Sequence[Told]) -> Iterator[tuple[int, _Answer]]:
         if not told:

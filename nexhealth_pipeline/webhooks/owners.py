@@ -6,13 +6,14 @@ asked for one patient at a time: those who are most likely first, and a bounded 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import psycopg
 from psycopg import sql
 
 from nexhealth_pipeline.catalog.collection import Collection
 from nexhealth_pipeline.sync.practice import Institution
+from nexhealth_pipeline.warehouse.state import database_time
 from nexhealth_pipeline.webhooks.single_reads import Failure, SingleReads, SinglesRead
 
 __all__ = ["Found", "OwnerSearch"]
@@ -21,6 +22,9 @@ _SEARCHED = 100
 """Lists read in one try; each costs a request of the thousand a minute."""
 _AT_ONCE = 20
 """Lists read between two looks whether everything was found."""
+_AGAIN = timedelta(minutes=1)
+"""After which a list is read again for a record that it lacked: events come ahead of the lists. Less than the second wait
+between two tries."""
 
 _LIKELY = """
 SELECT p.id FROM {owners} p
@@ -32,10 +36,10 @@ LEFT JOIN (
     AND start_time BETWEEN %(since)s - interval '30 days' AND %(since)s + interval '30 days' GROUP BY patient_id
 ) visit ON visit.patient_id = p.id
 WHERE p.institution_id = %(institution)s AND p.deleted_at IS NULL
-AND (r.read_at IS NULL OR r.read_at < %(since)s)
+AND coalesce(r.read_at, '-infinity') >= %(after)s AND coalesce(r.read_at, '-infinity') < %(before)s
 ORDER BY visit.away NULLS LAST, p.updated_at DESC, p.id LIMIT %(most)s
 """
-"""Who was or will be here around then, then who has changed last; not whose list was read since."""
+"""Who was or will be here around then, then who has changed last; of those whose list was read in a time."""
 
 _TO_COME = """
 SELECT EXISTS (
@@ -112,11 +116,13 @@ class OwnerSearch:
         row = self._connection.execute(question, given).fetchone()
         return bool(row and row[0])
 
-    def search(self, records: Iterable[int], since: datetime) -> Found:
-        """Read likely lists that were not read after `since` until `records` are found, or enough was asked."""
+    def search(self, records: Iterable[int], since: datetime, *, anew: bool = False) -> Found:
+        """Read likely lists until `records` are found, or enough was asked: some not read after `since`, some read since.
+
+        The latter may have lacked a record that has come by now. `anew`: as if none had been read since.
+        """
         missing, found = set(records), Found()
-        likely = self._likely(since)
-        found.exhausted = len(likely) < _SEARCHED
+        likely, found.exhausted = self._chosen(since, anew=anew)
         for at in range(0, len(likely), _AT_ONCE):
             rows = sorted(likely[at : at + _AT_ONCE])  # in the order of everybody who locks them
             done = self._single_reads.read(self._collection, self._institution, rows)
@@ -130,8 +136,21 @@ class OwnerSearch:
                 break
         return found
 
-    def _likely(self, since: datetime) -> Sequence[int]:
+    def _chosen(self, since: datetime, *, anew: bool) -> tuple[Sequence[int], bool]:
+        """Whose lists to read, and whether none is left that was not read after `since`.
+
+        Either kind has half of them, where there are as many: the likeliest must not keep the others from their turn.
+        """
+        lately = database_time(self._connection) - _AGAIN
+        unread = self._likely(since, "-infinity", "infinity" if anew else since)
+        again = [] if anew else self._likely(since, since, lately)
+        again = again[: _SEARCHED - min(len(unread), (_SEARCHED + 1) // 2)]
+        chosen = unread[: _SEARCHED - len(again)]
+        return [*again, *chosen], len(chosen) == len(unread) < _SEARCHED
+
+    def _likely(self, since: datetime, after: datetime | str, before: datetime | str) -> Sequence[int]:
+        """Of those whose list was read from `after` until `before`."""
         question = sql.SQL(_LIKELY).format(owners=sql.Identifier(f"nexhealth_{self._collection.per}"))
-        given = {"collection": self._collection.name, "institution": self._institution.id}
-        rows = self._connection.execute(question, {**given, "since": since, "most": _SEARCHED})
+        given = {"collection": self._collection.name, "institution": self._institution.id, "since": since}
+        rows = self._connection.execute(question, {**given, "after": after, "before": before, "most": _SEARCHED})
         return [id_ for (id_,) in rows]

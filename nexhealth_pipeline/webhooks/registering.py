@@ -4,7 +4,7 @@ Each step looks first and changes then, so that a set-up that was killed anywher
 """
 
 import threading
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AnySet
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -31,8 +31,8 @@ from nexhealth_pipeline.webhooks.endpoints import (
     adopt,
     known_endpoints,
     record_active,
+    record_deleted,
     record_inactive,
-    record_removed,
     record_subscriptions,
     retire,
     store,
@@ -141,6 +141,7 @@ class KeyWork:
         adopt(self._connection, self._hash, by_id, present)
         adopt_attempts(self._connection, self._hash, by_id, present)
         known = {one.endpoint_id: one for one in self._known()}
+        self._note_switched_off(known.values(), by_id)
         candidates = sorted(
             (one for one in listed if one.target_url == self._url and not _retiring(known.get(one.id))),
             key=lambda one: (one.id not in known, one.id),
@@ -208,6 +209,13 @@ class KeyWork:
         record_active(self._connection, row)
         return row
 
+    def _note_switched_off(self, known: Iterable[Endpoint], listed: Mapping[int, RemoteEndpoint]) -> None:
+        """Endpoints that NexHealth posts nothing to: their holes go with their subscriptions when those are moved."""
+        for one in known:
+            found = listed.get(one.endpoint_id)
+            if one.subscriptions and found is not None and not found.active:
+                record_inactive(self._connection, one)
+
     def _store(self, found: RemoteEndpoint) -> None:
         secret = self._sealer.seal(found.secret or "")
         store(self._connection, self._hash, found.id, target_url=self._url, active=found.active, secret=secret)
@@ -270,9 +278,7 @@ class KeyWork:
         there = set(listed)
         for one in known:
             if one.endpoint_id not in there:
-                if one.retire_at is None:
-                    record_inactive(self._connection, one)
-                record_removed(self._connection, one)
+                record_deleted(self._connection, one)
 
     # Subscriptions -----------------------------------------------------------------------------------------------
 
@@ -291,7 +297,11 @@ class KeyWork:
             if one.endpoint_id in sources:
                 seen = [result for result in results if one.endpoint_id in result.left_behind]
                 left = [each for result in seen for each in result.left_behind[one.endpoint_id]]
-                self._record(one, left, {result.subdomain for result in seen})
+                looked_at = {result.subdomain for result in seen}
+                self._record(one, left, looked_at)
+                still_there = {each.id for each in left}
+                if any(each.subdomain in looked_at and each.id not in still_there for each in one.subscribed):
+                    retire(self._connection, one)  # its 49 hours are those of the last that was moved
         self._add_up(results)
         return results
 
@@ -379,7 +389,7 @@ class KeyWork:
             self._done.endpoints_removed.append(number)
             for row in self._known():
                 if row.endpoint_id == number:
-                    record_removed(self._connection, row)
+                    record_deleted(self._connection, row)
 
     def _delete_retired(self) -> None:
         for one in self._known():

@@ -22,7 +22,7 @@ from nexhealth_pipeline.sync.practice import load_practices
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.warehouse.connect import driver_errors
 from nexhealth_pipeline.webhooks.checking import KEY_GONE, check_endpoints
-from nexhealth_pipeline.webhooks.endpoints import alone, known_endpoints, record_removed, reseal
+from nexhealth_pipeline.webhooks.endpoints import alone, known_endpoints, record_deleted, record_removed, reseal
 from nexhealth_pipeline.webhooks.registering import Counter, Institutions, KeySetUp, KeyWork, Order
 from nexhealth_pipeline.webhooks.remote import Remote
 from nexhealth_pipeline.webhooks.sealing import Sealer
@@ -157,7 +157,7 @@ def remove(session: SyncSession, url: str | None, *, forget: bool = False) -> Re
             except ApiError as error:
                 done.failures.append((endpoint.label, str(error)))
                 continue
-            record_removed(connection, endpoint)
+            record_deleted(connection, endpoint)
             done.removed.append((endpoint.endpoint_id, endpoint.target_url))
     return done
 

@@ -22,8 +22,11 @@ T = TypeVar("T")
 NOT_MADE = 0
 """Id of what a dry run would make."""
 _PATH = "/webhook_endpoints"
-_MASKED = re.compile(r"[^\x21-\x7e]|[*\[\]<>]|redacted|filtered|hidden", re.IGNORECASE)
-"""What stands where a secret is not shown: taken for one, it would replace the right one."""
+_MASKED = re.compile(
+    r"[^\x21-\x7e]|[*\[\]<>]|\.{2}|redacted|filtered|hidden|(?-i:^(x{4}|X{4})|(x{4}|X{4})$|x{6}|X{6})", re.IGNORECASE
+)
+"""What stands where a secret is not shown: taken for one, it would replace the right one. A few x in the midst may be
+chance."""
 
 
 @dataclass(frozen=True, slots=True)

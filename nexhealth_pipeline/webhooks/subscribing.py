@@ -227,9 +227,12 @@ class Subscriber:
     def _moved(
         self, source: int, key: Key, found: RemoteSubscription, have: dict[Key, list[RemoteSubscription]]
     ) -> bool:
-        """Move one subscription; drop it where there is one here, or every event would come twice."""
+        """Move one subscription; drop it where there is an active one here, or every event would come twice.
+
+        An inactive one may be refused to be resumed: then the institution would be left with none.
+        """
         try:
-            if have.get(key):
+            if any(one.active for one in have.get(key, ())):
                 self._remote.drop(source, found.id, self._done.subdomain)
                 return True
             self._remote.move(source, found.id, self._done.subdomain, to=self._endpoint_id)

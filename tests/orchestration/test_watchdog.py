@@ -131,6 +131,17 @@ def test_a_slice_that_keeps_failing_has_nothing_else_read_again_until_the_next_o
     assert registered.one("SELECT hole_since FROM nexhealth_webhooks") is None
 
 
+def test_a_hole_stays_open_while_it_is_not_noted_what_its_endpoint_was_subscribed_to(registered: House) -> None:
+    """A set-up was killed, or goes on: nothing was read, and the hole passed for filled."""
+    _switch_off(registered)
+    registered.warehouse.execute("UPDATE nexhealth_webhooks SET subscriptions = '[]'")
+    assert _read_by(registered, _watch(registered.instance)) == {}
+    assert registered.one("SELECT hole_since FROM nexhealth_webhooks") is not None
+    assert run_job(registered.instance, SETUP_JOB, SETUP_OP, url=URL).success
+    assert set(_read_by(registered, _watch(registered.instance)).values()) == {"succeeded"}
+    assert registered.one("SELECT hole_since FROM nexhealth_webhooks") is None
+
+
 def test_what_the_warehouse_shows_is_told_with_ids_only(post: Post) -> None:
     """Who looks at a check must not see a patient."""
     ids = store(post.db, *(updated(patient(number, 5, last_name="canary-77")) for number in (1, 2, 3)))

@@ -143,9 +143,9 @@ def test_a_retired_one_that_still_has_subscriptions_stays(watch: Watch) -> None:
 
 
 def test_a_secret_that_changed_at_the_api_is_learnt(watch: Watch) -> None:
-    watch.registry.change_endpoint(16001, secret_key="changed-there")
+    watch.registry.change_endpoint(16001, secret_key="changed-there-to-this")
     watch.look()
-    assert next(one.secret for one in live_secrets(watch.db, SEALER)) == "changed-there"
+    assert next(one.secret for one in live_secrets(watch.db, SEALER)) == "changed-there-to-this"
     assert len(live_secrets(watch.db, SEALER)) == 2
 
 

@@ -1,5 +1,6 @@
 """Endpoints that are there already: taken over, left alone or replaced, and never another's by surprise."""
 
+from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
@@ -90,11 +91,24 @@ def test_what_somebody_makes_after_a_refused_set_up_is_not_taken_for_its_own(acc
         account.set_up()
 
 
-def test_a_masked_secret_is_none(account: Account) -> None:
+@pytest.mark.parametrize(
+    "mask",
+    [
+        pytest.param(lambda secret: f"{secret[:3]}*****", id="stars"),
+        pytest.param(lambda secret: f"{secret[:12]}...{secret[-12:]}", id="dots"),
+        pytest.param(lambda secret: f"{'x' * (len(secret) - 4)}{secret[-4:]}", id="leading x"),
+        pytest.param(lambda secret: f"{secret[:4]}{'X' * (len(secret) - 4)}", id="trailing x"),
+        pytest.param(lambda secret: secret[-4:], id="the end"),
+        pytest.param(lambda secret: secret[:-1], id="the beginning"),
+        pytest.param(lambda secret: secret[1:], id="a long end"),
+        pytest.param(lambda secret: "set", id="a word"),
+    ],
+)
+def test_a_masked_secret_is_none(account: Account, mask: Callable[[str], str]) -> None:
     """Taken for one, it would replace the right one, and every event would be refused."""
     account.set_up()
     account.vendor.alter = lambda seen, data: (
-        [one | {"secret_key": "abc*****"} for one in data] if seen.path == "/webhook_endpoints" else data
+        [one | {"secret_key": mask(one["secret_key"])} for one in data] if seen.path == "/webhook_endpoints" else data
     )
     account.set_up()
     assert account.is_right()
@@ -145,9 +159,9 @@ def test_an_endpoint_that_somebody_deleted_is_made_anew_with_its_hole(account: A
 def test_another_secret_at_the_api_is_taken_over_beside_the_old_one(account: Account) -> None:
     account.set_up()
     [before] = account.secrets()
-    account.vendor.box.webhooks.registry.change_endpoint(16001, secret_key="changed-there")
+    account.vendor.box.webhooks.registry.change_endpoint(16001, secret_key="changed-there-to-this")
     account.set_up()
-    assert account.secrets() == [(16001, "changed-there"), before]
+    assert account.secrets() == [(16001, "changed-there-to-this"), before]
 
 
 def test_a_lost_sealing_key_is_got_over_where_the_api_shows_secrets(account: Account) -> None:

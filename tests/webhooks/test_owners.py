@@ -10,12 +10,14 @@ import pytest
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.webhooks import owners
+from nexhealth_pipeline.webhooks.replaying import Selection, replay
 from nexhealth_pipeline.webhooks.single_reads import SingleReads
 from tests.sync.kit import LISTS_READ, noting_loads
 
 from .asking import Told, asked, home, last, without_events
-from .kit import body, due_again
+from .kit import body, due_again, store
 
+NOWHERE = "documents: it does not say which patient's list it belongs to, and no list has it"
 LEFT_ALONE = "documents: never read completely: its first full read will bring the change"
 
 
@@ -81,7 +83,59 @@ def test_a_try_asks_for_a_bounded_number_of_lists_and_the_next_one_for_others(
         due_again(db)
         ((status, error),) = told()
     assert (status, sorted(lists_asked(box, since))) == ("parked", sorted(everybody))
-    assert error == "documents: it does not say which patient's list it belongs to, and no list has it"
+    assert error == NOWHERE
+
+
+def minutes_pass(db: psycopg.Connection) -> None:
+    """Since the last try."""
+    db.execute(
+        "UPDATE nexhealth_webhook_events SET received_at = received_at - interval '5 minutes';"
+        " UPDATE nexhealth_child_reads SET read_at = read_at - interval '5 minutes' WHERE collection = 'documents'"
+    )
+    due_again(db)
+
+
+def test_a_document_whose_event_is_ahead_of_its_list_is_looked_for_again(
+    box: SandboxServer, db: psycopg.Connection, told: Told
+) -> None:
+    """In a small practice no list was left after the first try, so that it was given up seconds after it came."""
+    place, number = home(db), 990_001
+    assert told(of_nobody(place, number)) == [("pending", NOWHERE)]
+    box.state.create("documents", {"id": number}, subdomain=place[1], patient_id=patients(db, place[0])[1])
+    minutes_pass(db)
+    assert told() == [("applied", None)]
+
+
+def test_a_try_reads_some_lists_again_and_some_that_were_not_read_yet(
+    box: SandboxServer, db: psycopg.Connection, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The likeliest ones may have it by now, and in a large practice the others must come to their turn as well."""
+    monkeypatch.setattr(owners, "_SEARCHED", 2)
+    place = home(db)
+    first, second, third, *_ = patients(db, place[0])
+    since = last(box)
+    told(of_nobody(place, 1))
+    assert sorted(lists_asked(box, since)) == sorted([first, second])
+    minutes_pass(db)
+    since = last(box)
+    told()
+    assert sorted(lists_asked(box, since)) == sorted([first, third])
+
+
+def test_for_a_replay_the_search_begins_anew(box: SandboxServer, db: psycopg.Connection, told: Told) -> None:
+    """Who had found out that the document is there by now was told that no list has it, without one being asked."""
+    place, number = home(db), 990_002
+    assert told(of_nobody(place, number), webhook_attempts=1) == [("parked", NOWHERE)]
+    box.state.create("documents", {"id": number}, subdomain=place[1], patient_id=patients(db, place[0])[1])
+    assert replay(db, Selection(statuses=("parked",))) == 1
+    assert told() == [("applied", None)]
+
+
+def test_a_document_of_days_ago_that_no_list_holds_is_given_up_at_once(db: psycopg.Connection, told: Told) -> None:
+    """No list is that late: it may have been deleted since."""
+    store(db, of_nobody(home(db), 1))
+    db.execute("UPDATE nexhealth_webhook_events SET received_at = now() - interval '2 days'")
+    assert told() == [("parked", NOWHERE)]
 
 
 def test_a_list_read_for_an_event_is_as_old_as_its_request(
@@ -207,10 +261,7 @@ def test_what_no_list_holds_is_given_up_although_the_first_read_goes_on(db: psyc
     """It has no list left to read."""
     place = home(db)
     with first_read_under_way(db, *patients(db, place[0])):
-        ((status, error),) = told(of_nobody(place, 1))
-    assert status == "parked"
-    assert error is not None
-    assert error.endswith("no list has it")
+        assert told(of_nobody(place, 1), webhook_attempts=1) == [("parked", NOWHERE)]
 
 
 def test_what_no_list_holds_is_left_to_an_office_whose_patients_are_yet_to_come(
