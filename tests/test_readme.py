@@ -1,11 +1,13 @@
 """README is true: its reference sections follow from the code, and every command in it runs."""
 
+import itertools
 import logging
 import os
 import re
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,6 +109,49 @@ def test_the_change_feed_s_example_hands_out_what_changed_since(database_url: st
         assert [row[1:4] for row in found] == [("patients", 7, 8)]
         connection.execute("UPDATE my_cursor SET cursor = %s", (found[-1][0],))
         assert connection.execute(go_on).fetchall() == []
+
+
+def test_the_change_feed_is_followed_from_python_as_it_is_said(database_url: str) -> None:
+    """The lines as they stand: they hand out what is committed while they go on, and nothing twice."""
+    (example,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    told: list[tuple[object, ...]] = []
+    enough = threading.Event()
+
+    class Enough(Exception):
+        """The example itself goes on for ever."""
+
+    def tell(*words: object) -> None:
+        told.append(words)
+        if len(told) == 3:
+            raise Enough
+
+    def change() -> None:
+        """A new patient again and again: when the example has taken its cursor, only it knows."""
+        with psycopg.connect(database_url, autocommit=True) as writer:
+            for number in itertools.count(1):
+                if enough.wait(0.05):
+                    return
+                writer.execute(
+                    "INSERT INTO nexhealth_patients (institution_id, id, synced_at, source_read_at, row_hash)"
+                    " VALUES (7, %s, now(), now(), '')",
+                    (number,),
+                )
+
+    writing = threading.Thread(target=change)
+    with (
+        psycopg.connect(database_url, autocommit=True) as connection,
+        psycopg.connect(database_url, autocommit=True) as other,
+    ):
+        writing.start()
+        try:
+            with pytest.raises(Enough):
+                exec(example, {"connection": connection, "other_connection": other, "print": tell})
+        finally:
+            enough.set()
+            writing.join()
+    numbers = [number for _, number, _ in told]
+    assert told == [("patients", number, "inserted") for number in numbers]
+    assert len(set(numbers)) == 3
 
 
 @pytest.fixture
