@@ -70,6 +70,13 @@ def meanings_of(model: type) -> dict[str, str]:
 
 
 def commands() -> str:
+    """A row for every command."""
+    from nexhealth_pipeline.cli.reference import command_table
+
+    return command_table("docs/commands.md").strip()
+
+
+def command_reference() -> str:
     """Every command with its options."""
     from nexhealth_pipeline.cli import reference
 
@@ -94,6 +101,7 @@ SECTIONS: dict[str, dict[str, Callable[[], str]]] = {
         "settings": settings,
         "commands": commands,
     },
+    "docs/commands.md": {"commands": command_reference},
     "docs/operations.md": {"checks": checks},
 }
 """What makes each section, by file."""

@@ -1,11 +1,13 @@
 """README is true: its reference sections follow from the code, and every command in it runs."""
 
+import itertools
 import logging
 import os
 import re
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,6 @@ import psycopg
 import pytest
 from dagster._cli import utils as cli_utils
 
-from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import load_settings
 from nexhealth_pipeline.warehouse.connect import warehouse_url
@@ -110,17 +111,47 @@ def test_the_change_feed_s_example_hands_out_what_changed_since(database_url: st
         assert connection.execute(go_on).fetchall() == []
 
 
-def test_every_table_has_its_bound(database_url: str) -> None:
-    """A table that is missing there is one that grows and nobody knows of."""
-    _, _, section = TEXT.partition("\n## What grows, and how far\n")
-    named = set(re.findall(r"`(nexhealth_\w+)`", section.partition("\n## ")[0]))
-    with psycopg.connect(database_url) as connection:
-        found = connection.execute(
-            "SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')"
-            " AND NOT relispartition"
-        )
-        tables = {name for (name,) in found}
-    assert tables - {one.table for one in DECLARED} == named
+def test_the_change_feed_is_followed_from_python_as_it_is_said(database_url: str) -> None:
+    """The lines as they stand: they hand out what is committed while they go on, and nothing twice."""
+    (example,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    told: list[tuple[object, ...]] = []
+    enough = threading.Event()
+
+    class Enough(Exception):
+        """The example itself goes on for ever."""
+
+    def tell(*words: object) -> None:
+        told.append(words)
+        if len(told) == 3:
+            raise Enough
+
+    def change() -> None:
+        """A new patient again and again: when the example has taken its cursor, only it knows."""
+        with psycopg.connect(database_url, autocommit=True) as writer:
+            for number in itertools.count(1):
+                if enough.wait(0.05):
+                    return
+                writer.execute(
+                    "INSERT INTO nexhealth_patients (institution_id, id, synced_at, source_read_at, row_hash)"
+                    " VALUES (7, %s, now(), now(), '')",
+                    (number,),
+                )
+
+    writing = threading.Thread(target=change)
+    with (
+        psycopg.connect(database_url, autocommit=True) as connection,
+        psycopg.connect(database_url, autocommit=True) as other,
+    ):
+        writing.start()
+        try:
+            with pytest.raises(Enough):
+                exec(example, {"connection": connection, "other_connection": other, "print": tell})
+        finally:
+            enough.set()
+            writing.join()
+    numbers = [number for _, number, _ in told]
+    assert told == [("patients", number, "inserted") for number in numbers]
+    assert len(set(numbers)) == 3
 
 
 @pytest.fixture

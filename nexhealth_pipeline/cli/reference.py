@@ -1,22 +1,25 @@
-"""README's command reference, made from the commands themselves so that it cannot lag behind."""
+"""The command reference of README and docs/, made from the commands themselves so that it cannot lag behind."""
 
 from collections.abc import Iterator
 
 import click
 
-__all__ = ["reference", "visible_commands"]
+__all__ = ["command_table", "reference", "visible_commands"]
+
+
+def command_table(page: str) -> str:
+    """A row for every visible command, with a link to its section of `page`, which holds the reference."""
+    lines = ["| command | does |", "|---|---|"]
+    lines += [
+        f"| [`{path}`]({page}#{_anchor(path)}) | {_cell(command.get_short_help_str(200))} |"
+        for path, command in visible_commands()
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def reference() -> str:
     """Every visible command with its options, in Markdown."""
-    parts = ["| command | does |", "|---|---|"]
-    commands = list(visible_commands())
-    parts += [
-        f"| [`{path}`](#{_anchor(path)}) | {_cell(command.get_short_help_str(200))} |" for path, command in commands
-    ]
-    for path, command in commands:
-        parts += ["", *_section(path, command)]
-    return "\n".join(parts) + "\n"
+    return "\n\n".join("\n".join(_section(path, command)) for path, command in visible_commands()) + "\n"
 
 
 def visible_commands() -> Iterator[tuple[str, click.Command]]:
@@ -38,7 +41,7 @@ def _leaves(path: str, command: click.Command) -> Iterator[tuple[str, click.Comm
 def _section(path: str, command: click.Command) -> list[str]:
     arguments = [one.make_metavar(_context(command)) for one in command.params if isinstance(one, click.Argument)]
     options = [one for one in command.params if isinstance(one, click.Option) and not one.hidden]
-    lines = [f"#### {path}", "", f"`{' '.join([path, *(['[OPTIONS]'] if options else []), *arguments])}`", ""]
+    lines = [f"## {path}", "", f"`{' '.join([path, *(['[OPTIONS]'] if options else []), *arguments])}`", ""]
     lines += [paragraph.replace("\n", " ") for paragraph in _paragraphs(command)]
     if options:
         lines += ["", "| option | meaning |", "|---|---|"]

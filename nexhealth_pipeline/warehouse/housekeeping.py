@@ -1,8 +1,9 @@
 """Nothing grows without end: what is old is removed from the warehouse, in small transactions.
 
 A copy of a practice is as large as the practice. What is beside it (logs, events, changes, versions) is kept for
-as long as the settings say; README lists every table with its bound. Whoever watches or syncs first on a day removes
-what is due, so that no daemon is needed. Other processes are never kept waiting for more than half a second.
+as long as the settings say; docs/operations.md lists every table with its bound. Whoever watches or syncs first on
+a day removes what is due, so that no daemon is needed. Other processes are never kept waiting for more than half a
+second.
 """
 
 import json

@@ -12,7 +12,7 @@ import pytest
 
 from nexhealth_pipeline import errors
 from nexhealth_pipeline.cli import app, reference
-from nexhealth_pipeline.cli.reference import visible_commands
+from nexhealth_pipeline.cli.reference import command_table, visible_commands
 from tests.cli.conftest import Run
 
 HEAVY = ("dagster", "alembic", "rich", "psycopg", "pydantic", "uvicorn", "sqlalchemy", "requests")
@@ -77,16 +77,24 @@ def test_the_commands_are_those_of_the_design() -> None:
 
 
 def test_the_reference_names_every_command_and_option() -> None:
-    """README's section is made by it, so that it cannot lag behind."""
+    """docs/commands.md is made by it, so that it cannot lag behind."""
     text = reference()
     for path, command in visible_commands():
-        assert f"#### {path}\n" in text
+        assert f"## {path}\n" in text
         for option in command.params:
             if isinstance(option, click.Option):
                 assert option.hidden == (
-                    f"`{option.opts[0]}" not in text.partition(f"#### {path}\n")[2].partition("####")[0]
+                    f"`{option.opts[0]}" not in text.partition(f"## {path}\n")[2].partition("## ")[0]
                 )
     assert all(line == line.rstrip() for line in text.splitlines())
+
+
+def test_the_table_of_commands_has_a_row_for_each_and_nothing_else() -> None:
+    """README's section is made by it: what a command is good for, on one line, and where the rest is."""
+    _, _, *rows = command_table("docs/commands.md").splitlines()
+    assert [row.split(" | ")[0] for row in rows] == [
+        f"| [`{path}`](docs/commands.md#{path.replace(' ', '-')})" for path, _ in visible_commands()
+    ]
 
 
 def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
