@@ -105,7 +105,8 @@ def chosen_partitions(context: dg.AssetExecutionContext, keys: Sequence[str], *,
     The latter are planned here if `plan`: a planned partition without a materialization is red when the run fails.
     """
     tagged = list(context.partition_keys) if context.get_step_execution_context().has_partitions else []
-    others = [key for key in dict.fromkeys(keys) if key not in set(tagged)]
+    known = set(tagged)
+    others = [key for key in dict.fromkeys(keys) if key not in known]
     if plan:
         _plan(context, others)
     return tagged + others
