@@ -25,6 +25,7 @@ from nexhealth_pipeline.orchestration.step import (
     report,
     step,
 )
+from nexhealth_pipeline.orchestration.storage import forget_planned_checks
 from nexhealth_pipeline.sync.filters import choose
 from nexhealth_pipeline.sync.options import SyncOptions
 from nexhealth_pipeline.sync.plan import in_window, slices_of
@@ -148,6 +149,8 @@ def _mapping(collection: Collection, upstream: str) -> dg.PartitionMapping | Non
 
 def _read(context: dg.AssetExecutionContext, config: SyncConfig, nexhealth: NexHealthResource, scope: Scope) -> None:
     collections = [one for one in collections_in(scope) if dg.AssetKey(one.table) in context.selected_asset_keys]
+    # A backfill, and "Materialize" in Dagit, plan the checks of their assets; behind a step without outputs none runs.
+    forget_planned_checks(context.instance.event_log_storage, context.run.run_id)
     with step(context) as stop, nexhealth.session(context.run.run_id, stop, dry_run=config.dry_run) as session:
         options = config.options(session.settings, fresh_after(context, session))
         collections = _filtered(context, collections, scope, options)

@@ -20,7 +20,9 @@ from typing import Any
 from dagster._config.config_schema import UserConfigSchema
 from dagster._core.events import ASSET_CHECK_EVENTS, ASSET_EVENTS
 from dagster._core.events.log import EventLogEntry
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 from dagster._core.storage.event_log import SqlEventLogStorageTable
+from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable
 from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
 from dagster._core.storage.root import LocalArtifactStorage
 from dagster._serdes import ConfigurableClassData
@@ -42,6 +44,7 @@ __all__ = [
     "NexHealthDagsterStorage",
     "dagster_folder",
     "database_of",
+    "forget_planned_checks",
     "psycopg2_url",
 ]
 
@@ -141,6 +144,13 @@ class _PooledEventLogStorage(PostgresEventLogStorage):
             for key in sorted(last):  # every process locks the assets' rows in one order
                 self._store_asset_event(connection, *last[key])
 
+    def forget_planned_checks(self, run_id: str) -> None:
+        """Remove the checks that were planned for a run and have no result yet."""
+        checks = AssetCheckExecutionsTable
+        planned = checks.c.execution_status == AssetCheckExecutionRecordStatus.PLANNED.value
+        with self.index_connection() as connection:
+            connection.execute(checks.delete().where(checks.c.run_id == run_id, planned))
+
     def dispose(self) -> None:
         """Close the pool: of the three parts, an instance disposes of this one last."""
         super().dispose()
@@ -182,6 +192,15 @@ def database_of(events: object) -> str | None:
         if isinstance(events, _PooledEventLogStorage)
         else None
     )
+
+
+def forget_planned_checks(events: object, run_id: str) -> None:
+    """Forget in an instance's event log that a run was to run checks; one that is not of this module is left as it is.
+
+    Once the run has ended, each would stand for skipped, or for failed, in the place of the check's last result.
+    """
+    if isinstance(events, _PooledEventLogStorage):
+        events.forget_planned_checks(run_id)
 
 
 def dagster_folder() -> Path:
