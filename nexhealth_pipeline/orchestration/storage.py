@@ -112,8 +112,8 @@ class _PooledEventLogStorage(PostgresEventLogStorage):
     """The event log, with asset events written many at a time.
 
     Dagster stores each planned and each finished partition with four statements on two connections,
-    one of them a NOTIFY that nothing listens to any more. Here a batch is one insert and one update of
-    each asset's last event; a single event takes the same way.
+    one of them a NOTIFY that nothing listens to any more. Here a batch is one insert, and one update of
+    each asset for each kind of event; a single event takes the same way.
     """
 
     def store_event(self, event: EventLogEntry) -> None:
@@ -135,14 +135,16 @@ class _PooledEventLogStorage(PostgresEventLogStorage):
     def _store_asset_events(self, events: Sequence[EventLogEntry]) -> None:
         insert = SqlEventLogStorageTable.insert().returning(SqlEventLogStorageTable.c.id, sort_by_parameter_order=True)
         rows = [self._event_to_row(event) for event in events]
-        last: dict[str, tuple[EventLogEntry, int]] = {}
+        last: dict[tuple[str, str], tuple[EventLogEntry, int]] = {}
         with self.index_transaction() as connection:
             ids = [int(row[0]) for row in connection.execute(insert, rows)]
             self._store_asset_event_tags(connection, events, ids)
             for row, event, event_id in zip(rows, events, ids, strict=True):
-                last[row["asset_key"]] = (event, event_id)
-            for key in sorted(last):  # every process locks the assets' rows in one order
-                self._store_asset_event(connection, *last[key])
+                last[row["asset_key"], row["dagster_event_type"]] = (event, event_id)
+            # Of each kind the last: an observation tells nothing of the materialization before it. Every process locks
+            # the assets' rows in one order.
+            for _, told in sorted(last.items(), key=lambda one: (one[0][0], one[1][1])):
+                self._store_asset_event(connection, *told)
 
     def forget_planned_checks(self, run_id: str) -> None:
         """Remove the checks that were planned for a run and have no result yet."""
