@@ -13,7 +13,7 @@ are created under an advisory lock.
 import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from dagster._core.storage.root import LocalArtifactStorage
 from dagster._serdes import ConfigurableClassData
 from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage, PostgresScheduleStorage
 from dagster_postgres.storage import DagsterPostgresStorage
+from dagster_postgres.utils import DagsterPostgresException
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.engine import URL
@@ -38,6 +39,7 @@ from nexhealth_pipeline.settings import load_settings
 from nexhealth_pipeline.warehouse.connect import dagster_url, home_folder, normalised_url
 
 __all__ = [
+    "AWAY",
     "EVENT_BATCH_SIZE",
     "HomeArtifactStorage",
     "HomeComputeLogManager",
@@ -48,6 +50,8 @@ __all__ = [
     "psycopg2_url",
 ]
 
+AWAY = (SQLAlchemyError, DagsterPostgresException)
+"""What Dagster raises while its database is not there."""
 EVENT_BATCH_SIZE = 1000
 """Planned events stored in one statement; Dagster's own default is one statement an event."""
 
@@ -109,7 +113,7 @@ class NexHealthDagsterStorage(DagsterPostgresStorage):
 
 
 class _PooledEventLogStorage(PostgresEventLogStorage):
-    """The event log, with asset events written many at a time.
+    """The event log, with asset events written many at a time, and lines of a log only where that is possible.
 
     Dagster stores each planned and each finished partition with four statements on two connections,
     one of them a NOTIFY that nothing listens to any more. Here a batch is one insert, and one update of
@@ -117,11 +121,18 @@ class _PooledEventLogStorage(PostgresEventLogStorage):
     """
 
     def store_event(self, event: EventLogEntry) -> None:
-        """Store one event."""
+        """Store one event.
+
+        What a run or a tick says goes missing while the database is away: raising would end a sync of hours for a line
+        of its log, in whichever of its threads that was.
+        """
         if _is_asset_event(event):
             self._store_asset_events([event])
-        else:
+        elif event.is_dagster_event:
             super().store_event(event)
+        else:
+            with suppress(*AWAY):
+                super().store_event(event)
 
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
         """Store `events`; other kinds than those of assets one by one."""
