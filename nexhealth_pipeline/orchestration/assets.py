@@ -15,7 +15,7 @@ from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
 from nexhealth_pipeline.errors import ConfigurationError, InvalidSetting
 from nexhealth_pipeline.orchestration.config import SyncConfig
 from nexhealth_pipeline.orchestration.metadata import collection_metadata, result_metadata
-from nexhealth_pipeline.orchestration.partitions import INSTITUTIONS, LOCATION_MONTHS, LOCATIONS, add_keys
+from nexhealth_pipeline.orchestration.partitions import INSTITUTIONS, LOCATION_MONTHS, LOCATIONS, MONTHS, add_keys
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
 from nexhealth_pipeline.orchestration.step import (
     Context,
@@ -176,10 +176,12 @@ def _read(context: dg.AssetExecutionContext, config: SyncConfig, nexhealth: NexH
     with step(context) as stop, nexhealth.session(context.run.run_id, stop, dry_run=config.dry_run) as session:
         options = config.options(session.settings, fresh_after(context, session))
         collections = _filtered(context, collections, scope, options)
-        keys = chosen_partitions(context, config.partitions, plan=not options.partial) if PARTITIONS[scope] else []
         practices = config.known_practices() or session.practices()
+        keys: list[str] = []
         if scope is not Scope.PRACTICE:
             require_known(practices, session.settings.subdomains)
+            _require_partitions(context.instance, scope, config.partitions, practices)
+            keys = chosen_partitions(context, config.partitions, plan=not options.partial)
         slices = _slices(context, collections, scope, keys, practices)
         if options.start or options.end:
             slices = _in_window(context, slices, options)
@@ -221,6 +223,25 @@ def _filtered(
     if len(kept) < len(collections):
         context.log.info(f"filtered by {options.filters.in_words()}: {', '.join(one.name for one in kept)}")
     return kept
+
+
+def _require_partitions(instance: dg.DagsterInstance, scope: Scope, keys: Sequence[str], practices: Practices) -> None:
+    """Refuse `keys` of a run's config that are no partitions: nothing would be read for them, and the run would be green.
+
+    Those of what can no longer be read stay partitions. Raises ConfigurationError.
+    """
+    if scope is Scope.INSTITUTION:
+        definition, places = INSTITUTIONS, {one.subdomain for one in practices.institutions}
+    else:
+        definition, places = LOCATIONS, {one.key for one in practices.locations}
+    places.update(instance.get_dynamic_partitions(str(definition.name)))
+    months = MONTHS.get_partition_keys() if scope is Scope.LOCATION_MONTH else []
+    form = f"{_FORMS[scope]}, {months[0]} to {months[-1]}" if months else _FORMS[scope]
+    ends = {f"|{month}" for month in months} or {""}
+    for key in keys:
+        place, bar, month = key.partition("|")
+        if place not in places or bar + month not in ends:
+            raise unreached(key, form)
 
 
 def _slices(
