@@ -3,17 +3,19 @@
 One step reads many slices, so a run pays its start once and one collection's failure skips no other.
 """
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
 import dagster as dg
+from dagster._core.storage.tags import SCHEDULE_NAME_TAG
 
 from nexhealth_pipeline.catalog.collection import Collection, Scope
 from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
 from nexhealth_pipeline.errors import ConfigurationError, InvalidSetting
 from nexhealth_pipeline.orchestration.config import SyncConfig
 from nexhealth_pipeline.orchestration.metadata import collection_metadata, result_metadata
-from nexhealth_pipeline.orchestration.partitions import INSTITUTIONS, LOCATION_MONTHS, LOCATIONS, add_keys
+from nexhealth_pipeline.orchestration.partitions import INSTITUTIONS, LOCATION_MONTHS, LOCATIONS, MONTHS, add_keys
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
 from nexhealth_pipeline.orchestration.step import (
     Context,
@@ -25,6 +27,8 @@ from nexhealth_pipeline.orchestration.step import (
     report,
     step,
 )
+from nexhealth_pipeline.orchestration.storage import forget_planned_checks
+from nexhealth_pipeline.orchestration.webhook_names import TWO_DAYS_SECONDS
 from nexhealth_pipeline.sync.filters import choose
 from nexhealth_pipeline.sync.options import SyncOptions
 from nexhealth_pipeline.sync.plan import in_window, slices_of
@@ -40,6 +44,7 @@ __all__ = [
     "collections_in",
     "events_of",
     "fresh_after",
+    "require_in_time",
     "require_known",
     "require_reached",
     "step_name",
@@ -119,6 +124,23 @@ def _first_attempt(instance: dg.DagsterInstance, run: dg.DagsterRun) -> dg.Dagst
     return run if parent is None else _first_attempt(instance, parent)
 
 
+def require_in_time(context: Context) -> None:
+    """End a schedule's run that the daemon repeats after all the time that such a run may take: later ticks wait for it.
+
+    The daemon repeats what was ended for its length as it does what was killed. Raises Failure.
+    """
+    run = context.run
+    if SCHEDULE_NAME_TAG not in run.tags or "dagster/retry_number" not in run.tags:
+        return
+    first = context.instance.get_run_record_by_id(_first_attempt(context.instance, run).run_id)
+    if first is not None and first.start_time is not None and time.time() - first.start_time > TWO_DAYS_SECONDS:
+        raise dg.Failure(
+            description=f"run {first.dagster_run.run_id}, which this one repeats, began more than "
+            f"{TWO_DAYS_SECONDS // 3600} hours ago: the next tick of its schedule takes up the rest",
+            allow_retries=False,
+        )
+
+
 def _spec(collection: Collection) -> dg.AssetSpec:
     upstream = [name for name in collection.upstream if COLLECTIONS[name].is_asset]
     return dg.AssetSpec(
@@ -148,13 +170,18 @@ def _mapping(collection: Collection, upstream: str) -> dg.PartitionMapping | Non
 
 def _read(context: dg.AssetExecutionContext, config: SyncConfig, nexhealth: NexHealthResource, scope: Scope) -> None:
     collections = [one for one in collections_in(scope) if dg.AssetKey(one.table) in context.selected_asset_keys]
+    # A backfill, and "Materialize" in Dagit, plan the checks of their assets; behind a step without outputs none runs.
+    forget_planned_checks(context.instance.event_log_storage, context.run.run_id)
+    require_in_time(context)
     with step(context) as stop, nexhealth.session(context.run.run_id, stop, dry_run=config.dry_run) as session:
         options = config.options(session.settings, fresh_after(context, session))
         collections = _filtered(context, collections, scope, options)
-        keys = chosen_partitions(context, config.partitions, plan=not options.partial) if PARTITIONS[scope] else []
         practices = config.known_practices() or session.practices()
+        keys: list[str] = []
         if scope is not Scope.PRACTICE:
             require_known(practices, session.settings.subdomains)
+            _require_partitions(context.instance, scope, config.partitions, practices)
+            keys = chosen_partitions(context, config.partitions, plan=not options.partial)
         slices = _slices(context, collections, scope, keys, practices)
         if options.start or options.end:
             slices = _in_window(context, slices, options)
@@ -196,6 +223,25 @@ def _filtered(
     if len(kept) < len(collections):
         context.log.info(f"filtered by {options.filters.in_words()}: {', '.join(one.name for one in kept)}")
     return kept
+
+
+def _require_partitions(instance: dg.DagsterInstance, scope: Scope, keys: Sequence[str], practices: Practices) -> None:
+    """Refuse `keys` of a run's config that are no partitions: nothing would be read for them, and the run would be green.
+
+    Those of what can no longer be read stay partitions. Raises ConfigurationError.
+    """
+    if scope is Scope.INSTITUTION:
+        definition, places = INSTITUTIONS, {one.subdomain for one in practices.institutions}
+    else:
+        definition, places = LOCATIONS, {one.key for one in practices.locations}
+    places.update(instance.get_dynamic_partitions(str(definition.name)))
+    months = MONTHS.get_partition_keys() if scope is Scope.LOCATION_MONTH else []
+    form = f"{_FORMS[scope]}, {months[0]} to {months[-1]}" if months else _FORMS[scope]
+    ends = {f"|{month}" for month in months} or {""}
+    for key in keys:
+        place, bar, month = key.partition("|")
+        if place not in places or bar + month not in ends:
+            raise unreached(key, form)
 
 
 def _slices(

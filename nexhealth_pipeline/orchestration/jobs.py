@@ -19,6 +19,7 @@ from nexhealth_pipeline.orchestration.assets import (
     ASSETS,
     collections_in,
     fresh_after,
+    require_in_time,
     require_known,
     step_name,
     unreached,
@@ -69,6 +70,7 @@ SCOPE_JOBS: dict[Scope, str] = {
 
 @dg.op(name=CHANGES_OP, description="Reads what changed since the last read, however old its date.")
 def _read_changes(context: dg.OpExecutionContext, config: SyncConfig, nexhealth: NexHealthResource) -> None:
+    require_in_time(context)
     with step(context) as stop, nexhealth.session(context.run.run_id, stop, dry_run=config.dry_run) as session:
         options = replace(config.options(session.settings, fresh_after(context, session)), start=None, end=None)
         practices = config.known_practices() or session.practices()

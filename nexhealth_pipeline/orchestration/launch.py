@@ -160,7 +160,13 @@ def _broken_by(outcome: Outcome) -> dict[str, Any] | None:
         return failure
     if outcome.status == Cancelled.exit_status:
         return None
+    if outcome.status < 0:
+        return {"message": _killed(outcome), "exit_status": PipelineError.exit_status}
     return {"message": outcome.message or f"ended with status {outcome.status}", "exit_status": outcome.status}
+
+
+def _killed(outcome: Outcome) -> str:
+    return f"the run was ended by signal {-outcome.status}: what it has committed stays, run it again"
 
 
 def pass_on(**choices: str) -> None:
@@ -175,6 +181,8 @@ def raise_unless_answered(outcome: Outcome) -> None:
         return
     if outcome.status == Cancelled.exit_status:
         raise Cancelled("stopped; what was committed stays")
+    if outcome.status < 0:
+        raise PipelineError(_killed(outcome))
     kinds: dict[int, type[PipelineError]] = {4: WarehouseError, 3: TryLater}
     raise kinds.get(outcome.status, ConfigurationError if outcome.status == 2 else PipelineError)(
         outcome.message or f"the first step ended with status {outcome.status}"
@@ -303,10 +311,15 @@ def _exit_status(
     failures: list[tuple[str, str]],
     new_notes: int,
 ) -> int:
-    """0 done, 1 something new to look at, 3 nothing could be read, 4 the database could not be used."""
+    """0 done, 1 something new to look at, 3 nothing could be read, 4 the database could not be used.
+
+    A run that broke off by anything else, as one that was killed, tells nothing of the API.
+    """
     for decisive in (WarehouseError.exit_status, ConfigurationError.exit_status):
         if decisive in broken:
             return decisive
+    if PipelineError.exit_status in broken:
+        return PipelineError.exit_status
     if failures and not any(map(_was_read, _judged(request, results))):
         statuses = [row["exit_status"] for row in results if row["exit_status"]]
         return statuses[0] if statuses else TryLater.exit_status

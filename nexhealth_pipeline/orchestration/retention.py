@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import psycopg
 
@@ -28,7 +29,8 @@ _BATCH = 2000
 _VACUUM_ROWS = 10_000
 """So many deleted rows are made reusable at once, instead of when a fifth of the table is gone."""
 _FOLDERS = ("compute_logs", "storage")
-"""What runs leave on this machine's disk: a folder a run."""
+"""Where runs leave a folder each on this machine's disk. What others keep beside those, as assets of another code location
+do in the second one, is theirs."""
 
 # Its own statement, so that the events of the results that stay are known when events are removed.
 _CHECKS = """
@@ -96,6 +98,13 @@ SELECT count(*) FROM gone
 """
 
 
+_NEEDED = """
+SELECT run_id FROM runs WHERE run_id = ANY(%(found)s)
+    AND NOT (status IN ('SUCCESS', 'FAILURE', 'CANCELED')
+        AND coalesce(to_timestamp(end_time) AT TIME ZONE 'UTC', update_timestamp) < %(before)s)
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Removed:
     """How much was removed."""
@@ -134,7 +143,7 @@ def remove_old_records(url: str, days: int, stop: threading.Event | None = None)
             check_results=check_results,
             runs=_in_batches(connection, _RUNS, limits, stop),
             backfills=_in_batches(connection, _BACKFILLS, limits, stop),
-            folders=_remove_folders(days),
+            folders=_remove_folders(connection, limits, days),
         )
         if events >= _VACUUM_ROWS and not stop.is_set():
             # Not truncated at the end: that would shut out whoever writes.
@@ -179,19 +188,28 @@ def _newest(connection: psycopg.Connection) -> int:
     return int(row[0]) if row else 0
 
 
-def _remove_folders(days: int) -> int:
-    """Remove the folders that runs of that time left here; another machine removes its own."""
-    before, removed = time.time() - days * 86400, 0
-    for place in _FOLDERS:
-        folder = dagster_folder() / place
-        for one in folder.iterdir() if folder.is_dir() else ():
-            removed += _remove_folder(one, before)
-    return removed
+def _remove_folders(connection: psycopg.Connection, limits: dict[str, Any], days: int) -> int:
+    """Remove the folders that runs of that time left here; another machine removes its own.
+
+    A run that goes on, or ended lately, keeps its folder: it writes there for days without changing the folder's time.
+    """
+    before = time.time() - days * 86400
+    places = [dagster_folder() / name for name in _FOLDERS]
+    old = [one for place in places if place.is_dir() for one in place.iterdir() if _is_of_an_old_run(one, before)]
+    rows = connection.execute(_NEEDED.encode(), {**limits, "found": [one.name for one in old]})
+    needed = {row[0] for row in rows}
+    return sum(_remove_folder(one) for one in old if one.name not in needed)
 
 
-def _remove_folder(folder: Path, before: float) -> bool:
+def _is_of_an_old_run(folder: Path, before: float) -> bool:
+    with suppress(ValueError, OSError):  # the name is no run's id, or another process removed it
+        named = str(UUID(folder.name)) == folder.name
+        return named and folder.is_dir() and not folder.is_symlink() and folder.stat().st_mtime < before
+    return False
+
+
+def _remove_folder(folder: Path) -> bool:
     with suppress(OSError):  # another process removed it, or may write where this one may not
-        if folder.is_dir() and not folder.is_symlink() and folder.stat().st_mtime < before:
-            shutil.rmtree(folder)
-            return True
+        shutil.rmtree(folder)
+        return True
     return False

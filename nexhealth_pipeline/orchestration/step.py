@@ -10,7 +10,8 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import TracebackType
 
 import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
@@ -26,6 +27,7 @@ from dagster._utils.interrupts import capture_interrupts
 from nexhealth_pipeline.errors import Cancelled, PipelineError
 from nexhealth_pipeline.orchestration.command_runs import is_of_a_command
 from nexhealth_pipeline.orchestration.log_fields import fields_in_messages
+from nexhealth_pipeline.orchestration.storage import AWAY, EVENT_BATCH_SIZE
 from nexhealth_pipeline.orchestration.worker import ENDING, Context, Watch, Worker
 from nexhealth_pipeline.sync.options import SyncOptions
 from nexhealth_pipeline.sync.session import SyncSession
@@ -38,6 +40,7 @@ __all__ = [
     "Context",
     "Event",
     "Listener",
+    "Reporter",
     "chosen_partitions",
     "how_to_repeat",
     "listen",
@@ -105,7 +108,8 @@ def chosen_partitions(context: dg.AssetExecutionContext, keys: Sequence[str], *,
     The latter are planned here if `plan`: a planned partition without a materialization is red when the run fails.
     """
     tagged = list(context.partition_keys) if context.get_step_execution_context().has_partitions else []
-    others = [key for key in dict.fromkeys(keys) if key not in set(tagged)]
+    known = set(tagged)
+    others = [key for key in dict.fromkeys(keys) if key not in known]
     if plan:
         _plan(context, others)
     return tagged + others
@@ -124,14 +128,47 @@ def read(
     """
     results: list[SliceResult] = []
     progress = _Progress(context, planned)
-    with Worker(work, session.stop) as worker:
+    with Reporter(context) as reporter, Worker(work, session.stop) as worker:
         for batch in worker.batches(Watch(context)):
             results += batch
-            report(context, [event for result in batch for event in events_of(result)])
+            reporter.add(event for result in batch for event in events_of(result))
             for result, listener in itertools.product(batch, _listeners):
                 listener(result)
             progress.tell(results)
     return results
+
+
+class Reporter:
+    """Writes the events of a step's work as they come; those that cannot be written wait for the next ones.
+
+    Dagster's database may be away for a while of a sync of hours. Leaving the context writes what still waits; where
+    that fails too it raises, unless the work has ended by an error of its own.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._waiting: list[Event] = []
+
+    def __enter__(self) -> "Reporter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with suppress(*(AWAY if kind is not None else ())):
+            self._write()
+
+    def add(self, events: Iterable[Event]) -> None:
+        """Write `events`, behind those that wait."""
+        self._waiting += events
+        with suppress(*AWAY):
+            self._write()
+
+    def _write(self) -> None:
+        while self._waiting:
+            batch = self._waiting[:EVENT_BATCH_SIZE]
+            report(self._context, batch)
+            del self._waiting[: len(batch)]
 
 
 def report(context: Context, events: Sequence[Event]) -> None:

@@ -13,19 +13,22 @@ are created under an advisory lock.
 import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from dagster._config.config_schema import UserConfigSchema
 from dagster._core.events import ASSET_CHECK_EVENTS, ASSET_EVENTS
 from dagster._core.events.log import EventLogEntry
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 from dagster._core.storage.event_log import SqlEventLogStorageTable
+from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable
 from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
 from dagster._core.storage.root import LocalArtifactStorage
 from dagster._serdes import ConfigurableClassData
 from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage, PostgresScheduleStorage
 from dagster_postgres.storage import DagsterPostgresStorage
+from dagster_postgres.utils import DagsterPostgresException
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.engine import URL
@@ -36,15 +39,19 @@ from nexhealth_pipeline.settings import load_settings
 from nexhealth_pipeline.warehouse.connect import dagster_url, home_folder, normalised_url
 
 __all__ = [
+    "AWAY",
     "EVENT_BATCH_SIZE",
     "HomeArtifactStorage",
     "HomeComputeLogManager",
     "NexHealthDagsterStorage",
     "dagster_folder",
     "database_of",
+    "forget_planned_checks",
     "psycopg2_url",
 ]
 
+AWAY = (SQLAlchemyError, DagsterPostgresException)
+"""What Dagster raises while its database is not there."""
 EVENT_BATCH_SIZE = 1000
 """Planned events stored in one statement; Dagster's own default is one statement an event."""
 
@@ -106,19 +113,26 @@ class NexHealthDagsterStorage(DagsterPostgresStorage):
 
 
 class _PooledEventLogStorage(PostgresEventLogStorage):
-    """The event log, with asset events written many at a time.
+    """The event log, with asset events written many at a time, and lines of a log only where that is possible.
 
     Dagster stores each planned and each finished partition with four statements on two connections,
-    one of them a NOTIFY that nothing listens to any more. Here a batch is one insert and one update of
-    each asset's last event; a single event takes the same way.
+    one of them a NOTIFY that nothing listens to any more. Here a batch is one insert, and one update of
+    each asset for each kind of event; a single event takes the same way.
     """
 
     def store_event(self, event: EventLogEntry) -> None:
-        """Store one event."""
+        """Store one event.
+
+        What a run or a tick says goes missing while the database is away: raising would end a sync of hours for a line
+        of its log, in whichever of its threads that was.
+        """
         if _is_asset_event(event):
             self._store_asset_events([event])
-        else:
+        elif event.is_dagster_event:
             super().store_event(event)
+        else:
+            with suppress(*AWAY):
+                super().store_event(event)
 
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
         """Store `events`; other kinds than those of assets one by one."""
@@ -132,14 +146,23 @@ class _PooledEventLogStorage(PostgresEventLogStorage):
     def _store_asset_events(self, events: Sequence[EventLogEntry]) -> None:
         insert = SqlEventLogStorageTable.insert().returning(SqlEventLogStorageTable.c.id, sort_by_parameter_order=True)
         rows = [self._event_to_row(event) for event in events]
-        last: dict[str, tuple[EventLogEntry, int]] = {}
+        last: dict[tuple[str, str], tuple[EventLogEntry, int]] = {}
         with self.index_transaction() as connection:
             ids = [int(row[0]) for row in connection.execute(insert, rows)]
             self._store_asset_event_tags(connection, events, ids)
             for row, event, event_id in zip(rows, events, ids, strict=True):
-                last[row["asset_key"]] = (event, event_id)
-            for key in sorted(last):  # every process locks the assets' rows in one order
-                self._store_asset_event(connection, *last[key])
+                last[row["asset_key"], row["dagster_event_type"]] = (event, event_id)
+            # Of each kind the last: an observation tells nothing of the materialization before it. Every process locks
+            # the assets' rows in one order.
+            for _, told in sorted(last.items(), key=lambda one: (one[0][0], one[1][1])):
+                self._store_asset_event(connection, *told)
+
+    def forget_planned_checks(self, run_id: str) -> None:
+        """Remove the checks that were planned for a run and have no result yet."""
+        checks = AssetCheckExecutionsTable
+        planned = checks.c.execution_status == AssetCheckExecutionRecordStatus.PLANNED.value
+        with self.index_connection() as connection:
+            connection.execute(checks.delete().where(checks.c.run_id == run_id, planned))
 
     def dispose(self) -> None:
         """Close the pool: of the three parts, an instance disposes of this one last."""
@@ -182,6 +205,15 @@ def database_of(events: object) -> str | None:
         if isinstance(events, _PooledEventLogStorage)
         else None
     )
+
+
+def forget_planned_checks(events: object, run_id: str) -> None:
+    """Forget in an instance's event log that a run was to run checks; one that is not of this module is left as it is.
+
+    Once the run has ended, each would stand for skipped, or for failed, in the place of the check's last result.
+    """
+    if isinstance(events, _PooledEventLogStorage):
+        events.forget_planned_checks(run_id)
 
 
 def dagster_folder() -> Path:

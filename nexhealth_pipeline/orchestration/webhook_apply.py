@@ -17,7 +17,7 @@ from typing import Any
 import dagster as dg
 import psycopg
 
-from nexhealth_pipeline.orchestration.step import Event, report
+from nexhealth_pipeline.orchestration.step import Event, Reporter
 from nexhealth_pipeline.orchestration.webhook_names import EVENTS_ASSET
 from nexhealth_pipeline.orchestration.worker import Context, Watch, Worker
 from nexhealth_pipeline.sync.session import SyncSession
@@ -251,20 +251,20 @@ def apply_and_report(
             return _until_tried(session, batches.put, backlog)
         return _until_quiet(session, batches.put, stay)
 
-    with Worker(work, session.stop) as worker:
-        try:
-            for pieces in worker.batches(Watch(context), idle=True):
-                _count(tally, batches, pieces)
-                if time.monotonic() - told >= _REPORT_SECONDS and _report(context, tally):
-                    told = time.monotonic()
-        finally:  # what was committed is told, whatever ended the work
-            _count(tally, batches, ())
-            _report(context, tally)
-            report(context, tally.lists())
-    with session.pool.connection() as connection:
-        tally.still_due = backlog.left(connection)
-        observation = _observation(connection, tally)
-    report(context, [observation])
+    with Reporter(context) as reporter:
+        with Worker(work, session.stop) as worker:
+            try:
+                for pieces in worker.batches(Watch(context), idle=True):
+                    _count(tally, batches, pieces)
+                    if time.monotonic() - told >= _REPORT_SECONDS and _report(context, reporter, tally):
+                        told = time.monotonic()
+            finally:  # what was committed is told, whatever ended the work
+                _count(tally, batches, ())
+                _report(context, reporter, tally)
+                reporter.add(tally.lists())
+        with session.pool.connection() as connection:
+            tally.still_due = backlog.left(connection)
+            reporter.add([_observation(connection, tally)])
     return tally
 
 
@@ -276,15 +276,14 @@ def _count(tally: Tally, batches: "queue.SimpleQueue[Batch]", pieces: Iterable[A
         tally.add_slice(piece)
 
 
-def _report(context: Context, tally: Tally) -> bool:
+def _report(context: Context, reporter: Reporter, tally: Tally) -> bool:
     """Report what is new; whether anything was."""
     line, events = tally.line(), tally.events()
     if line:
         context.log.info(line)
     for trouble in tally.troubles():
         context.log.warning(trouble)
-    if events:
-        report(context, events)
+    reporter.add(events)
     return bool(line or events)
 
 

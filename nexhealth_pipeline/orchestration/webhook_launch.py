@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Literal
 from uuid import uuid4
 
-from nexhealth_pipeline.errors import Cancelled, PipelineError
+from nexhealth_pipeline.errors import Cancelled
 from nexhealth_pipeline.orchestration.children import failure_of, was_stopped
 from nexhealth_pipeline.orchestration.code_location import DEFINITIONS
 from nexhealth_pipeline.orchestration.command_runs import COMMAND_TAGS
@@ -72,8 +72,6 @@ def run_webhook_job(
     )
     run_id = str(uuid4())
     (outcome,) = run_side_by_side([partial(_execute, job, dict(config), run_id)])
-    if outcome.status < 0:
-        raise PipelineError(f"the run was ended by signal {-outcome.status}: what it has committed stays, run it again")
     raise_unless_answered(outcome)
     answer = outcome.result
     status = Cancelled.exit_status if answer["stopped"] else int(answer["failed"])

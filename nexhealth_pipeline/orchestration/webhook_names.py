@@ -15,6 +15,7 @@ __all__ = [
     "SETUP_JOB",
     "SETUP_OP",
     "SHORT_TAGS",
+    "TWO_DAYS_SECONDS",
     "WATCHDOG_JOB",
     "WATCHDOG_STEP",
     "WEBHOOK_JOBS",
@@ -38,7 +39,9 @@ EVENTS_ASSET = "nexhealth_webhook_events"
 BULK_TAG = "nexhealth/bulk"
 """On runs that read long: `dagster.yaml` lets only some of them go on at once, so that webhook runs find room."""
 BULK_TAGS = {BULK_TAG: "true"}
-MOST_TWO_DAYS = {"dagster/max_runtime": str(48 * 3600)}
+TWO_DAYS_SECONDS = 48 * 3600
+"""So long may a run go on that the next ones wait for; no repetition of it begins later."""
+MOST_TWO_DAYS = {"dagster/max_runtime": str(TWO_DAYS_SECONDS)}
 """On runs that the next ones wait for, should they hang: those of schedules, and short ones. Any other, as a backfill, may
 take as long as `dagster.yaml` says."""
 SHORT_TAGS = {

@@ -15,8 +15,8 @@ from typing import Generic, TypeVar
 
 import dagster as dg
 from dagster._utils.interrupts import check_captured_interrupt
-from dagster_postgres.utils import DagsterPostgresException
-from sqlalchemy.exc import SQLAlchemyError
+
+from nexhealth_pipeline.orchestration.storage import AWAY
 
 __all__ = ["ENDING", "Context", "Watch", "Worker", "done_aside"]
 
@@ -111,7 +111,7 @@ class Watch:
             return False
         try:
             run = self._context.instance.get_run_by_id(self._context.run.run_id)
-        except (SQLAlchemyError, DagsterPostgresException):
+        except AWAY:
             self._lost += 1
             return False
         finally:

@@ -2,9 +2,11 @@
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import dagster as dg
 import psycopg
@@ -237,12 +239,32 @@ def test_it_gives_way(past: Past) -> None:
     assert remove_old_records(past.url, 30).events > 0
 
 
+def _printed(home: Path, place: str, name: str, days: int) -> Path:
+    """A folder below Dagster's that something of that name left so many days ago."""
+    folder = home / "dagster" / place / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "step.out").write_text("printed")
+    then = time.time() - days * 86400
+    os.utime(folder, (then, then))
+    return folder
+
+
 def test_what_runs_printed_goes_too(past: Past, tmp_path: Path) -> None:
-    for name, days in (("old", 31), ("young", 29)):
-        folder = tmp_path / "dagster" / "compute_logs" / name
-        folder.mkdir(parents=True)
-        (folder / "step.out").write_text("printed")
-        then = folder.stat().st_mtime - days * 86400
-        os.utime(folder, (then, then))
-    assert remove_old_records(past.url, 30).folders == 1
-    assert [one.name for one in (tmp_path / "dagster" / "compute_logs").iterdir()] == ["young"]
+    for place in ("compute_logs", "storage"):
+        old, young = (_printed(tmp_path, place, str(uuid4()), days) for days in (31, 29))
+        assert remove_old_records(past.url, 30).folders == 1
+        assert (old.exists(), young.exists()) == (False, True)
+
+
+def test_nobody_loses_what_is_still_used(past: Past, tmp_path: Path) -> None:
+    """A backfill may take longer than its records are kept; and assets of other code locations lie beside our runs'."""
+    living, ended = past.run("read_whole"), past.run("read_whole")
+    past.db.execute("UPDATE runs SET status = 'STARTED', end_time = NULL WHERE run_id = %s", (living,))
+    past.age(40)
+    lately = past.run("read_whole")
+    gone = [_printed(tmp_path, place, ended, 40) for place in ("compute_logs", "storage")]
+    kept = [_printed(tmp_path, "compute_logs", name, 40) for name in (living, lately)]
+    kept += [_printed(tmp_path, "storage", name, 40) for name in (living, "sales")]
+    assert remove_old_records(past.url, 30).folders == 2
+    assert not any(folder.exists() for folder in gone)
+    assert all((folder / "step.out").exists() for folder in kept)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from nexhealth_pipeline.errors import TryLater
+from nexhealth_pipeline.errors import PipelineError, TryLater
 from nexhealth_pipeline.orchestration import launch
 from nexhealth_pipeline.orchestration.fork import Outcome
 from nexhealth_pipeline.orchestration.request import SyncRequest
@@ -32,12 +32,12 @@ def row(collection: str, scope: str, *, failed: bool = False) -> Row:
     }
 
 
-def exit_status(resources: tuple[str, ...], practice: list[Row], *outcomes: Outcome) -> int:
+def summary(resources: tuple[str, ...], practice: list[Row], *outcomes: Outcome) -> launch.SyncSummary:
     plan = {"run_id": "r0", "jobs": [{"run_id": f"r{number}"} for number, _ in enumerate(outcomes, 1)]}
     results = practice + [one for outcome in outcomes if outcome.result for one in outcome.result["results"]]
     settings = load_settings({}, environ={}, env_file=None)
     request = SyncRequest(Mode.INCREMENTAL, resources)
-    return launch._summarise(settings, request, plan, results, list(outcomes), 1.0).exit_status
+    return launch._summarise(settings, request, plan, results, list(outcomes), 1.0)
 
 
 def ended(*rows: Row) -> Outcome:
@@ -63,7 +63,8 @@ NO_PATIENTS = ended(row("patients", "location", failed=True))
         ((), IN_PART, [PATIENTS], 1),
         ((), IN_PART, [NO_PATIENTS], 3),
         (("locations", "patients"), IN_PART, [NO_PATIENTS], 1),
-        ((), READ, [Outcome(None, -9, "")], 3),
+        ((), READ, [Outcome(None, -9, "")], 1),
+        ((), READ, [Outcome(None, -9, ""), NO_PATIENTS], 1),
     ],
     ids=[
         "all",
@@ -76,6 +77,7 @@ NO_PATIENTS = ended(row("patients", "location", failed=True))
         "no patients",
         "locations alone",
         "killed",
+        "killed, and no patients",
     ],
 )
 def test_nothing_could_be_read_is_said_of_what_was_to_be_read(
@@ -83,6 +85,16 @@ def test_nothing_could_be_read_is_said_of_what_was_to_be_read(
 ) -> None:
     """`sync --resource locations` that read them is no outage of the API; one that read all lists but them is one.
 
-    So is a sync of patients that got no further than the institutions, and has no location to ask about.
+    So is a sync of patients that got no further than the institutions, and has no location to ask about. One whose run
+    was killed says nothing of the API.
     """
-    assert exit_status(resources, practice, *outcomes) == status
+    assert summary(resources, practice, *outcomes).exit_status == status
+
+
+def test_a_run_that_was_killed_is_told_so() -> None:
+    """By a kernel that has no memory left: who reads "nothing could be read" asks NexHealth in vain."""
+    sentence = "the run was ended by signal 9: what it has committed stays, run it again"
+    assert summary((), READ, Outcome(None, -9, "")).failures == [("run", sentence)]
+    with pytest.raises(PipelineError, match=sentence) as caught:
+        launch.raise_unless_answered(Outcome(None, -9, ""))
+    assert caught.value.exit_status == 1

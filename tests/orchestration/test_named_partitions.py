@@ -1,0 +1,53 @@
+"""Partitions that are named in a run's config, where Dagster looks at none of them."""
+
+from datetime import UTC, datetime
+
+import dagster as dg
+import pytest
+
+from nexhealth_pipeline.catalog.collection import Scope
+from nexhealth_pipeline.orchestration.assets import PARTITIONS
+from nexhealth_pipeline.orchestration.partitions import partition_tags
+from nexhealth_pipeline.sync.months import month_keys
+
+from .kit import CLOSED, HARBOR, ISLAND, PIER, House
+
+
+@pytest.fixture
+def month(few_months: None) -> str:
+    """One of those that are read."""
+    return month_keys(datetime.now(UTC).date())[1]
+
+
+def test_what_is_no_partition_is_refused_by_name_and_colours_nothing(known: House, month: str) -> None:
+    """A mistyped month was green with the reason that its location is not reached, and a partition that nobody has."""
+    named = {
+        Scope.INSTITUTION: (HARBOR, [PIER, f"{HARBOR}|{month}", "willow", ""]),
+        Scope.LOCATION: (PIER, [HARBOR, f"{PIER}|{month}", f"{HARBOR}.1", "348621"]),
+        Scope.LOCATION_MONTH: (
+            f"{PIER}|{month}",
+            [PIER, f"{PIER}|{month[:5]}1", f"{PIER}|2024-06", f"{HARBOR}|{month}", f"{PIER}|changes"],
+        ),
+    }
+    for scope, (key, texts) in named.items():
+        tags = partition_tags(known.instance, PARTITIONS[scope], [key])
+        for text in texts:
+            result = known.run(scope, [key, text], tags=tags)
+            assert known.failure(result).startswith(
+                f"partition {text!r}: the API key, or NEXHEALTH_SUBDOMAINS, reaches no"
+            )
+            assert known.events(result) == []
+            planned = known.partitions(result, dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED)
+            assert {partition for _, partition in planned} <= {key}
+    assert "<subdomain>.<location id>|<year>-<month>, 2024-07 to " in known.failure(result)
+
+
+def test_what_can_no_longer_be_read_is_a_partition_all_the_same(known: House, month: str) -> None:
+    """Keys stay when a location goes or another setting leaves it out, and a run over all of them must not fail for that."""
+    known.instance.add_dynamic_partitions("nexhealth_locations", ["gone.1"])
+    months = [f"{place}|{month}" for place in (ISLAND, CLOSED, "gone.1")]
+    tags = partition_tags(known.instance, PARTITIONS[Scope.LOCATION_MONTH], months[:1])
+    result = known.run(Scope.LOCATION_MONTH, months, tags=tags)
+    assert result.success, known.failure(result)
+    observed = known.partitions(result, dg.DagsterEventType.ASSET_OBSERVATION)
+    assert observed == {("appointments", key) for key in months[1:]}
