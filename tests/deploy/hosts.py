@@ -4,33 +4,35 @@ The addresses are of the network reserved for tests of network devices (198.18.0
 has no way into it: what runs outside cannot reach these hosts, and they reach nothing but each other.
 """
 
+import errno
 import os
+import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _NETWORK = "198.18.0"
+_KNOCK = "import socket, sys; s = socket.socket(); s.settimeout(5); print(s.connect_ex((sys.argv[1], 9)))"
 
 
 def why_none() -> str:
-    """Why hosts cannot be made here; empty if they can."""
+    """Why hosts cannot be made here, found by making two that speak to each other; empty if they can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
-    if shutil.which("ip") is None:
-        return "network namespaces need `ip` (package iproute2)"
-    probe = f"nx{uuid.uuid4().hex[:8]}"
-    made = subprocess.run(["ip", "netns", "add", probe], check=False, capture_output=True, text=True)
-    if made.returncode:
-        return f"no network namespace can be made here: {made.stderr.strip()}"
-    bridged = subprocess.run(
-        ["ip", "-n", probe, "link", "add", "bridge", "type", "bridge"], check=False, capture_output=True, text=True
-    )
-    subprocess.run(["ip", "netns", "del", probe], check=True)
-    return f"no bridge can be made here: {bridged.stderr.strip()}" if bridged.returncode else ""
+    for program, package in (("ip", "iproute2"), ("setpriv", "util-linux")):
+        if shutil.which(program) is None:
+            return f"hosts in network namespaces need `{program}` (package {package})"
+    try:
+        with hosts(2) as (hub, other):
+            answer = int(other.run(sys.executable, "-S", "-c", _KNOCK, hub.address))
+    except subprocess.CalledProcessError as error:
+        return f"no hosts can be made here: {shlex.join(error.cmd)}: {error.stderr.strip()}"
+    return "" if answer == errno.ECONNREFUSED else f"hosts cannot speak to each other here: {os.strerror(answer)}"
 
 
 class Host:
@@ -128,4 +130,4 @@ def hosts(count: int) -> Iterator[list[Host]]:
 
 
 def _ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)

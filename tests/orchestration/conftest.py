@@ -9,14 +9,13 @@ import psycopg
 import pytest
 
 from nexhealth_pipeline.catalog.collection import Scope
-from nexhealth_pipeline.orchestration.storage import EVENT_BATCH_SIZE
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.sync import months
 from nexhealth_pipeline.sync.session import SyncSession
 from tests.sync.kit import Unlimited, first_test_month
 from tests.webhooks.kit import know_practice
 
-from .kit import House
+from .kit import BATCH_SIZE, House
 from .webhook_kit import Post
 
 REPO = Path(__file__).resolve().parents[2]
@@ -57,8 +56,19 @@ def dagster_database_url(server_url: str, dagster_template: str) -> Iterator[str
 
 
 @pytest.fixture
+def batches_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many events are written at once is left to the storage, which sets it for its process: not beyond this test."""
+    monkeypatch.setenv(BATCH_SIZE, "")
+    monkeypatch.delenv(BATCH_SIZE)
+
+
+@pytest.fixture
 def environment(
-    database_url: str, dagster_database_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    database_url: str,
+    dagster_database_url: str,
+    batches_by_default: None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> dict[str, str]:
     """Both databases and a home of the test's own, in the environment; no key yet."""
     values = {
@@ -66,7 +76,6 @@ def environment(
         "DAGSTER_DATABASE_URL": dagster_database_url,
         "NEXHEALTH_HOME": str(tmp_path),
         "NEXHEALTH_DATA_KIND": "sandbox",
-        "DAGSTER_EVENT_BATCH_SIZE": str(EVENT_BATCH_SIZE),
     }
     for name, value in values.items():
         monkeypatch.setenv(name, value)

@@ -16,6 +16,8 @@ from nexhealth_pipeline.orchestration.partitions import partition_tags
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.warehouse.sync_log import Counts
 
+BATCH_SIZE = "DAGSTER_EVENT_BATCH_SIZE"
+"""What Dagster reads how many events it writes at once from. A started process must not have it from here."""
 COUNTS = [field.name for field in fields(Counts) if field.name != "throttled_seconds"]
 WILLOW, HARBOR = "willow-dental", "harbor-smiles"
 NORTH, SOUTH, DESERT, CLOSED = (f"{WILLOW}.{number}" for number in (348511, 348512, 348513, 348514))

@@ -25,7 +25,7 @@ from nexhealth_pipeline.settings import load_settings
 from nexhealth_pipeline.sync.options import Mode
 from tests.forks import Forks, forks
 
-from .kit import event_transactions
+from .kit import BATCH_SIZE, event_transactions
 
 REPO = Path(__file__).resolve().parents[2]
 WILLOW = 11201
@@ -73,6 +73,7 @@ class Shell:
             "NEXHEALTH_API_URL": self.box.url,
             "NEXHEALTH_API_KEY": self.box.api_key,
         }
+        environment.pop(BATCH_SIZE, None)
         output = self.folder / f"output {len(self.commands)}"
         pid = self.forks.start(mode=mode, asked=asked, environment=environment, output=str(output))
         self.commands.append(Command(pid, output))

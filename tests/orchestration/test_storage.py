@@ -10,7 +10,9 @@ import psycopg
 import pytest
 
 from nexhealth_pipeline.errors import WarehouseUnreachable
-from nexhealth_pipeline.orchestration.storage import EVENT_BATCH_SIZE, NexHealthDagsterStorage, psycopg2_url
+from nexhealth_pipeline.orchestration.storage import NexHealthDagsterStorage, psycopg2_url
+
+from .kit import event_transactions
 
 REPO = Path(__file__).resolve().parents[2]
 LOCATIONS = dg.DynamicPartitionsDefinition(name="test_locations")
@@ -19,11 +21,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
 
 
 @pytest.fixture
-def instance(empty_database_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+def instance(
+    empty_database_url: str, batches_by_default: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[dg.DagsterInstance]:
     """The repository's instance, on a database of the test's own."""
     monkeypatch.setenv("DAGSTER_DATABASE_URL", empty_database_url)
     monkeypatch.setenv("NEXHEALTH_HOME", str(tmp_path))
-    monkeypatch.setenv("DAGSTER_EVENT_BATCH_SIZE", str(EVENT_BATCH_SIZE))
     with dg.DagsterInstance.from_config(str(REPO)) as opened:
         yield opened
 
@@ -47,6 +50,19 @@ def two_assets(context: dg.AssetExecutionContext) -> Iterator[dg.AssetMaterializ
 DEFS = dg.Definitions(
     assets=[two_assets], jobs=[dg.define_asset_job("both", selection="*")], executor=dg.in_process_executor
 )
+
+
+def _process(script: str, url: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    """Run `script` in a process that has nothing but its places from us."""
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        env={"DAGSTER_DATABASE_URL": url, "NEXHEALTH_HOME": str(folder), "PYTHONPATH": str(REPO)},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
 def _run(instance: dg.DagsterInstance, partitions: int) -> dg.ExecuteInProcessResult:
@@ -109,6 +125,29 @@ def test_a_process_keeps_few_connections_and_outlives_their_loss(
         assert len(_run(instance, 3).asset_materializations_for_node("two_assets")) == 5
 
 
+@pytest.mark.dagster
+def test_a_process_with_nothing_set_writes_events_in_bulk(empty_database_url: str, tmp_path: Path) -> None:
+    """Each event in a transaction of its own is what made a night's events cost minutes."""
+    script = f"""
+import dagster as dg
+keys = [f"demo.{{number}}" for number in range(40)]
+@dg.asset(partitions_def=dg.StaticPartitionsDefinition(keys), backfill_policy=dg.BackfillPolicy.single_run())
+def one() -> None: pass
+defs = dg.Definitions(
+    assets=[one], jobs=[dg.define_asset_job("all_of_it", selection="*")], executor=dg.in_process_executor
+)
+with dg.DagsterInstance.from_config({str(REPO)!r}) as instance:
+    defs.resolve_job_def("all_of_it").execute_in_process(
+        instance=instance,
+        tags={{"dagster/asset_partition_range_start": keys[0], "dagster/asset_partition_range_end": keys[-1]}},
+    )
+"""
+    done = _process(script, empty_database_url, tmp_path)
+    assert done.returncode == 0, done.stderr
+    for kind in (dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED, dg.DagsterEventType.ASSET_MATERIALIZATION):
+        assert [*event_transactions(empty_database_url, kind).values()] == [(40, 1)], kind
+
+
 def test_an_unreachable_database_is_named_without_its_address() -> None:
     """The address may hold a password."""
     with pytest.raises(WarehouseUnreachable, match="DAGSTER_DATABASE_URL") as caught:
@@ -127,15 +166,6 @@ def opens():
         return instance.get_runs_count()
 print([(outcome.result, outcome.status) for outcome in run_side_by_side([opens] * 4)])
 """
-    environment = {"DAGSTER_DATABASE_URL": empty_database_url, "NEXHEALTH_HOME": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = _process(script, empty_database_url, tmp_path)
     assert done.stdout == "[(0, 0), (0, 0), (0, 0), (0, 0)]\n", done.stderr
     assert "Retrying" not in done.stderr

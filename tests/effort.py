@@ -1,0 +1,59 @@
+"""What something costs, counted instead of timed: statements, rows and calls are the same on a busy machine."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import Engine, event
+
+
+@dataclass
+class Effort:
+    """What was done while it was counted."""
+
+    statements: int = 0
+    """Sent to PostgreSQL: by this package over psycopg, by Dagster over SQLAlchemy."""
+    rows: int = 0
+    """Given back by those."""
+    calls: int = 0
+    """Of functions, those of Python and of its libraries, in the thread that counts."""
+
+
+@contextmanager
+def counted() -> Iterator[Effort]:
+    """Count what is done inside. What is loaded or made at first use is best had before."""
+    effort = Effort()
+    execute = psycopg.Cursor.execute
+
+    def sent(cursor: Any) -> None:
+        effort.statements += 1
+        effort.rows += cursor.rowcount if cursor.description else 0
+
+    def by_psycopg(cursor: "psycopg.Cursor[Any]", *given: Any, **more: Any) -> "psycopg.Cursor[Any]":
+        execute(cursor, *given, **more)
+        sent(cursor)
+        return cursor
+
+    def by_sqlalchemy(_connection: Any, cursor: Any, *_: Any) -> None:
+        sent(cursor)
+
+    def called(_frame: FrameType, kind: str, _argument: object) -> None:
+        effort.calls += kind in ("call", "c_call")
+
+    event.listen(Engine, "after_cursor_execute", by_sqlalchemy)
+    before = sys.getprofile()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(psycopg.Cursor, "execute", by_psycopg)
+            sys.setprofile(called)
+            try:
+                yield effort
+            finally:
+                sys.setprofile(before)
+    finally:
+        event.remove(Engine, "after_cursor_execute", by_sqlalchemy)
