@@ -2,7 +2,8 @@
 
 One :class:`Collection` drives everything: what the client asks for, the table and its comments, the
 Dagster asset, the command line's `--resource` names and README's table. Nothing here does anything;
-adding a collection means writing one declaration in `catalog/collections.py`.
+adding a collection means writing one declaration in the module of its domain in
+`catalog/collections/`.
 """
 
 from collections.abc import Iterable

@@ -89,6 +89,9 @@ _TYPES: dict[SqlType, set[str]] = {
     SqlType.JSONB: {"object", "array"},
 }
 """Types of the API that a column can hold."""
+_OF_PAGES = {"end_cursor", "page", "per_page", "sort", "start_cursor"}
+"""Parameters whose default hides no row of a list that is read to its end."""
+_EITHER = ("anyOf", "oneOf")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT")
 _DEEPEST = 30
 """References followed in a row: a file may hold a circle."""
@@ -131,11 +134,15 @@ class _File:
 
     def __init__(self, spec: Node) -> None:
         self._spec = spec
-        reads = {path: item.get("get") for path, item in spec["paths"].items() if isinstance(item, dict)}
-        self.reads: dict[str, Node] = {_bare(path): read for path, read in reads.items() if isinstance(read, dict)}
+        self.reads: dict[str, Node] = {}
+        self._shared: dict[str, list[Node]] = {}
+        """Parameters of all operations of a path."""
+        for path, item in spec["paths"].items():
+            if isinstance(item, dict) and isinstance(item.get("get"), dict):
+                self.reads[_bare(path)], self._shared[_bare(path)] = item["get"], item.get("parameters", [])
 
     def resolved(self, node: object, within: tuple[int, ...] = ()) -> Node:
-        """`node` without references, its `allOf` merged; an empty one where it leads nowhere.
+        """`node` without references, its `allOf` or `anyOf` merged; an empty one where it leads nowhere.
 
         `within`: the nodes that it is a part of. Raises ValueError where it is a part of itself.
         """
@@ -145,14 +152,31 @@ class _File:
             node = self._target(str(node["$ref"]))
         if not isinstance(node, dict) or "$ref" in node:
             return {}
-        if "allOf" not in node:
+        if not node.keys() & {"allOf", *_EITHER}:
             return node
         if id(node) in within:
-            raise ValueError("a schema is a part of itself by its `allOf`")
+            raise ValueError("a schema is a part of itself by its `allOf` or `anyOf`")
+        within = (*within, id(node))
         properties = dict(node.get("properties", {}))
-        for part in node["allOf"]:
-            properties |= self.resolved(part, (*within, id(node))).get("properties", {})
-        return {**node, "type": "object", "properties": properties}
+        if "allOf" in node:
+            for part in node["allOf"]:
+                properties |= self.resolved(part, within).get("properties", {})
+            return {**node, "type": "object", "properties": properties}
+        return self._any_of([self.resolved(one, within) for name in _EITHER for one in node.get(name, ())], node)
+
+    def _any_of(self, choices: list[Node], node: Node) -> Node:
+        """`node` with what the choices say, but null: what may be null, OpenAPI 3.1 writes as a choice of two."""
+        said: Node = {}
+        kinds: set[str] = set()
+        properties: Node = {}
+        for one in choices:
+            if one.get("type") != "null":
+                said |= one
+                kinds |= _kinds(one)
+                properties |= one.get("properties", {})
+        own = {name: value for name, value in node.items() if name not in _EITHER}
+        properties |= own.get("properties", {})
+        return {**said, "type": sorted(kinds), **own} | ({"properties": properties} if properties else {})
 
     def _target(self, reference: str) -> object:
         node: object = self._spec
@@ -162,7 +186,7 @@ class _File:
 
     def parameters(self, path: str) -> dict[str, Node]:
         """Query parameters of a read, by name."""
-        found = [self.resolved(one) for one in self.reads[path].get("parameters", [])]
+        found = [self.resolved(one) for one in (*self._shared[path], *self.reads[path].get("parameters", []))]
         return {str(one["name"]): one for one in found if one.get("in") == "query" and "name" in one}
 
     def data(self, path: str) -> Node:
@@ -261,7 +285,7 @@ def _parameters(file: _File, collection: Collection, path: str) -> Iterator[Diff
     for name in sorted(known.keys() - asked.keys() - {"subdomain"}):
         if known[name].get("required"):
             yield Difference("parameter required", collection.name, name, "the API refuses requests without it")
-        elif "default" in (schema := file.resolved(known[name].get("schema", {}))) and "boolean" in _kinds(schema):
+        elif name not in _OF_PAGES and file.resolved(known[name].get("schema", {})).get("default") is not None:
             yield Difference("parameter new", collection.name, name, "its default may hide rows")
     for name in sorted(asked.keys() & known.keys()):
         allowed = _enum(file, known[name])

@@ -97,6 +97,9 @@ def _refusals(client: NexHealthClient, settings: Settings, accepted: list[str]) 
         except ApiError as error:
             yield _no_answer(settings, error)
             return  # nor would it to another key
+        except ConfigurationError as error:  # the environment's proxy or certificates
+            yield _failed("reach", Group.SETTINGS, str(error), "Correct the variable that it names, or unset it.")
+            return
         else:
             accepted.append(name)
 

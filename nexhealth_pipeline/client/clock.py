@@ -17,6 +17,9 @@ __all__ = ["ApiClock", "http_date"]
 _LONGEST_PROOF = 5.0
 """Seconds: an answer that took longer bounds the offset too loosely to be used."""
 
+_FURTHEST = 86_400.0
+"""Seconds: a date further off is the mistake of some server on the way, which must not become everything's version."""
+
 
 def http_date(text: str | None) -> float | None:
     """A `Date`-like header as seconds since 1970, None where it is absent or no date."""
@@ -45,7 +48,7 @@ class ApiClock:
 
     @property
     def skew(self) -> float | None:
-        """Seconds that the API's clock is ahead of ours (0.0 = no proof of any); None before a `Date` was seen."""
+        """Seconds that the API's clock says it is ahead of ours (0.0 = no proof of any); None before a `Date` was seen."""
         return self._skew
 
     def local(self) -> float:
@@ -59,7 +62,9 @@ class ApiClock:
             return
         lowest, highest = date - received, date + 1.0 - sent
         with self._lock:
-            self._offset = self._skew = 0.0 if lowest <= 0.0 <= highest else min(lowest, highest, key=abs)
+            self._skew = 0.0 if lowest <= 0.0 <= highest else min(lowest, highest, key=abs)
+            if abs(self._skew) <= _FURTHEST:
+                self._offset = self._skew
 
     def at(self, local: float) -> datetime:
         """API time (UTC) at a local moment."""

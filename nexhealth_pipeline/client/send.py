@@ -208,6 +208,9 @@ class Sender:
         rule = rule_for_status(answer.status, exchange.special)
         envelope = _envelope_or_none(answer.body)
         if envelope is None and _is_strangers(answer):
+            if answer.status == 401:
+                # No verdict on the key; but a new token costs little, should it be NexHealth's after all.
+                exchange.credential.refused(credential)
             return _fault(Fault.STRANGER, answer.status)
         if envelope is not None:
             self._observe(answer)
@@ -301,9 +304,10 @@ def _envelope_or_none(body: bytes) -> Envelope | None:
 def _is_strangers(answer: Answer) -> bool:
     """Whether something between us and NexHealth refused, and not NexHealth, whose envelope this answer lacks.
 
-    A proxy's 404 must not look like a record that is gone, nor its 400 like a cursor that has expired.
+    A proxy's 404 must not look like a record that is gone, its 400 like a cursor that has expired, nor its 401 like a
+    key to be corrected.
     """
-    if answer.status in (400, 422):  # an odd body of NexHealth's own, or none, still says that the request is wrong
+    if answer.status in (400, 401, 422):  # an odd body of NexHealth's own, or none, still says what is wrong
         return answer.body.lstrip()[:1] not in (b"", b"{", b"[")
     return answer.status in (403, 404)
 

@@ -6,15 +6,18 @@ module: a failed exchange is returned as a `Fault`.
 """
 
 import http.client
+import os
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import requests
 import urllib3.exceptions
 from requests.auth import AuthBase
+from requests.utils import select_proxy
 
 from nexhealth_pipeline.client.clock import ApiClock
 from nexhealth_pipeline.client.deadline import BoundedAdapter, Deadline
@@ -87,7 +90,7 @@ class Transport:
         authorization: str,
         body: bytes | None = None,
     ) -> Answer | Fault:
-        """Send once. Raises Cancelled, and InvalidSetting for an address that cannot be used."""
+        """Send once. Raises Cancelled, and InvalidSetting for addresses and certificates that cannot be used."""
         session, deadline = self._borrow()
         deadline.start(self._answer_seconds)
         try:
@@ -144,7 +147,7 @@ class Transport:
         except _GONE as error:
             fault = _fault(error)
         if fault is None:
-            raise InvalidSetting("NEXHEALTH_API_URL is no usable address: write https:// and a host name")
+            raise _unusable(session, self._root)
         return fault
 
     def _body(self, response: requests.Response, deadline: Deadline) -> bytes | Fault:
@@ -197,6 +200,39 @@ def _heed_environment(session: requests.Session, root: str) -> None:
     found = session.merge_environment_settings(root, {}, None, None, None)
     session.proxies, session.verify = found["proxies"], found["verify"]
     session.trust_env = False
+    if root.lower().startswith("https:") and isinstance(session.verify, str):
+        _require_certificates(session.verify)
+
+
+def _require_certificates(path: str) -> None:
+    """Raise InvalidSetting where those of the environment cannot be used: every request would look like a lost one."""
+    try:
+        place = {"capath" if Path(path).is_dir() else "cafile": path}
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(**place)
+    except OSError:
+        name = "REQUESTS_CA_BUNDLE" if os.environ.get("REQUESTS_CA_BUNDLE") else "CURL_CA_BUNDLE"
+        raise InvalidSetting(
+            f"{name}: {path} is no file of certificates that can be read, nor a folder of them: correct or unset it"
+        ) from None
+
+
+def _unusable(session: requests.Session, root: str) -> InvalidSetting:
+    """Which setting holds the address that cannot be used: the proxy's where there is one and our own is right.
+
+    A proxy's is never shown, since a password may stand in it.
+    """
+    proxied = False
+    with suppress(requests.RequestException, ValueError):
+        requests.Request("GET", root).prepare()
+        session.get_adapter(root)
+        proxied = select_proxy(root, session.proxies) is not None
+    if not proxied:
+        return InvalidSetting("NEXHEALTH_API_URL is no usable address: write https:// and a host name")
+    scheme = root.partition(":")[0].lower()
+    return InvalidSetting(
+        f"{scheme.upper() if scheme in session.proxies else 'ALL'}_PROXY is no usable address of a proxy: write http://,"
+        " host and port, what is special in a password percent-encoded; for socks5:// install the package PySocks"
+    )
 
 
 def _stated_length(response: requests.Response) -> int:

@@ -14,14 +14,23 @@ __all__ = ["ignored_parameters", "says_ignored", "vendor_words"]
 
 _LONGEST = 200
 """Characters kept; the vendor's known sentences have fewer than 100 (API.md A.4)."""
-_IGNORED = re.compile(r"ignore|not supported|unsupported|unknown|not recognized|invalid", re.IGNORECASE)
-_BEFORE = r"(?:[\w\[\]]+(?:, (?:and )?| and ))*"
+_VERDICT = (
+    r"(?:ignor(?:ed?|es|ing)\b|un(?:known|supported|permitted|recogni[sz]ed)|invalid|no effect"
+    r"|(?:not|n't|no longer) (?:an? )?(?:supported|recogni[sz]ed|permitted|allowed|accepted|valid))"
+)
+_IGNORED = re.compile(_VERDICT, re.IGNORECASE)
+_BETWEEN, _NAMED = "(?:, (?:and )?| and )", r":?[\w\[\]]+"
+_BEFORE, _AFTER = f"(?:{_NAMED}{_BETWEEN})*", f"(?:{_BETWEEN}{_NAMED})*"
+"""Other parameters in a list of them; Rails writes each with a colon."""
+_LEADS_TO = r"[\s:(\[-]+"
 _AS_PARAMETER = (
     r"[\"'`]NAME[\"'`]",
-    r"\bNAME parameter\b",
-    rf"\bparameters?:? {_BEFORE}NAME(?!\w)",
-    r"\bNAME (?:is|was|were|has been)? ?(?:ignored|not supported|unsupported|unknown|not recognized|invalid)",
-    rf"\b(?:ignored|unknown|unsupported|invalid):? {_BEFORE}NAME(?=[,.;]|$| and )",
+    rf"\bNAME{_AFTER} (?:query )?param(?:eter)?s?\b",
+    rf"\bparam(?:eter)?s?{_LEADS_TO}{_BEFORE}:?NAME(?!\w)",
+    rf"\bNAME:? ?(?:is|was|were|has|has been|will be)? ?{_VERDICT}",
+    rf"\bNAME{_BETWEEN}{_BEFORE}{_NAMED} (?:are|were) {_VERDICT}",
+    rf"{_NAMED}{_BETWEEN}NAME are {_VERDICT}",
+    rf"{_VERDICT}{_LEADS_TO}{_BEFORE}:?NAME(?=[,.;)\]]|$| and )",
 )
 """How a sentence names a parameter."""
 _PLAIN = re.compile(r"[a-z][a-z_']{0,23}[,.:;]?")
@@ -30,6 +39,7 @@ _BEGINNINGS = frozenset(
         "Access",
         "Bad",
         "Ignored",
+        "Ignoring",
         "Invalid",
         "Include",
         "Location",
@@ -43,6 +53,9 @@ _BEGINNINGS = frozenset(
         "Too",
         "Unauthorized",
         "Unknown",
+        "Unpermitted",
+        "Unrecognised",
+        "Unrecognized",
         "Unsupported",
         "You",
     ]

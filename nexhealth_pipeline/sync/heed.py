@@ -50,7 +50,7 @@ class Heed:
             asked = f"asked by {self._filters.in_words()}"
         elif lost := sorted(page.ignored & _needed(plan)):
             asked = f"asked with {' and '.join(lost)}"
-        elif plan.pass_.membership and not page.ignored and "parameter" in warning:
+        elif plan.pass_.membership and not page.ignored and "param" in warning:
             asked = "asked whom the location lists"
         else:
             return

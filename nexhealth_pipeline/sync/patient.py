@@ -4,7 +4,7 @@ A partial read: it moves no watermark, completes no slice and materializes nothi
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from functools import partial
@@ -19,9 +19,11 @@ from nexhealth_pipeline.catalog.paging import Paging
 from nexhealth_pipeline.client.page import Page, fields_of
 from nexhealth_pipeline.client.request import ApiRequest
 from nexhealth_pipeline.errors import ApiError, InvalidSetting, KeyRefused, NoAccess, NotFound, PipelineError
+from nexhealth_pipeline.sync.filters import NO_FILTERS
+from nexhealth_pipeline.sync.heed import Heed
 from nexhealth_pipeline.sync.loader import Loaded, Loader
 from nexhealth_pipeline.sync.months import CHANGES
-from nexhealth_pipeline.sync.plan import passes_of
+from nexhealth_pipeline.sync.plan import PassPlan, passes_of
 from nexhealth_pipeline.sync.practice import Institution, Location, Practices
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice, SliceResult, Status
@@ -120,21 +122,27 @@ class _Refresh:
     def _address(self, page: Page, record: Mapping[str, msgspec.Raw]) -> _Answers:
         address = bytes(record.get("address", msgspec.Raw(b"null")))
         records = [] if address.strip() == b"null" else [address]
+        piece = Slice(_ADDRESSES, self.institution)
+        Heed(piece.label, NO_FILTERS).require(passes_of(piece, self._today())[0], [page])
         # The answer is the patient's, whose cost is counted there.
         free = replace(page, records=records, requests=0, retries=0, throttled_seconds=0.0, bytes=0)
         self._asked[_ADDRESSES.name] = [DueRow(self.patient_id, _version(record))]
         return [(free, {"patient_id": self.patient_id})]
 
     def _children(self, collection: Collection, home: Location | None) -> _Answers:
-        requests = [plan.request for plan in passes_of(Slice(collection, self.institution), self._today())]
+        piece = Slice(collection, self.institution)
+        plans, heed = passes_of(piece, self._today()), Heed(piece.label, NO_FILTERS)
         # Looked at before the lists: one that changes meanwhile stays due.
         self._asked[collection.name] = self._parents(collection)
 
         def fetch(row: DueRow) -> _Answers:
             known = dict.fromkeys(collection.parent_columns, row.id)
             known["location_id"] = home.id if home else 0
-            asked = [replace(request, path=request.path.format(id=row.id)) for request in requests]
-            return [(page, known) for request in asked for page in self.session.client.pages(request)]
+            answers: _Answers = []
+            for plan in plans:
+                request = replace(plan.request, path=plan.request.path.format(id=row.id))
+                answers += [(page, known) for page in _heeded(heed, plan, self.session.client.pages(request))]
+            return answers
 
         return self._where_offered(collection, [partial(fetch, row) for row in self._asked[collection.name]])
 
@@ -174,12 +182,15 @@ class _Refresh:
 
     def _piece(self, piece: Slice) -> _Answers:
         only = (piece.collection.patient_filter or "", str(self.patient_id))
+        heed = Heed(piece.label, NO_FILTERS)
         answers: _Answers = []
         for plan in passes_of(piece, self._today()):
             request, window = replace(plan.request, params=(*plan.request.params, only)), piece.collection.window
             client = self.session.client
             pages = client.pages(request) if window is None else pages_in_parts(client, request, window)
-            answers += [(page, {"location_id": piece.location_id}) for page in pages]
+            # What limits the list to the patient is one of the parameters without which it is another list.
+            limited = replace(plan, pass_=replace(plan.pass_, params=(*plan.pass_.params, only)))
+            answers += [(page, {"location_id": piece.location_id}) for page in _heeded(heed, limited, pages)]
         return answers
 
     @staticmethod
@@ -244,6 +255,13 @@ class _Refresh:
         result.new_notes = loader.new_notes
         self.session.note(result)
         return result
+
+
+def _heeded(heed: Heed, plan: PassPlan, pages: Iterable[Page]) -> Iterator[Page]:
+    """The pages, each looked at before the next is asked for: unlimited, a patient's list is the whole location's."""
+    for page in pages:
+        heed.require(plan, [page])
+        yield page
 
 
 def _decoded(record: Mapping[str, msgspec.Raw], name: str) -> object:

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from math import isinf
 from operator import itemgetter
 from typing import Annotated, Any
 
@@ -34,8 +35,10 @@ _ABSENT = "\x00"
 """Stands for an absent key: no text of a record that is read here holds it."""
 _MOST_LEARNT = 50
 """Undeclared keys that are passed over: an object keyed by anything would make a struct a record."""
-_ODD_NUMBER, _LONG_NUMBER = re.compile(rb"[\s:,\[]-?\d[\d.]*[eE]-\d{4}"), re.compile(rb"\d{4000}")
-"""Perhaps a number with more than the 16,383 decimals that PostgreSQL's numeric, and so jsonb, holds."""
+_ODD_NUMBER, _LONG_NUMBER = re.compile(rb"[\s:,\[]-?\d[\d.]*[eE][+-]?\d{4}"), re.compile(rb"\d{4000}")
+"""Perhaps a number with more than the 16,383 decimals that PostgreSQL's numeric, and so jsonb, holds, or a power of ten
+that it refuses, were it of zero."""
+_ODD_EXPONENT = re.compile(r"[eE][+-]?\d{4}")
 
 _MOST_DEEP = 600
 _BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
@@ -45,12 +48,13 @@ _TYPES: dict[SqlType, Any] = {
     SqlType.TEXT: str,
     SqlType.BIGINT: _BIGINT,
     SqlType.BOOLEAN: bool,
-    SqlType.NUMERIC: str | int | float,
-    SqlType.DOUBLE: str | int | float,
+    SqlType.NUMERIC: Any,
+    SqlType.DOUBLE: Any,
     SqlType.DATE: str,
     SqlType.TIMESTAMPTZ: str,
     SqlType.JSONB: Any,
 }
+"""Types of values. Whether one is a number the pattern says: only of what may be anything is :func:`_usual_float` asked."""
 # Written so that whatever matches is in the calendar: asking the calendar itself takes three times as long. February
 # 29, the year 2200 and everything that is rarer are looked at by the encoder.
 _DAY = (
@@ -144,7 +148,7 @@ class _Reader:
         self._holds_any = any(column.type in _LOOSE for column in self._columns)
         order: list[Column | None] = []
         self._root = self._object((), order)
-        self._decode = msgspec.json.Decoder(self._root.struct).decode
+        self._decode = msgspec.json.Decoder(self._root.struct, float_hook=_usual_float).decode
         places = [order.index(column) for column in self._columns]
         self._arrange: Any = itemgetter(*places) if len(places) > 1 else tuple
 
@@ -226,7 +230,7 @@ class _Reader:
     def _is_suspect(self, raw: bytes) -> bool:
         """Whether what is passed over or kept as JSON may hold something that must not be stored, or cannot be."""
         hidden = self._sensitive and (b"\\u" in raw or any(name in raw for name in self._sensitive))
-        return bool(hidden) or is_odd(raw)
+        return bool(hidden) or _is_long(raw)
 
     def _written(self, values: tuple[object, ...], *, escaped: bool) -> tuple[object, ...]:
         """Values as COPY takes them, where some of them are not written as they stand."""
@@ -267,9 +271,24 @@ def must_be_short(collection: Collection, column: Column) -> bool:
 
 def is_odd(raw: bytes) -> bool:
     """Whether `raw` may hold a number that jsonb refuses; the search is spared where it cannot."""
-    return ((b"e-" in raw or b"E-" in raw) and _ODD_NUMBER.search(raw) is not None) or (
-        len(raw) > 4000 and _LONG_NUMBER.search(raw) is not None
-    )
+    may_be = b"e-" in raw or b"E-" in raw or b"0e" in raw or b"0E" in raw  # what is no zero no decoder takes
+    return (may_be and _ODD_NUMBER.search(raw) is not None) or _is_long(raw)
+
+
+def _is_long(raw: bytes) -> bool:
+    """Whether `raw` may hold a number that jsonb refuses for its digits; most records are too short to be searched."""
+    return len(raw) > 4000 and _LONG_NUMBER.search(raw) is not None
+
+
+def _usual_float(text: str) -> float:
+    """A number with a point or an exponent. Raises ValueError for one that jsonb may refuse.
+
+    Numbers are few: asking each costs less than a search of every record for what they must not be.
+    """
+    number = float(text)
+    if _ODD_EXPONENT.search(text) or isinf(number):
+        raise ValueError
+    return number
 
 
 def is_too_deep(raw: bytes) -> bool:

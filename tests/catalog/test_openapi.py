@@ -116,6 +116,17 @@ def _hides(spec: Node) -> None:
     )
 
 
+def _hides_by_a_word(spec: Node) -> None:
+    status = {"type": "string", "enum": ["active", "all"], "default": "active"}
+    spec["paths"]["/operatories"]["parameters"] = [{"name": "status", "in": "query", "schema": status}]
+
+
+def _only_of_pages(spec: Node) -> None:
+    for name in ("page", "start_cursor", "sort", "archived"):
+        schema = {"type": "string"} if name == "archived" else {"type": "string", "default": "1"}
+        spec["paths"]["/operatories"]["get"]["parameters"].append({"name": name, "in": "query", "schema": schema})
+
+
 def _new_include(spec: Node) -> None:
     parameter(spec, "/charges", "include[]")["schema"]["items"]["enum"].append("tax_lines")
 
@@ -167,6 +178,8 @@ def _bio(spec: Node) -> None:
         (_no_longer_sorted, {("value missing", "payments", "sort=updated_at")}),
         (_required, {("parameter required", "treatment_plans", "practice_id")}),
         (_hides, {("parameter new", "operatories", "archived")}),
+        (_hides_by_a_word, {("parameter new", "operatories", "status")}),
+        (_only_of_pages, set()),
         (_new_include, {("include new", "charges", "tax_lines")}),
         (
             _new_include_of_single_reads,
@@ -201,25 +214,52 @@ def test_each_change_is_told_where_it_matters(
     assert {where for _, where, _ in differences} == {where for _, where, _ in told}
 
 
-def _in_3_1(node: Any) -> None:
+@with_spec
+def test_parameters_of_a_path_are_those_of_its_read(spec: Node) -> None:
+    """Where a file declares them once for all operations; what the operation says goes before."""
+    for item in spec["paths"].values():
+        if "get" in item:
+            item["parameters"] = item["get"].pop("parameters", [])
+    assert compare(spec) == []
+    payments = spec["paths"]["/payments"]
+    (sort,) = [one for one in payments["parameters"] if one.get("name") == "sort"]
+    payments["get"]["parameters"] = [sort | {"schema": {"type": "string", "enum": ["-updated_at"]}}]
+    assert found(spec) == {("value missing", "payments", "sort=updated_at")}
+
+
+def _listed(node: Node) -> None:
+    node["type"] = [node["type"], "null"]
+
+
+def _chosen(node: Node, word: str = "anyOf") -> None:
+    other = {name: node.pop(name) for name in [*node] if name not in ("description", "example")}
+    node[word] = [other, {"type": "null"}]
+
+
+def _chosen_as_one(node: Node) -> None:
+    _chosen(node, "oneOf")
+
+
+def _in_3_1(node: Any, nullable: Callable[[Node], None]) -> None:
     """Every type written as OpenAPI 3.1 writes one that may be null."""
-    for inner in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        _in_3_1(inner)
+    for inner in [*node.values()] if isinstance(node, dict) else node if isinstance(node, list) else ():
+        _in_3_1(inner, nullable)
     if isinstance(node, dict) and isinstance(node.get("type"), str):
-        node["type"] = [node["type"], "null"]
+        nullable(node)
 
 
 @with_spec
-def test_a_type_that_may_be_null_is_the_type_that_it_else_is(spec: Node) -> None:
+@pytest.mark.parametrize("nullable", [_listed, _chosen, _chosen_as_one], ids=lambda one: one.__name__.strip("_"))
+def test_a_type_that_may_be_null_is_the_type_that_it_else_is(spec: Node, nullable: Callable[[Node], None]) -> None:
     """Risk: one such field of a newer file, and nothing of it is compared."""
     changed = copy.deepcopy(spec)
-    _in_3_1(spec)
+    _in_3_1(spec, nullable)
     assert compare(spec) == []
     _new_list(changed)
     _hides(changed)
     entity(changed, "/charges")["properties"]["procedure_code"] = {"type": "integer"}
     entity(changed, "/charges")["properties"]["charged_at"] = {"type": ["string", "integer"]}
-    _in_3_1(changed)
+    _in_3_1(changed, nullable)
     told = {one.name: one.message for one in compare(changed)}
     assert told.keys() == {"/referrals", "archived", "procedure_code", "charged_at"}
     assert told["procedure_code"] == "column procedure_code is text, the field is integer"

@@ -96,6 +96,17 @@ def test_an_unreachable_host_is_named(nexhealth: Run, settings: dict[str, str], 
     assert findings(ended)["reach"]["message"] == f"{url} does not answer"
 
 
+def test_certificates_that_are_not_there_are_named_and_the_rest_is_checked(
+    nexhealth: Run, settings: dict[str, str]
+) -> None:
+    """A variable of the machine that nobody thinks of: the address and the network are as they should be."""
+    environment = {"NEXHEALTH_API_URL": "https://nexhealth.invalid", "REQUESTS_CA_BUNDLE": "/nowhere/company.pem"}
+    ended = nexhealth("doctor", "--json", **settings | environment)
+    assert ended.status == 2
+    assert findings(ended)["reach"]["message"].startswith("REQUESTS_CA_BUNDLE: /nowhere/company.pem is no file")
+    assert "database" in {one["check"] for one in json.loads(ended.out)["findings"]}
+
+
 def test_an_answer_that_is_not_nexhealths_is_told_apart(
     nexhealth: Run, settings: dict[str, str], online: SandboxServer
 ) -> None:

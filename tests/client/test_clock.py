@@ -44,6 +44,17 @@ def test_no_date_is_no_proof(clock, text):
     assert http_date(text) is None
 
 
+@pytest.mark.parametrize("text", ["Fri, 31 Dec 9999 23:59:59 GMT", "Thu, 01 Jan 1970 00:00:00 GMT"])
+def test_a_date_that_is_days_off_is_told_and_not_believed(clock, text):
+    """No read would ever count as newer than what was read by such a time; the last of all days even ended the run."""
+    clock.observe(BASE + 0.2, BASE + 0.4, header(BASE + 60))
+    clock.observe(BASE + 1.2, BASE + 1.4, text)
+    assert abs(clock.skew) > 86_400
+    assert clock.at(BASE + 2).timestamp() == pytest.approx(BASE + 61.6)
+    clock.observe(BASE + 3.2, BASE + 3.4, header(BASE + 3))
+    assert (clock.skew, clock.at(BASE + 90).timestamp()) == (0.0, BASE + 90)
+
+
 def test_later_moments_never_map_to_earlier_ones(clock):
     """The order of versions is made of these times."""
     clock.observe(BASE, BASE, header(BASE + 60))

@@ -9,7 +9,7 @@ from nexhealth_pipeline.catalog.paging import Paging
 from nexhealth_pipeline.client.client import hash_of_key
 from nexhealth_pipeline.client.request import ApiRequest
 from nexhealth_pipeline.errors import InvalidSetting, KeyRefused, MissingSetting, PipelineError, ServerFailed
-from tests.client.stub import KEY, envelope, listing, refusal
+from tests.client.stub import KEY, Reply, envelope, listing, refusal
 
 LIST = ApiRequest("/patients", (("location_id", "12"),), "demo", Paging.CURSOR, per_page=2)
 ONE = ApiRequest("/patients/7/documents", (), "demo")
@@ -52,6 +52,27 @@ def test_a_key_that_authenticates_refuses_is_named_as_such(client, stub):
         client.get(ONE)
     assert len(stub.seen) == 1
     assert "unknown" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["/authenticates", "/patients/7/documents"])
+def test_a_gateways_401_says_nothing_of_the_key(client, stub, path):
+    """Its page is met as its 403 is: asked again, and the token renewed, for it may have been NexHealth after all."""
+    strange = [Reply(401, b"<html>Authorization Required</html>")]
+    stub.authenticate = lambda seen: strange.pop() if strange and seen.path == path else stub.issue(seen)
+    stub.answer = lambda seen: strange.pop() if strange else GOOD
+    assert ids([client.get(ONE)]) == [1]
+    assert len([seen for seen in stub.seen if seen.path == "/authenticates"]) == 2
+
+    stub.authenticate = stub.answer = lambda seen: Reply(401, b"<html>Authorization Required</html>")
+    with pytest.raises(ServerFailed, match="something other than NexHealth"):
+        client.get(ApiRequest("/patients/8/documents", (), "demo"))
+
+
+@pytest.mark.parametrize("body", [b"", b'{"error":"expired"}'])
+def test_a_401_of_nexhealths_own_needs_no_envelope(client, stub, body):
+    stub.script(Reply(401, body))
+    with pytest.raises(KeyRefused):
+        client.get(ONE)
 
 
 @pytest.mark.parametrize("status", [400, 404, 415, 422])

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from contextlib import suppress
+from importlib.util import find_spec
 
 import pytest
 
@@ -131,8 +132,60 @@ def test_certificates_of_the_environment_are_used(tmp_path, monkeypatch):
     assert _session(Deadline(time.monotonic), "https://nexhealth.invalid").verify is True
 
 
+@pytest.mark.parametrize("found", [None, "no certificate\n"], ids=["not there", "something else"])
+@pytest.mark.parametrize("name", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+def test_certificates_that_cannot_be_used_are_named_before_anything_is_sent(
+    make_client, naps, budget, tmp_path, monkeypatch, name, found
+):
+    """Each request would fail like one without a network, and the address be blamed for it."""
+    path = tmp_path / "company.pem"
+    if found is not None:
+        path.write_text(found)
+    for other in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, str(path))
+    with pytest.raises(InvalidSetting, match=f"{name}: {path} is no file of certificates"):
+        make_client(api_url="https://nexhealth.invalid").get(ONE)
+    assert (naps.slept, len(budget.grants)) == ([], 1)
+
+
+def test_certificates_are_no_matter_where_there_is_no_tls(client, stub, monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere/company.pem")
+    client.get(ONE)
+    assert stub.data_requests
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        *("http://", "http://user:pa#ss@proxy.local:3128", "http://user:pass@proxy:port"),
+        pytest.param(
+            "socks5://u:pass@127.0.0.1:1", marks=pytest.mark.skipif(bool(find_spec("socks")), reason="PySocks")
+        ),
+    ],
+)
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("HTTPS_PROXY", "https://nexhealth.invalid"),
+        ("HTTP_PROXY", "http://nexhealth.invalid"),
+        ("ALL_PROXY", "https://nexhealth.invalid"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used_is_named_without_its_password(make_client, monkeypatch, proxy, name, url):
+    for other in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(other, raising=False)
+        monkeypatch.delenv(other.lower(), raising=False)
+    monkeypatch.setenv(name, proxy)
+    with pytest.raises(InvalidSetting, match=f"^{name} is no usable address of a proxy") as caught:
+        make_client(api_url=url).get(ONE)
+    assert "pa#ss" not in str(caught.value)
+    assert "user" not in str(caught.value)
+
+
 @pytest.mark.parametrize("url", ["http://[broken", "http://host:99999999", "nonsense"])
 def test_an_address_that_cannot_be_read_is_named_as_such(make_client, url, monkeypatch):
     monkeypatch.setenv("no_proxy", "elsewhere")
+    monkeypatch.setenv("all_proxy", "http://proxy:port")
     with pytest.raises(InvalidSetting, match="NEXHEALTH_API_URL"):
         make_client(api_url=url).get(ONE)

@@ -110,6 +110,7 @@ def plan(name: str) -> PassPlan:
     ("name", "warning", "ignored", "refused"),
     [
         ("members", "Some parameters were ignored", (), True),
+        ("members", "Some params were not recognized", (), True),
         ("members", "Ignored per_page", ("per_page",), False),
         ("members", "Invalid phone numbers are omitted", (), False),
         ("members", "Ignored location_id", ("location_id",), True),

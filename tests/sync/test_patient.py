@@ -7,6 +7,7 @@ import msgspec
 import psycopg
 import pytest
 
+from nexhealth_pipeline.catalog.paging import MOST_A_PAGE, Paging
 from nexhealth_pipeline.client.client import NexHealthClient
 from nexhealth_pipeline.client.page import Page
 from nexhealth_pipeline.client.request import ApiRequest
@@ -167,6 +168,42 @@ def test_what_one_office_has_not_and_a_window_that_is_refused_cost_a_patient_not
     box.faults.clear()
     box.faults.add("status", path="/charges", status=403)
     assert refresh(settings, patient)["charges"].status.value == "skipped"
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "parameter"),
+    [
+        ("insurance_coverages", "/insurance_coverages", "patient_id"),
+        ("appointments", "/appointments", "patient_ids[]"),
+        ("insurance_coverages", "/insurance_coverages", "active"),
+        ("alerts", "/patients/.*/alerts", "include_disabled"),
+        ("patient_addresses", "/patients/[0-9]*", "include[]"),
+    ],
+)
+def test_a_list_that_was_not_limited_to_the_patient_or_not_opened_is_not_taken(
+    settings: Settings,
+    box: SandboxServer,
+    rows: Rows,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    path: str,
+    parameter: str,
+) -> None:
+    """Unlimited it is the whole location's, and all of it would be held in memory; unopened it is no read of the list."""
+    monkeypatch.setitem(MOST_A_PAGE, Paging.CURSOR, 5)
+    sync_all(settings, only={"patients"})
+    one_place = "SELECT patient_id FROM nexhealth_patient_locations GROUP BY 1 HAVING count(*) = 1 ORDER BY 1 LIMIT 1"
+    ((patient,),) = rows(one_place)
+    box.faults.add("ignored_parameter", path=path, parameter=parameter)
+    before = len(box.requests.matching(path))
+    result = refresh(settings, patient)[name]
+    assert (result.status.value, result.counts.records_read) == ("failed", 0)
+    assert f"asked with {parameter}" in (result.reason or "")
+    assert len(box.requests.matching(path)) - before <= 2  # the patient and the guarantor, or one page
+    assert rows(f"SELECT count(*) FROM nexhealth_child_reads WHERE collection = '{name}'") == [(0,)]
+
+    box.faults.clear()
+    assert refresh(settings, patient)[name].status.value == "succeeded"
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,9 @@ STORED: dict[str, tuple[bytes, str, Any]] = {
         "start_time",
         datetime(2026, 3, 1, 17, 0, 0, 123_000, tzinfo=UTC),
     ),
+    "zero to a power that jsonb refuses": (b'{"id":2,"misc":{"x":0e9999999999}}', "raw->'misc'->>'x'", "0.0"),
+    "zero to a high power": (b'{"id": 2, "weight": 1, "box": {"x": [-0E+99999999]}}', "raw->'box'->'x'->>0", "0.0"),
+    "such a zero where a number goes": (b'{"id": 2, "weight": 0.00E9999999999}', "weight", 0),
     "400 digits where any value goes": (b'{"id": 2, "x": %s}' % (b"9" * 400), "length(raw->>'x')", 400),
 }
 

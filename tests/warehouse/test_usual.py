@@ -124,10 +124,16 @@ ODD = {
         b'{"id": 1, "procedures": [{"id": 2, "name": "\xff"}]}',
         b'{"id": 1, "procedures": [{"id": 2, "fee": {"amount": 1e-20000}}]}',
         b'{"id": 1, "procedures": [{"id": 2, "fee": {"amount": 1e200000}}]}',
+        b'{"id": 1, "procedures": [{"id": 2, "fee": {"amount": 0e9999999999}}]}',
         b'{"id": 1, "procedures": null}',
     ],
     "charges": [b'{"id": 1, "claim_payouts": [{"claim_id": 1, "write_off": {"amount": 1e200000}}]}'],
-    "alerts": [b'{"id": 1, "colour": 1}', b'{"id": 2, "colour": 1e200000}', b'{"id": 3, "colour": "\xff"}'],
+    "alerts": [
+        b'{"id": 1, "colour": 1}',
+        b'{"id": 2, "colour": 1e200000}',
+        b'{"id": 3, "colour": "\xff"}',
+        b'{"id": 4, "colour": -0.0E+9999999999}',
+    ],
     "coverage_subscribers": [
         b'{"name": "x", "date_of_birth": "2000-01-02"}',
         b'{"id": null, "name": "x"}',
@@ -155,6 +161,7 @@ def test_the_quick_way_reads_odd_records_of_real_collections_as_the_careful_one(
         {"active": False, "born": None, "price": None, "maker": None, "tags": None, "box": "None"},
         {"note": ..., "price": ..., "maker": {}},
         {"weight": 7, "price": {"amount": 12.5, "currency": None}},
+        {"weight": 0.0, "box": {"x": [1e-7, 1.5e300, -2.25]}},
         {"institution_id": 7},
     ],
 )
@@ -209,6 +216,7 @@ def test_an_undeclared_key_costs_one_careful_look() -> None:
     assert usual.read(json.dumps(gadget(colour={"ssn": "987-65-4321"})).encode()) is None
     assert usual.read(b'{"id": 1, "colour": "\xff"}') is None
     assert usual.read(b'{"id": 1, "colour": 1e-20000}') is None
+    assert usual.read(b'{"id": 1, "colour": 0e9999999999}') is None
 
 
 def test_an_object_keyed_by_anything_is_not_learnt() -> None:
