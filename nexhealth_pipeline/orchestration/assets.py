@@ -35,7 +35,7 @@ from nexhealth_pipeline.sync.plan import in_window, slices_of
 from nexhealth_pipeline.sync.practice import Practices
 from nexhealth_pipeline.sync.runner import run_slices
 from nexhealth_pipeline.sync.session import SyncSession
-from nexhealth_pipeline.sync.slices import Slice, SliceResult
+from nexhealth_pipeline.sync.slices import Slice, SliceResult, place_of
 
 __all__ = [
     "ASSETS",
@@ -262,7 +262,7 @@ def _slices(
                 "no partition is chosen: launch the run with partitions, or name some in its config"
             )
         known = {one.subdomain for one in practices.institutions} | {one.key for one in practices.locations}
-        if not any(key.partition("|")[0] in known for key in wanted):
+        if not any(place_of(key) in known for key in wanted):
             raise unreached(keys[0], _FORMS[scope])
     slices = [
         piece
@@ -323,7 +323,7 @@ def unreached(key: str, form: str) -> ConfigurationError:
 def warn_of_skipped(context: Context, practices: Practices, keys: Sequence[str]) -> dict[str, str]:
     """Say in the run's log which keys can no longer be read, and why; returns the reasons by key."""
     inactive = {location.key for location in practices.locations if location.inactive}
-    reasons = {key: "its location is inactive" if key.partition("|")[0] in inactive else _NOT_REACHED for key in keys}
+    reasons = {key: "its location is inactive" if place_of(key) in inactive else _NOT_REACHED for key in keys}
     if keys:
         named = ", ".join(f"{key} ({reasons[key]})" for key in keys[:_NAMED_KEYS])
         more = f" and {len(keys) - _NAMED_KEYS} more" if len(keys) > _NAMED_KEYS else ""

@@ -13,6 +13,7 @@ from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.sync.months import month_keys
 from nexhealth_pipeline.sync.practice import Institution, Location, Practices, load_practices
+from nexhealth_pipeline.sync.slices import place_of
 from nexhealth_pipeline.warehouse.state import database_time
 
 __all__ = ["Due", "complete_windows", "due_at_night", "due_in_the_morning"]
@@ -158,7 +159,7 @@ def _rotate(connection: psycopg.Connection, practices: Practices, due: Due) -> N
     )
     due.institutions = [key for key in due.institutions if key not in institutions]
     due.locations = [key for key in due.locations if key not in lists]
-    due.months = [key for key in due.months if key.partition("|")[0] not in months]
+    due.months = [key for key in due.months if place_of(key) not in months]
 
 
 class _Tried(NamedTuple):

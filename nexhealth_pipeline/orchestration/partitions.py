@@ -1,14 +1,14 @@
-"""The partitions of the assets, and the only place where their keys are written and read.
+"""The partitions of the assets, and the only place where Dagster is given a new key.
 
-Locations and institutions are dynamic: discovery adds keys and nothing ever deletes one (a deleted key
-throws away the work of runs that use it). Appointments are split by location and by the month of their
-start, in UTC. A key may hold letters, digits, `_`, `.` and `-` only: Dagster joins two dimensions with
-`|`, and accepts a key with `|` in it only to fail later for every location.
+A key is what a slice says it is (`sync.slices`); here those that Dagster cannot bear are refused. Locations and
+institutions are dynamic: discovery adds keys and nothing ever deletes one (a deleted key throws away the work of runs
+that use it). Appointments are split by location and by the month of their start, in UTC. A key may hold letters,
+digits, `_`, `.` and `-` only: Dagster joins two dimensions with `|`, and accepts a key with `|` in it only to fail
+later for every location.
 """
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 from dagster import (
     DagsterInstance,
@@ -29,12 +29,8 @@ __all__ = [
     "LOCATIONS",
     "LOCATION_MONTHS",
     "MONTHS",
-    "LocationKey",
     "add_keys",
-    "location_key",
     "location_month_key",
-    "parse_location_key",
-    "parse_location_month_key",
     "partition_tags",
 ]
 
@@ -53,37 +49,9 @@ _KEY = re.compile(r"[A-Za-z0-9_.-]{1,200}")
 _NAMED = 5
 
 
-class LocationKey(NamedTuple):
-    """A location, read from its partition key."""
-
-    subdomain: str
-    location_id: int
-
-
-def location_key(subdomain: str, location_id: int) -> str:
-    """The partition key of a location. Raises InvalidSetting for a subdomain that cannot be a key."""
-    return _checked(f"{_checked(subdomain)}.{location_id}")
-
-
-def parse_location_key(key: str) -> LocationKey:
-    """The location of a key `<subdomain>.<location_id>`. Raises InvalidSetting."""
-    subdomain, dot, number = key.rpartition(".")
-    if not (dot and subdomain and number.isascii() and number.isdigit()):
-        raise InvalidSetting(f"location {key!r}: write <subdomain>.<location_id>, for example acme.12")
-    return LocationKey(_checked(subdomain), int(number))
-
-
 def location_month_key(location: str, month: str) -> MultiPartitionKey:
     """The partition key of one month (`2024-07`) of the location with key `location`."""
     return MultiPartitionKey({"location": location, "month": month})
-
-
-def parse_location_month_key(key: str) -> tuple[LocationKey, str]:
-    """Location and month of a key of LOCATION_MONTHS. Raises InvalidSetting."""
-    location, bar, month = key.rpartition("|")
-    if not bar or not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", month):
-        raise InvalidSetting(f"partition {key!r}: write <subdomain>.<location_id>|<year>-<month>")
-    return parse_location_key(location), month
 
 
 def add_keys(instance: DagsterInstance, definition: DynamicPartitionsDefinition, keys: Iterable[str]) -> list[str]:
@@ -147,12 +115,6 @@ def _range(known: Sequence[str], wanted: set[str]) -> tuple[str, str] | None:
     places = [place for place, key in enumerate(known) if key in wanted]
     whole = len(places) == len(wanted) and places[-1] - places[0] == len(places) - 1
     return (known[places[0]], known[places[-1]]) if whole else None
-
-
-def _checked(key: str) -> str:
-    if not _KEY.fullmatch(key):
-        raise InvalidSetting(_impossible([key]))
-    return key
 
 
 def _impossible(keys: Sequence[str]) -> str:

@@ -34,6 +34,7 @@ from nexhealth_pipeline.orchestration.resource import NexHealthResource
 from nexhealth_pipeline.orchestration.webhook_names import MOST_TWO_DAYS
 from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.sync.options import Mode
+from nexhealth_pipeline.sync.slices import place_of
 from nexhealth_pipeline.warehouse.migrate import require_release
 
 __all__ = ["SCHEDULES"]
@@ -162,7 +163,7 @@ def _keys(
         due = timetable.due(connection, settings.subdomains)
     keys, gone = target.keys(due), [] if due.reconcile is None else target.keys(due.reconcile)
     known = _partitions(context.instance, target, [*keys, *gone])
-    return [key for key in keys if _place(key) in known], [key for key in gone if _place(key) in known]
+    return [key for key in keys if place_of(key) in known], [key for key in gone if place_of(key) in known]
 
 
 def _partitions(instance: dg.DagsterInstance, target: _Target, keys: list[str]) -> set[str]:
@@ -173,13 +174,8 @@ def _partitions(instance: dg.DagsterInstance, target: _Target, keys: list[str]) 
     """
     definition = INSTITUTIONS if target.partitions is INSTITUTIONS else LOCATIONS
     with suppress(InvalidSetting):
-        add_keys(instance, definition, map(_place, keys))
+        add_keys(instance, definition, map(place_of, keys))
     return set(instance.get_dynamic_partitions(str(definition.name)))
-
-
-def _place(key: str) -> str:
-    """The institution or location of a key, without the month."""
-    return key.partition("|")[0]
 
 
 def _schedule(timetable: _Timetable, target: _Target, timezone: str) -> dg.ScheduleDefinition:

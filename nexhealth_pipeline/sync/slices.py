@@ -9,7 +9,7 @@ from nexhealth_pipeline.sync.practice import Institution, Location
 from nexhealth_pipeline.warehouse.merge import Change
 from nexhealth_pipeline.warehouse.sync_log import Counts
 
-__all__ = ["Absence", "Slice", "SliceResult", "Status"]
+__all__ = ["Absence", "Slice", "SliceResult", "Status", "place_of"]
 
 
 class Status(StrEnum):
@@ -60,6 +60,11 @@ class Slice:
     def label(self) -> str:
         """Short name for people: collection and partition."""
         return f"{self.collection.name} {self.partition_key}" if self.partition_key else self.collection.name
+
+
+def place_of(key: str) -> str:
+    """The subdomain or location key that a `Slice.partition_key` begins with: the key without its month."""
+    return key.partition("|")[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from nexhealth_pipeline.catalog.collection import Collection, Scope
 from nexhealth_pipeline.sync.months import CHANGES, month_keys
 from nexhealth_pipeline.sync.plan import owner_keys, passes_of, slices_of
 from nexhealth_pipeline.sync.practice import Institution, Practices
-from nexhealth_pipeline.sync.slices import Slice, SliceResult
+from nexhealth_pipeline.sync.slices import Slice, SliceResult, place_of
 from nexhealth_pipeline.warehouse.knowledge import record_change
 from nexhealth_pipeline.warehouse.state import PassKey, load_watermarks
 from nexhealth_pipeline.webhooks.batches import Loaded
@@ -135,7 +135,7 @@ class Touched:
 
     def _location(self, key: str | None) -> int:
         """Id of the location that a partition is of; 0 where it is of none that is active."""
-        return self._ids.get((key or "").partition("|")[0], 0)
+        return self._ids.get(place_of(key or ""), 0)
 
     def _slice(
         self, one: _Figures, key: str | None, watermarks: Mapping[PassKey, datetime], piece: Slice | None

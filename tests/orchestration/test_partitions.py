@@ -1,4 +1,4 @@
-"""Keys of partitions: what is written is read back, and no key can break Dagster's own."""
+"""Keys of partitions: each says of which place it is, and none can break Dagster's own."""
 
 from datetime import UTC, datetime
 
@@ -8,41 +8,40 @@ from dagster._core.definitions.partitions.context import partition_loading_conte
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.errors import InvalidSetting
 from nexhealth_pipeline.orchestration import partitions
+from nexhealth_pipeline.orchestration.assets import add_partitions
 from nexhealth_pipeline.sync.months import month_keys
+from nexhealth_pipeline.sync.practice import Institution, Location, Practices
+from nexhealth_pipeline.sync.slices import Slice, place_of
 
 SUBDOMAIN = st.from_regex(r"[A-Za-z0-9_.-]{1,40}", fullmatch=True)
 
 
+def location_of(subdomain: str, location_id: int) -> Location:
+    institution = Institution(1, subdomain, "Acme", frozenset())
+    return Location(location_id, "North", institution, inactive=False, owner_id=location_id, shared=False)
+
+
 @given(subdomain=SUBDOMAIN, location_id=st.integers(min_value=0, max_value=2**63))
-def test_a_location_key_reads_back_as_the_location_it_was_made_of(subdomain: str, location_id: int) -> None:
-    """A subdomain may hold dots; the id is what follows the last one."""
-    key = partitions.location_key(subdomain, location_id)
-    assert partitions.parse_location_key(key) == (subdomain, location_id)
-    month_key = partitions.location_month_key(key, "2026-02")
-    assert partitions.parse_location_month_key(str(month_key)) == ((subdomain, location_id), "2026-02")
+def test_a_key_says_of_which_location_it_is_with_a_month_and_without(subdomain: str, location_id: int) -> None:
+    """A subdomain may hold dots, and the schedules ask of each month whether its location is known."""
+    location = location_of(subdomain, location_id)
+    month = Slice(COLLECTIONS["appointments"], location.institution, location, "2026-02").partition_key
+    assert month == str(partitions.location_month_key(location.key, "2026-02"))
+    assert place_of(month) == place_of(location.key) == f"{subdomain}.{location_id}"
 
 
 @pytest.mark.parametrize("subdomain", ["", "a|b", "a b", "a...b,c", "ä", "a\n", "x" * 201])
 def test_a_subdomain_that_dagster_would_stumble_over_is_refused_by_name(subdomain: str) -> None:
     """A key with `|` is accepted by Dagster and then breaks the schedule of every location."""
-    with pytest.raises(InvalidSetting, match="partition key"):
-        partitions.location_key(subdomain, 1)
-
-
-@pytest.mark.parametrize("key", ["", "acme", "acme.", ".7", "acme.x", "acme.7 ", "acme.-7", "acme.²"])
-def test_a_text_that_is_no_location_key_is_refused_with_an_example(key: str) -> None:
-    """The user types these."""
-    with pytest.raises(InvalidSetting, match=r"acme\.12"):
-        partitions.parse_location_key(key)
-
-
-@pytest.mark.parametrize("key", ["acme.7", "acme.7|", "acme.7|2026-13", "acme.7|2026-1", "|2026-01"])
-def test_a_text_that_is_no_location_and_month_is_refused(key: str) -> None:
-    """A wrong month must not silently mean another one."""
-    with pytest.raises(InvalidSetting):
-        partitions.parse_location_month_key(key)
+    location = location_of(subdomain, 1)
+    with dg.DagsterInstance.ephemeral() as instance:
+        with pytest.raises(InvalidSetting, match=r"^partition key") as caught:
+            add_partitions(instance, Practices((location.institution,), (location,)))
+        assert repr(subdomain) in str(caught.value)
+        assert not instance.get_dynamic_partitions("nexhealth_institutions")
 
 
 @pytest.mark.parametrize("today", ["2024-07-01", "2026-11-23", "2026-12-31"])
