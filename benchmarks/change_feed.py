@@ -72,7 +72,7 @@ def load(db: psycopg.Connection, pages: list[Page]) -> None:
     for first in range(0, len(pages), PAGES):
         with db.transaction():
             loader.open()
-            loader.encode_and_load([(one, {}) for one in pages[first : first + PAGES]], None)
+            loader.encode_and_load([(one, {}) for one in pages[first : first + PAGES]])
 
 
 def measured(db: psycopg.Connection, pages: list[Page]) -> Cost:

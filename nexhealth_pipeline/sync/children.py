@@ -328,7 +328,7 @@ class ChildReader(SliceReader):
 
     def _load(self, connection: psycopg.Connection, batch: list[_Read]) -> Counts:
         pages = [(one.row, page) for one in batch for page in one.pages]
-        loaded = self.loader.encode_and_load([(page, self._known(row)) for row, page in pages], None)
+        loaded = self.loader.encode_and_load([(page, self._known(row)) for row, page in pages])
         # A row whose record could not be read, perhaps spoilt on its way, is due: the next sync asks once more.
         again = {pages[position][0].id for position in loaded.unread}
         # What does not say which record it is may be any of the row's: nothing is judged by its list.

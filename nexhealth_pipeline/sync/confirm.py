@@ -84,9 +84,7 @@ class Confirmation:
         found = 0
         with self._connection.transaction():
             if there:
-                self.counts.add(
-                    self._loader.encode_and_load(((page, {}) for page in self._list_shapes(there)), None).counts
-                )
+                self.counts.add(self._loader.encode_and_load((page, {}) for page in self._list_shapes(there)).counts)
                 found = self._present(there)
             self._missing.confirm(list(there), gone=False)
             self._missing.confirm([row_id for row_id in answers if row_id not in there], gone=True)

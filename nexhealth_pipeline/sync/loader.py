@@ -126,9 +126,9 @@ class Loader:
             replace(page, records=[]), _cost_of(page), request, rows, lists, watch.drain(), watch.drain_absent()
         )
 
-    def encode_and_load(self, answers: Iterable[tuple[Page, Mapping[str, int]]], not_before: datetime | None) -> Loaded:
+    def encode_and_load(self, answers: Iterable[tuple[Page, Mapping[str, int]]]) -> Loaded:
         """Load answers, each with what its request knew, as they come; the caller commits."""
-        return self.load(starmap(self.encode, answers), not_before)
+        return self.load(starmap(self.encode, answers), None)
 
     def load(self, pages: Iterable[EncodedPage], not_before: datetime | None) -> Loaded:
         """Load encoded answers; the caller commits."""
@@ -178,7 +178,7 @@ class Loader:
     def classify(self, counts: Counts) -> None:
         """End a dry run: add to `counts` what the whole read would have done."""
         exists = self._connection.execute("SELECT to_regclass(%s)", (self._slice.collection.table,)).fetchone()
-        merged = self._stage.classify(None, target_exists=bool(exists and exists[0]))
+        merged = self._stage.classify(target_exists=bool(exists and exists[0]))
         counts.inserted, counts.updated = merged.inserted, merged.updated
         counts.unchanged = counts.records_read - counts.quarantined - merged.inserted - merged.updated
 

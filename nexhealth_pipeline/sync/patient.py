@@ -241,7 +241,7 @@ class _Refresh:
             answers = fetch()
             with self.connection.transaction():
                 loader.open()
-                loaded = loader.encode_and_load(answers, None)
+                loaded = loader.encode_and_load(answers)
                 counts = loaded.counts
                 if collection.per:
                     self._remember_children(collection, answers, loaded)

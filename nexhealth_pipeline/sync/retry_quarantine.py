@@ -175,9 +175,7 @@ def _retry_records(connection: psycopg.Connection, place: _Place, loader: Loader
         if mended:
             loadable.append(record)
             closed += mended
-    loaded = loader.encode_and_load(
-        [(kept_page(record.raw, record.read_at), record.request) for record in loadable], None
-    )
+    loaded = loader.encode_and_load([(kept_page(record.raw, record.read_at), record.request) for record in loadable])
     if loaded.left:
         record_child_reads(
             connection, collection=place.collection, institution_id=place.institution_id, left=loaded.left

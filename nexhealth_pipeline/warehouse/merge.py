@@ -117,7 +117,7 @@ class Stage:
         self._staged = 0
         return merged
 
-    def classify(self, not_before: datetime | None, *, target_exists: bool) -> Merged:
+    def classify(self, *, target_exists: bool) -> Merged:
         """What `merge` would do, writing nothing; the stage keeps its rows."""
         self.fill()
         if not self._staged:
@@ -125,7 +125,7 @@ class Stage:
         statement = self._sql.classify if target_exists else self._sql.count_new
         if target_exists:
             self._connection.execute(self._sql.keep_absent)
-        row = self._connection.execute(statement, {"not_before": not_before}).fetchone()
+        row = self._connection.execute(statement, {"not_before": None}).fetchone()
         return Merged(*row) if row else Merged()
 
     def changes(self, not_before: datetime | None) -> list[Change]:

@@ -283,7 +283,7 @@ class SingleReads:
         loader = Loader(self._connection, Slice(collection, institution), run_id=self._session.run_id, dry_run=False)
         loader.open()
         pages = [(answer.row, page) for answer in answers for page in answer.pages]
-        loaded = loader.encode_and_load([(page, _known(collection, row)) for row, page in pages], None)
+        loaded = loader.encode_and_load([(page, _known(collection, row)) for row, page in pages])
         again = {pages[position][0].id for position in loaded.unread}
         reads = [
             ChildRead(one.row, sum(len(page.records) for page in one.pages), one.asked)

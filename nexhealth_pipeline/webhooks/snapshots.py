@@ -148,7 +148,7 @@ class SnapshotLoader:
         """Merge one version of each record; returns which event each changed row is of."""
         self._loader.open()
         self._loader.changes = []
-        loaded = self._loader.encode_and_load([(kept_page(one.raw, one.read_at), {}) for one in snapshots], None)
+        loaded = self._loader.encode_and_load([(kept_page(one.raw, one.read_at), {}) for one in snapshots])
         if loaded.refused:
             note = loaded.refused[0]
             raise RecordRefused(".".join(filter(None, (self._collection.name, note.field))), note.rule)

@@ -69,12 +69,12 @@ def noting_loads(patch: pytest.MonkeyPatch, database_url: str, name: str) -> dic
     """When (database time) the list of each patient in that collection begins to be loaded, as it comes."""
     load, moments = Loader.encode_and_load, dict[int, datetime]()
 
-    def noting(self: Loader, answers: Any, not_before: datetime | None) -> Any:
+    def noting(self: Loader, answers: Any) -> Any:
         answers = list(answers)
         if self._slice.collection.name == name:
             with psycopg.connect(database_url) as other:
                 moments.update({known["patient_id"]: database_time(other) for _, known in answers})
-        return load(self, answers, not_before)
+        return load(self, answers)
 
     patch.setattr(Loader, "encode_and_load", noting)
     return moments

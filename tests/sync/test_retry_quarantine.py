@@ -48,7 +48,7 @@ class Desk:
         raw = [one if isinstance(one, bytes) else json.dumps(one).encode() for one in records]
         page = Page(1, raw, "", False, at, 1, 0, 0.0, 0, None, None)
         with self.connection.transaction():
-            loader.encode_and_load([(page, {"location_id": 3, **request})], None)
+            loader.encode_and_load([(page, {"location_id": 3, **request})])
         return loader.new_notes
 
     def read_whole(self, name: str, location: int, at: datetime, *, name_of_pass: str = "all") -> None:
@@ -396,7 +396,7 @@ def test_a_refused_record_says_which_row_it_is_or_leaves_it_open(
     page = Page(1, [raw], "", False, ONE, 1, 0, 0.0, 0, None, None)
     with desk.connection.transaction():
         known = {"location_id": 3, "patient_id": 5, "coverage_id": 77}
-        loaded = loader.encode_and_load([(page, known)], None)
+        loaded = loader.encode_and_load([(page, known)])
     assert loaded.nameless == unclear
     assert loaded.named == ([] if unclear else ["900"])
     assert loaded.unread == {0}

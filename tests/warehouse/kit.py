@@ -117,7 +117,7 @@ class Table:
 
     def classify(self, *records: dict[str, Any], read_at: datetime = NOON) -> Merged:
         """What loading would do."""
-        return self.stage(*records, read_at=read_at).classify(None, target_exists=True)
+        return self.stage(*records, read_at=read_at).classify(target_exists=True)
 
     def changes(self, *records: dict[str, Any], read_at: datetime = NOON) -> set[Change]:
         """Places that loading would change."""

@@ -163,7 +163,7 @@ def test_a_page_of_the_api_says_so_and_which_run_it_was(connection: psycopg.Conn
     page = Page(1, [record], "", False, datetime.now(UTC), 1, 0, 0.0, len(record), None, None)
     with connection.transaction():
         loader.open()
-        loader.encode_and_load([(page, {})], None)
+        loader.encode_and_load([(page, {})])
     assert written(connection, "cause, run_id") == [("page", "r")]
 
 

@@ -129,7 +129,7 @@ def test_a_read_of_the_api_says_so_and_which_run_it_was(connection: psycopg.Conn
         page = Page(1, [record], "", False, now(connection), 1, 0, 0.0, len(record), None, None)
         with connection.transaction():
             loader.open()
-            loader.encode_and_load([(page, {})], None)
+            loader.encode_and_load([(page, {})])
     assert kept(connection, "cause, run_id, changed_fields") == [("page", "r", ["note"])]
 
 

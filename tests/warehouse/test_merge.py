@@ -320,7 +320,7 @@ def test_classify_says_what_merge_would_do_and_writes_nothing(table: Table) -> N
     assert table.classify(*records) == Merged(1, 1)
     assert table.places() == before
     stage = table.stage(*records)
-    assert stage.classify(None, target_exists=False) == Merged(3, 0)
+    assert stage.classify(target_exists=False) == Merged(3, 0)
 
 
 def test_an_empty_stage_merges_to_nothing(table: Table) -> None:

@@ -134,7 +134,7 @@ def load_page(
     loader = Loader(connection, Slice(COLLECTIONS[name], practice), run_id="page", dry_run=False)
     with connection.transaction():
         loader.open()
-        loader.encode_and_load([(page([dict(one) for one in records], T0 + read_at * MINUTE), {})], None)
+        loader.encode_and_load([(page([dict(one) for one in records], T0 + read_at * MINUTE), {})])
 
 
 def page(records: list[dict[str, Any]], read_at: datetime) -> Page:
