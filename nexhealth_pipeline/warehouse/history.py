@@ -34,17 +34,11 @@ class Cause(StrEnum):
     """An event that was stored before and is applied again."""
 
 
-def state_cause(
-    connection: psycopg.Connection, cause: Cause, *, run_id: str | None = None, event_id: int | str | None = None
-) -> None:
-    """Say what changes of the running transaction come from; it ends with the transaction.
-
-    May be said again within a transaction (the next event of a batch). Does nothing outside of one.
-    """
+def state_cause(connection: psycopg.Connection, cause: Cause, *, run_id: str | None = None) -> None:
+    """Say what changes of the running transaction come from; it ends with the transaction. Does nothing outside of one."""
     connection.execute(
-        "SELECT set_config('nexhealth.cause', %s, true), set_config('nexhealth.run_id', %s, true),"
-        " set_config('nexhealth.event_id', %s, true)",
-        (cause.value, run_id or "", "" if event_id is None else str(event_id)),
+        "SELECT set_config('nexhealth.cause', %s, true), set_config('nexhealth.run_id', %s, true)",
+        (cause.value, run_id or ""),
     )
 
 

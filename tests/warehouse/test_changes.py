@@ -88,7 +88,7 @@ def test_every_kind_of_change_is_told_with_its_cause(table: Table) -> None:
         state_cause(db, Cause.PAGE, run_id="r")
         table.load(gadget(1), gadget(2))
     with db.transaction():
-        state_cause(db, Cause.WEBHOOK, run_id="r", event_id=5)
+        state_cause(db, Cause.WEBHOOK, run_id="r")
         table.load(gadget(1, note="second", updated_at=LATER), gadget(2), gadget(3))
     table.bury(2, NOON + MINUTE)
     with db.transaction():

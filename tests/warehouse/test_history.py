@@ -52,21 +52,21 @@ def test_a_superseded_version_is_kept_with_its_record_and_what_changed(table: Ta
     table.load(gadget(1), gadget(2))
     synced = table.value("synced_at")
     with table.connection.transaction():
-        state_cause(table.connection, Cause.WEBHOOK, run_id="run-1", event_id=77)
+        state_cause(table.connection, Cause.WEBHOOK, run_id="run-1")
         table.load(gadget(1, note="second", tags=[], updated_at=LATER), gadget(2), read_at=NOON + MINUTE)
     (row,) = kept(
         table.connection,
-        "collection, institution_id, key, id, version, cause, run_id, event_id, changed_fields, raw ->> 'note',"
+        "collection, institution_id, key, id, version, cause, run_id, changed_fields, raw ->> 'note',"
         " fields ->> 'weight', fields ? 'raw', valid_from, valid_to, recorded_from <= %s, recorded_to".replace(
             "%s", f"'{synced}'"
         ),
     )
     assert row[:4] == ("gadgets", 7, {"id": 1}, 1)
-    assert row[4:9] == (1, "webhook", "run-1", "77", ["note", "tags"])
-    assert row[9:12] == ("first", "1.5", False)
-    assert row[12:14] == (datetime(2026, 3, 1, 10, tzinfo=UTC), datetime(2026, 3, 1, 11, tzinfo=UTC))
-    assert row[14]
-    assert row[15] == table.value("synced_at")
+    assert row[4:8] == (1, "webhook", "run-1", ["note", "tags"])
+    assert row[8:11] == ("first", "1.5", False)
+    assert row[11:13] == (datetime(2026, 3, 1, 10, tzinfo=UTC), datetime(2026, 3, 1, 11, tzinfo=UTC))
+    assert row[13]
+    assert row[14] == table.value("synced_at")
 
 
 def test_versions_count_up_and_follow_each_other_without_a_gap(table: Table) -> None:
@@ -113,10 +113,10 @@ def test_a_cause_ends_with_its_transaction(table: Table) -> None:
     """Risk: a pooled connection says "webhook" of whatever comes after it."""
     table.load(gadget())
     with table.connection.transaction():
-        state_cause(table.connection, Cause.REPLAY, run_id="r", event_id="e")
+        state_cause(table.connection, Cause.REPLAY, run_id="r")
         table.load(gadget(note="second", updated_at=LATER))
     table.load(gadget(note="third", updated_at=LAST))
-    assert kept(table.connection, "cause, run_id, event_id") == [("replay", "r", "e"), ("manual", None, None)]
+    assert kept(table.connection, "cause, run_id") == [("replay", "r"), ("manual", None)]
 
 
 def test_a_read_of_the_api_says_so_and_which_run_it_was(connection: psycopg.Connection) -> None:
