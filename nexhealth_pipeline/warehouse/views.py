@@ -19,7 +19,7 @@ from psycopg import errors, sql
 from nexhealth_pipeline.catalog.collection import Collection, Column, Phi, Shown
 from nexhealth_pipeline.errors import WarehouseError
 
-__all__ = ["SCHEMA", "drop_views", "ensure_views", "view_names"]
+__all__ = ["SCHEMA", "ensure_views"]
 
 SCHEMA = "nexhealth_current"
 
@@ -80,11 +80,6 @@ class _View:
         return f"{self.shown.doc} (definition {hashlib.blake2b(definition.encode(), digest_size=8).hexdigest()})"
 
 
-def view_names(collection: Collection) -> tuple[str, ...]:
-    """Names of the collection's views, without the schema."""
-    return tuple(shown.name for shown in _shown(collection))
-
-
 def ensure_views(connection: psycopg.Connection, visible: Mapping[Collection, tuple[Column, ...]]) -> None:
     """Make the views of collections, each with the table columns it shows, where they are not as declared.
 
@@ -100,22 +95,12 @@ def ensure_views(connection: psycopg.Connection, visible: Mapping[Collection, tu
                 _make(connection, view, order, wanted)
 
 
-def drop_views(connection: psycopg.Connection, collection: Collection) -> None:
-    """Drop the collection's views, for a migration that changes or drops a column; `ensure_tables` makes them anew."""
-    for name in view_names(collection):
-        connection.execute(sql.SQL("DROP VIEW IF EXISTS {}").format(sql.Identifier(SCHEMA, name)))
-
-
-def _shown(collection: Collection) -> tuple[Shown, ...]:
-    return collection.current.views or (Shown(collection.name, collection.doc),)
-
-
 def _views(collection: Collection, columns: tuple[Column, ...]) -> Iterator[_View]:
     """The views that the catalog wants of a collection."""
     fields = {one.name: _Field(one.name, sql.Identifier("t", one.name), one.phi, one.doc) for one in columns}
     for derived in collection.current.columns:
         fields[derived.name] = _Field(derived.name, sql.SQL(derived.sql), derived.phi, derived.doc)
-    for shown in _shown(collection):
+    for shown in collection.current.views or (Shown(collection.name, collection.doc),):
         yield _View(shown, collection, tuple(fields.values()))
 
 

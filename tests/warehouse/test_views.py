@@ -12,7 +12,6 @@ from nexhealth_pipeline.catalog.collection import Collection, Current, Derived, 
 from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
 from nexhealth_pipeline.errors import WarehouseError
 from nexhealth_pipeline.warehouse.tables import ensure_tables
-from nexhealth_pipeline.warehouse.views import drop_views, view_names
 
 from .conftest import Rows
 from .kit import GADGETS, NOON, SOFT_DELETED, Table, gadget
@@ -47,6 +46,10 @@ def add(connection: psycopg.Connection) -> Iterator[Any]:
     yield add
     for name in used:
         connection.execute(f"DELETE FROM nexhealth_{name}")
+
+
+def view_names(collection: Collection) -> list[str]:
+    return [view.name for view in collection.current.views] or [collection.name]
 
 
 def view_columns(connection: psycopg.Connection, name: str) -> dict[str, str | None]:
@@ -265,7 +268,8 @@ def test_a_migration_can_drop_a_collections_views_and_gets_them_back(
     connection: psycopg.Connection, rows: Rows
 ) -> None:
     with connection.transaction(force_rollback=True):
-        drop_views(connection, COLLECTIONS["appointments"])
+        for name in view_names(COLLECTIONS["appointments"]):
+            connection.execute(f"DROP VIEW nexhealth_current.{name}")
         connection.execute("ALTER TABLE nexhealth_appointments ALTER COLUMN note TYPE varchar")
         ensure_tables(connection)
         assert rows("SELECT count(note) FROM nexhealth_current.schedule_blocks") == [(0,)]
