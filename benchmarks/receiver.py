@@ -32,10 +32,10 @@ import psycopg
 from results import Chart, Part, Table, arguments, show
 from serving import reported
 
+from nexhealth_pipeline.sandbox.posting import sign
 from nexhealth_pipeline.settings import load_settings
 from nexhealth_pipeline.warehouse.connect import warehouse_url
 from nexhealth_pipeline.webhooks.receiver import WEBHOOK_PATH
-from nexhealth_pipeline.webhooks.signature import signature_of
 
 SECRET = "benchmark-secret-of-no-endpoint"
 LADDER = (100, 300, 500, 750, 1000, 1500, 2000)
@@ -84,7 +84,7 @@ def request_of(number: int, secret: str) -> bytes:
     body = body_of(number, moment)
     head = (
         f"POST {WEBHOOK_PATH} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-        f"timestamp: {moment}\r\nsignature: {signature_of(secret, moment.encode(), body)}\r\n"
+        f"timestamp: {moment}\r\nsignature: {sign(secret, moment, body)}\r\n"
         f"content-length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body

@@ -25,7 +25,7 @@ from startup import daemon
 from nexhealth_pipeline.cli.household import Household
 from nexhealth_pipeline.cli.loop import start_receiver
 from nexhealth_pipeline.orchestration.webhook_names import APPLY_JOB
-from nexhealth_pipeline.webhooks.signature import signature_of
+from nexhealth_pipeline.sandbox.posting import sign
 
 SECRET = "benchmark-secret-of-no-endpoint"
 PATIENTS = 100
@@ -51,11 +51,7 @@ def post(url: str, index: int) -> tuple[int, datetime]:
     event = {"resource_type": "Patient", "event_name": "patient_updated", "event_time": moment,
              "subdomain": f"bench-{FIRST_INSTITUTION}", "data": {"patients": [record]}, "delivery_errors": []}  # fmt: skip
     body = json.dumps(event).encode()
-    headers = {
-        "content-type": "application/json",
-        "timestamp": moment,
-        "signature": signature_of(SECRET, moment.encode(), body),
-    }
+    headers = {"content-type": "application/json", "timestamp": moment, "signature": sign(SECRET, moment, body)}
     urllib.request.urlopen(urllib.request.Request(url, body, headers)).close()
     return own, datetime.fromisoformat(moment)
 

@@ -18,7 +18,7 @@ from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.webhooks.endpoints import LiveSecret
 from nexhealth_pipeline.webhooks.moment import moment_of
 
-__all__ = ["VALID", "VALID_URLSAFE", "Verdict", "Window", "signature_of", "verify"]
+__all__ = ["VALID", "VALID_URLSAFE", "Verdict", "Window", "verify"]
 
 VALID, VALID_URLSAFE = "valid", "valid-urlsafe"
 """Words of a verdict that lets a request in: signed over standard base64, or over the urlsafe alphabet."""
@@ -53,11 +53,6 @@ class Verdict:
     def valid(self) -> bool:
         """Whether the request is let in."""
         return self.word in {VALID, VALID_URLSAFE}
-
-
-def signature_of(secret: str, timestamp: bytes, body: bytes, *, urlsafe: bool = False) -> str:
-    """What NexHealth sends as `signature` for `body`, signed with `secret` at `timestamp` (the header's bytes)."""
-    return _hex(secret.encode(), _message(timestamp, body, urlsafe=urlsafe)).decode()
 
 
 def verify(

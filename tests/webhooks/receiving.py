@@ -16,11 +16,11 @@ from urllib.parse import parse_qs, urlsplit
 import psycopg
 import uvicorn
 
+from nexhealth_pipeline.sandbox.posting import sign
 from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.webhooks import serving
 from nexhealth_pipeline.webhooks.receiver import WEBHOOK_PATH
 from nexhealth_pipeline.webhooks.sealing import Sealer
-from nexhealth_pipeline.webhooks.signature import signature_of
 
 SECRET = "secret-of-the-tests-that-no-log-may-hold"
 
@@ -47,8 +47,7 @@ class Answer:
 def signed(body: bytes, secret: str = SECRET, stamp: str = "") -> dict[str, str]:
     """The headers that NexHealth sends."""
     stamp = stamp or f"{time.time():.3f}"
-    signature = signature_of(secret, stamp.encode(), body)
-    return {"content-type": "application/json", "timestamp": stamp, "signature": signature}
+    return {"content-type": "application/json", "timestamp": stamp, "signature": sign(secret, stamp, body)}
 
 
 @dataclass

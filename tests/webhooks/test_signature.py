@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nexhealth_pipeline.sandbox.posting import sign
 from nexhealth_pipeline.webhooks.endpoints import LiveSecret
-from nexhealth_pipeline.webhooks.signature import Verdict, Window, signature_of, verify
+from nexhealth_pipeline.webhooks.signature import Verdict, Window, verify
 
 NOW = datetime(2026, 11, 23, 10, 0, 30, tzinfo=UTC)
 STAMP = b"2026-11-23T10:00:00.123Z"
@@ -43,7 +44,7 @@ VECTORS = [
 
 def headers(stamp: bytes = STAMP, signature: str | None = None, body: bytes = BODY) -> list[tuple[bytes, bytes]]:
     """Those of a valid request; a test breaks one thing."""
-    given_signature = signature if signature is not None else signature_of("whsec_1", stamp, body)
+    given_signature = signature if signature is not None else sign("whsec_1", stamp.decode(), body)
     return [(b"host", b"x"), (b"timestamp", stamp), (b"signature", given_signature.encode("latin-1"))]
 
 
@@ -56,8 +57,11 @@ def test_it_is_what_openssl_computes(
     secret: str, stamp: bytes, body: bytes, standard: str, urlsafe: str | None
 ) -> None:
     """One wrong byte here and every event of a real account is refused."""
-    assert signature_of(secret, stamp, body) == standard
-    assert signature_of(secret, stamp, body, urlsafe=True) == (urlsafe or standard)
+    for signature in filter(None, (standard, urlsafe)):
+        found = verify([LiveSecret(7, secret)], headers(stamp, signature), body, NOW, Window())
+        assert found.endpoint_id == 7, "signed, whatever its time is"
+    assert sign(secret, stamp.decode(), body) == standard, "so that the other tests can sign with it"
+    assert sign(secret, stamp.decode(), body, urlsafe=True) == (urlsafe or standard)
 
 
 def test_both_base64_alphabets_are_taken_and_told_apart() -> None:
@@ -72,10 +76,10 @@ def test_both_base64_alphabets_are_taken_and_told_apart() -> None:
 @pytest.mark.parametrize("one", SECRETS, ids=lambda one: str(one.endpoint_id))
 def test_each_live_secret_counts_and_tells_its_endpoint(one: LiveSecret) -> None:
     """While a secret is changed, both sign."""
-    assert verdict(headers(signature=signature_of(one.secret, STAMP, BODY))) == Verdict("valid", one.endpoint_id)
+    assert verdict(headers(signature=sign(one.secret, STAMP.decode(), BODY))) == Verdict("valid", one.endpoint_id)
 
 
-GOOD = signature_of("whsec_1", STAMP, BODY).encode()
+GOOD = sign("whsec_1", STAMP.decode(), BODY).encode()
 TAMPERED = {
     "another body": (headers(), BODY + b" ", "bad-signature"),
     "another timestamp": ([(b"timestamp", b"2026-11-23T10:00:01.123Z"), (b"signature", GOOD)], BODY, "bad-signature"),
@@ -84,8 +88,8 @@ TAMPERED = {
         BODY,
         "bad-signature",
     ),
-    "another secret": (headers(signature=signature_of("whsec_3", STAMP, BODY)), BODY, "bad-signature"),
-    "an empty secret": (headers(signature=signature_of("", STAMP, BODY)), BODY, "bad-signature"),
+    "another secret": (headers(signature=sign("whsec_3", STAMP.decode(), BODY)), BODY, "bad-signature"),
+    "an empty secret": (headers(signature=sign("", STAMP.decode(), BODY)), BODY, "bad-signature"),
     "upper case": (headers(signature=GOOD.decode().upper()), BODY, "bad-signature"),
     "prefixed": (headers(signature="sha256=" + GOOD.decode()), BODY, "bad-signature"),
     "cut short": (headers(signature=GOOD.decode()[:-1]), BODY, "bad-signature"),
@@ -98,7 +102,11 @@ TAMPERED = {
     "doubled timestamp": ([*headers(), (b"timestamp", STAMP)], BODY, "doubled-header"),
     "no headers": ([], BODY, "no-timestamp"),
     "no moment": (headers(stamp=b"yesterday"), BODY, "bad-timestamp"),
-    "not text": (headers(stamp=b"\xff\xfe"), BODY, "bad-timestamp"),
+    "not text": (
+        headers(b"\xff\xfe", "0ff55f35aa3d4ab951e0a03ff87dc3221f2921bece1d5b59c8f99a5856ed9196"),
+        BODY,
+        "bad-timestamp",
+    ),
 }
 
 
@@ -150,7 +158,7 @@ def test_what_is_signed_is_valid_and_one_changed_bit_is_not(
     body: bytes, secret: str, urlsafe: bool, where: int
 ) -> None:
     secrets = [LiveSecret(None, secret)]
-    signed = headers(signature=signature_of(secret, STAMP, body, urlsafe=urlsafe))
+    signed = headers(signature=sign(secret, STAMP.decode(), body, urlsafe=urlsafe))
     assert verify(secrets, signed, body, NOW, Window()).valid
     changed = bytearray(body or b"x")
     changed[where % len(changed)] ^= 1
