@@ -32,9 +32,9 @@ def limit_names(path: str) -> tuple[str, ...]:
 class Limits:
     """The windows of all keys. Switch off with `enabled = False`; `retry_after` is what a 429 says (see Faults)."""
 
-    def __init__(self, clock: Clock, *, enabled: bool = True, scale: float = 1.0, retry_after: str = "seconds") -> None:
+    def __init__(self, clock: Clock, *, enabled: bool = True, scale: float = 1.0) -> None:
         self.enabled = enabled
-        self.retry_after = retry_after
+        self.retry_after = "seconds"
         self._clock = clock
         self._limits = {name: (max(1, int(count * scale)), window) for name, (count, window) in LIMITS.items()}
         self._arrivals: dict[tuple[str, str], deque[float]] = {}

@@ -12,6 +12,8 @@ from .limits import LIMITS, limit_names, peak
 
 __all__ = ["Asked", "RequestLog"]
 
+_KEPT = 500_000
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -39,10 +41,10 @@ class Asked:
 
 
 class RequestLog:
-    """The last `keep` requests, oldest first. Administrative requests are not in it."""
+    """The last half million requests, oldest first. Administrative requests are not in it."""
 
-    def __init__(self, keep: int = 500_000) -> None:
-        self._entries: deque[Asked] = deque(maxlen=keep)
+    def __init__(self) -> None:
+        self._entries: deque[Asked] = deque(maxlen=_KEPT)
         self._numbers = 0
         self._lock = threading.Lock()
 
@@ -73,12 +75,10 @@ class RequestLog:
         with self._lock:
             self._entries.clear()
 
-    def peaks(self, *, refused: bool = True) -> dict[str, dict[str, int]]:
-        """Per API key and limit, the most requests in any sliding window; with or without those answered 429."""
+    def peaks(self) -> dict[str, dict[str, int]]:
+        """Per API key and limit, the most requests in any sliding window, those answered 429 as well."""
         kept: dict[tuple[str, str], list[float]] = {}
         for one in self:
-            if one.status == 429 and not refused:
-                continue
             for name in limit_names(one.path):
                 kept.setdefault((one.api_key, name), []).append(one.arrived)
         found: dict[str, dict[str, int]] = {}

@@ -8,7 +8,7 @@ from typing import Any
 from .params import Filter, same, updated_since
 from .rows import Row
 
-__all__ = ["BY_UPDATE", "HIDES_DELETED", "HIDES_INACTIVE", "SINCE", "Route", "Scope", "anything", "contains", "ints"]
+__all__ = ["BY_UPDATE", "HIDES_DELETED", "HIDES_INACTIVE", "SINCE", "Route", "Scope", "anything", "has_name", "ints"]
 
 
 class Scope(Enum):
@@ -93,9 +93,9 @@ def anything(_row: Row, _wanted: Any) -> bool:
     return True
 
 
-def contains(row: Row, fact: str, wanted: str) -> bool:
-    """Whether a text has `wanted` in it, in capitals or not."""
-    return wanted.casefold() in str(row.value(fact) or "").casefold()
+def has_name(row: Row, wanted: str) -> bool:
+    """Whether the row's name has `wanted` in it, in capitals or not."""
+    return wanted.casefold() in str(row.value("name") or "").casefold()
 
 
 def ints(*names: str) -> dict[str, Filter]:

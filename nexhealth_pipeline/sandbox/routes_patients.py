@@ -4,7 +4,7 @@ Source: API.md D and E.1. Reading this file should tell what the server does wit
 """
 
 from .params import Filter, same, updated_since
-from .route import BY_UPDATE, HIDES_DELETED, HIDES_INACTIVE, SINCE, Route, Scope, anything, contains, ints
+from .route import BY_UPDATE, HIDES_DELETED, HIDES_INACTIVE, SINCE, Route, Scope, anything, has_name, ints
 from .rows import Row
 
 __all__ = ["PATIENTS"]
@@ -25,7 +25,7 @@ def _has_phone(row: Row, wanted: str) -> bool:
 
 
 _PATIENT_FILTERS = {
-    "name": Filter("text", lambda row, wanted: contains(row, "name", wanted)),
+    "name": Filter("text", has_name),
     "email": Filter("text", lambda row, wanted: str(row.value("email")).casefold() == wanted.casefold()),
     "phone_number": Filter("text", _has_phone),
     "date_of_birth": Filter("time", lambda row, wanted: row.value("bio.date_of_birth") == wanted[:10]),

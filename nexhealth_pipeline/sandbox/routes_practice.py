@@ -4,7 +4,7 @@ Source: API.md D and E.1. Reading this file should tell what the server does wit
 """
 
 from .params import Filter, same, updated_since
-from .route import BY_UPDATE, HIDES_INACTIVE, Route, Scope, anything, contains, ints
+from .route import BY_UPDATE, HIDES_INACTIVE, Route, Scope, anything, has_name, ints
 from .rows import Row
 
 __all__ = ["PRACTICE"]
@@ -97,7 +97,7 @@ PRACTICE: tuple[Route, ...] = (
         _L,
         cursor=True,
         filters={
-            "search_name": Filter("text", lambda row, wanted: contains(row, "name", wanted)),
+            "search_name": Filter("text", has_name),
             "foreign_id": same("text", "foreign_id"),
             "updated_since": updated_since,
         },
@@ -159,7 +159,7 @@ PRACTICE: tuple[Route, ...] = (
         cursor=True,
         filters={
             "location_id": Filter("int", _has_label),
-            "search_name": Filter("text", lambda row, wanted: contains(row, "name", wanted)),
+            "search_name": Filter("text", has_name),
             "active": same("bool", "active"),
         },
     ),

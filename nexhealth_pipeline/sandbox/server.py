@@ -308,7 +308,6 @@ def serve(
     *,
     patients: int | None = None,
     appointments_per_patient: float | None = None,
-    token_seconds: float = TOKEN_SECONDS,
     limits: bool = True,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
@@ -324,7 +323,6 @@ def serve(
                 patients=patients,
                 appointments_per_patient=appointments_per_patient,
                 state_dir=state_dir,
-                token_seconds=token_seconds,
                 limits=limits,
             )
         except OSError as error:

@@ -90,14 +90,15 @@ def charge_shape(state: State, row: Row, includes: Collection[str]) -> bytes:
     if "claims" in includes:
         numbers = [one.facts["claim_id"] for one in state.store("claim_payouts").find("charge_id", row.id)]
         claims = [claim for claim in (_row(state, "claims", number) for number in numbers) if claim]
-        extra["claims"] = [_without(claim.record(), "deleted_at") for claim in claims]
+        extra["claims"] = [_without_deletion(claim.record()) for claim in claims]
     if "totals" in includes:
         extra["totals"] = _charge_totals(state, row)
     return extend(list_shape(state, "charges", row, includes), extra)
 
 
-def _without(record: Record, name: str) -> Record:
-    record.pop(name, None)
+def _without_deletion(record: Record) -> Record:
+    """Inside another record nothing says when one was deleted."""
+    record.pop("deleted_at", None)
     return record
 
 
@@ -130,7 +131,7 @@ def claim_shape(state: State, row: Row, includes: Collection[str]) -> bytes:
     if "charges" in includes:
         numbers = [one.facts["charge_id"] for one in state.store("claim_payouts").find("claim_id", row.id)]
         charges = [charge for charge in (_row(state, "charges", number) for number in numbers) if charge]
-        extra["charges"] = [_without(charge.record(), "deleted_at") for charge in charges]
+        extra["charges"] = [_without_deletion(charge.record()) for charge in charges]
     if "charge_payouts" in includes:
         extra["charge_payouts"] = [orjson.loads(body) for body in payouts(state, "claim_id", row.id)]
     return extend(row.body, extra)
