@@ -110,17 +110,16 @@ class Difference:
     """What it means for the copy."""
 
 
-def compare(spec: Node, collections: Iterable[Collection] = DECLARED) -> list[Difference]:
-    """Every difference between a parsed OpenAPI file and `collections`; empty = the catalog fits it.
+def compare(spec: Node) -> list[Difference]:
+    """Every difference between a parsed OpenAPI file and the catalog; empty = the catalog fits it.
 
     Raises ValueError where `spec` is no OpenAPI file.
     """
     if not _has_paths(spec):
         raise ValueError("it has no `paths`")
     file = _File(spec)
-    collections = tuple(collections)
-    found = [*_new_lists(file, collections), *_other_includes(file, collections)]
-    for collection in collections:
+    found = [*_new_lists(file), *_other_includes(file)]
+    for collection in DECLARED:
         found += _of_collection(file, collection)
     return found
 
@@ -227,17 +226,17 @@ def _bare(path: str) -> str:
     return re.sub(r"\{[^}]*\}", "{}", path)
 
 
-def _new_lists(file: _File, collections: tuple[Collection, ...]) -> Iterator[Difference]:
+def _new_lists(file: _File) -> Iterator[Difference]:
     """Lists of the file that nothing reads."""
-    read = {_bare(one.path) for one in collections} | NOT_COPIED.keys()
+    read = {_bare(one.path) for one in DECLARED} | NOT_COPIED.keys()
     for path in sorted(file.reads.keys() - read):
         if "array" in _kinds(file.data(path)):
             yield Difference("endpoint new", path, path, "a list that no collection reads")
 
 
-def _other_includes(file: _File, collections: tuple[Collection, ...]) -> Iterator[Difference]:
+def _other_includes(file: _File) -> Iterator[Difference]:
     """Of single reads that no collection makes: they may show what is nowhere else."""
-    made = {_bare(one.path) for one in collections}
+    made = {_bare(one.path) for one in DECLARED}
     for path in sorted(one for one in file.reads.keys() - made if one.endswith("/{}")):
         yield from _includes(file, path, path)
 

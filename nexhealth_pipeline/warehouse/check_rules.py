@@ -58,10 +58,10 @@ def _own_key(collection: Collection) -> str:
     return next((name for name in reversed(collection.key) if name in numbers), "")
 
 
-def _sample(collection: Collection, alias: str) -> sql.Composed:
-    """The key of a row as text, without the institution; null where it has no number."""
+def _sample(collection: Collection) -> sql.Composed:
+    """The key of row `t` as text, without the institution; null where it has no number."""
     numbers = {one.name for one in (*collection.columns, *collection.from_request) if one.type is SqlType.BIGINT}
-    parts = [sql.SQL("{}::text").format(sql.Identifier(alias, name)) for name in collection.key if name in numbers]
+    parts = [sql.SQL("{}::text").format(sql.Identifier("t", name)) for name in collection.key if name in numbers]
     return sql.SQL("concat_ws('/', {})").format(sql.SQL(", ").join(parts)) if parts else sql.SQL("NULL::text").format()
 
 
@@ -137,7 +137,7 @@ def _other_tenant(collection: Collection) -> sql.Composed | None:
     return sql.SQL(
         "SELECT institution_id, {sample} AS sample, 'rows whose record names another institution' AS detail"
         " FROM {table} t WHERE raw ->> 'institution_id' <> institution_id::text"
-    ).format(sample=_sample(collection, "t"), table=_table(collection))
+    ).format(sample=_sample(collection), table=_table(collection))
 
 
 def _orphans(collection: Collection) -> sql.Composed | None:
@@ -156,7 +156,7 @@ def _orphans(collection: Collection) -> sql.Composed | None:
                 # The patients of forty-nine locations are still to come when the first one's are complete.
                 " AND t.institution_id NOT IN ({unread})"
             ).format(
-                sample=_sample(collection, "t"),
+                sample=_sample(collection),
                 name=sql.Literal(column),
                 table=_table(collection),
                 column=sql.Identifier(column),
@@ -179,7 +179,7 @@ def _backwards(collection: Collection) -> sql.Composed | None:
                 "SELECT institution_id, {sample} AS sample, {name} AS detail FROM {table} t"
                 " WHERE {end} {before} {start} AND deleted_at IS NULL"
             ).format(
-                sample=_sample(collection, "t"),
+                sample=_sample(collection),
                 name=sql.Literal(end),
                 table=_table(collection),
                 # A last day may be the first one, too.
@@ -200,7 +200,7 @@ def _unreadable_money(collection: Collection) -> sql.Composed | None:
             "SELECT institution_id, {sample} AS sample, {name} AS detail FROM {table} t"
             " WHERE {amount} IS NOT NULL AND {currency} IS NULL"
         ).format(
-            sample=_sample(collection, "t"),
+            sample=_sample(collection),
             name=sql.Literal(f"{name} without a currency"),
             table=_table(collection),
             amount=sql.Identifier(name),

@@ -47,6 +47,8 @@ DAGSTER_DATABASE = "dagster"
 OLDEST_SERVER = 15
 """Oldest PostgreSQL release that is supported; the tests run on it where one is found."""
 
+_NAME = "nexhealth"
+"""What PostgreSQL calls a connection for which nothing else is said."""
 _CONNECT_SECONDS = 10
 """Longest wait for one address of a server, unless the URL sets `connect_timeout`."""
 _POOL_WAIT_SECONDS = 30.0
@@ -169,7 +171,7 @@ def _create_beside(url: str, name: str) -> None:
             ) from None
 
 
-def connect(url: str, *, autocommit: bool = False, application_name: str = "nexhealth") -> psycopg.Connection:
+def connect(url: str, *, autocommit: bool = False, application_name: str = _NAME) -> psycopg.Connection:
     """A connection to `url`, for use as a context manager.
 
     Raises WarehouseUnreachable where there is none to be had, WarehouseError where the server is too old.
@@ -206,15 +208,15 @@ class Pool(ConnectionPool[psycopg.Connection]):
             raise WarehouseUnreachable(f"no connection to PostgreSQL at {address} came free in time") from None
 
 
-def pool(url: str, size: int, *, autocommit: bool = False, application_name: str = "nexhealth") -> Pool:
+def pool(url: str, size: int, *, autocommit: bool = False) -> Pool:
     """An open pool of up to `size` connections; dead ones are replaced before they are handed out.
 
     Close it, or use it as a context manager. Raises WarehouseUnreachable at once where nothing answers.
     """
-    connect(url, application_name=application_name).close()
+    connect(url).close()
     return Pool(
         url,
-        kwargs={"autocommit": autocommit, **connection_options(url, application_name)},
+        kwargs={"autocommit": autocommit, **connection_options(url, _NAME)},
         min_size=0,
         max_size=size,
         timeout=_POOL_WAIT_SECONDS,

@@ -202,16 +202,15 @@ class _MergeSql:
 
     def _revived(self) -> sql.Composed:
         """What brings back a row that a complete read had lacked; the API's own deletions are plain content."""
-        newer = self._version_is("s", ">", "t") or sql.SQL("false")
+        newer = self._version_is(">") or sql.SQL("false")
         return sql.SQL("(t.deleted_by = 'absence' AND (s.source_read_at > t.deleted_at OR {}))").format(newer)
 
-    def _version_is(self, left: str, operator: str, right: str) -> sql.Composed | None:
+    def _version_is(self, operator: str) -> sql.Composed | None:
+        """The version of stage row s against that of target row t."""
         version = self._collection.version
         if version is None:
             return None
-        return sql.SQL("{} {} {}").format(
-            sql.Identifier(left, version), sql.SQL(operator), sql.Identifier(right, version)
-        )
+        return sql.SQL("{} {} {}").format(sql.Identifier("s", version), sql.SQL(operator), sql.Identifier("t", version))
 
     def _not_older(self) -> sql.Composed:
         """The version guard between stage row s and target row t."""
@@ -224,8 +223,8 @@ class _MergeSql:
             "(CASE WHEN {same} OR s.{v} IS NULL OR t.{v} IS NULL"
             " THEN s.source_read_at >= t.source_read_at ELSE {newer} END)"
         ).format(
-            same=self._version_is("s", "=", "t"),
-            newer=self._version_is("s", ">", "t"),
+            same=self._version_is("="),
+            newer=self._version_is(">"),
             v=sql.Identifier(self._collection.version),
         )
 

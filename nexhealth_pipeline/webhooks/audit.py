@@ -23,6 +23,8 @@ __all__ = ["Audit"]
 _LOG = logging.getLogger(__name__)
 _MINUTE = 60.0
 _BATCH = 200
+_ROWS_OF_ALL = 120
+"""Rows that all senders and reasons together get a minute, twice as many in a burst."""
 _ADD = """
 UPDATE nexhealth_webhook_events AS row SET repeats = row.repeats + given.more::integer
 FROM unnest(%(ids)s::bigint[], %(more)s::bigint[]) AS given (id, more) WHERE row.id = given.id
@@ -49,21 +51,13 @@ class _Tally:
 class Audit:
     """Refusals that are not written down yet; bounded, whatever comes.
 
-    `rows` is how many a minute get a row of their own, for one sender and reason; `rows_of_all` how many rows a
-    minute all of them get, twice as many in a burst; `most` how many senders and reasons are told apart, and how many rows may wait. What comes
-    beyond is counted without a source.
+    `rows` is how many a minute get a row of their own, for one sender and reason; `most` how many senders and reasons
+    are told apart, and how many rows may wait. What comes beyond is counted without a source.
     """
 
-    def __init__(
-        self,
-        *,
-        rows: int = 60,
-        rows_of_all: int = 120,
-        most: int = 1000,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, *, rows: int = 60, most: int = 1000, clock: Callable[[], float] = time.monotonic) -> None:
         self._rows, self._most, self._clock = rows, most, clock
-        self._room = Buckets(rows_of_all / _MINUTE, rows_of_all, clock=clock)
+        self._room = Buckets(_ROWS_OF_ALL / _MINUTE, _ROWS_OF_ALL, clock=clock)
         self._tallies: dict[tuple[str | None, str], _Tally] = {}  # sender None = all that get no row
         self._waiting: deque[tuple[float, Row]] = deque()
 

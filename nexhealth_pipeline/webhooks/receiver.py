@@ -96,10 +96,9 @@ class Receiver:
         pages: App,
         *,
         limits: Limits | None = None,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._live, self._inbox, self._audit, self._metrics, self._pages = live, inbox, audit, metrics, pages
-        self._limits, self._clock = limits or Limits(), clock
+        self._limits = limits or Limits()
         self._window, self._sources = Window.of(settings), Sources.of(settings)
         self._good = Buckets(settings.webhook_rate, 2 * settings.webhook_rate)
         self._bad = Buckets(self._limits.refusals, 3 * self._limits.refusals)
@@ -160,7 +159,7 @@ class Receiver:
 
     async def _verdict(self, known: Known, request: _Request, body: bytes) -> Verdict:
         """What the checks say; a large body is checked beside the event loop, which others wait for."""
-        given = (known.secrets, request.headers, body, self._clock(), self._window)
+        given = (known.secrets, request.headers, body, datetime.now(UTC), self._window)
         return verify(*given) if len(body) < _LARGE else await asyncio.to_thread(verify, *given)
 
     def _refused_unread(self, request: _Request, known: Known) -> tuple[Answer, str] | None:

@@ -7,7 +7,6 @@ Events are marked some at a time: while the mark of one is not committed, its re
 whatever the receiver stores together with that.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -83,9 +82,7 @@ def replay(connection: psycopg.Connection, selection: Selection) -> int:
         )
 
 
-def rehearse(
-    session: SyncSession, selection: Selection, *, on_batch: Callable[[Batch], None] | None = None
-) -> Rehearsal:
+def rehearse(session: SyncSession, selection: Selection) -> Rehearsal:
     """Apply the events in transactions that are rolled back, and say what they did. Asks the API nothing.
 
     Events of one record come together, for what one transaction did the next one does not see; of a record that many
@@ -99,8 +96,6 @@ def rehearse(
                 break
             for batch in _rehearsed(session.run_id, connection, practices, selection, ids[at : at + BATCH]):
                 total.add(batch)
-                if on_batch is not None:
-                    on_batch(batch)
     return Rehearsal(len(ids), len(total.hints), total.applied, total.failed + total.parked, total.rows)
 
 
