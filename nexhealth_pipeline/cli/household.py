@@ -110,10 +110,6 @@ class Household:
         """Name of a process that ended by itself, or None."""
         return next((name for name, member in self._members.items() if member.poll() is not None), None)
 
-    def pids(self) -> dict[str, int]:
-        """Process number of each, by name."""
-        return {name: member.pid for name, member in self._members.items()}
-
     def _notes(self) -> IO[bytes]:
         assert self._keeper.stdin is not None
         return self._keeper.stdin

@@ -17,27 +17,32 @@ from nexhealth_pipeline.cli.household import Household, _end_put_off, end_like_i
 from nexhealth_pipeline.errors import PipelineError
 
 FAMILY = """
-import subprocess, sys, time, signal
+import os, subprocess, sys, time, signal
 if "deaf" in sys.argv:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"])
-print(child.pid, flush=True)
+print(os.getpid(), child.pid, flush=True)
 time.sleep(60)
 """
-"""A process that starts another one, as Dagster's pages start a code server."""
+"""A process that starts another one, as Dagster's pages start a code server, and tells the numbers of both."""
 
 OWNER = f"""
 import sys, time
 from nexhealth_pipeline.cli.household import Household
 with Household(5.0) as household:
     household.start("family", [sys.executable, "-S", "-c", {FAMILY!r}], answers=True)
-    print(household.pids()["family"], household.answer("family", 20), flush=True)
+    print(household.answer("family", 20), flush=True)
     time.sleep(60)
 """
 
 
 def family(*words: str) -> list[str]:
     return [sys.executable, "-S", "-c", FAMILY, *words]
+
+
+def pids_of(household: Household) -> list[int]:
+    """The numbers of both processes of a family."""
+    return [int(word) for word in household.answer("family", 20).split()]
 
 
 def runs(pid: int) -> bool:
@@ -59,7 +64,7 @@ def test_all_generations_have_ended_when_the_context_ends() -> None:
     """Dagster leaves its children behind at times; a left-over code server holds memory and a port."""
     with Household(5.0) as household:
         household.start("family", family(), answers=True)
-        child, grandchild = household.pids()["family"], int(household.answer("family", 20))
+        child, grandchild = pids_of(household)
         assert runs(child)
         assert runs(grandchild)
     assert not runs(child)
@@ -70,8 +75,7 @@ def test_what_does_not_listen_is_killed_after_the_grace() -> None:
     """A hung process must not keep the user from his shell."""
     with Household(0.2) as household:
         household.start("family", family("deaf"), answers=True)
-        child = household.pids()["family"]
-        household.answer("family", 20)
+        child, _ = pids_of(household)
     assert not runs(child)
 
 
@@ -100,7 +104,7 @@ def test_a_killed_keeper_is_stood_in_for() -> None:
     """The command ends its processes itself then."""
     with Household(2.0) as household:
         household.start("family", family(), answers=True)
-        pids = [household.pids()["family"], int(household.answer("family", 20))]
+        pids = pids_of(household)
         household._keeper.kill()
     assert not any(runs(pid) for pid in pids)
 
