@@ -1,7 +1,7 @@
 """What `nexhealth sync --explain` prints: the requests a sync would send, how many, and how long they take."""
 
 from collections import Counter
-from datetime import UTC, date, datetime
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from nexhealth_pipeline.cli.realm import Realm
@@ -27,12 +27,13 @@ def explained(realm: Realm, request: "SyncRequest") -> dict[str, Any]:
     Raises InvalidSetting for a location that is unknown or inactive, WarehouseError.
     """
     from nexhealth_pipeline.sync.explain import explain, floor_seconds
+    from nexhealth_pipeline.sync.months import utc_today
     from nexhealth_pipeline.warehouse.connect import connect
     from nexhealth_pipeline.warehouse.migrate import check
 
     url = realm.warehouse_url()
     check(url)
-    today = datetime.now(UTC).date()
+    today = utc_today()
     with connect(url, autocommit=True) as connection:
         slices, known = _slices(connection, realm, request, today)
         found = explain(connection, slices, _options(realm, request), today)

@@ -5,7 +5,7 @@ One step reads many slices, so a run pays its start once and one collection's fa
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 
 import dagster as dg
 from dagster._core.storage.tags import SCHEDULE_NAME_TAG
@@ -30,6 +30,7 @@ from nexhealth_pipeline.orchestration.step import (
 from nexhealth_pipeline.orchestration.storage import forget_planned_checks
 from nexhealth_pipeline.orchestration.webhook_names import TWO_DAYS_SECONDS
 from nexhealth_pipeline.sync.filters import choose
+from nexhealth_pipeline.sync.months import utc_today
 from nexhealth_pipeline.sync.options import SyncOptions
 from nexhealth_pipeline.sync.plan import in_window, slices_of
 from nexhealth_pipeline.sync.practice import Practices
@@ -267,7 +268,7 @@ def _slices(
     slices = [
         piece
         for collection in collections
-        for piece in slices_of(collection, practices, datetime.now(UTC).date())
+        for piece in slices_of(collection, practices, utc_today())
         if scope is Scope.PRACTICE or piece.partition_key in wanted
     ]
     _tell_skipped(context, collections, practices, sorted(wanted - {piece.partition_key for piece in slices}))
@@ -276,7 +277,7 @@ def _slices(
 
 def _in_window(context: dg.AssetExecutionContext, slices: list[Slice], options: SyncOptions) -> list[Slice]:
     """The months of the run's partitions that its window overlaps. Raises ConfigurationError where none does."""
-    kept = in_window(slices, options, datetime.now(UTC).date())
+    kept = in_window(slices, options, utc_today())
     window = " ".join(f"{name} {day}" for name, day in (("start", options.start), ("end", options.end)) if day)
     if slices and not kept:
         raise ConfigurationError(

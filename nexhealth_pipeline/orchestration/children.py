@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from typing import Any
 from uuid import uuid4
 
@@ -29,7 +29,7 @@ from nexhealth_pipeline.orchestration.request import SyncRequest
 from nexhealth_pipeline.orchestration.step import EXIT_STATUS, FAILED_SLICES, listen
 from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.sync.filters import choose
-from nexhealth_pipeline.sync.months import CHANGES
+from nexhealth_pipeline.sync.months import CHANGES, utc_today
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
 from nexhealth_pipeline.sync.plan import due_slices
 from nexhealth_pipeline.sync.practice import Location, Practices, load_practices, practices_of_records
@@ -271,7 +271,7 @@ def _plan(
     options = SyncOptions(
         mode=request.mode, start=request.start, end=request.end, filters=request.filters, dry_run=request.dry_run
     )
-    today = datetime.now(UTC).date()
+    today = utc_today()
     slices = [
         piece
         for piece in due_slices(collections, practices, watermarks, options, today)

@@ -9,7 +9,7 @@ change its patient. Those are left to the nightly rotation, which reads every li
 
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AnySet
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from functools import partial
 
 from nexhealth_pipeline.catalog.collections import DECLARED
@@ -17,7 +17,7 @@ from nexhealth_pipeline.orchestration.assets import events_of
 from nexhealth_pipeline.orchestration.jobs import change_events
 from nexhealth_pipeline.orchestration.step import Event, read
 from nexhealth_pipeline.orchestration.worker import Context
-from nexhealth_pipeline.sync.months import CHANGES
+from nexhealth_pipeline.sync.months import CHANGES, utc_today
 from nexhealth_pipeline.sync.options import SyncOptions
 from nexhealth_pipeline.sync.plan import due_slices, is_fresh, was_read
 from nexhealth_pipeline.sync.runner import run_slices
@@ -84,7 +84,7 @@ def _slices(session: SyncSession, subdomains: set[str], fresh: AnySet[PassKey]) 
     wanted = subdomains & allowed if allowed else subdomains
     if not wanted:
         return []
-    watermarks, today = session.watermarks(_NAMES), datetime.now(UTC).date()
+    watermarks, today = session.watermarks(_NAMES), utc_today()
     due = due_slices(_TOLD, session.practices(wanted), watermarks, SyncOptions(), today)
     return [piece for piece in due if _is_known(piece, watermarks, today) and not is_fresh(piece, fresh, today)]
 

@@ -7,7 +7,6 @@ rows changed and leaves how fresh the rest is to `nexhealth_freshness`.
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 
 import dagster as dg
@@ -33,7 +32,7 @@ from nexhealth_pipeline.orchestration.resource import NexHealthResource
 from nexhealth_pipeline.orchestration.step import Event, how_to_repeat, raise_failures, read, step
 from nexhealth_pipeline.orchestration.webhook_names import BULK_TAGS
 from nexhealth_pipeline.sync.filters import choose
-from nexhealth_pipeline.sync.months import CHANGES, month_keys
+from nexhealth_pipeline.sync.months import CHANGES, month_keys, utc_today
 from nexhealth_pipeline.sync.patient import refresh_patient
 from nexhealth_pipeline.sync.practice import Location, Practices
 from nexhealth_pipeline.sync.runner import run_slices
@@ -136,7 +135,7 @@ def _keys(session: SyncSession, piece: Slice, location_ids: set[int]) -> dict[in
 
 def _months(changes: Iterable[Change]) -> Counter[tuple[int, str]]:
     """Changed rows by location and month of a partition: the first and last months own what lies beyond them."""
-    months = month_keys(datetime.now(UTC).date())
+    months = month_keys(utc_today())
     rows: Counter[tuple[int, str]] = Counter()
     for change in changes:
         rows[change.location_id, min(max(change.month, months[0]), months[-1])] += change.rows

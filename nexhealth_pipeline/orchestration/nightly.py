@@ -11,7 +11,7 @@ import psycopg
 
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.catalog.collections import DECLARED
-from nexhealth_pipeline.sync.months import month_keys
+from nexhealth_pipeline.sync.months import month_keys, utc_today
 from nexhealth_pipeline.sync.practice import Institution, Location, Practices, load_practices
 from nexhealth_pipeline.sync.slices import place_of
 from nexhealth_pipeline.warehouse.state import database_time
@@ -123,7 +123,7 @@ def _due(
 ) -> Due:
     due = Due([one.subdomain for one in institutions], [location.key for location in locations])
     complete = complete_windows(connection)
-    months = month_keys(datetime.now(UTC).date())
+    months = _months()
     for location in locations:
         unread = [key for key in months if (location.id, key) not in complete]
         due.months += [f"{location.key}|{key}" for key in unread]
@@ -226,7 +226,7 @@ def _next(
 
 
 def _months() -> list[str]:
-    return month_keys(datetime.now(UTC).date())
+    return month_keys(utc_today())
 
 
 def complete_windows(

@@ -26,6 +26,7 @@ from nexhealth_pipeline.sync.enabled import full_read_due
 from nexhealth_pipeline.sync.fault_points import reach
 from nexhealth_pipeline.sync.heed import Heed
 from nexhealth_pipeline.sync.keeper import Keeper
+from nexhealth_pipeline.sync.months import utc_today
 from nexhealth_pipeline.sync.options import Mode
 from nexhealth_pipeline.sync.plan import PassPlan, passes_of
 from nexhealth_pipeline.sync.reader import SliceReader
@@ -133,7 +134,7 @@ class ChildReader(SliceReader):
 
     def passes(self, connection: psycopg.Connection) -> None:
         """One way through all due rows; the passes of the declaration are requests of each of them."""
-        plans = passes_of(self.slice, datetime.now(UTC).date())
+        plans = passes_of(self.slice, utc_today())
         key = replace(plans[0].key, pass_name=ROWS)
         self._keeper = Keeper(connection, self.slice.collection, key)
         self._heed = Heed(self.slice.label, self.options.filters)

@@ -6,7 +6,16 @@ Each is read a day wider on both sides, because the API may round a window to a 
 
 from datetime import UTC, date, datetime, timedelta
 
-__all__ = ["CHANGES", "FIRST_MONTH", "MONTHS_AHEAD", "month_bounds", "month_keys", "month_window", "widest_window"]
+__all__ = [
+    "CHANGES",
+    "FIRST_MONTH",
+    "MONTHS_AHEAD",
+    "month_bounds",
+    "month_keys",
+    "month_window",
+    "utc_today",
+    "widest_window",
+]
 
 FIRST_MONTH = date(2024, 7, 1)
 """Fixed, never relative to now: a partition key must mean the same for ever."""
@@ -16,6 +25,11 @@ CHANGES = "changes"
 _EARLIEST = datetime(1900, 1, 1, tzinfo=UTC)
 _LATEST = datetime(2200, 1, 1, tzinfo=UTC)
 _WIDER = timedelta(days=1)
+
+
+def utc_today() -> date:
+    """The day by which months are counted: the same on every host."""
+    return datetime.now(UTC).date()
 
 
 def month_keys(today: date) -> list[str]:

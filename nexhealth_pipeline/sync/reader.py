@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 
 import psycopg
 from psycopg import sql
@@ -20,7 +20,7 @@ from nexhealth_pipeline.errors import (
 )
 from nexhealth_pipeline.sync.loader import Loader
 from nexhealth_pipeline.sync.lock import SliceLock
-from nexhealth_pipeline.sync.months import CHANGES, month_bounds, month_keys
+from nexhealth_pipeline.sync.months import CHANGES, month_bounds, month_keys, utc_today
 from nexhealth_pipeline.sync.options import SyncOptions
 from nexhealth_pipeline.sync.pass_reader import PassReader
 from nexhealth_pipeline.sync.plan import PassPlan, owner_keys, passes_of
@@ -89,7 +89,7 @@ class SliceReader:
     def passes(self, connection: psycopg.Connection) -> None:
         """Make every pass of the slice that is not fresh already."""
         self._require_owner(connection)
-        today = datetime.now(UTC).date()
+        today = utc_today()
         committing = self.committing(connection)
         plans = passes_of(self.slice, today, self.options.filters, reconcile=self.options.reconciles)
         self._take_over(connection, plans)
@@ -235,9 +235,7 @@ class SliceReader:
         query = sql.SQL("SELECT count(*) FROM {} WHERE location_id = %s AND {} >= %s AND {} < %s").format(
             sql.Identifier(piece.collection.table), *[sql.Identifier(window.column)] * 2
         )
-        row = connection.execute(
-            query, (piece.location_id, *month_bounds(piece.window_key, datetime.now(UTC).date()))
-        ).fetchone()
+        row = connection.execute(query, (piece.location_id, *month_bounds(piece.window_key, utc_today()))).fetchone()
         return int(row[0]) if row else None
 
     def _remember(self, connection: psycopg.Connection) -> None:
@@ -276,7 +274,7 @@ class SliceReader:
         ).fetchall()
         found = {is_changes: (months, watermark, full) for is_changes, months, watermark, full in rows}
         months, watermark, full = found.get(False, (0, None, None))
-        if months < len(month_keys(datetime.now(UTC).date())):
+        if months < len(month_keys(utc_today())):
             return None, None
         changed_through = found.get(True, (0, None, None))[1]
         return max(filter(None, (watermark, changed_through)), default=None), full

@@ -10,7 +10,6 @@ a record's id could not be read, too much is missing at once, or a single read w
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from itertools import groupby
 
 import psycopg
@@ -19,6 +18,7 @@ from nexhealth_pipeline.catalog.collection import Collection, Scope
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.sync.children import ROWS
 from nexhealth_pipeline.sync.lock import SliceLock
+from nexhealth_pipeline.sync.months import utc_today
 from nexhealth_pipeline.sync.options import SyncOptions
 from nexhealth_pipeline.sync.plan import passes_of, slices_of
 from nexhealth_pipeline.sync.practice import Location, Practices
@@ -101,7 +101,7 @@ class _Court:
         self._session, self._connection, self._options = session, connection, options
         self._collection, self._institution_id, self._sources = collection, institution_id, sources
         self._active = practices.active(institution_id)
-        today = datetime.now(UTC).date()
+        today = utc_today()
         self._slices = [one for one in slices_of(collection, practices, today) if one.institution_id == institution_id]
         self._reads: dict[frozenset[int], tuple[int, ...]] = {}
         self._since = options.fresh_after or database_time(connection) - options.resume_within
@@ -212,7 +212,7 @@ class _Court:
         return row is not None and bool(row[0])
 
     def _keys(self, pieces: Sequence[Slice]) -> list[PassKey]:
-        today = datetime.now(UTC).date()
+        today = utc_today()
         if self._collection.per is not None:
             return [replace(passes_of(one, today)[0].key, pass_name=ROWS) for one in pieces]
         return [plan.key for one in pieces for plan in passes_of(one, today, reconcile=True)]

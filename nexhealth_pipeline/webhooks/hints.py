@@ -17,7 +17,7 @@ import psycopg
 from nexhealth_pipeline.catalog.collection import Collection, Reader, Scope
 from nexhealth_pipeline.sync.every_key import was_read_for
 from nexhealth_pipeline.sync.lock import SliceLock
-from nexhealth_pipeline.sync.months import CHANGES
+from nexhealth_pipeline.sync.months import CHANGES, utc_today
 from nexhealth_pipeline.sync.options import SyncOptions
 from nexhealth_pipeline.sync.plan import due_slices, slices_of, was_read
 from nexhealth_pipeline.sync.practice import Practices
@@ -210,7 +210,7 @@ class HintReader:
 
     def _ready(self, told: Sequence[Told], watermarks: Mapping[PassKey, datetime]) -> _Ready:
         """The slices that events of one collection may be about and that were read completely before."""
-        collection, today = told[0].feed.collection, self._today()
+        collection, today = told[0].feed.collection, utc_today()
         ready: _Ready = {}
         for piece in _pieces(collection, self._concerned(told), watermarks, today):
             if _is_complete(piece, watermarks, today):
@@ -289,9 +289,6 @@ class HintReader:
         self._rows += rows
         if rows:
             self._touched.add_read(result, events)
-
-    def _today(self) -> date:
-        return datetime.now(UTC).date()
 
 
 def _is_late(told: Told) -> bool:

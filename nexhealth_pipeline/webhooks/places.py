@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 
 import psycopg
 from psycopg import sql
 
 from nexhealth_pipeline.catalog.collection import Collection, Scope
-from nexhealth_pipeline.sync.months import CHANGES, month_keys
+from nexhealth_pipeline.sync.months import CHANGES, month_keys, utc_today
 from nexhealth_pipeline.sync.plan import owner_keys, passes_of, slices_of
 from nexhealth_pipeline.sync.practice import Institution, Practices
 from nexhealth_pipeline.sync.slices import Slice, SliceResult, place_of
@@ -109,7 +109,7 @@ class Touched:
 
     def slices(self, connection: psycopg.Connection) -> list[AppliedSlice]:
         """Everything noted, with what is known of each slice now."""
-        today = datetime.now(UTC).date()
+        today = utc_today()
         watermarks = load_watermarks(connection, sorted({name for name, _, _ in self._found}))
         known = {
             (piece.collection.name, piece.partition_key): piece
@@ -154,7 +154,7 @@ class Touched:
             return place
         if month is None:
             return None
-        months = month_keys(datetime.now(UTC).date())
+        months = month_keys(utc_today())
         return f"{place}|{min(max(month, months[0]), months[-1])}"
 
 
@@ -186,7 +186,7 @@ def _places(
 
 def _complete_through(piece: Slice, watermarks: Mapping[PassKey, datetime]) -> datetime | None:
     """Up to when a slice is complete; None where it never was. A month is as its location's changes are."""
-    today = datetime.now(UTC).date()
+    today = utc_today()
     through = _least(piece, watermarks, today)
     if through is None or piece.collection.window is None:
         return through

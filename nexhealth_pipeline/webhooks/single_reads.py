@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated
 
 import msgspec
@@ -29,6 +29,7 @@ from nexhealth_pipeline.errors import ApiError, Cancelled, KeyRefused, NoAccess,
 from nexhealth_pipeline.sync.filters import NO_FILTERS
 from nexhealth_pipeline.sync.heed import Heed
 from nexhealth_pipeline.sync.loader import Loader
+from nexhealth_pipeline.sync.months import utc_today
 from nexhealth_pipeline.sync.plan import PassPlan, passes_of
 from nexhealth_pipeline.sync.practice import Institution
 from nexhealth_pipeline.sync.session import SyncSession
@@ -204,7 +205,7 @@ class SingleReads:
         self, collection: Collection, institution: Institution, rows: Sequence[DueRow], account: _Account
     ) -> Iterator[tuple[int, _Answer | Failure | ApiError | None]]:
         piece = Slice(collection, institution)
-        plans, heed = passes_of(piece, datetime.now(UTC).date()), Heed(piece.label, NO_FILTERS)
+        plans, heed = passes_of(piece, utc_today()), Heed(piece.label, NO_FILTERS)
         width = self._session.settings.concurrency
         with ThreadPoolExecutor(width, thread_name_prefix="nexhealth-singles") as pool:
             answers = pool.map(lambda row: self._ask(collection, plans, row, account, heed), rows)
