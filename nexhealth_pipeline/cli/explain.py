@@ -1,6 +1,7 @@
 """What `nexhealth sync --explain` prints: the requests a sync would send, how many, and how long they take."""
 
 from collections import Counter
+from dataclasses import replace
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,7 @@ def explained(realm: Realm, request: "SyncRequest") -> dict[str, Any]:
 
 
 def explained_lines(found: dict[str, Any]) -> list[str]:
-    """The same for people."""
+    """What :func:`explained` found, as lines for people."""
     rows = [
         [one["collection"], f"GET {one['path']}", number(one["slices"]), number(one["requests"]), one["why"]]
         for one in found["collections"]
@@ -77,9 +78,12 @@ def _per_path(found: "list[Explained]") -> dict[str, int]:
 def _options(realm: Realm, request: "SyncRequest") -> "SyncOptions":
     from nexhealth_pipeline.sync.options import SyncOptions
 
-    settings = realm.settings
-    return SyncOptions(
-        mode=request.mode, start=request.start, end=request.end, filters=request.filters, overlap=settings.overlap
+    return replace(
+        SyncOptions.of(realm.settings),
+        mode=request.mode,
+        start=request.start,
+        end=request.end,
+        filters=request.filters,
     )
 
 

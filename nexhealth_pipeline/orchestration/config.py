@@ -1,5 +1,6 @@
 """What a run may be told in Dagit's launchpad, and how it becomes options of a sync."""
 
+from dataclasses import replace
 from datetime import date, datetime
 
 import msgspec
@@ -80,11 +81,12 @@ class SyncConfig(Config):
         start, end = _day("start", self.start), _day("end", self.end)
         if start and end and start > end:
             raise InvalidSetting(f"start {start} is after end {end}")
-        return SyncOptions(
+        options = SyncOptions.of(settings)
+        return replace(
+            options,
             mode=mode,
-            concurrency=self.concurrency or settings.concurrency,
-            batch_pages=self.batch_pages or settings.batch_pages,
-            overlap=settings.overlap,
+            concurrency=self.concurrency or options.concurrency,
+            batch_pages=self.batch_pages or options.batch_pages,
             start=start,
             end=end,
             filters=self._filters(),

@@ -9,6 +9,7 @@ change its patient. Those are left to the nightly rotation, which reads every li
 
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AnySet
+from dataclasses import replace
 from datetime import date, datetime
 from functools import partial
 
@@ -50,28 +51,13 @@ def fill_holes(context: Context, session: SyncSession) -> list[int]:
         fresh = load_fresh(connection, _NAMES, over)
     slices = _slices(session, {name for one in holes for name in _subdomains(one)}, fresh)
     context.log.info(f"events of {len(holes)} endpoints may be missing: reading {len(slices)} slices since")
-    results = read(
-        context,
-        session,
-        lambda: run_slices(session, slices, _options(session, over)),
-        len(slices),
-        partial(_told, session),
-    )
+    options = replace(SyncOptions.of(session.settings), fresh_after=over)
+    results = read(context, session, lambda: run_slices(session, slices, options), len(slices), partial(_told, session))
     if session.stop.is_set():
         return []
     closed = [one for one in holes if not _failed(results, _subdomains(one))]
     with driver_errors("closing a hole"), session.pool.connection() as connection:
         return [one.endpoint_id for one in closed if filled(connection, one)]
-
-
-def _options(session: SyncSession, fresh_after: datetime) -> SyncOptions:
-    settings = session.settings
-    return SyncOptions(
-        concurrency=settings.concurrency,
-        batch_pages=settings.batch_pages,
-        overlap=settings.overlap,
-        fresh_after=fresh_after,
-    )
 
 
 def _subdomains(endpoint: Endpoint) -> set[str]:

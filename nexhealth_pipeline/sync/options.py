@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from enum import StrEnum
 
+from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.sync.filters import NO_FILTERS, Filters
 
 __all__ = ["Mode", "SyncOptions"]
@@ -49,13 +50,18 @@ class SyncOptions:
     """A slice completely read in a pass begun after this is not read again (a sweep taken up, an overlapping run); in a
     reconcile no longer ago than `sync.runner` has it."""
     whole_after: datetime | None = None
-    """The same for passes that have no increment and can only be read whole; None = as `fresh_after`."""
+    """As `fresh_after`, of passes that have no increment and can only be read whole; None = the same moment."""
     resume_within: timedelta = timedelta(hours=24)
     """An unfinished pass older than this is begun anew."""
     every_list: bool = True
     """In a reconcile: read the lists under all rows; else those that are due, as in an incremental sync."""
     rotation_days: int = 30
     """Each list under a row is read at least once in so many nights, a share each night, and judged by."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> "SyncOptions":
+        """An incremental sync of everything, as the settings say."""
+        return cls(concurrency=settings.concurrency, batch_pages=settings.batch_pages, overlap=settings.overlap)
 
     @property
     def reconciles(self) -> bool:

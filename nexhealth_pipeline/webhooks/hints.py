@@ -277,12 +277,8 @@ class HintReader:
                 yield result
 
     def _run(self, pieces: Iterable[Slice]) -> Iterator[SliceResult]:
-        settings = self._session.settings
-        options = SyncOptions(
-            concurrency=settings.concurrency, batch_pages=settings.batch_pages, overlap=settings.overlap
-        )
         # No indexes: the events stay locked meanwhile.
-        return run_slices(self._session, pieces, options, indexes=False)
+        return run_slices(self._session, pieces, SyncOptions.of(self._session.settings), indexes=False)
 
     def _note(self, result: SliceResult, events: Iterable[int]) -> None:
         rows = result.counts.inserted + result.counts.updated
