@@ -85,7 +85,7 @@ def demo_home() -> Path:
 
 
 def usable_demo_home() -> Path:
-    """The same, made if it was not there. Raises InvalidSetting where it cannot be, before anything is started in it."""
+    """The demo's home, made if it was not there. Raises InvalidSetting where it cannot be, before anything is in it."""
     from nexhealth_pipeline.warehouse.place import check_home
 
     home = demo_home()

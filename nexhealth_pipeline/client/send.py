@@ -84,7 +84,7 @@ class Where:
         return f"{self.method} {self.path}" + (f" ({', '.join(parts)})" if parts else "")
 
     def logged(self) -> dict[str, object]:
-        """The same as fields of a log line."""
+        """Path, subdomain, location and page, as fields of a log line."""
         return {"path": self.path, "subdomain": self.subdomain, "location_id": self.location_id, "page": self.page}
 
 

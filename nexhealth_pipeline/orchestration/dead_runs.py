@@ -26,7 +26,7 @@ __all__ = ["end_dead_runs", "in_the_way", "met_no_error"]
 _GRACE_SECONDS = 120.0
 """So long a run may be starting before it has a row of its own, or ending after that row was closed."""
 _SHORT_GRACE_SECONDS = 30.0
-"""The same where nothing is lost if two runs go on side by side: a new one is not kept waiting for long."""
+"""So long a run gets where nothing is lost if two go on side by side: a new one is not kept waiting for long."""
 _ENDING_SECONDS = 10.0
 """So long a run may take from giving its lock back until Dagster knows that it has ended."""
 _JOBS = {*SCOPE_JOBS.values(), CHANGES_JOB, CHECKS_JOB, PATIENT_JOB, *WEBHOOK_JOBS}

@@ -58,7 +58,10 @@ def keep_house_daily(
 
 
 def keep_house_beside(settings: Settings, warehouse: str, dagster: str) -> dict[str, int]:
-    """The same for a child of a command, whose runs it must not disturb; nothing it could not do is worth a word more."""
+    """Keep house, in a child of a command, whose runs it must not disturb: what could not be done is logged, no more.
+
+    Returns nothing to tell the command.
+    """
     try:
         keep_house_daily(settings, warehouse, dagster)
     except PipelineError as error:

@@ -64,9 +64,9 @@ class NexHealthResource(ConfigurableResource[None]):
 
     @contextmanager
     def warehouse_of_run(self, run_id: str) -> Iterator[psycopg.Connection]:
-        """The same for a run that asks the warehouse only; it holds its lock, so that its death is seen.
+        """A connection for a run that asks the warehouse only, in autocommit mode.
 
-        Raises WarehouseError.
+        It holds the run's lock, so that its death is seen. Raises WarehouseError.
         """
         with self.warehouse() as connection, RunLock(warehouse_url(self.settings()), run_id) as lock:
             try:

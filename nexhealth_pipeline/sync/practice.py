@@ -114,7 +114,10 @@ def load_practices(connection: psycopg.Connection, subdomains: AnyCollection[str
 
 
 def practices_of_records(records: Mapping[str, list[bytes]], subdomains: AnyCollection[str] = ()) -> Practices:
-    """The same from the records of the practice collections, by collection: for a dry run, which stores none."""
+    """The institutions (those in `subdomains`, or all) and locations in the records of the practice collections.
+
+    For a dry run, which stores none; `records` by collection.
+    """
     institutions, locations, statuses = (
         [msgspec.json.decode(record, type=dict[str, Any]) for record in records.get(name, ())]
         for name in ("institutions", "locations", "sync_status")

@@ -78,7 +78,7 @@ def _halves(request: ApiRequest, window: Window) -> tuple[ApiRequest, ApiRequest
 
 
 def _probe(request: ApiRequest, window: Window) -> ApiRequest:
-    """The same list, one narrow window of today: whether the server answers it at all."""
+    """The request for one narrow window of today: whether the server answers that list at all."""
     today = datetime.now(UTC).replace(microsecond=0)
     return replace(_bounded(request, window, today - NARROWEST, today), per_page=1)
 

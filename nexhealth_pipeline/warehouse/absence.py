@@ -53,7 +53,7 @@ class Ground:
     begun_at: datetime
     """When the first of them began, in the database's time."""
     started_at: datetime
-    """The same in the API's time."""
+    """When the first of them began, in the API's time."""
 
     def params(self) -> dict[str, object]:
         """For the statements of this module."""
@@ -116,7 +116,7 @@ class Missing:
         return row is not None and row[0] == len(self.ground.passes)
 
     def hold(self) -> bool:
-        """The same, and whoever begins one anew waits from now until the caller's transaction ends."""
+        """Whether the passes still hold all that they met; none is begun anew before the caller's transaction ends."""
         held = self._connection.execute(f"SELECT id {_COMPLETE} FOR SHARE", self._params).rowcount
         return held == len(self.ground.passes)
 
@@ -322,7 +322,7 @@ def _relocate(table: sql.Identifier, key: sql.Composable) -> sql.Composed:
 
 
 def _relocate_else_met(table: sql.Identifier, key: sql.Composable) -> sql.Composed:
-    """The same where the location that lists them is judged apart since it shares no database with theirs any more."""
+    """Rows go to the location that lists them now, judged apart since it shares no database with theirs any more."""
     return sql.SQL(
         "UPDATE {table} t SET location_id = e.place, synced_at = clock_timestamp() FROM {else_met} e"
         " WHERE t.institution_id = %(institution)s AND {key} = e.key"

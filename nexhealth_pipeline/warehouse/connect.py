@@ -58,7 +58,7 @@ _WATCH = b"""
 SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3;
 SET tcp_user_timeout = 60000
 """
-"""The same the other way round: the server then gives back the locks of a host that vanished."""
+"""A client that vanished is noticed within a minute: the server then gives back its locks."""
 _SCHEMES = ("postgresql", "postgres", "postgresql+psycopg2", "postgresql+psycopg")
 _URL = re.compile(r"(?P<scheme>[a-z0-9+]+)://(?P<server>[^/?]*)(?:/(?P<database>[^?]*))?(?P<query>\?.*)?", re.DOTALL)
 

@@ -85,7 +85,7 @@ class Place:
         return socket_file(self.socket, self.port)
 
     def with_tcp(self) -> "Place":
-        """The same with a TCP port, from now on the same one at every start."""
+        """A copy of the place with a TCP port, from now on the same one at every start."""
         if self.tcp_port:
             return self
         place = replace(self, tcp_port=_free_port())
@@ -93,7 +93,7 @@ class Place:
         return place
 
     def with_usable_port(self) -> "Place":
-        """The same, with another TCP port where a stranger has taken its own. Call while no server runs."""
+        """A copy of the place, with another TCP port where a stranger has taken its own. Call while no server runs."""
         if self.tcp_port is None or _is_free(self.tcp_port):
             return self
         place = replace(self, tcp_port=_free_port())

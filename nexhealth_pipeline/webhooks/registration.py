@@ -68,7 +68,7 @@ class Removal:
     removed: list[tuple[int, str]] = field(default_factory=list)
     """(endpoint id, URL)"""
     forgotten: list[tuple[int, str]] = field(default_factory=list)
-    """The same, of those that NexHealth may still have."""
+    """(endpoint id, URL) of those that NexHealth may still have."""
     failures: list[tuple[str, str]] = field(default_factory=list)
 
     @property

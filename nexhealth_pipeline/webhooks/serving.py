@@ -92,7 +92,8 @@ def serve(
 ) -> None:
     """Receive webhooks on `listener` into the warehouse at `url` until told to stop (`should_exit` of the server).
 
-    `sealer` None: only the secrets in the settings count. `on_ready` is called once requests are taken.
+    `sealer` None: only the secrets in the settings count. `on_server` is given the server before it starts, `on_ready`
+    is called once requests are taken.
     """
     plan = plan or Plan()
     connections = _most_connections()
