@@ -225,6 +225,9 @@ _FORGET_READS = sql.SQL(
     " AND r.institution_id = %(institution)s AND r.patient_id = m.id"
 ).format(_MISSING)
 
+# What was written after the read began is newer than what it saw; the API's time is asked for rows that another process
+# is still writing.
+_UNTOUCHED = sql.SQL("t.deleted_at IS NULL AND t.synced_at < %(begun)s AND t.source_read_at < %(started)s")
 # One array, and not a join, so that whatever the statistics say the index is used.
 _WHICH_IDS = sql.SQL("t.id = ANY(ARRAY(SELECT m.id FROM {missing} m WHERE {confirmed}))")
 _WHICH_KEYS = sql.SQL("{key} IN (SELECT m.key FROM {missing} m WHERE {confirmed})")
@@ -235,14 +238,26 @@ class _Sql:
 
     def __init__(self, ground: Ground) -> None:
         collection = ground.collection
-        self._ground = ground
-        table, key = sql.Identifier(collection.table), row_key(collection, "t")
-        names = [one.name for one in (*collection.from_request, *collection.columns)]
-        belongs, place = _belongs(ground), _place(collection) or sql.SQL("NULL::bigint")
-        # What was written after the read began is newer than what it saw; the API's time is asked for rows
-        # that another process is still writing.
-        untouched = sql.SQL("t.deleted_at IS NULL AND t.synced_at < %(begun)s AND t.source_read_at < %(started)s")
-        self.find = sql.SQL(
+        self._collection = collection
+        self._table, self._key = sql.Identifier(collection.table), row_key(collection, "t")
+        self._belongs = _belongs(ground)
+        self.find = self._find()
+        self.elsewhere = self._elsewhere()
+        self.count = self._count()
+        self.empty = self._empty()
+        self.mark = self._mark()
+        self.left = sql.SQL("SELECT count(*) FROM {}").format(_MISSING)
+        self.relocate: tuple[sql.Composed, ...] = ()
+        if collection.placed_by_request:
+            self.relocate = (_relocate(self._table, self._key), _relocate_else_met(self._table, self._key))
+        members = any(one.membership for one in collection.passes)
+        self.leave = _LEAVE if members else None
+        self.left_out = _LEFT_OUT.format(missing=_MISSING, may_leave=may_leave(collection)) if members else None
+
+    def _find(self) -> sql.Composed:
+        """Notes the rows that the read lacked."""
+        names = [one.name for one in (*self._collection.from_request, *self._collection.columns)]
+        return sql.SQL(
             "INSERT INTO {missing} (key, id, place, unlisted) SELECT {key}, {id}, {place}, {unlisted} FROM {table} t"
             " WHERE t.institution_id = %(institution)s AND {untouched} AND {belongs}"
             " AND NOT EXISTS (SELECT FROM nexhealth_seen s WHERE s.key = {key} AND s.pass_id = ANY(%(passes)s))"
@@ -252,20 +267,25 @@ class _Sql:
             " AND q.read_at >= %(started)s)"
         ).format(
             missing=_MISSING,
-            key=key,
+            key=self._key,
             id=sql.SQL("t.id" if "id" in names else "NULL::bigint"),
-            place=place,
-            unlisted=unlisted(collection),
-            table=table,
-            untouched=untouched,
-            belongs=belongs,
+            place=_place(self._collection) or sql.SQL("NULL::bigint"),
+            unlisted=unlisted(self._collection),
+            table=self._table,
+            untouched=_UNTOUCHED,
+            belongs=self._belongs,
         )
+
+    def _elsewhere(self) -> sql.Composed:
+        """Takes out the rows that a read of another ground met.
+
+        Apart from `find`, because few are missing, and an institution's reads may be a thousand times this ground's.
+        """
         # Longer where only other locations' reads know the row, which have their turns when they have: while they are made.
         lately = sql.SQL("begun_at > %(begun)s - {}").format(_ELSEWHERE)
-        if collection.placed_by_request:
+        if self._collection.placed_by_request:
             lately = sql.SQL("(location_id = ANY(%(active)s) OR {})").format(lately)
-        # Apart, because few are missing, and an institution's reads may be a thousand times this ground's.
-        self.elsewhere = sql.SQL(
+        return sql.SQL(
             "WITH met AS (SELECT m.key, min(p.location_id) FILTER (WHERE p.location_id = ANY(%(active)s)) AS place"
             " FROM {missing} m CROSS JOIN (SELECT id, location_id FROM nexhealth_seen_passes"
             " WHERE collection = %(collection)s AND institution_id = %(institution)s AND {lately}) p"
@@ -273,40 +293,41 @@ class _Sql:
             " found AS (DELETE FROM {missing} m USING met WHERE m.key = met.key)"
             " INSERT INTO {else_met} (key, place) SELECT key, place FROM met"
         ).format(missing=_MISSING, else_met=_ELSE_MET, lately=lately)
-        self.count = sql.SQL(
+
+    def _count(self) -> sql.Composed:
+        """Rows that are there, and records that the read met."""
+        return sql.SQL(
             "SELECT (SELECT count(*) FROM {table} t WHERE t.institution_id = %(institution)s"
             " AND t.deleted_at IS NULL AND {belongs}),"
             " (SELECT count(DISTINCT key) FROM nexhealth_seen WHERE pass_id = ANY(%(passes)s)"
             " AND NOT starts_with(key, {mark}))"
-        ).format(table=table, belongs=belongs, mark=_ANSWERED)
-        self.empty = sql.SQL(
+        ).format(table=self._table, belongs=self._belongs, mark=_ANSWERED)
+
+    def _empty(self) -> sql.Composed:
+        """Whether rows are missing at a location of which the read met nothing at all."""
+        return sql.SQL(
             "SELECT EXISTS (SELECT FROM (SELECT DISTINCT place FROM {missing} WHERE NOT unlisted AND place IN"
             " (SELECT location_id FROM nexhealth_seen_passes WHERE id = ANY(%(passes)s))) m WHERE NOT EXISTS (SELECT FROM nexhealth_seen s"
             " JOIN nexhealth_seen_passes p ON p.id = s.pass_id WHERE p.id = ANY(%(passes)s)"
             " AND p.location_id = m.place))::int"
         ).format(missing=_MISSING)
-        confirmed = sql.SQL("m.confirmed") if collection.by_id else sql.SQL("true")
-        by_id = collection.key == ("institution_id", "id")
-        # Those that stay missing are the ones that were marked.
-        self.mark = sql.SQL(
+
+    def _mark(self) -> sql.Composed:
+        """Marks the missing rows; those that stay missing are the ones that were marked."""
+        confirmed = sql.SQL("m.confirmed") if self._collection.by_id else sql.SQL("true")
+        which = _WHICH_IDS if self._collection.key == ("institution_id", "id") else _WHICH_KEYS
+        return sql.SQL(
             "WITH marked AS (UPDATE {table} t SET deleted_at = %(at)s, deleted_by = 'absence',"
             " synced_at = clock_timestamp() WHERE t.institution_id = %(institution)s AND {which} AND {untouched}"
             " RETURNING {key} AS key)"
             " DELETE FROM {missing} WHERE key NOT IN (SELECT key FROM marked)"
         ).format(
-            table=table,
+            table=self._table,
             missing=_MISSING,
-            key=key,
-            which=(_WHICH_IDS if by_id else _WHICH_KEYS).format(missing=_MISSING, confirmed=confirmed, key=key),
-            untouched=untouched,
+            key=self._key,
+            which=which.format(missing=_MISSING, confirmed=confirmed, key=self._key),
+            untouched=_UNTOUCHED,
         )
-        self.left = sql.SQL("SELECT count(*) FROM {}").format(_MISSING)
-        self.relocate: tuple[sql.Composed, ...] = ()
-        if collection.placed_by_request:
-            self.relocate = (_relocate(table, key), _relocate_else_met(table, key))
-        members = any(one.membership for one in collection.passes)
-        self.leave = _LEAVE if members else None
-        self.left_out = _LEFT_OUT.format(missing=_MISSING, may_leave=may_leave(collection)) if members else None
 
 
 def _relocate(table: sql.Identifier, key: sql.Composable) -> sql.Composed:
