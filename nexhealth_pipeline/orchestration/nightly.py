@@ -16,7 +16,7 @@ from nexhealth_pipeline.sync.practice import Institution, Location, Practices, l
 from nexhealth_pipeline.sync.slices import place_of
 from nexhealth_pipeline.warehouse.state import database_time
 
-__all__ = ["Due", "complete_windows", "due_at_night", "due_in_the_morning"]
+__all__ = ["Due", "Place", "Tried", "complete_windows", "due_at_night", "due_in_the_morning", "whose_turn"]
 
 _WINDOWED = [one for one in DECLARED if one.scope is Scope.LOCATION_MONTH]
 _PASSES = sum(len(one.regular_passes) for one in _WINDOWED)
@@ -137,7 +137,7 @@ def _rotate(connection: psycopg.Connection, practices: Practices, due: Due) -> N
 
     Changes of appointments stay due everywhere: another tick asks for them, and the reconciling run may be skipped.
     """
-    databases: dict[tuple[int, int], list[Location]] = {}
+    databases: dict[Place, list[Location]] = {}
     for location in practices.active():
         databases.setdefault((location.institution.id, location.owner_id), []).append(location)
     lists, months = (
@@ -162,63 +162,73 @@ def _rotate(connection: psycopg.Connection, practices: Practices, due: Due) -> N
     due.months = [key for key in due.months if place_of(key) not in months]
 
 
-class _Tried(NamedTuple):
+Place = tuple[int, int]
+"""An institution, and the location that reads for an EHR database of it; 0 = the institution as a whole."""
+
+
+class Tried(NamedTuple):
     """When reconciles tried a location, or an institution as a whole, last."""
 
-    begun: datetime
-    judged: datetime
+    begun: datetime = _NEVER
+    judged: datetime = _NEVER
     """When absences were judged, or the brake held them."""
 
 
-_UNTRIED = _Tried(_NEVER, _NEVER)
+def _next(connection: psycopg.Connection, scope: Scope, places: Mapping[Place, list[int]]) -> list[Place]:
+    """Those of `places` (and the locations of each) whose collections of `scope` are reconciled this night."""
+    names = [one.name for one in DECLARED if one.is_asset and one.scope is scope and one.per is None]
+    return whose_turn(places, _tried(connection, names), _complete(connection, names), database_time(connection))
 
 
-def _next(
-    connection: psycopg.Connection, scope: Scope, places: Mapping[tuple[int, int], list[int]]
-) -> list[tuple[int, int]]:
-    """A seventh of `places` (institution and owner -> its locations), at least one, longest not tried first.
+def _tried(connection: psycopg.Connection, names: list[str]) -> dict[Place, Tried]:
+    """By institution and location."""
+    rows = connection.execute(
+        "SELECT institution_id, location_id, max(begun_at), max(greatest(judged_at, held_at))"
+        " FROM nexhealth_seen_passes WHERE collection = ANY(%s) GROUP BY 1, 2",
+        (names,),
+    )
+    return {(row[0], row[1]): Tried(*(one or _NEVER for one in row[2:])) for row in rows}
+
+
+def _complete(connection: psycopg.Connection, names: list[str]) -> set[Place]:
+    """Institutions and locations that have been read completely once."""
+    rows = connection.execute(
+        "SELECT DISTINCT institution_id, location_id FROM nexhealth_freshness"
+        " WHERE collection = ANY(%s) AND complete_through IS NOT NULL",
+        (names,),
+    )
+    return {(row[0], row[1]) for row in rows}
+
+
+def whose_turn(
+    places: Mapping[Place, list[int]], tried: Mapping[Place, Tried], complete: AnyCollection[Place], now: datetime
+) -> list[Place]:
+    """A seventh of `places` (each with its locations), at least one, longest not tried first.
 
     Left out are those judged less than a week ago, or held by the brake, which holds until somebody lifts it, and those
-    not read completely yet, where nothing can be gone.
+    not read completely yet, where nothing can be gone. `tried` and `complete` are by institution and location.
 
     An institution's come together where they are no more than a seventh, those that rest as well, the last one's even
     beyond it: rows of no location are judged by all of them. One that was tried this week, and came to no end, is tried
     again by itself.
     """
-    names = [one.name for one in DECLARED if one.is_asset and one.scope is scope and one.per is None]
-    tried = {
-        (row[0], row[1]): _Tried(*(one or _NEVER for one in row[2:]))
-        for row in connection.execute(
-            "SELECT institution_id, location_id, max(begun_at), max(greatest(judged_at, held_at))"
-            " FROM nexhealth_seen_passes WHERE collection = ANY(%s) GROUP BY 1, 2",
-            (names,),
-        )
-    }
-    read = {
-        (row[0], row[1])
-        for row in connection.execute(
-            "SELECT DISTINCT institution_id, location_id FROM nexhealth_freshness"
-            " WHERE collection = ANY(%s) AND complete_through IS NOT NULL",
-            (names,),
-        )
-    }
-    lately = database_time(connection) - _REST
+    lately = now - _REST
     lot = -(-len(places) // _NIGHTS)
     sizes = Counter(institution for institution, _ in places)
-    together: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    waiting: dict[tuple[int, int], datetime] = {}
+    together: dict[Place, list[Place]] = {}
+    waiting: dict[Place, datetime] = {}
     for place, locations in places.items():
-        if not all((place[0], one) in read for one in locations):
+        if not all((place[0], one) in complete for one in locations):
             continue
         group = (place[0], 0) if sizes[place[0]] <= lot else place
         together.setdefault(group, []).append(place)
-        known = [tried.get((place[0], one), _UNTRIED) for one in locations]
+        known = [tried.get((place[0], one), Tried()) for one in locations]
         if any(one.judged > lately for one in known):
             continue
         begun = max(one.begun for one in known)
         turn = place if begun > lately else group
         waiting[turn] = min(begun, waiting.get(turn, begun))
-    chosen: dict[tuple[int, int], None] = {}
+    chosen: dict[Place, None] = {}
     for turn in sorted(waiting, key=lambda turn: (waiting[turn], turn)):
         if len(chosen) < lot:
             chosen |= dict.fromkeys(together.get(turn, [turn]))
