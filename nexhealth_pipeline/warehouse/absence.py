@@ -264,6 +264,12 @@ class _Sql:
         lately = sql.SQL("begun_at > %(begun)s - {}").format(_ELSEWHERE)
         if collection.placed_by_request:
             lately = sql.SQL("(location_id = ANY(%(active)s) OR {})").format(lately)
+        if collection.per is not None:
+            # All lists and those that are due are kept apart: what was met before in the same ones may be gone since.
+            lately += sql.SQL(
+                " AND (begun_at >= %(begun)s OR location_id NOT IN"
+                " (SELECT o.location_id FROM nexhealth_seen_passes o WHERE o.id = ANY(%(passes)s)))"
+            )
         # Apart, because few are missing, and an institution's reads may be a thousand times this ground's.
         self.elsewhere = sql.SQL(
             "WITH met AS (SELECT m.key, min(p.location_id) FILTER (WHERE p.location_id = ANY(%(active)s)) AS place"
