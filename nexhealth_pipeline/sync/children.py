@@ -228,7 +228,8 @@ class ChildReader(SliceReader):
         after, full = self.options.fresh_after, mode.whole
         last = stored.full_at if full else stored.fresh_at
         if mode is Mode.RECONCILE and not self.options.partial:
-            if after and self._keeper.complete_since(after):
+            # By both: an earlier release kept in the same place what it had met of the lists that were due.
+            if after and stored.full_at and stored.full_at >= after and self._keeper.complete_since(after):
                 return None
         elif after and not self.options.partial and not stored.unfinished and last and last >= after:
             return None

@@ -24,9 +24,17 @@ from nexhealth_pipeline.warehouse.seen import (
 )
 from nexhealth_pipeline.warehouse.state import PassKey, PassState
 
-__all__ = ["Keeper"]
+__all__ = ["Keeper", "kept_in_turn"]
 
-_ALONE = "alone"
+_ALONE, _IN_TURN = "alone", "in turn"
+
+
+def kept_in_turn(key: PassKey) -> PassKey:
+    """Where is kept what a read of the lists that are due meets.
+
+    Apart: a reconcile that has read all of them, and waits for its other slices, judges by what it met itself.
+    """
+    return replace(key, pass_name=f"{key.pass_name} {_IN_TURN}")
 
 
 class Keeper:
@@ -40,6 +48,7 @@ class Keeper:
         self._key = key
         self._membership = membership
         self._judged = False
+        self._in_turn = False
         self.id: int | None = None
         """Where it is kept; None = it is not."""
 
@@ -55,7 +64,7 @@ class Keeper:
         """
         if mode is Mode.RECONCILE and state.mode != mode.value:
             return False
-        self._judged = state.mode == Mode.RECONCILE.value
+        self._judged, self._in_turn = state.mode == Mode.RECONCILE.value, False
         if not (self._judged or self._membership):
             return True
         found = find_seen(self._connection, self._place)
@@ -70,7 +79,7 @@ class Keeper:
         `in_turn`: lists under rows that are due are read, and judged by whatever the mode.
         """
         reconciles = mode is Mode.RECONCILE and self._collection.scope is not Scope.PRACTICE
-        self._judged = reconciles or in_turn
+        self._judged, self._in_turn = reconciles or in_turn, in_turn
         self.id = None
         if self._judged or self._membership:
             aside = self._judged and self._collection.placed_by_request
@@ -104,4 +113,6 @@ class Keeper:
     @property
     def _place(self) -> PassKey:
         """What is judged at once is kept apart: a reconcile that goes on may still need what this pass met for it."""
+        if self._in_turn:
+            return kept_in_turn(self._key)
         return self._key if self._judged else replace(self._key, pass_name=f"{self._key.pass_name} {_ALONE}")

@@ -18,7 +18,15 @@ from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.catalog.paging import Paging
 from nexhealth_pipeline.client.page import Page, fields_of
 from nexhealth_pipeline.client.request import ApiRequest
-from nexhealth_pipeline.errors import ApiError, InvalidSetting, KeyRefused, NoAccess, NotFound, PipelineError
+from nexhealth_pipeline.errors import (
+    ApiError,
+    InvalidSetting,
+    KeyRefused,
+    MissingSetting,
+    NoAccess,
+    NotFound,
+    PipelineError,
+)
 from nexhealth_pipeline.sync.filters import NO_FILTERS
 from nexhealth_pipeline.sync.heed import Heed
 from nexhealth_pipeline.sync.loader import Loaded, Loader
@@ -43,7 +51,8 @@ _LARGEST_ID = 2**63 - 1
 def refresh_patient(session: SyncSession, practices: Practices, patient_id: int) -> list[SliceResult]:
     """Read everything about one patient; one result a collection.
 
-    Raises InvalidSetting when no institution knows the patient, ApiError and WarehouseError.
+    Raises InvalidSetting when no institution knows the patient, MissingSetting when none has a key or that of the patient
+    has none, ApiError and WarehouseError.
     """
     began = time.monotonic()
     with driver_errors("refreshing a patient"), session.pool.connection() as connection:
@@ -57,14 +66,22 @@ def _find(
     """The institution of the patient and the answer that proved it; known institutions are asked first."""
     rows = connection.execute("SELECT institution_id FROM nexhealth_patients WHERE id = %s", (patient_id,)).fetchall()
     known = {row[0] for row in rows}
-    refused: ApiError | None = None
+    refused: ApiError | MissingSetting | None = None
+    keyless: MissingSetting | None = None
+    asked = False
     for institution in sorted(practices.institutions, key=lambda one: one.id not in known):
         try:
             return institution, session.client.get(_single(institution, patient_id))
         except NotFound:
-            continue
+            asked = True
         except (KeyRefused, NoAccess) as refusal:
             refused = refusal  # one tenant's key says nothing about the others
+        except MissingSetting as missing:
+            keyless = missing  # nor does that it has none, unless the patient is known to be its own
+            if institution.id in known:
+                refused = missing
+    if refused is None and not asked:
+        refused = keyless
     if refused is not None:
         raise refused
     raise InvalidSetting(f"patient {patient_id}: no institution that the key reaches has it")

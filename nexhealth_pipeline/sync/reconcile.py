@@ -17,6 +17,7 @@ import psycopg
 from nexhealth_pipeline.catalog.collection import Collection, Scope
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.sync.children import ROWS
+from nexhealth_pipeline.sync.keeper import kept_in_turn
 from nexhealth_pipeline.sync.lock import SliceLock
 from nexhealth_pipeline.sync.months import utc_today
 from nexhealth_pipeline.sync.options import SyncOptions
@@ -214,8 +215,16 @@ class _Court:
     def _keys(self, pieces: Sequence[Slice]) -> list[PassKey]:
         today = utc_today()
         if self._collection.per is not None:
-            return [replace(passes_of(one, today)[0].key, pass_name=ROWS) for one in pieces]
+            return [self._kept_at(replace(passes_of(one, today)[0].key, pass_name=ROWS)) for one in pieces]
         return [plan.key for one in pieces for plan in passes_of(one, today, reconcile=True)]
+
+    def _kept_at(self, key: PassKey) -> PassKey:
+        """Where is kept what was met of lists: who reads those that are due may have gone on with a read of all instead."""
+        if self._options.mode_of_lists.whole:
+            return key
+        whole, due = self._passes.get(key), self._passes.get(kept_in_turn(key))
+        later = whole is not None and whole.complete and (due is None or due.begun_at < whole.begun_at)
+        return key if later else kept_in_turn(key)
 
     def _offline(self, passes: Sequence[SeenPass]) -> set[int]:
         """Locations that were offline when the reads began, or are."""

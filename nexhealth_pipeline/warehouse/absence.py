@@ -285,6 +285,12 @@ class _Sql:
         lately = sql.SQL("begun_at > %(begun)s - {}").format(_ELSEWHERE)
         if self._collection.placed_by_request:
             lately = sql.SQL("(location_id = ANY(%(active)s) OR {})").format(lately)
+        if self._collection.per is not None:
+            # All lists and those that are due are kept apart: what was met before in the same ones may be gone since.
+            lately += sql.SQL(
+                " AND (begun_at >= %(begun)s OR location_id NOT IN"
+                " (SELECT o.location_id FROM nexhealth_seen_passes o WHERE o.id = ANY(%(passes)s)))"
+            )
         return sql.SQL(
             "WITH met AS (SELECT m.key, min(p.location_id) FILTER (WHERE p.location_id = ANY(%(active)s)) AS place"
             " FROM {missing} m CROSS JOIN (SELECT id, location_id FROM nexhealth_seen_passes"

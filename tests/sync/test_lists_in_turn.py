@@ -111,6 +111,20 @@ def test_a_record_that_moved_is_not_missed_in_the_list_it_left(
         assert rows(f"{had} WHERE r.patient_id = {old} GROUP BY r.rows") == [(0,)]
 
 
+def test_a_record_that_moved_comes_back_with_the_list_that_it_is_in_now(
+    settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """The old one's turn comes first, and nobody changed: nothing tells that from a record that is gone (docs/operations.md)."""
+    (old, (moved, *_)), (new, _) = list(documents(rows, 2).items())[:2]
+    box.state.update("documents", moved, {}, about={"patient_id": new})
+    for patient, marked in ((old, {moved}), (new, set())):
+        turn_is_next(rows, patient)
+        _, patients = night(settings, box, rows, replace(TURN, rotation_days=1000))
+        assert patient in patients
+        assert gone(rows) == marked
+    assert rows(f"SELECT patient_id, deleted_at FROM nexhealth_documents WHERE id = {moved}") == [(new, None)]
+
+
 @pytest.mark.parametrize("options", [TURN, AT_NIGHT], ids=["incremental", "reconcile"])
 def test_a_record_gone_from_a_list_is_marked_when_its_patients_turn_comes(
     settings: Settings, box: SandboxServer, rows: Rows, options: SyncOptions

@@ -1,6 +1,7 @@
 """One patient on demand: everything about that patient, nothing else, and no watermark moves."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -11,9 +12,9 @@ from nexhealth_pipeline.catalog.paging import MOST_A_PAGE, Paging
 from nexhealth_pipeline.client.client import NexHealthClient
 from nexhealth_pipeline.client.page import Page
 from nexhealth_pipeline.client.request import ApiRequest
-from nexhealth_pipeline.errors import InvalidSetting
+from nexhealth_pipeline.errors import InvalidSetting, MissingSetting
 from nexhealth_pipeline.sandbox import SandboxServer
-from nexhealth_pipeline.settings import Settings
+from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
 from nexhealth_pipeline.sync.patient import _location_ids, refresh_patient
 from nexhealth_pipeline.sync.slices import SliceResult
@@ -223,3 +224,32 @@ def test_a_patient_nobody_knows_is_named(settings: Settings, box: SandboxServer)
     sync_all(settings, only=set())
     with pytest.raises(InvalidSetting, match="patient 7: no institution"):
         refresh(settings, 7)
+
+
+def with_key_of(subdomain: str, box: SandboxServer, database_url: str, folder: Path) -> Settings:
+    """A file of keys with this one line."""
+    file = folder / "keys.toml"
+    file.write_text(f'{subdomain} = "{box.api_key}"\n')
+    given = {"NEXHEALTH_API_URL": box.url, "NEXHEALTH_API_KEYS_FILE": str(file), "DATABASE_URL": database_url}
+    return load_settings(given, environ={}, env_file=None)
+
+
+def test_an_institution_without_a_key_is_passed_over_unless_the_patient_is_its_own(
+    settings: Settings, box: SandboxServer, rows: Rows, database_url: str, tmp_path: Path
+) -> None:
+    """Risk: a practice that left has no line in the file of keys any more, and nobody new is found at the others."""
+    sync_all(settings, only=set())
+    names = rows("SELECT id, subdomain FROM nexhealth_institutions ORDER BY id")
+    (_, first), (institution, second) = names[0], names[-1]
+    patient = min(row.id for row in box.state.store("patients").rows.values() if row.institution_id == institution)
+
+    theirs = with_key_of(second, box, database_url, tmp_path)
+    with pytest.raises(InvalidSetting, match="patient 7: no institution"):
+        refresh(theirs, 7)
+    assert refresh(theirs, patient)["patients"].counts.inserted > 0
+
+    for other in (first, "elsewhere"):
+        with pytest.raises(MissingSetting, match=f"no API key for institution {second}"):
+            refresh(with_key_of(other, box, database_url, tmp_path), patient)
+    with pytest.raises(MissingSetting, match="no API key for institution"):
+        refresh(with_key_of("elsewhere", box, database_url, tmp_path), 7)

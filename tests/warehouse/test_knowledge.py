@@ -183,6 +183,7 @@ def test_whom_lists_may_leave_out_stays_until_it_is_gone_or_like_all_others(
     days = (
         "UPDATE nexhealth_patient_locations SET first_seen = first_seen + %s * interval '1 day' WHERE location_id = 4"
     )
+    connection.execute("INSERT INTO nexhealth_capabilities VALUES (7, 4, 'patients', 'supported', %s, 'rows')", (NOON,))
     members(connection, 1, minutes=30, location_id=4)
     assert close(connection, seen(connection, 5)) == 0, "another location lists it as well"
     connection.execute(days, (3,))

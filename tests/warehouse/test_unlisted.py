@@ -1,7 +1,7 @@
 """Rows that a list may leave out although they are there: looked for apart from all others, and only so many."""
 
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import psycopg
 import pytest
@@ -90,3 +90,29 @@ def test_they_stay_at_the_only_location_that_would_list_them(connection: psycopg
         (3,),
         (4,),
     ]
+
+
+@pytest.mark.parametrize(("first_read", "stays"), [(0, False), (10, True), (None, True)])
+def test_one_whom_another_locations_first_read_showed_has_not_moved_there(
+    connection: psycopg.Connection, rows: Rows, first_read: int | None, stays: bool
+) -> None:
+    """Risk: an office joins the database, its first read shows who was at both for years, and they leave the older one."""
+    patients = COLLECTIONS["patients"]
+    Table(connection, patients).load({"id": 1, "updated_at": "2026-03-01T10:00:00Z", "bio": {"new_patient": True}})
+    for location, day in ((3, 0), (4, 10)):
+        connection.execute(
+            "INSERT INTO nexhealth_patient_locations VALUES (7, 1, %s, %s, NULL)",
+            (location, NOON + timedelta(days=day)),
+        )
+    if first_read is not None:
+        connection.execute(
+            "INSERT INTO nexhealth_capabilities VALUES (7, 4, 'patients', 'supported', %s, 'rows')",
+            (NOON + timedelta(days=first_read),),
+        )
+    mine = met(connection, [8], PassKey("patients", 7, 3, "", "all"))
+    began = NOON + timedelta(days=12)
+    missing = Missing(connection, ground(connection, mine, collection=patients, begun_at=began, started_at=began))
+    missing.find()
+    assert missing.leave_locations() == (0 if stays else 1)
+    listed = "SELECT location_id FROM nexhealth_patient_locations WHERE gone_at IS NULL ORDER BY 1"
+    assert rows(listed) == ([(3,), (4,)] if stays else [(4,)])

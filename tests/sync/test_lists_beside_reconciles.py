@@ -1,0 +1,121 @@
+"""Lists under rows, read in turn while a reconcile that reads all of them is under way: neither takes the other's reads."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+import pytest
+
+from nexhealth_pipeline.sandbox import SandboxServer
+from nexhealth_pipeline.settings import Settings
+from nexhealth_pipeline.sync import runner
+from nexhealth_pipeline.sync.options import SyncOptions
+from nexhealth_pipeline.sync.reconcile import judge
+from nexhealth_pipeline.sync.session import SyncSession
+from nexhealth_pipeline.sync.slices import Slice, SliceResult
+
+from .kit import Rows, sync_all
+from .reconciled import FULL, RECONCILE, gone, practice
+from .test_lists_in_turn import NAMES, QUICK, TURN, asked, documents
+
+CHANGES = replace(TURN, rotation_days=1000)
+"""Lists of what changed, and hardly any other."""
+
+
+@pytest.fixture
+def box() -> Iterator[SandboxServer]:
+    with SandboxServer(patients=40, appointments_per_patient=0, limits=False) as server:
+        yield server
+
+
+@pytest.fixture
+def settings(box: SandboxServer, database_url: str) -> Settings:
+    """One practice, everything read."""
+    made = practice(box, database_url, "willow-dental")
+    sync_all(made, FULL, only=NAMES)
+    return made
+
+
+def between(patch: pytest.MonkeyPatch, meanwhile: Callable[[], None]) -> None:
+    """What happens once a reconcile has read all lists and before it judges."""
+
+    def judging(session: SyncSession, slices: Iterable[Slice], options: SyncOptions) -> Iterator[SliceResult]:
+        if options.mode_of_lists.whole and any(one.collection.per for one in slices):
+            meanwhile()
+        return judge(session, slices, options)
+
+    patch.setattr(runner, "judge", judging)
+
+
+def test_a_reconcile_judges_by_all_lists_though_others_read_some_of_them_since(
+    settings: Settings, box: SandboxServer, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hours lie between its first list and its judgement. Risk: what it met is forgotten, and it marks nothing."""
+    patient, (victim, *_) = list(documents(rows, 2).items())[-1]
+    box.state.delete("documents", victim, hard=True)
+
+    def meanwhile() -> None:
+        box.requests.clear()
+        sync_all(settings, CHANGES, only=NAMES)
+        assert patient not in asked(box)
+        assert gone(rows, "documents") == set()
+
+    between(monkeypatch, meanwhile)
+    sync_all(settings, RECONCILE, only=NAMES)
+    assert gone(rows, "documents") == {victim}
+
+
+def test_what_a_reconcile_met_before_does_not_hold_what_a_list_lacks_since(
+    settings: Settings, box: SandboxServer, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Risk: the list's turn is over, and the row is there until the next."""
+    patient, (victim, *_) = list(documents(rows, 2).items())[-1]
+    found: list[set[object]] = []
+
+    def meanwhile() -> None:
+        box.state.delete("documents", victim, hard=True)
+        box.state.update("patients", patient, {"first_name": "Other"})
+        sync_all(settings, CHANGES, only=NAMES)
+        found.append(gone(rows, "documents"))
+
+    between(monkeypatch, meanwhile)
+    sync_all(settings, RECONCILE, only=NAMES)
+    assert (found, gone(rows, "documents")) == ([{victim}], {victim})
+
+
+@pytest.mark.parametrize("release", ["this", "an earlier"])
+def test_lists_of_which_only_some_were_read_since_are_read_by_a_reconcile_that_is_gone_on_with(
+    settings: Settings, box: SandboxServer, rows: Rows, release: str
+) -> None:
+    """Or that comes to them after another sync. Risk: it takes a few lists for all, and says that they were read."""
+    began = rows("SELECT clock_timestamp()")[0][0]
+    sync_all(settings, CHANGES, only=NAMES)
+    if release == "an earlier":  # kept both in one place
+        rows("UPDATE nexhealth_seen_passes SET pass = 'rows' WHERE collection = 'documents' RETURNING 1")
+    box.requests.clear()
+    sync_all(settings, replace(RECONCILE, fresh_after=began), only=NAMES)
+    everybody = rows("SELECT patient_id FROM nexhealth_child_reads WHERE collection = 'documents' ORDER BY 1")
+    assert asked(box) == [number for (number,) in everybody]
+    box.requests.clear()
+    sync_all(settings, replace(RECONCILE, fresh_after=began), only=NAMES)
+    assert asked(box) == [], "once is enough"
+
+
+def test_whoever_goes_on_with_the_lists_of_a_reconcile_judges_by_all_of_them(
+    settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """One list failed, so the office's were not judged; the next sync reads that one alone."""
+    lowest = "SELECT patient_id, min(location_id) FROM nexhealth_patient_locations GROUP BY 1"
+    homes: dict[int, int] = dict(rows(lowest))
+    held = documents(rows)
+    patient, other = next((one, two) for one in held for two in held if one < two and homes[one] == homes[two])
+    victim = held[patient][0]
+    box.state.delete("documents", victim, hard=True)
+    box.faults.add("status", path=f"/patients/{other}/documents")
+    sync_all(settings, RECONCILE, only=NAMES, retry=QUICK)
+    assert gone(rows, "documents") == set()
+    box.faults.clear()
+    box.requests.clear()
+    sync_all(settings, CHANGES, only=NAMES)
+    assert other in asked(box)
+    assert patient not in asked(box)
+    assert gone(rows, "documents") == {victim}
