@@ -16,16 +16,19 @@ import math
 import os
 import subprocess
 import sys
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from statistics import fmean
 
 import psycopg
 from results import Chart, Part, Table, arguments, show
 from serving import server
 
 REPO = Path(__file__).resolve().parents[1]
-MONTH_DAYS = 30.4
 PATIENTS = 40
 """Few: the number of slices is what counts here."""
+PHASE = 30
+"""Nights after which the log stands again where it stood, within a night: a month of it goes at once."""
 _NAMES = {
     "kept_warehouse": "warehouse, MB", "kept_dagster": "Dagster, MB",
     "warehouse": "warehouse, nothing removed, MB", "dagster": "Dagster, nothing removed, MB",
@@ -69,7 +72,9 @@ _COUNTS = (
     "watermark_from, watermark_to, pages, records_read, inserted, updated, unchanged, quarantined, tombstoned, requests,"
     " retries, throttled_seconds, bytes"
 )
+# The log's partitions are made month by month, as time goes: what lies in the one of all other months is not dropped whole.
 _WAREHOUSE_NIGHT = f"""
+SELECT nexhealth_sync_logs_month(date_trunc('month', (now() - %(ago)s) AT TIME ZONE 'UTC'));
 INSERT INTO nexhealth_runs (run_id, host, pid, started_at, finished_at, status)
 SELECT run_id || %(name)s, host, pid, started_at - %(ago)s, finished_at - %(ago)s, status FROM growth_runs;
 INSERT INTO nexhealth_sync_logs ({_LOG}, started_at, finished_at, {_COUNTS})
@@ -129,14 +134,20 @@ def run_at(url: str, statements: str, ago: int, *, name: str = "", copies: int =
             db.execute(statement.encode(), given)
 
 
+def months_since(ago: int, today: date) -> int:
+    """Months that began since so many days ago."""
+    then = today - timedelta(days=ago)
+    return 12 * (today.year - then.year) + today.month - then.month
+
+
 def keep_house(warehouse: str, dagster: str, days: int, months: int, ago: int) -> None:
     """What the watchdog removes, as if this were so many days ago."""
     from nexhealth_pipeline.orchestration.retention import remove_old_records
     from nexhealth_pipeline.settings import load_settings
     from nexhealth_pipeline.warehouse.housekeeping import remove_old
 
-    kept_months = months + math.floor(ago / MONTH_DAYS)
-    settings = load_settings({"NEXHEALTH_SYNC_LOG_MONTHS": str(kept_months)}, environ={}, env_file=None)
+    kept = months + months_since(ago, datetime.now(UTC).date())
+    settings = load_settings({"NEXHEALTH_SYNC_LOG_MONTHS": str(kept)}, environ={}, env_file=None)
     with psycopg.connect(warehouse, autocommit=True) as db:
         remove_old(db, settings)
     remove_old_records(dagster, days + ago)
@@ -193,17 +204,18 @@ def main() -> None:
     show(part_of(sizes, given), given.json)
 
 
+def a_night(sizes: list[int]) -> float:
+    """Bytes that a night adds in the long run: a month's mean against that of the month before."""
+    nights = max(1, min(PHASE, len(sizes) // 2))
+    before = sizes[-2 * nights : -nights] or sizes
+    return (fmean(sizes[-nights:]) - fmean(before)) / nights
+
+
 def part_of(sizes: dict[str, list[int]], given: argparse.Namespace) -> Part:
-    """Every tenth night, and what a night of the second half added."""
+    """Every tenth night, and what a night adds in the long run."""
     nights = [*range(9, given.nights - 1, 10), given.nights - 1]
     rows = [[str(night + 1), *(f"{found[night] / 1e6:.0f}" for found in sizes.values())] for night in nights]
-    last = max(1, given.nights // 2)
-    rows.append(
-        [
-            "kB a night, second half",
-            *(f"{(found[-1] - found[-1 - last]) / last / 1e3:,.0f}" for found in sizes.values()),
-        ]
-    )
+    rows.append(["kB a night, in the long run", *(f"{a_night(found) / 1e3:,.0f}" for found in sizes.values())])
     columns = ["after night", *(_NAMES[name] for name in sizes)]
     chart = Chart(
         "megabytes",
@@ -216,7 +228,8 @@ def part_of(sizes: dict[str, list[int]], given: argparse.Namespace) -> Part:
     text = (
         f"{given.locations} locations, Dagster's records kept {given.days} days, the sync log {given.months} whole month(s) beside the "
         "running one (so the warehouse swings by a month of it) and its days summed up, beside the same nights with nothing removed. One real night's rows, moved in time and multiplied by the locations. "
-        "What the practices' own data grows by is not in it."
+        f"In the long run: the mean of a month's nights ({PHASE}, or half of all) against that of as many before, at the same place of the swing within a night's rows. "
+        "What the practices' own data grows by is not in it, nor are ticks and the runs that the daemon adds to nights: those of webhook events, checks and the watchdog."
     )
     return Part("growth", "Growth of the databases per night", text, [Table(columns, rows)], [chart])
 

@@ -1,10 +1,12 @@
 """A Dagster database after nights of a practice with many locations: what its pages and ticks have to carry.
 
 The rows are copies of one real run's and one real event's of each asset, written by SQL, since 30 nights of real
-runs would take a day: keys, runs, planned and finished partitions of every asset, as the nightly schedule leaves them.
+runs would take a day: keys, runs, planned and finished partitions of every asset, as the nightly schedule leaves them;
+and the ticks that Dagster keeps.
 """
 
 import os
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -12,20 +14,27 @@ from unittest.mock import patch
 
 import dagster as dg
 import psycopg
+from dagster._core.definitions.selector import InstigatorSelector
 from dagster._core.events import (
     AssetMaterializationPlannedData,
     DagsterEvent,
     DagsterEventType,
     StepMaterializationData,
 )
+from dagster._core.scheduler.instigation import InstigatorType, TickData, TickStatus
 
 from nexhealth_pipeline.catalog.collection import Scope
+from nexhealth_pipeline.definitions import defs
 from nexhealth_pipeline.orchestration.assets import collections_in, step_name
 from nexhealth_pipeline.orchestration.jobs import SCOPE_JOBS
 from nexhealth_pipeline.orchestration.partitions import INSTITUTIONS, LOCATIONS, add_keys
 from nexhealth_pipeline.sync.months import month_keys
 
-__all__ = ["Size", "fill"]
+__all__ = ["NIGHT", "Size", "fill"]
+
+NIGHT = "00000000-0000-4000-8000-000000000001"
+"""Id of the last night's run over all locations."""
+_DAY = 24 * 3600
 
 _LOCATIONS_OF_ONE = 50
 """Locations an institution has."""
@@ -55,6 +64,13 @@ INSERT INTO asset_event_tags (event_id, asset_key, key, value, event_timestamp)
 SELECT id, asset_key, 'dagster/partition/' || dimension, split_part(partition, '|', place), timestamp
 FROM event_logs, (VALUES ('location', 1), ('month', 2)) AS dimensions (dimension, place) WHERE run_id = %(run)s
 """
+_TICKS = """
+INSERT INTO job_ticks (job_origin_id, selector_id, status, type, timestamp, tick_body)
+SELECT job_origin_id, selector_id, status, type, timestamp - ago * interval '1 second',
+       replace(tick_body, %(at)s || '.0', (%(at)s - ago) || '.0')
+FROM job_ticks, generate_series(%(apart)s, %(back)s, %(apart)s) ago WHERE id = %(tick)s
+"""
+"""Copies of a tick, one each so many seconds back in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +102,33 @@ def _fill(instance: dg.DagsterInstance, connection: psycopg.Connection, size: Si
         at = datetime.now(UTC) - timedelta(days=size.nights - night)
         written += _run(instance, connection, Scope.PRACTICE, [None], at)
         written += _run(instance, connection, Scope.INSTITUTION, institutions, at)
-        written += _run(instance, connection, Scope.LOCATION, locations, at)
+        last = night == size.nights - 1
+        written += _run(instance, connection, Scope.LOCATION, locations, at, run_id=NIGHT if last else None)
         if night == 0:
             written += _run(instance, connection, Scope.LOCATION_MONTH, months, at)
+    _ticks(instance, connection, size.nights)
     connection.execute("VACUUM ANALYZE")
     return written
+
+
+def _ticks(instance: dg.DagsterInstance, connection: psycopg.Connection, nights: int) -> None:
+    """Those of schedules, one a night, and of sensors that found nothing to do: a day of them is kept."""
+    repository = defs.get_repository_def()
+    kinds = [(one.name, InstigatorType.SCHEDULE, _DAY, nights * _DAY) for one in repository.schedule_defs]
+    kinds += [
+        (one.name, InstigatorType.SENSOR, one.minimum_interval_seconds or 30, _DAY) for one in repository.sensor_defs
+    ]
+    at = int(time.time())
+    for name, kind, apart, back in kinds:
+        selector = InstigatorSelector(location_name="nexhealth_pipeline", repository_name="__repository__", name=name)
+        asked = {"run_ids": [NIGHT]} if kind is InstigatorType.SCHEDULE else {"skip_reason": "nothing to do"}
+        status = TickStatus.SUCCESS if kind is InstigatorType.SCHEDULE else TickStatus.SKIPPED
+        tick = instance.create_tick(
+            TickData(
+                name, name, kind, status, float(at), selector_id=selector.get_id(), end_timestamp=float(at), **asked
+            )
+        )
+        connection.execute(_TICKS, {"at": at, "apart": apart, "back": back - apart, "tick": tick.tick_id})
 
 
 def _run(
@@ -99,15 +137,13 @@ def _run(
     scope: Scope,
     keys: Iterable[str | None],
     at: datetime,
+    *,
+    run_id: str | None = None,
 ) -> int:
     """One succeeded run that planned and materialized `keys` of every asset of `scope`; how many events that is."""
-    run = dg.DagsterRun(job_name=SCOPE_JOBS[scope], status=dg.DagsterRunStatus.SUCCESS)
-    instance.add_run(run)
-    connection.execute(
-        "UPDATE runs SET create_timestamp = %(at)s, update_timestamp = %(at)s, start_time = extract(epoch FROM %(at)s),"
-        " end_time = extract(epoch FROM %(at)s) + 900 WHERE run_id = %(run)s",
-        {"at": at.replace(tzinfo=None), "run": run.run_id},
-    )
+    job = defs.resolve_job_def(SCOPE_JOBS[scope])
+    run = instance.create_run_for_job(job, run_id=run_id, status=dg.DagsterRunStatus.SUCCESS)
+    connection.execute("DELETE FROM event_logs WHERE run_id = %s", (run.run_id,))  # planned, of no partition
     written = 0
     for collection in collections_in(scope):
         for event in _events(collection.table, run, step_name(scope), partitioned=scope is not Scope.PRACTICE):
@@ -116,7 +152,14 @@ def _run(
             written += connection.execute(_COPIES, values).rowcount
     if scope is Scope.LOCATION_MONTH:
         connection.execute(_TAGS, {"run": run.run_id})
-    return written
+    ended = DagsterEvent(DagsterEventType.RUN_SUCCESS.value, run.job_name, message="Finished execution of run.")
+    instance.report_dagster_event(ended, run.run_id)
+    connection.execute(
+        "UPDATE runs SET create_timestamp = %(at)s, update_timestamp = %(at)s, start_time = extract(epoch FROM %(at)s),"
+        " end_time = extract(epoch FROM %(at)s) + 900 WHERE run_id = %(run)s",
+        {"at": at.replace(tzinfo=None), "run": run.run_id},
+    )
+    return written + 1
 
 
 def _events(asset: str, run: dg.DagsterRun, step: str, *, partitioned: bool) -> list[DagsterEvent]:

@@ -3,9 +3,11 @@
     python benchmarks/pages.py                        1,000 locations, 30 nights of history
     python benchmarks/pages.py --locations 100 --nights 3
 
-Both instances are served at once and each page is opened in both by a headless Chromium (benchmarks/browser.py, in
-benchmarks/.venv): for the first time, with an empty cache, and again, as by somebody who works with it. What the small
-one takes is the browser's and the machine's share; the difference is what the size costs. Needs Chromium: where there is none, says so and ends with status 77.
+Both instances are served at once, for each page by webservers that have just been started, and it is opened in both by
+a headless Chromium (benchmarks/browser.py, in benchmarks/.venv): cold, as the first page that the server shows to
+anybody; first, in a browser that was never there, of a server that has shown it; and again, as by somebody who works
+with it. What the small one takes is the browser's and the machine's share; the difference is what the size costs.
+Needs Chromium: where there is none, says so and ends with status 77.
 """
 
 import json
@@ -19,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from many_locations import Size, fill
+from many_locations import NIGHT, Size, fill
 from results import NOT_HERE, Part, Table, arguments, show, spread
 from serving import environment, server
 
@@ -34,13 +36,19 @@ PAGES = {
     "events of patients": ("/assets/nexhealth_patients?view=events", r"practice-\d+\.\d+"),
     "partitions of appointments": ("/assets/nexhealth_appointments?view=partitions", r"Materialized \(\d{2,}\)"),
     "automation": ("/automation", "nexhealth_nightly"),
+    "ticks of a sensor": ("/locations/nexhealth_pipeline/sensors/nexhealth_dead_runs", "View logs"),
+    "lineage of a group": ("/locations/nexhealth_pipeline/asset-groups/patients/lineage", r"\d+% filled"),
+    "a night's run, its first events": (f"/runs/{NIGHT}", "ASSET_MATERIALIZATION"),
+    "a night's run, to the last of its events": (f"/runs/{NIGHT}", "RUN_SUCCESS"),
 }
 """Path of each page, and what stands there once it shows what it is for."""
+KINDS = ("cold", "first", "again")
+"""Of opening a page (benchmarks/browser.py)."""
 
 
 @contextmanager
-def served(size: Size) -> Iterator[str]:
-    """An instance of that size and its webserver; the pages' address."""
+def filled(size: Size) -> Iterator[dict[str, str]]:
+    """An instance of that size; the environment of its processes."""
     with server() as (postgres, home):
         for name in ("nexhealth", "dagster"):
             postgres.create_database(name)
@@ -52,19 +60,25 @@ def served(size: Size) -> Iterator[str]:
         print(
             f"{size.locations:,} locations, {size.nights} nights: {events:,} events written in {took:.0f} s", flush=True
         )
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        command = [sys.executable, "-P", "-m", "dagster_webserver", "-h", "127.0.0.1", "-p", str(port)]
-        process = subprocess.Popen(
-            [*command, "-w", str(HERE.parent / "workspace.yaml")],
-            env=given, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        try:
-            yield _ready(f"http://127.0.0.1:{port}", process)
-        finally:
-            process.terminate()
-            process.wait()
+        yield given
+
+
+@contextmanager
+def served(given: dict[str, str]) -> Iterator[str]:
+    """A webserver of an instance, started now; its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-P", "-m", "dagster_webserver", "-h", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(
+        [*command, "-w", str(HERE.parent / "workspace.yaml")],
+        env=given, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        yield _ready(f"http://127.0.0.1:{port}", process)
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def _ready(url: str, process: subprocess.Popen[bytes]) -> str:
@@ -78,12 +92,12 @@ def _ready(url: str, process: subprocess.Popen[bytes]) -> str:
     raise SystemExit(f"the webserver ended with status {process.returncode}")
 
 
-def browsed(urls: list[str], chromium: str, rounds: int) -> list[dict[str, dict[str, list[float]]]]:
-    """Seconds until each page of each instance showed what it is for, `first` and `again`, once a round."""
+def browsed(urls: list[str], shows: str, chromium: str, rounds: int) -> list[dict[str, list[float]]]:
+    """Seconds until the page at each address showed what it is for, by kind of opening."""
     command = [str(HERE / ".venv" / "bin" / "python"), str(HERE / "browser.py"), chromium, str(rounds)]
-    wanted = json.dumps({"urls": urls, "pages": PAGES})
+    wanted = json.dumps({"urls": urls, "shows": shows})
     done = subprocess.run(command, input=wanted, stdout=subprocess.PIPE, text=True, check=True)
-    found: list[dict[str, dict[str, list[float]]]] = json.loads(done.stdout)
+    found: list[dict[str, list[float]]] = json.loads(done.stdout)
     return found
 
 
@@ -98,15 +112,21 @@ def main() -> int:
     if chromium is None:
         print("no Chromium is installed, and pages need a browser (Debian: apt install chromium)", file=sys.stderr)
         return NOT_HERE
-    with served(Size(5, 2)) as small, served(Size(given.locations, given.nights)) as large:
-        seconds = browsed([small, large], chromium, given.rounds)
-    rows = [[name, *(spread(one[name][kind], 2) for kind in ("first", "again") for one in seconds)] for name in PAGES]
+    rows = []
+    with filled(Size(5, 2)) as little, filled(Size(given.locations, given.nights)) as much:
+        for name, (path, shows) in PAGES.items():
+            with served(little) as small, served(much) as large:
+                seconds = browsed([small + path, large + path], shows, chromium, given.rounds)
+            rows.append([name, *(spread(one[kind], 2) for kind in KINDS for one in seconds)])
+            print(*rows[-1], sep="  ", flush=True)
     text = (
-        f"Seconds until a page shows what it is for, in a headless Chromium, {given.rounds} round(s): of 5 locations with 2 nights "
-        f"of history, and of {given.locations:,} with {given.nights}, both served at once by `dagster-webserver`; opened with an empty "
-        "cache, and again. What the small one takes is Dagster's own, the browser's and the machine's; the difference is what the size costs."
+        f"Seconds until a page shows what it is for, in a headless Chromium: of 5 locations with 2 nights "
+        f"of history, and of {given.locations:,} with {given.nights}, both served at once by `dagster-webserver`, which is started anew for each page. "
+        f"Cold: the first page that a server shows since its start, in a browser that was never there, once; first: such a browser, of a server that has "
+        f"shown the page, {given.rounds} round(s); again: a browser that has seen it, as many. "
+        "What the small one takes is Dagster's own, the browser's and the machine's; the difference is what the size costs."
     )
-    columns = ["page", "small, first", "large, first", "small, again", "large, again"]
+    columns = ["page", *(f"{size}, {kind}" for kind in KINDS for size in ("small", "large"))]
     show(Part("pages", "Dagster's pages of many locations", text, [Table(columns, rows)]), given.json)
     return 0
 

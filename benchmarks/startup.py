@@ -5,23 +5,30 @@
 
 CPU seconds are the process's and its children's by the kernel's account. A run through the daemon is the job
 nexhealth_practice (three requests), launched while daemon and code server stand, each part read from Dagster's own
-events; the API is a local one of one location that answers at once.
+events and the kernel's note of when the run's process was started; the API is a local one of one location that answers
+at once. The same lists are read by `sync/` without Dagster as well, and by the command.
 """
 
 import os
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from measure import accounted, children_cpu
+import psycopg
+from measure import accounted, children_cpu, server_cpu
 from nightly import Place, place, settings_of, sync
 from results import Chart, Part, Table, arguments, show, spread
 from serving import asked, environment
 
 from nexhealth_pipeline.cli.household import Household
+
+if TYPE_CHECKING:
+    import dagster as dg
 
 IMPORTS = {
     "the interpreter": "pass",
@@ -32,7 +39,24 @@ IMPORTS = {
     ),
 }
 JOB = "nexhealth_practice"
-_CPU = "CPU s of daemon, code server and run"
+LISTS = ("institutions", "locations", "sync_status")
+"""What the job reads."""
+_ALONE = """
+from nexhealth_pipeline.catalog.collections import COLLECTIONS
+from nexhealth_pipeline.settings import load_settings
+from nexhealth_pipeline.sync.options import SyncOptions
+from nexhealth_pipeline.sync.runner import run_slices
+from nexhealth_pipeline.sync.session import SyncSession
+from nexhealth_pipeline.sync.slices import Slice
+from nexhealth_pipeline.warehouse.connect import warehouse_url
+import sys
+settings = load_settings(env_file=None)
+with SyncSession(settings, warehouse_url(settings)) as session:
+    results = list(run_slices(session, [Slice(COLLECTIONS[name]) for name in sys.argv[1:]], SyncOptions()))
+sys.exit(any(one.status != "succeeded" for one in results))
+"""
+"""Those lists, read by `sync/` without Dagster."""
+_ALL, _CPU, _SERVER_CPU = "all", "CPU s of daemon, code server and run", "CPU s of PostgreSQL"
 WAIT_SECONDS = 300.0
 """Longest wait for a run of a few seconds: a busy machine takes many times as long."""
 
@@ -68,6 +92,27 @@ def command(where: Place, rounds: int) -> Table:
     return Table(["part", "s"], rows, "`nexhealth sync` of one location")
 
 
+def alone(where: Place) -> tuple[float, float, float]:
+    """The lists of the practice without Dagster: seconds, CPU seconds, those of PostgreSQL. Raises SystemExit where it fails."""
+    asked(f"{where.api_url}/bench/begin?limits=0")
+    with psycopg.connect(where.url, autocommit=True) as db:
+        before = server_cpu(db)
+        given = environment(where.home, **settings_of(where))
+        used = accounted([sys.executable, "-P", "-c", _ALONE, *LISTS], given, where.home)
+        spent = server_cpu(db) - before
+    if used.status or len(asked(f"{where.api_url}/bench/arrivals")) < len(LISTS):
+        raise SystemExit(f"the lists of the practice were not read: status {used.status}")
+    return used.wall, used.cpu, spent
+
+
+def same_work(by: Mapping[str, Sequence[tuple[float, float, float]]]) -> Table:
+    """The lists of the practice, read by each."""
+    rows = [[name, *(spread(figures, 2) for figures in zip(*runs, strict=True))] for name, runs in by.items()]
+    return Table(
+        ["three lists, read by", "s", "CPU s", "CPU s of PostgreSQL"], rows, "What Dagster adds to the same work"
+    )
+
+
 def second_start(arrivals: Sequence[tuple[float, str, int]]) -> float:
     """Seconds from the first request to the first after those for institutions, locations and their status."""
     discovery = ("/authenticates", "/institutions", "/locations", "/sync_status")
@@ -93,21 +138,40 @@ def daemon(where: Place, given: dict[str, str]) -> Iterator[Path]:
         yield workspace
 
 
+def started_at(pid: int) -> float:
+    """When a living process was started, seconds since 1970, to a hundredth. Raises FileNotFoundError where it has ended."""
+    since_boot = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + since_boot
+
+
+def worker_start(instance: "dg.DagsterInstance", run_id: str) -> float:
+    """When the process of a run that is going on was started, seconds since 1970; 0 until it has said that it is there."""
+    import dagster as dg
+
+    told = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT, limit=1).records
+    event = told[0].event_log_entry.dagster_event if told else None
+    with suppress(FileNotFoundError, KeyError):  # it has ended, or the event is of something else
+        return started_at(int(str(event.engine_event_data.metadata["pid"].value))) if event else 0.0
+    return 0.0
+
+
 def launched(where: Place, workspace: Path) -> dict[str, float]:
     """One run through the queue: seconds of each of its parts."""
     import dagster as dg
 
     asked(f"{where.api_url}/bench/begin?limits=0")
-    spent = children_cpu()
-    subprocess.run([sys.executable, "-P", "-m", "dagster", "job", "launch", "-w", str(workspace), "-j", JOB],
-                   check=True, capture_output=True)  # fmt: skip
-    with dg.DagsterInstance.get() as instance:
+    command = [sys.executable, "-P", "-m", "dagster", "job", "launch", "-w", str(workspace), "-j", JOB]
+    with psycopg.connect(where.url, autocommit=True) as db, dg.DagsterInstance.get() as instance:
+        spent, server_spent, born = children_cpu(), server_cpu(db), 0.0
+        subprocess.run(command, check=True, capture_output=True)
         run_id = instance.get_runs(dg.RunsFilter(job_name=JOB), limit=1)[0].run_id
         deadline = time.monotonic() + WAIT_SECONDS
         while not instance.get_run_by_id(run_id).is_finished:  # type: ignore[union-attr]  # it was launched
             if time.monotonic() > deadline:
                 raise SystemExit(f"the run did not end within {WAIT_SECONDS:g} s")
+            born = born or worker_start(instance, run_id)
             time.sleep(0.1)
+        spent, server_spent = children_cpu() - spent, server_cpu(db) - server_spent
         at: dict[str, float] = {}
         for entry in instance.all_logs(run_id):
             if entry.dagster_event is not None:
@@ -116,17 +180,20 @@ def launched(where: Place, workspace: Path) -> dict[str, float]:
             raise SystemExit(
                 "the run failed: its log is not kept; run with the warehouse of `nexhealth demo` to see why"
             )
+    if not born:
+        raise SystemExit("the run's process had ended before anybody looked when it was started")
     arrivals = [moment for moment, _, _ in asked(f"{where.api_url}/bench/arrivals")]
     marks = {
         "in the queue": at["PIPELINE_STARTING"] - at["PIPELINE_ENQUEUED"],
-        "code server, until the worker process is there": at["ENGINE_EVENT"] - at["PIPELINE_STARTING"],
-        "worker process: interpreter, imports, definitions": at["PIPELINE_START"] - at["ENGINE_EVENT"],
+        "daemon and code server, to the start of the run's process": born - at["PIPELINE_STARTING"],
+        "imports: interpreter, Dagster, the instance": at["ENGINE_EVENT"] - born,
+        "definitions, to the run's start": at["PIPELINE_START"] - at["ENGINE_EVENT"],
         "executor, to the step's start": at["STEP_START"] - at["PIPELINE_START"],
         "step's start to the first request": arrivals[0] - at["STEP_START"],
         "first to last request": arrivals[-1] - arrivals[0],
         "last request to the run's end": at["PIPELINE_SUCCESS"] - arrivals[-1],
     }
-    return marks | {"all": at["PIPELINE_SUCCESS"] - at["PIPELINE_ENQUEUED"], _CPU: children_cpu() - spent}
+    return marks | {_ALL: at["PIPELINE_SUCCESS"] - at["PIPELINE_ENQUEUED"], _CPU: spent, _SERVER_CPU: server_spent}
 
 
 def main() -> None:
@@ -139,21 +206,32 @@ def main() -> None:
     with place(1, 10, 0.0) as where:
         sync(where)  # the first one loads everything
         tables.append(command(where, args.rounds))
+        lists = [each for name in LISTS for each in ("--resource", name)]
+        by_command = [sync(where, *lists) for _ in range(args.rounds)]
+        by_sync = [alone(where) for _ in range(args.rounds)]
         print("the command is measured", flush=True)
         with daemon(where, settings_of(where)) as workspace:
             launched(where, workspace)  # the first one waits for the code server
             runs = [launched(where, workspace) for _ in range(args.rounds)]
     rows = [[name, spread([run[name] for run in runs], 2)] for name in runs[0]]
     tables.append(Table(["part", "s"], rows, f"A run of {JOB} through queue and daemon"))
+    tables.append(same_work({
+        "`sync/` alone, in a process": by_sync,
+        "`nexhealth sync`": [(run.wall, run.client_cpu, run.server_cpu) for run in by_command],
+        "a run that the daemon launches, from the queue to its end": [
+            (run[_ALL], run[_CPU], run[_SERVER_CPU]) for run in runs
+        ],
+    }))  # fmt: skip
+    parts = list(runs[0])[: list(runs[0]).index(_ALL)]
     chart = Chart("parts", "A run through queue and daemon: where its start goes", "s",
-                  [name.partition(",")[0].partition(":")[0] for name in list(runs[0])[:-2]],
-                  {"median": [sorted(run[name] for run in runs)[len(runs) // 2] for name in list(runs[0])[:-2]]})  # fmt: skip
+                  [name.partition(",")[0].partition(":")[0] for name in parts],
+                  {"median": [statistics.median(run[name] for run in runs) for name in parts]})  # fmt: skip
     text = (
         f"{args.rounds} round(s). A run pays its start once, however many slices it reads: a night of a thousand locations is some seven "
         "runs, not thousands. What was done: the command imports once and forks its runs; runs of the daemon have the in-process "
         "executor, so that no step starts a process; the queue is looked at every second (Dagster's default is five). "
-        "What is left: the interpreter and Dagster's own imports in "
-        "each run's process, and the code server's answer to who is asked for the run's definition."
+        "What is left is mostly the process that Dagster starts for each run: the interpreter, `import dagster` and the opening of "
+        "the instance come before it says that it is there. The same work by `sync/` alone, by the command and by such a run stands below."
     )
     show(Part("startup", "Start-up: what a run costs before its first request", text, tables, [chart]), args.json)
 

@@ -55,3 +55,26 @@ def test_a_receiver_that_keeps_up_is_measured_by_the_time_of_the_step() -> None:
 def test_a_receiver_that_answers_nothing_has_figures_too() -> None:
     found = receiver.outcome(RATE, SECONDS, [receiver.Sent(lost=100)], 0, cpu=0.0)
     assert (found.taken, found.p50, found.p99, found.most, found.lost, found.kept) == (0, 0, 0, 0, 100, False)
+
+
+def test_the_ladder_ends_with_the_first_rate_that_is_not_kept() -> None:
+    """Its figures are the knee; beyond it only the queue would grow."""
+    tried: list[float] = []
+
+    def step(rate: float) -> receiver.Step:
+        tried.append(rate)
+        parts = [receiver.Sent([0.001] * 10, [], Counter({200: min(10, int(1000 / rate * 10))}), seconds=0.01)]
+        return receiver.outcome(rate, 10 / rate, parts, 0, cpu=0.0)
+
+    steps = list(receiver.climbed(step(rate) for rate in (500.0, 1000.0, 2000.0, 4000.0)))
+    assert [one.kept for one in steps] == [True, True, False]
+    assert tried == [500.0, 1000.0, 2000.0]
+
+
+def test_how_busy_the_busiest_sender_was_stands_beside_what_the_receiver_took() -> None:
+    """Else a ladder that ends where the sender can do no more would be called the receiver's."""
+    parts = [receiver.Sent([0.001], [], Counter({200: 1}), cpu_seconds=cpu) for cpu in (0.1, 0.45)]
+    found = receiver.outcome(RATE, SECONDS, parts, 0, cpu=0.2)
+    assert found.sender == pytest.approx(0.9)
+    table = receiver.part_of([found], SECONDS, 2).tables[0]
+    assert table.rows[0][table.columns.index("a sender's CPU")] == "90%"
