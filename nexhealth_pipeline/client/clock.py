@@ -17,8 +17,13 @@ __all__ = ["ApiClock", "http_date"]
 _LONGEST_PROOF = 5.0
 """Seconds: an answer that took longer bounds the offset too loosely to be used."""
 
-_FURTHEST = 86_400.0
-"""Seconds: a date further off is the mistake of some server on the way, which must not become everything's version."""
+_EARLIEST, _LATEST = 1_577_836_800.0, 4_102_444_800.0
+"""From 2020 on, before 2100: any other date is some server's mistake, and must become no record's version."""
+_LEAP = 86_400.0
+"""Seconds: further than that only one wrong answer, or a machine that slept, moves the time; the next answer shows which."""
+_AGREES = 60.0
+"""Seconds within which two answers mean the same leap."""
+_NEVER = (float("-inf"), float("-inf"))
 
 
 def http_date(text: str | None) -> float | None:
@@ -33,7 +38,10 @@ def http_date(text: str | None) -> float | None:
 
 
 class ApiClock:
-    """Maps local to API time; later local moments never map to earlier API moments. Thread-safe."""
+    """Maps local to API time; later local moments never map to earlier API moments. Thread-safe.
+
+    Only moments that were mapped before the first `Date`, or by one that proved to be days off, are no bound.
+    """
 
     def __init__(
         self, *, wall: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic
@@ -42,13 +50,14 @@ class ApiClock:
         self._base = wall() - monotonic()
         self._monotonic = monotonic
         self._lock = threading.Lock()
-        self._offset = 0.0
-        self._latest = (float("-inf"), float("-inf"))
+        self._latest = _NEVER
         self._skew: float | None = None
+        self._doubted: float | None = None
+        """What the last answer said, where it alone says so."""
 
     @property
     def skew(self) -> float | None:
-        """Seconds that the API's clock says it is ahead of ours (0.0 = no proof of any); None before a `Date` was seen."""
+        """Seconds that the API's clock is ahead of ours (0.0 = no proof of any); None before a `Date` was believed."""
         return self._skew
 
     def local(self) -> float:
@@ -58,19 +67,24 @@ class ApiClock:
     def observe(self, sent: float, received: float, date_header: str | None) -> None:
         """Learn from one answer; `sent` and `received` are local times."""
         date = http_date(date_header)
-        if date is None or received - sent > _LONGEST_PROOF:
+        if date is None or not _EARLIEST <= date < _LATEST or received - sent > _LONGEST_PROOF:
             return
         lowest, highest = date - received, date + 1.0 - sent
+        skew = 0.0 if lowest <= 0.0 <= highest else min(lowest, highest, key=abs)
         with self._lock:
-            self._skew = 0.0 if lowest <= 0.0 <= highest else min(lowest, highest, key=abs)
-            if abs(self._skew) <= _FURTHEST:
-                self._offset = self._skew
+            leaps = self._skew is not None and abs(skew - self._skew) > _LEAP
+            if leaps and (self._doubted is None or abs(skew - self._doubted) > _AGREES):
+                self._doubted = skew
+                return
+            if leaps or self._skew is None:
+                self._latest = _NEVER  # else all that comes is held at a time that was never the API's
+            self._skew, self._doubted = skew, None
 
     def at(self, local: float) -> datetime:
         """API time (UTC) at a local moment."""
         with self._lock:
             latest_local, latest_api = self._latest
-            api = local + self._offset
+            api = local + (self._skew or 0.0)
             if local >= latest_local:
                 api = max(api, latest_api)
                 self._latest = (local, api)

@@ -28,10 +28,15 @@ def findings(ended: Ended) -> dict[str, dict[str, Any]]:
 @pytest.fixture
 def online(sandbox: SandboxServer) -> SandboxServer:
     """A sandbox without an offline office."""
-    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000+00:00")
+    read_every_office(sandbox)
+    return sandbox
+
+
+def read_every_office(sandbox: SandboxServer) -> None:
+    """Each has just been read, by the sandbox's own clock."""
+    stamp = datetime.fromtimestamp(sandbox.app.clock(), UTC).strftime("%Y-%m-%dT%H:%M:%S.000+00:00")
     for row_id in sandbox.state.ids("sync_status"):
         sandbox.state.update("sync_status", row_id, {"read_status": "green", "read_status_at": stamp})
-    return sandbox
 
 
 @pytest.fixture
@@ -181,7 +186,7 @@ def test_an_office_that_was_not_read_for_long_is_a_warning(
     assert "said to be online" in findings(ended)["office"]["message"]
 
 
-@pytest.fixture(params=[700.0, -700.0])
+@pytest.fixture(params=[700.0, -700.0, 3 * 86_400.0, -3 * 86_400.0])
 def skewed(request: pytest.FixtureRequest) -> Iterator[SandboxServer]:
     with SandboxServer(
         patients=5,
@@ -190,18 +195,23 @@ def skewed(request: pytest.FixtureRequest) -> Iterator[SandboxServer]:
         api_keys={REAL_KEY: None},
         clock=lambda: time.time() + request.param,
     ) as server:
+        read_every_office(server)
         yield server
 
 
 def test_a_clock_that_is_off_is_a_warning_with_side_and_size(
     nexhealth: Run, settings: dict[str, str], skewed: SandboxServer
 ) -> None:
-    """Watermarks are corrected for it; schedules and log times are not."""
+    """Watermarks are corrected for it, and so is the age of what an office was read; schedules and log times are not."""
     ended = nexhealth("doctor", "--json", **settings | {"NEXHEALTH_API_URL": skewed.url})
-    message = findings(ended)["clock"]["message"]
-    side = "behind" if skewed.app.clock() > time.time() else "ahead of"
+    clock = findings(ended)["clock"]
+    ahead = skewed.app.clock() - time.time()
     assert ended.status == 1
-    assert re.fullmatch(rf"this machine's clock is (69\d|70\d) s {side} NexHealth's", message)
+    told = re.fullmatch(r"this machine's clock is ([\d,]+) s (behind|ahead of) NexHealth's", clock["message"])
+    assert told is not None
+    assert (told[2], "syncs correct for it" in clock["fix"]) == ("behind" if ahead > 0 else "ahead of", True)
+    assert abs(ahead) == pytest.approx(int(told[1].replace(",", "")), abs=10)
+    assert "office" not in findings(ended)
 
 
 def test_a_database_that_does_not_answer_is_named(nexhealth: Run, settings: dict[str, str], closed_port: int) -> None:

@@ -187,13 +187,14 @@ def test_a_warning_in_the_description_is_handed_on_without_values(client, stub):
     assert not {"Anna", "Neil", "1990", "a@b.c"} & set(warning.replace(";", " ").split())
 
 
-def test_requested_at_is_the_apis_time(client, stub):
-    """A workstation an hour off must not move watermarks."""
-    stub.authenticate = lambda seen: _dated(stub.issue(seen), 3600)
-    stub.answer = lambda seen: _dated(envelope([]), 3600)
+@pytest.mark.parametrize("ahead", [3600, 3 * 86_400, -3 * 86_400])
+def test_requested_at_is_the_apis_time(client, stub, ahead):
+    """A workstation that is an hour, or days, off must not move watermarks."""
+    stub.authenticate = lambda seen: _dated(stub.issue(seen), ahead)
+    stub.answer = lambda seen: _dated(envelope([]), ahead)
     page = client.get(ONE)
-    assert abs(page.requested_at.timestamp() - time.time() - 3600) < 60
-    assert abs(client.clock.skew - 3600) < 60
+    assert abs(page.requested_at.timestamp() - time.time() - ahead) < 60
+    assert abs(client.clock.skew - ahead) < 60
 
 
 def test_a_proxys_clock_is_not_the_apis(client, stub):
