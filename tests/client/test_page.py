@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from nexhealth_pipeline.client import page as page_module
 from nexhealth_pipeline.client.page import BodyMalformed, decode_envelope, records_of
 from nexhealth_pipeline.client.split import split_envelope
-from nexhealth_pipeline.client.words import ignored_parameters, vendor_words
+from nexhealth_pipeline.client.words import ignored_parameters, says_ignored, vendor_words
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
@@ -148,13 +148,15 @@ def test_quotes_are_short():
         ("active is not a valid parameter", {"active"}),
         ("active param ignored", {"active"}),
         ("Ignoring parameter `active`", {"active"}),
-        ("include, location_strict and active are ignored", {"active", "include[]", "location_strict"}),
-        ("Ignoring active and location_strict", {"active", "location_strict"}),
+        ("include, location_strict and active are ignored", {"location_strict"}),
+        ("Ignoring active and location_strict", {"location_strict"}),
         ("Ignored query parameters - active", {"active"}),
         ("Parameters not allowed (active, include[])", {"active", "include[]"}),
         ("location_strict: not permitted", {"location_strict"}),
-        ("active has no effect on this endpoint", {"active"}),
-        ("active isn't supported here", {"active"}),
+        ("active has no effect on this endpoint", set()),
+        ("location_strict has no effect on this endpoint", {"location_strict"}),
+        ("The active parameter has no effect on this endpoint", {"active"}),
+        ("`active` isn't supported here", {"active"}),
         ("Inactive providers are ignored unless active is set", set()),
         ("The page parameter is ignored; use end_cursor to page active records", set()),
         ("Rows with an unknown location_strict are left out", set()),
@@ -162,12 +164,56 @@ def test_quotes_are_short():
         ("Patients that are not active are not allowed in this list", set()),
         ("Not supported: active recalls of a location", set()),
         ("Some parameters were ignored", set()),
+        ("Ignored parameter(s): active", {"active"}),
+        ("Unrecognized parameter(s): active", {"active"}),
+        ("Ignored: active=true", {"active"}),
+        ("Ignored: location_strict=false, active=true", {"active", "location_strict"}),
+        ("ignored_parameters: active", {"active"}),
+        ("The parameter active is no longer supported", {"active"}),
+        ("'active' and 'include[]' are not valid", {"active", "include[]"}),
+        ("active: no longer supported", {"active"}),
+        ("Requests without the location_strict parameter are no longer accepted.", set()),
+        ("Requests with the location_strict parameter are no longer accepted.", set()),
+        ("API v2 is no longer supported. The `location_strict` parameter will be required.", set()),
+        ("The page parameter is ignored. Send the active parameter", set()),
+        ("Values other than true and false are not allowed for the active parameter.", set()),
+        ("This list ignores active and no-show appointments", set()),
+        ("Reports ignore active, deleted and merged providers", set()),
+        ("Ignored: active, deleted and merged providers", set()),
+        ("Ignored active and no-show appointments", set()),
+        ("Parameters other than `active` are ignored", set()),
+        ("The ignore_past_dates parameter goes with active", set()),
         ("", set()),
     ],
 )
 def test_parameters_that_an_answer_did_not_heed_are_found_by_name(said, found):
     """However they are quoted; what the vendor says besides names none."""
     assert ignored_parameters([said], ["include[]", "active", "location_strict"]) == found
+
+
+@pytest.mark.parametrize(
+    ("said", "means"),
+    [
+        ("ignored_parameters: active", True),
+        ("The … parameter was ignored", True),
+        ("The … parameter is no longer supported", True),
+        ("Some params are not accepted", True),
+        ("patient_id is not accepted", True),
+        ("Not a valid parameter: …", True),
+        ("Parameters other than page are ignored", True),
+        ("Some phone numbers are not valid", False),
+        ("v2 is no longer supported", False),
+        ("Requests without the location_id parameter are no longer accepted", False),
+        ("Requests with the location_id parameter are no longer accepted", False),
+        ("Values other than true and false are not allowed for the active parameter", False),
+        ("This list ignores cancelled appointments", False),
+        ("The ignore_past_dates parameter hides past hours", False),
+        ("Faxes are no longer accepted. See the list of parameters", False),
+    ],
+)
+def test_only_what_is_said_of_parameters_says_that_one_was_passed_over(said, means):
+    """Risk: a notice of anything ends every read with a filter for as long as the vendor prints it."""
+    assert says_ignored(said) is means
 
 
 def test_what_an_answer_says_is_not_shown():
