@@ -138,7 +138,7 @@ class _File:
         """Parameters of all operations of a path."""
         for path, item in spec["paths"].items():
             if isinstance(item, dict) and isinstance(item.get("get"), dict):
-                self.reads[_bare(path)], self._shared[_bare(path)] = item["get"], item.get("parameters", [])
+                self.reads[_bare(path)], self._shared[_bare(path)] = item["get"], item.get("parameters") or []
 
     def resolved(self, node: object, within: tuple[int, ...] = ()) -> Node:
         """`node` without references, its `allOf` or `anyOf` merged; an empty one where it leads nowhere.
@@ -165,17 +165,10 @@ class _File:
 
     def _any_of(self, choices: list[Node], node: Node) -> Node:
         """`node` with what the choices say, but null: what may be null, OpenAPI 3.1 writes as a choice of two."""
-        said: Node = {}
-        kinds: set[str] = set()
-        properties: Node = {}
-        for one in choices:
-            if one.get("type") != "null":
-                said |= one
-                kinds |= _kinds(one)
-                properties |= one.get("properties", {})
+        said = _united([one for one in choices if one.get("type") != "null"])
         own = {name: value for name, value in node.items() if name not in _EITHER}
-        properties |= own.get("properties", {})
-        return {**said, "type": sorted(kinds), **own} | ({"properties": properties} if properties else {})
+        properties = said.get("properties", {}) | own.get("properties", {})
+        return {**said, **own} | ({"properties": properties} if properties else {})
 
     def _target(self, reference: str) -> object:
         node: object = self._spec
@@ -185,7 +178,7 @@ class _File:
 
     def parameters(self, path: str) -> dict[str, Node]:
         """Query parameters of a read, by name."""
-        found = [self.resolved(one) for one in (*self._shared[path], *self.reads[path].get("parameters", []))]
+        found = [self.resolved(one) for one in (*self._shared[path], *(self.reads[path].get("parameters") or []))]
         return {str(one["name"]): one for one in found if one.get("in") == "query" and "name" in one}
 
     def data(self, path: str) -> Node:
@@ -219,6 +212,26 @@ def _kinds(node: Node) -> set[str]:
     """Types of a value that is not null; OpenAPI 3.1 writes one that may be null as a list of two."""
     kinds = node.get("type", "object")
     return {str(one) for one in kinds} - {"null"} if isinstance(kinds, list) else {str(kinds)}
+
+
+def _united(choices: list[Node]) -> Node:
+    """What holds of a value that is any of the choices: none of them must speak for all."""
+    united: Node = {}
+    properties: Node = {}
+    for one in choices:
+        united |= one
+        properties |= one.get("properties", {})
+    if properties:  # an empty one would hide those of an example
+        united["properties"] = properties
+    united["type"] = sorted({kind for one in choices for kind in _kinds(one)})
+    if len({one.get("format") for one in choices}) > 1:
+        united.pop("format", None)
+        if isinstance(united.get("example"), str):  # it would show the format of one
+            del united["example"]
+    enums: list[list[object]] = [one.get("enum") or [] for one in choices if "array" not in _kinds(one)]
+    united["enum"] = [value for enum in enums for value in enum] if all(enums) else []
+    items = [one["items"] for one in choices if "items" in one]
+    return united | ({"items": {"anyOf": items}} if len(items) > 1 else {})
 
 
 def _bare(path: str) -> str:

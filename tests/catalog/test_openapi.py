@@ -227,6 +227,86 @@ def test_parameters_of_a_path_are_those_of_its_read(spec: Node) -> None:
     assert found(spec) == {("value missing", "payments", "sort=updated_at")}
 
 
+def _parameters_of_null(spec: Node) -> None:
+    """A generator writes null for none."""
+    for path in ("/operatories", "/onboardings"):
+        spec["paths"][path]["parameters"] = None
+    spec["paths"]["/onboardings"]["get"]["parameters"] = None
+    spec["paths"]["/referrals/{id}"] = {"get": {"parameters": None, "responses": {}}}
+
+
+def _any(*choices: Node) -> Node:
+    return {"anyOf": [*choices, {"type": "null"}]}
+
+
+def _sorted_by_either(spec: Node) -> None:
+    """As two enumerations, the second without what is sent."""
+    parameter(spec, "/payments", "sort")["schema"] = _any(
+        {"type": "string", "enum": ["updated_at", "id"]}, {"type": "string", "enum": ["-updated_at", "-id"]}
+    )
+
+
+def _sorted_by_any(spec: Node) -> None:
+    parameter(spec, "/payments", "sort")["schema"] = _any(
+        {"type": "string"}, {"type": "string", "enum": ["-updated_at"]}
+    )
+
+
+def _sorted_otherwise(spec: Node) -> None:
+    parameter(spec, "/payments", "sort")["schema"] = _any(
+        {"type": "string", "enum": ["id"]}, {"type": "string", "enum": ["-updated_at", "-id"]}
+    )
+
+
+def _includes_of_either(spec: Node) -> None:
+    found = parameter(spec, "/charges", "include[]")["schema"]
+    known, new = copy.deepcopy(found), copy.deepcopy(found)
+    new["items"]["enum"] = ["tax_lines"]
+    found.clear()
+    found |= _any(new, known)
+
+
+_STAMP = {"type": "string", "format": "date-time", "example": "2020-01-02T03:04:05Z"}
+
+
+def _day_or_time(spec: Node) -> None:
+    """Neither the first nor the last choice says what all of them are."""
+    entity(spec, "/charges")["properties"]["updated_at"] = _any({"type": "string", "format": "date"}, _STAMP)
+
+
+def _time_or_day(spec: Node) -> None:
+    entity(spec, "/charges")["properties"]["updated_at"] = _any(_STAMP, {"type": "string", "format": "date"})
+
+
+def _one_time_or_another(spec: Node) -> None:
+    other = _STAMP | {"description": "another", "example": "2021-01-02T03:04:05Z"}
+    entity(spec, "/charges")["properties"]["updated_at"] = _any(_STAMP, other)
+
+
+_TO_TEXT = ("field retyped", "charges", "updated_at")
+
+
+@with_spec
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (_parameters_of_null, set()),
+        (_sorted_by_either, set()),
+        (_sorted_by_any, set()),
+        (_sorted_otherwise, {("value missing", "payments", "sort=updated_at")}),
+        (_includes_of_either, {("include new", "charges", "tax_lines")}),
+        (_day_or_time, {_TO_TEXT}),
+        (_time_or_day, {_TO_TEXT}),
+        (_one_time_or_another, set()),
+    ],
+    ids=lambda value: value.__name__.strip("_") if callable(value) else "",
+)
+def test_no_choice_speaks_for_all(spec: Node, change: Callable[[Node], None], told: set[tuple[str, str, str]]) -> None:
+    """Risk: what the last one leaves out counts as gone, and what only the last one says is expected of all."""
+    change(spec)
+    assert found(spec) == told
+
+
 def _listed(node: Node) -> None:
     node["type"] = [node["type"], "null"]
 
