@@ -54,7 +54,12 @@ _TYPES: dict[SqlType, Any] = {
     SqlType.TIMESTAMPTZ: str,
     SqlType.JSONB: Any,
 }
-"""Types of values. Whether one is a number the pattern says: only of what may be anything is :func:`_usual_float` asked."""
+"""Types of values; whether a text is a number the pattern says.
+
+None of them may be float: :func:`_usual_float`, which keeps out what jsonb refuses, is asked only of numbers in fields
+that may be anything. Where a number must be whole the decoder itself refuses any point or exponent (`0e99999` too), but
+only while it is strict.
+"""
 # Written so that whatever matches is in the calendar: asking the calendar itself takes three times as long. February
 # 29, the year 2200 and everything that is rarer are looked at by the encoder.
 _DAY = (

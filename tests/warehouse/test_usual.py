@@ -127,7 +127,10 @@ ODD = {
         b'{"id": 1, "procedures": [{"id": 2, "fee": {"amount": 0e9999999999}}]}',
         b'{"id": 1, "procedures": null}',
     ],
-    "charges": [b'{"id": 1, "claim_payouts": [{"claim_id": 1, "write_off": {"amount": 1e200000}}]}'],
+    "charges": [
+        b'{"id": 1, "claim_payouts": [{"claim_id": 1, "write_off": {"amount": 1e200000}}]}',
+        b'{"id": 2, "location_id": 0e9999999999}',
+    ],
     "alerts": [
         b'{"id": 1, "colour": 1}',
         b'{"id": 2, "colour": 1e200000}',
