@@ -159,6 +159,24 @@ def test_a_retired_endpoint_that_somebody_deleted_with_an_institution_leaves_its
     assert account.is_right()
 
 
+def test_a_retired_endpoint_that_somebody_deleted_with_an_institution_is_missing_until_that_has_another(
+    account: Account,
+) -> None:
+    """It was forgotten, and its hole closed by reads of the others: nobody named the institution that had none."""
+    rotated_but_for_harbor(account)
+    old = account.rows[0]
+    account.vendor.box.webhooks.registry.remove_endpoint(16001)
+    retired, current = looked_at(account)
+    assert (retired.verdict, retired.fine, current.verdict) == (Verdict.MISSING, False, Verdict.OK)
+    assert "nexhealth webhooks setup" in retired.reason
+    assert holes(account) == {16001: old.registered_at, 16002: None}
+    assert {one.rule.name for one in examine(account.db, silence_hours=24) if one.count} >= {"endpoint_active"}
+    refuse_nobody(account)
+    account.set_up()
+    assert holes(account) == {16002: old.registered_at}
+    assert account.is_right()
+
+
 def test_a_subscription_is_moved_although_there_is_an_inactive_one_that_cannot_be_resumed(account: Account) -> None:
     """The active one was dropped first, and the institution had none."""
     rotated_but_for_harbor(account)
