@@ -185,6 +185,20 @@ def test_the_hole_of_an_endpoint_that_is_gone_passes_to_the_keys_others(db: psyc
     assert [one.hole_since for one in known_endpoints(db)] == [hole]
 
 
+def test_a_hole_that_comes_while_another_is_filled_keeps_that_open(db: psycopg.Connection) -> None:
+    """The read began before, perhaps without the institutions that came with it; it may be the younger of the two."""
+    gone, heir = stored(db, 1), stored(db, 2)
+    age(db, registered_at=DAY, seen_active_at=DAY)
+    record_inactive(db, heir)
+    record_active(db, heir)
+    being_filled = found(db, 2)
+    db.execute("UPDATE nexhealth_webhooks SET registered_at = now() WHERE endpoint_id = 1")
+    record_inactive(db, gone)
+    record_removed(db, gone)
+    assert not filled(db, being_filled)
+    assert filled(db, found(db, 2))
+
+
 def test_while_a_hole_is_open_it_is_known_since_when_the_endpoint_is_active_again(db: psycopg.Connection) -> None:
     """What was read since then need not be read again; what was read before says nothing of the hole."""
     endpoint = stored(db)
