@@ -180,6 +180,26 @@ def test_a_retired_endpoint_that_somebody_deleted_with_an_institution_is_missing
     assert account.is_right()
 
 
+def test_an_inactive_subscription_is_resumed_and_takes_the_place_of_the_one_that_would_be_moved(
+    account: Account,
+) -> None:
+    """Nobody says that an endpoint may have two subscriptions to one event: a move beside it may be refused."""
+    rotated_but_for_harbor(account)
+    account.vendor.box.webhooks.registry.add_subscription(16002, HARBOR[0], "Patient", "patient_updated", active=False)
+    [twin] = [one.id for one in account.vendor.box.webhooks.registry.subscriptions if not one.active]
+    [source] = [one.id for one in account.rows[0].subscribed if one.event == "patient_updated"]
+    refuse_nobody(account)
+    account.vendor.stub.seen.clear()
+    done = account.set_up()
+    assert (done.exit_status, done.keys[0].subscriptions_resumed) == (0, 1)
+    changes = [one for one in account.vendor.changes() if one.endswith((f"/{twin}", f"/{source}"))]
+    assert changes == [
+        f"PATCH /webhook_endpoints/16002/webhook_subscriptions/{twin}",
+        f"DELETE /webhook_endpoints/16001/webhook_subscriptions/{source}",
+    ]
+    assert (account.vendor.topics(16001), account.vendor.topics(16002)) == ([], EVERYTHING)
+
+
 def test_a_subscription_is_moved_although_there_is_an_inactive_one_that_cannot_be_resumed(account: Account) -> None:
     """The active one was dropped first, and the institution had none."""
     rotated_but_for_harbor(account)
