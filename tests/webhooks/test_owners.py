@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import psycopg
@@ -129,6 +130,28 @@ def test_for_a_replay_the_search_begins_anew(box: SandboxServer, db: psycopg.Con
     box.state.create("documents", {"id": number}, subdomain=place[1], patient_id=patients(db, place[0])[1])
     assert replay(db, Selection(statuses=("parked",))) == 1
     assert told() == [("applied", None)]
+
+
+def test_the_search_for_a_replay_comes_to_every_list_although_all_were_read_since_its_event(
+    box: SandboxServer, db: psycopg.Connection, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a practice of three hundred patients it was given up after two tries, with a hundred lists never asked for."""
+    monkeypatch.setattr(owners, "_SEARCHED", 1)
+    monkeypatch.setattr(owners, "_AGAIN", timedelta(0))
+    place, number = home(db), 990_003
+    everybody = patients(db, place[0])
+    assert len(everybody) > 2
+    store(db, of_nobody(place, number))
+    db.execute("UPDATE nexhealth_webhook_events SET status = 'parked'")
+    for patient in everybody:
+        db.execute("UPDATE nexhealth_child_reads SET read_at = clock_timestamp() WHERE patient_id = %s", (patient,))
+    box.state.create("documents", {"id": number}, subdomain=place[1], patient_id=everybody[-1])
+    assert replay(db, Selection(statuses=("parked",))) == 1
+    since, status = last(box), "pending"
+    while status == "pending":
+        due_again(db)
+        ((status, _),) = told(webhook_attempts=len(everybody))
+    assert (status, lists_asked(box, since)) == ("applied", everybody)
 
 
 def test_a_document_of_days_ago_that_no_list_holds_is_given_up_at_once(db: psycopg.Connection, told: Told) -> None:
