@@ -155,7 +155,9 @@ class KeyWork:
             current = self._rotate(current, by_id)
         self._done.endpoint_id = current.endpoint_id
         results = self._subscribe(current, orphans)
-        self._forget_missing(known.values(), by_id)  # not before: a hole passes to an endpoint that has subscriptions
+        self._forget_missing(
+            known.keys() - by_id.keys()
+        )  # not before: a hole passes to an endpoint that has subscriptions
         unmoved = {number for number in orphans if any(one.may_be_on(number) for one in results)}
         self._delete(number for number in orphans if number not in unmoved)
         if not unmoved:
@@ -210,10 +212,10 @@ class KeyWork:
         return row
 
     def _note_switched_off(self, known: Iterable[Endpoint], listed: Mapping[int, RemoteEndpoint]) -> None:
-        """Endpoints that NexHealth posts nothing to: their holes go with their subscriptions when those are moved."""
+        """Endpoints that NexHealth posts nothing to, or has no more: their holes go with their subscriptions."""
         for one in known:
             found = listed.get(one.endpoint_id)
-            if one.subscriptions and found is not None and not found.active:
+            if one.subscriptions and (found is None or not found.active):
                 record_inactive(self._connection, one)
 
     def _store(self, found: RemoteEndpoint) -> None:
@@ -273,11 +275,10 @@ class KeyWork:
         for one in extra:
             retire(self._connection, one)
 
-    def _forget_missing(self, known: Iterable[Endpoint], listed: Iterable[int]) -> None:
+    def _forget_missing(self, gone: Container[int]) -> None:
         """Endpoints that somebody deleted: what they would have been sent is read by polling."""
-        there = set(listed)
-        for one in known:
-            if one.endpoint_id not in there:
+        for one in self._known():
+            if one.endpoint_id in gone:
                 record_deleted(self._connection, one)
 
     # Subscriptions -----------------------------------------------------------------------------------------------

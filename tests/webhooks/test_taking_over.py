@@ -7,6 +7,7 @@ import pytest
 
 from nexhealth_pipeline.warehouse.webhook_health import examine
 from nexhealth_pipeline.webhooks.checking import EndpointState, Verdict, check_endpoints
+from nexhealth_pipeline.webhooks.registering import KeyWork
 from nexhealth_pipeline.webhooks.sealing import Sealer
 from tests.client.stub import Reply, Seen, refusal
 
@@ -162,6 +163,25 @@ def test_a_retired_endpoint_that_somebody_deleted_with_an_institution_leaves_its
     assert account.is_right()
 
 
+def test_its_hole_outlives_a_set_up_that_was_killed(account: Account) -> None:
+    """The institution had another endpoint, and nobody knew any more that the one before had lost events."""
+    rotated_but_for_harbor(account)
+    old = account.rows[0]
+    account.vendor.box.webhooks.registry.remove_endpoint(16001)
+    refuse_nobody(account)
+    with pytest.MonkeyPatch.context() as patch, suppress(Killed):
+        patch.setattr(KeyWork, "_forget_missing", dying)
+        account.set_up()
+    account.set_up()
+    assert holes(account) == {16002: old.registered_at}
+    assert account.is_right()
+
+
+def dying(*_args: object) -> None:
+    """What a set-up does not come to."""
+    raise Killed
+
+
 def test_a_retired_endpoint_that_somebody_deleted_with_an_institution_is_missing_until_that_has_another(
     account: Account,
 ) -> None:
@@ -176,7 +196,7 @@ def test_a_retired_endpoint_that_somebody_deleted_with_an_institution_is_missing
     assert {one.rule.name for one in examine(account.db, silence_hours=24) if one.count} >= {"endpoint_active"}
     refuse_nobody(account)
     account.set_up()
-    assert holes(account) == {16002: old.registered_at - AGAIN}
+    assert holes(account) == {16002: old.registered_at}
     assert account.is_right()
 
 
