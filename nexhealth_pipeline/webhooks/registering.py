@@ -149,7 +149,9 @@ class KeyWork:
         usable = [one for one in candidates if self._has_secret(one, known.get(one.id))]
         orphans = self._orphans([one.id for one in candidates if one not in usable], alone=not usable)
         current = self._activated(usable[0]) if usable else self._create(by_id)
-        self._retire_extra([known[one.id] for one in usable[1:] if one.id in known])
+        for one in usable[1:]:
+            if one.id in known:  # two of ours with one URL post everything twice
+                retire(self._connection, known[one.id], heir=current)
         orphans += self._doubles([one.id for one in usable[1:] if one.id not in known])
         if self._order.rotate and not self._done.created:
             current = self._rotate(current, by_id)
@@ -266,14 +268,9 @@ class KeyWork:
         """A successor with another secret; the two are exchanged in one transaction."""
         with self._attempt(before), self._connection.transaction():
             successor = self._make(before)
-            retire(self._connection, current)
+            retire(self._connection, current, heir=successor)
         self._done.rotated_from = current.endpoint_id
         return successor
-
-    def _retire_extra(self, extra: Iterable[Endpoint]) -> None:
-        """Two of ours with one URL post everything twice: the later one goes."""
-        for one in extra:
-            retire(self._connection, one)
 
     def _forget_missing(self, gone: Container[int]) -> None:
         """Endpoints that somebody deleted: what they would have been sent is read by polling."""
@@ -302,7 +299,7 @@ class KeyWork:
                 self._record(one, left, looked_at)
                 still_there = {each.id for each in left}
                 if any(each.subdomain in looked_at and each.id not in still_there for each in one.subscribed):
-                    retire(self._connection, one)  # its 49 hours are those of the last that was moved
+                    retire(self._connection, one, heir=current)  # its 49 hours are those of the last that was moved
         self._add_up(results)
         return results
 
