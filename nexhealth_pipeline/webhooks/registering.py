@@ -157,9 +157,8 @@ class KeyWork:
             current = self._rotate(current, by_id)
         self._done.endpoint_id = current.endpoint_id
         results = self._subscribe(current, orphans)
-        self._forget_missing(
-            known.keys() - by_id.keys()
-        )  # not before: a hole passes to an endpoint that has subscriptions
+        # Not before: a hole passes to an endpoint that has subscriptions.
+        self._forget_missing(known.keys() - by_id.keys(), results)
         unmoved = {number for number in orphans if any(one.may_be_on(number) for one in results)}
         self._delete(number for number in orphans if number not in unmoved)
         if not unmoved:
@@ -272,10 +271,14 @@ class KeyWork:
         self._done.rotated_from = current.endpoint_id
         return successor
 
-    def _forget_missing(self, gone: Container[int]) -> None:
-        """Endpoints that somebody deleted: what they would have been sent is read by polling."""
+    def _forget_missing(self, gone: Container[int], results: Iterable[Subscribed]) -> None:
+        """Endpoints that somebody deleted: what they would have been sent is read by polling.
+
+        One that an institution had which has no other now, for it was refused or not asked for, stays missing.
+        """
+        without = self._kept - {one.subdomain for one in results if one.settled}
         for one in self._known():
-            if one.endpoint_id in gone:
+            if one.endpoint_id in gone and without.isdisjoint(each.subdomain for each in one.subscribed):
                 record_deleted(self._connection, one)
 
     # Subscriptions -----------------------------------------------------------------------------------------------

@@ -163,6 +163,27 @@ def test_a_retired_endpoint_that_somebody_deleted_with_an_institution_leaves_its
     assert account.is_right()
 
 
+@pytest.mark.parametrize("retired", [True, False])
+def test_an_endpoint_that_somebody_deleted_is_missed_until_each_institution_has_another(
+    account: Account, *, retired: bool
+) -> None:
+    """Its hole was closed by reads of those that had, and no rule named the one that was refused."""
+    if retired:
+        rotated_but_for_harbor(account)
+    else:
+        account.set_up()
+        refuse_harbor(account)
+    old = account.rows[0]
+    account.vendor.box.webhooks.registry.remove_endpoint(16001)
+    assert account.set_up().exit_status == 1
+    assert [one.verdict for one in looked_at(account)] == [Verdict.MISSING, Verdict.OK]
+    assert holes(account)[16001] == old.registered_at
+    refuse_nobody(account)
+    account.set_up()
+    assert holes(account) == {16002: old.registered_at}
+    assert account.is_right()
+
+
 def test_its_hole_outlives_a_set_up_that_was_killed(account: Account) -> None:
     """The institution had another endpoint, and nobody knew any more that the one before had lost events."""
     rotated_but_for_harbor(account)
