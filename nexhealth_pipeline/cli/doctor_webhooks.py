@@ -38,7 +38,8 @@ def webhook_findings(realm: Realm) -> Iterator[Finding]:
 def _known(realm: Realm) -> list[Endpoint]:
     with connect(realm.warehouse_url(), autocommit=True) as connection, driver_errors("looking for webhook endpoints"):
         found = known_endpoints(connection) if current_revision(connection) == HEAD else []
-    return [one for one in found if one.retire_at is None]
+    # One that was replaced is the only one of the institutions that it still has.
+    return [one for one in found if one.retire_at is None or one.subscriptions]
 
 
 def _secrets(realm: Realm, known: list[Endpoint]) -> Iterator[Finding]:

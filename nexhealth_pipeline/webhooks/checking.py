@@ -111,12 +111,18 @@ def _check(
 ) -> EndpointState:
     if found is not None:
         learn_secret(connection, sealer, known, found.secret)
-    if known.retire_at is not None:
-        return _check_retiring(connection, remote, known, found)
+    if known.retire_at is not None and not known.subscriptions:
+        return _check_retired(connection, remote, known, found)
     if found is None:
         hole = record_inactive(connection, known)
         return _state(known, Verdict.MISSING, "run `nexhealth webhooks setup URL`", hole)
-    return _kept_active(connection, remote, known, found)
+    state = _kept_active(connection, remote, known, found)
+    if known.retire_at is None:
+        return state
+    # Events are still posted to it alone.
+    if state.fine and known.due:
+        return replace(state, verdict=Verdict.OVERDUE, reason=_overdue(known))
+    return replace(state, verdict=Verdict.RETIRING) if state.verdict is Verdict.OK else state
 
 
 def _kept_active(
@@ -135,17 +141,13 @@ def _kept_active(
     return _state(known, Verdict.REACTIVATED, "", hole)
 
 
-def _check_retiring(
+def _check_retired(
     connection: psycopg.Connection, remote: Remote, known: Endpoint, found: RemoteEndpoint | None
 ) -> EndpointState:
+    """One that nothing is posted to any more."""
     if found is None:
         record_deleted(connection, known)
         return _state(known, Verdict.REMOVED)
-    if known.subscriptions:  # events are still posted to it alone
-        state = _kept_active(connection, remote, known, found)
-        if state.fine and known.due:
-            return replace(state, verdict=Verdict.OVERDUE, reason=_overdue(known))
-        return replace(state, verdict=Verdict.RETIRING) if state.verdict is Verdict.OK else state
     try:
         removed = delete_if_due(connection, remote, known)
     except ApiError as error:

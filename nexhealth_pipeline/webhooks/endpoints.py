@@ -283,15 +283,15 @@ def _noted(connection: psycopg.Connection, endpoint: Endpoint) -> tuple[Subscrip
     return msgspec.convert(tuple(row[0]) if row else (), tuple[Subscription, ...])
 
 
-def retire(connection: psycopg.Connection, endpoint: Endpoint) -> None:
+def retire(connection: psycopg.Connection, endpoint: Endpoint, *, heir: Endpoint) -> None:
     """Let it be deleted after :data:`OVERLAP`: until then repeats of what it was sent still come.
 
-    An open hole passes to the key's other endpoints, which take its subscriptions over. It stays open here as well for
-    those that it still has: what is noted of them says whom the hole is about.
+    An open hole passes to the key's other endpoints, and to the `heir`, which takes its subscriptions over. It stays open
+    here as well for those that it still has: what is noted of them says whom the hole is about.
     """
     with connection.transaction():
         hole = _update(connection, endpoint, "retire_at = clock_timestamp() + %(overlap)s", overlap=OVERLAP)
-        _pass_on(connection, endpoint, hole)
+        _pass_on(connection, endpoint, hole, heir)
         _update(connection, endpoint, "hole_since = CASE WHEN subscriptions <> '[]' THEN hole_since END")
 
 
@@ -313,16 +313,23 @@ def record_removed(connection: psycopg.Connection, endpoint: Endpoint) -> None:
         _pass_on(connection, endpoint, hole)
 
 
-def _pass_on(connection: psycopg.Connection, endpoint: Endpoint, hole: datetime | None) -> None:
-    """Let the key's other endpoints have a hole.
+def _pass_on(
+    connection: psycopg.Connection, endpoint: Endpoint, hole: datetime | None, heir: Endpoint | None = None
+) -> None:
+    """Let the key's other endpoints have a hole: those with subscriptions, and the `heir`; all where there is no such.
 
+    It would never be closed at one of which a killed set-up has noted nothing, and which nobody goes on with.
     It ends now for those that are active: they may have been so long before it began, and nothing read then fills it.
+    One that is open there already moves a little, so that a read that began before does not close it.
     """
     connection.execute(
-        "UPDATE nexhealth_webhooks SET hole_since = least(hole_since, %(hole)s), seen_active_at ="
+        "UPDATE nexhealth_webhooks SET hole_since = least(hole_since - interval '1 microsecond', %(hole)s), seen_active_at ="
         " CASE WHEN active THEN clock_timestamp() ELSE seen_active_at END WHERE key_hash = %(key_hash)s"
-        " AND removed_at IS NULL AND retire_at IS NULL AND %(hole)s::timestamptz IS NOT NULL",
-        {"key_hash": endpoint.key_hash, "hole": hole},
+        " AND removed_at IS NULL AND retire_at IS NULL AND %(hole)s::timestamptz IS NOT NULL"
+        " AND (subscriptions <> '[]' OR endpoint_id = %(heir)s OR NOT EXISTS (SELECT FROM nexhealth_webhooks other"
+        "  WHERE other.key_hash = %(key_hash)s AND other.removed_at IS NULL AND other.retire_at IS NULL"
+        "  AND (other.subscriptions <> '[]' OR other.endpoint_id = %(heir)s)))",
+        {"key_hash": endpoint.key_hash, "hole": hole, "heir": heir and heir.endpoint_id},
     )
 
 

@@ -133,7 +133,7 @@ class HintReader:
         found = search.search(
             {id_ for one in told for id_ in one.records},
             max(one.event.received_at for one in told),
-            # Of a replay; its further tries go on from there.
+            replayed=any(one.event.replays for one in told),
             anew=any(one.event.replays and not one.event.attempts for one in told),
         )
         self._lists += found.lists

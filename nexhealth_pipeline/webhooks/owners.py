@@ -37,9 +37,10 @@ LEFT JOIN (
 ) visit ON visit.patient_id = p.id
 WHERE p.institution_id = %(institution)s AND p.deleted_at IS NULL
 AND coalesce(r.read_at, '-infinity') >= %(after)s AND coalesce(r.read_at, '-infinity') < %(before)s
-ORDER BY visit.away NULLS LAST, p.updated_at DESC, p.id LIMIT %(most)s
+ORDER BY CASE WHEN %(in_turn)s THEN r.read_at END, visit.away NULLS LAST, p.updated_at DESC, p.id LIMIT %(most)s
 """
-"""Who was or will be here around then, then who has changed last; of those whose list was read in a time."""
+"""Who was or will be here around then, then who has changed last; of those whose list was read in a time. In turn: whose
+list was read first."""
 
 _TO_COME = """
 SELECT EXISTS (
@@ -116,13 +117,14 @@ class OwnerSearch:
         row = self._connection.execute(question, given).fetchone()
         return bool(row and row[0])
 
-    def search(self, records: Iterable[int], since: datetime, *, anew: bool = False) -> Found:
+    def search(self, records: Iterable[int], since: datetime, *, replayed: bool = False, anew: bool = False) -> Found:
         """Read likely lists until `records` are found, or enough was asked: some not read after `since`, some read since.
 
-        The latter may have lacked a record that has come by now. `anew`: as if none had been read since.
+        The latter may have lacked a record that has come by now. That is true of any list where an event is `replayed`,
+        which may be years after `since`: with its first try, `anew`, the search begins as if none had been read since.
         """
         missing, found = set(records), Found()
-        likely, found.exhausted = self._chosen(since, anew=anew)
+        likely, found.exhausted = self._chosen(since, replayed=replayed, anew=anew)
         for at in range(0, len(likely), _AT_ONCE):
             rows = sorted(likely[at : at + _AT_ONCE])  # in the order of everybody who locks them
             done = self._single_reads.read(self._collection, self._institution, rows)
@@ -136,21 +138,24 @@ class OwnerSearch:
                 break
         return found
 
-    def _chosen(self, since: datetime, *, anew: bool) -> tuple[Sequence[int], bool]:
-        """Whose lists to read, and whether none is left that was not read after `since`.
+    def _chosen(self, since: datetime, *, replayed: bool, anew: bool) -> tuple[Sequence[int], bool]:
+        """Whose lists to read, and whether none is left that was not read after `since`; of a replay, none at all.
 
         Either kind has half of them, where there are as many: the likeliest must not keep the others from their turn.
         """
         lately = database_time(self._connection) - _AGAIN
         unread = self._likely(since, "-infinity", "infinity" if anew else since)
-        again = [] if anew else self._likely(since, since, lately)
-        again = again[: _SEARCHED - min(len(unread), (_SEARCHED + 1) // 2)]
+        read = [] if anew else self._likely(since, since, lately, in_turn=replayed)
+        again = read[: _SEARCHED - min(len(unread), (_SEARCHED + 1) // 2)]
         chosen = unread[: _SEARCHED - len(again)]
-        return [*again, *chosen], len(chosen) == len(unread) < _SEARCHED
+        left = replayed and not len(again) == len(read) < _SEARCHED
+        return [*again, *chosen], len(chosen) == len(unread) < _SEARCHED and not left
 
-    def _likely(self, since: datetime, after: datetime | str, before: datetime | str) -> Sequence[int]:
+    def _likely(
+        self, since: datetime, after: datetime | str, before: datetime | str, *, in_turn: bool = False
+    ) -> Sequence[int]:
         """Of those whose list was read from `after` until `before`."""
         question = sql.SQL(_LIKELY).format(owners=sql.Identifier(f"nexhealth_{self._collection.per}"))
         given = {"collection": self._collection.name, "institution": self._institution.id, "since": since}
-        rows = self._connection.execute(question, {**given, "after": after, "before": before, "most": _SEARCHED})
-        return [id_ for (id_,) in rows]
+        given |= {"after": after, "before": before, "in_turn": in_turn, "most": _SEARCHED}
+        return [id_ for (id_,) in self._connection.execute(question, given)]

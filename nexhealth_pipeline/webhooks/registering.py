@@ -149,13 +149,16 @@ class KeyWork:
         usable = [one for one in candidates if self._has_secret(one, known.get(one.id))]
         orphans = self._orphans([one.id for one in candidates if one not in usable], alone=not usable)
         current = self._activated(usable[0]) if usable else self._create(by_id)
-        self._retire_extra([known[one.id] for one in usable[1:] if one.id in known])
+        for one in usable[1:]:
+            if one.id in known:  # two of ours with one URL post everything twice
+                retire(self._connection, known[one.id], heir=current)
         orphans += self._doubles([one.id for one in usable[1:] if one.id not in known])
         if self._order.rotate and not self._done.created:
             current = self._rotate(current, by_id)
         self._done.endpoint_id = current.endpoint_id
         results = self._subscribe(current, orphans)
-        self._forget_missing(known.values(), by_id)  # not before: a hole passes to an endpoint that has subscriptions
+        # Not before: a hole passes to an endpoint that has subscriptions.
+        self._forget_missing(known.keys() - by_id.keys(), results)
         unmoved = {number for number in orphans if any(one.may_be_on(number) for one in results)}
         self._delete(number for number in orphans if number not in unmoved)
         if not unmoved:
@@ -210,10 +213,10 @@ class KeyWork:
         return row
 
     def _note_switched_off(self, known: Iterable[Endpoint], listed: Mapping[int, RemoteEndpoint]) -> None:
-        """Endpoints that NexHealth posts nothing to: their holes go with their subscriptions when those are moved."""
+        """Endpoints that NexHealth posts nothing to, or has no more: their holes go with their subscriptions."""
         for one in known:
             found = listed.get(one.endpoint_id)
-            if one.subscriptions and found is not None and not found.active:
+            if one.subscriptions and (found is None or not found.active):
                 record_inactive(self._connection, one)
 
     def _store(self, found: RemoteEndpoint) -> None:
@@ -264,20 +267,18 @@ class KeyWork:
         """A successor with another secret; the two are exchanged in one transaction."""
         with self._attempt(before), self._connection.transaction():
             successor = self._make(before)
-            retire(self._connection, current)
+            retire(self._connection, current, heir=successor)
         self._done.rotated_from = current.endpoint_id
         return successor
 
-    def _retire_extra(self, extra: Iterable[Endpoint]) -> None:
-        """Two of ours with one URL post everything twice: the later one goes."""
-        for one in extra:
-            retire(self._connection, one)
+    def _forget_missing(self, gone: Container[int], results: Iterable[Subscribed]) -> None:
+        """Endpoints that somebody deleted: what they would have been sent is read by polling.
 
-    def _forget_missing(self, known: Iterable[Endpoint], listed: Iterable[int]) -> None:
-        """Endpoints that somebody deleted: what they would have been sent is read by polling."""
-        there = set(listed)
-        for one in known:
-            if one.endpoint_id not in there:
+        One that an institution had which has no other now, for it was refused or not asked for, stays missing.
+        """
+        without = self._kept - {one.subdomain for one in results if one.settled}
+        for one in self._known():
+            if one.endpoint_id in gone and without.isdisjoint(each.subdomain for each in one.subscribed):
                 record_deleted(self._connection, one)
 
     # Subscriptions -----------------------------------------------------------------------------------------------
@@ -301,7 +302,7 @@ class KeyWork:
                 self._record(one, left, looked_at)
                 still_there = {each.id for each in left}
                 if any(each.subdomain in looked_at and each.id not in still_there for each in one.subscribed):
-                    retire(self._connection, one)  # its 49 hours are those of the last that was moved
+                    retire(self._connection, one, heir=current)  # its 49 hours are those of the last that was moved
         self._add_up(results)
         return results
 

@@ -229,10 +229,10 @@ class Subscriber:
     ) -> bool:
         """Move one subscription; drop it where there is an active one here, or every event would come twice.
 
-        An inactive one may be refused to be resumed: then the institution would be left with none.
+        An inactive one is resumed first: it may be refused, and the institution would be left with none.
         """
         try:
-            if any(one.active for one in have.get(key, ())):
+            if self._is_told(key, have):
                 self._remote.drop(source, found.id, self._done.subdomain)
                 return True
             self._remote.move(source, found.id, self._done.subdomain, to=self._endpoint_id)
@@ -243,6 +243,17 @@ class Subscriber:
             return False
         have[key] = [RemoteSubscription(found.id, *key)]
         self._done.moved += 1
+        return True
+
+    def _is_told(self, key: Key, have: dict[Key, list[RemoteSubscription]]) -> bool:
+        """Whether there is an active subscription here, resumed if need be."""
+        twins = have.get(key, [])
+        if not twins or any(one.active for one in twins):
+            return bool(twins)
+        try:
+            have[key] = [RemoteSubscription(self._resume(twins[0]), *key)]
+        except (NoAccess, BadRequest, NotFound):
+            return False
         return True
 
     def _listed(self, endpoint_id: int) -> dict[Key, list[RemoteSubscription]]:

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import psycopg
 import pytest
 
 from nexhealth_pipeline.sandbox import SandboxServer
@@ -50,3 +51,20 @@ def test_an_endpoint_that_is_off_or_gone_is_found(
     assert (gone["level"], f"nexhealth webhooks setup {URL}" in gone["fix"]) == ("warning", True)
     secrets, *_ = found(nexhealth, settings | {"NEXHEALTH_WEBHOOK_KEY": SEAL[::-1]})
     assert (secrets["level"], SEAL[::-1] in secrets["message"]) == ("failed", False)
+
+
+def test_an_endpoint_that_was_replaced_is_asked_about_while_it_has_an_institution(
+    nexhealth: Run, settings: dict[str, str], sandbox: SandboxServer
+) -> None:
+    """It is the only one that the institution's events are posted to."""
+    (old,) = sandbox.webhooks.endpoints
+    assert nexhealth("webhooks", "setup", URL, "--rotate", **settings).status == 0
+    assert [one["level"] for one in found(nexhealth, settings)] == ["ok"]
+    with psycopg.connect(settings["DATABASE_URL"]) as db:
+        db.execute(
+            "UPDATE nexhealth_webhooks SET subscriptions = (SELECT subscriptions FROM nexhealth_webhooks"
+            " WHERE retire_at IS NULL) WHERE retire_at IS NOT NULL"
+        )
+    sandbox.webhooks.registry.remove_endpoint(old.id)
+    gone, current = found(nexhealth, settings)
+    assert (gone["level"], f"endpoint {old.id}" in gone["message"], current["level"]) == ("warning", True, "ok")

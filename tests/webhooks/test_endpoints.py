@@ -62,8 +62,8 @@ def test_an_old_secret_lives_for_49_hours_beside_the_new_one(db: psycopg.Connect
 
 
 def test_a_retiring_endpoints_secret_lives_until_it_is_removed(db: psycopg.Connection) -> None:
-    old, _ = stored(db, 1), stored(db, 2, secret="second")
-    retire(db, old)
+    old, new = stored(db, 1), stored(db, 2, secret="second")
+    retire(db, old, heir=new)
     assert secrets(db) == [(2, "second"), (1, "first")]
     assert not found(db).due
     age(db, retire_at=OVERLAP)
@@ -183,6 +183,34 @@ def test_the_hole_of_an_endpoint_that_is_gone_passes_to_the_keys_others(db: psyc
     assert [(one.endpoint_id, one.hole_since) for one in known_endpoints(db)] == [(2, hole), (3, None)]
     record_removed(db, found(db, 3))  # without a hole
     assert [one.hole_since for one in known_endpoints(db)] == [hole]
+
+
+def test_a_hole_passes_to_endpoints_with_subscriptions_and_to_the_one_that_is_being_made(
+    db: psycopg.Connection,
+) -> None:
+    """It was never closed at one that a killed set-up had made, and that nobody went on with."""
+    old, _begun, other, made = (stored(db, number) for number in (1, 2, 3, 4))
+    record_subscriptions(db, other, [Subscription(5, "acme", "Patient", "patient_updated", active=True)])
+    hole = record_inactive(db, old)
+    retire(db, old, heir=made)
+    assert {one.endpoint_id: one.hole_since for one in known_endpoints(db)} == {1: None, 2: None, 3: hole, 4: hole}
+    db.execute("UPDATE nexhealth_webhooks SET hole_since = NULL WHERE endpoint_id <> 4")
+    record_removed(db, made)
+    assert {one.endpoint_id: one.hole_since for one in known_endpoints(db)} == {1: None, 2: None, 3: hole}
+
+
+def test_a_hole_that_comes_while_another_is_filled_keeps_that_open(db: psycopg.Connection) -> None:
+    """The read began before, perhaps without the institutions that came with it; it may be the younger of the two."""
+    gone, heir = stored(db, 1), stored(db, 2)
+    age(db, registered_at=DAY, seen_active_at=DAY)
+    record_inactive(db, heir)
+    record_active(db, heir)
+    being_filled = found(db, 2)
+    db.execute("UPDATE nexhealth_webhooks SET registered_at = now() WHERE endpoint_id = 1")
+    record_inactive(db, gone)
+    record_removed(db, gone)
+    assert not filled(db, being_filled)
+    assert filled(db, found(db, 2))
 
 
 def test_while_a_hole_is_open_it_is_known_since_when_the_endpoint_is_active_again(db: psycopg.Connection) -> None:

@@ -114,6 +114,31 @@ def test_a_masked_secret_is_none(account: Account, mask: Callable[[str], str]) -
     assert account.is_right()
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_part_of_a_secret_is_none_where_there_is_nothing_to_compare_it_with(account: Account, *, known: bool) -> None:
+    """The key that sealed the whole one was lost, or the endpoint is another's."""
+    if known:
+        account.set_up(sealer=Sealer(["lost" * 10]))
+    else:
+        account.vendor.make(URL)
+    account.vendor.alter = lambda seen, data: (
+        [one | {"secret_key": one["secret_key"][-8:]} for one in data]
+        if (seen.method, seen.path) == ("GET", "/webhook_endpoints")
+        else data
+    )
+    if not known:
+        with pytest.raises(InvalidSetting, match="--replace"):
+            account.set_up()
+    assert account.set_up(replace=not known).keys[0].endpoints_removed == [16001]
+    assert account.is_right()
+
+
+def test_a_secret_as_short_as_the_apis_own_example_is_one(account: Account) -> None:
+    account.vendor.box.webhooks.registry.change_endpoint(account.vendor.make(URL), secret_key="NArWk7gdI96Bdn")
+    account.set_up()
+    assert account.secrets() == [(16001, "NArWk7gdI96Bdn")]
+
+
 def test_ours_goes_before_another_with_the_same_url_which_is_named(account: Account) -> None:
     other = account.vendor.make(URL)
     account.vendor.change(other, target_url="https://elsewhere.example.com/x")

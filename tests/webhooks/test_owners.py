@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import psycopg
@@ -71,6 +72,7 @@ def test_a_try_asks_for_a_bounded_number_of_lists_and_the_next_one_for_others(
 ) -> None:
     """A practice may have 20,000 patients, and a thousand requests a minute."""
     monkeypatch.setattr(owners, "_SEARCHED", 2)
+    monkeypatch.setattr(owners, "_AGAIN", timedelta(days=1))
     place = home(db)
     everybody = patients(db, place[0])
     since = last(box)
@@ -86,23 +88,15 @@ def test_a_try_asks_for_a_bounded_number_of_lists_and_the_next_one_for_others(
     assert error == NOWHERE
 
 
-def minutes_pass(db: psycopg.Connection) -> None:
-    """Since the last try."""
-    db.execute(
-        "UPDATE nexhealth_webhook_events SET received_at = received_at - interval '5 minutes';"
-        " UPDATE nexhealth_child_reads SET read_at = read_at - interval '5 minutes' WHERE collection = 'documents'"
-    )
-    due_again(db)
-
-
 def test_a_document_whose_event_is_ahead_of_its_list_is_looked_for_again(
-    box: SandboxServer, db: psycopg.Connection, told: Told
+    box: SandboxServer, db: psycopg.Connection, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a small practice no list was left after the first try, so that it was given up seconds after it came."""
+    monkeypatch.setattr(owners, "_AGAIN", timedelta(0))
     place, number = home(db), 990_001
     assert told(of_nobody(place, number)) == [("pending", NOWHERE)]
     box.state.create("documents", {"id": number}, subdomain=place[1], patient_id=patients(db, place[0])[1])
-    minutes_pass(db)
+    due_again(db)
     assert told() == [("applied", None)]
 
 
@@ -111,12 +105,13 @@ def test_a_try_reads_some_lists_again_and_some_that_were_not_read_yet(
 ) -> None:
     """The likeliest ones may have it by now, and in a large practice the others must come to their turn as well."""
     monkeypatch.setattr(owners, "_SEARCHED", 2)
+    monkeypatch.setattr(owners, "_AGAIN", timedelta(0))
     place = home(db)
     first, second, third, *_ = patients(db, place[0])
     since = last(box)
     told(of_nobody(place, 1))
     assert sorted(lists_asked(box, since)) == sorted([first, second])
-    minutes_pass(db)
+    due_again(db)
     since = last(box)
     told()
     assert sorted(lists_asked(box, since)) == sorted([first, third])
@@ -129,6 +124,28 @@ def test_for_a_replay_the_search_begins_anew(box: SandboxServer, db: psycopg.Con
     box.state.create("documents", {"id": number}, subdomain=place[1], patient_id=patients(db, place[0])[1])
     assert replay(db, Selection(statuses=("parked",))) == 1
     assert told() == [("applied", None)]
+
+
+def test_the_search_for_a_replay_comes_to_every_list_although_all_were_read_since_its_event(
+    box: SandboxServer, db: psycopg.Connection, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a practice of three hundred patients it was given up after two tries, with a hundred lists never asked for."""
+    monkeypatch.setattr(owners, "_SEARCHED", 1)
+    monkeypatch.setattr(owners, "_AGAIN", timedelta(0))
+    place, number = home(db), 990_003
+    everybody = patients(db, place[0])
+    assert len(everybody) > 2
+    store(db, of_nobody(place, number))
+    db.execute("UPDATE nexhealth_webhook_events SET status = 'parked'")
+    for patient in everybody:
+        db.execute("UPDATE nexhealth_child_reads SET read_at = clock_timestamp() WHERE patient_id = %s", (patient,))
+    box.state.create("documents", {"id": number}, subdomain=place[1], patient_id=everybody[-1])
+    assert replay(db, Selection(statuses=("parked",))) == 1
+    since, status = last(box), "pending"
+    while status == "pending":
+        due_again(db)
+        ((status, _),) = told(webhook_attempts=len(everybody))
+    assert (status, lists_asked(box, since)) == ("applied", everybody)
 
 
 def test_a_document_of_days_ago_that_no_list_holds_is_given_up_at_once(db: psycopg.Connection, told: Told) -> None:

@@ -1,12 +1,13 @@
 """Endpoints that another takes the place of: what they have lost until then is read for that one."""
 
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import pytest
 
 from nexhealth_pipeline.warehouse.webhook_health import examine
 from nexhealth_pipeline.webhooks.checking import EndpointState, Verdict, check_endpoints
+from nexhealth_pipeline.webhooks.registering import KeyWork
 from nexhealth_pipeline.webhooks.sealing import Sealer
 from tests.client.stub import Reply, Seen, refusal
 
@@ -14,6 +15,8 @@ from .account import EVERYTHING, SEALER, URL, Account, Killed, killed_after
 from .vendor import HARBOR, without_secrets
 
 OLD = "https://old.example.com/hook"
+AGAIN = timedelta(microseconds=1)
+"""So much a hole moves that is passed on again: once as its endpoint retires, and once with the subscriptions."""
 
 
 def holes(account: Account) -> dict[int, datetime | None]:
@@ -48,7 +51,7 @@ def test_the_hole_of_an_endpoint_that_is_rotated_passes_to_its_successor(account
     [old] = account.rows
     account.vendor.change(16001, active=False)
     account.set_up(rotate=True)
-    assert holes(account) == {16001: None, 16002: old.registered_at}
+    assert holes(account) == {16001: None, 16002: old.registered_at - AGAIN}
 
 
 def test_a_hole_is_both_endpoints_while_the_retired_one_still_has_an_institution(account: Account) -> None:
@@ -57,7 +60,7 @@ def test_a_hole_is_both_endpoints_while_the_retired_one_still_has_an_institution
     account.vendor.change(16001, active=False)
     refuse_harbor(account)
     account.set_up(rotate=True)
-    assert holes(account) == {16001: old.registered_at, 16002: old.registered_at}
+    assert holes(account) == {16001: old.registered_at, 16002: old.registered_at - AGAIN}
     account.db.execute("UPDATE nexhealth_webhooks SET hole_since = NULL WHERE endpoint_id = 16002")
     refuse_nobody(account)
     account.set_up()
@@ -74,7 +77,8 @@ def test_a_hole_outlives_a_rotation_that_was_killed(account: Account, count: int
         killed_after(1 + count, patch)
         account.set_up(rotate=True)
     account.set_up()
-    assert {one.endpoint_id: one.hole_since for one in account.rows if one.subscriptions} == {16002: old.registered_at}
+    since = {one.endpoint_id: one.hole_since for one in account.rows if one.subscriptions}
+    assert since == {16002: old.registered_at - AGAIN}
     assert not [one for one in account.rows if one.hole_since is not None and not one.subscriptions]
 
 
@@ -86,7 +90,7 @@ def test_the_hole_of_a_second_endpoint_with_one_url_passes_to_the_first(account:
     account.db.execute("UPDATE nexhealth_webhooks SET target_url = %s", (URL,))
     account.set_up()
     assert account.rows[1].retire_at is not None
-    assert holes(account) == {16001: second.registered_at, 16002: None}
+    assert holes(account) == {16001: second.registered_at - AGAIN, 16002: None}
 
 
 def test_what_an_endpoint_was_still_to_be_sent_when_its_secret_got_lost_is_read(account: Account) -> None:
@@ -157,6 +161,84 @@ def test_a_retired_endpoint_that_somebody_deleted_with_an_institution_leaves_its
     account.set_up()
     assert holes(account) == {16002: old.registered_at}
     assert account.is_right()
+
+
+@pytest.mark.parametrize("retired", [True, False])
+def test_an_endpoint_that_somebody_deleted_is_missed_until_each_institution_has_another(
+    account: Account, *, retired: bool
+) -> None:
+    """Its hole was closed by reads of those that had, and no rule named the one that was refused."""
+    if retired:
+        rotated_but_for_harbor(account)
+    else:
+        account.set_up()
+        refuse_harbor(account)
+    old = account.rows[0]
+    account.vendor.box.webhooks.registry.remove_endpoint(16001)
+    assert account.set_up().exit_status == 1
+    assert [one.verdict for one in looked_at(account)] == [Verdict.MISSING, Verdict.OK]
+    assert holes(account)[16001] == old.registered_at
+    refuse_nobody(account)
+    account.set_up()
+    assert holes(account) == {16002: old.registered_at}
+    assert account.is_right()
+
+
+def test_its_hole_outlives_a_set_up_that_was_killed(account: Account) -> None:
+    """The institution had another endpoint, and nobody knew any more that the one before had lost events."""
+    rotated_but_for_harbor(account)
+    old = account.rows[0]
+    account.vendor.box.webhooks.registry.remove_endpoint(16001)
+    refuse_nobody(account)
+    with pytest.MonkeyPatch.context() as patch, suppress(Killed):
+        patch.setattr(KeyWork, "_forget_missing", dying)
+        account.set_up()
+    account.set_up()
+    assert holes(account) == {16002: old.registered_at}
+    assert account.is_right()
+
+
+def dying(*_args: object) -> None:
+    """What a set-up does not come to."""
+    raise Killed
+
+
+def test_a_retired_endpoint_that_somebody_deleted_with_an_institution_is_missing_until_that_has_another(
+    account: Account,
+) -> None:
+    """It was forgotten, and its hole closed by reads of the others: nobody named the institution that had none."""
+    rotated_but_for_harbor(account)
+    old = account.rows[0]
+    account.vendor.box.webhooks.registry.remove_endpoint(16001)
+    retired, current = looked_at(account)
+    assert (retired.verdict, retired.fine, current.verdict) == (Verdict.MISSING, False, Verdict.OK)
+    assert "nexhealth webhooks setup" in retired.reason
+    assert holes(account) == {16001: old.registered_at, 16002: None}
+    assert {one.rule.name for one in examine(account.db, silence_hours=24) if one.count} >= {"endpoint_active"}
+    refuse_nobody(account)
+    account.set_up()
+    assert holes(account) == {16002: old.registered_at}
+    assert account.is_right()
+
+
+def test_an_inactive_subscription_is_resumed_and_takes_the_place_of_the_one_that_would_be_moved(
+    account: Account,
+) -> None:
+    """Nobody says that an endpoint may have two subscriptions to one event: a move beside it may be refused."""
+    rotated_but_for_harbor(account)
+    account.vendor.box.webhooks.registry.add_subscription(16002, HARBOR[0], "Patient", "patient_updated", active=False)
+    [twin] = [one.id for one in account.vendor.box.webhooks.registry.subscriptions if not one.active]
+    [source] = [one.id for one in account.rows[0].subscribed if one.event == "patient_updated"]
+    refuse_nobody(account)
+    account.vendor.stub.seen.clear()
+    done = account.set_up()
+    assert (done.exit_status, done.keys[0].subscriptions_resumed) == (0, 1)
+    changes = [one for one in account.vendor.changes() if one.endswith((f"/{twin}", f"/{source}"))]
+    assert changes == [
+        f"PATCH /webhook_endpoints/16002/webhook_subscriptions/{twin}",
+        f"DELETE /webhook_endpoints/16001/webhook_subscriptions/{source}",
+    ]
+    assert (account.vendor.topics(16001), account.vendor.topics(16002)) == ([], EVERYTHING)
 
 
 def test_a_subscription_is_moved_although_there_is_an_inactive_one_that_cannot_be_resumed(account: Account) -> None:
