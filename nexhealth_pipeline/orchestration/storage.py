@@ -29,14 +29,14 @@ from dagster._serdes import ConfigurableClassData
 from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage, PostgresScheduleStorage
 from dagster_postgres.storage import DagsterPostgresStorage
 from dagster_postgres.utils import DagsterPostgresException
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from nexhealth_pipeline.errors import WarehouseUnreachable
 from nexhealth_pipeline.settings import load_settings
-from nexhealth_pipeline.warehouse.connect import dagster_url, home_folder, normalised_url
+from nexhealth_pipeline.warehouse.connect import connection_options, dagster_url, home_folder, normalised_url
 
 __all__ = [
     "AWAY",
@@ -109,7 +109,7 @@ class NexHealthDagsterStorage(DagsterPostgresStorage):
         config_value: Mapping[str, Any],  # noqa: ARG003 - Dagster's signature
     ) -> "NexHealthDagsterStorage":
         """The storage at `DAGSTER_DATABASE_URL`, or in database `dagster` on the warehouse's server."""
-        return cls(psycopg2_url(dagster_url(load_settings())), inst_data=inst_data)
+        return cls(psycopg2_url(_with_timeouts(dagster_url(load_settings()))), inst_data=inst_data)
 
 
 class _PooledEventLogStorage(PostgresEventLogStorage):
@@ -168,6 +168,16 @@ class _PooledEventLogStorage(PostgresEventLogStorage):
         """Close the pool: of the three parts, an instance disposes of this one last."""
         super().dispose()
         self._engine.dispose()
+
+
+def _with_timeouts(url: str) -> str:
+    """`url` with how long to wait for a server that does not answer: libpq's own default is for ever.
+
+    In the address, because Dagster makes engines of its own by it.
+    """
+    options = connection_options(url, "")
+    options.pop("application_name", None)  # others connect by this address too, each by a name of its own
+    return make_conninfo(url, **options)
 
 
 def _is_asset_event(event: EventLogEntry) -> bool:
