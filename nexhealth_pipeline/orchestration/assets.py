@@ -46,6 +46,7 @@ __all__ = [
     "fresh_after",
     "require_in_time",
     "require_known",
+    "require_partitions",
     "require_reached",
     "step_name",
     "unreached",
@@ -184,7 +185,7 @@ def _read(context: dg.AssetExecutionContext, config: SyncConfig, nexhealth: NexH
         keys: list[str] = []
         if scope is not Scope.PRACTICE:
             require_known(practices, session.settings.subdomains)
-            _require_partitions(context.instance, scope, config.partitions, practices)
+            require_partitions(context.instance, scope, config.partitions, practices)
             keys = chosen_partitions(context, config.partitions, plan=not options.partial)
         slices = _slices(context, collections, scope, keys, practices)
         if options.start or options.end:
@@ -229,7 +230,7 @@ def _filtered(
     return kept
 
 
-def _require_partitions(instance: dg.DagsterInstance, scope: Scope, keys: Sequence[str], practices: Practices) -> None:
+def require_partitions(instance: dg.DagsterInstance, scope: Scope, keys: Sequence[str], practices: Practices) -> None:
     """Refuse `keys` of a run's config that are no partitions: nothing would be read for them, and the run would be green.
 
     Those of what can no longer be read stay partitions. Raises ConfigurationError.

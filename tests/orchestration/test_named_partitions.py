@@ -7,6 +7,7 @@ import pytest
 
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.orchestration.assets import PARTITIONS
+from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, CHANGES_OP
 from nexhealth_pipeline.orchestration.partitions import partition_tags
 from nexhealth_pipeline.sync.months import month_keys
 
@@ -40,6 +41,17 @@ def test_what_is_no_partition_is_refused_by_name_and_colours_nothing(known: Hous
             planned = known.partitions(result, dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED)
             assert {partition for _, partition in planned} <= {key}
     assert "<subdomain>.<location id>|<year>-<month>, 2024-07 to " in known.failure(result)
+
+
+def test_the_read_of_changes_refuses_them_as_well(known: House) -> None:
+    """One good location beside them, and the run was green though nothing of the other was read."""
+    for text in (HARBOR, f"{HARBOR}.1", "348621"):
+        result = known.job(CHANGES_JOB, CHANGES_OP, config={"partitions": [PIER, text]})
+        assert known.failure(result) == (
+            f"partition {text!r}: the API key, or NEXHEALTH_SUBDOMAINS, reaches nothing of that name; write "
+            "<subdomain>.<location id>"
+        )
+        assert known.events(result) == []
 
 
 def test_what_can_no_longer_be_read_is_a_partition_all_the_same(known: House, month: str) -> None:
