@@ -241,12 +241,15 @@ def require_partitions(instance: dg.DagsterInstance, scope: Scope, keys: Sequenc
         definition, places = LOCATIONS, {one.key for one in practices.locations}
     places.update(instance.get_dynamic_partitions(str(definition.name)))
     months = MONTHS.get_partition_keys() if scope is Scope.LOCATION_MONTH else []
-    form = f"{_FORMS[scope]}, {months[0]} to {months[-1]}" if months else _FORMS[scope]
+    months_there = f", {months[0]} to {months[-1]}" if months else ""
     ends = {f"|{month}" for month in months} or {""}
     for key in keys:
         place, bar, month = key.partition("|")
-        if place not in places or bar + month not in ends:
-            raise unreached(key, form)
+        if place not in places:
+            raise unreached(key, _FORMS[scope] + months_there)
+        if bar + month not in ends:
+            wrong = "its month is missing, or none that there is" if months else "nothing of this job is kept by month"
+            raise ConfigurationError(f"partition {key!r}: {wrong}; write {_FORMS[scope]}{months_there}")
 
 
 def _slices(
