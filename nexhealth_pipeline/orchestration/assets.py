@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
 import dagster as dg
-from dagster._core.storage.tags import SCHEDULE_NAME_TAG
+from dagster._core.storage.tags import PARENT_RUN_ID_TAG, RESUME_RETRY_TAG, RETRY_NUMBER_TAG, SCHEDULE_NAME_TAG
 
 from nexhealth_pipeline.catalog.collection import Collection, Scope
 from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
@@ -47,6 +47,7 @@ __all__ = [
     "fresh_after",
     "require_in_time",
     "require_known",
+    "require_partitions",
     "require_reached",
     "step_name",
     "unreached",
@@ -74,6 +75,9 @@ _FORMS = {
 }
 _NOT_REACHED = "the API key, or NEXHEALTH_SUBDOMAINS, does not reach it"
 _NAMED_KEYS = 5
+_BY_THE_DAEMON = frozenset({RETRY_NUMBER_TAG})
+_GOES_ON = _BY_THE_DAEMON | {RESUME_RETRY_TAG}
+"""Tags of a run that goes on with another: repeated by the daemon, or "re-executed from failure" in Dagit."""
 
 
 def step_name(scope: Scope) -> str:
@@ -110,30 +114,31 @@ def fresh_after(context: Context, session: SyncSession) -> datetime:
     with session.pool.connection() as connection:
         row = connection.execute(
             "SELECT coalesce((SELECT started_at FROM nexhealth_runs WHERE run_id = %s), clock_timestamp())",
-            (_first_attempt(context.instance, context.run).run_id,),
+            (_first_attempt(context.instance, context.run, _GOES_ON).run_id,),
         ).fetchone()
     assert row is not None
     moment: datetime = row[0]
     return moment
 
 
-def _first_attempt(instance: dg.DagsterInstance, run: dg.DagsterRun) -> dg.DagsterRun:
-    """The run that `run` repeats, as the daemon does after a crash, or "re-execute from failure" in Dagit."""
-    if not run.tags.keys() & {"dagster/retry_number", "dagster/is_resume_retry"}:
+def _first_attempt(instance: dg.DagsterInstance, run: dg.DagsterRun, links: frozenset[str]) -> dg.DagsterRun:
+    """The run that `run` repeats in the end, by way of runs with one of the tags `links`."""
+    if not run.tags.keys() & links:
         return run
-    parent = instance.get_run_by_id(run.tags.get("dagster/parent_run_id", ""))
-    return run if parent is None else _first_attempt(instance, parent)
+    parent = instance.get_run_by_id(run.tags.get(PARENT_RUN_ID_TAG, ""))
+    return run if parent is None else _first_attempt(instance, parent, links)
 
 
 def require_in_time(context: Context) -> None:
     """End a schedule's run that the daemon repeats after all the time that such a run may take: later ticks wait for it.
 
-    The daemon repeats what was ended for its length as it does what was killed. Raises Failure.
+    The daemon repeats what was ended for its length as it does what was killed. Where somebody has repeated the night,
+    the time begins with that. Raises Failure.
     """
     run = context.run
-    if SCHEDULE_NAME_TAG not in run.tags or "dagster/retry_number" not in run.tags:
+    if SCHEDULE_NAME_TAG not in run.tags or RETRY_NUMBER_TAG not in run.tags:
         return
-    first = context.instance.get_run_record_by_id(_first_attempt(context.instance, run).run_id)
+    first = context.instance.get_run_record_by_id(_first_attempt(context.instance, run, _BY_THE_DAEMON).run_id)
     if first is not None and first.start_time is not None and time.time() - first.start_time > TWO_DAYS_SECONDS:
         raise dg.Failure(
             description=f"run {first.dagster_run.run_id}, which this one repeats, began more than "
@@ -181,7 +186,7 @@ def _read(context: dg.AssetExecutionContext, config: SyncConfig, nexhealth: NexH
         keys: list[str] = []
         if scope is not Scope.PRACTICE:
             require_known(practices, session.settings.subdomains)
-            _require_partitions(context.instance, scope, config.partitions, practices)
+            require_partitions(context.instance, scope, config.partitions, practices)
             keys = chosen_partitions(context, config.partitions, plan=not options.partial)
         slices = _slices(context, collections, scope, keys, practices)
         if options.start or options.end:
@@ -226,7 +231,7 @@ def _filtered(
     return kept
 
 
-def _require_partitions(instance: dg.DagsterInstance, scope: Scope, keys: Sequence[str], practices: Practices) -> None:
+def require_partitions(instance: dg.DagsterInstance, scope: Scope, keys: Sequence[str], practices: Practices) -> None:
     """Refuse `keys` of a run's config that are no partitions: nothing would be read for them, and the run would be green.
 
     Those of what can no longer be read stay partitions. Raises ConfigurationError.
@@ -237,12 +242,15 @@ def _require_partitions(instance: dg.DagsterInstance, scope: Scope, keys: Sequen
         definition, places = LOCATIONS, {one.key for one in practices.locations}
     places.update(instance.get_dynamic_partitions(str(definition.name)))
     months = MONTHS.get_partition_keys() if scope is Scope.LOCATION_MONTH else []
-    form = f"{_FORMS[scope]}, {months[0]} to {months[-1]}" if months else _FORMS[scope]
+    months_there = f", {months[0]} to {months[-1]}" if months else ""
     ends = {f"|{month}" for month in months} or {""}
     for key in keys:
         place, bar, month = key.partition("|")
-        if place not in places or bar + month not in ends:
-            raise unreached(key, form)
+        if place not in places:
+            raise unreached(key, _FORMS[scope] + months_there)
+        if bar + month not in ends:
+            wrong = "its month is missing, or none that there is" if months else "nothing of this job is kept by month"
+            raise ConfigurationError(f"partition {key!r}: {wrong}; write {_FORMS[scope]}{months_there}")
 
 
 def _slices(

@@ -10,7 +10,7 @@ from dataclasses import asdict
 import dagster as dg
 
 from nexhealth_pipeline.errors import PipelineError
-from nexhealth_pipeline.orchestration.retention import remove_old_records
+from nexhealth_pipeline.orchestration.retention import remove_old_records, remove_void_checks
 from nexhealth_pipeline.orchestration.storage import database_of
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.warehouse.connect import connect, driver_errors
@@ -48,13 +48,18 @@ def keep_house(
 def keep_house_daily(
     settings: Settings, warehouse: str, dagster: str | None, stop: threading.Event | None = None
 ) -> None:
-    """Make the partitions to come, and remove what is old unless that was done today. Raises WarehouseError."""
+    """Make the partitions to come, remove what is old unless that was done today, and checks that were planned in vain.
+
+    Raises WarehouseError.
+    """
     with connect(warehouse, autocommit=True) as connection, driver_errors("keeping house"):
         make_partitions(connection)
         due = claim(connection)
     if due:
         removed = keep_house(settings, warehouse, dagster, stop)
         _LOG.info("old data was removed", extra={"nexhealth": removed})
+    if dagster is not None:
+        remove_void_checks(dagster)
 
 
 def keep_house_beside(settings: Settings, warehouse: str, dagster: str) -> dict[str, int]:

@@ -20,6 +20,7 @@ from nexhealth_pipeline.orchestration.assets import (
     fresh_after,
     require_in_time,
     require_known,
+    require_partitions,
     step_name,
     unreached,
     warn_of_skipped,
@@ -94,10 +95,11 @@ def _read_changes(context: dg.OpExecutionContext, config: SyncConfig, nexhealth:
 def _locations(context: dg.OpExecutionContext, practices: Practices, keys: Sequence[str]) -> Sequence[Location]:
     """The active locations of `keys`, whose others are named and left out; all where there are no keys.
 
-    Raises ConfigurationError where the keys are of no location at all.
+    Raises ConfigurationError where one is no partition at all, or none is of a location that is reached.
     """
     if not keys:
         return practices.active()
+    require_partitions(context.instance, Scope.LOCATION, keys, practices)
     wanted = set(keys)
     known = [location for location in practices.locations if location.key in wanted]
     if not known:

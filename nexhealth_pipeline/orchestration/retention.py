@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import dagster as dg
 import psycopg
 
+from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.orchestration.storage import dagster_folder
 from nexhealth_pipeline.warehouse.connect import connect, driver_errors
 from nexhealth_pipeline.warehouse.runs import lock_key
 
-__all__ = ["Removed", "remove_old_records"]
+__all__ = ["Removed", "remove_old_records", "remove_void_checks"]
 
 _BATCH = 2000
 _VACUUM_ROWS = 10_000
@@ -98,6 +100,15 @@ SELECT count(*) FROM gone
 """
 
 
+# Of a run that was to read the asset as well: one that was to run checks only has failed to, which is to be seen.
+_VOID_CHECKS = """
+DELETE FROM asset_check_executions c USING runs r
+WHERE c.execution_status = 'PLANNED' AND c.asset_key = ANY(%s)
+    AND r.run_id = c.run_id AND r.status IN ('SUCCESS', 'FAILURE', 'CANCELED')
+    AND EXISTS (SELECT FROM event_logs e WHERE e.run_id = c.run_id AND e.asset_key = c.asset_key
+        AND e.dagster_event_type = 'ASSET_MATERIALIZATION_PLANNED')
+"""
+
 _NEEDED = """
 SELECT run_id FROM runs WHERE run_id = ANY(%(found)s)
     AND NOT (status IN ('SUCCESS', 'FAILURE', 'CANCELED')
@@ -115,6 +126,20 @@ class Removed:
     backfills: int = 0
     folders: int = 0
     """Folders of what runs printed, on this machine."""
+
+
+def remove_void_checks(url: str) -> int:
+    """Remove from Dagster's database at `url` the checks that ended runs were to run beside their assets; how many.
+
+    No run of ours does that. What begins to read forgets them itself, but one that is canceled in the queue, or never
+    starts, leaves them where a check's last result stands. Raises WarehouseError.
+    """
+    assets = [dg.AssetKey(one.table).to_string() for one in DECLARED if one.is_asset]
+    with (
+        connect(url, autocommit=True, application_name="nexhealth retention") as connection,
+        driver_errors("removing checks that were planned in vain"),
+    ):
+        return connection.execute(_VOID_CHECKS, (assets,)).rowcount
 
 
 def remove_old_records(url: str, days: int, stop: threading.Event | None = None) -> Removed:

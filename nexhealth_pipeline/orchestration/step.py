@@ -60,6 +60,8 @@ Listener = Callable[[SliceResult], None]
 
 _listeners: list[Listener] = []
 _PROGRESS_SECONDS = 15.0
+_AGAIN_SECONDS = 30.0
+"""After a try to write events that failed the next one is so much later: each takes Dagster twenty seconds or more."""
 _NAMED_FAILURES = 20
 _FROM_FAILURE = (
     'to read these again, re-execute the run "From failure" (not "From asset failure", which takes an asset with one good '
@@ -142,12 +144,17 @@ class Reporter:
     """Writes the events of a step's work as they come; those that cannot be written wait for the next ones.
 
     Dagster's database may be away for a while of a sync of hours. Leaving the context writes what still waits; where
-    that fails too it raises, unless the work has ended by an error of its own.
+    that fails too it raises, unless the work has ended by an error of its own. An event that the database refuses raises
+    at once, for no later one may wait behind it.
+
+    Some events may be told twice: of a batch that fails Dagster stores what it can one by one, and all of it is tried
+    again. Who reads them takes the last.
     """
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._waiting: list[Event] = []
+        self._not_before = 0.0
 
     def __enter__(self) -> "Reporter":
         return self
@@ -155,14 +162,18 @@ class Reporter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with suppress(*(AWAY if kind is not None else ())):
+        with suppress(*((Exception,) if kind is not None else ())):
             self._write()
 
     def add(self, events: Iterable[Event]) -> None:
-        """Write `events`, behind those that wait."""
+        """Write `events`, behind those that wait; for a while after a try that failed they only wait."""
         self._waiting += events
-        with suppress(*AWAY):
+        if time.monotonic() < self._not_before:
+            return
+        try:
             self._write()
+        except AWAY:
+            self._not_before = time.monotonic() + _AGAIN_SECONDS
 
     def _write(self) -> None:
         while self._waiting:

@@ -10,7 +10,9 @@ Several Dagster processes start at once (webserver, daemon, code server, forked 
 are created under an advisory lock.
 """
 
+import logging
 import os
+import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -29,14 +31,13 @@ from dagster._serdes import ConfigurableClassData
 from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage, PostgresScheduleStorage
 from dagster_postgres.storage import DagsterPostgresStorage
 from dagster_postgres.utils import DagsterPostgresException
-from psycopg.conninfo import conninfo_to_dict
-from sqlalchemy import Engine, create_engine, text
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from sqlalchemy import Engine, create_engine, exc, text
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import SQLAlchemyError
 
 from nexhealth_pipeline.errors import WarehouseUnreachable
 from nexhealth_pipeline.settings import load_settings
-from nexhealth_pipeline.warehouse.connect import dagster_url, home_folder, normalised_url
+from nexhealth_pipeline.warehouse.connect import connection_options, dagster_url, home_folder, normalised_url
 
 __all__ = [
     "AWAY",
@@ -50,10 +51,17 @@ __all__ = [
     "psycopg2_url",
 ]
 
-AWAY = (SQLAlchemyError, DagsterPostgresException)
-"""What Dagster raises while its database is not there."""
+AWAY = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError, DagsterPostgresException)
+"""What Dagster raises while its database is not there. That it refuses something, for want of a right say, is not among it."""
 EVENT_BATCH_SIZE = 1000
 """Planned events stored in one statement; Dagster's own default is one statement an event."""
+
+_SILENT_SECONDS = 10.0
+"""After a try that failed no line of a log is tried for so long: each takes Dagster eleven seconds or more, in which every
+thread that says a line waits."""
+_LOG = logging.getLogger("nexhealth_dagster_storage")
+"""Outside the package, whose lines go to where these cannot. In the daemon's runs nothing of ours is set up, and of a record
+the message alone is written: it says all."""
 
 _CREATE_LOCK = 0x6E78_6461_6773_7472  # "nxdagstr": one process at a time creates Dagster's tables
 
@@ -109,7 +117,7 @@ class NexHealthDagsterStorage(DagsterPostgresStorage):
         config_value: Mapping[str, Any],  # noqa: ARG003 - Dagster's signature
     ) -> "NexHealthDagsterStorage":
         """The storage at `DAGSTER_DATABASE_URL`, or in database `dagster` on the warehouse's server."""
-        return cls(psycopg2_url(dagster_url(load_settings())), inst_data=inst_data)
+        return cls(psycopg2_url(_with_timeouts(dagster_url(load_settings()))), inst_data=inst_data)
 
 
 class _PooledEventLogStorage(PostgresEventLogStorage):
@@ -120,28 +128,56 @@ class _PooledEventLogStorage(PostgresEventLogStorage):
     each asset for each kind of event; a single event takes the same way.
     """
 
+    _silent_until = 0.0
+    _lost_lines = 0
+    _last_error = ""
+
     def store_event(self, event: EventLogEntry) -> None:
         """Store one event.
 
-        What a run or a tick says goes missing while the database is away: raising would end a sync of hours for a line
-        of its log, in whichever of its threads that was.
+        What a run or a tick says goes missing while the database is away, and is counted: raising would end a sync of
+        hours for a line of its log, in whichever of its threads that was.
         """
-        if _is_asset_event(event):
-            self._store_asset_events([event])
-        elif event.is_dagster_event:
-            super().store_event(event)
-        else:
-            with suppress(*AWAY):
+        if not event.is_dagster_event:
+            self._store_line(event)
+            return
+        with self._noticed():
+            if _is_asset_event(event):
+                self._store_asset_events([event])
+            else:
                 super().store_event(event)
+
+    def _store_line(self, event: EventLogEntry) -> None:
+        if time.monotonic() >= self._silent_until:
+            with suppress(*AWAY), self._noticed():
+                super().store_event(event)
+                return
+        self._lost_lines += 1
+        if self._lost_lines == 1:
+            _LOG.warning("Dagster's database is away (%s): lines of its runs' logs are lost", self._last_error)
+
+    @contextmanager
+    def _noticed(self) -> Iterator[None]:
+        """Notice whether the database is there. Raises what the body raises."""
+        try:
+            yield
+        except AWAY as error:
+            self._silent_until, self._last_error = time.monotonic() + _SILENT_SECONDS, type(error).__name__
+            raise
+        self._silent_until = 0.0
+        lost, self._lost_lines = self._lost_lines, 0
+        if lost:
+            _LOG.warning("Dagster's database is there again: %d lines of its runs' logs were lost", lost)
 
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
         """Store `events`; other kinds than those of assets one by one."""
         asset_events = [event for event in events if _is_asset_event(event)]
         if asset_events:
-            self._store_asset_events(asset_events)
+            with self._noticed():
+                self._store_asset_events(asset_events)
         for event in events:
             if not _is_asset_event(event):
-                super().store_event(event)
+                self.store_event(event)
 
     def _store_asset_events(self, events: Sequence[EventLogEntry]) -> None:
         insert = SqlEventLogStorageTable.insert().returning(SqlEventLogStorageTable.c.id, sort_by_parameter_order=True)
@@ -170,6 +206,16 @@ class _PooledEventLogStorage(PostgresEventLogStorage):
         self._engine.dispose()
 
 
+def _with_timeouts(url: str) -> str:
+    """`url` with how long to wait for a server that does not answer: libpq's own default is for ever.
+
+    In the address, because Dagster makes engines of its own by it.
+    """
+    options = connection_options(url, "")
+    options.pop("application_name", None)  # others connect by this address too, each by a name of its own
+    return make_conninfo(url, **options)
+
+
 def _is_asset_event(event: EventLogEntry) -> bool:
     """Whether `event` is recorded with its asset, and in no further table."""
     return bool(
@@ -185,7 +231,7 @@ def _alone_on(engine: Engine) -> Iterator[None]:
     """Hold the lock under which Dagster's tables are created. Raises WarehouseUnreachable."""
     try:
         connection = engine.connect()
-    except SQLAlchemyError:
+    except exc.SQLAlchemyError:
         raise WarehouseUnreachable(
             "Dagster's database cannot be reached: check DAGSTER_DATABASE_URL (unset: database `dagster` on the "
             "server of DATABASE_URL)"

@@ -247,6 +247,7 @@ def test_a_change_read_of_no_location_is_refused_and_names_those_it_leaves_out(h
     assert house.failure(mistyped).startswith(
         "partition '348621': the API key, or NEXHEALTH_SUBDOMAINS, reaches nothing"
     )
+    house.instance.add_dynamic_partitions("nexhealth_locations", ["gone.1"])
     some = house.job(CHANGES_JOB, CHANGES_OP, config={"partitions": [PIER, CLOSED, "gone.1"]})
     assert some.success
     read = "SELECT partition_key FROM nexhealth_sync_logs WHERE run_id = %s"

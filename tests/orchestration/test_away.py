@@ -1,5 +1,7 @@
 """Dagster's database is away for a while: what a run has read is told afterwards, and no run ends for it."""
 
+import logging
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import cast
@@ -9,11 +11,11 @@ import pytest
 from dagster._core.events.log import EventLogEntry
 from dagster_postgres import PostgresEventLogStorage
 from dagster_postgres.utils import DagsterPostgresException
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DataError, OperationalError, ProgrammingError
 
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.errors import WarehouseError
-from nexhealth_pipeline.orchestration import step
+from nexhealth_pipeline.orchestration import step, storage
 from nexhealth_pipeline.orchestration.webhook_names import EVENTS_ASSET
 from tests.webhooks.kit import patient, store, updated
 
@@ -21,6 +23,10 @@ from .kit import ISLAND, NORTH, PIER, House
 from .webhook_kit import Post
 
 GONE = OperationalError("INSERT", {}, Exception("server closed the connection unexpectedly"))
+REFUSED = [
+    ProgrammingError("INSERT", {}, Exception("permission denied for table event_logs")),
+    DataError("INSERT", {}, Exception("invalid byte sequence")),
+]
 MATERIALIZED = dg.DagsterEventType.ASSET_MATERIALIZATION
 TOLD = (MATERIALIZED, dg.DagsterEventType.ASSET_OBSERVATION)
 Away = Callable[[int], list[Exception]]
@@ -84,11 +90,15 @@ def test_events_that_are_applied_meanwhile_are_told_too(post: Post, away: Away) 
     assert told == {"nexhealth_patients", EVENTS_ASSET}
 
 
-def test_what_ended_the_work_is_told_and_not_that_this_could_not_be(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [GONE, *REFUSED], ids=["lost", "right", "value"])
+def test_what_ended_the_work_is_told_and_not_that_this_could_not_be(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One server with both databases on it: what to do about the warehouse is the better answer."""
+    errors = iter([GONE, error])
 
     def fails(*_: object) -> None:
-        raise GONE
+        raise next(errors)
 
     monkeypatch.setattr(step, "report", fails)
     context = cast(dg.OpExecutionContext, SimpleNamespace())
@@ -100,6 +110,126 @@ def test_what_ended_the_work_is_told_and_not_that_this_could_not_be(monkeypatch:
 
     with pytest.raises(WarehouseError, match="no room left"):
         work()
+    assert not [*errors]
+
+
+class Clock:
+    """What a module of ours takes for the time."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_while_it_is_away_it_is_asked_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each try takes Dagster twenty seconds, in which nobody looks whether the run is to stop."""
+    tries, written, clock = list[int](), list[object](), Clock()
+
+    def report(_: object, events: list[object]) -> None:
+        tries.append(len(events))
+        if len(tries) < 3:
+            raise GONE
+        written.extend(events)
+
+    monkeypatch.setattr(step, "report", report)
+    monkeypatch.setattr(step, "time", clock)
+    events = [dg.AssetObservation(f"nexhealth_{number}") for number in range(5)]
+    with step.Reporter(cast(dg.OpExecutionContext, SimpleNamespace())) as reporter:
+        for event, seconds in zip(events, (10, 19, 1, 31, 0), strict=True):
+            reporter.add([event])
+            clock.sleep(seconds)
+        assert tries == [1, 4, 5]
+    assert written == events
+
+
+@pytest.mark.parametrize("refused", REFUSED, ids=["right", "value"])
+def test_what_it_refuses_is_no_outage(
+    refused: Exception, monkeypatch: pytest.MonkeyPatch, instance: dg.DagsterInstance
+) -> None:
+    """An event that can never be stored would keep all later ones waiting, and no time brings back a right that is missing."""
+
+    def fails(*_: object) -> None:
+        raise refused
+
+    monkeypatch.setattr(step, "report", fails)
+    reporter = step.Reporter(cast(dg.OpExecutionContext, SimpleNamespace()))
+    with pytest.raises(type(refused)):
+        reporter.add([dg.AssetObservation("nexhealth_patients")])
+    monkeypatch.setattr(PostgresEventLogStorage, "store_event", fails)
+    with pytest.raises(type(refused)):
+        instance.event_log_storage.store_event(_line())
+
+
+def _line() -> EventLogEntry:
+    return EventLogEntry(
+        error_info=None, level=logging.INFO, user_message="said", run_id="a run", timestamp=time.time()
+    )
+
+
+@pytest.fixture
+def lines(instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> "Lines":
+    return Lines(instance, monkeypatch, caplog)
+
+
+class Lines:
+    """A log that cannot be written until it is told so, and the time there."""
+
+    def __init__(
+        self, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        self._store, self._caplog, self.clock = instance.event_log_storage, caplog, Clock()
+        self.away, self.tries = True, 0
+        stored = PostgresEventLogStorage.store_event
+
+        def store_event(store: PostgresEventLogStorage, event: EventLogEntry) -> None:
+            self.tries += 1
+            if self.away:
+                raise GONE
+            stored(store, event)
+
+        monkeypatch.setattr(PostgresEventLogStorage, "store_event", store_event)
+        monkeypatch.setattr(storage, "time", self.clock)
+
+    def say(self, lines: int) -> int:
+        """Say so many; how often that asked the database."""
+        before = self.tries
+        for _ in range(lines):
+            self._store.store_event(_line())
+        return self.tries - before
+
+    def told(self) -> list[str]:
+        """What was told of it since the last time."""
+        found = [record.getMessage() for record in self._caplog.records]
+        self._caplog.clear()
+        return found
+
+
+def test_lines_that_are_lost_are_counted(lines: Lines) -> None:
+    """A log with a hole must not look like one in which nothing happened; nor must each line of it have one elsewhere."""
+    assert lines.say(3) == 1
+    assert lines.told() == ["Dagster's database is away (OperationalError): lines of its runs' logs are lost"]
+    lines.clock.sleep(11)
+    assert lines.say(2) == 1
+    assert lines.told() == []
+    lines.away = False
+    assert lines.say(1) == 0
+    lines.clock.sleep(11)
+    assert lines.say(2) == 2
+    assert lines.told() == ["Dagster's database is there again: 6 lines of its runs' logs were lost"]
+
+
+def test_any_event_that_is_stored_ends_the_silence(lines: Lines, instance: dg.DagsterInstance) -> None:
+    """Nothing may be said any more after it."""
+    lines.say(2)
+    lines.away = False
+    instance.report_engine_event("here", job_name="a job", run_id="a run")
+    assert lines.told()[1:] == ["Dagster's database is there again: 2 lines of its runs' logs were lost"]
+    assert lines.say(1) == 1
 
 
 def test_a_line_that_cannot_be_stored_ends_no_run(known: House, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,6 +244,7 @@ def test_a_line_that_cannot_be_stored_ends_no_run(known: House, monkeypatch: pyt
         stored(storage, event)
 
     monkeypatch.setattr(PostgresEventLogStorage, "store_event", store_event)
+    monkeypatch.setattr(storage, "_SILENT_SECONDS", 0)
     result = known.run(Scope.LOCATION, [PIER], assets=["operatories"])
     said = " ".join(lost)
     assert "making indexes" in said, "a line of the thread that reads"

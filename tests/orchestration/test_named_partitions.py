@@ -7,7 +7,8 @@ import pytest
 
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.orchestration.assets import PARTITIONS
-from nexhealth_pipeline.orchestration.partitions import partition_tags
+from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, CHANGES_OP
+from nexhealth_pipeline.orchestration.partitions import MONTHS, partition_tags
 from nexhealth_pipeline.sync.months import month_keys
 
 from .kit import CLOSED, HARBOR, ISLAND, PIER, House
@@ -33,13 +34,38 @@ def test_what_is_no_partition_is_refused_by_name_and_colours_nothing(known: Hous
         tags = partition_tags(known.instance, PARTITIONS[scope], [key])
         for text in texts:
             result = known.run(scope, [key, text], tags=tags)
-            assert known.failure(result).startswith(
-                f"partition {text!r}: the API key, or NEXHEALTH_SUBDOMAINS, reaches no"
-            )
+            assert known.failure(result).startswith(f"partition {text!r}: "), known.failure(result)
             assert known.events(result) == []
             planned = known.partitions(result, dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED)
             assert {partition for _, partition in planned} <= {key}
     assert "<subdomain>.<location id>|<year>-<month>, 2024-07 to " in known.failure(result)
+
+
+def test_a_month_that_is_none_is_not_laid_to_the_api_key(known: House, month: str) -> None:
+    """The location is right; whoever reads that the key does not reach it looks in the wrong place."""
+    months = MONTHS.get_partition_keys()
+    there = f"write <subdomain>.<location id>|<year>-<month>, {months[0]} to {months[-1]}"
+    none = "its month is missing, or none that there is"
+    reached = "the API key, or NEXHEALTH_SUBDOMAINS, reaches nothing of that name"
+    for scope, text, reason in (
+        (Scope.LOCATION_MONTH, f"{PIER}|2024-7", f"{none}; {there}"),
+        (Scope.LOCATION_MONTH, PIER, f"{none}; {there}"),
+        (Scope.LOCATION_MONTH, f"{HARBOR}|{month}", f"{reached}; {there}"),
+        (Scope.LOCATION, f"{PIER}|{month}", "nothing of this job is kept by month; write <subdomain>.<location id>"),
+        (Scope.LOCATION, HARBOR, f"{reached}; write <subdomain>.<location id>"),
+    ):
+        assert known.failure(known.run(scope, [text], tags={})) == f"partition {text!r}: {reason}"
+
+
+def test_the_read_of_changes_refuses_them_as_well(known: House) -> None:
+    """One good location beside them, and the run was green though nothing of the other was read."""
+    for text in (HARBOR, f"{HARBOR}.1", "348621"):
+        result = known.job(CHANGES_JOB, CHANGES_OP, config={"partitions": [PIER, text]})
+        assert known.failure(result) == (
+            f"partition {text!r}: the API key, or NEXHEALTH_SUBDOMAINS, reaches nothing of that name; write "
+            "<subdomain>.<location id>"
+        )
+        assert known.events(result) == []
 
 
 def test_what_can_no_longer_be_read_is_a_partition_all_the_same(known: House, month: str) -> None:

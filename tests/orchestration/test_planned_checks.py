@@ -6,8 +6,11 @@ from dagster._core.storage.asset_check_execution_record import AssetCheckExecuti
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.orchestration.assets import PARTITIONS
 from nexhealth_pipeline.orchestration.code_location import DEFINITIONS
+from nexhealth_pipeline.orchestration.housekeeping import keep_house_daily
 from nexhealth_pipeline.orchestration.jobs import CHECKS_JOB
 from nexhealth_pipeline.orchestration.partitions import partition_tags
+from nexhealth_pipeline.orchestration.retention import remove_void_checks
+from nexhealth_pipeline.settings import load_settings
 
 from .kit import ISLAND, PIER, House
 
@@ -16,12 +19,20 @@ FRESH = dg.AssetCheckKey(ASSET, "fresh")
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
-def _backfill(house: House, keys: list[str]) -> dg.ExecuteInProcessResult:
-    """A run as a backfill of the asset asks for it: of the job of all assets, with the asset's checks."""
+def _checks_alone() -> dg.JobDefinition:
+    return DEFINITIONS.resolve_job_def(CHECKS_JOB).get_subset(asset_check_selection={FRESH})
+
+
+def _reading_job() -> dg.JobDefinition:
     job = DEFINITIONS.resolve_implicit_global_asset_job_def()
     checks = DEFINITIONS.resolve_asset_graph().get_check_keys_for_assets({ASSET})
     assert FRESH in checks
-    return job.get_subset(asset_selection={ASSET}, asset_check_selection=set(checks)).execute_in_process(
+    return job.get_subset(asset_selection={ASSET}, asset_check_selection=set(checks))
+
+
+def _backfill(house: House, keys: list[str]) -> dg.ExecuteInProcessResult:
+    """A run as a backfill of the asset asks for it: of the job of all assets, with the asset's checks."""
+    return _reading_job().execute_in_process(
         instance=house.instance,
         tags=partition_tags(house.instance, PARTITIONS[Scope.LOCATION], keys),
         run_config=QUIET,
@@ -31,10 +42,44 @@ def _backfill(house: House, keys: list[str]) -> dg.ExecuteInProcessResult:
 
 def test_a_check_that_failed_is_still_failed_after_a_backfill_of_its_asset(known: House) -> None:
     """Its run plans the check and skips it: skipped would hide the failure, and a failed slice would turn all checks red."""
-    job = DEFINITIONS.resolve_job_def(CHECKS_JOB).get_subset(asset_check_selection={FRESH})
-    checked = job.execute_in_process(instance=known.instance, run_config=QUIET)
+    checked = _checks_alone().execute_in_process(instance=known.instance, run_config=QUIET)
     known.box.faults.add("status", path="/operatories", location_id=348622, status=403)
     for keys, succeeds in (([PIER], True), ([PIER, ISLAND], False)):
         assert _backfill(known, keys).success is succeeds
-        last = known.instance.event_log_storage.get_latest_asset_check_execution_by_key([FRESH])[FRESH]
-        assert (last.run_id, last.status) == (checked.run_id, AssetCheckExecutionRecordStatus.FAILED)
+        assert _last(known.instance) == (checked.run_id, AssetCheckExecutionRecordStatus.FAILED)
+
+
+def _last(instance: dg.DagsterInstance) -> tuple[str, AssetCheckExecutionRecordStatus]:
+    last = instance.event_log_storage.get_latest_asset_check_execution_by_key([FRESH])[FRESH]
+    return last.run_id, last.status
+
+
+def _waiting(house: House, job: dg.JobDefinition) -> dg.DagsterRun:
+    """A run that waits for its turn; what it is to do is planned."""
+    return house.instance.create_run_for_job(
+        job,
+        status=dg.DagsterRunStatus.NOT_STARTED,
+        asset_selection=job.asset_selection,
+        tags=partition_tags(house.instance, PARTITIONS[Scope.LOCATION], [PIER]) if job.asset_selection else {},
+    )
+
+
+def test_nor_does_one_that_is_canceled_before_it_starts(known: House, environment: dict[str, str]) -> None:
+    """It never comes to forget what was planned for it; whoever keeps house does, each time and not once a day only."""
+    places = environment["DATABASE_URL"], environment["DAGSTER_DATABASE_URL"]
+    checked = _checks_alone().execute_in_process(instance=known.instance, run_config=QUIET)
+    run = _waiting(known, _reading_job())
+    planned = (run.run_id, AssetCheckExecutionRecordStatus.PLANNED)
+    keep_house_daily(load_settings(), *places)
+    assert _last(known.instance) == planned, "its turn may come"
+    known.instance.report_run_canceled(run)
+    assert _last(known.instance) == planned
+    keep_house_daily(load_settings(), *places)
+    assert _last(known.instance) == (checked.run_id, AssetCheckExecutionRecordStatus.FAILED)
+
+
+def test_that_checks_did_not_run_is_not_forgotten(known: House, dagster_database_url: str) -> None:
+    run = _waiting(known, _checks_alone())
+    known.instance.report_run_failed(run)
+    assert remove_void_checks(dagster_database_url) == 0
+    assert _last(known.instance) == (run.run_id, AssetCheckExecutionRecordStatus.PLANNED)

@@ -84,3 +84,10 @@ def test_a_night_that_was_ended_for_its_length_is_not_repeated(known: House, nig
 def test_what_nothing_waits_for_is_repeated(nights: Nights, hours: float, tags: dict[str, str]) -> None:
     """A night whose host went down, a backfill of eleven days, and whatever somebody asks for."""
     assert nights.repeated(nights.failed(hours, tags), tags).success
+
+
+def test_the_daemon_repeats_a_persons_run(nights: Nights) -> None:
+    """Monday's night, re-executed from failure on Thursday by a worker that is then killed: the tags of the schedule are copied."""
+    monday = nights.failed(80, OF_A_SCHEDULE)
+    thursday = nights.failed(1, {**OF_A_SCHEDULE, **BY_A_PERSON, **parent(monday)})
+    assert nights.repeated(thursday, {**OF_A_SCHEDULE, **BY_THE_DAEMON, **BY_A_PERSON}).success

@@ -91,6 +91,19 @@ def test_every_form_of_address_that_libpq_takes_keeps_its_meaning(libpq: str, sq
     assert psycopg2_url(libpq) == sqlalchemy
 
 
+def test_no_connection_waits_for_ever(instance: dg.DagsterInstance) -> None:
+    """Of a host that swallows packets libpq waits two minutes a try, and Dagster tries six times; the webserver's engine too."""
+    for _ in range(2):
+        with instance.event_log_storage.index_connection() as connection:  # type: ignore[attr-defined]  # PostgreSQL's
+            given = connection.connection.dbapi_connection.info.dsn_parameters
+        assert {name: given[name] for name in ("connect_timeout", "keepalives_idle", "tcp_user_timeout")} == {
+            "connect_timeout": "10",
+            "keepalives_idle": "30",
+            "tcp_user_timeout": "60000",
+        }
+        instance.optimize_for_webserver(statement_timeout=0, pool_recycle=3600, max_overflow=5)
+
+
 def test_a_run_over_partitions_colours_exactly_the_slices_that_were_read(instance: dg.DagsterInstance) -> None:
     """Events are written in bulk: none may be lost, doubled, or put to another asset's account."""
     result = _run(instance, 40)
