@@ -33,11 +33,11 @@ from dagster_postgres.storage import DagsterPostgresStorage
 from dagster_postgres.utils import DagsterPostgresException
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from sqlalchemy import Engine, create_engine, exc, text
-from sqlalchemy.engine import URL
+from sqlalchemy.engine import URL, make_url
 
 from nexhealth_pipeline.errors import WarehouseUnreachable
 from nexhealth_pipeline.settings import load_settings
-from nexhealth_pipeline.warehouse.connect import connection_options, dagster_url, home_folder, normalised_url
+from nexhealth_pipeline.warehouse.connect import connection_options, dagster_url, home_folder
 
 __all__ = [
     "AWAY",
@@ -245,12 +245,15 @@ def _alone_on(engine: Engine) -> Iterator[None]:
 
 
 def database_of(events: object) -> str | None:
-    """The libpq URL of the database behind an instance's event log; None where that is not of this module."""
-    return (
-        normalised_url(events.postgres_url, "DAGSTER_DATABASE_URL")
-        if isinstance(events, _PooledEventLogStorage)
-        else None
-    )
+    """How libpq reaches the database behind an instance's event log; None where that is not of this module."""
+    return _libpq_address(events.postgres_url) if isinstance(events, _PooledEventLogStorage) else None
+
+
+def _libpq_address(url: str) -> str:
+    """The other way round than `psycopg2_url`: not as a URL, in which SQLAlchemy encodes a space as libpq does not."""
+    given = make_url(url)
+    options = {name: values[-1] for name, values in given.normalized_query.items()}
+    return make_conninfo(**given.translate_connect_args(username="user", database="dbname"), **options)
 
 
 def forget_planned_checks(events: object, run_id: str) -> None:

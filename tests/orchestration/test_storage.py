@@ -8,9 +8,15 @@ from pathlib import Path
 import dagster as dg
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from nexhealth_pipeline.errors import WarehouseUnreachable
-from nexhealth_pipeline.orchestration.storage import NexHealthDagsterStorage, psycopg2_url
+from nexhealth_pipeline.orchestration.storage import (
+    NexHealthDagsterStorage,
+    _PooledEventLogStorage,
+    database_of,
+    psycopg2_url,
+)
 
 from .kit import event_transactions
 
@@ -89,6 +95,16 @@ def _run(instance: dg.DagsterInstance, partitions: int) -> dg.ExecuteInProcessRe
 def test_every_form_of_address_that_libpq_takes_keeps_its_meaning(libpq: str, sqlalchemy: str) -> None:
     """With a plain `postgresql://` the first event of every run fails under SQLAlchemy 2.1."""
     assert psycopg2_url(libpq) == sqlalchemy
+
+
+@pytest.mark.parametrize("server", ["u:p%40%2F%25+%20@h:5433", "u@%2Fa%20b%2Fc:7", "u@h1:1,h2:2"])
+def test_who_connects_without_sqlalchemy_reaches_the_same_server(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retention does: a space in the path of the socket must not become a plus."""
+    monkeypatch.setattr(_PooledEventLogStorage, "__init__", lambda self, url: setattr(self, "postgres_url", url))
+    given = f"postgresql://{server}/db?sslmode=require"
+    address = database_of(_PooledEventLogStorage(psycopg2_url(given)))
+    assert address is not None
+    assert conninfo_to_dict(address) == conninfo_to_dict(given)
 
 
 def test_no_connection_waits_for_ever(instance: dg.DagsterInstance) -> None:
