@@ -5,15 +5,17 @@ from dataclasses import replace
 
 import pytest
 
+from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.sync import runner
 from nexhealth_pipeline.sync.options import SyncOptions
 from nexhealth_pipeline.sync.reconcile import judge
+from nexhealth_pipeline.sync.runner import read_slice
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice, SliceResult
 
-from .kit import Rows, sync_all
+from .kit import Rows, open_session, sync_all
 from .reconciled import FULL, RECONCILE, gone, practice
 from .test_lists_in_turn import NAMES, QUICK, TURN, asked, documents
 
@@ -118,4 +120,21 @@ def test_whoever_goes_on_with_the_lists_of_a_reconcile_judges_by_all_of_them(
     sync_all(settings, CHANGES, only=NAMES)
     assert other in asked(box)
     assert patient not in asked(box)
+    assert gone(rows, "documents") == {victim}
+
+
+def test_a_reconcile_that_came_in_between_keeps_its_reads_for_its_own_judgement(
+    settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """Lists in turn were read before it and are judged before it. Risk: they are judged by its reads, and it has none left."""
+    _, (victim, *_) = list(documents(rows, 2).items())[-1]
+    box.state.delete("documents", victim, hard=True)
+    with open_session(settings) as session:
+        lists = [Slice(COLLECTIONS["documents"], one.institution, one) for one in session.practices().active()]
+        for options in (CHANGES, RECONCILE):
+            for piece in lists:
+                assert read_slice(session, piece, options).status == "succeeded"
+        assert list(judge(session, lists, CHANGES)) == []
+        assert gone(rows, "documents") == set()
+        assert [one.status for one in judge(session, lists, RECONCILE)] == ["succeeded"] * len(lists)
     assert gone(rows, "documents") == {victim}
