@@ -138,3 +138,46 @@ def test_a_reconcile_that_came_in_between_keeps_its_reads_for_its_own_judgement(
         assert gone(rows, "documents") == set()
         assert [one.status for one in judge(session, lists, RECONCILE)] == ["succeeded"] * len(lists)
     assert gone(rows, "documents") == {victim}
+
+
+def test_a_reconcile_does_not_judge_a_list_that_was_read_and_judged_since(
+    settings: Settings, box: SandboxServer, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own list lacked what is there again, as it was. Risk: nobody brings that back before the list's next turn."""
+    (patient, (back, *_)), (_, (victim, *_)) = list(documents(rows, 2).items())[-2:]
+    row = box.state.row("documents", back)
+    for number in (back, victim):
+        box.state.delete("documents", number, hard=True)
+
+    def meanwhile() -> None:
+        box.state.store("documents").put(row)
+        box.state.update("patients", patient, {"first_name": "Other"})
+        box.requests.clear()
+        for _ in range(2):  # the second time it is not due
+            sync_all(settings, CHANGES, only=NAMES)
+        assert asked(box).count(patient) == 1
+
+    between(monkeypatch, meanwhile)
+    sync_all(settings, RECONCILE, only=NAMES)
+    assert gone(rows, "documents") == {victim}
+
+
+def test_what_the_brake_held_of_lists_in_turn_is_left_to_a_reconcile_that_may_mark_it(
+    settings: Settings, box: SandboxServer, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was read since, but came to no judgement. Risk: who allows it marks nothing."""
+    patient = next(iter(documents(rows)))
+    made = [box.state.create("documents", subdomain="willow-dental", patient_id=patient).id for _ in range(11)]
+    sync_all(settings, FULL, only=NAMES)
+    for number in made:
+        box.state.delete("documents", number, hard=True)
+    braked: list[SliceResult] = []
+
+    def meanwhile() -> None:
+        box.state.update("patients", patient, {"first_name": "Other"})
+        results = sync_all(settings, CHANGES, only=NAMES)
+        braked.extend(one for one in results if one.absence is not None and one.absence.braked)
+
+    between(monkeypatch, meanwhile)
+    sync_all(settings, replace(RECONCILE, allow_mass_delete=True), only=NAMES)
+    assert (len(braked), gone(rows, "documents")) == (1, set(made))
