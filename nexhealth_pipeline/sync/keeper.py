@@ -32,7 +32,9 @@ _ALONE, _IN_TURN = "alone", "in turn"
 def kept_in_turn(key: PassKey) -> PassKey:
     """Where is kept what a read of the lists that are due meets.
 
-    Apart: a reconcile that has read all of them, and waits for its other slices, judges by what it met itself.
+    Apart: a reconcile that has read all of them, and waits for its other slices, judges by what it met itself. Where it
+    never does, as it was killed, no nightly read takes that place: it stays until the next read of all, or 90 days
+    (`warehouse.housekeeping`).
     """
     return replace(key, pass_name=f"{key.pass_name} {_IN_TURN}")
 

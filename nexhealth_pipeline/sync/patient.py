@@ -66,6 +66,7 @@ def _find(
     """The institution of the patient and the answer that proved it; known institutions are asked first."""
     rows = connection.execute("SELECT institution_id FROM nexhealth_patients WHERE id = %s", (patient_id,)).fetchall()
     known = {row[0] for row in rows}
+    # The first: if any is the patient's own, that one is.
     refused: ApiError | MissingSetting | None = None
     keyless: MissingSetting | None = None
     asked = False
@@ -75,11 +76,11 @@ def _find(
         except NotFound:
             asked = True
         except (KeyRefused, NoAccess) as refusal:
-            refused = refusal  # one tenant's key says nothing about the others
+            refused = refused or refusal  # one tenant's key says nothing about the others
         except MissingSetting as missing:
             keyless = missing  # nor does that it has none, unless the patient is known to be its own
             if institution.id in known:
-                refused = missing
+                refused = refused or missing
     if refused is None and not asked:
         refused = keyless
     if refused is not None:

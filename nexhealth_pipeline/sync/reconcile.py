@@ -219,10 +219,15 @@ class _Court:
         return [plan.key for one in pieces for plan in passes_of(one, today, reconcile=True)]
 
     def _kept_at(self, key: PassKey) -> PassKey:
-        """Where is kept what was met of lists: who reads those that are due may have gone on with a read of all instead."""
+        """Where is kept what was met of lists: who reads those that are due may have gone on with a read of all instead.
+
+        Not while there is what was met of those that are due: a later read of all is another run's, which judges by it.
+        """
         if self._options.mode_of_lists.whole:
             return key
         whole, due = self._passes.get(key), self._passes.get(kept_in_turn(key))
+        if self._whole(due):
+            return kept_in_turn(key)
         later = whole is not None and whole.complete and (due is None or due.begun_at < whole.begun_at)
         return key if later else kept_in_turn(key)
 

@@ -19,6 +19,7 @@ from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Absence, Slice, SliceResult, Status
 from nexhealth_pipeline.warehouse.absence import Figures, Ground, Missing
 from nexhealth_pipeline.warehouse.history import Cause, state_cause
+from nexhealth_pipeline.warehouse.judgements import overtake
 from nexhealth_pipeline.warehouse.sync_log import Counts, SyncLog
 
 __all__ = ["MOST_AT_ONCE", "Sources", "Verdict", "brake"]
@@ -160,6 +161,8 @@ class Verdict:
             at = self._session.client.clock.now()
             state_cause(self._connection, Cause.PAGE, run_id=self._session.run_id)
             if missing.hold():  # else another run meets everything once more, and judges by that
+                if self._slice.collection.per is not None:
+                    overtake(self._connection, missing.ground.passes)
                 missing.leave_locations()
                 missing.relocate()
             marked = missing.mark(at) if absence.missing else 0

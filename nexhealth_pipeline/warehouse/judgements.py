@@ -4,15 +4,15 @@ The rows themselves are marked by `warehouse.absence`.
 """
 
 from collections.abc import Collection as AnyCollection
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import psycopg
 from psycopg import sql
 
 from nexhealth_pipeline.catalog.collection import Collection
-from nexhealth_pipeline.warehouse.seen import ANSWERED_ID, SeenPass
+from nexhealth_pipeline.warehouse.seen import ANSWERED_ID, ANSWERED_MARK, SeenPass
 
-__all__ = ["end_turns", "held", "judged"]
+__all__ = ["end_turns", "held", "judged", "overtake"]
 
 
 def held(connection: psycopg.Connection, passes: Iterable[SeenPass]) -> None:
@@ -84,3 +84,23 @@ def end_turns(connection: psycopg.Connection, collection: str, institution_id: i
         ).format(ANSWERED_ID),
         (list(known), list(known.values()), collection, institution_id),
     )
+
+
+def overtake(connection: psycopg.Connection, passes: Sequence[int]) -> int:
+    """Leave lists under rows that these passes met to them: passes begun before do not judge them any more.
+
+    A reconcile may judge hours after its reads. What a list lacked then and held when it was read and judged in turn
+    would be marked, as nothing tells of a record that is there and did not change. While the passes are held; returns
+    the lists left; the caller commits.
+    """
+    return connection.execute(
+        sql.SQL(
+            # Locked as by whoever begins one anew: the pass before its keys.
+            "WITH older AS (SELECT o.id FROM nexhealth_seen_passes p JOIN nexhealth_seen_passes o"
+            " ON (o.collection, o.institution_id, o.location_id) = (p.collection, p.institution_id, p.location_id)"
+            " WHERE p.id = ANY(%(passes)s) AND o.begun_at < p.begun_at AND o.judged_at IS NULL FOR SHARE OF o)"
+            " DELETE FROM nexhealth_seen s USING older, nexhealth_seen n WHERE s.pass_id = older.id AND n.key = s.key"
+            " AND n.pass_id = ANY(%(passes)s) AND starts_with(s.key, {})"
+        ).format(sql.Literal(ANSWERED_MARK)),
+        {"passes": list(passes)},
+    ).rowcount

@@ -29,9 +29,11 @@ def may_leave(collection: Collection) -> sql.Composed:
         " AND t.deleted_at IS NULL AND {unlisted} AND NOT EXISTS (SELECT FROM nexhealth_patient_locations o"
         " WHERE o.institution_id = l.institution_id AND o.patient_id = l.patient_id AND o.gone_at IS NULL"
         " AND o.first_seen > l.first_seen + {later}"
-        # When its first read ended; of all memberships the earliest took 5 ms a patient. OFFSET keeps it from being joined.
+        # When the status last changed: to supported after the first read that held a row, whose pages note memberships as
+        # they come. Of all memberships the earliest took 5 ms a patient. OFFSET keeps it from being joined.
         " AND EXISTS (SELECT FROM nexhealth_capabilities c WHERE c.institution_id = o.institution_id"
-        " AND c.location_id = o.location_id AND c.collection = {name} AND c.since < o.first_seen - {later} OFFSET 0)))"
+        " AND c.location_id = o.location_id AND c.collection = {name} AND c.status = 'supported'"
+        " AND c.since < o.first_seen - {later} OFFSET 0)))"
     ).format(
         table=sql.Identifier(collection.table),
         unlisted=unlisted(collection),

@@ -5,15 +5,17 @@ from dataclasses import replace
 
 import pytest
 
+from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.sync import runner
 from nexhealth_pipeline.sync.options import SyncOptions
 from nexhealth_pipeline.sync.reconcile import judge
+from nexhealth_pipeline.sync.runner import read_slice
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice, SliceResult
 
-from .kit import Rows, sync_all
+from .kit import Rows, open_session, sync_all
 from .reconciled import FULL, RECONCILE, gone, practice
 from .test_lists_in_turn import NAMES, QUICK, TURN, asked, documents
 
@@ -119,3 +121,63 @@ def test_whoever_goes_on_with_the_lists_of_a_reconcile_judges_by_all_of_them(
     assert other in asked(box)
     assert patient not in asked(box)
     assert gone(rows, "documents") == {victim}
+
+
+def test_a_reconcile_that_came_in_between_keeps_its_reads_for_its_own_judgement(
+    settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """Lists in turn were read before it and are judged before it. Risk: they are judged by its reads, and it has none left."""
+    _, (victim, *_) = list(documents(rows, 2).items())[-1]
+    box.state.delete("documents", victim, hard=True)
+    with open_session(settings) as session:
+        lists = [Slice(COLLECTIONS["documents"], one.institution, one) for one in session.practices().active()]
+        for options in (CHANGES, RECONCILE):
+            for piece in lists:
+                assert read_slice(session, piece, options).status == "succeeded"
+        assert list(judge(session, lists, CHANGES)) == []
+        assert gone(rows, "documents") == set()
+        assert [one.status for one in judge(session, lists, RECONCILE)] == ["succeeded"] * len(lists)
+    assert gone(rows, "documents") == {victim}
+
+
+def test_a_reconcile_does_not_judge_a_list_that_was_read_and_judged_since(
+    settings: Settings, box: SandboxServer, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own list lacked what is there again, as it was. Risk: nobody brings that back before the list's next turn."""
+    (patient, (back, *_)), (_, (victim, *_)) = list(documents(rows, 2).items())[-2:]
+    row = box.state.row("documents", back)
+    for number in (back, victim):
+        box.state.delete("documents", number, hard=True)
+
+    def meanwhile() -> None:
+        box.state.store("documents").put(row)
+        box.state.update("patients", patient, {"first_name": "Other"})
+        box.requests.clear()
+        for _ in range(2):  # the second time it is not due
+            sync_all(settings, CHANGES, only=NAMES)
+        assert asked(box).count(patient) == 1
+
+    between(monkeypatch, meanwhile)
+    sync_all(settings, RECONCILE, only=NAMES)
+    assert gone(rows, "documents") == {victim}
+
+
+def test_what_the_brake_held_of_lists_in_turn_is_left_to_a_reconcile_that_may_mark_it(
+    settings: Settings, box: SandboxServer, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was read since, but came to no judgement. Risk: who allows it marks nothing."""
+    patient = next(iter(documents(rows)))
+    made = [box.state.create("documents", subdomain="willow-dental", patient_id=patient).id for _ in range(11)]
+    sync_all(settings, FULL, only=NAMES)
+    for number in made:
+        box.state.delete("documents", number, hard=True)
+    braked: list[SliceResult] = []
+
+    def meanwhile() -> None:
+        box.state.update("patients", patient, {"first_name": "Other"})
+        results = sync_all(settings, CHANGES, only=NAMES)
+        braked.extend(one for one in results if one.absence is not None and one.absence.braked)
+
+    between(monkeypatch, meanwhile)
+    sync_all(settings, replace(RECONCILE, allow_mass_delete=True), only=NAMES)
+    assert (len(braked), gone(rows, "documents")) == (1, set(made))

@@ -12,7 +12,7 @@ from nexhealth_pipeline.catalog.paging import MOST_A_PAGE, Paging
 from nexhealth_pipeline.client.client import NexHealthClient
 from nexhealth_pipeline.client.page import Page
 from nexhealth_pipeline.client.request import ApiRequest
-from nexhealth_pipeline.errors import InvalidSetting, MissingSetting
+from nexhealth_pipeline.errors import InvalidSetting, KeyRefused, MissingSetting
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
@@ -226,10 +226,12 @@ def test_a_patient_nobody_knows_is_named(settings: Settings, box: SandboxServer)
         refresh(settings, 7)
 
 
-def with_key_of(subdomain: str, box: SandboxServer, database_url: str, folder: Path) -> Settings:
+def with_key_of(
+    subdomain: str, box: SandboxServer, database_url: str, folder: Path, key: str | None = None
+) -> Settings:
     """A file of keys with this one line."""
     file = folder / "keys.toml"
-    file.write_text(f'{subdomain} = "{box.api_key}"\n')
+    file.write_text(f'{subdomain} = "{key or box.api_key}"\n')
     given = {"NEXHEALTH_API_URL": box.url, "NEXHEALTH_API_KEYS_FILE": str(file), "DATABASE_URL": database_url}
     return load_settings(given, environ={}, env_file=None)
 
@@ -253,3 +255,19 @@ def test_an_institution_without_a_key_is_passed_over_unless_the_patient_is_its_o
             refresh(with_key_of(other, box, database_url, tmp_path), patient)
     with pytest.raises(MissingSetting, match="no API key for institution"):
         refresh(with_key_of("elsewhere", box, database_url, tmp_path), 7)
+
+
+def test_that_the_patients_own_institution_has_no_key_is_told_before_anothers_refusal(
+    settings: Settings, box: SandboxServer, rows: Rows, database_url: str, tmp_path: Path
+) -> None:
+    """Risk: the key of a practice that the patient never was at is mended, and the patient's is still missing."""
+    sync_all(settings, only=set())
+    names = rows("SELECT id, subdomain FROM nexhealth_institutions ORDER BY id")
+    (_, first), (institution, second) = names[0], names[-1]
+    patient = min(row.id for row in box.state.store("patients").rows.values() if row.institution_id == institution)
+    refused = with_key_of(first, box, database_url, tmp_path, key="no-key")
+    with pytest.raises(KeyRefused):
+        refresh(refused, patient)
+    refresh(settings, patient)
+    with pytest.raises(MissingSetting, match=f"no API key for institution {second}"):
+        refresh(refused, patient)

@@ -92,11 +92,17 @@ def test_they_stay_at_the_only_location_that_would_list_them(connection: psycopg
     ]
 
 
-@pytest.mark.parametrize(("first_read", "stays"), [(0, False), (10, True), (None, True)])
+@pytest.mark.parametrize(
+    ("status", "since", "stays"),
+    [("supported", 0, False), ("supported", 10, True), ("empty", 0, True), (None, 0, True)],
+)
 def test_one_whom_another_locations_first_read_showed_has_not_moved_there(
-    connection: psycopg.Connection, rows: Rows, first_read: int | None, stays: bool
+    connection: psycopg.Connection, rows: Rows, status: str | None, since: int, stays: bool
 ) -> None:
-    """Risk: an office joins the database, its first read shows who was at both for years, and they leave the older one."""
+    """Risk: an office joins the database, its first read shows who was at both for years, and they leave the older one.
+
+    One that had nobody until then is supported only after the last page, and memberships come with each.
+    """
     patients = COLLECTIONS["patients"]
     Table(connection, patients).load({"id": 1, "updated_at": "2026-03-01T10:00:00Z", "bio": {"new_patient": True}})
     for location, day in ((3, 0), (4, 10)):
@@ -104,10 +110,10 @@ def test_one_whom_another_locations_first_read_showed_has_not_moved_there(
             "INSERT INTO nexhealth_patient_locations VALUES (7, 1, %s, %s, NULL)",
             (location, NOON + timedelta(days=day)),
         )
-    if first_read is not None:
+    if status is not None:
         connection.execute(
-            "INSERT INTO nexhealth_capabilities VALUES (7, 4, 'patients', 'supported', %s, 'rows')",
-            (NOON + timedelta(days=first_read),),
+            "INSERT INTO nexhealth_capabilities VALUES (7, 4, 'patients', %s, %s, 'rows')",
+            (status, NOON + timedelta(days=since)),
         )
     mine = met(connection, [8], PassKey("patients", 7, 3, "", "all"))
     began = NOON + timedelta(days=12)
