@@ -39,7 +39,6 @@ PAGES = {
     "ticks of a sensor": ("/locations/nexhealth_pipeline/sensors/nexhealth_dead_runs", "View logs"),
     "lineage of a group": ("/locations/nexhealth_pipeline/asset-groups/patients/lineage", r"\d+% filled"),
     "a night's run, its first events": (f"/runs/{NIGHT}", "ASSET_MATERIALIZATION"),
-    "a night's run, to the last of its events": (f"/runs/{NIGHT}", "RUN_SUCCESS"),
 }
 """Path of each page, and what stands there once it shows what it is for."""
 KINDS = ("cold", "first", "again")

@@ -139,7 +139,8 @@ def remove_void_checks(url: str) -> int:
         connect(url, autocommit=True, application_name="nexhealth retention") as connection,
         driver_errors("removing checks that were planned in vain"),
     ):
-        return connection.execute(_VOID_CHECKS, (assets,)).rowcount
+        there = connection.execute("SELECT to_regclass('public.asset_check_executions')").fetchone()
+        return connection.execute(_VOID_CHECKS, (assets,)).rowcount if there and there[0] else 0
 
 
 def remove_old_records(url: str, days: int, stop: threading.Event | None = None) -> Removed:

@@ -51,8 +51,10 @@ __all__ = [
     "psycopg2_url",
 ]
 
-AWAY = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError, DagsterPostgresException)
-"""What Dagster raises while its database is not there. That it refuses something, for want of a right say, is not among it."""
+AWAY = (exc.OperationalError, exc.InterfaceError, exc.InternalError, exc.TimeoutError, DagsterPostgresException)
+"""What Dagster raises while its database is not there, or there for reading only, as where another server takes over.
+
+That it refuses something, for want of a right say, is not among it."""
 EVENT_BATCH_SIZE = 1000
 """Planned events stored in one statement; Dagster's own default is one statement an event."""
 

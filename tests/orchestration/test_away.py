@@ -11,7 +11,7 @@ import pytest
 from dagster._core.events.log import EventLogEntry
 from dagster_postgres import PostgresEventLogStorage
 from dagster_postgres.utils import DagsterPostgresException
-from sqlalchemy.exc import DataError, OperationalError, ProgrammingError
+from sqlalchemy.exc import DataError, InternalError, OperationalError, ProgrammingError
 
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.errors import WarehouseError
@@ -23,6 +23,7 @@ from .kit import ISLAND, NORTH, PIER, House
 from .webhook_kit import Post
 
 GONE = OperationalError("INSERT", {}, Exception("server closed the connection unexpectedly"))
+READ_ONLY = InternalError("INSERT", {}, Exception("cannot execute INSERT in a read-only transaction"))
 REFUSED = [
     ProgrammingError("INSERT", {}, Exception("permission denied for table event_logs")),
     DataError("INSERT", {}, Exception("invalid byte sequence")),
@@ -126,14 +127,15 @@ class Clock:
         self.now += seconds
 
 
-def test_while_it_is_away_it_is_asked_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [GONE, READ_ONLY], ids=["lost", "a standby"])
+def test_while_it_is_away_it_is_asked_now_and_then(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     """Each try takes Dagster twenty seconds, in which nobody looks whether the run is to stop."""
     tries, written, clock = list[int](), list[object](), Clock()
 
     def report(_: object, events: list[object]) -> None:
         tries.append(len(events))
         if len(tries) < 3:
-            raise GONE
+            raise error
         written.extend(events)
 
     monkeypatch.setattr(step, "report", report)

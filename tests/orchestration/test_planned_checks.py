@@ -1,9 +1,11 @@
 """Checks that a run of Dagit's plans and never runs: they must not stand where a check's last result does."""
 
 import dagster as dg
+import pytest
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
 from nexhealth_pipeline.catalog.collection import Scope
+from nexhealth_pipeline.orchestration import housekeeping
 from nexhealth_pipeline.orchestration.assets import PARTITIONS
 from nexhealth_pipeline.orchestration.code_location import DEFINITIONS
 from nexhealth_pipeline.orchestration.housekeeping import keep_house_daily
@@ -11,6 +13,7 @@ from nexhealth_pipeline.orchestration.jobs import CHECKS_JOB
 from nexhealth_pipeline.orchestration.partitions import partition_tags
 from nexhealth_pipeline.orchestration.retention import remove_void_checks
 from nexhealth_pipeline.settings import load_settings
+from nexhealth_pipeline.warehouse.migrate import upgrade
 
 from .kit import ISLAND, PIER, House
 
@@ -83,3 +86,18 @@ def test_that_checks_did_not_run_is_not_forgotten(known: House, dagster_database
     known.instance.report_run_failed(run)
     assert remove_void_checks(dagster_database_url) == 0
     assert _last(known.instance) == (run.run_id, AssetCheckExecutionRecordStatus.PLANNED)
+
+
+def test_a_database_that_is_not_dagsters_has_none(database_url: str) -> None:
+    """An instance may keep its records elsewhere, and every sync keeps house."""
+    assert remove_void_checks(database_url) == 0
+
+
+def test_that_they_cannot_be_removed_ends_no_look(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watchdog keeps house first, and fills holes then."""
+    lines: list[str] = []
+    monkeypatch.setattr(housekeeping._LOG, "warning", lambda text, **_: lines.append(text))
+    upgrade(database_url)
+    keep_house_daily(load_settings(), database_url, None)  # what is old, once a day
+    keep_house_daily(load_settings(), database_url, "postgresql://nobody@127.0.0.1:1/nothing")
+    assert lines == ["checks planned in vain could not be removed"]
