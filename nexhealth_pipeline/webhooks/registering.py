@@ -158,7 +158,7 @@ class KeyWork:
         self._done.endpoint_id = current.endpoint_id
         results = self._subscribe(current, orphans)
         # Not before: a hole passes to an endpoint that has subscriptions.
-        self._forget_missing(known.keys() - by_id.keys(), results)
+        self._forget_missing(known.keys() - by_id.keys(), results, current)
         unmoved = {number for number in orphans if any(one.may_be_on(number) for one in results)}
         self._delete(number for number in orphans if number not in unmoved)
         if not unmoved:
@@ -271,15 +271,23 @@ class KeyWork:
         self._done.rotated_from = current.endpoint_id
         return successor
 
-    def _forget_missing(self, gone: Container[int], results: Iterable[Subscribed]) -> None:
+    def _forget_missing(self, gone: Container[int], results: Iterable[Subscribed], heir: Endpoint) -> None:
         """Endpoints that somebody deleted: what they would have been sent is read by polling.
 
-        One that an institution had which has no other now, for it was refused or not asked for, stays missing.
+        One that an institution had which has no other now, for it was refused or not asked for, stays missing for that
+        one alone: its hole is read for the others, which the `heir` has.
         """
         without = self._kept - {one.subdomain for one in results if one.settled}
         for one in self._known():
-            if one.endpoint_id in gone and without.isdisjoint(each.subdomain for each in one.subscribed):
+            if one.endpoint_id not in gone:
+                continue
+            left = [each for each in one.subscribed if each.subdomain in without]
+            if not left:
                 record_deleted(self._connection, one)
+            elif len(left) < len(one.subscriptions):
+                with self._connection.transaction():  # what is noted of it says whether its hole was passed on
+                    record_subscriptions(self._connection, one, left)
+                    retire(self._connection, one, heir=heir)
 
     # Subscriptions -----------------------------------------------------------------------------------------------
 

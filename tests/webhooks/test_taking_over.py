@@ -180,6 +180,24 @@ def test_an_endpoint_that_somebody_deleted_is_missed_until_each_institution_has_
     assert holes(account)[16001] == old.registered_at
     refuse_nobody(account)
     account.set_up()
+    assert holes(account) == {16002: old.registered_at if retired else old.registered_at - AGAIN}
+    assert account.is_right()
+
+
+def test_what_an_endpoint_that_somebody_deleted_has_lost_is_read_for_those_that_have_another(account: Account) -> None:
+    """None of it was, until the last of them was subscribed: nothing fills the hole of an endpoint that is not there."""
+    account.set_up()
+    [old] = account.rows
+    account.vendor.box.webhooks.registry.remove_endpoint(16001)
+    refuse_harbor(account)
+    account.set_up()
+    assert holes(account) == {16001: old.registered_at, 16002: old.registered_at}
+    assert {one.subdomain for one in account.rows[0].subscribed} == {HARBOR[1]}
+    account.db.execute("UPDATE nexhealth_webhooks SET hole_since = NULL WHERE endpoint_id = 16002")
+    account.set_up()
+    assert holes(account) == {16001: old.registered_at, 16002: None}
+    refuse_nobody(account)
+    account.set_up()
     assert holes(account) == {16002: old.registered_at}
     assert account.is_right()
 
