@@ -6,7 +6,7 @@ made. So a subscription is never made twice, whatever goes wrong in between.
 An API that keeps failing at one institution, or at one event, is no reason to leave out the others.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from nexhealth_pipeline.catalog.collections import DECLARED
@@ -212,17 +212,14 @@ class Subscriber:
         wanted = {topic.key for topic in self._topics}
         for source in self._move_from:
             left: list[Subscription] = []
-            for key, found in self._elsewhere(source):
+            try:
+                listed = self._listed(source)
+            except NotFound:  # deleted just now, with what it was still to send: the next look finds it missing
+                continue
+            for key, found in ((key, one) for key, several in listed.items() for one in several):
                 if key in wanted and not self._moved(source, key, found, have):
                     left.append(self._remembered(found.id, *key))
             self._done.left_behind[source] = left
-
-    def _elsewhere(self, source: int) -> Iterator[tuple[Key, RemoteSubscription]]:
-        try:
-            listed = self._listed(source)
-        except NotFound:  # it is gone, and what it was told of with it
-            return
-        yield from ((key, one) for key, several in listed.items() for one in several)
 
     def _moved(
         self, source: int, key: Key, found: RemoteSubscription, have: dict[Key, list[RemoteSubscription]]
