@@ -275,13 +275,15 @@ class KeyWork:
         """Endpoints that somebody deleted: what they would have been sent is read by polling.
 
         One that an institution had which has no other now, for it was refused or not asked for, stays missing for that
-        one alone: its hole is read for the others, which the `heir` has.
+        one alone, as it does for events that the API failed at: its hole is read for the others, which the `heir` has.
         """
         without = self._kept - {one.subdomain for one in results if one.settled and one.subscriptions}
+        told = {(each.subdomain, each.resource_type, each.event) for one in results for each in one.subscriptions}
         for one in self._known():
             if one.endpoint_id not in gone:
                 continue
-            left = [each for each in one.subscribed if each.subdomain in without]
+            unsettled = [each for each in one.subscribed if each.subdomain in without]
+            left = [each for each in unsettled if (each.subdomain, each.resource_type, each.event) not in told]
             if not left:
                 record_deleted(self._connection, one)
             elif len(left) < len(one.subscriptions):

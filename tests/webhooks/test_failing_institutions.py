@@ -120,6 +120,22 @@ def test_what_an_institution_had_stays_known_while_the_api_fails_at_it(account: 
     assert (account.vendor.topics(16001), account.vendor.topics(16002)) == ([], EVERYTHING)
 
 
+def test_an_endpoint_that_somebody_deleted_is_missed_for_the_events_that_the_api_fails_at(account: Account) -> None:
+    """What it had lost of all the others was not read, although there is another that they are posted to."""
+    bad = TOPICS[0].event
+    account.set_up()
+    [old] = account.rows
+    account.vendor.box.webhooks.registry.remove_endpoint(16001)
+    account.vendor.meddle = failing_events(bad)
+    account.set_up()
+    missing, current = account.rows
+    assert (missing.endpoint_id, {one.event for one in missing.subscribed}) == (16001, {bad})
+    assert current.hole_since == missing.hole_since == old.registered_at
+    account.vendor.meddle = nothing_fails
+    account.set_up()
+    assert account.is_right()
+
+
 def half_rotated(account: Account, bad: Topic) -> None:
     """What Harbor has is at the endpoint that was replaced; of one event an inactive subscription is at the new one."""
     account.set_up()
