@@ -156,9 +156,9 @@ class KeyWork:
         if self._order.rotate and not self._done.created:
             current = self._rotate(current, by_id)
         self._done.endpoint_id = current.endpoint_id
-        results = self._subscribe(current, orphans)
-        # Not before: a hole passes to an endpoint that has subscriptions.
-        self._forget_missing(known.keys() - by_id.keys(), results)
+        gone = known.keys() - by_id.keys()
+        results = self._subscribe(current, orphans, gone)
+        self._forget_missing(gone, results, current)  # not before: a hole passes to an endpoint that has subscriptions
         unmoved = {number for number in orphans if any(one.may_be_on(number) for one in results)}
         self._delete(number for number in orphans if number not in unmoved)
         if not unmoved:
@@ -271,21 +271,31 @@ class KeyWork:
         self._done.rotated_from = current.endpoint_id
         return successor
 
-    def _forget_missing(self, gone: Container[int], results: Iterable[Subscribed]) -> None:
+    def _forget_missing(self, gone: Container[int], results: Iterable[Subscribed], heir: Endpoint) -> None:
         """Endpoints that somebody deleted: what they would have been sent is read by polling.
 
-        One that an institution had which has no other now, for it was refused or not asked for, stays missing.
+        One that an institution had which has no other now, for it was refused or not asked for, stays missing for that
+        one alone, as it does for events that the API failed at: its hole is read for the others, which the `heir` has.
         """
-        without = self._kept - {one.subdomain for one in results if one.settled}
+        without = self._kept - {one.subdomain for one in results if one.settled and one.subscriptions}
+        told = {(each.subdomain, each.resource_type, each.event) for one in results for each in one.subscriptions}
         for one in self._known():
-            if one.endpoint_id in gone and without.isdisjoint(each.subdomain for each in one.subscribed):
+            if one.endpoint_id not in gone:
+                continue
+            unsettled = [each for each in one.subscribed if each.subdomain in without]
+            left = [each for each in unsettled if (each.subdomain, each.resource_type, each.event) not in told]
+            if not left:
                 record_deleted(self._connection, one)
+            elif len(left) < len(one.subscriptions):
+                with self._connection.transaction():  # what is noted of it says whether its hole was passed on
+                    record_subscriptions(self._connection, one, left)
+                    retire(self._connection, one, heir=heir)
 
     # Subscriptions -----------------------------------------------------------------------------------------------
 
-    def _subscribe(self, current: Endpoint, orphans: Sequence[int]) -> list[Subscribed]:
+    def _subscribe(self, current: Endpoint, orphans: Sequence[int], gone: Container[int]) -> list[Subscribed]:
         """Each institution's subscriptions, noted. Raises ServerFailed where the API failed and none has any."""
-        retired = [one for one in self._known() if one.retire_at is not None]
+        retired = [one for one in self._known() if one.retire_at is not None and one.endpoint_id not in gone]
         fresh = self._done.rotated_from
         sources = [one.endpoint_id for one in retired if one.subscriptions or one.endpoint_id == fresh]
         results = self._in_threads(current, [*orphans, *sources])

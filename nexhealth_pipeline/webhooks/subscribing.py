@@ -6,7 +6,7 @@ made. So a subscription is never made twice, whatever goes wrong in between.
 An API that keeps failing at one institution, or at one event, is no reason to leave out the others.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from nexhealth_pipeline.catalog.collections import DECLARED
@@ -19,7 +19,7 @@ __all__ = ["LOOKS", "Outage", "Subscribed", "Subscriber", "Topic", "declared_top
 LOOKS = 5
 """Times the API is asked what there is, where answers to changes get lost."""
 _TRIES = 2
-"""Times one event is asked for whose answer is a failure; between them it is looked whether it was done all the same."""
+"""Times one event is asked for whose answer is a failure; before one is made again, it is looked whether it was made."""
 _GIVE_UP_AFTER = 3
 """Institutions in a row that the API fails at as a whole."""
 
@@ -73,8 +73,8 @@ class Subscribed:
     """Resource types that the vendor has not enabled."""
 
     def may_be_on(self, endpoint_id: int) -> bool:
-        """Whether the API failed before that endpoint's subscriptions were moved."""
-        return self.server_failed is not None and endpoint_id not in self.left_behind
+        """Whether the API failed before all of that endpoint's subscriptions were moved."""
+        return self.server_failed is not None and self.left_behind.get(endpoint_id) != []
 
 
 class Outage:
@@ -158,11 +158,12 @@ class Subscriber:
     def _settle(self) -> None:
         """Look what there is and make the rest. Raises TryLater where nobody knows whether a change was made."""
         have = self._listed(self._endpoint_id)
+        self._in_doubt = False
         self._move(have)
         self._refused.clear()
         self._done.failures.clear()
         self._done.subscriptions.clear()
-        self._done.server_failed, self._in_doubt = None, False
+        self._done.server_failed = None
         for number, topic in enumerate(self._topics):
             self._on_topic(number)
             if topic.resource_type not in self._refused:
@@ -209,30 +210,32 @@ class Subscriber:
 
     def _move(self, have: dict[Key, list[RemoteSubscription]]) -> None:
         """Bring here what the endpoints before this one are told of, and add it to `have`."""
-        wanted = {topic.key for topic in self._topics}
+        wanted = {topic.key: topic for topic in self._topics}
         for source in self._move_from:
             left: list[Subscription] = []
-            for key, found in self._elsewhere(source):
-                if key in wanted and not self._moved(source, key, found, have):
+            try:
+                listed = self._listed(source)
+            except NotFound:  # deleted just now, with what it was still to send: the next look finds it missing
+                continue
+            for key, found in ((key, one) for key, several in listed.items() for one in several):
+                if key in wanted and not self._moved(source, wanted[key], found, have):
                     left.append(self._remembered(found.id, *key))
             self._done.left_behind[source] = left
 
-    def _elsewhere(self, source: int) -> Iterator[tuple[Key, RemoteSubscription]]:
-        try:
-            listed = self._listed(source)
-        except NotFound:  # it is gone, and what it was told of with it
-            return
-        yield from ((key, one) for key, several in listed.items() for one in several)
-
     def _moved(
-        self, source: int, key: Key, found: RemoteSubscription, have: dict[Key, list[RemoteSubscription]]
+        self, source: int, topic: Topic, found: RemoteSubscription, have: dict[Key, list[RemoteSubscription]]
     ) -> bool:
         """Move one subscription; drop it where there is an active one here, or every event would come twice.
 
         An inactive one is resumed first: it may be refused, and the institution would be left with none.
         """
+        key = topic.key
         try:
-            if self._is_told(key, have):
+            told = self._is_told(topic, have)
+        except ServerFailed:  # of this one alone; where it is now, its events still come
+            return False
+        try:
+            if told:
                 self._remote.drop(source, found.id, self._done.subdomain)
                 return True
             self._remote.move(source, found.id, self._done.subdomain, to=self._endpoint_id)
@@ -245,13 +248,13 @@ class Subscriber:
         self._done.moved += 1
         return True
 
-    def _is_told(self, key: Key, have: dict[Key, list[RemoteSubscription]]) -> bool:
-        """Whether there is an active subscription here, resumed if need be."""
-        twins = have.get(key, [])
+    def _is_told(self, topic: Topic, have: dict[Key, list[RemoteSubscription]]) -> bool:
+        """Whether there is an active subscription here, resumed if need be. Raises ServerFailed."""
+        twins = have.get(topic.key, [])
         if not twins or any(one.active for one in twins):
             return bool(twins)
         try:
-            have[key] = [RemoteSubscription(self._resume(twins[0]), *key)]
+            have[topic.key] = [RemoteSubscription(self._activated(topic, twins), *topic.key)]
         except (NoAccess, BadRequest, NotFound):
             return False
         return True

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from nexhealth_pipeline.client.retry import RetryPolicy
 from nexhealth_pipeline.errors import ServerFailed, Unreachable
 from nexhealth_pipeline.webhooks import registration
-from nexhealth_pipeline.webhooks.subscribing import declared_topics
+from nexhealth_pipeline.webhooks.subscribing import Topic, declared_topics
 from tests.client.stub import Reply, Seen
 
 from .account import EVERYTHING, TOPICS, URL, Account, subscribing
@@ -119,6 +120,65 @@ def test_what_an_institution_had_stays_known_while_the_api_fails_at_it(account: 
     assert (account.vendor.topics(16001), account.vendor.topics(16002)) == ([], EVERYTHING)
 
 
+def test_an_endpoint_that_somebody_deleted_is_missed_for_the_events_that_the_api_fails_at(account: Account) -> None:
+    """What it had lost of all the others was not read, although there is another that they are posted to."""
+    bad = TOPICS[0].event
+    account.set_up()
+    [old] = account.rows
+    account.vendor.box.webhooks.registry.remove_endpoint(16001)
+    account.vendor.meddle = failing_events(bad)
+    account.set_up()
+    missing, current = account.rows
+    assert (missing.endpoint_id, {one.event for one in missing.subscribed}) == (16001, {bad})
+    assert current.hole_since == missing.hole_since == old.registered_at
+    account.vendor.meddle = nothing_fails
+    account.set_up()
+    assert account.is_right()
+
+
+def half_rotated(account: Account, bad: Topic) -> None:
+    """What Harbor has is at the endpoint that was replaced; of one event an inactive subscription is at the new one."""
+    account.set_up()
+    account.vendor.meddle = failing(HARBOR[1])
+    account.set_up(rotate=True)
+    add_inactive(account, bad)
+
+
+def add_inactive(account: Account, topic: Topic) -> None:
+    """A subscription of Harbor's at the new endpoint."""
+    registry = account.vendor.box.webhooks.registry
+    registry.add_subscription(16002, HARBOR[0], topic.resource_type, topic.event, active=False)
+
+
+def resuming(seen: Seen) -> bool:
+    return seen.method == "PATCH" and seen.path.startswith("/webhook_endpoints/16002/webhook_subscriptions/")
+
+
+def test_an_inactive_subscription_that_the_api_fails_to_resume_stops_only_itself(account: Account) -> None:
+    """The whole institution stayed with the endpoint that had been replaced, its other events as well."""
+    bad = TOPICS[0]
+    half_rotated(account, bad)
+    account.vendor.meddle = lambda seen: Reply(500, b"{}") if resuming(seen) else None
+    done, of_bad = account.set_up(), (HARBOR[0], bad.event)
+    assert [(what, why.split(":")[0]) for what, why in done.failures] == [(HARBOR[1], bad.event)]
+    assert [(one.subdomain, one.event) for one in account.rows[0].subscribed] == [(HARBOR[1], bad.event)]
+    others = [one for one in EVERYTHING if one != of_bad]
+    assert (account.vendor.topics(16001), account.vendor.topics(16002)) == ([of_bad], others)
+    account.vendor.meddle = nothing_fails
+    assert account.set_up().exit_status == 0
+    assert (account.vendor.topics(16001), account.vendor.topics(16002)) == ([], EVERYTHING)
+
+
+def test_one_that_is_resumed_at_the_second_try_takes_the_place_of_the_other(account: Account) -> None:
+    """Left where it is, the other would let every event come twice."""
+    half_rotated(account, TOPICS[0])
+    failures = [Reply(500, b"{}")] * RetryPolicy().attempts
+    account.vendor.meddle = lambda seen: failures.pop() if resuming(seen) and failures else None
+    done = account.set_up()
+    assert (done.exit_status, done.keys[0].subscriptions_resumed, failures) == (0, 1, [])
+    assert (account.vendor.topics(16001), account.vendor.topics(16002)) == ([], EVERYTHING)
+
+
 def test_an_endpoint_is_not_pruned_while_an_institution_may_have_no_other(account: Account) -> None:
     account.set_up("https://old.example.com/hook")
     account.vendor.meddle = failing(HARBOR[1])
@@ -137,6 +197,21 @@ def test_an_endpoint_is_not_replaced_before_its_subscriptions_have_moved(account
     account.vendor.meddle = nothing_fails
     done = account.set_up(replace=True).keys[0]
     assert (done.endpoints_removed, done.subscriptions_moved) == ([16001], len(EVERYTHING) - len(OF_WILLOW))
+    assert account.is_right()
+
+
+def test_nor_while_the_api_fails_to_resume_what_would_take_the_place_of_one(account: Account) -> None:
+    account.set_up()
+    account.db.execute("TRUNCATE nexhealth_webhooks")
+    account.vendor.alter = without_secrets
+    account.vendor.meddle = failing(HARBOR[1])
+    account.set_up(replace=True)
+    add_inactive(account, TOPICS[0])
+    account.vendor.meddle = lambda seen: Reply(500, b"{}") if resuming(seen) else None
+    assert account.set_up(replace=True).keys[0].endpoints_removed == []
+    assert account.vendor.topics(16001) == [(HARBOR[0], TOPICS[0].event)]
+    account.vendor.meddle = nothing_fails
+    assert account.set_up(replace=True).keys[0].endpoints_removed == [16001]
     assert account.is_right()
 
 

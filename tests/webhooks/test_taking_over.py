@@ -11,7 +11,7 @@ from nexhealth_pipeline.webhooks.registering import KeyWork
 from nexhealth_pipeline.webhooks.sealing import Sealer
 from tests.client.stub import Reply, Seen, refusal
 
-from .account import EVERYTHING, SEALER, URL, Account, Killed, killed_after
+from .account import EVERYTHING, SEALER, URL, Account, Killed, killed_after, subscribing
 from .vendor import HARBOR, without_secrets
 
 OLD = "https://old.example.com/hook"
@@ -179,6 +179,65 @@ def test_an_endpoint_that_somebody_deleted_is_missed_until_each_institution_has_
     assert [one.verdict for one in looked_at(account)] == [Verdict.MISSING, Verdict.OK]
     assert holes(account)[16001] == old.registered_at
     refuse_nobody(account)
+    account.set_up()
+    assert holes(account) == {16002: old.registered_at if retired else old.registered_at - AGAIN}
+    assert account.is_right()
+
+
+def test_what_an_endpoint_that_somebody_deleted_has_lost_is_read_for_those_that_have_another(account: Account) -> None:
+    """None of it was, until the last of them was subscribed: nothing fills the hole of an endpoint that is not there."""
+    account.set_up()
+    [old] = account.rows
+    account.vendor.box.webhooks.registry.remove_endpoint(16001)
+    refuse_harbor(account)
+    account.set_up()
+    assert holes(account) == {16001: old.registered_at, 16002: old.registered_at}
+    assert {one.subdomain for one in account.rows[0].subscribed} == {HARBOR[1]}
+    account.db.execute("UPDATE nexhealth_webhooks SET hole_since = NULL WHERE endpoint_id = 16002")
+    account.set_up()
+    assert holes(account) == {16001: old.registered_at, 16002: None}
+    refuse_nobody(account)
+    account.set_up()
+    assert holes(account) == {16002: old.registered_at}
+    assert account.is_right()
+
+
+@pytest.mark.parametrize("retired", [True, False])
+def test_an_institution_that_can_be_looked_at_but_not_subscribed_has_no_other_endpoint(
+    account: Account, *, retired: bool
+) -> None:
+    """Its subscriptions were listed, none of them, and so it counted as one that has another."""
+    account.set_up()
+    refuse_harbor(account)
+    account.set_up(rotate=retired)
+    old = account.rows[0]
+    account.vendor.box.webhooks.registry.remove_endpoint(16001)
+    account.vendor.meddle = lambda seen: (
+        refusal(403) if subscribing(seen) and seen.query.get("subdomain") == HARBOR[1] else None
+    )
+    assert [what for what, _ in account.set_up().failures] == [HARBOR[1]]
+    assert [one.verdict for one in looked_at(account)] == [Verdict.MISSING, Verdict.OK]
+    assert {one.subdomain for one in account.rows[0].subscribed} == {HARBOR[1]}
+    assert holes(account)[16001] == old.registered_at
+    refuse_nobody(account)
+    account.set_up()
+    assert holes(account) == {16002: old.registered_at if retired else old.registered_at - AGAIN}
+    assert account.is_right()
+
+
+def test_a_retired_endpoint_that_somebody_deletes_while_it_is_looked_at_leaves_its_hole(account: Account) -> None:
+    """What it had of an institution was forgotten, and with that, that anything was lost."""
+    rotated_but_for_harbor(account)
+    old = account.rows[0]
+
+    def delete_it(seen: Seen) -> None:
+        if seen.path == "/webhook_endpoints/16001/webhook_subscriptions":
+            with suppress(KeyError):
+                account.vendor.box.webhooks.registry.remove_endpoint(16001)
+
+    account.vendor.meddle = delete_it
+    assert account.set_up().exit_status == 0
+    assert [one.verdict for one in looked_at(account)] == [Verdict.MISSING, Verdict.OK]
     account.set_up()
     assert holes(account) == {16002: old.registered_at}
     assert account.is_right()
