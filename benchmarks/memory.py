@@ -4,22 +4,24 @@
     python benchmarks/memory.py --records 10000 50000 --rounds 1
 
 Each is a first load by `nexhealth sync`, whose run is a forked child: the figure is the greatest peak of the
-command's processes, by the kernel's account. Beside them many locations at once, and a run that the daemon launched.
+command's processes, by the kernel's account. Beside them many locations at once, and a run in a process of Dagster's own.
 Ends with status 1 where one takes more than a run may, or grew with its records.
 """
 
-import json
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from measure import accounted
 from nightly import place, settings_of, sync
+from practice_api import FIRST_INSTITUTION, FIRST_LOCATION
 from results import Chart, Part, Table, arguments, show, spread
-from startup import WAIT_SECONDS, daemon
+from serving import environment
+
+from nexhealth_pipeline.orchestration.instance import dagster_home
+from nexhealth_pipeline.settings import load_settings
 
 RECORDS = (10_000, 100_000, 1_000_000)
 LOCATIONS, OF_EACH = 16, 15_000
@@ -28,7 +30,6 @@ MOST = 200.0
 """MiB that the process of a run may take."""
 GROWTH = 0.10
 """What a load may take above the least one, whatever its size."""
-JOB, STEP, PARTITIONS = "nexhealth_locations", "read_locations", "nexhealth_locations"
 
 
 def loaded(locations: int, records: int) -> float:
@@ -37,52 +38,21 @@ def loaded(locations: int, records: int) -> float:
         return sync(where, "--mode", "full", "--resource", "patients").rss
 
 
-def loaded_by_daemon(records: int) -> float:
-    """MiB at most of the process that the code server starts for a run: the same load, and all other lists."""
+def loaded_by_dagster(records: int) -> float:
+    """MiB at most of a process that Dagster starts for a run, as its daemon does: not a fork of ours, nor its summary."""
     with place(1, records, 0.0) as where:
-        sync(where, "--resource", "locations")  # the location gets its partition
-        with daemon(where, settings_of(where)) as workspace:
-            return launched(workspace)
-
-
-def launched(workspace: Path) -> float:
-    """MiB at most of one run through the queue. Raises SystemExit where it does not succeed."""
-    import dagster as dg
-
-    with dg.DagsterInstance.get() as instance:
-        config = {"partitions": list(instance.get_dynamic_partitions(PARTITIONS)), "mode": "full"}
-        options = ["-w", str(workspace), "-j", JOB, "--config-json", json.dumps({"ops": {STEP: {"config": config}}})]
-        subprocess.run(
-            [sys.executable, "-P", "-m", "dagster", "job", "launch", *options], check=True, capture_output=True
+        sync(where, "--resource", "locations")  # so that the location has its partition
+        given = settings_of(where)
+        home = dagster_home(
+            load_settings({**given, "NEXHEALTH_HOME": str(where.home)}, environ={}, env_file=None), start=Path("/")
         )
-        run_id = instance.get_runs(dg.RunsFilter(job_name=JOB), limit=1)[0].run_id
-        peak, deadline = 0.0, time.monotonic() + WAIT_SECONDS
-        while not (run := instance.get_run_by_id(run_id)).is_finished:  # type: ignore[union-attr]  # it was launched
-            if time.monotonic() > deadline:
-                raise SystemExit(f"the run did not end within {WAIT_SECONDS:g} s")
-            peak = max(peak, peak_so_far(worker_of(instance, run_id)))
-            time.sleep(0.1)
-    if not run.is_success:
-        raise SystemExit(f"the run ended as {run.status.value}: its memory is of no use")
-    return peak
-
-
-def worker_of(instance: object, run_id: str) -> int | None:
-    """The process of a run, by what it said first."""
-    for entry in instance.all_logs(run_id):  # type: ignore[attr-defined]  # dagster is not imported here
-        told = entry.dagster_event and entry.dagster_event.event_specific_data
-        if "pid" in (getattr(told, "metadata", None) or {}):
-            return int(told.metadata["pid"].value)
-    return None
-
-
-def peak_so_far(pid: int | None) -> float:
-    """MiB, by the kernel; 0 of a process that is not there."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), 0.0)
+        environ = {**environment(where.home, **given), "DAGSTER_HOME": str(home)}
+        key = f"bench-{FIRST_INSTITUTION}.{FIRST_LOCATION}"
+        options = ["--select", "nexhealth_patients", "--partition", key, "-m", "nexhealth_pipeline.definitions"]
+        used = accounted([sys.executable, "-P", "-m", "dagster", "asset", "materialize", *options], environ, where.home)
+    if used.status:
+        raise SystemExit(f"the run ended with {used.status}: its memory is of no use")
+    return used.rss
 
 
 def main() -> int:
@@ -96,7 +66,7 @@ def main() -> int:
     sizes = list(kinds)
     each = min(OF_EACH, many)
     kinds[f"{LOCATIONS} x {each:,}"] = partial(loaded, LOCATIONS, each)
-    kinds[f"{many:,}, by the daemon"] = partial(loaded_by_daemon, many)
+    kinds[f"{many:,}, in a process of Dagster's"] = partial(loaded_by_dagster, many)
     peaks: dict[str, list[float]] = {name: [] for name in kinds}
     for number in range(args.rounds):
         for name, load in kinds.items():
@@ -108,8 +78,8 @@ def main() -> int:
     chart = Chart("peak", "Peak memory of a run, by records loaded", "MiB", list(medians), {"peak RSS": list(medians.values())})  # fmt: skip
     text = (
         f"First loads of patients within the rate limits, {args.rounds} round(s), by `nexhealth sync`: of one location, and of "
-        f"{LOCATIONS}, of which as many are read at once as is usual. A run that the daemon launches has a process of its own, "
-        "and reads all other lists of its location as well. "
+        f"{LOCATIONS}, of which as many are read at once as is usual. A run of the daemon has a process of Dagster's own, "
+        "as `dagster asset materialize` has, not a fork of the command. "
         f"A run may take {MOST:g} MiB, and one location's loads {GROWTH:.0%} more than the least of them."
     )
     table = Table(["records", "peak RSS MiB", "above the least"], rows)

@@ -35,6 +35,8 @@ class SyncOptions:
     """Slices of a lane (`sync.order`), or patients' documents, read at once."""
     batch_pages: int = 6
     """Pages committed in one transaction; `run_slices` gives each of many slices fewer."""
+    fetch_ahead: bool = True
+    """Ask for the next page while one is encoded; `run_slices` lets none of many slices do so."""
     overlap: timedelta = timedelta(minutes=60)
     """Subtracted from a watermark when it is used (API.md J.1)."""
     start: date | None = None

@@ -5,7 +5,7 @@ log's counts; so a killed run goes on at the next page and nothing is counted tw
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -219,7 +219,7 @@ class PassReader:
             return request
         return replace(request, params=(*request.params, (increment, api_time(since))))
 
-    def _pages(self) -> Iterator[Page]:
+    def _pages(self) -> Generator[Page, None, None]:
         request = self._request(self.state.since)
         if self._slice.collection.scope is Scope.PRACTICE:
             yield from pages_of_every_key(self._session.client, request)
@@ -246,7 +246,10 @@ class PassReader:
 
     def _encoded(self) -> Iterator[EncodedPage]:
         known = {"location_id": self._plan.key.location_id}
-        with closing(prefetched(self._pages(), depth=1, stop=self._session.stop)) as pages:
+        pages = self._pages()
+        if self._options.fetch_ahead:
+            pages = prefetched(pages, depth=1, stop=self._session.stop)
+        with closing(pages):
             for page in pages:
                 if self._options.dry_run and self._slice.collection.scope is Scope.PRACTICE:
                     self.records += page.records

