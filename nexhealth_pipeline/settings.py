@@ -56,7 +56,7 @@ class Settings(BaseModel):
     concurrency: Annotated[int, Field(alias="NEXHEALTH_CONCURRENCY", ge=1, le=64)] = 6
     """How many slices a run reads at once under each of the API's two limits a minute; as many lists of single rows beside them."""
     batch_pages: Annotated[int, Field(alias="NEXHEALTH_BATCH_PAGES", ge=1, le=100)] = 6
-    """Most pages that one transaction commits; of more than two slices at once each has fewer, together as many as two."""
+    """Most pages that one transaction commits; several slices at once share them, and each has one at least."""
     overlap_minutes: Annotated[int, Field(alias="NEXHEALTH_OVERLAP_MINUTES", ge=0, le=10080)] = 60
     """Minutes subtracted from a watermark when it is used."""
     timeout_seconds: Annotated[float, Field(alias="NEXHEALTH_TIMEOUT_SECONDS", gt=0, le=600)] = 60.0

@@ -52,9 +52,8 @@ __all__ = [
 ]
 
 AWAY = (exc.OperationalError, exc.InterfaceError, exc.InternalError, exc.TimeoutError, DagsterPostgresException)
-"""What Dagster raises while its database is not there, or there for reading only, as where another server takes over.
-
-That it refuses something, for want of a right say, is not among it."""
+"""What Dagster raises while its database is not there, or there for reading only, as where another server takes over (an
+internal error, for the driver, as is a damaged index). That it refuses something, for want of a right say, is not among it."""
 EVENT_BATCH_SIZE = 1000
 """Planned events stored in one statement; Dagster's own default is one statement an event."""
 

@@ -235,7 +235,7 @@ class PassReader:
             )
 
     def _read(self) -> None:
-        """Three at work at once: a page is asked for while another is encoded and the batch before is loaded."""
+        """A page is asked for while another is encoded, unless many slices are read at once, and the batch before is loaded."""
         whole = self._slice.collection.scope is Scope.PRACTICE
         size = None if whole else self._options.batch_pages
         # One less than a batch: the last one waits in the hands of whoever encoded it.

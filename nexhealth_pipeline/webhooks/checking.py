@@ -115,7 +115,7 @@ def _check(
         return _check_retired(connection, remote, known, found)
     if found is None:
         hole = record_inactive(connection, known)
-        return _state(known, Verdict.MISSING, "run `nexhealth webhooks setup URL`", hole)
+        return _state(known, Verdict.MISSING, _missing(known), hole)
     state = _kept_active(connection, remote, known, found)
     if known.retire_at is None:
         return state
@@ -155,11 +155,22 @@ def _check_retired(
     return _state(known, Verdict.REMOVED if removed else Verdict.RETIRING)
 
 
+def _missing(known: Endpoint) -> str:
+    return f"{_named(known)} had subscriptions there: {_set_up(known)}" if known.subscribed else _set_up(known)
+
+
 def _overdue(known: Endpoint) -> str:
-    named = ", ".join(sorted({one.subdomain for one in known.subscribed}))
+    return f"its secret stays valid, since {_named(known)} may still be subscribed to it: {_set_up(known)}"
+
+
+def _named(known: Endpoint) -> str:
+    return ", ".join(sorted({one.subdomain for one in known.subscribed}))
+
+
+def _set_up(known: Endpoint) -> str:
     return (
-        f"its secret stays valid, since {named} may still be subscribed to it: run `nexhealth webhooks setup"
-        f" {known.target_url}`; if an institution has left, leave it out of NEXHEALTH_SUBDOMAINS and add --prune"
+        f"run `nexhealth webhooks setup {known.target_url}`; if an institution has left, or may have no webhooks, leave it "
+        "out of NEXHEALTH_SUBDOMAINS and add --prune"
     )
 
 
