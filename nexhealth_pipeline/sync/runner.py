@@ -68,7 +68,7 @@ def _since_lately(session: SyncSession, options: SyncOptions) -> SyncOptions:
 def _sharing(slices: list[Slice], options: SyncOptions) -> SyncOptions:
     """The options where so many slices are read at once: they share the pages that one alone may hold.
 
-    So a load of sixteen locations, six at once, peaks at 187 MiB instead of 217, and takes 4 % longer. Where one of them is
+    So a load of sixteen locations, six at once, peaks at 185 MiB instead of 217, and takes 4 % longer. Where one of them is
     much longer than the others, its pages come one after the other in the end: encoding takes 15 ms each, an answer far more.
     """
     lanes = Counter(lane_of(piece) for piece in slices)
