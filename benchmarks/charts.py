@@ -14,13 +14,15 @@ mpl.use("svg")
 from matplotlib import pyplot
 
 COLOURS = ("#0b6e4f", "#c8553d", "#f2a541", "#3d5a80", "#98a6b3", "#7d5ba6", "#2a9d8f", "#8d6e63")
+_MANY = 5
+"""Series whose bars need more room."""
 # Text stays text, and the same figures give the same file: else every run would rewrite all charts.
 mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "nexhealth", "font.family": "sans-serif", "font.size": 9})
 
 
 def draw(chart: dict[str, Any], file: Path) -> None:
     """Write one chart."""
-    figure, axes = pyplot.subplots(figsize=(7.5, 3.2), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(7.5 if len(chart["series"]) < _MANY else 11.5, 3.2), layout="constrained")
     (_bars if chart["kind"] == "bars" else _lines)(axes, chart)
     axes.set_title(chart["title"], loc="left", fontweight="bold")
     axes.set_ylabel(chart["unit"])
@@ -33,7 +35,9 @@ def draw(chart: dict[str, Any], file: Path) -> None:
         axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:,g}"))
     if len(chart["series"]) > 1:
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(
+            frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0)
+        )  # beside the bars, not on them
     figure.savefig(file, metadata={"Date": None, "Creator": None})
     pyplot.close(figure)
 
