@@ -14,10 +14,9 @@ from .kit import Rows, first_test_month
 
 
 @pytest.fixture(autouse=True)
-def _few_months(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+def _few_months(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight months instead of fifty: the code is the same, the tests are not about how many there are."""
-    if "all_months" not in request.keywords:
-        use_few_months(monkeypatch)
+    use_few_months(monkeypatch)
 
 
 def use_few_months(patch: pytest.MonkeyPatch) -> None:
@@ -46,8 +45,15 @@ def settings_for(box: SandboxServer, database_url: str) -> Settings:
 
 
 @pytest.fixture
-def box() -> Iterator[SandboxServer]:
-    with whole_box() as box:
+def box(request: pytest.FixtureRequest) -> Iterator[SandboxServer]:
+    """The whole one; of tests marked `small_box(visits=...)` one of fewer people, with so many visits each."""
+    small = request.node.get_closest_marker("small_box")
+    server = (
+        SandboxServer(patients=40, appointments_per_patient=small.kwargs["visits"], limits=False)
+        if small
+        else whole_box()
+    )
+    with server as box:
         yield box
 
 

@@ -1,6 +1,5 @@
 """Changes of appointments: asked for as soon as a month was read, and from where the earliest read began."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -15,14 +14,10 @@ from nexhealth_pipeline.sync.months import month_keys, month_window
 from .kit import Rows, sync_all
 from .reconciled import DESERT, FULL, practice
 
+pytestmark = pytest.mark.small_box(visits=2)
+
 QUICK = RetryPolicy(sleep=lambda _: None)
 ONLY = {"appointments"}
-
-
-@pytest.fixture
-def box() -> Iterator[SandboxServer]:
-    with SandboxServer(patients=40, appointments_per_patient=2, limits=False) as server:
-        yield server
 
 
 @pytest.fixture

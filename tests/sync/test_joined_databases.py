@@ -1,6 +1,5 @@
 """An office that comes to share another's EHR database: from then on one reads for both, and nothing falls between."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -17,16 +16,12 @@ from nexhealth_pipeline.sync.runner import run_slices
 from .kit import Rows, open_session, sync_all
 from .reconciled import DESERT, FULL, NORTH, SOUTH, practice
 
+pytestmark = pytest.mark.small_box(visits=0)
+
 CHANGES = SyncOptions(overlap=timedelta(0))
 QUICK = RetryPolicy(attempts=2, sleep=lambda _: None)
 ONLY = {"patients"}
 STATE = "nexhealth_sync_state WHERE collection = 'patients' AND pass = 'all'"
-
-
-@pytest.fixture
-def box() -> Iterator[SandboxServer]:
-    with SandboxServer(patients=40, appointments_per_patient=0, limits=False) as server:
-        yield server
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """A judgement that came to no end is made by whoever goes on with the reconcile, by what it had read."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -17,13 +17,9 @@ from nexhealth_pipeline.sync.slices import SliceResult
 from .kit import Rows, sync_all
 from .reconciled import DESERT, FULL, NORTH, RECONCILE, at, at_patient, gone, practice, told
 
+pytestmark = pytest.mark.small_box(visits=0)
+
 QUICK = RetryPolicy(sleep=lambda _: None)
-
-
-@pytest.fixture
-def box() -> Iterator[SandboxServer]:
-    with SandboxServer(patients=40, appointments_per_patient=0, limits=False) as server:
-        yield server
 
 
 @pytest.fixture

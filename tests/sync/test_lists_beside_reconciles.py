@@ -19,14 +19,10 @@ from .kit import Rows, open_session, sync_all
 from .reconciled import FULL, RECONCILE, gone, practice
 from .test_lists_in_turn import NAMES, QUICK, TURN, asked, documents
 
+pytestmark = pytest.mark.small_box(visits=0)
+
 CHANGES = replace(TURN, rotation_days=1000)
 """Lists of what changed, and hardly any other."""
-
-
-@pytest.fixture
-def box() -> Iterator[SandboxServer]:
-    with SandboxServer(patients=40, appointments_per_patient=0, limits=False) as server:
-        yield server
 
 
 @pytest.fixture

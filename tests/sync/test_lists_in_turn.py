@@ -1,6 +1,5 @@
 """Lists under rows: each night a share is read, and what a list lacks is marked as gone in its turn at the latest."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 
@@ -17,18 +16,14 @@ from nexhealth_pipeline.sync.verdict import Sources
 
 from .kit import LISTS_READ, Rows, noting_loads, open_session, sync_all
 
+pytestmark = pytest.mark.small_box(visits=0)
+
 FULL, RECONCILE = SyncOptions(mode=Mode.FULL), SyncOptions(mode=Mode.RECONCILE)
 NIGHTS = 4
 TURN = SyncOptions(rotation_days=NIGHTS)
 AT_NIGHT = replace(TURN, mode=Mode.RECONCILE, every_list=False)
 NAMES = {"patients", "documents"}
 QUICK = RetryPolicy(sleep=lambda _: None)
-
-
-@pytest.fixture
-def box() -> Iterator[SandboxServer]:
-    with SandboxServer(patients=40, appointments_per_patient=0, limits=False) as server:
-        yield server
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """Rows that move while a list is read in parts: what is listed at every moment is never marked as gone."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
@@ -11,6 +9,8 @@ from nexhealth_pipeline.sync import fault_points
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
 
 from .kit import Rows, sync_all
+
+pytestmark = pytest.mark.small_box(visits=2)
 
 FULL, RECONCILE = SyncOptions(mode=Mode.FULL), SyncOptions(mode=Mode.RECONCILE)
 IN_HALVES = {
@@ -23,12 +23,6 @@ IN_HALVES = {
     "providers": "inactive",
 }
 """Collections that are read by activity, and what says it."""
-
-
-@pytest.fixture
-def box() -> Iterator[SandboxServer]:
-    with SandboxServer(patients=40, appointments_per_patient=2, limits=False) as server:
-        yield server
 
 
 @pytest.fixture

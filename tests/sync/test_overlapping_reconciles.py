@@ -1,6 +1,5 @@
 """Two reconciles of one practice at once: what the second has not met again yet is not gone."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,11 +16,7 @@ from nexhealth_pipeline.warehouse.state import PassKey, database_time
 from .kit import Rows, sync_all
 from .reconciled import DESERT, FULL, NORTH, RECONCILE, SOUTH, practice, told
 
-
-@pytest.fixture
-def box() -> Iterator[SandboxServer]:
-    with SandboxServer(patients=40, appointments_per_patient=2, limits=False) as server:
-        yield server
+pytestmark = pytest.mark.small_box(visits=2)
 
 
 @pytest.fixture

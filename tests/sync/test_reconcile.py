@@ -1,7 +1,6 @@
 """What is gone is marked, and nothing else: each rule of a reconcile, and each case in which it must not mark."""
 
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date
 from typing import Any
@@ -28,13 +27,9 @@ from nexhealth_pipeline.warehouse.absence import Figures
 from .kit import Rows, open_session, sync_all
 from .reconciled import DESERT, FULL, NORTH, RECONCILE, SOUTH, at, at_patient, figures, gone, practice, told
 
+pytestmark = pytest.mark.small_box(visits=2)
+
 QUICK = RetryPolicy(sleep=lambda _: None)
-
-
-@pytest.fixture
-def box() -> Iterator[SandboxServer]:
-    with SandboxServer(patients=40, appointments_per_patient=2, limits=False) as server:
-        yield server
 
 
 @pytest.fixture

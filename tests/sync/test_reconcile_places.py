@@ -1,7 +1,6 @@
 """Which places a reconcile judges by: offices that are offline, inactive, read in part, or share a database."""
 
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -17,13 +16,9 @@ from nexhealth_pipeline.sync.runner import run_slices
 from .kit import Rows, open_session, sync_all
 from .reconciled import DESERT, FULL, NORTH, OFFLINE, PIER, RECONCILE, SOUTH, at, at_patient, gone, practice, told
 
+pytestmark = pytest.mark.small_box(visits=2)
+
 QUICK = RetryPolicy(sleep=lambda _: None)
-
-
-@pytest.fixture
-def box() -> Iterator[SandboxServer]:
-    with SandboxServer(patients=40, appointments_per_patient=2, limits=False) as server:
-        yield server
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """What a sync says of its own work: complete no further than it is, and nothing read in vain."""
 
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -20,16 +19,12 @@ from nexhealth_pipeline.warehouse.seen import seen_passes
 from .kit import Rows, sync_all
 from .reconciled import DESERT, FULL, NORTH, RECONCILE, SOUTH, practice
 
+pytestmark = pytest.mark.small_box(visits=2)
+
 QUICK = RetryPolicy(sleep=lambda _: None)
 OPEN_NOTES = (
     "SELECT record_id, first_seen_at < now() - interval '1 day' FROM nexhealth_quarantine WHERE resolved_at IS NULL"
 )
-
-
-@pytest.fixture
-def box() -> Iterator[SandboxServer]:
-    with SandboxServer(patients=40, appointments_per_patient=2, limits=False) as server:
-        yield server
 
 
 @pytest.fixture
