@@ -205,6 +205,38 @@ def test_zones_are_tried_once_a_query_also_of_one_patient(connection: psycopg.Co
         connection.execute("DELETE FROM nexhealth_appointments; DELETE FROM nexhealth_locations")
 
 
+def test_a_zone_is_tried_also_where_workers_help(connection: psycopg.Connection) -> None:
+    the_latest_day_is_found_with_workers(connection)
+
+
+def test_a_zone_is_tried_also_where_workers_help_on_the_oldest_postgresql(oldest_database_url: str) -> None:
+    """Before 17 no zone can be tried while workers run, and a report of a large practice ended with an error."""
+    with psycopg.connect(oldest_database_url, autocommit=True) as db:
+        the_latest_day_is_found_with_workers(db)
+
+
+def the_latest_day_is_found_with_workers(db: psycopg.Connection) -> None:
+    """They are asked for at any price: a table of a few thousand visits does without them."""
+    columns, values = "synced_at, source_read_at, row_hash", "now(), now(), ''"
+    try:
+        db.execute(
+            f"INSERT INTO nexhealth_locations (institution_id, id, tz, {columns}) VALUES (7, 3, 'Asia/Tokyo', {values});"
+            f" INSERT INTO nexhealth_appointments (institution_id, id, location_id, patient_id, start_time, {columns})"
+            f" SELECT 7, n, 3, 5, '2026-07-01T22:30Z', {values} FROM generate_series(1, 2000) n;"
+            " ANALYZE nexhealth_locations, nexhealth_appointments"
+        )
+        db.execute(
+            "SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0; SET min_parallel_table_scan_size = 0;"
+            " SET max_parallel_workers_per_gather = 2"
+        )
+        query = "SELECT count(*), max(local_date) FROM nexhealth_current.appointments"
+        assert db.execute(query.encode()).fetchall() == [(2000, date(2026, 7, 2))]
+        plan = db.execute(f"EXPLAIN {query}".encode()).fetchall()
+        assert any("Gather" in line for (line,) in plan) == (db.info.server_version >= 170000)
+    finally:
+        db.execute("DELETE FROM nexhealth_appointments; DELETE FROM nexhealth_locations")
+
+
 def _times_read(node: dict[str, Any], table: str) -> list[float]:
     """How often each part of a plan that reads a table was carried out."""
     own = [node["Actual Loops"]] if node.get("Relation Name") == table else []
