@@ -162,6 +162,21 @@ def test_what_stands_in_a_deleted_record_is_not_shown(rows: Rows, add: Any) -> N
     assert shown == [(7, 1), (7, 3), (8, 2)]
 
 
+def test_what_a_deleted_claim_was_to_bring_is_not_shown(connection: psycopg.Connection, rows: Rows, add: Any) -> None:
+    """Risk: the claim is gone from claims, and what it brought is still added up, as the charge goes on listing it."""
+    add("claims", id=1, status="received")
+    add("claims", id=2, status="sent", deleted_at=NOON, deleted_by="source")
+    add("claims", id=2, institution_id=8, status="canceled")
+    for charge, claim, institution in ((1, 1, 7), (1, 2, 7), (2, 1, 7), (2, 2, 8), (3, 404, 7)):
+        add("claim_payouts", charge_id=charge, claim_id=claim, institution_id=institution)
+    query = (
+        "SELECT institution_id, charge_id, claim_id, claim_status FROM nexhealth_current.claim_payouts ORDER BY 1, 2"
+    )
+    assert rows(query) == [(7, 1, 1, "received"), (7, 2, 1, "received"), (7, 3, 404, None), (8, 2, 2, "canceled")]
+    for name, paid in (("claim_payouts", "insurance_payment"), ("claims", "totals_insurance_payment")):
+        assert "payments has it too" in str(view_columns(connection, name)[paid])
+
+
 def test_joins_keep_every_row_once(rows: Rows, add: Any) -> None:
     """Risk: a name that is found twice, in another institution, doubles a sum."""
     add("locations", id=3, name="Harbour", tz="UTC")
