@@ -1,5 +1,6 @@
 """What analysts see: only what is there, in local time, with names, and patients and visits alone."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date
@@ -197,6 +198,22 @@ def test_one_patients_rows_are_found_by_index(connection: psycopg.Connection, ro
         "EXPLAIN SELECT id, local_date FROM nexhealth_current.appointments WHERE institution_id = 7 AND patient_id = 5"
     )
     assert any("nexhealth_appointments_institution_id_patient_id_idx" in line for (line,) in plan)
+
+
+def test_one_locations_patients_are_found_by_index(connection: psycopg.Connection, rows: Rows) -> None:
+    """Risk: who has the views alone asks for one office's patients, and for each in the institution a list is made."""
+    connection.execute(
+        f"INSERT INTO nexhealth_patient_locations SELECT 7, n, n % 300, '{NOON}' FROM generate_series(1, 3000) n;"
+        f" INSERT INTO nexhealth_patient_locations SELECT 7, n, 5, '{NOON}', now() FROM generate_series(1, 3) n;"
+        " ANALYZE nexhealth_patient_locations"
+    )
+    query = "SELECT * FROM nexhealth_current.patient_locations WHERE institution_id = 7 AND location_id = 5"
+    assert sorted(rows(query)) == [(7, number, 5, NOON) for number in range(5, 3000, 300)]
+    plan = "\n".join(line for (line,) in rows(f"EXPLAIN {query}"))
+    assert re.search(r"nexhealth_patient_locations_location .*\n *Index Cond: .*location_id = 5", plan), plan
+    for name, comment in view_columns(connection, "patient_locations").items():
+        assert str(comment).endswith(f"PHI class: {'id' if name in ('institution_id', 'patient_id') else 'none'}.")
+    assert "patient_locations" in str(view_columns(connection, "patients")["location_ids"])
 
 
 def test_zones_are_tried_once_a_query_also_of_one_patient(connection: psycopg.Connection, rows: Rows) -> None:
