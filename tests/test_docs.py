@@ -14,7 +14,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from nexhealth_pipeline.catalog.collection import Collection, SqlType
+from nexhealth_pipeline.catalog.collection import Collection
 from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.sync.practice import load_practices
@@ -311,88 +311,3 @@ def add(connection: psycopg.Connection, collection: Collection, /, **values: obj
         sql.SQL(", ").join(map(sql.Literal, row.values())),
     )
     connection.execute(statement)
-
-
-def give(connection: psycopg.Connection, patient: int) -> None:
-    """Let a patient have a row in every collection that knows patients, each with a superseded version, and all beside."""
-    for collection in DECLARED:
-        numbers = [one.name for one in (*collection.columns, *collection.from_request) if one.type is SqlType.BIGINT]
-        row: dict[str, object] = {
-            name: patient for name in collection.key if name != "institution_id" and name in numbers
-        }
-        row |= {name: patient for name in ("patient_id", "guarantor_id") if name in numbers}
-        named = {"patient_id", "guarantor_id", "charge_id", "coverage_id"} & row.keys()
-        if named or collection.name == "patients":
-            add(connection, collection, **row)
-            connection.execute(
-                sql.SQL("UPDATE {} SET deleted_at = now() WHERE {} = {}").format(
-                    sql.Identifier(collection.table), sql.Identifier(next(iter(row))), patient
-                )
-            )
-    connection.execute(
-        "INSERT INTO nexhealth_patient_locations (institution_id, patient_id, location_id, first_seen)"
-        " VALUES (%s, %s, 1, now())",
-        (INSTITUTION, patient),
-    )
-    for collection in [one for one in DECLARED if one.per]:
-        connection.execute(
-            "INSERT INTO nexhealth_child_reads (collection, institution_id, patient_id, read_at, rows)"
-            " VALUES (%s, %s, %s, now(), 1)",
-            (collection.name, INSTITUTION, patient),
-        )
-    notes = [
-        ("charges", f"{patient}9", "{}", f'{{"patient_id":{patient},"x":1}}'),
-        ("patients", str(patient), "{}", "\0"),
-        ("documents", f"{patient}9", f'{{"patient_id": {patient}}}', "{}"),
-        ("coverage_subscribers", "", f'{{"coverage_id": {patient}}}', "{}"),
-    ]
-    for name, record, request, raw in notes:
-        connection.execute(
-            "INSERT INTO nexhealth_quarantine (collection, institution_id, location_id, record_id, field, rule, loaded,"
-            " raw, fingerprint, run_id, request) VALUES (%s, %s, 0, %s, '', '', false, %s, %s, '', %s)",
-            (name, INSTITUTION, record, raw.encode(), f"{name} {patient}".encode(), request),
-        )
-    events = [
-        ("Patient", [patient], "{}"),
-        ("Charge", [1], f'{{"patient_id": "{patient}"}}'),
-        ("Document", [patient], '{"document": "of theirs"}'),
-    ]
-    for kind, ids, payload in events:
-        connection.execute(
-            "INSERT INTO nexhealth_webhook_events (resource_type, resource_ids, payload, institution_id, verdict, status)"
-            " VALUES (%s, %s, %s, %s, 'valid', 'applied')",
-            (kind, ids, payload, INSTITUTION),
-        )
-
-
-def test_a_patient_is_exported_and_erased_whole_and_nobody_else(database_url: str) -> None:
-    collect, export, erase = statements("Exporting or erasing one patient")
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        give(connection, PATIENT)
-        give(connection, OTHER)
-        before = held(connection)
-        connection.execute(collect.encode())
-        exported = {str(name).removeprefix("nexhealth_") for name, _ in connection.execute(export.encode()).fetchall()}
-        assert {name for name in exported if name.startswith("history_")}
-        assert {"quarantine", "webhook_events", "child_reads", "patient_locations"} <= exported
-        theirs = {
-            one.name
-            for one in DECLARED
-            if {"patient_id", "charge_id", "coverage_id"} & {each.name for each in (*one.columns, *one.from_request)}
-        }
-        assert theirs | {"patients", "guarantor_balances"} <= exported
-        connection.execute(erase.encode())
-        left = held(connection)
-        assert left == {name: count / 2 for name, count in before.items()}
-        connection.execute(collect.encode())
-        assert connection.execute(export.encode()).fetchall() == []
-        assert connection.execute("SELECT count(*) FROM nexhealth_webhook_events").fetchone() == (6,)
-
-
-def held(connection: psycopg.Connection) -> dict[str, float]:
-    """Rows of every table that holds something of patients, by table."""
-    beside = ("history", "quarantine", "child_reads", "patient_locations")
-    counted = {one: f"SELECT count(*) FROM nexhealth_{one}" for one in (*COLLECTIONS, *beside)}
-    counted["webhook_events"] = "SELECT count(payload) FROM nexhealth_webhook_events"
-    rows = {name: connection.execute(query.encode()).fetchone() for name, query in counted.items()}
-    return {name: row[0] for name, row in rows.items() if row and row[0]}

@@ -135,7 +135,7 @@ class Shown:
     doc: str
     """One sentence: what a row is."""
     where: str = ""
-    """Condition over the row `t`; deleted rows are left out anyway."""
+    """Condition over the row `t`, and the names that :attr:`Current.joins` brings; deleted rows are left out anyway."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,8 @@ ends with a fingerprint of its definition, so that one that is up to date is lef
 keep their order and new ones follow, because only so can PostgreSQL replace it under grants and under views that others
 built on it.
 
+Migrations add the view `patient_locations`, whose table is no collection's.
+
 Nothing is granted here; an owner's `GRANT SELECT` outlives every replacement but that of a column's removal.
 """
 

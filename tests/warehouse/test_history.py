@@ -264,26 +264,6 @@ def visited(connection: psycopg.Connection) -> int:
     return row[0]
 
 
-def test_rows_of_other_keys_are_found_by_their_ids_too_where_they_have_any(connection: psycopg.Connection) -> None:
-    """An entry of a treatment plan has an id that is half of its key; a state of synchronisation has none."""
-    connection.execute(
-        "INSERT INTO nexhealth_treatment_plan_procedures (institution_id, treatment_plan_id, id, synced_at,"
-        " source_read_at, row_hash) SELECT 7, plan, id, now(), now(), '' FROM (VALUES (1, 5), (2, 5), (2, 6)) v (plan, id)"
-    )
-    try:
-        connection.execute(
-            "UPDATE nexhealth_treatment_plan_procedures SET deleted_at = now() WHERE treatment_plan_id = 2"
-        )
-        rows = connection.execute(
-            "SELECT key, version FROM nexhealth_asof('treatment_plan_procedures', now(), ids => '{5}') ORDER BY 2"
-        ).fetchall()
-        assert rows == [({"id": 5, "treatment_plan_id": 1}, 1), ({"id": 5, "treatment_plan_id": 2}, 2)]
-    finally:
-        connection.execute("DELETE FROM nexhealth_treatment_plan_procedures")
-    with pytest.raises(psycopg.errors.InvalidParameterValue, match="ids: rows of collection 'sync_status' have none"):
-        connection.execute("SELECT * FROM nexhealth_asof('sync_status', now(), ids => '{5}')")
-
-
 def test_a_touched_row_was_there_before_it_was_touched(table: Table) -> None:
     """Risk: what is no change moves synced_at, and the copy of yesterday seems to lack the row."""
     table.load(gadget())

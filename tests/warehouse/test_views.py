@@ -1,5 +1,6 @@
 """What analysts see: only what is there, in local time, with names, and patients and visits alone."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date
@@ -162,6 +163,21 @@ def test_what_stands_in_a_deleted_record_is_not_shown(rows: Rows, add: Any) -> N
     assert shown == [(7, 1), (7, 3), (8, 2)]
 
 
+def test_what_a_deleted_claim_was_to_bring_is_not_shown(connection: psycopg.Connection, rows: Rows, add: Any) -> None:
+    """Risk: the claim is gone from claims, and what it brought is still added up, as the charge goes on listing it."""
+    add("claims", id=1, status="received")
+    add("claims", id=2, status="sent", deleted_at=NOON, deleted_by="source")
+    add("claims", id=2, institution_id=8, status="canceled")
+    for charge, claim, institution in ((1, 1, 7), (1, 2, 7), (2, 1, 7), (2, 2, 8), (3, 404, 7)):
+        add("claim_payouts", charge_id=charge, claim_id=claim, institution_id=institution)
+    query = (
+        "SELECT institution_id, charge_id, claim_id, claim_status FROM nexhealth_current.claim_payouts ORDER BY 1, 2"
+    )
+    assert rows(query) == [(7, 1, 1, "received"), (7, 2, 1, "received"), (7, 3, 404, None), (8, 2, 2, "canceled")]
+    for name, paid in (("claim_payouts", "insurance_payment"), ("claims", "totals_insurance_payment")):
+        assert "payments has it too" in str(view_columns(connection, name)[paid])
+
+
 def test_joins_keep_every_row_once(rows: Rows, add: Any) -> None:
     """Risk: a name that is found twice, in another institution, doubles a sum."""
     add("locations", id=3, name="Harbour", tz="UTC")
@@ -184,6 +200,22 @@ def test_one_patients_rows_are_found_by_index(connection: psycopg.Connection, ro
     assert any("nexhealth_appointments_institution_id_patient_id_idx" in line for (line,) in plan)
 
 
+def test_one_locations_patients_are_found_by_index(connection: psycopg.Connection, rows: Rows) -> None:
+    """Risk: who has the views alone asks for one office's patients, and for each in the institution a list is made."""
+    connection.execute(
+        f"INSERT INTO nexhealth_patient_locations SELECT 7, n, n % 300, '{NOON}' FROM generate_series(1, 3000) n;"
+        f" INSERT INTO nexhealth_patient_locations SELECT 7, n, 5, '{NOON}', now() FROM generate_series(1, 3) n;"
+        " ANALYZE nexhealth_patient_locations"
+    )
+    query = "SELECT * FROM nexhealth_current.patient_locations WHERE institution_id = 7 AND location_id = 5"
+    assert sorted(rows(query)) == [(7, number, 5, NOON) for number in range(5, 3000, 300)]
+    plan = "\n".join(line for (line,) in rows(f"EXPLAIN {query}"))
+    assert re.search(r"nexhealth_patient_locations_location .*\n *Index Cond: .*location_id = 5", plan), plan
+    for name, comment in view_columns(connection, "patient_locations").items():
+        assert str(comment).endswith(f"PHI class: {'id' if name in ('institution_id', 'patient_id') else 'none'}.")
+    assert "patient_locations" in str(view_columns(connection, "patients")["location_ids"])
+
+
 def test_zones_are_tried_once_a_query_also_of_one_patient(connection: psycopg.Connection, rows: Rows) -> None:
     """A practice group of three hundred offices: their zones were all tried again for each visit that was found."""
     columns, values = "synced_at, source_read_at, row_hash", "now(), now(), ''"
@@ -203,6 +235,38 @@ def test_zones_are_tried_once_a_query_also_of_one_patient(connection: psycopg.Co
         assert _times_read(plan[0]["Plan"], "nexhealth_locations") == [1]
     finally:
         connection.execute("DELETE FROM nexhealth_appointments; DELETE FROM nexhealth_locations")
+
+
+def test_a_zone_is_tried_also_where_workers_help(connection: psycopg.Connection) -> None:
+    the_latest_day_is_found_with_workers(connection)
+
+
+def test_a_zone_is_tried_also_where_workers_help_on_the_oldest_postgresql(oldest_database_url: str) -> None:
+    """Before 17 no zone can be tried while workers run, and a report of a large practice ended with an error."""
+    with psycopg.connect(oldest_database_url, autocommit=True) as db:
+        the_latest_day_is_found_with_workers(db)
+
+
+def the_latest_day_is_found_with_workers(db: psycopg.Connection) -> None:
+    """They are asked for at any price: a table of a few thousand visits does without them."""
+    columns, values = "synced_at, source_read_at, row_hash", "now(), now(), ''"
+    try:
+        db.execute(
+            f"INSERT INTO nexhealth_locations (institution_id, id, tz, {columns}) VALUES (7, 3, 'Asia/Tokyo', {values});"
+            f" INSERT INTO nexhealth_appointments (institution_id, id, location_id, patient_id, start_time, {columns})"
+            f" SELECT 7, n, 3, 5, '2026-07-01T22:30Z', {values} FROM generate_series(1, 2000) n;"
+            " ANALYZE nexhealth_locations, nexhealth_appointments"
+        )
+        db.execute(
+            "SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0; SET min_parallel_table_scan_size = 0;"
+            " SET max_parallel_workers_per_gather = 2"
+        )
+        query = "SELECT count(*), max(local_date) FROM nexhealth_current.appointments"
+        assert db.execute(query.encode()).fetchall() == [(2000, date(2026, 7, 2))]
+        plan = db.execute(f"EXPLAIN {query}".encode()).fetchall()
+        assert any("Gather" in line for (line,) in plan) == (db.info.server_version >= 170000)
+    finally:
+        db.execute("DELETE FROM nexhealth_appointments; DELETE FROM nexhealth_locations")
 
 
 def _times_read(node: dict[str, Any], table: str) -> list[float]:

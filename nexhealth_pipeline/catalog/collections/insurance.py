@@ -13,6 +13,7 @@ from nexhealth_pipeline.catalog.collections.words import (
     NONE,
     TEXT,
     TIME,
+    deleted,
     identifier,
 )
 from nexhealth_pipeline.catalog.paging import Paging
@@ -46,7 +47,7 @@ INSURANCE_PLANS = Collection(
         column("employer_name", TEXT, NONE, "Employer."),
         column("foreign_id", TEXT, NONE, "The practice system's own key."),
         column("updated_at", TIME, NONE, "When NexHealth last wrote the record."),
-        column("deleted_at", TIME, NONE, "When the plan was deleted, by the API; null = present."),
+        deleted(),
     ),
 )
 

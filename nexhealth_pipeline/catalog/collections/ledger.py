@@ -8,6 +8,7 @@ from nexhealth_pipeline.catalog.collection import (
     Events,
     Pass,
     Scope,
+    Shown,
     column,
     flatten,
     money,
@@ -58,10 +59,13 @@ _ZERO_TOO = (Pass("all", (("show_zero_balances", "true"),)),)
 _TOTALS = flatten(
     money("amount_billed_to_insurance", "Billed to the insurer."),
     money("estimated_insurance_payment", "What the insurer is expected to pay."),
-    money("insurance_payment", "What the insurer paid."),
+    money(
+        "insurance_payment", "What the insurer paid; payments has it too, in rows with claim_id and insurance_plan_id."
+    ),
     money("write_off", "Written off."),
 )
 
+_PAYOUT = "What a claim brings for one charge: the link between claims and charges."
 _PAYMENT_TYPE_NAME, _PAYMENT_TYPE = name_of("payment_types", "payment_type_id", name="payment_type_name")
 _ADJUSTMENT_TYPE_NAME, _ADJUSTMENT_TYPE = name_of("adjustment_types", "adjustment_type_id", name="adjustment_type_name")
 _IS_INSURANCE = Derived(
@@ -106,7 +110,7 @@ CHARGES = Collection(
 CLAIM_PAYOUTS = Collection(
     name="claim_payouts",
     group="ledger",
-    doc="What a claim brings for one charge: the link between claims and charges.",
+    doc=_PAYOUT,
     path="/charges",
     scope=Scope.LOCATION,
     inside="charges",
@@ -121,6 +125,16 @@ CLAIM_PAYOUTS = Collection(
         column("fee_schedule_procedure_code", JSON, FINANCIAL, "Fee schedule entry that applies."),
     ),
     indexes=(("institution_id", "claim_id"),),
+    current=Current(
+        columns=(
+            Derived("claim_status", "claim.status", INSURANCE, "Status of the claim; canceled ones are shown too."),
+        ),
+        joins=(
+            "LEFT JOIN nexhealth_claims claim ON claim.institution_id = t.institution_id AND claim.id = t.claim_id",
+        ),
+        # A charge goes on listing what a deleted claim was to bring.
+        views=(Shown("claim_payouts", _PAYOUT, "claim.deleted_at IS NULL"),),
+    ),
 )
 
 PAYMENTS = Collection(

@@ -60,7 +60,12 @@ _PATIENTS_SHOWN = Current(
         ),
         Derived("pays_for_self", f"{_PAYER} = t.id", NONE, "Is their own guarantor."),
         Derived("guarantor_name", "payer.name", DEMOGRAPHIC, "Name of who pays."),
-        Derived("location_ids", _LISTED_AT, NONE, "Locations that list the person."),
+        Derived(
+            "location_ids",
+            _LISTED_AT,
+            NONE,
+            "Locations that list the person. No index leads to them: a location's persons are found in patient_locations.",
+        ),
         *(
             Derived(f"address_{name}", f"address.{name}", CONTACT, f"Of the postal address: {words}.")
             for name, words in (

@@ -105,8 +105,10 @@ def updated() -> tuple[Column, ...]:
 
 
 def deleted() -> tuple[Column, ...]:
-    """The API's own deletion time."""
-    return column("deleted_at", TIME, NONE, "When it was deleted, by the API; null = present.")
+    """The API's own deletion time, or when a reconcile found the record missing."""
+    return column(
+        "deleted_at", TIME, NONE, "When it was deleted, or found missing (deleted_by = absence); null = present."
+    )
 
 
 def timestamps() -> tuple[Column, ...]:

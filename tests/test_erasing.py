@@ -1,0 +1,149 @@
+"""The guide's statements for one patient: everything of theirs is found, and erased, and nothing of anybody else's."""
+
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from nexhealth_pipeline.catalog.collection import SqlType
+from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
+from tests.test_docs import INSTITUTION, OTHER, PATIENT, add, statements
+
+
+def give(connection: psycopg.Connection, patient: int) -> None:
+    """Let a patient have a row in every collection that knows patients, each with a superseded version, and all beside."""
+    for collection in DECLARED:
+        numbers = [one.name for one in (*collection.columns, *collection.from_request) if one.type is SqlType.BIGINT]
+        row: dict[str, object] = {
+            name: patient for name in collection.key if name != "institution_id" and name in numbers
+        }
+        row |= {name: patient for name in ("patient_id", "guarantor_id") if name in numbers}
+        named = {"patient_id", "guarantor_id", "charge_id", "coverage_id"} & row.keys()
+        if named or collection.name == "patients":
+            add(connection, collection, **row)
+            connection.execute(
+                sql.SQL("UPDATE {} SET deleted_at = now() WHERE {} = {}").format(
+                    sql.Identifier(collection.table), sql.Identifier(next(iter(row))), patient
+                )
+            )
+    connection.execute(
+        "INSERT INTO nexhealth_patient_locations (institution_id, patient_id, location_id, first_seen)"
+        " VALUES (%s, %s, 1, now())",
+        (INSTITUTION, patient),
+    )
+    for collection in [one for one in DECLARED if one.per]:
+        connection.execute(
+            "INSERT INTO nexhealth_child_reads (collection, institution_id, patient_id, read_at, rows)"
+            " VALUES (%s, %s, %s, now(), 1)",
+            (collection.name, INSTITUTION, patient),
+        )
+    notes = [
+        ("charges", f"{patient}9", "{}", f'{{"patient_id":{patient},"x":1}}'),
+        ("patients", str(patient), "{}", "\0"),
+        ("documents", f"{patient}9", f'{{"patient_id": {patient}}}', "{}"),
+        ("coverage_subscribers", "", f'{{"coverage_id": {patient}}}', "{}"),
+    ]
+    for name, record, request, raw in notes:
+        note(connection, name, request, raw, record)
+    events = [
+        ("Patient", [patient], "{}"),
+        ("Charge", [1], f'{{"patient_id": "{patient}"}}'),
+        ("Document", [patient], '{"document": "of theirs"}'),
+    ]
+    for kind, ids, payload in events:
+        event(connection, kind, ids, payload)
+
+
+def note(connection: psycopg.Connection, collection: str, request: str, raw: str, record: str = "") -> None:
+    """Quarantine what came of a request."""
+    connection.execute(
+        "INSERT INTO nexhealth_quarantine (collection, institution_id, location_id, record_id, field, rule, loaded,"
+        " raw, fingerprint, run_id, request) VALUES (%s, %s, 0, %s, '', '', false, %s, %s, '', %s)",
+        (collection, INSTITUTION, record, raw.encode(), f"{record} {request} {raw}".encode(), request),
+    )
+
+
+def event(connection: psycopg.Connection, kind: str, ids: list[int], payload: str) -> None:
+    """Store an event that was applied."""
+    connection.execute(
+        "INSERT INTO nexhealth_webhook_events (resource_type, resource_ids, payload, institution_id, verdict, status)"
+        " VALUES (%s, %s, %s, %s, 'valid', 'applied')",
+        (kind, ids, payload, INSTITUTION),
+    )
+
+
+def test_a_patient_is_exported_and_erased_whole_and_nobody_else(database_url: str) -> None:
+    collect, export, erase = statements("Exporting or erasing one patient")
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        give(connection, PATIENT)
+        give(connection, OTHER)
+        before = held(connection)
+        connection.execute(collect.encode())
+        exported = {str(name).removeprefix("nexhealth_") for name, _ in connection.execute(export.encode()).fetchall()}
+        assert {name for name in exported if name.startswith("history_")}
+        assert {"quarantine", "webhook_events", "child_reads", "patient_locations"} <= exported
+        theirs = {
+            one.name
+            for one in DECLARED
+            if {"patient_id", "charge_id", "coverage_id"} & {each.name for each in (*one.columns, *one.from_request)}
+        }
+        assert theirs | {"patients", "guarantor_balances"} <= exported
+        connection.execute(erase.encode())
+        left = held(connection)
+        assert left == {name: count / 2 for name, count in before.items()}
+        connection.execute(collect.encode())
+        assert connection.execute(export.encode()).fetchall() == []
+        assert connection.execute("SELECT count(*) FROM nexhealth_webhook_events").fetchone() == (6,)
+
+
+def test_who_holds_somebody_elses_coverage_is_erased_there_too(database_url: str) -> None:
+    """Risk: a parent's name and birth date stay behind the coverage of a child, who is nobody to be erased."""
+    collect, export, erase = statements("Exporting or erasing one patient")
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        for coverage, holders in ((7, (OTHER, PATIENT)), (8, (PATIENT, OTHER)), (9, (OTHER, OTHER))):
+            add(connection, COLLECTIONS["insurance_coverages"], id=coverage, patient_id=OTHER)
+            first, second = (
+                f"id = {holder}, name = 'N', date_of_birth = '1980-02-0{coverage - 6}'" for holder in holders
+            )
+            add(connection, COLLECTIONS["coverage_subscribers"], coverage_id=coverage)
+            for holder in (first, f"{second}, deleted_at = now()", second + ", deleted_at = NULL"):
+                connection.execute(
+                    f"UPDATE nexhealth_coverage_subscribers SET {holder} WHERE coverage_id = {coverage}".encode()
+                )
+            connection.execute(
+                "INSERT INTO nexhealth_child_reads (collection, institution_id, patient_id, read_at, rows)"
+                " VALUES ('coverage_subscribers', %s, %s, now(), 1)",
+                (INSTITUTION, coverage),
+            )
+        for number, person in enumerate((PATIENT, OTHER)):
+            note(connection, "coverage_subscribers", f'{{"coverage_id": 1{number}}}', f'{{"id":{person}, "name":"N"}}')
+            body = f'{{"subscriber": {{"name": "N", "id": {person}}}, "patient_id": {OTHER}}}'
+            event(connection, "PatientInsuranceCoverage", [10 + number], body)
+        connection.execute(collect.encode())
+        exported = [str(part) for part, _ in connection.execute(export.encode()).fetchall()]
+        assert exported.count("nexhealth_coverage_subscribers") == 1
+        connection.execute(erase.encode())
+        # The list of the coverage that they hold was read, and has no row now: it must not be missed.
+        assert rows_of(connection, "SELECT patient_id FROM nexhealth_child_reads ORDER BY 1") == [8, 9]
+        assert rows_of(connection, "SELECT coverage_id FROM nexhealth_coverage_subscribers ORDER BY 1") == [8, 9]
+        assert rows_of(connection, "SELECT DISTINCT id FROM nexhealth_history WHERE id IS NOT NULL") == [OTHER]
+        assert rows_of(connection, "SELECT request ->> 'coverage_id' FROM nexhealth_quarantine") == ["11"]
+        assert rows_of(
+            connection, "SELECT resource_ids[1] FROM nexhealth_webhook_events WHERE payload IS NOT NULL"
+        ) == [11]
+        connection.execute(collect.encode())
+        assert connection.execute(export.encode()).fetchall() == []
+
+
+def rows_of(connection: psycopg.Connection, query: str) -> list[Any]:
+    """The only column of each row."""
+    return [value for (value,) in connection.execute(query.encode()).fetchall()]
+
+
+def held(connection: psycopg.Connection) -> dict[str, float]:
+    """Rows of every table that holds something of patients, by table."""
+    beside = ("history", "quarantine", "child_reads", "patient_locations")
+    counted = {one: f"SELECT count(*) FROM nexhealth_{one}" for one in (*COLLECTIONS, *beside)}
+    counted["webhook_events"] = "SELECT count(payload) FROM nexhealth_webhook_events"
+    rows = {name: connection.execute(query.encode()).fetchone() for name, query in counted.items()}
+    return {name: row[0] for name, row in rows.items() if row and row[0]}
