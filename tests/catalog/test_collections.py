@@ -331,7 +331,7 @@ def test_nothing_is_kept_that_is_too_sensitive(collection: Collection) -> None:
 def test_the_catalog_is_pure_data() -> None:
     """Adding a collection is adding a declaration: no branches, no loops, no imports of other rooms."""
     domains = [path for path in Path(package.__file__).parent.glob("*.py") if path.stem != "__init__"]
-    assert len(domains) == 7
+    assert domains
     for path in domains:
         _assert_pure(ast.parse(path.read_text(encoding="utf-8")))
 

@@ -5,12 +5,12 @@ table, its comments, the asset, freshness, `--resource` and README's row follow 
 """
 
 from nexhealth_pipeline.catalog.collection import Collection
-from nexhealth_pipeline.catalog.collections import clinical, insurance, ledger, patients, practice, scheduling
+from nexhealth_pipeline.catalog.collections import clinical, insurance, ledger, patients, practice, pricing, scheduling
 
 __all__ = ["COLLECTIONS", "DECLARED", "nested_in"]
 
 DECLARED: tuple[Collection, ...] = tuple(
-    one for domain in (practice, patients, scheduling, insurance, ledger, clinical) for one in domain.DECLARED
+    one for domain in (practice, patients, scheduling, insurance, ledger, pricing, clinical) for one in domain.DECLARED
 )
 """All declarations, in the order they are shown."""
 
