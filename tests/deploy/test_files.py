@@ -151,7 +151,7 @@ def test_no_secret_is_in_a_file() -> None:
 
 
 def test_who_needs_no_patient_data_does_not_reach_it() -> None:
-    """Webserver and daemon see Dagster's history only, the receiver no API key, and runs no right in the cluster."""
+    """Webserver and daemon see Dagster's history only, the receiver no API key; who has more has no right in the cluster."""
     for place in (
         "compose daemon",
         "compose webserver",
@@ -167,6 +167,8 @@ def test_who_needs_no_patient_data_does_not_reach_it() -> None:
     account = next(one for one in manifests() if one["kind"] == "ServiceAccount")
     assert INSTANCE["run_launcher"]["config"]["service_account_name"] == account["metadata"]["name"]
     assert not any(one["kind"] in ("Role", "RoleBinding", "ClusterRoleBinding") for one in manifests())
+    # The chart binds a role to the code location's account unless it is told not to.
+    assert VALUES["dagster-user-deployments"]["rbacEnabled"] is False
 
 
 def test_the_instance_differs_where_a_cluster_does() -> None:
