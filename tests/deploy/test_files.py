@@ -39,7 +39,7 @@ SECRETS = {name for name, field in FIELDS.items() if "SecretStr" in str(field.an
 NOT_OURS = {"DAGSTER_HOME", "POSTGRES_DB", "POSTGRES_USER", "POSTGRES_PASSWORD"}
 COMMANDS = our_commands()
 MOUNTED = "/opt/nexhealth/instance/workspace.yaml"
-"""Where the compose file puts its `workspace.yaml`."""
+"""Where the image has the `workspace.yaml` of the compose file."""
 
 
 def taken_apart(line: list[str]) -> None:
@@ -176,7 +176,7 @@ def test_the_instance_differs_where_a_cluster_does() -> None:
     home = yaml.safe_load((ROOT / "dagster.yaml").read_text())
     differing = {name for name in home.keys() | INSTANCE.keys() if home.get(name) != INSTANCE.get(name)}
     assert differing == {"run_launcher", "compute_logs"}
-    assert COMPOSE["configs"]["dagster"]["file"] == "../../dagster.yaml"
+    assert re.search(r"^COPY .*\bdagster\.yaml .*/opt/nexhealth/instance/$", DOCKERFILE, re.MULTILINE)
 
 
 def test_names_lead_somewhere() -> None:
@@ -296,15 +296,35 @@ def test_the_image_is_made_of_what_was_tested() -> None:
     assert "--require-hashes" in DOCKERFILE
     ignored = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
     copied = [
-        word for line in re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE, re.MULTILINE) for word in line.split()
+        word
+        for line in re.findall(r"^COPY (?!--from)(?:--chmod=\d+ )?(.*) \S+$", DOCKERFILE, re.MULTILINE)
+        for word in line.split()
     ]
-    assert len(copied) == 5
+    assert len(copied) == 6
     for name in copied:
         assert (ROOT / name).exists()
         assert f"!{name}" in ignored
     gone = re.search(r"pip uninstall -y (.*)$", DOCKERFILE, re.MULTILINE)
     assert gone is not None
     assert set(gone[1].split()) - {"pip"} <= shipped.keys()
+
+
+def test_files_of_a_checkout_that_is_for_its_owner_alone_can_be_read() -> None:
+    """Those of a umask of 027: copied, or mounted, they keep their rights, and the image's user is another one."""
+    _, _, shipped = DOCKERFILE.rpartition("FROM ")
+    copies = re.findall(r"^COPY (?!--from)(.*)$", shipped, re.MULTILINE)
+    assert len(copies) == 1
+    assert all(one.startswith("--chmod=0644 ") for one in copies)
+    assert all("file" not in one for one in COMPOSE["configs"].values())
+    for service in COMPOSE["services"].values():
+        assert {one.split(":")[0] for one in service.get("volumes", [])} <= COMPOSE["volumes"].keys()
+        # Compose writes contents into the container before its start, which it refuses where that is read-only.
+        assert not (service.get("configs") and service.get("read_only"))
+
+
+def test_logs_of_containers_do_not_fill_the_disk() -> None:
+    """Docker keeps what a container says for good unless it is told otherwise."""
+    assert {name for name, one in COMPOSE["services"].items() if one.get("logging") != {"driver": "local"}} == set()
 
 
 def test_the_chart_is_of_the_dagster_that_was_tested() -> None:
