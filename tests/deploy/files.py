@@ -19,6 +19,12 @@ DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 GUIDE = (DEPLOY / "README.md").read_text()
 
 
+def with_pull_secrets(name: str) -> Iterator[Any]:
+    """The documents of a file of `deploy/`, with the Secret of a private registry that stands there as a comment."""
+    text = (DEPLOY / name).read_text()
+    yield from yaml.safe_load_all(re.sub(r"# (image_?pull_?secrets: )", r"\1", text, flags=re.IGNORECASE))
+
+
 def manifests() -> Iterator[dict[str, Any]]:
     """Every Kubernetes object that is written out."""
     for path in sorted((DEPLOY / "kubernetes").glob("*.yaml")):

@@ -32,6 +32,7 @@ from .files import (
     our_commands,
     pods,
     settings_file,
+    with_pull_secrets,
 )
 
 FIELDS = {str(field.alias): field for field in Settings.model_fields.values()}
@@ -192,6 +193,22 @@ def test_names_lead_somewhere() -> None:
     assert secrets == set(re.findall(r"create secret generic ([\w-]+)", GUIDE))
     for name in kustomization["resources"]:
         assert (DEPLOY / "kubernetes" / name).is_file()
+
+
+def test_the_secret_of_a_private_registry_goes_where_its_comments_are() -> None:
+    """In one place of five forgotten, some pods wait for ever: the receiver's, at the next node that has no image yet."""
+    ours = [{"name": "nexhealth-registry"}]
+    assert "create secret docker-registry\nnexhealth-registry " in GUIDE
+    (values,) = with_pull_secrets("helm/values.yaml")
+    assert values["imagePullSecrets"] == values["dagster-user-deployments"]["imagePullSecrets"] == ours
+    for name in ("receiver", "migrate"):
+        workload, *_ = with_pull_secrets(f"kubernetes/{name}.yaml")
+        assert workload["spec"]["template"]["spec"]["imagePullSecrets"] == ours
+
+
+def test_a_first_load_has_room_in_the_code_location() -> None:
+    """It is the command and up to four forks of it, beside the server: 200 MiB each are promised."""
+    assert int(code_location()["resources"]["limits"]["memory"].removesuffix("Mi")) >= 6 * 200
 
 
 def test_the_restart_reaches_whoever_got_a_secret_at_its_start() -> None:
