@@ -39,6 +39,21 @@ def pods() -> Iterator[tuple[str, dict[str, Any]]]:
             yield one["metadata"]["name"], template["spec"]
 
 
+def policies_of(labels: dict[str, str]) -> list[dict[str, Any]]:
+    """The network policies that select a pod with these labels."""
+    policies = [one for one in manifests() if one["kind"] == "NetworkPolicy"]
+    return [one for one in policies if selects(one["spec"]["podSelector"], labels)]
+
+
+def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+    """Whether a selector of Kubernetes' is of something with these labels; of operators it knows `In` alone."""
+    expressions = selector.get("matchExpressions", [])
+    assert {one["operator"] for one in expressions} <= {"In"}
+    return selector.get("matchLabels", {}).items() <= labels.items() and all(
+        labels.get(one["key"]) in one["values"] for one in expressions
+    )
+
+
 def containers() -> Iterator[tuple[str, dict[str, Any]]]:
     """Every container of every pod, with its pod's name."""
     for name, pod in pods():

@@ -20,7 +20,7 @@ from dagster._daemon.monitoring.run_monitoring import monitor_started_run
 
 from nexhealth_pipeline.orchestration.command_runs import COMMAND_TAGS
 
-from .files import INSTANCE, code_location, with_pull_secrets
+from .files import INSTANCE, code_location, policies_of, with_pull_secrets
 
 IMAGE = "{repository}:{tag}".format(**code_location()["image"])
 
@@ -143,6 +143,12 @@ def test_a_run_has_room_and_time(job: dict[str, Any]) -> None:
     assert pod["terminationGracePeriodSeconds"] == 120
     assert pod["restartPolicy"] == "Never"
     assert job["spec"]["ttlSecondsAfterFinished"] == 86400
+
+
+def test_nobody_reaches_a_run(job: dict[str, Any]) -> None:
+    (policy,) = policies_of(job["spec"]["template"]["metadata"]["labels"])
+    assert policy["spec"]["policyTypes"] == ["Ingress"]
+    assert "ingress" not in policy["spec"]
 
 
 @pytest.mark.parametrize("configured", list(with_pull_secrets("kubernetes/dagster.yaml")), ids=["private registry"])
