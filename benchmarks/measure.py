@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -155,16 +156,37 @@ def server_cpu(admin: psycopg.Connection) -> float:
 
 def children_cpu() -> float:
     """CPU seconds of this process's living children, theirs, and all that those ever waited for."""
-    parents: dict[int, list[str]] = {}
+    return sum(sum(map(int, fields[11:15])) for fields in _descendants().values()) / _TICK
+
+
+def peak_rss(pid: int) -> float:
+    """MiB that a living process has had at most. Raises FileNotFoundError where it has ended."""
+    return int(re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)[1]) / 1024  # type: ignore[index]  # a living process has that line
+
+
+def peak_rss_of(words: str) -> float:
+    """MiB that one of this process's living descendants has had at most, of those whose command line has `words`."""
+    found = []
+    for pid in _descendants():
+        with contextlib.suppress(OSError):  # it has ended
+            if words in Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " "):
+                found.append(peak_rss(pid))
+    if not found:
+        raise LookupError(f"no process with {words!r} in its command line is there")
+    return max(found)
+
+
+def _descendants() -> dict[int, list[str]]:
+    """Living children of this process, theirs, and so on: the fields of each."""
+    all_there: dict[int, list[str]] = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             with contextlib.suppress(OSError):
-                parents[int(folder.name)] = _stat(int(folder.name))
-    family, found = {os.getpid()}, 0.0
-    while grown := {pid for pid, fields in parents.items() if int(fields[1]) in family} - family:
+                all_there[int(folder.name)] = _stat(int(folder.name))
+    family = {os.getpid()}
+    while grown := {pid for pid, fields in all_there.items() if int(fields[1]) in family} - family:
         family |= grown
-        found += sum(sum(map(int, parents[pid][11:15])) for pid in grown)
-    return found / _TICK
+    return {pid: all_there[pid] for pid in family - {os.getpid()}}
 
 
 def _stat(pid: int) -> list[str]:

@@ -12,18 +12,16 @@ Needs Chromium: where there is none, says so and ends with status 77.
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from many_locations import NIGHT, Size, fill
 from results import NOT_HERE, Part, Table, arguments, show, spread
-from serving import environment, server
+from serving import environment, served, server
 
 HERE = Path(__file__).parent
 PAGES = {
@@ -60,35 +58,6 @@ def filled(size: Size) -> Iterator[dict[str, str]]:
             f"{size.locations:,} locations, {size.nights} nights: {events:,} events written in {took:.0f} s", flush=True
         )
         yield given
-
-
-@contextmanager
-def served(given: dict[str, str]) -> Iterator[str]:
-    """A webserver of an instance, started now; its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-P", "-m", "dagster_webserver", "-h", "127.0.0.1", "-p", str(port)]
-    process = subprocess.Popen(
-        [*command, "-w", str(HERE.parent / "workspace.yaml")],
-        env=given, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        yield _ready(f"http://127.0.0.1:{port}", process)
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _ready(url: str, process: subprocess.Popen[bytes]) -> str:
-    while process.poll() is None:
-        try:
-            urllib.request.urlopen(f"{url}/server_info").close()
-        except OSError:
-            time.sleep(0.2)
-        else:
-            return url
-    raise SystemExit(f"the webserver ended with status {process.returncode}")
 
 
 def browsed(urls: list[str], shows: str, chromium: str, rounds: int) -> list[dict[str, list[float]]]:

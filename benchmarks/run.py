@@ -62,15 +62,23 @@ SCRIPTS = (
 
 
 def set_up() -> None:
-    """Make benchmarks/.venv unless it is as requirements.txt says."""
+    """Make benchmarks/.venv unless it is as requirements.txt says. Raises SystemExit where it cannot be made."""
     wanted = hashlib.sha256((HERE / "requirements.txt").read_bytes() + sys.version.encode()).hexdigest()
-    stamp = VENV / "stamp"
-    if stamp.exists() and stamp.read_text() == wanted:
+    stamp, python = VENV / "stamp", VENV / "bin" / "python"
+    if python.exists() and stamp.exists() and stamp.read_text() == wanted:
         return
     print("Setting up benchmarks/.venv (dlt, matplotlib), a few minutes the first time ...", flush=True)
-    subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], check=True)
-    pip = (VENV / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "--no-input", "-qq", "install")
-    subprocess.run([*pip, "-r", HERE / "requirements.txt"], check=True)
+    stamp.unlink(missing_ok=True)  # until all is there: what is interrupted is begun again
+    pip = (python, "-m", "pip", "--disable-pip-version-check", "--no-input", "-qq", "install")
+    for command in (
+        (sys.executable, "-m", "venv", "--clear", VENV),
+        (*pip, "-r", HERE / "requirements.txt"),
+    ):
+        if subprocess.run(command, check=False).returncode:
+            raise SystemExit(
+                "benchmarks/.venv cannot be set up: it takes a package index (the network) and Python's venv module; "
+                f"this failed: {' '.join(map(str, command))}"
+            )
     stamp.write_text(wanted)
 
 

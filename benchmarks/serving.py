@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -68,6 +69,35 @@ def _await_end(server: embedded.EmbeddedServer) -> None:
             os.close(lock)
             return
         time.sleep(0.05)
+
+
+@contextmanager
+def served(given: dict[str, str]) -> Iterator[str]:
+    """Dagster's webserver of an instance, started now; its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-P", "-m", "dagster_webserver", "-h", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(
+        [*command, "-w", str(HERE.parent / "workspace.yaml")],
+        env=given, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        yield _ready(f"http://127.0.0.1:{port}", process)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _ready(url: str, process: subprocess.Popen[bytes]) -> str:
+    while process.poll() is None:
+        try:
+            urllib.request.urlopen(f"{url}/server_info").close()
+        except OSError:
+            time.sleep(0.2)
+        else:
+            return url
+    raise SystemExit(f"the webserver ended with status {process.returncode}")
 
 
 def environment(home: Path, **settings: object) -> dict[str, str]:

@@ -18,6 +18,8 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from nexhealth_pipeline.catalog.collection import Collection, Scope
 from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
 from nexhealth_pipeline.catalog.paging import MOST_A_PAGE
@@ -28,7 +30,8 @@ from nexhealth_pipeline.sync.practice import Institution, Location, Practices
 from nexhealth_pipeline.sync.slices import Slice
 from nexhealth_pipeline.warehouse.checks import CHECKS
 
-GUIDE = Path(__file__).parents[1] / "deploy" / "README.md"
+DEPLOY = Path(__file__).parents[1] / "deploy"
+GUIDE = DEPLOY / "README.md"
 ON = date(2026, 11, 28)
 """The day the figures are for: the number of months grows."""
 SHARE = 0.8
@@ -36,6 +39,8 @@ NIGHTS = 7
 """A database is reconciled once in so many nights."""
 RUNS_AT_ONCE = 3
 """Nightly runs that Dagster starts side by side, each a process with a core of its own (`dagster.yaml`)."""
+SIZES = (10, 100, 1000)
+"""Locations that the tables are for."""
 OFFICES_OF_ONE = 10
 """Locations of one institution, each with an EHR database of its own."""
 
@@ -84,6 +89,10 @@ class Measured:
     cpu_a_row: tuple[float, float] = (0.0040, 0.0012)
     """The same, of a list under a row: documents of 20,000 patients, 00:19 UTC (83 + 24 s); beside tests 133 + 39 s."""
     cpu_to_start: float = 4.5
+    mib_of_a_run: int = 194
+    """Peak of the greatest process of that night."""
+    mib_of_services: tuple[int, ...] = (181, 179, 153)
+    """Peaks of code location, webserver and daemon."""
 
 
 BYTES = {
@@ -92,6 +101,7 @@ BYTES = {
 }  # fmt: skip
 """pg_total_relation_size of a collection's table, per row."""
 _UNDER_ROWS = {one.path for one in DECLARED if one.per}
+_SCOPES = {one.path: one.scope for one in DECLARED}
 OFFICE, MEASURED = Office(), Measured()
 
 
@@ -229,52 +239,108 @@ def tables(today: date) -> Iterator[str]:
     """All tables, as Markdown."""
     yield "| locations | requests, first sync | hours | requests a night | of `/patients`, `/appointments` | hours with one key | with a key an institution |"
     yield "|---|---|---|---|---|---|---|"
-    for count in (10, 100, 1000):
+    for count in SIZES:
         first, nightly = requests(count, Mode.FULL, today), night(count, today)
         one_key = night(min(count, OFFICES_OF_ONE), today)
         patients = sum(number for path, number in nightly.items() if path.startswith(("/patients", "/appointments")))
         yield _row(
             count,
             sum(first.values()),
-            hours(first, first),
+            f"{hours(first, first):.1f}",
             sum(nightly.values()),
             patients,
-            hours(nightly, nightly),
-            hours(one_key, nightly),
+            f"{hours(nightly, nightly):.1f}",
+            f"{hours(one_key, nightly):.1f}",
         )
     yield ""
     yield "| locations | warehouse after the first sync | a night | Dagster's history a night | slices a night | CPU of the runs a night | of PostgreSQL | run pods at once |"
     yield "|---|---|---|---|---|---|---|---|"
-    for count in (10, 100, 1000):
+    for count in SIZES:
         nightly = night(count, today)
-        logged = lines(count, today)
-        grown = (
-            count * (_new_bytes() + OFFICE.changed_rows * MEASURED.bytes_a_version) + logged * MEASURED.bytes_a_slice
-        )
-        history = events(count, today) * MEASURED.bytes_an_event + len(CHECKS) * MEASURED.bytes_a_check
-        seconds = cpu(nightly)
-        whole = count * OFFICE.patients * MEASURED.bytes_a_patient
+        whole, grown, history = databases(count, today)
         yield _row(
             count,
             size(whole),
             size(grown),
             size(history),
-            logged,
-            *(f"{one / 60:.0f} min" if one >= 90 else f"{one:.0f} s" for one in seconds),
+            lines(count, today),
+            *(f"{one / 60:.0f} min" if one >= 90 else f"{one:.0f} s" for one in cpu(nightly)),
             str(RUNS_AT_ONCE),
         )
+    yield ""
+    yield "| locations | cores busy in a night with one key | CPU of the first sync | most cores at once | memory of the application | a cluster's requests | PostgreSQL's disk after a year |"
+    yield "|---|---|---|---|---|---|---|"
+    cores, mib = reserved()
+    for count in SIZES:
+        nightly = night(count, today)
+        whole, grown, history = databases(count, today)
+        busy = (one / 3600 / hours(nightly, nightly) for one in cpu(nightly))
+        yield _row(
+            count,
+            " + ".join(f"{one:.2f}" for one in busy),
+            " + ".join(f"{one / 3600:.1f} h" for one in cpu(requests(count, Mode.FULL, today))),
+            str(RUNS_AT_ONCE),
+            f"{memory() / 1024:.1f} GiB",
+            f"{cores:g} cores, {mib / 1024:.1f} GiB",
+            size(whole + 365 * grown + 30 * history),
+        )
+
+
+def databases(locations: int, today: date) -> tuple[float, float, float]:
+    """Bytes: the warehouse after the first sync, what a night adds to it, and what a night adds to Dagster's history."""
+    logged = lines(locations, today) * MEASURED.bytes_a_slice
+    grown = locations * (_new_bytes() + OFFICE.changed_rows * MEASURED.bytes_a_version) + logged
+    history = events(locations, today) * MEASURED.bytes_an_event + len(CHECKS) * MEASURED.bytes_a_check
+    return locations * OFFICE.patients * MEASURED.bytes_a_patient, grown, history
 
 
 def _new_bytes() -> int:
     return sum(number * BYTES[name] for name, number in DAY.items())
 
 
-def hours(of_a_key: Mapping[str, int], of_all: Mapping[str, int]) -> str:
-    """The least time, by what limits: a key's rate limits at the default share, or the cores of the runs."""
+def hours(of_a_key: Mapping[str, int], of_all: Mapping[str, int]) -> float:
+    """The least time, by what limits: a key's rate limits at the default share, or the cores of the runs.
+
+    No run ends before its own CPU time, and of all runs no more than RUNS_AT_ONCE go on.
+    """
     known = {one.path for one in COLLECTIONS.values()}
     by_path = {path: number for path, number in of_a_key.items() if path in known}
     client, _ = cpu(of_all)
-    return f"{max(floor_seconds(by_path, SHARE), client / RUNS_AT_ONCE) / 3600:.1f}"
+    return max(floor_seconds(by_path, SHARE), client / RUNS_AT_ONCE, longest_run(of_all)) / 3600
+
+
+def longest_run(found: Mapping[str, int]) -> float:
+    """CPU seconds of a night's longest run: a scope is one job, and a tick asks for one run of it beside what it reconciles."""
+    of_scopes = (
+        cpu({path: number for path, number in found.items() if _SCOPES[path] is scope})[0]
+        for scope in set(_SCOPES.values())
+    )
+    return max(of_scopes) * (NIGHTS - 1) / NIGHTS
+
+
+def reserved() -> tuple[float, int]:
+    """Cores and MiB that the pods of deploy/ request of a cluster while so many nightly runs go on."""
+    values = yaml.safe_load((DEPLOY / "helm" / "values.yaml").read_text(encoding="utf-8"))
+    instance = yaml.safe_load((DEPLOY / "kubernetes" / "dagster.yaml").read_text(encoding="utf-8"))
+    receiver, *_ = yaml.safe_load_all((DEPLOY / "kubernetes" / "receiver.yaml").read_text(encoding="utf-8"))
+    webserver, daemon = values["dagsterWebserver"], values["dagsterDaemon"]
+    pods = [
+        (webserver["replicaCount"], webserver["resources"]),
+        (1, daemon["resources"]),
+        *((1, one["resources"]) for one in values["dagster-user-deployments"]["deployments"]),
+        (RUNS_AT_ONCE, instance["run_launcher"]["config"]["resources"]),
+        *(
+            (receiver["spec"]["replicas"], one["resources"])
+            for one in receiver["spec"]["template"]["spec"]["containers"]
+        ),
+    ]
+    cores = sum(count * int(one["requests"]["cpu"].removesuffix("m")) for count, one in pods) / 1000
+    return cores, sum(count * int(one["requests"]["memory"].removesuffix("Mi")) for count, one in pods)
+
+
+def memory() -> int:
+    """MiB of the application while so many nightly runs go on."""
+    return RUNS_AT_ONCE * MEASURED.mib_of_a_run + sum(MEASURED.mib_of_services)
 
 
 def size(number: float) -> str:

@@ -6,24 +6,27 @@
 CPU seconds are the process's and its children's by the kernel's account. A run through the daemon is the job
 nexhealth_practice (three requests), launched while daemon and code server stand, each part read from Dagster's own
 events and the kernel's note of when the run's process was started; the API is a local one of one location that answers
-at once. The same lists are read by `sync/` without Dagster as well, and by the command.
+at once. The same lists are read by `sync/` without Dagster as well, and by the command. Last comes what the processes
+that stand all the time have taken of memory: daemon and code server after those runs, the webserver after its first page.
 """
 
+import json
 import os
 import statistics
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
-from measure import accounted, children_cpu, server_cpu
+from measure import accounted, children_cpu, peak_rss_of, server_cpu
 from nightly import Place, place, settings_of, sync
 from results import Chart, Part, Table, arguments, show, spread
-from serving import asked, environment
+from serving import asked, environment, served
 
 from nexhealth_pipeline.cli.household import Household
 
@@ -57,6 +60,8 @@ sys.exit(any(one.status != "succeeded" for one in results))
 """
 """Those lists, read by `sync/` without Dagster."""
 _ALL, _CPU, _SERVER_CPU = "all", "CPU s of daemon, code server and run", "CPU s of PostgreSQL"
+_PAGE = "{ assetNodes { assetKey { path } partitionDefinition { description } } runsOrError { ... on Runs { results { id } } } }"
+"""What a page of assets and one of runs ask the webserver for."""
 WAIT_SECONDS = 300.0
 """Longest wait for a run of a few seconds: a busy machine takes many times as long."""
 
@@ -196,6 +201,21 @@ def launched(where: Place, workspace: Path) -> dict[str, float]:
     return marks | {_ALL: at["PIPELINE_SUCCESS"] - at["PIPELINE_ENQUEUED"], _CPU: spent, _SERVER_CPU: server_spent}
 
 
+def standing() -> Table:
+    """Memory of the processes that stand all the time, while daemon and code server do."""
+    peaks = {"code server": peak_rss_of("api grpc"), "daemon": peak_rss_of("dagster._daemon")}
+    with served(dict(os.environ)) as address:
+        question = json.dumps({"query": _PAGE}).encode()
+        request = urllib.request.Request(f"{address}/graphql", question, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request) as answer:
+            if not json.load(answer)["data"]["assetNodes"]:
+                raise SystemExit("the webserver shows no asset: the code location was not loaded")
+        peaks["webserver"] = peak_rss_of("dagster_webserver")
+    return Table(
+        ["process", "peak RSS MiB"], [[name, f"{peak:.0f}"] for name, peak in peaks.items()], "Memory of what stands"
+    )
+
+
 def main() -> None:
     """Measure each, print, keep."""
     parser = arguments(__doc__)
@@ -213,6 +233,7 @@ def main() -> None:
         with daemon(where, settings_of(where)) as workspace:
             launched(where, workspace)  # the first one waits for the code server
             runs = [launched(where, workspace) for _ in range(args.rounds)]
+            memory = standing()
     rows = [[name, spread([run[name] for run in runs], 2)] for name in runs[0]]
     tables.append(Table(["part", "s"], rows, f"A run of {JOB} through queue and daemon"))
     tables.append(same_work({
@@ -222,6 +243,7 @@ def main() -> None:
             (run[_ALL], run[_CPU], run[_SERVER_CPU]) for run in runs
         ],
     }))  # fmt: skip
+    tables.append(memory)
     parts = list(runs[0])[: list(runs[0]).index(_ALL)]
     chart = Chart("parts", "A run through queue and daemon: where its start goes", "s",
                   [name.partition(",")[0].partition(":")[0] for name in parts],
@@ -231,7 +253,9 @@ def main() -> None:
         "runs, not thousands. What was done: the command imports once and forks its runs; runs of the daemon have the in-process "
         "executor, so that no step starts a process; the queue is looked at every second (Dagster's default is five). "
         "What is left is mostly the process that Dagster starts for each run: the interpreter, `import dagster` and the opening of "
-        "the instance come before it says that it is there. The same work by `sync/` alone, by the command and by such a run stands below."
+        "the instance come before it says that it is there. The same work by `sync/` alone, by the command and by such a run stands below. "
+        "Memory is the peak of each process that stands all the time, after these runs and the webserver's first page; a run's is "
+        "under memory."
     )
     show(Part("startup", "Start-up: what a run costs before its first request", text, tables, [chart]), args.json)
 

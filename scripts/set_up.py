@@ -86,10 +86,10 @@ def read_stamp(folder: Path) -> "list[str]":
 
 
 def make_venv(folder: Path) -> None:
-    """Make a new, empty environment in `folder`."""
+    """Make a new, empty environment in `folder`, which may be the one that this Python is of: it is activated, or named."""
     if folder.exists():
         shutil.rmtree(str(folder))
-    run(sys.executable, "-I", "-m", "venv", str(folder))
+    run(getattr(sys, "_base_executable", "") or sys.executable, "-I", "-m", "venv", str(folder))
 
 
 def install(folder: Path, *arguments: str) -> None:

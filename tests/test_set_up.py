@@ -94,6 +94,25 @@ def test_an_interrupted_set_up_is_begun_again(
     assert tool.commands == ["venv", "packages", "project"]
 
 
+def test_the_environment_that_runs_the_set_up_is_made_anew(tmp_path: Path) -> None:
+    """It is the first `python3` where it is activated: removed, it cannot make another."""
+    folder = tmp_path / ".venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    (folder / "old").touch()
+    program = (
+        "import set_up, sys; from pathlib import Path; run = set_up.run;"
+        "set_up.run = lambda *command: run(*command, '--without-pip');"  # which takes seconds
+        "set_up.make_venv(Path(sys.argv[1]))"
+    )
+    command = [str(folder / "bin" / "python"), "-c", program, str(folder)]
+    done = subprocess.run(
+        command, env={"PYTHONPATH": str(ROOT / "scripts")}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (folder / "bin" / "python").exists()
+    assert not (folder / "old").exists()
+
+
 def test_a_python_that_is_too_old_is_named(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error must not be one of pip's, five minutes later."""
     monkeypatch.setattr(sys, "version_info", (3, 9, 2))

@@ -1,9 +1,11 @@
 """What a program costs, by the kernel's account."""
 
 import os
+import subprocess
 import sys
 
 import measure
+import pytest
 
 
 def test_a_programs_peak_is_its_own_and_not_that_of_who_started_it():
@@ -22,3 +24,22 @@ def test_children_count_and_the_status_is_the_programs():
     assert used.status == 3
     assert used.cpu >= 0.3
     assert used.wall >= 0.3
+
+
+def test_the_peak_of_a_process_that_stands_stays_when_it_has_let_go():
+    """And is found among grandchildren by what was started, since the daemon starts the code server."""
+    mark = "no-such-service"
+    holder = f"b = bytearray(80 << 20); b[::4096] = b'x' * len(b[::4096]); del b; print('{mark}', flush=True); input()"
+    program = f"import subprocess, sys; subprocess.run([sys.executable, '-S', '-c', {holder!r}])"
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"{mark}\n"
+        assert 80 < measure.peak_rss_of(f"print('{mark}'") < 140
+        assert 1 < measure.peak_rss(process.pid) < 60
+        process.communicate("\n")
+    with pytest.raises(FileNotFoundError):
+        measure.peak_rss(process.pid)
+    with pytest.raises(LookupError, match=mark):
+        measure.peak_rss_of(mark)

@@ -76,5 +76,11 @@ def test_how_busy_the_busiest_sender_was_stands_beside_what_the_receiver_took() 
     parts = [receiver.Sent([0.001], [], Counter({200: 1}), cpu_seconds=cpu) for cpu in (0.1, 0.45)]
     found = receiver.outcome(RATE, SECONDS, parts, 0, cpu=0.2)
     assert found.sender == pytest.approx(0.9)
-    table = receiver.part_of([found], SECONDS, 2).tables[0]
+    table = receiver.part_of([found], SECONDS, 2, 80.4).tables[0]
     assert table.rows[0][table.columns.index("a sender's CPU")] == "90%"
+
+
+def test_what_the_receiver_took_of_memory_is_told() -> None:
+    """A pod's limit, and a host's size, are to be chosen by it."""
+    found = receiver.outcome(RATE, SECONDS, [receiver.Sent([0.001], [], Counter({200: 1}))], 0, cpu=0.2)
+    assert "took 80 MiB of memory" in receiver.part_of([found], SECONDS, 1, 80.4).text

@@ -19,6 +19,12 @@ DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 GUIDE = (DEPLOY / "README.md").read_text()
 
 
+def with_pull_secrets(name: str) -> Iterator[Any]:
+    """The documents of a file of `deploy/`, with the Secret of a private registry that stands there as a comment."""
+    text = (DEPLOY / name).read_text()
+    yield from yaml.safe_load_all(re.sub(r"# (image_?pull_?secrets: )", r"\1", text, flags=re.IGNORECASE))
+
+
 def manifests() -> Iterator[dict[str, Any]]:
     """Every Kubernetes object that is written out."""
     for path in sorted((DEPLOY / "kubernetes").glob("*.yaml")):
@@ -31,6 +37,21 @@ def pods() -> Iterator[tuple[str, dict[str, Any]]]:
         template = one.get("spec", {}).get("template")
         if template:
             yield one["metadata"]["name"], template["spec"]
+
+
+def policies_of(labels: dict[str, str]) -> list[dict[str, Any]]:
+    """The network policies that select a pod with these labels."""
+    policies = [one for one in manifests() if one["kind"] == "NetworkPolicy"]
+    return [one for one in policies if selects(one["spec"]["podSelector"], labels)]
+
+
+def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+    """Whether a selector of Kubernetes' is of something with these labels; of operators it knows `In` alone."""
+    expressions = selector.get("matchExpressions", [])
+    assert {one["operator"] for one in expressions} <= {"In"}
+    return selector.get("matchLabels", {}).items() <= labels.items() and all(
+        labels.get(one["key"]) in one["values"] for one in expressions
+    )
 
 
 def containers() -> Iterator[tuple[str, dict[str, Any]]]:

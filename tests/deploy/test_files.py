@@ -32,6 +32,7 @@ from .files import (
     our_commands,
     pods,
     settings_file,
+    with_pull_secrets,
 )
 
 FIELDS = {str(field.alias): field for field in Settings.model_fields.values()}
@@ -39,7 +40,7 @@ SECRETS = {name for name, field in FIELDS.items() if "SecretStr" in str(field.an
 NOT_OURS = {"DAGSTER_HOME", "POSTGRES_DB", "POSTGRES_USER", "POSTGRES_PASSWORD"}
 COMMANDS = our_commands()
 MOUNTED = "/opt/nexhealth/instance/workspace.yaml"
-"""Where the compose file puts its `workspace.yaml`."""
+"""Where the image has the `workspace.yaml` of the compose file."""
 
 
 def taken_apart(line: list[str]) -> None:
@@ -151,7 +152,7 @@ def test_no_secret_is_in_a_file() -> None:
 
 
 def test_who_needs_no_patient_data_does_not_reach_it() -> None:
-    """Webserver and daemon see Dagster's history only, the receiver no API key, and runs no right in the cluster."""
+    """Webserver and daemon see Dagster's history only, the receiver no API key; who has more has no right in the cluster."""
     for place in (
         "compose daemon",
         "compose webserver",
@@ -167,6 +168,8 @@ def test_who_needs_no_patient_data_does_not_reach_it() -> None:
     account = next(one for one in manifests() if one["kind"] == "ServiceAccount")
     assert INSTANCE["run_launcher"]["config"]["service_account_name"] == account["metadata"]["name"]
     assert not any(one["kind"] in ("Role", "RoleBinding", "ClusterRoleBinding") for one in manifests())
+    # The chart binds a role to the code location's account unless it is told not to.
+    assert VALUES["dagster-user-deployments"]["rbacEnabled"] is False
 
 
 def test_the_instance_differs_where_a_cluster_does() -> None:
@@ -174,7 +177,7 @@ def test_the_instance_differs_where_a_cluster_does() -> None:
     home = yaml.safe_load((ROOT / "dagster.yaml").read_text())
     differing = {name for name in home.keys() | INSTANCE.keys() if home.get(name) != INSTANCE.get(name)}
     assert differing == {"run_launcher", "compute_logs"}
-    assert COMPOSE["configs"]["dagster"]["file"] == "../../dagster.yaml"
+    assert re.search(r"^COPY .*\bdagster\.yaml .*/opt/nexhealth/instance/$", DOCKERFILE, re.MULTILINE)
 
 
 def test_names_lead_somewhere() -> None:
@@ -190,6 +193,22 @@ def test_names_lead_somewhere() -> None:
     assert secrets == set(re.findall(r"create secret generic ([\w-]+)", GUIDE))
     for name in kustomization["resources"]:
         assert (DEPLOY / "kubernetes" / name).is_file()
+
+
+def test_the_secret_of_a_private_registry_goes_where_its_comments_are() -> None:
+    """In one place of five forgotten, some pods wait for ever: the receiver's, at the next node that has no image yet."""
+    ours = [{"name": "nexhealth-registry"}]
+    assert "create secret docker-registry\nnexhealth-registry " in GUIDE
+    (values,) = with_pull_secrets("helm/values.yaml")
+    assert values["imagePullSecrets"] == values["dagster-user-deployments"]["imagePullSecrets"] == ours
+    for name in ("receiver", "migrate"):
+        workload, *_ = with_pull_secrets(f"kubernetes/{name}.yaml")
+        assert workload["spec"]["template"]["spec"]["imagePullSecrets"] == ours
+
+
+def test_a_first_load_has_room_in_the_code_location() -> None:
+    """It is the command and up to four forks of it, beside the server: 200 MiB each are promised."""
+    assert int(code_location()["resources"]["limits"]["memory"].removesuffix("Mi")) >= 6 * 200
 
 
 def test_the_restart_reaches_whoever_got_a_secret_at_its_start() -> None:
@@ -294,15 +313,35 @@ def test_the_image_is_made_of_what_was_tested() -> None:
     assert "--require-hashes" in DOCKERFILE
     ignored = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
     copied = [
-        word for line in re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE, re.MULTILINE) for word in line.split()
+        word
+        for line in re.findall(r"^COPY (?!--from)(?:--chmod=\d+ )?(.*) \S+$", DOCKERFILE, re.MULTILINE)
+        for word in line.split()
     ]
-    assert len(copied) == 5
+    assert len(copied) == 6
     for name in copied:
         assert (ROOT / name).exists()
         assert f"!{name}" in ignored
     gone = re.search(r"pip uninstall -y (.*)$", DOCKERFILE, re.MULTILINE)
     assert gone is not None
     assert set(gone[1].split()) - {"pip"} <= shipped.keys()
+
+
+def test_files_of_a_checkout_that_is_for_its_owner_alone_can_be_read() -> None:
+    """Those of a umask of 027: copied, or mounted, they keep their rights, and the image's user is another one."""
+    _, _, shipped = DOCKERFILE.rpartition("FROM ")
+    copies = re.findall(r"^COPY (?!--from)(.*)$", shipped, re.MULTILINE)
+    assert len(copies) == 1
+    assert all(one.startswith("--chmod=0644 ") for one in copies)
+    assert all("file" not in one for one in COMPOSE["configs"].values())
+    for service in COMPOSE["services"].values():
+        assert {one.split(":")[0] for one in service.get("volumes", [])} <= COMPOSE["volumes"].keys()
+        # Compose writes contents into the container before its start, which it refuses where that is read-only.
+        assert not (service.get("configs") and service.get("read_only"))
+
+
+def test_logs_of_containers_do_not_fill_the_disk() -> None:
+    """Docker keeps what a container says for good unless it is told otherwise."""
+    assert {name for name, one in COMPOSE["services"].items() if one.get("logging") != {"driver": "local"}} == set()
 
 
 def test_the_chart_is_of_the_dagster_that_was_tested() -> None:

@@ -20,7 +20,7 @@ from dagster._daemon.monitoring.run_monitoring import monitor_started_run
 
 from nexhealth_pipeline.orchestration.command_runs import COMMAND_TAGS
 
-from .files import INSTANCE, code_location
+from .files import INSTANCE, code_location, policies_of, with_pull_secrets
 
 IMAGE = "{repository}:{tag}".format(**code_location()["image"])
 
@@ -72,12 +72,20 @@ def kubeconfig(address: str) -> str:
 
 
 @pytest.fixture
-def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[DagsterInstance, list[tuple[str, Any]]]]:
+def configured() -> dict[str, Any]:
+    """What the instance's file says."""
+    return INSTANCE
+
+
+@pytest.fixture
+def daemon(
+    configured: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[DagsterInstance, list[tuple[str, Any]]]]:
     """The instance with our launcher, and what that sends to the cluster."""
     monkeypatch.setenv("DAGSTER_K8S_PIPELINE_RUN_NAMESPACE", "nexhealth")  # the chart sets it
     with cluster() as (address, taken):
         (tmp_path / "kubeconfig").write_text(kubeconfig(address))
-        launcher = json.loads(json.dumps(INSTANCE["run_launcher"]))
+        launcher = json.loads(json.dumps(configured["run_launcher"]))
         launcher["config"] |= {"load_incluster_config": False, "kubeconfig_file": str(tmp_path / "kubeconfig")}
         (tmp_path / "dagster.yaml").write_text(
             yaml.safe_dump({"run_launcher": launcher, "telemetry": {"enabled": False}})
@@ -135,6 +143,18 @@ def test_a_run_has_room_and_time(job: dict[str, Any]) -> None:
     assert pod["terminationGracePeriodSeconds"] == 120
     assert pod["restartPolicy"] == "Never"
     assert job["spec"]["ttlSecondsAfterFinished"] == 86400
+
+
+def test_nobody_reaches_a_run(job: dict[str, Any]) -> None:
+    (policy,) = policies_of(job["spec"]["template"]["metadata"]["labels"])
+    assert policy["spec"]["policyTypes"] == ["Ingress"]
+    assert "ingress" not in policy["spec"]
+
+
+@pytest.mark.parametrize("configured", list(with_pull_secrets("kubernetes/dagster.yaml")), ids=["private registry"])
+def test_a_run_s_image_may_come_from_a_private_registry(job: dict[str, Any]) -> None:
+    """By the line that stands there as a comment."""
+    assert job["spec"]["template"]["spec"]["imagePullSecrets"] == [{"name": "nexhealth-registry"}]
 
 
 @pytest.mark.parametrize(
