@@ -17,7 +17,7 @@ import pytest
 from dagster._cli import utils as cli_utils
 
 from nexhealth_pipeline.sandbox import SandboxServer
-from nexhealth_pipeline.settings import load_settings
+from nexhealth_pipeline.settings import load_settings, read_env_file
 from nexhealth_pipeline.warehouse.connect import warehouse_url
 from nexhealth_pipeline.warehouse.migrate import upgrade
 from tests.commands import commands as forked_commands
@@ -46,6 +46,21 @@ def test_the_reference_sections_are_up_to_date() -> None:
 
 def test_what_is_run_elsewhere_is_in_readme() -> None:
     assert set(RUN_ELSEWHERE) <= set(commands())
+
+
+def test_settings_are_written_so_that_a_shell_reads_them_as_dotenv_does(tmp_path: Path) -> None:
+    """After `export URL=...&...` the shell goes on in the background, nothing is set, and nobody is told."""
+    _, _, section = TEXT.partition("\n## Pointing it at a real account\n")
+    (block,) = re.findall(r"```\n(.*?DATABASE_URL=.*?)```", section.partition("\n## ")[0], re.DOTALL)
+    (tmp_path / ".env").write_text(block)
+    read = read_env_file(tmp_path / ".env")
+    assert set(read) == {"NEXHEALTH_API_KEY", "DATABASE_URL"}
+    for line in (one for one in block.splitlines() if not one.startswith("#")):
+        name = line.partition("=")[0]
+        shown = subprocess.run(
+            ["/bin/sh", "-c", f"export {line}; printenv {name}"], env={}, capture_output=True, text=True, check=False
+        )
+        assert shown.stdout == f"{read[name]}\n", line
 
 
 def test_dagster_s_own_commands_let_dotenv_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

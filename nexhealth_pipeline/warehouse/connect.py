@@ -32,6 +32,7 @@ __all__ = [
     "connect",
     "connection_options",
     "dagster_url",
+    "database_and_server",
     "driver_errors",
     "home_folder",
     "normalised_url",
@@ -265,6 +266,11 @@ def connection_options(url: str, application_name: str) -> dict[str, Any]:
     defaults = {"application_name": application_name, "connect_timeout": _CONNECT_SECONDS, **_ALIVE}
     given = conninfo.conninfo_to_dict(url)
     return {name: value for name, value in defaults.items() if name not in given}
+
+
+def database_and_server(url: str) -> tuple[str, str]:
+    """Name of the database of `url`, and host and port of its server, for people."""
+    return str(conninfo.conninfo_to_dict(url).get("dbname") or "(the role's)"), _address(url)
 
 
 def _address(url: str) -> str:
