@@ -286,4 +286,4 @@ def _unreachable(url: str, message: str) -> str:
     for words, reason in _REASONS:
         if words in message:
             return f"PostgreSQL at {_address(url)} {reason.format(**names)}"
-    return f"no PostgreSQL answers at {_address(url)}: start it, or correct DATABASE_URL"
+    return f"no PostgreSQL answers at {_address(url)}: start it, or correct its address in the settings"

@@ -295,7 +295,10 @@ def test_dagsters_own_address_is_checked(nexhealth: Run, settings: dict[str, str
     url = f"postgresql://127.0.0.1:{closed_port}/dagster"
     ended = nexhealth("doctor", "--json", **settings | {"DAGSTER_DATABASE_URL": url})
     assert ended.status == 4
-    assert "DAGSTER_DATABASE_URL" in findings(ended)["dagster"]["fix"]
+    found = findings(ended)["dagster"]
+    assert found["fix"] == "Correct DAGSTER_DATABASE_URL."
+    assert f"127.0.0.1:{closed_port}" in found["message"]
+    assert not re.search(r"\bDATABASE_URL", ended.out), "that one is as it should be"
 
 
 def test_a_real_key_on_the_embedded_server_is_one_loud_warning_with_its_fix(
