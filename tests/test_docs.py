@@ -23,6 +23,7 @@ from nexhealth_pipeline.warehouse import binaries
 from nexhealth_pipeline.warehouse.checks import CHECKS
 from nexhealth_pipeline.warehouse.migrate import HEAD, check, upgrade
 from nexhealth_pipeline.warehouse.webhook_health import HEALTH_RULES
+from nexhealth_pipeline.webhooks.body import BodyLimits
 from nexhealth_pipeline.webhooks.metrics import Metrics
 from tests.command_lines import OURS, parse
 
@@ -91,6 +92,12 @@ def test_services_are_whole_and_their_commands_exist() -> None:
         program, *words = shlex.split(line)
         assert Path(program).parent == Path(folder) / ".venv" / "bin"
         parse([Path(program).name, *[str(ROOT / word) if word == "workspace.yaml" else word for word in words]])
+
+
+def test_the_proxy_lets_through_what_the_receiver_takes() -> None:
+    """Its megabyte has a million bytes: an event between the two would be refused, and posted again for two days."""
+    (size,) = re.findall(r"max_size (\S+)", PAGES[ROOT / "docs" / "receiver.md"])
+    assert (size, BodyLimits().size) == ("1MiB", 1024 * 1024)
 
 
 def test_every_variable_is_a_setting() -> None:
