@@ -18,6 +18,7 @@ from dagster._cli import utils as cli_utils
 
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import load_settings, read_env_file
+from nexhealth_pipeline.warehouse import changes
 from nexhealth_pipeline.warehouse.connect import warehouse_url
 from nexhealth_pipeline.warehouse.migrate import upgrade
 from tests.commands import commands as forked_commands
@@ -126,9 +127,15 @@ def test_the_change_feed_s_example_hands_out_what_changed_since(database_url: st
         assert connection.execute(go_on).fetchall() == []
 
 
+def follower() -> str:
+    """README's lines of Python."""
+    (example,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    return str(example)
+
+
 def test_the_change_feed_is_followed_from_python_as_it_is_said(database_url: str) -> None:
     """The lines as they stand: they hand out what is committed while they go on, and nothing twice."""
-    (example,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    example = follower()
     told: list[tuple[object, ...]] = []
     enough = threading.Event()
 
@@ -167,6 +174,40 @@ def test_the_change_feed_is_followed_from_python_as_it_is_said(database_url: str
     numbers = [number for _, number, _ in told]
     assert told == [("patients", number, "inserted") for number in numbers]
     assert len(set(numbers)) == 3
+
+
+def test_whoever_follows_so_keeps_up_with_a_first_load(database_url: str) -> None:
+    """A transaction is announced once: a thousand changes at each announcement would leave a million behind for hours."""
+    told: list[object] = []
+    wakes: list[int] = []
+
+    class Enough(Exception):
+        """The example itself goes on for ever."""
+
+    def tell(*words: object) -> None:
+        told.append(words)
+        if len(told) == 2500:
+            raise Enough
+
+    def loaded(other: psycopg.Connection) -> Iterator[frozenset[str]]:
+        with psycopg.connect(database_url) as writer:
+            writer.execute(
+                "INSERT INTO nexhealth_patients (institution_id, id, synced_at, source_read_at, row_hash)"
+                " SELECT 7, id, now(), now(), '' FROM generate_series(1, 2500) AS id"
+            )
+        # Handed out once every older transaction of the server has ended: other tests have some.
+        for names in itertools.islice(changes.listen(other, idle_seconds=0.1), 600):
+            wakes.append(len(told))
+            yield names
+
+    lines = follower().replace("listen(other_connection)", "loaded(other_connection)")
+    with (
+        psycopg.connect(database_url, autocommit=True) as connection,
+        psycopg.connect(database_url, autocommit=True) as other,
+        pytest.raises(Enough),
+    ):
+        exec(lines, {"connection": connection, "other_connection": other, "loaded": loaded, "print": tell})
+    assert set(wakes) == {0}
 
 
 @pytest.fixture
