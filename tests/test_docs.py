@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from nexhealth_pipeline.warehouse import binaries
 from nexhealth_pipeline.warehouse.checks import CHECKS
 from nexhealth_pipeline.warehouse.migrate import HEAD, check, upgrade
 from nexhealth_pipeline.warehouse.webhook_health import HEALTH_RULES
+from nexhealth_pipeline.webhooks.body import BodyLimits
 from nexhealth_pipeline.webhooks.metrics import Metrics
 from tests.command_lines import OURS, parse
 
@@ -92,6 +94,12 @@ def test_services_are_whole_and_their_commands_exist() -> None:
         parse([Path(program).name, *[str(ROOT / word) if word == "workspace.yaml" else word for word in words]])
 
 
+def test_the_proxy_lets_through_what_the_receiver_takes() -> None:
+    """Its megabyte has a million bytes: an event between the two would be refused, and posted again for two days."""
+    (size,) = re.findall(r"max_size (\S+)", PAGES[ROOT / "docs" / "receiver.md"])
+    assert (size, BodyLimits().size) == ("1MiB", 1024 * 1024)
+
+
 def test_every_variable_is_a_setting() -> None:
     known = {str(field.alias) for field in Settings.model_fields.values()}
     named = {name for text in PAGES.values() for name in re.findall(r"NEXHEALTH_[A-Z_]*[A-Z]", text)}
@@ -140,16 +148,15 @@ def anchors(text: str) -> set[str]:
 def test_a_backup_is_restored_into_an_empty_database(
     database_url: str, empty_database_url: str, tmp_path: Path
 ) -> None:
-    """By the page's own two commands."""
-    dump, restore = (
-        line for line in GUIDE.splitlines() if line.startswith(("pg_dump ", "pg_restore ")) and "nexhealth.dump" in line
-    )
+    """By the page's own two lines, in a folder whose `.env` alone has the address, which may be one for SQLAlchemy."""
+    dump, restore = (line for line in GUIDE.splitlines() if re.search(r"\bpg_(dump|restore) .*nexhealth\.dump", line))
+    programs = f"{Path(sys.executable).parent}:{binaries.bin_folder()}:/usr/bin:/bin"
     with psycopg.connect(database_url) as connection:
         add(connection, COLLECTIONS["patients"], id=PATIENT, email="before")
         connection.execute("UPDATE nexhealth_patients SET email = 'after'")
     for line, url in ((dump, database_url), (restore, empty_database_url)):
-        program, *words = shlex.split(line.replace("$DATABASE_URL", url))
-        subprocess.run([binaries.bin_folder() / program, *words], cwd=tmp_path, check=True)
+        (tmp_path / ".env").write_text(f"DATABASE_URL='{url.replace('://', '+psycopg2://')}'\n")
+        subprocess.run(["/bin/sh", "-c", line], cwd=tmp_path, env={"PATH": programs}, check=True)
     check(empty_database_url)
     with psycopg.connect(empty_database_url) as connection:
         assert connection.execute("SELECT email FROM nexhealth_current.patients").fetchall() == [("after",)]

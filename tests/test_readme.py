@@ -17,7 +17,8 @@ import pytest
 from dagster._cli import utils as cli_utils
 
 from nexhealth_pipeline.sandbox import SandboxServer
-from nexhealth_pipeline.settings import load_settings
+from nexhealth_pipeline.settings import load_settings, read_env_file
+from nexhealth_pipeline.warehouse import changes
 from nexhealth_pipeline.warehouse.connect import warehouse_url
 from nexhealth_pipeline.warehouse.migrate import upgrade
 from tests.commands import commands as forked_commands
@@ -46,6 +47,21 @@ def test_the_reference_sections_are_up_to_date() -> None:
 
 def test_what_is_run_elsewhere_is_in_readme() -> None:
     assert set(RUN_ELSEWHERE) <= set(commands())
+
+
+def test_settings_are_written_so_that_a_shell_reads_them_as_dotenv_does(tmp_path: Path) -> None:
+    """After `export URL=...&...` the shell goes on in the background, nothing is set, and nobody is told."""
+    _, _, section = TEXT.partition("\n## Pointing it at a real account\n")
+    (block,) = re.findall(r"```\n(.*?DATABASE_URL=.*?)```", section.partition("\n## ")[0], re.DOTALL)
+    (tmp_path / ".env").write_text(block)
+    read = read_env_file(tmp_path / ".env")
+    assert set(read) == {"NEXHEALTH_API_KEY", "DATABASE_URL"}
+    for line in (one for one in block.splitlines() if not one.startswith("#")):
+        name = line.partition("=")[0]
+        shown = subprocess.run(
+            ["/bin/sh", "-c", f"export {line}; printenv {name}"], env={}, capture_output=True, text=True, check=False
+        )
+        assert shown.stdout == f"{read[name]}\n", line
 
 
 def test_dagster_s_own_commands_let_dotenv_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,9 +127,15 @@ def test_the_change_feed_s_example_hands_out_what_changed_since(database_url: st
         assert connection.execute(go_on).fetchall() == []
 
 
+def follower() -> str:
+    """README's lines of Python."""
+    (example,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    return str(example)
+
+
 def test_the_change_feed_is_followed_from_python_as_it_is_said(database_url: str) -> None:
     """The lines as they stand: they hand out what is committed while they go on, and nothing twice."""
-    (example,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    example = follower()
     told: list[tuple[object, ...]] = []
     enough = threading.Event()
 
@@ -154,6 +176,40 @@ def test_the_change_feed_is_followed_from_python_as_it_is_said(database_url: str
     assert len(set(numbers)) == 3
 
 
+def test_whoever_follows_so_keeps_up_with_a_first_load(database_url: str) -> None:
+    """A transaction is announced once: a thousand changes at each announcement would leave a million behind for hours."""
+    told: list[object] = []
+    wakes: list[int] = []
+
+    class Enough(Exception):
+        """The example itself goes on for ever."""
+
+    def tell(*words: object) -> None:
+        told.append(words)
+        if len(told) == 2500:
+            raise Enough
+
+    def loaded(other: psycopg.Connection) -> Iterator[frozenset[str]]:
+        with psycopg.connect(database_url) as writer:
+            writer.execute(
+                "INSERT INTO nexhealth_patients (institution_id, id, synced_at, source_read_at, row_hash)"
+                " SELECT 7, id, now(), now(), '' FROM generate_series(1, 2500) AS id"
+            )
+        # Handed out once every older transaction of the server has ended: other tests have some.
+        for names in itertools.islice(changes.listen(other, idle_seconds=0.1), 600):
+            wakes.append(len(told))
+            yield names
+
+    lines = follower().replace("listen(other_connection)", "loaded(other_connection)")
+    with (
+        psycopg.connect(database_url, autocommit=True) as connection,
+        psycopg.connect(database_url, autocommit=True) as other,
+        pytest.raises(Enough),
+    ):
+        exec(lines, {"connection": connection, "other_connection": other, "loaded": loaded, "print": tell})
+    assert set(wakes) == {0}
+
+
 @pytest.fixture
 def account(own_home: Path) -> Iterator[dict[str, str]]:
     """A sandbox whose key reaches one institution, and the embedded server with a demo's database."""
@@ -173,7 +229,7 @@ def account(own_home: Path) -> Iterator[dict[str, str]]:
 def test_every_command_runs(account: dict[str, str], tmp_path: Path) -> None:
     """In README's order, as its reader does: the first one by its script, the others without their seconds of imports."""
     run = [line for line in commands() if line not in RUN_ELSEWHERE]
-    begin = ("db upgrade", "doctor", "--explain", "--mode full")
+    begin = ("db upgrade", "doctor", "--resource locations", "--explain", "--mode full")
     run.sort(key=lambda line: next((place for place, word in enumerate(begin) if word in line), len(begin)))
     assert len(run) > 8
     first, *others = run

@@ -31,7 +31,7 @@ from nexhealth_pipeline.errors import PipelineError
 __all__ = ["STOPPED", "cli", "main"]
 
 STOPPED = 130
-"""Exit status after Ctrl-C."""
+"""Exit status after Ctrl-C, but for what goes on until then."""
 _LEVEL = "NEXHEALTH_LOG_LEVEL"
 
 

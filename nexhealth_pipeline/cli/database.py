@@ -44,9 +44,14 @@ def url(*, tcp: bool, demo: bool) -> None:
 @_demo_option
 def upgrade(*, demo: bool) -> None:
     """Bring the warehouse's tables up to this release."""
+    from nexhealth_pipeline.cli.embedded_warning import warn_once
     from nexhealth_pipeline.warehouse.migrate import upgrade as bring_up
 
-    changes = bring_up(_realm(demo).warehouse_url(), indexes=True)
+    realm = _realm(demo)
+    warn_once(realm)
+    address = realm.warehouse_url()
+    click.echo(f"warehouse: {_in_words(realm, address)}")  # it may be another than was meant: one that nobody set
+    changes = bring_up(address, indexes=True)
     click.echo("\n".join(changes) if changes else "the warehouse is up to date")
 
 
@@ -95,6 +100,16 @@ def _realm(demo: bool) -> Realm:
     realm = demo_realm() if demo else account()
     set_up_for(realm.settings, quiet=True)
     return realm
+
+
+def _in_words(realm: Realm, address: str) -> str:
+    """Which database it is, without a password."""
+    if realm.settings.database_url is None:
+        return f"database {realm.warehouse_database} of the embedded PostgreSQL"
+    from nexhealth_pipeline.warehouse.connect import database_and_server
+
+    name, server = database_and_server(address)
+    return f"database {name} at {server}"
 
 
 def _psql(realm: Realm) -> Path:

@@ -1,5 +1,6 @@
 """`nexhealth demo`: two synthetic dental groups from a local NexHealth into PostgreSQL, through Dagster."""
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -36,15 +37,13 @@ def demo(*, as_json: bool) -> int:
         set_up_for(demo_realm().settings, quiet=True)
         home = usable_demo_home()
     end_like_interrupt()
-    with Household(_GRACE_SECONDS) as household:
-        with told_as_json(as_json):
-            _say("Starting a local NexHealth with two synthetic dental groups ...", as_json=as_json)
-            realm = demo_realm(start_sandbox(household, home))
-            shut_in_demo(realm)
-            _say("Reading all of it within NexHealth's documented rate limits ...", as_json=as_json)
-            status = run(realm, _everything(), as_json=as_json)
-        if status in (0, 1):
-            show_loop(household, realm, lambda text: _say(text, as_json=as_json))
+    with Household(_GRACE_SECONDS) as household, told_as_json(as_json):
+        _say("Starting a local NexHealth with two synthetic dental groups ...", as_json=as_json)
+        realm = demo_realm(start_sandbox(household, home))
+        shut_in_demo(realm)
+        _say("Reading all of it within NexHealth's documented rate limits ...", as_json=as_json)
+        loop = partial(show_loop, household, realm, partial(_say, as_json=as_json))
+        status = run(realm, _everything(), as_json=as_json, then=loop)
     if status in (0, 1) and not as_json:
         click.echo("\n".join(_what_next(realm)))
     return status

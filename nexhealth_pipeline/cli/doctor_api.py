@@ -3,17 +3,20 @@
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
 from nexhealth_pipeline.catalog.paging import Paging
 from nexhealth_pipeline.cli.doctor import Finding, Group, Level
+from nexhealth_pipeline.cli.realm import is_sandbox_key
 from nexhealth_pipeline.client.budget import LocalBudget
 from nexhealth_pipeline.client.client import NexHealthClient
 from nexhealth_pipeline.client.request import ApiRequest
 from nexhealth_pipeline.client.retry import RetryPolicy
 from nexhealth_pipeline.errors import ApiError, ConfigurationError, KeyRefused, MissingSetting, RateLimited, Unreachable
 from nexhealth_pipeline.settings import Settings
+from nexhealth_pipeline.webhooks.target import is_loopback
 
 __all__ = ["CLOCK_SECONDS", "STALE", "api_findings", "doctors_client"]
 
@@ -37,9 +40,29 @@ def api_findings(settings: Settings, locations: tuple[str, ...]) -> Iterator[Fin
         yield _failed("key", Group.SETTINGS, str(error), _key_fix(error))
         return
     try:
+        yield from _on_the_way(settings)
         yield from _with_client(client, settings, locations)
     finally:
         client.close()
+
+
+def _on_the_way(settings: Settings) -> Iterator[Finding]:
+    """Whether the key, and patients' data, can be read on their way. The key that every sandbox takes is no secret."""
+    if settings.data_kind == "sandbox" or is_sandbox_key(settings):
+        return
+    try:
+        address = urlsplit(settings.api_url)
+    except ValueError:
+        return  # whoever asks there will say so
+    if address.scheme == "http" and not is_loopback(address.hostname or ""):
+        yield Finding(
+            "encryption",
+            Level.WARNING,
+            Group.SETTINGS,
+            f"the connection to the API at {address.hostname} is not encrypted: the key and patients' data can be read "
+            "on their way",
+            "Let NEXHEALTH_API_URL begin with https://, or unset it: NexHealth's own address is the default.",
+        )
 
 
 def _key_fix(error: ConfigurationError) -> str:

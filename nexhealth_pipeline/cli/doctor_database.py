@@ -1,6 +1,7 @@
 """Doctor's questions to PostgreSQL: reach, encryption, release, migrations, kind of data, rights, Dagster's storage."""
 
 from collections.abc import Iterator
+from importlib.resources import files
 from ipaddress import ip_address
 
 import psycopg
@@ -92,7 +93,7 @@ def _may_read(connection: psycopg.Connection, table: str) -> bool | None:
 _TABLE_RIGHTS = """
 SELECT r.right, array_agg(c.relname::text ORDER BY c.relname)
 FROM pg_class c, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS r("right")
-WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND c.relname LIKE 'nexhealth\\_%'
+WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND c.relname LIKE %s
   AND NOT has_table_privilege(c.oid, r.right)
 GROUP BY r.right ORDER BY r.right
 """
@@ -121,14 +122,21 @@ def _rights(connection: psycopg.Connection) -> Iterator[Finding]:
         lacking.append(("to make temporary tables", f"GRANT TEMPORARY ON DATABASE {base} TO {role};"))
     if not (usage and create):
         lacking.append(("to create in schema public", f"GRANT USAGE, CREATE ON SCHEMA public TO {role};"))
-    for right, tables in connection.execute(_TABLE_RIGHTS).fetchall():
-        what = f"{right} on {tables[0]}" + (f" and {len(tables) - 1} more" if len(tables) > 1 else "")
-        lacking.append((what, f"GRANT {right} ON ALL TABLES IN SCHEMA public TO {role};"))
+    lacking += _table_rights(connection, "nexhealth\\_%", role)
     for what, statement in lacking:
         yield _failed("rights", f"database role {user} lacks the right {what}", f"As an administrator: {statement}")
     if not lacking:
         yield _ok("rights", f"database role {user} has the rights to load rows")
         yield from _ownership(connection, user)
+
+
+def _table_rights(connection: psycopg.Connection, like: str, role: str) -> list[tuple[str, str]]:
+    """What the role lacks on the tables that are `like` this, each with the statement that gives it."""
+    lacking = []
+    for right, tables in connection.execute(_TABLE_RIGHTS, (like,)).fetchall():
+        what = f"{right} on {tables[0]}" + (f" and {len(tables) - 1} more" if len(tables) > 1 else "")
+        lacking.append((what, f"GRANT {right} ON ALL TABLES IN SCHEMA public TO {role};"))
+    return lacking
 
 
 def _ownership(connection: psycopg.Connection, user: str) -> Iterator[Finding]:
@@ -152,9 +160,9 @@ FROM pg_roles r LEFT JOIN pg_database d ON d.datname = %s WHERE r.rolname = curr
 
 
 def _dagster(connection: psycopg.Connection, realm: Realm) -> Iterator[Finding]:
-    """Whether Dagster's own storage is there, or can be made."""
+    """Whether Dagster's own storage is there and can be used, or can be made."""
     if realm.settings.dagster_database_url is not None:
-        yield from _dagster_elsewhere(realm)
+        yield from _dagster_there(realm, "Correct DAGSTER_DATABASE_URL.")
         return
     row = connection.execute(_BESIDE, (realm.dagster_database,)).fetchone()
     assert row is not None
@@ -163,23 +171,73 @@ def _dagster(connection: psycopg.Connection, realm: Realm) -> Iterator[Finding]:
     if exists and not may_connect:
         fix = f"As an administrator: GRANT CONNECT ON DATABASE {name} TO {role};"
         yield _failed("dagster", f"database role {user} may not connect to {realm.dagster_database}", fix)
-    elif not exists and not may_create:
+    elif exists:
+        yield from _dagster_there(realm, "Try again; if it stays, see the server's own log.")
+    elif not may_create:
         fix = f"As an administrator: CREATE DATABASE {name} OWNER {role}; or set DAGSTER_DATABASE_URL."
         yield _failed("dagster", f"Dagster's database is missing and {user} may not create it", fix)
     else:
-        yield _ok("dagster", "Dagster's database is there" if exists else "Dagster's database can be created")
+        yield _ok("dagster", "Dagster's database can be created")
 
 
-def _dagster_elsewhere(realm: Realm) -> Iterator[Finding]:
-    """Whether it answers, and by what way: the warehouse's may be another."""
+def _dagster_there(realm: Realm, fix: str) -> Iterator[Finding]:
+    """Whether it answers, lets the role make and use Dagster's tables, and by what way: the warehouse's may be another."""
     try:
         connection = connect(realm.dagster_url(), autocommit=True)
     except PipelineError as error:
-        yield _failed("dagster", f"Dagster's database: {error}", "Correct DAGSTER_DATABASE_URL.")
+        yield _failed("dagster", f"Dagster's database: {error}", fix)
         return
     with connection:
-        yield _ok("dagster", "Dagster's database answers")
-        yield from _on_the_way(connection, "DAGSTER_DATABASE_URL", "what Dagster keeps there")
+        yield from _dagster_rights(connection)
+        if realm.settings.dagster_database_url is not None:
+            yield from _on_the_way(connection, "DAGSTER_DATABASE_URL", "what Dagster keeps there")
+
+
+_DAGSTERS_RIGHTS = """
+SELECT has_schema_privilege('public', 'USAGE'), has_schema_privilege('public', 'CREATE'),
+       EXISTS (SELECT FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relname = 'runs'),
+       EXISTS (SELECT FROM pg_sequence s JOIN pg_class c ON c.oid = s.seqrelid
+               WHERE c.relnamespace = 'public'::regnamespace AND NOT has_sequence_privilege(s.seqrelid, 'USAGE')),
+       current_user::text, current_database()::text
+"""
+
+
+def _dagster_rights(connection: psycopg.Connection) -> Iterator[Finding]:
+    """What the role lacks there. Dagster makes its tables by itself, when it is first started."""
+    row = connection.execute(_DAGSTERS_RIGHTS).fetchone()
+    assert row is not None
+    usage, create, made, unnumbered, user, name = row
+    role = sql.Identifier(user).as_string(connection)
+    lacking = []
+    if not usage or not (create or made):
+        lacking.append(("to create in schema public", f"GRANT USAGE, CREATE ON SCHEMA public TO {role};"))
+    if made:
+        lacking += _table_rights(connection, "%", role)
+        if unnumbered:
+            lacking.append(("to use sequences", f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role};"))
+    for what, statement in lacking:
+        message = f"database role {user} lacks the right {what} in Dagster's database {name}"
+        yield _failed("dagster", message, f"There, as an administrator: {statement}")
+    if not lacking:
+        yield _ok("dagster", "Dagster's database is there, and its role has the rights")
+        if made:
+            yield from _dagsters_migration(connection)
+
+
+def _dagsters_migration(connection: psycopg.Connection) -> Iterator[Finding]:
+    """Whether a newer Dagster was installed, and its tables left as they were: it may fail at any of its statements."""
+    from alembic.script import ScriptDirectory
+
+    row = connection.execute("SELECT version_num FROM public.alembic_version").fetchone()
+    needed = ScriptDirectory(str(files("dagster") / "_core/storage/alembic")).get_current_head()
+    if row is not None and row[0] != needed:
+        yield Finding(
+            "dagster_migrations",
+            Level.WARNING,
+            Group.DATABASE,
+            f"Dagster's database is at migration {row[0]} of Dagster's, and the Dagster installed here has {needed}",
+            "After an upgrade run `dagster instance migrate`, with the daemon's DAGSTER_HOME.",
+        )
 
 
 def _ok(check_name: str, message: str) -> Finding:

@@ -20,11 +20,16 @@ if TYPE_CHECKING:
 __all__ = ["explained", "explained_lines"]
 
 _NONE_KNOWN = "No location is known yet, so {}: `nexhealth sync --resource locations` reads them"
+_LOWER_BOUND = (
+    "It will be more: {} cost a request for each patient or coverage, which are not known yet;"
+    " `nexhealth sync --resource patients --resource insurance_coverages` reads them"
+)
 
 
 def explained(realm: Realm, request: "SyncRequest") -> dict[str, Any]:
     """Per collection path, slices and requests; the seconds they take at the limits' rate. Sends nothing.
 
+    `unknown` names the collections for which both figures are too small: what they cost is not known yet.
     Raises InvalidSetting for a location that is unknown or inactive, WarehouseError.
     """
     from nexhealth_pipeline.sync.explain import explain, floor_seconds
@@ -43,6 +48,7 @@ def explained(realm: Realm, request: "SyncRequest") -> dict[str, Any]:
         "collections": [{name: getattr(one, name) for name in one.__slots__} for one in found],
         "requests": sum(one.requests for one in found),
         "floor_seconds": round(floor, 1),
+        "unknown": [one.collection for one in found if one.uncounted],
         "rate_share": realm.settings.rate_share,
         "locations_known": known,
     }
@@ -55,15 +61,19 @@ def explained_lines(found: dict[str, Any]) -> list[str]:
         for one in found["collections"]
     ]
     lines = table(("collection", "request", "slices", "requests", ""), rows, right="  >>")
-    lines += ["", _figures(found), "Nothing was asked or written."]
+    lines += ["", _figures(found)]
+    if found["unknown"]:
+        lines.append(_LOWER_BOUND.format(", ".join(found["unknown"])))
+    lines.append("Nothing was asked or written.")
     if not found["locations_known"]:
         lines.append(_NONE_KNOWN.format("this is the discovery alone") + ".")
     return lines
 
 
 def _figures(found: dict[str, Any]) -> str:
+    about = "at least" if found["unknown"] else "about"
     return (
-        f"about {found['requests']:,} requests; NexHealth's rate limits, of which {found['rate_share']:.0%} are used, "
+        f"{about} {found['requests']:,} requests; NexHealth's rate limits, of which {found['rate_share']:.0%} are used, "
         f"allow them in {found['floor_seconds']:,.0f} s at an even rate"
     )
 

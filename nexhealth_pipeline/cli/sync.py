@@ -1,6 +1,6 @@
 """`nexhealth sync`: the main job from a shell."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
@@ -248,15 +248,20 @@ def _explain(realm: Realm, options: _Options, *, as_json: bool) -> int:
     return 0
 
 
-def run(realm: Realm, request: "SyncRequest", *, as_json: bool) -> int:
-    """Run a sync in `realm` and print how it ended; its exit status. Raises PipelineError."""
+def run(realm: Realm, request: "SyncRequest", *, as_json: bool, then: Callable[[], None] | None = None) -> int:
+    """Run a sync in `realm` and print how it ended; its exit status. Raises PipelineError.
+
+    `then`: what is to be shown after one that was not in vain. JSON is printed last: it says that all went well.
+    """
     from nexhealth_pipeline.cli.summary import summary_lines
 
     summary = _run(realm, request, as_json=as_json)
+    if not as_json:
+        click.echo("\n".join(summary_lines(summary, dry_run=request.dry_run)))
+    if then is not None and summary.exit_status in (0, 1):
+        then()
     if as_json:
         click.echo(json_line(summary.as_json()))
-    else:
-        click.echo("\n".join(summary_lines(summary, dry_run=request.dry_run)))
     return summary.exit_status
 
 

@@ -32,10 +32,10 @@ from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage, Postgr
 from dagster_postgres.storage import DagsterPostgresStorage
 from dagster_postgres.utils import DagsterPostgresException
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from sqlalchemy import Engine, create_engine, exc, text
+from sqlalchemy import Connection, Engine, create_engine, exc, text
 from sqlalchemy.engine import URL, make_url
 
-from nexhealth_pipeline.errors import WarehouseUnreachable
+from nexhealth_pipeline.errors import MissingRights, WarehouseUnreachable
 from nexhealth_pipeline.settings import load_settings
 from nexhealth_pipeline.warehouse.connect import connection_options, dagster_url, home_folder
 
@@ -65,6 +65,9 @@ _LOG = logging.getLogger("nexhealth_dagster_storage")
 the message alone is written: it says all."""
 
 _CREATE_LOCK = 0x6E78_6461_6773_7472  # "nxdagstr": one process at a time creates Dagster's tables
+
+_NOT_ALLOWED = ("42501", "3F000")
+"""What PostgreSQL refuses for want of a right; by the second code where the role may not even look into the schema."""
 
 _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
 
@@ -229,7 +232,7 @@ def _is_asset_event(event: EventLogEntry) -> bool:
 
 @contextmanager
 def _alone_on(engine: Engine) -> Iterator[None]:
-    """Hold the lock under which Dagster's tables are created. Raises WarehouseUnreachable."""
+    """Hold the lock under which Dagster's tables are created. Raises WarehouseUnreachable, MissingRights."""
     try:
         connection = engine.connect()
     except exc.SQLAlchemyError:
@@ -241,8 +244,23 @@ def _alone_on(engine: Engine) -> Iterator[None]:
         connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _CREATE_LOCK})
         try:
             yield
+        except exc.ProgrammingError as error:
+            if getattr(error.orig, "pgcode", None) not in _NOT_ALLOWED:
+                raise
+            raise _missing_rights(connection) from None
         finally:
             connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _CREATE_LOCK})
+
+
+def _missing_rights(connection: Connection) -> MissingRights:
+    """What an administrator who made the database for another role forgets: since PostgreSQL 15 nobody else may create."""
+    query = "SELECT quote_ident(current_user), quote_ident(current_database())"
+    role, database = connection.execute(text(query)).one()
+    return MissingRights(
+        f"role {role} may not make and use Dagster's tables in database {database}. Run there as an administrator:\n"
+        f"    GRANT USAGE, CREATE ON SCHEMA public TO {role};\nor let the role own it: "
+        f"ALTER DATABASE {database} OWNER TO {role}; `nexhealth doctor` names what else is missing"
+    )
 
 
 def database_of(events: object) -> str | None:

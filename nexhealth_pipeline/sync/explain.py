@@ -16,9 +16,11 @@ from nexhealth_pipeline.catalog.paging import MOST_A_PAGE
 from nexhealth_pipeline.sync.filters import NO_FILTERS
 from nexhealth_pipeline.sync.months import CHANGES
 from nexhealth_pipeline.sync.options import SyncOptions
-from nexhealth_pipeline.sync.plan import passes_of
+from nexhealth_pipeline.sync.plan import passes_of, was_read
 from nexhealth_pipeline.sync.slices import Slice
 from nexhealth_pipeline.warehouse.child_reads import due_rows
+from nexhealth_pipeline.warehouse.knowledge import NOT_OFFERED
+from nexhealth_pipeline.warehouse.state import load_watermarks
 
 __all__ = ["Explained", "explain", "floor_seconds"]
 
@@ -33,6 +35,8 @@ class Explained:
     requests: int
     """An estimate: lists grow, and an increment's size is known only when it is asked for."""
     why: str
+    uncounted: int = 0
+    """Slices whose requests are not among these: one for each row of another collection, which was never read there."""
 
 
 def explain(connection: psycopg.Connection, slices: list[Slice], options: SyncOptions, today: date) -> list[Explained]:
@@ -69,12 +73,14 @@ def _explained(
 ) -> Explained:
     if collection.per:
         requests = sum(_due(connection, piece, options) for piece in pieces) * len(collection.passes)
+        uncounted = _without_rows(connection, COLLECTIONS[collection.per], pieces, today)
         return Explained(
             collection.name,
             collection.path,
             len(pieces),
             requests,
-            f"one request for each of the {collection.per} that is due",
+            _why_single(collection.per, requests, uncounted),
+            uncounted,
         )
     if collection.scope is Scope.PRACTICE:
         options = replace(options, filters=NO_FILTERS)  # discovery is never filtered
@@ -96,6 +102,28 @@ def _why(collection: Collection, pieces: list[Slice], options: SyncOptions) -> s
         return f"{passes} pass(es) a slice, {MOST_A_PAGE[collection.paging]} records a page"
     changes = sum(piece.window_key == CHANGES for piece in pieces)
     return f"{len(pieces) - changes} month(s) and {changes} change read(s), {passes} passes each"
+
+
+def _why_single(parents: str, requests: int, uncounted: int) -> str:
+    if uncounted and not requests:
+        return f"not counted: its {parents} are not known yet (a request each)"
+    why = f"one request for each of the {parents} that is due"
+    return f"{why}; of {uncounted:,} slice(s) not all are known yet, or counted" if uncounted else why
+
+
+def _without_rows(connection: psycopg.Connection, parents: Collection, pieces: list[Slice], today: date) -> int:
+    """Of how many `pieces` nobody knows how many rows they read a list of: `parents` were never read completely there.
+
+    What a practice does not have has no rows, and is never read.
+    """
+    watermarks = load_watermarks(connection, [parents.name])
+    unread = [piece for piece in pieces if not was_read(replace(piece, collection=parents), watermarks, today)]
+    rows = connection.execute(
+        "SELECT institution_id, location_id FROM nexhealth_capabilities WHERE collection = %s AND status = ANY(%s)",
+        (parents.name, list(NOT_OFFERED)),
+    )
+    lacking = set(rows.fetchall())
+    return sum((piece.institution_id, piece.location_id) not in lacking for piece in unread)
 
 
 def _due(connection: psycopg.Connection, piece: Slice, options: SyncOptions) -> int:

@@ -5,8 +5,8 @@ its own transaction, and notify channel `nexhealth_changes` (payload: the collec
 row says which record, when, how and why, and never what is in it. Migration 0004 holds table and functions;
 this module puts the triggers on tables, makes partitions ahead of time, prunes old ones, and reads.
 
-To follow the copy: `now_cursor`, then read what is of interest from the tables, then `changes_since` again and
-again, whenever `listen` says so. A notification is a hint: changes are handed out once every older transaction
+To follow the copy: `now_cursor`, then read what is of interest from the tables, then `changes_since` until it gives
+none, whenever `listen` says so (once each time, its thousand would never catch up with a first load). A notification is a hint: changes are handed out once every older transaction
 of the server has ended, which may be a moment later, and a listener that was away got none. An entry says that a
 record changed, its row says how it stands: of two changes of one record the older may come last. A cursor belongs to one server:
 after a dump was restored on another, begin anew.
@@ -122,7 +122,7 @@ def now_cursor(connection: psycopg.Connection) -> str:
 def changes_since(connection: psycopg.Connection, cursor: str | None = None, most: int = 1000) -> list[ChangeRow]:
     """Up to `most` changes after `cursor` (None: from the oldest that is kept), oldest transaction first.
 
-    The last one's `cursor` is the next to ask with; when there is none, keep the one you have. No change is
+    The last one's `cursor` is the next to ask with, at once: there may be more. When there is none, keep the one you have. No change is
     left out that commits later than others, and changes of one transaction stay together and in order. Ask READ
     COMMITTED: in an older snapshot, what is removed since would be passed over unsaid. Raises ChangesGone where
     changes after the cursor are kept no more, ValueError for a cursor that is none.

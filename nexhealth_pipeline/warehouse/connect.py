@@ -32,6 +32,7 @@ __all__ = [
     "connect",
     "connection_options",
     "dagster_url",
+    "database_and_server",
     "driver_errors",
     "home_folder",
     "normalised_url",
@@ -267,6 +268,11 @@ def connection_options(url: str, application_name: str) -> dict[str, Any]:
     return {name: value for name, value in defaults.items() if name not in given}
 
 
+def database_and_server(url: str) -> tuple[str, str]:
+    """Name of the database of `url`, and host and port of its server, for people."""
+    return str(conninfo.conninfo_to_dict(url).get("dbname") or "(the role's)"), _address(url)
+
+
 def _address(url: str) -> str:
     """Host and port of `url`, for people."""
     given = conninfo.conninfo_to_dict(url)
@@ -280,4 +286,4 @@ def _unreachable(url: str, message: str) -> str:
     for words, reason in _REASONS:
         if words in message:
             return f"PostgreSQL at {_address(url)} {reason.format(**names)}"
-    return f"no PostgreSQL answers at {_address(url)}: start it, or correct DATABASE_URL"
+    return f"no PostgreSQL answers at {_address(url)}: start it, or correct its address in the settings"

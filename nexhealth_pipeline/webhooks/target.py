@@ -6,7 +6,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from nexhealth_pipeline.errors import InvalidSetting
 
-__all__ = ["DEFAULT_PATH", "needs_proxy", "usable_url"]
+__all__ = ["DEFAULT_PATH", "is_loopback", "needs_proxy", "usable_url"]
 
 DEFAULT_PATH = "/api/nexhealth-webhook"
 """Where the receiver listens."""
@@ -29,7 +29,7 @@ def usable_url(text: str) -> str:
         )
     if parts.fragment or text.endswith("#"):
         raise InvalidSetting(f"{text!r}: leave out what follows the #, it is never sent")
-    if parts.scheme == "http" and not _loopback(host):
+    if parts.scheme == "http" and not is_loopback(host):
         raise InvalidSetting(f"{text!r}: events hold patient data and are posted by HTTPS only; write https://")
     shown = f"[{host}]" if ":" in host else host
     address = shown if port is None else f"{shown}:{port}"
@@ -41,6 +41,14 @@ def usable_url(text: str) -> str:
 def needs_proxy(url: str) -> bool:
     """Whether what is posted to `url` reaches the receiver only where a proxy gives it another path."""
     return urlsplit(url).path != DEFAULT_PATH
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can be meant."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _parts(text: str) -> tuple[SplitResult, int | None]:
@@ -56,11 +64,3 @@ def _parts(text: str) -> tuple[SplitResult, int | None]:
         shown = "the URL" if "@" in text else repr(text)
         raise InvalidSetting(f"{shown} is no address that events can be posted to: {_EXAMPLE}")
     return parts, port
-
-
-def _loopback(host: str) -> bool:
-    """Whether only this machine can be meant."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

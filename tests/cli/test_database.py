@@ -10,8 +10,10 @@ import pytest
 from psycopg import conninfo
 
 from nexhealth_pipeline.cli import database
-from nexhealth_pipeline.warehouse import embedded
-from tests.cli.conftest import Run
+from nexhealth_pipeline.cli.embedded_warning import EMBEDDED_WARNING
+from nexhealth_pipeline.warehouse import connect, embedded
+from nexhealth_pipeline.warehouse.connect import database_and_server
+from tests.cli.conftest import REAL_KEY, Run
 
 HOME = "NEXHEALTH_HOME"
 
@@ -84,7 +86,30 @@ def test_upgrade_says_what_it_made_and_then_that_nothing_is_left(nexhealth: Run,
     assert first.status == 0
     assert "created table nexhealth_patients" in first.out
     second = nexhealth("db", "upgrade", DATABASE_URL=empty_database_url)
-    assert (second.status, second.out) == (0, "the warehouse is up to date\n")
+    assert (second.status, second.out.splitlines()[1:]) == (0, ["the warehouse is up to date"])
+
+
+def test_upgrade_says_first_which_database_it_is(nexhealth: Run, empty_database_url: str) -> None:
+    """An empty DATABASE_URL, or one of last week's, is not noticed otherwise."""
+    given = conninfo.conninfo_to_dict(empty_database_url)
+    ended = nexhealth("db", "upgrade", DATABASE_URL=empty_database_url)
+    assert ended.out.splitlines()[0] == f"warehouse: database {given['dbname']} at {given['host']}"
+    assert ended.err == ""
+    name, server = database_and_server("postgresql://me:secret@db.example/ware?sslmode=require")
+    assert (name, server) == ("ware", "db.example:5432")
+
+
+def test_upgrade_warns_of_real_data_on_the_embedded_server_as_a_sync_does(
+    nexhealth: Run, shared_home: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where DATABASE_URL did not come through, it is the first command, and the last moment to notice."""
+    monkeypatch.setattr(connect, "home_folder", lambda settings: tmp_path)  # where nobody has been warned yet
+    monkeypatch.setattr(connect, "ensure", lambda home, **options: embedded.ensure(Path(shared_home[HOME]), **options))
+    first = nexhealth("db", "upgrade", NEXHEALTH_API_KEY=REAL_KEY)
+    assert first.status == 0
+    assert first.out.splitlines()[0] == "warehouse: database nexhealth of the embedded PostgreSQL"
+    assert EMBEDDED_WARNING in first.err
+    assert EMBEDDED_WARNING not in nexhealth("db", "upgrade", NEXHEALTH_API_KEY=REAL_KEY).err
 
 
 @pytest.mark.parametrize(("level", "told"), [({}, False), ({"NEXHEALTH_LOG_LEVEL": "INFO"}, True)])

@@ -90,6 +90,20 @@ def test_json_is_one_object_on_stdout(nexhealth: Run, small: Watching) -> None:
     assert json.loads(ended.out)["exit_status"] == 0
 
 
+def test_json_does_not_say_that_all_went_well_before_the_change_was_shown(
+    nexhealth: Run, small: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A monitor reads the object, and not what follows it: an exit status of 1, with 0 in the object."""
+
+    def fails(*_: object) -> None:
+        raise errors.PipelineError("no event of the patient came")
+
+    monkeypatch.setattr(loop, "show_loop", fails)
+    ended = nexhealth("demo", "--json")
+    assert ended.status == 1
+    assert json.loads(ended.out) == {"error": "no event of the patient came", "exit_status": 1}
+
+
 @pytest.mark.parametrize(
     ("end", "status"), [(errors.ServerFailed("it fails"), 3), (KeyboardInterrupt(), 130), (summary(3), 3)]
 )

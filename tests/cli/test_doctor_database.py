@@ -1,14 +1,21 @@
-"""What `nexhealth doctor` says of the way to PostgreSQL."""
+"""What `nexhealth doctor` says of the way to PostgreSQL, and of Dagster's database there."""
 
 import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from nexhealth_pipeline.cli.doctor_database import _on_the_way
+from nexhealth_pipeline.orchestration.storage import NexHealthDagsterStorage, psycopg2_url
+from nexhealth_pipeline.sandbox import SANDBOX_API_KEY, SandboxServer
 from tests.cli.conftest import Run
+from tests.commands import commands as forked_commands
 
 
 @pytest.mark.parametrize(
@@ -46,3 +53,102 @@ def test_an_encrypted_way_is_none(*, encrypted: bool) -> None:
     stub: Any = SimpleNamespace(hostaddr="203.0.113.9", host="db.example.com", ssl_in_use=encrypted)
     connection = cast(psycopg.Connection, SimpleNamespace(info=stub, pgconn=stub))
     assert len(list(_on_the_way(connection, "DATABASE_URL", "what is sent"))) == (not encrypted)
+
+
+@pytest.fixture
+def lodger(empty_database_url: str) -> Iterator[str]:
+    """The address of a database by which a role comes that may connect to it and no more."""
+    name = f"lodger_{os.getpid()}"
+    role = sql.Identifier(name)
+    with psycopg.connect(empty_database_url, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(role))
+        yield empty_database_url.replace("postgres@", f"{name}@")
+        connection.execute(sql.SQL("DROP OWNED BY {}").format(role))
+        connection.execute(sql.SQL("DROP ROLE {}").format(role))
+
+
+def told_of_dagster(nexhealth: Run, **urls: str) -> list[dict[str, str]]:
+    found = json.loads(nexhealth("doctor", "--json", **urls).out)["findings"]
+    return [one for one in found if one["check"].startswith("dagster")]
+
+
+def start_dagster(url: str) -> None:
+    """Let it make its tables, as the role of `url`."""
+    NexHealthDagsterStorage(psycopg2_url(url)).event_log_storage.dispose()
+
+
+def carry_out(fixes: list[dict[str, str]], url: str) -> None:
+    """As the administrator that the findings ask for."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        for one in fixes:
+            asked, _, statement = one["fix"].partition(": ")
+            assert asked == "There, as an administrator"
+            connection.execute(statement.encode())
+
+
+@pytest.mark.parametrize("beside", [True, False])
+@pytest.mark.parametrize("schema", ["", "REVOKE ALL ON SCHEMA public FROM PUBLIC"])
+def test_who_may_connect_to_dagster_s_database_and_not_make_its_tables_is_told_the_statement(
+    nexhealth: Run,
+    database_url: str,
+    empty_database_url: str,
+    lodger: str,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    beside: bool,
+    schema: str,
+) -> None:
+    """An administrator made it as their own; since PostgreSQL 15 nobody else may create in it."""
+    name = psycopg.conninfo.conninfo_to_dict(lodger)["dbname"]
+    urls = {"DATABASE_URL": database_url, "DAGSTER_DATABASE_URL": lodger}
+    if beside:
+        monkeypatch.setattr("nexhealth_pipeline.warehouse.connect.DAGSTER_DATABASE", name)
+        warehouse = psycopg.conninfo.conninfo_to_dict(database_url)["dbname"]
+        urls = {"DATABASE_URL": lodger.replace(f"/{name}?", f"/{warehouse}?")}
+    with psycopg.connect(empty_database_url, autocommit=True) as connection:
+        connection.execute(schema.encode())
+    (found,) = told_of_dagster(nexhealth, **urls)
+    assert found["level"] == "failed"
+    assert found["message"].endswith(f"lacks the right to create in schema public in Dagster's database {name}")
+    carry_out([found], empty_database_url)
+    assert [one["level"] for one in told_of_dagster(nexhealth, **urls)] == ["ok"]
+    start_dagster(lodger)
+    assert [one["level"] for one in told_of_dagster(nexhealth, **urls)] == ["ok"]
+
+
+def test_a_sync_of_theirs_ends_with_the_statement_too(
+    shared_sandbox: SandboxServer, database_url: str, lodger: str, tmp_path: Path
+) -> None:
+    """It was an unexpected error, a bug of ours, and exit status 1."""
+    account = {"NEXHEALTH_API_URL": shared_sandbox.url, "NEXHEALTH_API_KEY": SANDBOX_API_KEY}
+    places = {"DATABASE_URL": database_url, "DAGSTER_DATABASE_URL": lodger, "NEXHEALTH_HOME": str(tmp_path)}
+    with forked_commands(tmp_path, account | places) as forked:
+        said = forked.run("sync", "--resource", "locations", status=4)
+    assert f"GRANT USAGE, CREATE ON SCHEMA public TO lodger_{os.getpid()};" in said
+
+
+def test_rights_on_tables_that_another_role_made_are_named_one_by_one(
+    nexhealth: Run, database_url: str, empty_database_url: str, lodger: str
+) -> None:
+    """Whoever runs the pages made them; a shell of one's own has another role."""
+    start_dagster(empty_database_url)
+    urls = {"DATABASE_URL": database_url, "DAGSTER_DATABASE_URL": lodger}
+    found = told_of_dagster(nexhealth, **urls)
+    assert len(found) == 5
+    assert {one["level"] for one in found} == {"failed"}
+    carry_out(found, empty_database_url)
+    assert [one["level"] for one in told_of_dagster(nexhealth, **urls)] == ["ok"]
+
+
+def test_tables_of_an_older_dagster_are_told_with_the_command_that_brings_them_up(
+    nexhealth: Run, database_url: str, empty_database_url: str
+) -> None:
+    """Of the two commands of an upgrade the second is forgotten."""
+    start_dagster(empty_database_url)
+    with psycopg.connect(empty_database_url) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '7e2f3204cf8e'")
+    urls = {"DATABASE_URL": database_url, "DAGSTER_DATABASE_URL": empty_database_url}
+    found = [one for one in told_of_dagster(nexhealth, **urls) if one["level"] != "ok"]
+    assert [(one["check"], one["level"]) for one in found] == [("dagster_migrations", "warning")]
+    assert "7e2f3204cf8e" in found[0]["message"]
+    assert "`dagster instance migrate`" in found[0]["fix"]

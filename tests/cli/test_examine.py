@@ -101,6 +101,28 @@ def test_an_unreachable_host_is_named(nexhealth: Run, settings: dict[str, str], 
     assert findings(ended)["reach"]["message"] == f"{url} does not answer"
 
 
+@pytest.mark.parametrize(
+    ("url", "key", "kind", "warned"),
+    [
+        ("http://nexhealth.invalid", REAL_KEY, "real", True),
+        ("https://nexhealth.invalid", REAL_KEY, "real", False),
+        ("http://localhost:1", REAL_KEY, "real", False),
+        ("http://[::1]:1", REAL_KEY, "real", False),
+        ("http://nexhealth.invalid", REAL_KEY, "sandbox", False),
+        ("http://nexhealth.invalid", SANDBOX_API_KEY, "real", False),
+    ],
+)
+def test_a_key_that_goes_in_clear_to_another_machine_is_a_warning(
+    nexhealth: Run, settings: dict[str, str], url: str, key: str, kind: str, *, warned: bool
+) -> None:
+    """One letter of the address, and everything works as before."""
+    asked = {"NEXHEALTH_API_URL": url, "NEXHEALTH_API_KEY": key, "NEXHEALTH_DATA_KIND": kind}
+    ended = nexhealth("doctor", "--json", **settings | asked)
+    found = [one for one in json.loads(ended.out)["findings"] if one["check"] == "encryption"]
+    assert [one["level"] for one in found] == ["warning"] * warned
+    assert all("nexhealth.invalid is not encrypted" in one["message"] for one in found)
+
+
 def test_certificates_that_are_not_there_are_named_and_the_rest_is_checked(
     nexhealth: Run, settings: dict[str, str]
 ) -> None:
@@ -295,7 +317,10 @@ def test_dagsters_own_address_is_checked(nexhealth: Run, settings: dict[str, str
     url = f"postgresql://127.0.0.1:{closed_port}/dagster"
     ended = nexhealth("doctor", "--json", **settings | {"DAGSTER_DATABASE_URL": url})
     assert ended.status == 4
-    assert "DAGSTER_DATABASE_URL" in findings(ended)["dagster"]["fix"]
+    found = findings(ended)["dagster"]
+    assert found["fix"] == "Correct DAGSTER_DATABASE_URL."
+    assert f"127.0.0.1:{closed_port}" in found["message"]
+    assert not re.search(r"\bDATABASE_URL", ended.out), "that one is as it should be"
 
 
 def test_a_real_key_on_the_embedded_server_is_one_loud_warning_with_its_fix(

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -42,6 +43,58 @@ def test_it_counts_requests_and_asks_nothing(
     assert len(shared_sandbox.requests.matching(".*")) == asked
     assert "GET /appointments" in ended.out
     assert "Nothing was asked or written." in ended.out
+
+
+READ = """
+INSERT INTO nexhealth_sync_state (collection, institution_id, location_id, window_key, pass, mode, filter_hash, cursor,
+    page, records, run_id, watermark)
+SELECT 'patients', 7, id, '', 'all', 'full', '', '', 1, 60, '', now() FROM generate_series(1, 4) AS id
+"""
+
+
+def test_what_costs_a_request_a_patient_is_not_said_to_cost_nothing_before_they_are_known(
+    nexhealth: Run, account: dict[str, str], database_url: str
+) -> None:
+    """On the first day, the day on which it is asked, 170 requests were told instead of 75,000, and nothing beside."""
+    lists = ["patient_addresses", "alerts", "documents", "coverage_subscribers"]
+
+    def told() -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(nexhealth("sync", "--explain", "--json", "--mode", "full", **account).out)
+        return found
+
+    first = told()
+    assert first["unknown"] == lists
+    assert {one["collection"]: one["uncounted"] for one in first["collections"] if one["uncounted"]} == {
+        "patient_addresses": 5,
+        "alerts": 5,
+        "documents": 5,
+        "coverage_subscribers": 1,
+    }
+    ended = nexhealth("sync", "--explain", "--mode", "full", **account)
+    (line,) = (one for one in ended.out.splitlines() if one.startswith("documents"))
+    assert line.endswith("not counted: its patients are not known yet (a request each)")
+    assert f"at least {first['requests']:,} requests" in ended.out
+    assert f"It will be more: {', '.join(lists)} cost a request for each patient or coverage" in ended.out
+    with psycopg.connect(database_url) as connection:
+        connection.execute(READ)
+        connection.execute(
+            "INSERT INTO nexhealth_patients (institution_id, id, synced_at, source_read_at, row_hash)"
+            " SELECT 7, id, now(), now(), '' FROM generate_series(1, 300) AS id"
+        )
+        connection.execute(
+            "INSERT INTO nexhealth_capabilities (institution_id, location_id, collection, status, evidence)"
+            " VALUES (7, 0, 'insurance_coverages', 'not_enabled', '403')"
+        )
+    some = {one["collection"]: one for one in told()["collections"]}
+    assert [some[name]["uncounted"] for name in lists] == [1, 1, 1, 0]
+    assert some["documents"]["requests"] == 300
+    assert some["documents"]["why"].endswith("; of 1 slice(s) not all are known yet, or counted")
+    with psycopg.connect(database_url) as connection:
+        connection.execute(READ.replace("generate_series(1, 4)", "generate_series(5, 5)"))
+    every = nexhealth("sync", "--explain", "--mode", "full", **account).out
+    assert "It will be more" not in every
+    assert "at least" not in every.replace("at least one request", "")
+    assert told()["unknown"] == []
 
 
 def test_filters_make_it_less(nexhealth: Run, account: dict[str, str]) -> None:

@@ -1,5 +1,6 @@
 """Dagster's records in PostgreSQL: the right driver, few connections, and no event lost or misplaced."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from nexhealth_pipeline.errors import WarehouseUnreachable
+from nexhealth_pipeline.errors import MissingRights, WarehouseUnreachable
 from nexhealth_pipeline.orchestration.storage import (
     NexHealthDagsterStorage,
     _PooledEventLogStorage,
@@ -182,6 +183,25 @@ def test_an_unreachable_database_is_named_without_its_address() -> None:
     with pytest.raises(WarehouseUnreachable, match="DAGSTER_DATABASE_URL") as caught:
         NexHealthDagsterStorage("postgresql+psycopg2://u:secret@127.0.0.1:1/db")
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("schema", ["", "REVOKE ALL ON SCHEMA public FROM PUBLIC"])
+def test_a_role_that_may_not_make_dagster_s_tables_is_told_the_statement(empty_database_url: str, schema: str) -> None:
+    """An administrator made the database as their own; it looked like a bug of ours, with no right named."""
+    role = f"lodger_{os.getpid()}"
+    url = psycopg2_url(empty_database_url.replace("postgres@", f"{role}@"))
+    with psycopg.connect(empty_database_url, autocommit=True) as db:
+        db.execute(f"CREATE ROLE {role} LOGIN; {schema}")
+        try:
+            with pytest.raises(MissingRights) as caught:
+                NexHealthDagsterStorage(url)
+            statement = f"GRANT USAGE, CREATE ON SCHEMA public TO {role};"
+            assert statement in str(caught.value)
+            assert caught.value.__suppress_context__
+            db.execute(statement)
+            NexHealthDagsterStorage(url).event_log_storage.dispose()
+        finally:
+            db.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
 @pytest.mark.dagster
