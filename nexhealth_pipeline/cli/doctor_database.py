@@ -23,7 +23,7 @@ def database_findings(realm: Realm) -> Iterator[Finding]:
         connection = connect(url, autocommit=True)
     except PipelineError as error:
         group = Group.DATABASE if isinstance(error, WarehouseError) else Group.SETTINGS
-        yield _failed("database", str(error), "Nothing can be synced until the warehouse answers.", group)
+        yield _failed("database", str(error), "Nothing can be synced until the warehouse (DATABASE_URL) answers.", group)
         return
     try:
         with connection, driver_errors("checking the warehouse"):
@@ -85,7 +85,11 @@ def _kind(connection: psycopg.Connection, realm: Realm) -> Iterator[Finding]:
 
 def _may_read(connection: psycopg.Connection, table: str) -> bool | None:
     """Whether the role may read a table; None where there is no such table."""
-    query = "SELECT has_table_privilege(to_regclass(%s), 'SELECT')"
+    # To look for a name in a schema that one may not use is an error.
+    query = (
+        "SELECT CASE WHEN has_schema_privilege('public', 'USAGE')"
+        " THEN has_table_privilege(to_regclass(%s), 'SELECT') ELSE false END"
+    )
     row = connection.execute(query, (f"public.{table}",)).fetchone()
     return row[0] if row else None
 

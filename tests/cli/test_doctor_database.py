@@ -127,6 +127,18 @@ def test_a_sync_of_theirs_ends_with_the_statement_too(
     assert f"GRANT USAGE, CREATE ON SCHEMA public TO lodger_{os.getpid()};" in said
 
 
+def test_a_role_that_may_not_look_into_the_warehouse_is_told_one_thing(
+    nexhealth: Run, empty_database_url: str, lodger: str
+) -> None:
+    """Asking for a table by name is an error there, which came as a second finding: "try again"."""
+    with psycopg.connect(empty_database_url, autocommit=True) as connection:
+        connection.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
+    told = json.loads(nexhealth("doctor", "--json", DATABASE_URL=lodger).out)["findings"]
+    failed = [one["check"] for one in told if one["level"] == "failed" and one["group"] == "database"]
+    assert failed
+    assert "database" not in failed
+
+
 def test_rights_on_tables_that_another_role_made_are_named_one_by_one(
     nexhealth: Run, database_url: str, empty_database_url: str, lodger: str
 ) -> None:
