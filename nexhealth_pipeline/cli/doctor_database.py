@@ -23,7 +23,9 @@ def database_findings(realm: Realm) -> Iterator[Finding]:
         connection = connect(url, autocommit=True)
     except PipelineError as error:
         group = Group.DATABASE if isinstance(error, WarehouseError) else Group.SETTINGS
-        yield _failed("database", str(error), "Nothing can be synced until the warehouse (DATABASE_URL) answers.", group)
+        yield _failed(
+            "database", str(error), "Nothing can be synced until the warehouse (DATABASE_URL) answers.", group
+        )
         return
     try:
         with connection, driver_errors("checking the warehouse"):
