@@ -174,6 +174,8 @@ def test_what_a_deleted_claim_was_to_bring_is_not_shown(connection: psycopg.Conn
         "SELECT institution_id, charge_id, claim_id, claim_status FROM nexhealth_current.claim_payouts ORDER BY 1, 2"
     )
     assert rows(query) == [(7, 1, 1, "received"), (7, 2, 1, "received"), (7, 3, 404, None), (8, 2, 2, "canceled")]
+    told = "SELECT obj_description('nexhealth_current.claim_payouts'::regclass)"
+    assert "a claim that is not deleted" in rows(told)[0][0]
     for name, paid in (("claim_payouts", "insurance_payment"), ("claims", "totals_insurance_payment")):
         assert "payments has it too" in str(view_columns(connection, name)[paid])
 
