@@ -270,6 +270,21 @@ def test_persons_are_taken_out_of_rows_that_an_earlier_release_wrote(database_ur
             assert len(rows(history)) == 4, "versions are kept again"
 
 
+def test_a_warehouse_that_came_to_a_newer_postgresql_is_like_one_that_was_made_there(database_url: str) -> None:
+    """What PostgreSQL 15 and 16 need comes along, and large reports stay slow where they need not."""
+    _, _, paragraph = GUIDE.partition("\n**PostgreSQL.** ")
+    (alter,) = re.findall(r"`(ALTER [^`]+)`", paragraph.partition("\n\n")[0])
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        if connection.info.server_version < 170000:
+            pytest.skip("needs PostgreSQL 17 or newer")
+        query = "SELECT proparallel FROM pg_proc WHERE proname = 'nexhealth_zone'"
+        made_there = connection.execute(query).fetchall()
+        connection.execute("ALTER FUNCTION nexhealth_zone(text) PARALLEL UNSAFE")
+        assert connection.execute(query).fetchall() != made_there
+        connection.execute(alter.encode())
+        assert connection.execute(query).fetchall() == made_there
+
+
 def test_a_location_that_is_gone_is_left_out_once_somebody_says_so(database_url: str) -> None:
     location, _, status = statements("A location or institution joins or leaves")
     with psycopg.connect(database_url, autocommit=True) as connection:

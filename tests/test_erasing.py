@@ -3,6 +3,7 @@
 from typing import Any
 
 import psycopg
+import pytest
 from psycopg import sql
 
 from nexhealth_pipeline.catalog.collection import SqlType
@@ -73,7 +74,7 @@ def event(connection: psycopg.Connection, kind: str, ids: list[int], payload: st
 
 
 def test_a_patient_is_exported_and_erased_whole_and_nobody_else(database_url: str) -> None:
-    collect, export, erase = statements("Exporting or erasing one patient")
+    _, collect, export, erase = statements("Exporting or erasing one patient")
     with psycopg.connect(database_url, autocommit=True) as connection:
         give(connection, PATIENT)
         give(connection, OTHER)
@@ -98,7 +99,7 @@ def test_a_patient_is_exported_and_erased_whole_and_nobody_else(database_url: st
 
 def test_who_holds_somebody_elses_coverage_is_erased_there_too(database_url: str) -> None:
     """Risk: a parent's name and birth date stay behind the coverage of a child, who is nobody to be erased."""
-    collect, export, erase = statements("Exporting or erasing one patient")
+    _, collect, export, erase = statements("Exporting or erasing one patient")
     with psycopg.connect(database_url, autocommit=True) as connection:
         for coverage, holders in ((7, (OTHER, PATIENT)), (8, (PATIENT, OTHER)), (9, (OTHER, OTHER))):
             add(connection, COLLECTIONS["insurance_coverages"], id=coverage, patient_id=OTHER)
@@ -133,6 +134,66 @@ def test_who_holds_somebody_elses_coverage_is_erased_there_too(database_url: str
         ) == [11]
         connection.execute(collect.encode())
         assert connection.execute(export.encode()).fetchall() == []
+
+
+SUBSCRIBER = 515000190
+"""Of the person as a holder of coverages, where that is another number than as a patient."""
+
+
+@pytest.mark.parametrize(
+    ("holders", "left"),
+    [
+        pytest.param("{}", [PATIENT, SUBSCRIBER], id="nobody's"),
+        pytest.param(f"{{{SUBSCRIBER}}}", [PATIENT], id="under another id"),
+        pytest.param(f"{{{SUBSCRIBER},{PATIENT}}}", [], id="under two"),
+    ],
+)
+def test_a_holder_is_whoever_was_recognised_and_not_who_has_the_same_number(
+    database_url: str, holders: str, left: list[int]
+) -> None:
+    """Risk: the subscriber with the patient's number is a stranger, whose name is given away or erased."""
+    _, collect, export, erase = statements("Exporting or erasing one patient")
+    assert collect.count(f"'{{{PATIENT}}}'") == 1
+    collect = collect.replace(f"'{{{PATIENT}}}'", f"'{holders}'")
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        for coverage, holder in enumerate((PATIENT, SUBSCRIBER, OTHER)):
+            add(connection, COLLECTIONS["insurance_coverages"], id=coverage, patient_id=OTHER)
+            add(connection, COLLECTIONS["coverage_subscribers"], coverage_id=coverage, id=holder)
+            connection.execute("UPDATE nexhealth_coverage_subscribers SET deleted_at = now() WHERE id = %s", (holder,))
+            note(connection, "coverage_subscribers", f'{{"coverage_id": 1{coverage}}}', f'{{"id":{holder}}}')
+            event(connection, "PatientInsuranceCoverage", [holder], f'{{"subscriber": {{"id": {holder}}}}}')
+        connection.execute(collect.encode())
+        parts = [str(part) for part, _ in connection.execute(export.encode()).fetchall()]
+        assert len(parts) == 4 * (2 - len(left))
+        connection.execute(erase.encode())
+        kept = sorted([*left, OTHER])
+        for query in (
+            "SELECT id FROM nexhealth_coverage_subscribers ORDER BY 1",
+            "SELECT id FROM nexhealth_history ORDER BY 1",
+            "SELECT (encode(raw, 'escape')::jsonb ->> 'id')::bigint FROM nexhealth_quarantine ORDER BY 1",
+            "SELECT resource_ids[1] FROM nexhealth_webhook_events WHERE payload IS NOT NULL ORDER BY 1",
+        ):
+            assert rows_of(connection, query) == kept, query
+
+
+def test_under_which_ids_somebody_may_hold_coverages_is_found_by_name_and_birth_date(database_url: str) -> None:
+    """Those too who held one once, and the stranger with the patient's number, to be seen for one by the name."""
+    look, *_ = statements("Exporting or erasing one patient")
+    holder = COLLECTIONS["coverage_subscribers"]
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        patient = {"last_name": "O'Hara", "bio_date_of_birth": "1980-02-01"}
+        add(connection, COLLECTIONS["patients"], id=PATIENT, **patient)
+        add(connection, holder, coverage_id=1, id=PATIENT, name="A Stranger", date_of_birth="1951-01-01")
+        add(connection, holder, coverage_id=2, id=SUBSCRIBER, name="O'HARA, ANN", date_of_birth=None)
+        add(connection, holder, coverage_id=3, id=1, name="Ann Maiden", date_of_birth="1980-02-01")
+        add(connection, holder, coverage_id=4, id=2, name="Ann Once O'Hara", date_of_birth="1980-02-01")
+        connection.execute(
+            "UPDATE nexhealth_coverage_subscribers SET id = 3, name = 'B', date_of_birth = NULL WHERE id = 2"
+        )
+        add(connection, holder, coverage_id=5, id=4, name="Ann O'Hara", institution_id=INSTITUTION + 1)
+        found = connection.execute(look.encode()).fetchall()
+        assert {one[0] for one in found} == {PATIENT, SUBSCRIBER, 1, 2}
+        assert {one[1] for one in found} == {"A Stranger", "O'HARA, ANN", "Ann Maiden", "Ann Once O'Hara"}
 
 
 def rows_of(connection: psycopg.Connection, query: str) -> list[Any]:

@@ -31,10 +31,11 @@ JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
 JOIN pg_class v ON v.oid = r.ev_class AND v.oid <> d.refobjid
 JOIN pg_namespace n ON n.oid = v.relnamespace
 JOIN pg_class t ON d.refclassid = 'pg_class'::regclass AND t.oid = d.refobjid
-WHERE t.relnamespace = 'public'::regnamespace AND t.relname LIKE 'nexhealth%%' AND strpos(%s, t.relname) > 0
+WHERE strpos(%s, t.oid::regclass::text) > 0 AND (t.relnamespace = to_regnamespace('nexhealth_current')
+    OR t.relnamespace = 'public'::regnamespace AND t.relname LIKE 'nexhealth%%')
 ORDER BY 1
 """
-"""Views on tables of ours that a text names."""
+"""Views on tables and views of ours that a text names; by regclass, as the server names them in its errors."""
 
 
 def current_revision(connection: psycopg.Connection) -> str | None:
@@ -52,7 +53,7 @@ def upgrade(url: str, *, indexes: bool = False) -> list[str]:
 
     With `indexes` also those that a run makes at its end, however long it takes.
     Raises WarehouseNewer when a newer release wrote it, MissingRights when the role may not create, WarehouseError where
-    something of somebody's is built on a table that must be replaced: then nothing is changed.
+    something of somebody's is built on a table or view that must be replaced: then nothing is changed.
     """
     with connect(url) as connection:
         try:
@@ -143,14 +144,14 @@ def _migrate(url: str, target: str = HEAD) -> list[str]:
 
 
 def _in_the_way(url: str, error: DependentObjectsStillExist) -> str:
-    """What to do where a table that others built on could not be replaced.
+    """What to do where a table or view that others built on could not be replaced.
 
-    The server's words name the table, perhaps in another language; they are searched and not handed on.
+    The server's words name it, perhaps in another language; they are searched and not handed on.
     """
     with connect(url) as connection:
         views = [name for (name,) in connection.execute(_BUILT_ON, (error.diag.message_primary or "",))]
     named = f"view {' and '.join(views)}" if views else "something of yours"
     return (
-        f"upgrading the warehouse: a table must be replaced on which {named} is built: drop that, run `nexhealth db upgrade`,"
-        " and make it again (2BP01); nothing was changed"
+        f"upgrading the warehouse: a table or view must be replaced on which {named} is built: drop that, run"
+        " `nexhealth db upgrade`, and make it again (2BP01); nothing was changed"
     )

@@ -8,7 +8,7 @@ import pytest
 from psycopg import conninfo
 
 from nexhealth_pipeline.catalog.collections import DECLARED
-from nexhealth_pipeline.errors import MissingRights, WarehouseNewer, WarehouseOutdated, WarehouseRefused
+from nexhealth_pipeline.errors import MissingRights, WarehouseError, WarehouseNewer, WarehouseOutdated, WarehouseRefused
 from nexhealth_pipeline.warehouse import migrate
 from nexhealth_pipeline.warehouse.connect import connect
 
@@ -202,6 +202,26 @@ def test_of_a_pass_that_was_judged_the_table_says_which_ids_stay(database_url: s
         found = db.execute("SELECT obj_description('nexhealth_seen_passes'::regclass)").fetchone()
     assert found is not None
     assert "those stay that other locations may list as well" in found[0]
+
+
+def test_what_is_built_on_a_view_of_a_name_that_is_now_ours_is_named(empty_database_url: str) -> None:
+    """Somebody's own patient_locations gives way to that of this release, unless they built on it."""
+    migrate._migrate(empty_database_url, "0016")
+    with psycopg.connect(empty_database_url, autocommit=True) as db:
+        db.execute(
+            "CREATE SCHEMA theirs;"
+            " CREATE VIEW nexhealth_current.patient_locations AS SELECT patient_id FROM nexhealth_patient_locations;"
+            " CREATE VIEW theirs.lists AS SELECT * FROM nexhealth_current.patient_locations;"
+            " CREATE VIEW theirs.listed AS SELECT patient_id FROM nexhealth_patient_locations"
+        )
+        with pytest.raises(
+            WarehouseError, match=r"or view must be replaced on which view theirs\.lists is built: drop"
+        ):
+            migrate.upgrade(empty_database_url)
+        db.execute("DROP VIEW theirs.lists")
+        migrate.upgrade(empty_database_url)
+        shown = db.execute("SELECT * FROM nexhealth_current.patient_locations").description
+    assert [one.name for one in shown or ()] == ["institution_id", "patient_id", "location_id", "first_seen"]
 
 
 def test_of_the_function_before_nothing_is_left_where_no_view_needs_it(empty_database_url: str) -> None:

@@ -174,6 +174,8 @@ def test_what_a_deleted_claim_was_to_bring_is_not_shown(connection: psycopg.Conn
         "SELECT institution_id, charge_id, claim_id, claim_status FROM nexhealth_current.claim_payouts ORDER BY 1, 2"
     )
     assert rows(query) == [(7, 1, 1, "received"), (7, 2, 1, "received"), (7, 3, 404, None), (8, 2, 2, "canceled")]
+    told = "SELECT obj_description('nexhealth_current.claim_payouts'::regclass)"
+    assert "a claim that is not deleted" in rows(told)[0][0]
     for name, paid in (("claim_payouts", "insurance_payment"), ("claims", "totals_insurance_payment")):
         assert "payments has it too" in str(view_columns(connection, name)[paid])
 
@@ -213,7 +215,11 @@ def test_one_locations_patients_are_found_by_index(connection: psycopg.Connectio
     assert re.search(r"nexhealth_patient_locations_location .*\n *Index Cond: .*location_id = 5", plan), plan
     for name, comment in view_columns(connection, "patient_locations").items():
         assert str(comment).endswith(f"PHI class: {'id' if name in ('institution_id', 'patient_id') else 'none'}.")
-    assert "patient_locations" in str(view_columns(connection, "patients")["location_ids"])
+    # By location_id alone PostgreSQL before 18 reads all of them.
+    ((whole,),) = rows("SELECT obj_description('nexhealth_current.patient_locations'::regclass)")
+    assert "by institution_id and location_id" in whole
+    leads = str(view_columns(connection, "patients")["location_ids"])
+    assert "patient_locations, by institution_id and location_id" in leads
 
 
 def test_zones_are_tried_once_a_query_also_of_one_patient(connection: psycopg.Connection, rows: Rows) -> None:

@@ -64,7 +64,6 @@ _TOTALS = flatten(
     money("write_off", "Written off."),
 )
 
-_PAYOUT = "What a claim brings for one charge: the link between claims and charges."
 _PAYMENT_TYPE_NAME, _PAYMENT_TYPE = name_of("payment_types", "payment_type_id", name="payment_type_name")
 _ADJUSTMENT_TYPE_NAME, _ADJUSTMENT_TYPE = name_of("adjustment_types", "adjustment_type_id", name="adjustment_type_name")
 _IS_INSURANCE = Derived(
@@ -109,7 +108,7 @@ CHARGES = Collection(
 CLAIM_PAYOUTS = Collection(
     name="claim_payouts",
     group="ledger",
-    doc=_PAYOUT,
+    doc="What a claim brings for one charge: the link between claims and charges.",
     path="/charges",
     scope=Scope.LOCATION,
     inside="charges",
@@ -132,7 +131,13 @@ CLAIM_PAYOUTS = Collection(
             "LEFT JOIN nexhealth_claims claim ON claim.institution_id = t.institution_id AND claim.id = t.claim_id",
         ),
         # A charge goes on listing what a deleted claim was to bring.
-        views=(Shown("claim_payouts", _PAYOUT, "claim.deleted_at IS NULL"),),
+        views=(
+            Shown(
+                "claim_payouts",
+                "What a claim that is not deleted brings for one charge: the link between claims and charges.",
+                "claim.deleted_at IS NULL",
+            ),
+        ),
     ),
 )
 

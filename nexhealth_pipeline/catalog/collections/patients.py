@@ -64,7 +64,8 @@ _PATIENTS_SHOWN = Current(
             "location_ids",
             _LISTED_AT,
             NONE,
-            "Locations that list the person. No index leads to them: a location's persons are found in patient_locations.",
+            "Locations that list the person. No index leads to them: a location's persons are found in patient_locations, by"
+            " institution_id and location_id.",
         ),
         *(
             Derived(f"address_{name}", f"address.{name}", CONTACT, f"Of the postal address: {words}.")

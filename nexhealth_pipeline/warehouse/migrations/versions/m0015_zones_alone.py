@@ -1,7 +1,8 @@
 """Views with local times answer also where the server would have several workers read a table.
 
 A zone is tried in a subtransaction. Before PostgreSQL 17 none can be begun while workers run, not even outside them, so
-every such plan of these views ended with an error, and none is lost. From 17 on it can, and they stay.
+every such plan of these views ended with an error, and none is lost. From 17 on it can, and they stay; a warehouse
+that gets there later is told by hand (docs/operations.md).
 """
 
 from alembic import op

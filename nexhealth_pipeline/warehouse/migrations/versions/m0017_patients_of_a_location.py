@@ -10,11 +10,12 @@ _VIEW = """
 DROP VIEW IF EXISTS nexhealth_current.patient_locations;
 CREATE VIEW nexhealth_current.patient_locations AS
     SELECT institution_id, patient_id, location_id, first_seen FROM nexhealth_patient_locations WHERE gone_at IS NULL;
-COMMENT ON VIEW nexhealth_current.patient_locations IS 'That a location lists a person: a patient, or a guarantor who is none.';
+COMMENT ON VIEW nexhealth_current.patient_locations IS
+    'That a location lists a person: a patient, or a guarantor who is none. Quickly found by institution_id and location_id.';
 COMMENT ON COLUMN nexhealth_current.patient_locations.institution_id IS
     'Institution the record belongs to. PHI class: id.';
 COMMENT ON COLUMN nexhealth_current.patient_locations.patient_id IS
-    'Who is listed; a row of patients or non_patients. PHI class: id.';
+    'Who is listed; a row of patients or non_patients, once their record could be loaded. PHI class: id.';
 COMMENT ON COLUMN nexhealth_current.patient_locations.location_id IS 'Location that lists them. PHI class: none.';
 COMMENT ON COLUMN nexhealth_current.patient_locations.first_seen IS
     'Since when they are known to be listed there. PHI class: none.';
