@@ -301,13 +301,16 @@ class ChildReader(SliceReader):
         last_commit = time.monotonic()
 
         def commit() -> None:
+            # Taken out first: what could not be committed must not be tried once more on the way out, without the stage that
+            # went with its transaction, and hide by its own failure why it could not.
+            taken = batch.copy()
+            batch.clear()
             reach("after_fetch", self.slice.collection.name)
             with connection.transaction():
-                counts = self._load(connection, batch)
+                counts = self._load(connection, taken)
                 committing(counts)
                 reach("before_commit", self.slice.collection.name)
             reach("after_commit", self.slice.collection.name)
-            batch.clear()
             self.session.keep_lock()
 
         try:

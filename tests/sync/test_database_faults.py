@@ -27,8 +27,8 @@ from nexhealth_pipeline.errors import (
 )
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import load_settings
-from nexhealth_pipeline.sync import fault_points
-from nexhealth_pipeline.sync.options import SyncOptions
+from nexhealth_pipeline.sync import children, fault_points
+from nexhealth_pipeline.sync.options import Mode, SyncOptions
 from nexhealth_pipeline.sync.plan import due_slices
 from nexhealth_pipeline.sync.runner import run_slices
 from nexhealth_pipeline.sync.session import SyncSession
@@ -60,16 +60,17 @@ def _small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MOST_A_PAGE, Paging.CURSOR, 4)
 
 
-def sync(box: SandboxServer, url: str) -> list[SliceResult]:
-    """The practice and its patients, with the budget that all processes share."""
+def sync(box: SandboxServer, url: str, *others: str, mode: Mode = Mode.INCREMENTAL) -> list[SliceResult]:
+    """The practice and its patients, then `others`, with the budget that all processes share."""
     given = {"NEXHEALTH_API_URL": box.url, "NEXHEALTH_API_KEY": box.api_key, "DATABASE_URL": url}
     settings = load_settings(given, environ={}, env_file=None)
-    options = SyncOptions(batch_pages=1)
+    options = SyncOptions(mode=mode, batch_pages=1)
     today = datetime.now(UTC).date()
     with SyncSession(settings, url) as session:
         practice = [one for one in DECLARED if one.scope is Scope.PRACTICE]
         results = list(run_slices(session, due_slices(practice, session.practices(), {}, options, today), options))
-        results += run_slices(session, due_slices([READ], session.practices(), {}, options, today), options)
+        for collection in (READ, *(COLLECTIONS[name] for name in others)):
+            results += run_slices(session, due_slices([collection], session.practices(), {}, options, today), options)
     return results
 
 
@@ -258,15 +259,21 @@ def _fill(file: Path) -> None:
             pass
 
 
+def as_loader(connection: psycopg.Connection, url: str) -> str:
+    """The address for a role that is not the tables' owner, but may do with them all that a sync does."""
+    if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = 'loader'").fetchone():
+        connection.execute("CREATE ROLE loader LOGIN")
+    connection.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO loader")
+    connection.execute("GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO loader")
+    connection.execute("GRANT CREATE ON SCHEMA public TO loader")
+    return url.replace("postgres@", "loader@")
+
+
 def test_a_role_that_loses_a_right_is_told_so(server: Server, box: SandboxServer) -> None:
     """An administrator's REVOKE in the middle of the night; the slice's log row says how it ended."""
     url = server.database()
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("CREATE ROLE loader LOGIN")
-        connection.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO loader")
-        connection.execute("GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO loader")
-        connection.execute("GRANT CREATE ON SCHEMA public TO loader")
-        theirs = url.replace("postgres@", "loader@")
+        theirs = as_loader(connection, url)
         revoke = "REVOKE INSERT, UPDATE ON nexhealth_patients FROM loader"
         with (
             once_at("after_fetch", lambda: connection.execute(revoke) and None),
@@ -278,6 +285,24 @@ def test_a_role_that_loses_a_right_is_told_so(server: Server, box: SandboxServer
         no_page_is_half(url)
         connection.execute("GRANT INSERT, UPDATE ON nexhealth_patients TO loader")
     heals(box, theirs)
+
+
+def test_a_batch_of_lists_under_rows_that_fails_is_not_tried_once_more(
+    server: Server, box: SandboxServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stage went with the transaction: without it the second try ended otherwise, and hid what there is to mend."""
+    monkeypatch.setattr(children, "_BATCH_ROWS", 4)
+    url = server.database()
+    with psycopg.connect(url, autocommit=True) as connection:
+        theirs = as_loader(connection, url)
+        connection.execute("REVOKE INSERT, UPDATE ON nexhealth_documents FROM loader")
+        with pytest.raises(MissingRights, match="nexhealth_documents") as caught:
+            sync(box, theirs, "documents", mode=Mode.RECONCILE)
+        assert says(caught.value)
+        assert open_rows(url) == []
+        connection.execute("GRANT INSERT, UPDATE ON nexhealth_documents TO loader")
+    results = sync(box, theirs, "documents", mode=Mode.RECONCILE)
+    assert {str(result.status) for result in results} <= {"succeeded", "skipped"}, [r.reason for r in results]
 
 
 def test_a_wrong_password_ends_before_anything_is_asked(server: Server, box: SandboxServer) -> None:
