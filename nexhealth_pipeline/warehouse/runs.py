@@ -58,15 +58,17 @@ class RunLock:
         """Close the run's row with `status` (succeeded, failed, cancelled), and log rows left open as failed."""
         self.keep()
         assert self._connection is not None
-        self._connection.execute(
-            "UPDATE nexhealth_runs SET status = %s, finished_at = clock_timestamp() WHERE run_id = %s",
-            (status, self.run_id),
-        )
-        self._connection.execute(
-            "UPDATE nexhealth_sync_logs SET status = 'failed', finished_at = clock_timestamp(),"
-            " error = 'the run ended before this slice did' WHERE run_id = %s AND status = 'running'",
-            (self.run_id,),
-        )
+        # Both or neither: nobody looks again at the log rows of a run that is closed.
+        with self._connection.transaction():
+            self._connection.execute(
+                "UPDATE nexhealth_runs SET status = %s, finished_at = clock_timestamp() WHERE run_id = %s",
+                (status, self.run_id),
+            )
+            self._connection.execute(
+                "UPDATE nexhealth_sync_logs SET status = 'failed', finished_at = clock_timestamp(),"
+                " error = 'the run ended before this slice did' WHERE run_id = %s AND status = 'running'",
+                (self.run_id,),
+            )
 
     def _take(self) -> None:
         if self._connection is not None:

@@ -93,6 +93,24 @@ def test_a_finished_run_says_how_and_closes_log_rows_left_open(
     assert close_dead_runs(connection) == []
 
 
+def test_a_run_that_cannot_close_its_log_rows_is_not_closed_either(
+    connection: psycopg.Connection, shared_url: str, rows: Rows
+) -> None:
+    """Risk: rows that say running for ever, as only those of open runs are looked at."""
+    with RunLock(shared_url, "mine") as lock:
+        log_row(connection, "mine")
+        connection.execute(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$;"
+            "CREATE TRIGGER refuse BEFORE UPDATE ON nexhealth_sync_logs FOR EACH ROW EXECUTE FUNCTION refuse()"
+        )
+        with pytest.raises(psycopg.errors.RaiseException):
+            lock.finish("succeeded")
+        connection.execute("DROP FUNCTION refuse() CASCADE")
+    wait_until_free(connection, "mine")
+    assert close_dead_runs(connection) == ["mine"]
+    assert [row[1] for row in rows(RUNS) + rows(LOGS)] == ["interrupted", "interrupted"]
+
+
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_run_takes_its_lock_again_when_the_server_dropped_it(
     connection: psycopg.Connection, shared_url: str, rows: Rows
