@@ -237,7 +237,7 @@ class ChildReader(SliceReader):
         now = self.session.client.clock.now()
         walked = stored.watermark or stored.since
         full = full or walked is None or full_read_due(connection, self.slice.collection, stored, now)
-        young = started is not None and now - started < self.options.resume_within
+        young = started is not None and now - started < self.options.resume_within and stored.begun_at is not None
         if mode is Mode.RECONCILE and after and stored.begun_at and stored.begun_at < after:
             young = False  # absences are judged by what was begun since
         whole = stored.since in (None, started)
