@@ -183,8 +183,11 @@ def _next(connection: psycopg.Connection, scope: Scope, places: Mapping[Place, l
 def _tried(connection: psycopg.Connection, names: list[str]) -> dict[Place, Tried]:
     """By institution and location."""
     rows = connection.execute(
-        "SELECT institution_id, location_id, max(begun_at), max(greatest(judged_at, held_at))"
-        " FROM nexhealth_seen_passes WHERE collection = ANY(%s) GROUP BY 1, 2",
+        # Later than now is by a clock that was ahead then: it would rest for so much longer.
+        "SELECT institution_id, location_id, max(begun_at) FILTER (WHERE begun_at <= clock_timestamp()),"
+        " max(judged) FILTER (WHERE judged <= clock_timestamp())"
+        " FROM nexhealth_seen_passes, LATERAL (SELECT greatest(judged_at, held_at) AS judged) one"
+        " WHERE collection = ANY(%s) GROUP BY 1, 2",
         (names,),
     )
     return {(row[0], row[1]): Tried(*(one or _NEVER for one in row[2:])) for row in rows}

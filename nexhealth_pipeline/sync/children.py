@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 
 import psycopg
@@ -26,6 +27,7 @@ from nexhealth_pipeline.sync.enabled import full_read_due
 from nexhealth_pipeline.sync.fault_points import reach
 from nexhealth_pipeline.sync.heed import Heed
 from nexhealth_pipeline.sync.keeper import Keeper
+from nexhealth_pipeline.sync.loader import EncodedPage
 from nexhealth_pipeline.sync.months import utc_today
 from nexhealth_pipeline.sync.options import Mode
 from nexhealth_pipeline.sync.plan import PassPlan, passes_of
@@ -237,7 +239,7 @@ class ChildReader(SliceReader):
         now = self.session.client.clock.now()
         walked = stored.watermark or stored.since
         full = full or walked is None or full_read_due(connection, self.slice.collection, stored, now)
-        young = started is not None and now - started < self.options.resume_within
+        young = started is not None and now - started < self.options.resume_within and stored.begun_at is not None
         if mode is Mode.RECONCILE and after and stored.begun_at and stored.begun_at < after:
             young = False  # absences are judged by what was begun since
         whole = stored.since in (None, started)
@@ -301,13 +303,13 @@ class ChildReader(SliceReader):
         last_commit = time.monotonic()
 
         def commit() -> None:
-            reach("after_fetch", self.slice.collection.name)
-            with connection.transaction():
-                counts = self._load(connection, batch)
-                committing(counts)
-                reach("before_commit", self.slice.collection.name)
-            reach("after_commit", self.slice.collection.name)
+            # Taken out first: what could not be committed must not be tried once more on the way out, without the stage that
+            # went with its transaction, and hide by its own failure why it could not.
+            taken = batch.copy()
             batch.clear()
+            reach("after_fetch", self.slice.collection.name)
+            pages = [(one.row, self.loader.encode(page, self._known(one.row))) for one in taken for page in one.pages]
+            committing(partial(self._load, connection, taken, pages))
             self.session.keep_lock()
 
         try:
@@ -328,9 +330,10 @@ class ChildReader(SliceReader):
             if batch:
                 commit()
 
-    def _load(self, connection: psycopg.Connection, batch: list[_Read]) -> Counts:
-        pages = [(one.row, page) for one in batch for page in one.pages]
-        loaded = self.loader.encode_and_load([(page, self._known(row)) for row, page in pages])
+    def _load(
+        self, connection: psycopg.Connection, batch: list[_Read], pages: list[tuple[DueRow, EncodedPage]]
+    ) -> Counts:
+        loaded = self.loader.load((page for _, page in pages), None)
         # A row whose record could not be read, perhaps spoilt on its way, is due: the next sync asks once more.
         again = {pages[position][0].id for position in loaded.unread}
         # What does not say which record it is may be any of the row's: nothing is judged by its list.

@@ -112,6 +112,16 @@ class Loader:
             if not self._dry_run:
                 notes.look()
 
+    def mark(self) -> tuple[int, int, int, int]:
+        """How far it has come, for :meth:`go_back`."""
+        return len(self.changes), self.nested_changes, self.new_notes, self.refused
+
+    def go_back(self, mark: tuple[int, int, int, int]) -> None:
+        """Be as it was at `mark`: what was loaded since was rolled back, and with it perhaps the stage."""
+        changes, self.nested_changes, self.new_notes, self.refused = mark
+        del self.changes[changes:]
+        self.open()
+
     @property
     def has_open_notes(self) -> bool:
         """Whether quarantine held open notes of the collection when the loader was opened."""

@@ -49,7 +49,7 @@ _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class PassReader:
-    """Reads one pass of a slice; `committed` is called inside each transaction with what it counted."""
+    """Reads one pass of a slice; `committing` makes a transaction of what it is given, which says what it counted."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class PassReader:
         plan: PassPlan,
         options: SyncOptions,
         loader: Loader,
-        committed: Callable[[Counts], None],
+        committing: Callable[[Callable[[], Counts]], None],
     ) -> None:
         self._session = session
         self._connection = connection
@@ -67,7 +67,7 @@ class PassReader:
         self._plan = plan
         self._options = options
         self._loader = loader
-        self._committed = committed
+        self._committing = committing
         self.stored = PassState(plan.key) if options.dry_run else load_state(connection, plan.key)
         """The state before the pass."""
         self.state = self.stored
@@ -272,7 +272,9 @@ class PassReader:
         if not last.has_next:
             self._compare_total(last, state.records)
             state = replace(state.completed(datetime.now(UTC)), total=self._total(batch))
-        with self._connection.transaction():
+
+        def write() -> Counts:
+            nonlocal state
             counts = self._load(encoded, ends=not last.has_next)
             state = replace(state, absent_fields=self._absent_since(state))
             if not self._options.partial:
@@ -282,9 +284,9 @@ class PassReader:
                 if not last.has_next and state.absent_fields is not None:
                     key = self._plan.key
                     record_missing(self._connection, self._slice.collection, key.institution_id, state.absent_fields)
-            self._committed(counts)
-            reach("before_commit", self._slice.collection.name)
-        reach("after_commit", self._slice.collection.name)
+            return counts
+
+        self._committing(write)
         self.state = state
         self._session.keep_lock()
 

@@ -2,8 +2,10 @@
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import datetime
+from functools import partial
 
 import psycopg
 from psycopg import sql
@@ -18,6 +20,7 @@ from nexhealth_pipeline.errors import (
     TryLater,
     WarehouseError,
 )
+from nexhealth_pipeline.sync.fault_points import reach
 from nexhealth_pipeline.sync.loader import Loader
 from nexhealth_pipeline.sync.lock import SliceLock
 from nexhealth_pipeline.sync.months import CHANGES, month_bounds, month_keys, utc_today
@@ -29,6 +32,7 @@ from nexhealth_pipeline.sync.slices import Slice, SliceResult, Status
 from nexhealth_pipeline.warehouse.connect import driver_errors
 from nexhealth_pipeline.warehouse.knowledge import record_capability, record_freshness
 from nexhealth_pipeline.warehouse.quarantine import close_unnamed, met_unread
+from nexhealth_pipeline.warehouse.repeats import repeated
 from nexhealth_pipeline.warehouse.state import PassState, load_elsewhere, load_state, take_over
 from nexhealth_pipeline.warehouse.sync_log import Counts, SyncLog
 
@@ -139,7 +143,7 @@ class SliceReader:
         return piece.collection.name, piece.institution_id, piece.location_id
 
     def committing(self, connection: psycopg.Connection) -> "_Committing":
-        """What each transaction ends with: the log's counts, and progress for whoever watches."""
+        """Makes the transactions of the slice."""
         return _Committing(self, connection)
 
     def _take_over(self, connection: psycopg.Connection, plans: list[PassPlan]) -> None:
@@ -329,18 +333,35 @@ class SliceReader:
 
 
 class _Committing:
-    """Called inside each transaction of a slice with what it counted."""
+    """Makes each transaction of a slice: what is done in it, then the log's counts; and progress for whoever watches.
+
+    One that PostgreSQL ended because of somebody else's is made again: its failure would end the whole run.
+    """
 
     def __init__(self, reader: SliceReader, connection: psycopg.Connection) -> None:
         self._reader = reader
         self._connection = connection
 
-    def __call__(self, counts: Counts) -> None:
+    def __call__(self, work: Callable[[], Counts]) -> None:
+        """Commit what `work` does; it says what it counted."""
         reader = self._reader
-        reader.counts.add(counts)
-        if reader._log_row is not None:
-            reader._log_row.progress(self._connection, reader.counts)
+        once = partial(self._transaction, work)
+        undo = partial(reader.loader.go_back, reader.loader.mark())
+        # A dry run's stage holds all that was read so far, and nobody else is in its way.
+        reader.counts = once() if reader.options.dry_run else repeated(once, undo=undo)
+        reach("after_commit", reader.slice.collection.name)
         reader.session.progress(reader.slice.label, reader.counts.pages, reader.counts.records_read)
+
+    def _transaction(self, work: Callable[[], Counts]) -> Counts:
+        """One try; returns what the slice has counted with it."""
+        reader = self._reader
+        with self._connection.transaction():
+            counts = replace(reader.counts)
+            counts.add(work())
+            if reader._log_row is not None:
+                reader._log_row.progress(self._connection, counts)
+            reach("before_commit", reader.slice.collection.name)
+        return counts
 
 
 def _earlier(left: datetime | None, right: datetime | None) -> datetime | None:

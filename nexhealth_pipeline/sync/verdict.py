@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import psycopg
 
@@ -20,6 +21,7 @@ from nexhealth_pipeline.sync.slices import Absence, Slice, SliceResult, Status
 from nexhealth_pipeline.warehouse.absence import Figures, Ground, Missing
 from nexhealth_pipeline.warehouse.history import Cause, state_cause
 from nexhealth_pipeline.warehouse.judgements import overtake
+from nexhealth_pipeline.warehouse.repeats import repeated
 from nexhealth_pipeline.warehouse.sync_log import Counts, SyncLog
 
 __all__ = ["MOST_AT_ONCE", "Sources", "Verdict", "brake"]
@@ -157,6 +159,13 @@ class Verdict:
                 result.new_notes = confirmation.new_notes
                 yield result
                 return
+        results = repeated(partial(self._mark, missing, absence))
+        reach("after_commit", ABSENCES)
+        results[0].new_notes = confirmation.new_notes
+        yield from results
+
+    def _mark(self, missing: Missing, absence: Absence) -> list[SliceResult]:
+        """Mark what is gone, in one transaction; the result, and those of lists that went with their rows."""
         with self._connection.transaction():
             at = self._session.client.clock.now()
             state_cause(self._connection, Cause.PAGE, run_id=self._session.run_id)
@@ -171,9 +180,7 @@ class Verdict:
             result = self._result(Status.SUCCEEDED, replace(absence, tombstoned=marked), None)
             results = [result, *(self._with(name, rows) for name, rows in lists.items())]
             reach("before_commit", ABSENCES)
-        reach("after_commit", ABSENCES)
-        result.new_notes = confirmation.new_notes
-        yield from results
+        return results
 
     def _with(self, name: str, rows: int) -> SliceResult:
         """The result of lists that went with the rows they belong to."""

@@ -75,8 +75,10 @@ WITH active AS (
     SELECT id FROM nexhealth_locations
     WHERE institution_id = %(institution)s AND NOT coalesce(inactive, false) AND deleted_at IS NULL
 ), mine AS (
-    SELECT p.id, p.updated_at, r.read_at, r.judged_at, r.patient_version, coalesce(r.rows, 0) AS had,
-        r.patient_id IS NULL AS unread
+    SELECT p.id, p.updated_at, r.patient_version, coalesce(r.rows, 0) AS had, r.patient_id IS NULL AS unread,
+        -- Later than now is by a clock that was ahead then: as long ago as can be.
+        CASE WHEN r.read_at > clock_timestamp() THEN 'epoch' ELSE r.read_at END AS read_at,
+        CASE WHEN r.judged_at > clock_timestamp() THEN 'epoch' ELSE r.judged_at END AS judged_at
     FROM ({rows}) p
     LEFT JOIN nexhealth_child_reads r
         ON r.collection = %(collection)s AND r.institution_id = p.institution_id AND r.patient_id = p.id

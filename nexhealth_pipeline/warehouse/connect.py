@@ -18,6 +18,7 @@ from urllib.parse import quote
 import platformdirs
 import psycopg
 from psycopg import conninfo, errors, sql
+from psycopg.pq import ExecStatus
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from nexhealth_pipeline.errors import InvalidSetting, MissingRights, ValueRefused, WarehouseError, WarehouseUnreachable
@@ -60,6 +61,9 @@ SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepaliv
 SET tcp_user_timeout = 60000
 """
 """A client that vanished is noticed within a minute: the server then gives back its locks."""
+_OURS = {"default_transaction_isolation": "'read committed'", "lock_timeout": "0"}
+"""What a role may have otherwise, for other work than this: whoever reads a newer row than it began with would end, and so
+would whoever waits while another run makes an index."""
 _SCHEMES = ("postgresql", "postgres", "postgresql+psycopg2", "postgresql+psycopg")
 _URL = re.compile(r"(?P<scheme>[a-z0-9+]+)://(?P<server>[^/?]*)(?:/(?P<database>[^?]*))?(?P<query>\?.*)?", re.DOTALL)
 
@@ -192,9 +196,19 @@ def connect(url: str, *, autocommit: bool = False, application_name: str = _NAME
 
 
 def watch(connection: psycopg.Connection) -> None:
-    """Let the server notice when this host is gone without a word. Begins no transaction."""
+    """Let the server notice when this host is gone without a word, and no role's settings be in the way of transactions.
+
+    What the address sets itself stands. Begins no transaction.
+    """
+    options = connection.info.options.replace("-", "_")
+    # Not as options of the connection themselves: poolers refuse those that they do not know.
+    statements = [f"SET {name} = {value}".encode() for name, value in _OURS.items() if name not in options]
     if not connection.info.host.startswith("/"):
-        connection.pgconn.exec_(_WATCH)
+        statements.append(_WATCH)
+    done = connection.pgconn.exec_(b";".join(statements))
+    if done.status == ExecStatus.FATAL_ERROR:  # a server that is not on Linux knows less of TCP
+        for statement in statements:
+            connection.pgconn.exec_(statement)
 
 
 class Pool(ConnectionPool[psycopg.Connection]):

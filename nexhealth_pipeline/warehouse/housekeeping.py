@@ -141,7 +141,8 @@ def claim(connection: psycopg.Connection) -> bool:
     """Whether nobody has removed what is old for 20 hours; who is told so does it now. Autocommit, or the caller commits."""
     row = connection.execute(
         "INSERT INTO nexhealth_housekeeping AS h DEFAULT VALUES ON CONFLICT (only_row) DO UPDATE"
-        " SET begun_at = excluded.begun_at WHERE h.begun_at < clock_timestamp() - interval '20 hours' RETURNING true"
+        " SET begun_at = excluded.begun_at WHERE h.begun_at < clock_timestamp() - interval '20 hours'"
+        " OR h.begun_at > clock_timestamp() RETURNING true"  # the clock was ahead then
     ).fetchone()
     return row is not None
 

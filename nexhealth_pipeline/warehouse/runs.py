@@ -16,6 +16,10 @@ from nexhealth_pipeline.warehouse.connect import connect
 
 __all__ = ["RunLock", "close_dead_runs", "close_if_dead", "is_dead", "is_elsewhere", "lock_key"]
 
+_NO_LIMITS = "SELECT set_config('statement_timeout', '0', false), set_config('lock_timeout', '0', false)"
+"""A role's own limits would end the wait for a lock that the server gives back within a minute, once it has noticed that the
+connection before is gone."""
+
 
 def lock_key(*parts: object) -> int:
     """A 64-bit advisory lock key for a name made of `parts`."""
@@ -58,28 +62,37 @@ class RunLock:
         """Close the run's row with `status` (succeeded, failed, cancelled), and log rows left open as failed."""
         self.keep()
         assert self._connection is not None
-        self._connection.execute(
-            "UPDATE nexhealth_runs SET status = %s, finished_at = clock_timestamp() WHERE run_id = %s",
-            (status, self.run_id),
-        )
-        self._connection.execute(
-            "UPDATE nexhealth_sync_logs SET status = 'failed', finished_at = clock_timestamp(),"
-            " error = 'the run ended before this slice did' WHERE run_id = %s AND status = 'running'",
-            (self.run_id,),
-        )
+        # Both or neither: nobody looks again at the log rows of a run that is closed.
+        with self._connection.transaction():
+            self._connection.execute(
+                "UPDATE nexhealth_runs SET status = %s, finished_at = clock_timestamp() WHERE run_id = %s",
+                (status, self.run_id),
+            )
+            self._connection.execute(
+                "UPDATE nexhealth_sync_logs SET status = 'failed', finished_at = clock_timestamp(),"
+                " error = 'the run ended before this slice did' WHERE run_id = %s AND status = 'running'",
+                (self.run_id,),
+            )
 
     def _take(self) -> None:
+        """Take the lock on a new connection, which counts as holding it only once it does."""
         if self._connection is not None:
             self._connection.close()
+            self._connection = None
         connection = connect(self._url, autocommit=True, application_name="nexhealth run lock")
+        try:
+            connection.execute(_NO_LIMITS)
+            connection.execute("SELECT pg_advisory_lock(%s)", (lock_key("run", self.run_id),))
+            connection.execute(
+                "INSERT INTO nexhealth_runs (run_id, host, pid) VALUES (%s, %s, %s)"
+                " ON CONFLICT (run_id) DO UPDATE SET host = excluded.host, pid = excluded.pid,"
+                " status = 'running', finished_at = NULL",
+                (self.run_id, socket.gethostname(), os.getpid()),
+            )
+        except BaseException:
+            connection.close()
+            raise
         self._connection = connection
-        connection.execute("SELECT pg_advisory_lock(%s)", (lock_key("run", self.run_id),))
-        connection.execute(
-            "INSERT INTO nexhealth_runs (run_id, host, pid) VALUES (%s, %s, %s)"
-            " ON CONFLICT (run_id) DO UPDATE SET host = excluded.host, pid = excluded.pid,"
-            " status = 'running', finished_at = NULL",
-            (self.run_id, socket.gethostname(), os.getpid()),
-        )
 
 
 def close_dead_runs(connection: psycopg.Connection) -> list[str]:

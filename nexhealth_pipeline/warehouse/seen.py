@@ -33,7 +33,9 @@ __all__ = [
 ]
 
 _KEY = "(collection, institution_id, location_id, window_key, pass) = (%s, %s, %s, %s, %s)"
-_FIELDS = "id, begun_at, started_at, offline, unreadable, revived, complete, judged_at"
+_FIELDS = (
+    "id, begun_at, started_at, offline, unreadable, revived, complete AND begun_at <= clock_timestamp(), judged_at"
+)
 _OFFLINE = """
 SELECT DISTINCT place.id FROM nexhealth_sync_status s
 CROSS JOIN jsonb_array_elements(CASE jsonb_typeof(s.locations) WHEN 'array' THEN s.locations ELSE '[]' END) l
@@ -78,6 +80,7 @@ class SeenPass:
     revived: int
     """Rows marked as absent that it met."""
     complete: bool
+    """Not where it would have begun later than now, by a clock that was ahead then: nobody knows how long ago that is."""
     judged_at: datetime | None
     """When absences were judged by it; since then it has no keys, or those that tell where rows are listed."""
 

@@ -112,7 +112,13 @@ _KEY_COLUMNS = {
 """Fields of PassKey -> columns."""
 _FIELDS = tuple(one.name for one in fields(PassState) if one.name != "key")
 _COLUMNS = (*_KEY_COLUMNS.values(), *_FIELDS)
-_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM nexhealth_sync_state "  # noqa: S608 - names of dataclass fields
+_BY_OUR_CLOCK = ("begun_at", "fresh_at", "full_at")
+"""Times of the database. One that has not come yet is of a clock that was ahead then, and says nothing: taken at its word,
+nothing would be read again until it has come."""
+_READ = (
+    f"CASE WHEN {name} <= clock_timestamp() THEN {name} END" if name in _BY_OUR_CLOCK else name for name in _COLUMNS
+)
+_SELECT = f"SELECT {', '.join(_READ)} FROM nexhealth_sync_state "  # noqa: S608 - names of dataclass fields
 _UPSERT = (
     f"INSERT INTO nexhealth_sync_state ({', '.join(_COLUMNS)}) VALUES ({', '.join(['%s'] * len(_COLUMNS))})"  # noqa: S608
     f" ON CONFLICT ({', '.join(_KEY_COLUMNS.values())}) DO UPDATE SET "
@@ -185,7 +191,7 @@ def load_fresh(connection: psycopg.Connection, collections: list[str], after: da
     """Passes of `collections` that were begun after this time, in the database's, and are complete."""
     rows = connection.execute(
         f"SELECT {', '.join(_KEY_COLUMNS.values())} FROM nexhealth_sync_state"  # noqa: S608
-        " WHERE collection = ANY(%s) AND fresh_at >= %s AND pass_started_at = watermark",
+        " WHERE collection = ANY(%s) AND fresh_at BETWEEN %s AND clock_timestamp() AND pass_started_at = watermark",
         (collections, after),
     )
     return {PassKey(*row) for row in rows}

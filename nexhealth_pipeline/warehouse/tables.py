@@ -123,7 +123,7 @@ def ensure_tables(connection: psycopg.Connection, collections: Iterable[Collecti
         try:
             with connection.transaction():
                 return _ensure_all(connection, collections)
-        except errors.LockNotAvailable:
+        except (errors.LockNotAvailable, errors.DeadlockDetected):  # of two tables, a reader may take the second first
             if left:
                 time.sleep(_TRY_SECONDS)
     raise WarehouseError(
@@ -133,7 +133,7 @@ def ensure_tables(connection: psycopg.Connection, collections: Iterable[Collecti
 
 
 def _ensure_all(connection: psycopg.Connection, collections: tuple[Collection, ...]) -> list[str]:
-    """What is missing, all of it or nothing. Raises LockNotAvailable where a table is in use."""
+    """What is missing, all of it or nothing. Raises LockNotAvailable or DeadlockDetected where a table is in use."""
     connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
     # Whoever comes to a table after one that waits for all of it waits as well: a report must not stop all loads.
     connection.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(f"{_TRY_SECONDS:.0f}s")))

@@ -16,7 +16,8 @@ from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.sync.fault_points import reach
 from nexhealth_pipeline.sync.practice import Institution, Practices
 from nexhealth_pipeline.warehouse.history import Cause
-from nexhealth_pipeline.webhooks.blame import AGAIN, in_words, may_be_at_fault
+from nexhealth_pipeline.warehouse.repeats import repeated
+from nexhealth_pipeline.webhooks.blame import in_words, may_be_at_fault
 from nexhealth_pipeline.webhooks.claiming import Outcome, StoredEvent, Verdict, claim, mark
 from nexhealth_pipeline.webhooks.reading import Told, read_event
 from nexhealth_pipeline.webhooks.single_reads import SinglesRead
@@ -26,8 +27,6 @@ from nexhealth_pipeline.webhooks.taking import give_back
 __all__ = ["Answered", "Batch", "Batches", "Loaded"]
 
 _log = logging.getLogger(__name__)
-_REPEATS = 10
-"""Times a batch is repeated that met a deadlock."""
 _ORDER = {one.name: at for at, one in enumerate(DECLARED)}
 Answered = tuple[list[Verdict], int, list[SinglesRead]]
 """What to note about events that the API was asked because of, how many rows changed, and which lists were read."""
@@ -107,7 +106,7 @@ class Batches:
 
     def _halved(self, ids: Sequence[int], work: Callable[[Sequence[int]], Batch]) -> list[Batch]:
         try:
-            batch = self._repeated(ids, work)
+            batch = repeated(partial(work, ids), undo=self._loaders.clear)
         except Exception as failure:
             if not may_be_at_fault(failure):
                 raise
@@ -145,16 +144,6 @@ class Batches:
             self._mark(batch, [Verdict(one.id, outcome, reason) for one in events])
         self._tell(batch)
         return batch
-
-    def _repeated(self, ids: Sequence[int], work: Callable[[Sequence[int]], Batch]) -> Batch:
-        for left in reversed(range(_REPEATS)):
-            try:
-                return work(ids)
-            except AGAIN:
-                self._loaders.clear()
-                if not left:
-                    raise
-        raise AssertionError("unreachable")
 
     def _transaction(self, ids: Sequence[int]) -> Batch:
         batch = Batch()

@@ -13,15 +13,12 @@ that `webhooks.applying` sets.
 """
 
 import psycopg
-from psycopg import errors
 from psycopg_pool import PoolClosed, PoolTimeout
 
 from nexhealth_pipeline.errors import PipelineError, RecordRefused, WarehouseError
 
-__all__ = ["AGAIN", "broke_off", "in_words", "is_the_tables", "may_be_at_fault"]
+__all__ = ["broke_off", "in_words", "is_the_tables", "may_be_at_fault"]
 
-AGAIN = (errors.DeadlockDetected, errors.SerializationFailure, errors.LockNotAvailable)
-"""Nobody's fault, and gone when the same is done again at once."""
 _AT_FAULT = ("21", "22", "23", "54", "P0")
 """Classes of errors of PostgreSQL that the data can be at fault for; the rest is about the server or the schema."""
 _TABLES = "42"

@@ -36,8 +36,9 @@ from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice
 from nexhealth_pipeline.warehouse.child_reads import ChildRead, DueRow, record_child_reads
 from nexhealth_pipeline.warehouse.knowledge import record_locations
+from nexhealth_pipeline.warehouse.repeats import repeated
 from nexhealth_pipeline.warehouse.sync_log import Counts, SyncLog
-from nexhealth_pipeline.webhooks.blame import AGAIN, in_words, is_the_tables, may_be_at_fault
+from nexhealth_pipeline.webhooks.blame import in_words, is_the_tables, may_be_at_fault
 
 __all__ = ["Failure", "SingleReads", "SinglesRead", "children_of"]
 
@@ -271,14 +272,11 @@ class SingleReads:
         return counts
 
     def _repeated(self, collection: Collection, institution: Institution, answers: Sequence[_Answer]) -> Counts:
-        for left in reversed(range(_REPEATS)):
-            try:
-                with self._connection.transaction():
-                    return self._load_all(collection, institution, answers)
-            except AGAIN:
-                if not left:
-                    raise
-        raise AssertionError("unreachable")
+        def load() -> Counts:
+            with self._connection.transaction():
+                return self._load_all(collection, institution, answers)
+
+        return repeated(load, tries=_REPEATS)
 
     def _load_all(self, collection: Collection, institution: Institution, answers: Sequence[_Answer]) -> Counts:
         loader = Loader(self._connection, Slice(collection, institution), run_id=self._session.run_id, dry_run=False)

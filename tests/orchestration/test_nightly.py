@@ -238,6 +238,13 @@ def test_a_seventh_of_all_is_reconciled_each_night_instead_of_read(read: psycopg
     assert len(due.institutions) == len(due.reconcile.institutions) == 1
 
 
+def test_what_was_judged_by_a_clock_that_was_ahead_rests_no_longer_than_others(read: psycopg.Connection) -> None:
+    _keep(read, 10, 1, "patients", days=-300)
+    for location in (3, 4):
+        _keep(read, 20, location, "patients", days=9)
+    assert _reconciled(read)[1] == ["acme.1"]
+
+
 def test_changes_are_read_where_months_are_reconciled_as_well(read: psycopg.Connection) -> None:
     """Two ticks ask for them: where the run before is still going and nothing is reconciled, the night's changes come."""
     _keep(read, 20, 3, "appointments", days=9)

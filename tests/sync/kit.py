@@ -67,16 +67,16 @@ def first_test_month() -> date:
 
 def noting_loads(patch: pytest.MonkeyPatch, database_url: str, name: str) -> dict[int, datetime]:
     """When (database time) the list of each patient in that collection begins to be loaded, as it comes."""
-    load, moments = Loader.encode_and_load, dict[int, datetime]()
+    load, moments = Loader.load, dict[int, datetime]()
 
-    def noting(self: Loader, answers: Any) -> Any:
-        answers = list(answers)
+    def noting(self: Loader, pages: Any, not_before: datetime | None) -> Any:
+        pages = list(pages)
         if self._slice.collection.name == name:
             with psycopg.connect(database_url) as other:
-                moments.update({known["patient_id"]: database_time(other) for _, known in answers})
-        return load(self, answers)
+                moments.update({one.request["patient_id"]: database_time(other) for one in pages})
+        return load(self, pages, not_before)
 
-    patch.setattr(Loader, "encode_and_load", noting)
+    patch.setattr(Loader, "load", noting)
     return moments
 
 

@@ -27,8 +27,8 @@ from nexhealth_pipeline.errors import (
 )
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import load_settings
-from nexhealth_pipeline.sync import fault_points
-from nexhealth_pipeline.sync.options import SyncOptions
+from nexhealth_pipeline.sync import children, fault_points
+from nexhealth_pipeline.sync.options import Mode, SyncOptions
 from nexhealth_pipeline.sync.plan import due_slices
 from nexhealth_pipeline.sync.runner import run_slices
 from nexhealth_pipeline.sync.session import SyncSession
@@ -60,28 +60,29 @@ def _small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MOST_A_PAGE, Paging.CURSOR, 4)
 
 
-def sync(box: SandboxServer, url: str) -> list[SliceResult]:
-    """The practice and its patients, with the budget that all processes share."""
+def sync(box: SandboxServer, url: str, *others: str, mode: Mode = Mode.INCREMENTAL) -> list[SliceResult]:
+    """The practice and its patients, then `others`, with the budget that all processes share."""
     given = {"NEXHEALTH_API_URL": box.url, "NEXHEALTH_API_KEY": box.api_key, "DATABASE_URL": url}
     settings = load_settings(given, environ={}, env_file=None)
-    options = SyncOptions(batch_pages=1)
+    options = SyncOptions(mode=mode, batch_pages=1)
     today = datetime.now(UTC).date()
     with SyncSession(settings, url) as session:
         practice = [one for one in DECLARED if one.scope is Scope.PRACTICE]
         results = list(run_slices(session, due_slices(practice, session.practices(), {}, options, today), options))
-        results += run_slices(session, due_slices([READ], session.practices(), {}, options, today), options)
+        for collection in (READ, *(COLLECTIONS[name] for name in others)):
+            results += run_slices(session, due_slices([collection], session.practices(), {}, options, today), options)
     return results
 
 
 @contextmanager
-def once_at(point: str, act: Callable[[], object]) -> Iterator[list[str]]:
-    """Do something to the server when the second page of patients has come to `point`."""
+def once_at(point: str, act: Callable[[], object], at: str = READ.name) -> Iterator[list[str]]:
+    """Do something to the server when the second batch of a collection has come to `point`."""
     reached: list[str] = []
     lock = threading.Lock()
 
     def armed(here: fault_points.Point, collection: str) -> None:
         with lock:
-            if (here, collection) == (point, READ.name):
+            if (here, collection) == (point, at):
                 reached.append(point)
                 if len(reached) == 2:
                     act()
@@ -258,15 +259,21 @@ def _fill(file: Path) -> None:
             pass
 
 
+def as_loader(connection: psycopg.Connection, url: str) -> str:
+    """The address for a role that is not the tables' owner, but may do with them all that a sync does."""
+    if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = 'loader'").fetchone():
+        connection.execute("CREATE ROLE loader LOGIN")
+    connection.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO loader")
+    connection.execute("GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO loader")
+    connection.execute("GRANT CREATE ON SCHEMA public TO loader")
+    return url.replace("postgres@", "loader@")
+
+
 def test_a_role_that_loses_a_right_is_told_so(server: Server, box: SandboxServer) -> None:
     """An administrator's REVOKE in the middle of the night; the slice's log row says how it ended."""
     url = server.database()
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("CREATE ROLE loader LOGIN")
-        connection.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO loader")
-        connection.execute("GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO loader")
-        connection.execute("GRANT CREATE ON SCHEMA public TO loader")
-        theirs = url.replace("postgres@", "loader@")
+        theirs = as_loader(connection, url)
         revoke = "REVOKE INSERT, UPDATE ON nexhealth_patients FROM loader"
         with (
             once_at("after_fetch", lambda: connection.execute(revoke) and None),
@@ -278,6 +285,108 @@ def test_a_role_that_loses_a_right_is_told_so(server: Server, box: SandboxServer
         no_page_is_half(url)
         connection.execute("GRANT INSERT, UPDATE ON nexhealth_patients TO loader")
     heals(box, theirs)
+
+
+def test_a_batch_of_lists_under_rows_that_fails_is_not_tried_once_more(
+    server: Server, box: SandboxServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stage went with the transaction: without it the second try ended otherwise, and hid what there is to mend."""
+    monkeypatch.setattr(children, "_BATCH_ROWS", 4)
+    url = server.database()
+    with psycopg.connect(url, autocommit=True) as connection:
+        theirs = as_loader(connection, url)
+        connection.execute("REVOKE INSERT, UPDATE ON nexhealth_documents FROM loader")
+        with pytest.raises(MissingRights, match="nexhealth_documents") as caught:
+            sync(box, theirs, "documents", mode=Mode.RECONCILE)
+        assert says(caught.value)
+        assert open_rows(url) == []
+        connection.execute("GRANT INSERT, UPDATE ON nexhealth_documents TO loader")
+    results = sync(box, theirs, "documents", mode=Mode.RECONCILE)
+    assert {str(result.status) for result in results} <= {"succeeded", "skipped"}, [r.reason for r in results]
+
+
+def refuse(error: psycopg.Error) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "collection", "point"),
+    [
+        (psycopg.errors.DeadlockDetected, "patients", "before_commit"),
+        (psycopg.errors.LockNotAvailable, "documents", "before_commit"),
+        (psycopg.errors.SerializationFailure, "patients", "after_copy"),
+        (psycopg.errors.DeadlockDetected, "documents", "after_copy"),
+    ],
+)
+def test_a_transaction_that_another_one_was_in_the_way_of_is_made_again(
+    error: type[psycopg.Error],
+    collection: str,
+    point: str,
+    server: Server,
+    box: SandboxServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Risk: one deadlock of one batch ends a night of a thousand locations. It is nobody's fault, and counts nothing twice."""
+    monkeypatch.setattr(children, "_BATCH_ROWS", 4)
+    url = server.database()
+    with once_at(point, lambda: refuse(error()), at=collection):
+        results = [one for one in sync(box, url, "documents", mode=Mode.RECONCILE) if one.absence is None]
+    assert {str(result.status) for result in results} == {"succeeded"}, [r.reason for r in results]
+    no_page_is_half(url)
+    for name in ("patients", "documents"):
+        read = [one.counts for one in results if one.slice.collection.name == name]
+        with psycopg.connect(url) as connection:
+            logged = connection.execute(
+                "SELECT sum(inserted), sum(records_read), sum(pages) FROM nexhealth_sync_logs WHERE collection = %s",
+                (name,),
+            ).fetchone()
+        assert logged == tuple(
+            sum(getattr(one, what) for one in read) for what in ("inserted", "records_read", "pages")
+        )
+        assert logged[0] == len(expected(box, COLLECTIONS[name]))
+    heals(box, url)
+
+
+def test_a_transaction_that_is_in_the_way_again_and_again_ends_the_sync(server: Server, box: SandboxServer) -> None:
+    url = server.database()
+
+    def armed(here: fault_points.Point, collection: str) -> None:
+        if (here, collection) == ("before_commit", READ.name):
+            raise psycopg.errors.DeadlockDetected
+
+    fault_points.armed = armed
+    try:
+        with pytest.raises(WarehouseError, match="40P01"):
+            sync(box, url)
+    finally:
+        fault_points.armed = None
+    assert open_rows(url) == []
+    no_page_is_half(url)
+    heals(box, url)
+
+
+def test_marking_what_is_gone_is_made_again_as_well(server: Server, box: SandboxServer) -> None:
+    url = server.database()
+    sync(box, url)
+    with psycopg.connect(url) as connection:
+        connection.execute("UPDATE nexhealth_patients SET id = -id WHERE id = (SELECT min(id) FROM nexhealth_patients)")
+    reached = []
+
+    def armed(here: fault_points.Point, collection: str) -> None:
+        if (here, collection) == ("before_commit", fault_points.ABSENCES):
+            reached.append(here)
+            if len(reached) == 1:
+                raise psycopg.errors.DeadlockDetected
+
+    fault_points.armed = armed
+    try:
+        sync(box, url, mode=Mode.RECONCILE)
+    finally:
+        fault_points.armed = None
+    assert len(reached) > 1
+    with psycopg.connect(url) as connection:
+        found = connection.execute("SELECT deleted_by FROM nexhealth_patients WHERE id < 0").fetchall()
+    assert found == [("absence",)]
 
 
 def test_a_wrong_password_ends_before_anything_is_asked(server: Server, box: SandboxServer) -> None:

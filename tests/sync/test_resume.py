@@ -12,6 +12,7 @@ from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
 
 from .kit import Rows, sync_all
+from .reconciled import NORTH
 from .test_full import assert_equal
 
 
@@ -70,3 +71,34 @@ def test_rows_without_a_version_that_a_wrong_clock_met_unchanged_are_taken_when_
     box.state.update("payment_plans", plan, {"active": active})
     sync_all(settings, only={"payment_plans"})
     assert rows(f"SELECT active FROM nexhealth_payment_plans WHERE id = {plan}") == [(active,)]
+
+
+@pytest.mark.small_box(visits=0)
+@pytest.mark.parametrize("unfinished", [False, True])
+@pytest.mark.parametrize("mode", list(Mode))
+def test_a_clock_of_the_database_that_was_ahead_hides_no_change(
+    mode: Mode, unfinished: bool, settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """Risk: what was read by it counts as read already until that time has come, and every sync is green."""
+    names = {"patients", "documents"}
+    sync_all(settings, SyncOptions(mode=mode), only=names)
+    then = "now() + interval '3 days'"
+    rows(f"UPDATE nexhealth_sync_state SET begun_at = {then}, fresh_at = {then}, full_at = {then} RETURNING 1")
+    rows(f"UPDATE nexhealth_seen_passes SET begun_at = {then} RETURNING 1")
+    rows(f"UPDATE nexhealth_child_reads SET read_at = {then}, judged_at = {then} RETURNING 1")
+    if unfinished:
+        rows("UPDATE nexhealth_sync_state SET watermark = watermark - interval '1 s', cursor = 'x' RETURNING 1")
+    patient = box.state.ids("patients")[0]
+    where = f"WHERE patient_id IN (SELECT patient_id FROM nexhealth_patient_locations WHERE location_id = {NORTH})"
+    (document, other) = rows(f"SELECT min(id), max(id) FROM nexhealth_documents {where}")[0]
+    box.state.update("patients", patient, {"first_name": "Later"})
+    box.state.update("documents", document, {"filename": "later.pdf"})
+    box.state.delete("documents", other, hard=True)
+    now = rows("SELECT clock_timestamp()")[0][0]
+    results = sync_all(settings, SyncOptions(mode=mode, fresh_after=now), only=names)
+    assert {str(result.status) for result in results if result.absence is None} == {"succeeded"}
+    assert rows(f"SELECT first_name FROM nexhealth_patients WHERE id = {patient}") == [("Later",)]
+    if mode.whole:
+        assert rows(f"SELECT filename FROM nexhealth_documents WHERE id = {document}") == [("later.pdf",)]
+    if mode is Mode.RECONCILE:
+        assert rows(f"SELECT deleted_by FROM nexhealth_documents WHERE id = {other}") == [("absence",)]

@@ -23,6 +23,7 @@ from nexhealth_pipeline.warehouse.child_reads import (
     witnesses,
 )
 from nexhealth_pipeline.warehouse.knowledge import record_membership
+from nexhealth_pipeline.warehouse.state import database_time
 
 from .conftest import Rows
 from .kit import INSTITUTION, MINUTE, NOON, Table
@@ -437,3 +438,10 @@ def test_what_is_due_is_found_by_keys_before_postgresql_knows_the_tables(
     # Of the lowest location all patients are looked at: somebody must have those whom no location lists.
     # Nine or ten a patient are usual, some more while others' work lets the server forget its catalog.
     assert 0 < counting.blocks < 20 * (patients if location == 3 else patients // 20)
+
+
+def test_a_list_that_was_read_later_than_now_was_read_long_ago(practice: psycopg.Connection) -> None:
+    """By a clock that was ahead: a full read would leave it out, and its turn come so much later."""
+    read(practice, 1, 2, 4, hours_ago=-72)
+    assert due(practice, read_before=database_time(practice)) == [1, 2, 4]
+    assert len(due(practice)) == 1

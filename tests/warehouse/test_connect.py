@@ -288,6 +288,32 @@ def test_a_connection_carries_its_name_and_the_addresss_own_options_win(server_u
         assert connection.execute(show).fetchone() == ("mine",)
 
 
+SETTINGS = "SELECT current_setting('default_transaction_isolation'), current_setting('lock_timeout')"
+
+
+@pytest.mark.parametrize("words", [module._WATCH, b"SET no_such_setting = 1"], ids=["on Linux", "elsewhere"])
+def test_settings_that_a_role_has_for_other_work_are_not_those_of_transactions(
+    words: bytes, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Risk: who reads what another run has just written, or waits while it makes an index, is ended, and the run with it."""
+    monkeypatch.setattr(module, "_WATCH", words)
+    url = server.tcp_url("postgres")
+    with connect(url, autocommit=True) as connection:
+        role = connection.info.user
+        connection.execute(f"ALTER ROLE {role} SET default_transaction_isolation = 'repeatable read'")
+        connection.execute(f"ALTER ROLE {role} SET lock_timeout = '5s'")
+        try:
+            for address in (url, server.url("postgres")):
+                with connect(address) as one, pool(address, 1) as several, several.connection() as other:
+                    for found in (one, other):
+                        assert found.execute(SETTINGS).fetchone() == ("read committed", "0")
+            for options in ("-c lock_timeout=7s", "--lock-timeout=7s"):
+                with connect(changed(url, options=options)) as one:
+                    assert one.execute(SETTINGS).fetchone() == ("read committed", "7s")
+        finally:
+            connection.execute(f"ALTER ROLE {role} RESET ALL")
+
+
 def test_a_pool_replaces_connections_that_died(server_url: str) -> None:
     """After a restart of the server the next batch must not fail on a dead socket."""
     with pool(server_url, 2) as connections:

@@ -357,6 +357,13 @@ def test_one_process_a_day_does_it(connection: psycopg.Connection, other: psycop
     assert not claim(connection)
 
 
+def test_a_clock_that_was_ahead_keeps_nobody_from_it(connection: psycopg.Connection) -> None:
+    assert claim(connection)
+    connection.execute("UPDATE nexhealth_housekeeping SET begun_at = now() + interval '3 days'")
+    assert claim(connection)
+    assert not claim(connection)
+
+
 def test_partitions_of_the_days_and_months_to_come_are_made(connection: psycopg.Connection, rows: Rows) -> None:
     parts = "SELECT inhrelid::regclass::text FROM pg_inherits JOIN pg_class ON oid = inhrelid WHERE relkind = 'r' ORDER BY 1"
     make_partitions(connection)  # the tests' template may be of yesterday

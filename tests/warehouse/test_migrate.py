@@ -1,16 +1,22 @@
 """Bringing a database to this release, from wherever it is, by whoever may."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
 from psycopg import conninfo
+from sqlalchemy import create_engine
+from sqlalchemy.pool import NullPool
 
 from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.errors import MissingRights, WarehouseError, WarehouseNewer, WarehouseOutdated, WarehouseRefused
 from nexhealth_pipeline.warehouse import migrate
 from nexhealth_pipeline.warehouse.connect import connect
+from nexhealth_pipeline.warehouse.migrations.waiting import in_short_waits
 
 from .conftest import Rows
 
@@ -112,6 +118,47 @@ def test_an_upgrade_that_waits_for_a_run_does_not_keep_the_receiver_waiting(data
         upgrade.join(30)
         assert receiver.execute(index).fetchone() == (1,)
         assert receiver.execute("SELECT count(*) FROM nexhealth_webhook_events").fetchone() == (2,)
+
+
+def across_a_reader(url: str, first: str, second: str, change: Callable[[], object]) -> None:
+    """Carry out what takes one table for itself and then the other, which a reader has who then asks for the one."""
+    waiting = "SELECT 1 FROM pg_locks WHERE relation = %s::regclass AND NOT granted"
+    with (
+        psycopg.connect(url) as reader,
+        psycopg.connect(url, autocommit=True) as watcher,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        reader.execute("SET deadlock_timeout = '60s'")  # it began to wait later, and so is not the one that is ended
+        reader.execute(f"SELECT FROM {second}")
+        changing = pool.submit(change)
+        while not watcher.execute(waiting, (second,)).fetchone():
+            assert not changing.done()
+        reader.execute(f"SELECT FROM {first}")
+        reader.rollback()
+        changing.result(30)
+
+
+def test_an_upgrade_that_meets_a_reader_of_two_tables_is_tried_again(database_url: str) -> None:
+    """Risk: a report that joins what an upgrade widens, the other way round, ends every command that upgrades by itself."""
+    first, second = [one.table for one in DECLARED if one.name in ("providers", "operatories")]
+    lost = f"ALTER TABLE {first} DROP COLUMN name CASCADE; ALTER TABLE {second} DROP COLUMN name CASCADE"
+    with psycopg.connect(database_url) as db:
+        db.execute(lost)
+    across_a_reader(database_url, first, second, lambda: migrate.upgrade(database_url))
+    migrate.check(database_url)
+
+
+def test_a_migration_that_meets_a_reader_of_two_tables_is_tried_again(database_url: str) -> None:
+    widen = "ALTER TABLE nexhealth_runs ADD COLUMN more text; ALTER TABLE nexhealth_sweeps ADD COLUMN more text"
+
+    def migration() -> None:
+        engine = create_engine("postgresql+psycopg://", creator=lambda: connect(database_url), poolclass=NullPool)
+        with engine.begin() as connection, Operations.context(MigrationContext.configure(connection)):
+            in_short_waits(widen)
+
+    across_a_reader(database_url, "nexhealth_runs", "nexhealth_sweeps", migration)
+    with psycopg.connect(database_url) as db:
+        db.execute("SELECT more FROM nexhealth_runs UNION ALL SELECT more FROM nexhealth_sweeps")
 
 
 def test_a_budget_of_before_gets_the_functions_of_now_and_keeps_what_it_counted(database_url: str) -> None:

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 
 import psycopg
 import pytest
@@ -93,6 +95,24 @@ def test_a_finished_run_says_how_and_closes_log_rows_left_open(
     assert close_dead_runs(connection) == []
 
 
+def test_a_run_that_cannot_close_its_log_rows_is_not_closed_either(
+    connection: psycopg.Connection, shared_url: str, rows: Rows
+) -> None:
+    """Risk: rows that say running for ever, as only those of open runs are looked at."""
+    with RunLock(shared_url, "mine") as lock:
+        log_row(connection, "mine")
+        connection.execute(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$;"
+            "CREATE TRIGGER refuse BEFORE UPDATE ON nexhealth_sync_logs FOR EACH ROW EXECUTE FUNCTION refuse()"
+        )
+        with pytest.raises(psycopg.errors.RaiseException):
+            lock.finish("succeeded")
+        connection.execute("DROP FUNCTION refuse() CASCADE")
+    wait_until_free(connection, "mine")
+    assert close_dead_runs(connection) == ["mine"]
+    assert [row[1] for row in rows(RUNS) + rows(LOGS)] == ["interrupted", "interrupted"]
+
+
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_run_takes_its_lock_again_when_the_server_dropped_it(
     connection: psycopg.Connection, shared_url: str, rows: Rows
@@ -109,6 +129,51 @@ def test_a_run_takes_its_lock_again_when_the_server_dropped_it(
         assert rows(RUNS) == [("mine", "running", False)]
         lock.finish("succeeded")
     assert rows(RUNS) == [("mine", "succeeded", True)]
+
+
+@contextmanager
+def kept_while_held(lock: RunLock, connection: psycopg.Connection) -> Iterator[tuple[Future[None], int]]:
+    """A run looks after its lock, which `connection` holds since the run's own was lost, and waits: who, and as which backend.
+
+    As a server does that has not noticed yet that the connection before is gone.
+    """
+    key = "locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    connection.execute(f"SELECT pg_terminate_backend(pid) FROM pg_locks WHERE {key}")
+    connection.execute("SELECT pg_advisory_lock(%s)", (lock_key("run", lock.run_id),))
+    with ThreadPoolExecutor(1) as pool:
+        keeping = pool.submit(lock.keep)
+        waiting: list[tuple[int]] = []
+        try:
+            while not waiting and not keeping.done():
+                waiting = connection.execute(f"SELECT pid FROM pg_locks WHERE {key} AND NOT granted").fetchall()
+            yield keeping, waiting[0][0]
+        finally:
+            connection.execute("SELECT pg_advisory_unlock(%s)", (lock_key("run", lock.run_id),))
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_run_that_waited_in_vain_for_its_lock_does_not_take_itself_to_hold_it(
+    connection: psycopg.Connection, shared_url: str
+) -> None:
+    """Risk: a run that looks dead to all others, for as long as it goes on."""
+    with RunLock(shared_url, "mine") as lock:
+        with kept_while_held(lock, connection) as (keeping, backend):
+            connection.execute("SELECT pg_cancel_backend(%s)", (backend,))
+            with pytest.raises(psycopg.errors.QueryCanceled):
+                keeping.result(10)
+        lock.keep()
+        assert not is_dead(connection, "mine")
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_roles_limits_do_not_end_the_wait_for_the_runs_lock(connection: psycopg.Connection, shared_url: str) -> None:
+    """An administrator's ALTER ROLE is meant for long queries; no row is read while a run waits."""
+    limits = "options=-c%20statement_timeout%3D50%20-c%20lock_timeout%3D50"
+    with RunLock(f"{shared_url}{'&' if '?' in shared_url else '?'}{limits}", "mine") as lock:
+        with kept_while_held(lock, connection) as (keeping, _), pytest.raises(TimeoutError):
+            keeping.result(0.2)
+        keeping.result(10)
+        assert not is_dead(connection, "mine")
 
 
 def test_a_run_is_dead_when_nobody_holds_its_lock(connection: psycopg.Connection, shared_url: str, rows: Rows) -> None:

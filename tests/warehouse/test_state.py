@@ -6,7 +6,16 @@ from datetime import timedelta
 import psycopg
 import pytest
 
-from nexhealth_pipeline.warehouse.state import PassKey, PassState, load_state, load_watermarks, save_state, take_over
+from nexhealth_pipeline.warehouse.state import (
+    PassKey,
+    PassState,
+    database_time,
+    load_fresh,
+    load_state,
+    load_watermarks,
+    save_state,
+    take_over,
+)
 
 from .kit import MINUTE, NOON
 
@@ -80,3 +89,15 @@ def test_a_pass_that_is_taken_over_is_gone_on_with_from_where_it_had_come(connec
     save_state(connection, replace(theirs, watermark=None))
     take_over(connection, KEY, [3, 4])
     assert load_state(connection, KEY).watermark is None, "whole, since it was never read to its end"
+
+
+def test_a_time_of_this_database_that_has_not_come_yet_is_none(connection: psycopg.Connection) -> None:
+    """Its clock was ahead then: until that time has come, whatever is asked would be told that all is fresh."""
+    now = database_time(connection)
+    for then, fresh in ((now, {KEY}), (now + timedelta(days=3), set())):
+        state = replace(STARTED, begun_at=then, mode="full").completed(NOON)
+        save_state(connection, state)
+        found = load_state(connection, KEY)
+        assert (found.begun_at, found.fresh_at, found.full_at) == (then if fresh else None,) * 3
+        assert found.watermark == NOON, "a time of the API"
+        assert load_fresh(connection, ["gadgets"], now) == fresh

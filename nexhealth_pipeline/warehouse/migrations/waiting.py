@@ -1,7 +1,7 @@
 """How a migration waits for a lock on a table that the receiver writes to."""
 
 from alembic import op
-from psycopg.errors import LockNotAvailable
+from psycopg.errors import DeadlockDetected, LockNotAvailable
 from sqlalchemy.exc import OperationalError
 
 __all__ = ["in_short_waits"]
@@ -13,7 +13,8 @@ def in_short_waits(ddl: str) -> None:
     """Carry out `ddl` on a table that is in use.
 
     A run may hold the table for as long as it asks the API, and whoever waits for all of it makes the receiver wait: so
-    this waits two seconds at a time. After one of them PostgreSQL has an autovacuum in the way give up.
+    this waits two seconds at a time. After one of them PostgreSQL has an autovacuum in the way give up, and ends one of
+    two that wait for each other: where that is this one, it tries again as well.
     """
     connection = op.get_bind()
     for left in reversed(range(_TRIES)):
@@ -23,7 +24,7 @@ def in_short_waits(ddl: str) -> None:
                 connection.exec_driver_sql(ddl.replace("%", "%%"))
                 connection.exec_driver_sql("SET LOCAL lock_timeout = DEFAULT")
         except OperationalError as error:
-            if not left or not isinstance(error.orig, LockNotAvailable):
+            if not left or not isinstance(error.orig, LockNotAvailable | DeadlockDetected):
                 raise
         else:
             return
