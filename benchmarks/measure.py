@@ -160,12 +160,21 @@ def children_cpu() -> float:
 
 
 def peak_rss(pid: int) -> float:
-    """MiB that a living process has had at most. Raises FileNotFoundError where it has ended."""
-    return int(re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)[1]) / 1024  # type: ignore[index]  # a living process has that line
+    """MiB that a living process has had at most.
+
+    Raises FileNotFoundError where it has ended, ProcessLookupError where nobody has waited for it yet: both are OSError.
+    """
+    peak = re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    if peak is None:  # the kernel keeps its status, and has taken its memory back
+        raise ProcessLookupError(f"process {pid} has ended: it has no memory any more")
+    return int(peak[1]) / 1024
 
 
 def peak_rss_of(words: str) -> float:
-    """MiB that one of this process's living descendants has had at most, of those whose command line has `words`."""
+    """MiB that one of this process's living descendants has had at most, of those whose command line has `words`.
+
+    Raises LookupError where none of them is living.
+    """
     found = []
     for pid in _descendants():
         with contextlib.suppress(OSError):  # it has ended

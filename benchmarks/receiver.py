@@ -312,8 +312,16 @@ def start(home: Path) -> tuple[subprocess.Popen[str], str, str]:
     return process, process.stdout.readline().strip(), url
 
 
-def part_of(steps: list[Step], seconds: float, processes: int, rss: float) -> Part:
-    """The ladder as a table and a chart; `rss` is what the receiver took of memory at most, MiB."""
+def memory_of(pid: int) -> float | None:
+    """MiB that the receiver took at most; None where it has ended, and the steps until then are all there is to tell."""
+    try:
+        return peak_rss(pid)
+    except OSError:
+        return None
+
+
+def part_of(steps: list[Step], seconds: float, processes: int, rss: float | None) -> Part:
+    """The ladder as a table and a chart; `rss` is what the receiver took of memory at most, MiB, where that is known."""
     rows = [[f"{one.rate:,.0f}", f"{one.taken:,.0f}", f"{one.p50:.1f}", f"{one.p99:.1f}", f"{one.most:.0f}", str(one.lost),
              str(one.missing), f"{one.cpu:.0%}", f"{one.sender:.0%}", "yes" if one.kept else "no"] for one in steps]  # fmt: skip
     columns = [
@@ -333,8 +341,8 @@ def part_of(steps: list[Step], seconds: float, processes: int, rss: float) -> Pa
     text = (
         f"`nexhealth serve` with fsync, {seconds:g} s a step, {processes} sending process(es) on the same machine. Latency counts "
         "from when an event was due. Kept = p99 below 100 ms, all answered 2xx, every answered one in the table; the ladder ends at the "
-        "first rate that is not kept. CPU is a part of one core; PostgreSQL has what is left of the cores. "
-        f"The receiver took {rss:.0f} MiB of memory at most."
+        "first rate that is not kept. CPU is a part of one core; PostgreSQL has what is left of the cores."
+        + ("" if rss is None else f" The receiver took {rss:.0f} MiB of memory at most.")
     )
     return Part("receiver", "The receiver: events a second against latency", text, [Table(columns, rows)], [chart])
 
@@ -366,8 +374,8 @@ def main() -> int:
         if len(steps) > 1:
             good = max((one.rate for one in steps if one.kept), default=0)
             print(f"highest rate kept (p99 below 100 ms, all answered 2xx, none missing): {good:.0f}/s")
-        rss = peak_rss(process.pid)
-        print(f"the receiver's peak RSS: {rss:.0f} MiB")
+        rss = memory_of(process.pid)
+        print("the receiver has ended" if rss is None else f"the receiver's peak RSS: {rss:.0f} MiB")
         show(part_of(steps, given.seconds, given.processes, rss), given.json)
         return 0 if steps[0].kept and not any(one.missing for one in steps) else 1
     finally:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from kubernetes.utils.quantity import parse_quantity
 
 from nexhealth_pipeline.catalog.collection import Collection, Scope
 from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
@@ -91,8 +92,8 @@ class Measured:
     cpu_to_start: float = 4.5
     mib_of_a_run: int = 194
     """Peak of the greatest process of that night."""
-    mib_of_services: tuple[int, ...] = (181, 179, 153)
-    """Peaks of code location, webserver and daemon."""
+    mib_of_services: tuple[int, ...] = (181, 179, 153, 87)
+    """Peaks of code location, webserver, daemon and receiver, in an installation of one location."""
 
 
 BYTES = {
@@ -253,8 +254,8 @@ def tables(today: date) -> Iterator[str]:
             f"{hours(one_key, nightly):.1f}",
         )
     yield ""
-    yield "| locations | warehouse after the first sync | a night | Dagster's history a night | slices a night | CPU of the runs a night | of PostgreSQL | run pods at once |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield "| locations | warehouse after the first sync | a night | Dagster's history a night | slices a night | CPU of the runs a night | of PostgreSQL |"
+    yield "|---|---|---|---|---|---|---|"
     for count in SIZES:
         nightly = night(count, today)
         whole, grown, history = databases(count, today)
@@ -265,12 +266,10 @@ def tables(today: date) -> Iterator[str]:
             size(history),
             lines(count, today),
             *(f"{one / 60:.0f} min" if one >= 90 else f"{one:.0f} s" for one in cpu(nightly)),
-            str(RUNS_AT_ONCE),
         )
     yield ""
-    yield "| locations | cores busy in a night with one key | CPU of the first sync | most cores at once | memory of the application | a cluster's requests | PostgreSQL's disk after a year |"
-    yield "|---|---|---|---|---|---|---|"
-    cores, mib = reserved()
+    yield "| locations | cores busy in a night with one key | CPU of the first sync | PostgreSQL's disk after a year |"
+    yield "|---|---|---|---|"
     for count in SIZES:
         nightly = night(count, today)
         whole, grown, history = databases(count, today)
@@ -279,11 +278,13 @@ def tables(today: date) -> Iterator[str]:
             count,
             " + ".join(f"{one:.2f}" for one in busy),
             " + ".join(f"{one / 3600:.1f} h" for one in cpu(requests(count, Mode.FULL, today))),
-            str(RUNS_AT_ONCE),
-            f"{memory() / 1024:.1f} GiB",
-            f"{cores:g} cores, {mib / 1024:.1f} GiB",
             size(whole + 365 * grown + 30 * history),
         )
+    cores, mib = reserved()
+    yield ""
+    yield f"At any of these sizes at most {RUNS_AT_ONCE} runs go on at a time in a night, each with a core of its own, and in a cluster with a pod."
+    yield f"The application takes {memory() / 1024:.1f} GiB of memory then (what stands all the time as measured with one location), and what pods"
+    yield f"reserve of a cluster is {cores:g} cores and {mib / 1024:.1f} GiB."
 
 
 def databases(locations: int, today: date) -> tuple[float, float, float]:
@@ -318,8 +319,8 @@ def longest_run(found: Mapping[str, int]) -> float:
     return max(of_scopes) * (NIGHTS - 1) / NIGHTS
 
 
-def reserved() -> tuple[float, int]:
-    """Cores and MiB that the pods of deploy/ request of a cluster while so many nightly runs go on."""
+def reserved() -> tuple[float, float]:
+    """Cores and MiB that the pods of deploy/ reserve in a cluster while so many nightly runs go on."""
     values = yaml.safe_load((DEPLOY / "helm" / "values.yaml").read_text(encoding="utf-8"))
     instance = yaml.safe_load((DEPLOY / "kubernetes" / "dagster.yaml").read_text(encoding="utf-8"))
     receiver, *_ = yaml.safe_load_all((DEPLOY / "kubernetes" / "receiver.yaml").read_text(encoding="utf-8"))
@@ -334,8 +335,10 @@ def reserved() -> tuple[float, int]:
             for one in receiver["spec"]["template"]["spec"]["containers"]
         ),
     ]
-    cores = sum(count * int(one["requests"]["cpu"].removesuffix("m")) for count, one in pods) / 1000
-    return cores, sum(count * int(one["requests"]["memory"].removesuffix("Mi")) for count, one in pods)
+    cores, octets = (
+        float(sum(count * parse_quantity(one["requests"][what]) for count, one in pods)) for what in ("cpu", "memory")
+    )
+    return cores, octets / 2**20
 
 
 def memory() -> int:

@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+import time
 
 import measure
 import pytest
+import receiver
 
 
 def test_a_programs_peak_is_its_own_and_not_that_of_who_started_it():
@@ -43,3 +45,20 @@ def test_the_peak_of_a_process_that_stands_stays_when_it_has_let_go():
         measure.peak_rss(process.pid)
     with pytest.raises(LookupError, match=mark):
         measure.peak_rss_of(mark)
+
+
+def test_what_has_ended_and_was_not_waited_for_has_no_peak_and_breaks_nothing(monkeypatch: pytest.MonkeyPatch):
+    """A receiver that died under its benchmark stands like that until the end, and the figures until then were lost."""
+    with subprocess.Popen([sys.executable, "-S", "-c", "pass"]) as process:
+        until = time.monotonic() + 30
+        while measure._stat(process.pid)[0] != "Z":
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        with pytest.raises(ProcessLookupError, match=str(process.pid)):
+            measure.peak_rss(process.pid)
+        assert receiver.memory_of(process.pid) is None
+        monkeypatch.setattr(measure, "_descendants", lambda: {process.pid: []})
+        with pytest.raises(LookupError):
+            measure.peak_rss_of("")
+    part = receiver.part_of([], 10, 1, receiver.memory_of(process.pid))
+    assert part.text.endswith("left of the cores.")

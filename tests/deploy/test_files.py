@@ -10,6 +10,7 @@ import click
 import pytest
 import yaml
 
+from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.webhooks import serving
 from nexhealth_pipeline.webhooks.metrics import Metrics
@@ -168,6 +169,8 @@ def test_who_needs_no_patient_data_does_not_reach_it() -> None:
     account = next(one for one in manifests() if one["kind"] == "ServiceAccount")
     assert INSTANCE["run_launcher"]["config"]["service_account_name"] == account["metadata"]["name"]
     assert not any(one["kind"] in ("Role", "RoleBinding", "ClusterRoleBinding") for one in manifests())
+    (row,) = (one for one in GUIDE.splitlines() if one.startswith("| webserver "))
+    assert "Jobs and pods" in row, "the chart's role for webserver and daemon"
     # The chart binds a role to the code location's account unless it is told not to.
     assert VALUES["dagster-user-deployments"]["rbacEnabled"] is False
 
@@ -198,7 +201,8 @@ def test_names_lead_somewhere() -> None:
 def test_the_secret_of_a_private_registry_goes_where_its_comments_are() -> None:
     """In one place of five forgotten, some pods wait for ever: the receiver's, at the next node that has no image yet."""
     ours = [{"name": "nexhealth-registry"}]
-    assert "create secret docker-registry\nnexhealth-registry " in GUIDE
+    namespace, secret = "kubectl create namespace nexhealth", "create secret docker-registry nexhealth-registry "
+    assert GUIDE.index(namespace) < GUIDE.index(secret), "it is made in the namespace"
     (values,) = with_pull_secrets("helm/values.yaml")
     assert values["imagePullSecrets"] == values["dagster-user-deployments"]["imagePullSecrets"] == ours
     for name in ("receiver", "migrate"):
@@ -206,9 +210,38 @@ def test_the_secret_of_a_private_registry_goes_where_its_comments_are() -> None:
         assert workload["spec"]["template"]["spec"]["imagePullSecrets"] == ours
 
 
+def test_what_is_to_be_changed_is_said_before_the_first_command() -> None:
+    """Who goes by it line by line else has pods without an image, nights in the afternoon, and databases that are not there."""
+    host, cluster = (
+        GUIDE.partition(f"\n## {one}\n")[2].partition("\n## ")[0] for one in ("On one host", "In a cluster")
+    )
+    before, _, _ = host.partition("docker compose -f")
+    assert "Both must exist" in before
+    assert "NEXHEALTH_TIMEZONE=" in before
+    before, _, _ = cluster.partition("\n```\n")
+    image = code_location()["image"]["repository"]
+    files = [*DEPLOY.glob("helm/*"), *DEPLOY.glob("kubernetes/*")]
+    with_image = {f"`{one.relative_to(DEPLOY)}`" for one in files if image in one.read_text()}
+    (row,) = (one for one in before.splitlines() if image in one)
+    assert set(re.findall(r"`[\w/]+\.yaml`", row)) == with_image
+    for said in (
+        "host, port, user and database of Dagster's",
+        "NEXHEALTH_TIMEZONE",
+        "Ingress' host",
+        "NEXHEALTH_WEBHOOK_PROXIES",
+    ):
+        assert said in before
+    # Who takes it for a failure never comes to the line below.
+    assert host.count("1 is warnings only") == " ".join(cluster.split()).count("1 is warnings only") == 1
+
+
 def test_a_first_load_has_room_in_the_code_location() -> None:
-    """It is the command and up to four forks of it, beside the server: 200 MiB each are promised."""
-    assert int(code_location()["resources"]["limits"]["memory"].removesuffix("Mi")) >= 6 * 200
+    """It stands beside the server: 200 MiB each are promised. What it reads first, alone, is the practice's."""
+    forks = [*(scope for scope in Scope if scope is not Scope.PRACTICE), "changes of appointments", "housekeeping"]
+    processes = len(["the command", *forks])
+    assert processes == 6
+    assert "`nexhealth sync` is up to six processes" in (DEPLOY / "helm" / "values.yaml").read_text()
+    assert int(code_location()["resources"]["limits"]["memory"].removesuffix("Mi")) >= (1 + processes) * 200
 
 
 def test_the_restart_reaches_whoever_got_a_secret_at_its_start() -> None:
@@ -247,6 +280,7 @@ def test_dagster_s_pages_are_asked_where_they_are() -> None:
     """The chart's own probe stays at port 80: then no pod is ever ready."""
     webserver = VALUES["dagsterWebserver"]
     assert webserver["readinessProbe"]["httpGet"]["port"] == webserver["service"]["port"]
+    assert f"port-forward service/dagster-webserver {webserver['service']['port']}\n" in GUIDE
 
 
 def test_nothing_starts_before_both_databases_are_at_this_release() -> None:

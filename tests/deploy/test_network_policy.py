@@ -1,5 +1,6 @@
 """Who may reach which pod: every pod has a policy, and each lets in whom its ports are for."""
 
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -20,15 +21,12 @@ CODE = {
 """What the templates of Dagster's chart give their pods (1.13); a run's labels: test_run_job.py."""
 
 
-def labels_of(workload: str) -> dict[str, str]:
-    """Of the pods of one of our own workloads."""
-    (template,) = (
-        one["spec"]["template"]
-        for one in manifests()
-        if "template" in one.get("spec", {}) and one["metadata"]["name"] == workload
-    )
-    found: dict[str, str] = template["metadata"]["labels"]
-    return found
+OURS = {
+    one["metadata"]["name"]: one["spec"]["template"]["metadata"]["labels"]
+    for one in manifests()
+    if "template" in one.get("spec", {})
+}
+"""Labels of the pods of our own workloads, by the workload's name."""
 
 
 def policy_of(labels: dict[str, str]) -> dict[str, Any]:
@@ -39,28 +37,47 @@ def policy_of(labels: dict[str, str]) -> dict[str, Any]:
     return specification
 
 
+@pytest.mark.parametrize("labels", [WEBSERVER, READ_ONLY, DAEMON, CODE, *OURS.values()])
+def test_no_pod_is_open_to_all_of_the_cluster(labels: dict[str, str]) -> None:
+    """What no policy selects, every pod reaches: also a workload that is added one day."""
+    for rule in policy_of(labels).get("ingress", []):
+        assert rule["from"]
+        assert rule["ports"]
+
+
 def test_webserver_and_daemon_alone_reach_the_code_location() -> None:
     (rule,) = policy_of(CODE)["ingress"]
     assert rule["ports"] == [{"protocol": "TCP", "port": code_location()["port"]}]
     (who,) = rule["from"]
     assert who.keys() == {"podSelector"}, "of this namespace"
-    receiver = labels_of("nexhealth-receiver")
-    told = [selects(who["podSelector"], one) for one in (WEBSERVER, READ_ONLY, DAEMON, CODE, receiver)]
+    asking = (WEBSERVER, READ_ONLY, DAEMON, CODE, OURS["nexhealth-receiver"])
+    told = [selects(who["podSelector"], one) for one in asking]
     assert told == [True, True, True, False, False]
 
 
-@pytest.mark.parametrize("labels", [WEBSERVER, READ_ONLY, DAEMON, labels_of("nexhealth-migrate")])
+@pytest.mark.parametrize("labels", [WEBSERVER, READ_ONLY, DAEMON, OURS["nexhealth-migrate"]])
 def test_nobody_reaches_what_asks_no_password_or_serves_nothing(labels: dict[str, str]) -> None:
     assert "ingress" not in policy_of(labels)
 
 
 def test_the_receiver_is_reached_from_the_ingress_controller_and_from_monitors() -> None:
-    (rule,) = policy_of(labels_of("nexhealth-receiver"))["ingress"]
+    (rule,) = policy_of(OURS["nexhealth-receiver"])["ingress"]
     container = next(one for name, one in containers() if name == "nexhealth-receiver/receiver")
     assert [one["port"] for one in rule["ports"]] == [one["containerPort"] for one in container["ports"]]
     (who,) = rule["from"]
     namespaces = [{"kubernetes.io/metadata.name": name} for name in ("ingress-nginx", "monitoring", "other")]
     assert [selects(who["namespaceSelector"], one) for one in namespaces] == [True, True, False]
+
+
+def test_a_controller_that_is_in_no_namespace_is_let_in_by_its_addresses() -> None:
+    """On the nodes' own network, and a cloud's load balancer, it has no pod's labels: all events would stay outside."""
+    text = (DEPLOY / "kubernetes" / "network-policy.yaml").read_text()
+    chosen = yaml.safe_load_all(text.replace("# - ipBlock:", "- ipBlock:"))
+    (spec,) = (one["spec"] for one in chosen if one["metadata"]["name"] == "nexhealth-receiver")
+    (rule,) = spec["ingress"]
+    _, addresses = rule["from"]
+    ip_network(addresses["ipBlock"]["cidr"])
+    assert "`ipBlock`" in GUIDE
 
 
 def test_it_is_applied_by_itself_and_said_to_be_untried() -> None:

@@ -1,7 +1,9 @@
 """The guide's tables of sizes follow from the planner and from what was measured."""
 
 import importlib.util
+import re
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -10,7 +12,7 @@ from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
 from nexhealth_pipeline.sync.options import Mode
 
-from .files import GUIDE, INSTANCE, ROOT
+from .files import DEPLOY, GUIDE, INSTANCE, ROOT
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,29 @@ def test_one_host_is_enough_for_a_key_where_a_node_is_not(sizing: ModuleType) ->
     cores, mib = sizing.reserved()
     assert cores > 2
     assert mib == 3 * 512 + 3 * 512 + 2 * 192, "Dagster's parts, runs, receivers"
+
+
+def test_what_pods_reserve_is_the_same_in_every_spelling(
+    sizing: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A core may stand there as "1" and a GiB as 1Gi: it counted as a thousandth, or was no number."""
+    as_it_is, found = sizing.reserved(), 0
+    for name in ("helm/values.yaml", "kubernetes/dagster.yaml", "kubernetes/receiver.yaml"):
+        text, changed = re.subn(r"cpu: 250m, memory: 512Mi", 'cpu: "0.25", memory: 0.5Gi', (DEPLOY / name).read_text())
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+        found += changed
+    assert found == 3
+    monkeypatch.setattr(sizing, "DEPLOY", tmp_path)
+    assert sizing.reserved() == as_it_is
+
+
+def test_the_memory_of_what_stands_all_the_time_is_told_as_it_was_measured(sizing: ModuleType) -> None:
+    """The receiver's too: it is on the same host."""
+    code, webserver, daemon, receiver = sizing.MEASURED.mib_of_services
+    told = f"code location {code}, webserver {webserver}, daemon {daemon}, receiver {receiver}"
+    assert told in " ".join(GUIDE.split())
+    assert sizing.memory() == sizing.RUNS_AT_ONCE * sizing.MEASURED.mib_of_a_run + code + webserver + daemon + receiver
 
 
 def test_dagster_ends_no_run_of_a_backfill_that_takes_as_long_as_the_guide_says(sizing: ModuleType) -> None:
