@@ -24,9 +24,10 @@ OPTIONS = SyncOptions(mode=Mode.FULL, batch_pages=2)
 class Office(Stub):
     """One office with any number of pages of patients, each of which is made when it is asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, a_page: int = A_PAGE, width: int = 5000) -> None:
         super().__init__()
         self.pages, self.first = 0, 1
+        self.a_page, self.width = a_page, width
         self.answer = self.serve
 
     def serve(self, seen: Seen) -> Reply:
@@ -37,10 +38,10 @@ class Office(Stub):
                 return envelope([{"id": 1, "locations": [{"id": 11, "name": "N", "institution_id": 1}]}])
             case "/patients":
                 page = int(seen.query.get("end_cursor") or 0)
-                first = self.first + page * A_PAGE
+                first = self.first + page * self.a_page
                 records = [
-                    {"id": one, "updated_at": "2026-03-01T10:00:00Z", "name": f"{one} {'x' * 5000}"}
-                    for one in range(first, first + A_PAGE)
+                    {"id": one, "updated_at": "2026-03-01T10:00:00Z", "name": f"{one} {'x' * self.width}"}
+                    for one in range(first, first + self.a_page)
                 ]
                 return cursor_page(records, str(page + 1), more=page + 1 < self.pages)
         return envelope([])
