@@ -13,7 +13,9 @@ from .test_memory import Office
 def rows_looked_at(rows: Rows, table: str) -> int:
     """By all who have ended; the server counts them."""
     others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    deadline = time.monotonic() + 30
     while rows(others) != [(0,)]:
+        assert time.monotonic() < deadline, "somebody is still connected"
         time.sleep(0.02)
     looked = "SELECT coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0) FROM pg_stat_user_tables WHERE relname ="
     return int(rows(f"{looked} '{table}'")[0][0])
