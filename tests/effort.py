@@ -1,15 +1,19 @@
 """What something costs, counted instead of timed: statements, rows and calls are the same on a busy machine."""
 
+import gc
 import sys
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 import pytest
 from sqlalchemy import Engine, event
+
+Done = TypeVar("Done")
 
 
 @dataclass
@@ -57,3 +61,14 @@ def counted() -> Iterator[Effort]:
                 sys.setprofile(before)
     finally:
         event.remove(Engine, "after_cursor_execute", by_sqlalchemy)
+
+
+def peak(work: Callable[[], Done]) -> tuple[int, Done]:
+    """Most bytes that were held at once for doing something, by all of this process, and what came of it."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        done = work()
+        return tracemalloc.get_traced_memory()[1], done
+    finally:
+        tracemalloc.stop()

@@ -31,10 +31,25 @@ PAGES = ("/metrics", "/health/ready", "/health/live")
 HARBOR = 11202
 PLANTED = [one for one in DECLARED if one.scope is not Scope.PRACTICE]
 """An office's own name may be shown."""
+WITHIN = ("patient_addresses", "coverage_subscribers", "treatment_plan_procedures")
+"""Made by the sandbox from rows of others."""
 NOT_TEXT = {SqlType.DATE, SqlType.NUMERIC, SqlType.DOUBLE}
+TODAY = datetime.now(UTC).date()
+DAY = TODAY + timedelta(days=2)
+PLAIN = {
+    SqlType.DATE: "1911-11-11",
+    SqlType.NUMERIC: "98765.43",
+    SqlType.TIMESTAMPTZ: f"{DAY}T03:33:33Z",
+}
+"""Values of which no rule has anything to say: they load, and are as private as a word."""
+PLAINLY = re.compile(
+    rf"1911-11-11|98,?765\.43|{DAY}[T ]03:33:33|{datetime.fromisoformat(PLAIN[SqlType.TIMESTAMPTZ]).timestamp():.0f}"
+)
+"""How each of them may be written."""
+OWN_TIMES = {"created_at", "updated_at", "deleted_at", "last_sync_time"}
+"""Times of NexHealth's records, not of what they are about: how far a sync has come may be told."""
 HOLDS_PHI = {one.table for one in DECLARED} | {"nexhealth_quarantine", "nexhealth_webhook_events"}
 """Tables whose business PHI is; `nexhealth_history` and its parts are left out by name."""
-TODAY = datetime.now(UTC).date()
 NEAR = ["--start", str(TODAY - timedelta(days=3)), "--end", str(TODAY + timedelta(days=3))]
 
 
@@ -56,6 +71,7 @@ def test_no_name_note_or_key_leaves_the_warehouse(own_home: Path, tmp_path: Path
     ):
         environment["NEXHEALTH_API_URL"] = box.url
         plant(box)
+        planted = plant_plain(box)
         printed = [
             nexhealth.run("sync", "--mode", "full", *lists, status=1),
             nexhealth.run("sync", "--resource", "appointments", *NEAR),
@@ -85,6 +101,7 @@ def test_no_name_note_or_key_leaves_the_warehouse(own_home: Path, tmp_path: Path
     ours = tables(warehouse_url(settings))
     for one in PLANTED:
         assert holds_canary(ours[one.table]), f"the canary never got as far as {one.table}"
+    assert plain_values_in(warehouse_url(settings)) >= planted
     assert ",absence," in ours["nexhealth_providers"], "no absence was judged"
     assert len(notes(warehouse_url(settings))) > 10
     payloads, beside = events(warehouse_url(settings))
@@ -99,6 +116,7 @@ def test_no_name_note_or_key_leaves_the_warehouse(own_home: Path, tmp_path: Path
     }.items():
         assert CANARY.lower() not in text.lower(), place
         assert CANARY.encode().hex() not in text, place
+        assert PLAINLY.search(text) is None, place
         assert KEY not in text, place
         assert SECRET not in text, place
         assert not any(token in text for token in tokens), place
@@ -110,7 +128,8 @@ def receive(nexhealth: Commands, patients: list[int]) -> list[str]:
     try:
         until(lambda: output.exists() and ADDRESS.search(output.read_text()), 60)
         receiver = Running(int(ADDRESS.findall(output.read_text())[0]))
-        good, other = (patient_event(one, last_name=CANARY, email=f"{CANARY}@example.com") for one in patients[:2])
+        told = {"last_name": CANARY, "email": f"{CANARY}@example.com", "bio": {"date_of_birth": PLAIN[SqlType.DATE]}}
+        good, other = (patient_event(one, **told) for one in patients[:2])
         taken = [good, good, other, patient_event(CANARY), f'{{"{CANARY}'.encode()]
         answers = [receiver.ask(body, signed(body, SECRET)) for body in taken]
         assert [one.status for one in answers] == [200] * len(taken)
@@ -131,7 +150,7 @@ def receive(nexhealth: Commands, patients: list[int]) -> list[str]:
     return [output.read_text(), *(f"{one.headers} {one.word}" for one in answers)]
 
 
-def patient_event(number: int | str, **fields: str) -> bytes:
+def patient_event(number: int | str, **fields: Any) -> bytes:
     """A patient's event of this moment."""
     record = {"id": number, "updated_at": datetime.now(UTC).isoformat(), **fields}
     wire = {"resource_type": "Patient", "event_name": "patient_updated", "subdomain": "harbor-smiles"}
@@ -152,7 +171,7 @@ def events(url: str) -> tuple[str, str]:
 def plant(box: SandboxServer) -> None:
     """The word in every text field of a row of each collection, and where none belongs in another row."""
     for one in PLANTED:
-        if not one.inside and one.name not in ("patient_addresses", "coverage_subscribers"):
+        if not one.inside and one.name not in WITHIN:
             first, *others = harbors(box, one.name)
             box.state.update(one.name, first, fields(one, {SqlType.TEXT}) or fields(one, NOT_TEXT))
             if others:
@@ -166,13 +185,50 @@ def plant(box: SandboxServer) -> None:
     box.state.update("patients", harbors(box, "patients")[-1], {"updated_at": CANARY, "guarantor_id": CANARY})
 
 
-def harbors(box: SandboxServer, collection: str) -> list[int]:
-    """Ids of the institution's rows; of appointments those of today."""
+def plant_plain(box: SandboxServer) -> set[tuple[str, str]]:
+    """Values that load, in all rows of each collection but those where a word would be refused; table and column."""
+    planted = set()
+    for one in PLANTED:
+        columns = plain_columns(one)
+        found: dict[str, Any] = {}
+        for column in columns:
+            put(found, column.path, PLAIN[column.type])
+        for number in harbors(box, one.name, near=False)[1:-1] if columns and one.name not in WITHIN else ():
+            box.state.update(one.name, number, found)
+            planted |= {(one.table, column.name) for column in columns}
+    return planted
+
+
+def plain_columns(collection: Collection) -> list[Column]:
+    """Columns of what the records are about that such values fit."""
+    return [
+        one
+        for one in collection.columns
+        if one.type in PLAIN and one.name not in OWN_TIMES and one.name not in collection.key and not is_read_by(one)
+    ]
+
+
+def plain_values_in(url: str) -> set[tuple[str, str]]:
+    """Table and column of each such value that was loaded."""
+    with psycopg.connect(url) as connection:
+        return {
+            (one.table, column.name)
+            for one in PLANTED
+            for column in plain_columns(one)
+            if connection.execute(
+                f'SELECT FROM {one.table} WHERE "{column.name}" = %s',
+                (PLAIN[column.type],),
+            ).rowcount
+        }
+
+
+def harbors(box: SandboxServer, collection: str, *, near: bool = True) -> list[int]:
+    """Ids of the institution's rows; of appointments those of these days, or the others."""
     rows = [box.state.row(collection, number) for number in box.state.ids(collection)]
     mine = [row for row in rows if row.institution_id == HARBOR]
     if collection == "appointments":
-        near = {str(TODAY + timedelta(days=day)) for day in range(-3, 4)}
-        mine = [row for row in mine if row.record()["start_time"][:10] in near]
+        days = {str(TODAY + timedelta(days=day)) for day in range(-3, 4)}
+        mine = [row for row in mine if (row.record()["start_time"][:10] in days) == near]
     return [row.id for row in mine]
 
 

@@ -52,8 +52,9 @@ def judge(session: SyncSession, slices: Iterable[Slice], options: SyncOptions) -
         return
     practices, sources = session.practices(), Sources(session)
     with driver_errors("judging absences"), session.pool.connection() as connection:
-        # Filled just now, and the best way to look for what it lacks depends on how much that is.
-        connection.execute("ANALYZE nexhealth_seen")
+        # Filled just now (the memberships by a first read), and the best way to look for what is missing depends on how
+        # much that is: taken for empty, they would be read once for each patient.
+        connection.execute("ANALYZE nexhealth_seen, nexhealth_patient_locations")
     for name, institution_id in sorted(places, key=lambda pair: (_order(pair[0]), pair[1])):
         with driver_errors("judging absences"), session.pool.connection() as connection:
             court = _Court(session, connection, practices, COLLECTIONS[name], institution_id, options, sources)

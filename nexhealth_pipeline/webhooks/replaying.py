@@ -7,6 +7,7 @@ Events are marked some at a time: while the mark of one is not committed, its re
 whatever the receiver stores together with that.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -88,15 +89,16 @@ def rehearse(session: SyncSession, selection: Selection) -> Rehearsal:
     Events of one record come together, for what one transaction did the next one does not see; of a record that many
     tell of, a row may be counted twice. Raises WarehouseError.
     """
-    total = Batch()
+    found = Counter[str]()  # not the batches themselves: each names all rows that it changed
     with driver_errors("rehearsing webhook events"), session.pool.connection() as connection:
         ids, practices = _chosen(connection, selection), session.practices()
         for at in range(0, len(ids), BATCH):
             if session.stop.is_set():
                 break
             for batch in _rehearsed(session.run_id, connection, practices, selection, ids[at : at + BATCH]):
-                total.add(batch)
-    return Rehearsal(len(ids), len(total.hints), total.applied, total.failed + total.parked, total.rows)
+                failed = batch.failed + batch.parked
+                found.update(hints=len(batch.hints), applied=batch.applied, failed=failed, rows=batch.rows)
+    return Rehearsal(len(ids), found["hints"], found["applied"], found["failed"], found["rows"])
 
 
 def _rehearsed(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 import urllib.request
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
@@ -195,6 +197,36 @@ def test_an_account_gets_dagster_on_its_own_warehouse(real: Realm, tmp_path: Pat
         assert seen.database_url is not None
         assert seen.database_url.get_secret_value() == database_url
     assert "4321" in household.started["webserver"][0]
+
+
+READING = """
+import json, logging, os
+from dagster._cli.utils import _inject_local_env_file
+from nexhealth_pipeline.settings import load_settings
+with _inject_local_env_file(logging.getLogger()):
+    settings = load_settings()
+    seen = settings.database_url.get_secret_value(), settings.api_keys()[""], settings.concurrency
+    print(json.dumps([os.environ["DATABASE_URL"], *seen]))
+"""
+"""What each of Dagster's commands begins with, and what all of ours in such a process begin with."""
+
+
+def test_dagsters_processes_work_on_the_accounts_warehouse_where_dotenv_names_another(
+    real: Realm, tmp_path: Path, database_url: str
+) -> None:
+    """Dagster puts `.env` over what its process was given: it would read one practice into the warehouse of another."""
+    shutil.copy(str(files("nexhealth_pipeline.orchestration") / "dagster.yaml"), tmp_path)
+    other = "postgresql://nobody@127.0.0.1:9/another"
+    (tmp_path / ".env").write_text(f"DATABASE_URL={other}\nNEXHEALTH_API_KEY=another\nNEXHEALTH_CONCURRENCY=2\n")
+    household = FakeHousehold()
+    dev._start(cast("Household", household), account(), "127.0.0.1", 4321)
+    (_, given), (_, daemons) = household.started["webserver"], household.started["daemon"]
+    assert given == daemons
+    assert given["folder"] == tmp_path, "there it finds the file"
+    ended = subprocess.run(
+        [sys.executable, "-P", "-c", READING], env=given["environment"], cwd=tmp_path, capture_output=True, check=True
+    )
+    assert json.loads(ended.stdout) == [other, database_url, REAL_KEY, 2]
 
 
 @pytest.mark.parametrize(("name", "value"), [("NEXHEALTH_WEBHOOK_KEY", "k" * 32), ("NEXHEALTH_WEBHOOK_SECRETS", "s")])

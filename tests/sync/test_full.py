@@ -19,6 +19,11 @@ from tests.conftest import _fresh
 
 from .conftest import settings_for, use_few_months, whole_box
 from .kit import Rows, sync_all
+from .reconciled import gone, practice
+
+MARKED = ("patients", "operatories", "providers", "documents", "appointments")
+"""One of each kind of list: a database's, a location's, an institution's, a patient's own, a month's."""
+KINDS = {*MARKED, "patient_addresses"}
 
 
 def canonical(institution: object, record: object) -> str:
@@ -50,7 +55,10 @@ def assert_equal(box: SandboxServer, rows: Rows, only: set[str] | None = None) -
 
 
 def writes(rows: Rows) -> dict[str, int]:
-    """Writes per table so far; backends report them when they end, so wait until all have."""
+    """Writes so far per table of rows, of memberships and of superseded versions.
+
+    Backends report them when they end, so wait until all have.
+    """
     others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
     while rows(others) != [(0,)]:
         time.sleep(0.02)
@@ -59,7 +67,7 @@ def writes(rows: Rows) -> dict[str, int]:
     return dict(
         rows(
             "SELECT relname, n_tup_ins + n_tup_upd + n_tup_del FROM pg_stat_user_tables"
-            f" WHERE relname IN ({', '.join(repr(table) for table in tables)})"
+            f" WHERE relname IN ({', '.join(repr(table) for table in tables)}) OR relname LIKE 'nexhealth_history%'"
         )
     )
 
@@ -142,6 +150,23 @@ def test_a_second_full_sync_asks_the_same_and_writes_no_row(synced: Settings, bo
     assert writes(rows) == before
 
 
+@pytest.mark.small_box(visits=2)
+def test_a_reconcile_without_a_change_writes_no_row(box: SandboxServer, database_url: str, rows: Rows) -> None:
+    """It meets every record once more and judges what is missing; what was marked before stays as it is."""
+    settings = practice(box, database_url, "willow-dental")
+    sync_all(settings, SyncOptions(mode=Mode.FULL), only=KINDS)
+    for name in MARKED:
+        ((victim,),) = rows(f"SELECT min(id) FROM nexhealth_{name}")
+        box.state.delete(name, victim, hard=True)
+    sync_all(settings, SyncOptions(mode=Mode.RECONCILE), only=KINDS)
+    assert [bool(gone(rows, name)) for name in MARKED] == [True] * len(MARKED)
+    before = writes(rows)
+    results = sync_all(settings, SyncOptions(mode=Mode.RECONCILE), only=KINDS)
+    judged = {result.slice.collection.name for result in results if result.absence is not None}
+    assert judged >= KINDS
+    assert writes(rows) == before
+
+
 def test_membership_of_two_locations_with_one_database_equals_the_server(read: Read) -> None:
     closed = inactive(read.rows)
     want = {
@@ -183,7 +208,7 @@ def test_an_incremental_sync_brings_exactly_the_changes(synced: Settings, box: S
         "documents": 1,
     }
     after = writes(rows)
-    assert sum(after.values()) - sum(before.values()) == 4
+    assert sum(after.values()) - sum(before.values()) == 4 + 3, "four rows, and what three of them were before"
     assert_equal(box, rows)
 
 
