@@ -100,7 +100,7 @@ class Settings(BaseModel):
     dagster_days: Annotated[int, Field(alias="NEXHEALTH_DAGSTER_DAYS", ge=3, le=3650)] = 30
     """Days that Dagster's database keeps runs and events; the last event of each partition and check stays."""
     log_level: Annotated[str, Field(alias="NEXHEALTH_LOG_LEVEL", pattern="^(DEBUG|INFO|WARNING|ERROR)$")] = "INFO"
-    """Least severe level that is logged."""
+    """Least severe level that is logged. Of runs nothing below INFO, unless `dagster.yaml` says `python_log_level: DEBUG`."""
     data_kind: Annotated[str, Field(alias="NEXHEALTH_DATA_KIND", pattern="^(real|sandbox)$")] = "real"
     """What the API serves, so that synthetic and real data never meet; `demo` and `dev --demo` say sandbox."""
 
