@@ -286,4 +286,7 @@ def _unreachable(url: str, message: str) -> str:
     for words, reason in _REASONS:
         if words in message:
             return f"PostgreSQL at {_address(url)} {reason.format(**names)}"
-    return f"no PostgreSQL answers at {_address(url)}: start it, or correct its address in the settings"
+    return (
+        f"no PostgreSQL answers at {_address(url)}: start it, or correct DATABASE_URL (or DAGSTER_DATABASE_URL, if this is "
+        "Dagster's)"
+    )
