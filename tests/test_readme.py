@@ -196,7 +196,7 @@ def test_whoever_follows_so_keeps_up_with_a_first_load(database_url: str) -> Non
                 " SELECT 7, id, now(), now(), '' FROM generate_series(1, 2500) AS id"
             )
         # Handed out once every older transaction of the server has ended: other tests have some.
-        for names in itertools.islice(changes.listen(other, idle_seconds=0.1), 600):
+        for names in changes.listen(other, idle_seconds=0.1):
             wakes.append(len(told))
             yield names
 
@@ -229,7 +229,7 @@ def account(own_home: Path) -> Iterator[dict[str, str]]:
 def test_every_command_runs(account: dict[str, str], tmp_path: Path) -> None:
     """In README's order, as its reader does: the first one by its script, the others without their seconds of imports."""
     run = [line for line in commands() if line not in RUN_ELSEWHERE]
-    begin = ("db upgrade", "doctor", "--resource locations", "--explain", "--mode full")
+    begin = ("db upgrade", "doctor", "--resource locations", "--explain")
     run.sort(key=lambda line: next((place for place, word in enumerate(begin) if word in line), len(begin)))
     assert len(run) > 8
     first, *others = run

@@ -10,7 +10,7 @@ from psycopg import sql
 from nexhealth_pipeline.cli.doctor import Finding, Group, Level
 from nexhealth_pipeline.cli.realm import Realm
 from nexhealth_pipeline.errors import PipelineError, WarehouseError, WarehouseNewer, WarehouseOutdated
-from nexhealth_pipeline.warehouse.connect import connect, driver_errors
+from nexhealth_pipeline.warehouse.connect import SCHEMA_IN_USE, connect, driver_errors
 from nexhealth_pipeline.warehouse.migrate import HEAD, check, current_revision
 
 __all__ = ["database_findings"]
@@ -99,7 +99,7 @@ def _may_read(connection: psycopg.Connection, table: str) -> bool | None:
 _TABLE_RIGHTS = """
 SELECT r.right, array_agg(c.relname::text ORDER BY c.relname)
 FROM pg_class c, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS r("right")
-WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND c.relname LIKE %s
+WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND c.relname LIKE 'nexhealth\\_%'
   AND NOT has_table_privilege(c.oid, r.right)
 GROUP BY r.right ORDER BY r.right
 """
@@ -128,7 +128,7 @@ def _rights(connection: psycopg.Connection) -> Iterator[Finding]:
         lacking.append(("to make temporary tables", f"GRANT TEMPORARY ON DATABASE {base} TO {role};"))
     if not (usage and create):
         lacking.append(("to create in schema public", f"GRANT USAGE, CREATE ON SCHEMA public TO {role};"))
-    lacking += _table_rights(connection, "nexhealth\\_%", role)
+    lacking += _table_rights(connection, role)
     for what, statement in lacking:
         yield _failed("rights", f"database role {user} lacks the right {what}", f"As an administrator: {statement}")
     if not lacking:
@@ -136,10 +136,10 @@ def _rights(connection: psycopg.Connection) -> Iterator[Finding]:
         yield from _ownership(connection, user)
 
 
-def _table_rights(connection: psycopg.Connection, like: str, role: str) -> list[tuple[str, str]]:
-    """What the role lacks on the tables that are `like` this, each with the statement that gives it."""
+def _table_rights(connection: psycopg.Connection, role: str) -> list[tuple[str, str]]:
+    """What the role lacks on the warehouse's tables, each with the statement that gives it."""
     lacking = []
-    for right, tables in connection.execute(_TABLE_RIGHTS, (like,)).fetchall():
+    for right, tables in connection.execute(_TABLE_RIGHTS).fetchall():
         what = f"{right} on {tables[0]}" + (f" and {len(tables) - 1} more" if len(tables) > 1 else "")
         lacking.append((what, f"GRANT {right} ON ALL TABLES IN SCHEMA public TO {role};"))
     return lacking
@@ -193,57 +193,108 @@ def _dagster_there(realm: Realm, fix: str) -> Iterator[Finding]:
     except PipelineError as error:
         yield _failed("dagster", f"Dagster's database: {error}", fix)
         return
-    with connection:
-        yield from _dagster_rights(connection)
-        if realm.settings.dagster_database_url is not None:
-            yield from _on_the_way(connection, "DAGSTER_DATABASE_URL", "what Dagster keeps there")
+    try:
+        with connection, driver_errors("checking Dagster's database"):
+            yield from _dagster_rights(connection)
+            if realm.settings.dagster_database_url is not None:
+                yield from _on_the_way(connection, "DAGSTER_DATABASE_URL", "what Dagster keeps there")
+    except PipelineError as error:
+        yield _failed("dagster", str(error), "Try again; if it stays, see the server's own log.")
 
 
-_DAGSTERS_RIGHTS = """
-SELECT has_schema_privilege('public', 'USAGE'), has_schema_privilege('public', 'CREATE'),
-       EXISTS (SELECT FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relname = 'runs'),
-       EXISTS (SELECT FROM pg_sequence s JOIN pg_class c ON c.oid = s.seqrelid
-               WHERE c.relnamespace = 'public'::regnamespace AND NOT has_sequence_privilege(s.seqrelid, 'USAGE')),
-       current_user::text, current_database()::text
+_DAGSTERS_PLACE = f"""
+SELECT made.place IS NOT NULL, coalesce(made.place, {SCHEMA_IN_USE}), current_user::text, current_database()::text
+FROM (SELECT min(n.nspname::text) AS place FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+      WHERE c.oid = to_regclass('runs')) made
+"""  # noqa: S608
+"""Where the tables are that Dagster would find, or those that it would make."""
+
+_LACKING_ON_TABLES = """
+SELECT rights, array_agg(name ORDER BY name)
+FROM (SELECT format('%%I.%%I', n.nspname, c.relname) AS name,
+             (SELECT string_agg(r."right", ', ' ORDER BY r.place)
+              FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) WITH ORDINALITY AS r("right", place)
+              WHERE NOT has_table_privilege(c.oid, r."right")) AS rights
+      FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+      WHERE n.nspname = %s AND c.relname = ANY(%s) AND c.relkind IN ('r', 'p')) AS one
+WHERE rights IS NOT NULL GROUP BY rights ORDER BY rights
+"""
+
+_LACKING_ON_SEQUENCES = """
+SELECT array_agg(format('%%I.%%I', n.nspname, s.relname) ORDER BY s.relname)
+FROM pg_sequence q JOIN pg_class s ON s.oid = q.seqrelid
+JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = q.seqrelid
+JOIN pg_class c ON d.refclassid = 'pg_class'::regclass AND c.oid = d.refobjid
+JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = %s AND c.relname = ANY(%s) AND NOT has_sequence_privilege(q.seqrelid, 'USAGE')
 """
 
 
 def _dagster_rights(connection: psycopg.Connection) -> Iterator[Finding]:
     """What the role lacks there. Dagster makes its tables by itself, when it is first started."""
-    row = connection.execute(_DAGSTERS_RIGHTS).fetchone()
+    row = connection.execute(_DAGSTERS_PLACE).fetchone()
     assert row is not None
-    usage, create, made, unnumbered, user, name = row
-    role = sql.Identifier(user).as_string(connection)
+    made, schema, user, name = row
+    place, role = (sql.Identifier(part).as_string(connection) for part in (schema, user))
+    rights = "SELECT has_schema_privilege(%(schema)s, 'USAGE'), has_schema_privilege(%(schema)s, 'CREATE')"
+    row = connection.execute(rights, {"schema": schema}).fetchone()
+    assert row is not None
+    usage, create = row
     lacking = []
     if not usage or not (create or made):
-        lacking.append(("to create in schema public", f"GRANT USAGE, CREATE ON SCHEMA public TO {role};"))
+        lacking.append((f"to create in schema {schema}", f"GRANT USAGE, CREATE ON SCHEMA {place} TO {role};"))
     if made:
-        lacking += _table_rights(connection, "%", role)
-        if unnumbered:
-            lacking.append(("to use sequences", f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role};"))
+        lacking += _dagsters_table_rights(connection, schema, role)
     for what, statement in lacking:
         message = f"database role {user} lacks the right {what} in Dagster's database {name}"
         yield _failed("dagster", message, f"There, as an administrator: {statement}")
     if not lacking:
         yield _ok("dagster", "Dagster's database is there, and its role has the rights")
         if made:
-            yield from _dagsters_migration(connection)
+            yield from _dagsters_migration(connection, schema)
 
 
-def _dagsters_migration(connection: psycopg.Connection) -> Iterator[Finding]:
-    """Whether a newer Dagster was installed, and its tables left as they were: it may fail at any of its statements."""
+def _dagsters_table_rights(connection: psycopg.Connection, schema: str, role: str) -> list[tuple[str, str]]:
+    """What the role lacks on Dagster's tables alone: others may be beside them, as where both addresses are one."""
+    from dagster._core.storage.event_log.schema import SqlEventLogStorageMetadata
+    from dagster._core.storage.runs.schema import RunStorageSqlMetadata
+    from dagster._core.storage.schedules.schema import ScheduleStorageSqlMetadata
+
+    names = {"alembic_version"}
+    for part in (RunStorageSqlMetadata, SqlEventLogStorageMetadata, ScheduleStorageSqlMetadata):
+        names |= set(part.tables)
+    asked = (schema, list(names))
+    lacking = []
+    for rights, tables in connection.execute(_LACKING_ON_TABLES, asked).fetchall():
+        what = f"{rights} on {tables[0]}" + (f" and {len(tables) - 1} more" if len(tables) > 1 else "")
+        lacking.append((what, f"GRANT {rights} ON {', '.join(tables)} TO {role};"))
+    row = connection.execute(_LACKING_ON_SEQUENCES, asked).fetchone()
+    if row and row[0]:
+        lacking.append(("to use sequences", f"GRANT USAGE ON SEQUENCE {', '.join(row[0])} TO {role};"))
+    return lacking
+
+
+def _dagsters_migration(connection: psycopg.Connection, schema: str) -> Iterator[Finding]:
+    """Whether the tables are another Dagster's than the one installed: that may fail at any of its statements."""
     from alembic.script import ScriptDirectory
 
-    row = connection.execute("SELECT version_num FROM public.alembic_version").fetchone()
-    needed = ScriptDirectory(str(files("dagster") / "_core/storage/alembic")).get_current_head()
-    if row is not None and row[0] != needed:
-        yield Finding(
-            "dagster_migrations",
-            Level.WARNING,
-            Group.DATABASE,
-            f"Dagster's database is at migration {row[0]} of Dagster's, and the Dagster installed here has {needed}",
-            "After an upgrade run `dagster instance migrate`, with the daemon's DAGSTER_HOME.",
-        )
+    table = sql.Identifier(schema, "alembic_version")
+    row = connection.execute(sql.SQL("SELECT version_num FROM {}").format(table)).fetchone()
+    script = ScriptDirectory(str(files("dagster") / "_core/storage/alembic"))
+    needed = script.get_current_head()
+    if row is None or row[0] == needed:
+        return
+    if row[0] in {one.revision for one in script.walk_revisions()}:
+        fix = "After an upgrade run `dagster instance migrate`, with the daemon's DAGSTER_HOME."
+    else:
+        fix = "A newer Dagster made these: install it here too."
+    yield Finding(
+        "dagster_migrations",
+        Level.WARNING,
+        Group.DATABASE,
+        f"Dagster's database is at migration {row[0]} of Dagster's, and the Dagster installed here has {needed}",
+        fix,
+    )
 
 
 def _ok(check_name: str, message: str) -> Finding:

@@ -24,12 +24,13 @@ _LOWER_BOUND = (
     "It will be more: {} cost a request for each patient or coverage, which are not known yet;"
     " `nexhealth sync --resource patients --resource insurance_coverages` reads them"
 )
+_FIRST_PAGES = "It may be more: of lists that were never read to their end only the first page is counted."
 
 
 def explained(realm: Realm, request: "SyncRequest") -> dict[str, Any]:
     """Per collection path, slices and requests; the seconds they take at the limits' rate. Sends nothing.
 
-    `unknown` names the collections for which both figures are too small: what they cost is not known yet.
+    `unknown` names the collections for which both figures are too small: some or all of them was never read completely.
     Raises InvalidSetting for a location that is unknown or inactive, WarehouseError.
     """
     from nexhealth_pipeline.sync.explain import explain, floor_seconds
@@ -56,14 +57,19 @@ def explained(realm: Realm, request: "SyncRequest") -> dict[str, Any]:
 
 def explained_lines(found: dict[str, Any]) -> list[str]:
     """What :func:`explained` found, as lines for people."""
+    from nexhealth_pipeline.catalog.collections import COLLECTIONS
+
     rows = [
         [one["collection"], f"GET {one['path']}", number(one["slices"]), number(one["requests"]), one["why"]]
         for one in found["collections"]
     ]
     lines = table(("collection", "request", "slices", "requests", ""), rows, right="  >>")
     lines += ["", _figures(found)]
-    if found["unknown"]:
-        lines.append(_LOWER_BOUND.format(", ".join(found["unknown"])))
+    singles = [name for name in found["unknown"] if COLLECTIONS[name].per]
+    if singles:
+        lines.append(_LOWER_BOUND.format(", ".join(singles)))
+    if len(singles) < len(found["unknown"]):
+        lines.append(_FIRST_PAGES)
     lines.append("Nothing was asked or written.")
     if not found["locations_known"]:
         lines.append(_NONE_KNOWN.format("this is the discovery alone") + ".")

@@ -251,7 +251,7 @@ def _explain(realm: Realm, options: _Options, *, as_json: bool) -> int:
 def run(realm: Realm, request: "SyncRequest", *, as_json: bool, then: Callable[[], None] | None = None) -> int:
     """Run a sync in `realm` and print how it ended; its exit status. Raises PipelineError.
 
-    `then`: what is to be shown after one that was not in vain. JSON is printed last: it says that all went well.
+    `then`: what is to be shown after one that was not in vain. JSON is printed last: it says how all of it ended.
     """
     from nexhealth_pipeline.cli.summary import summary_lines
 

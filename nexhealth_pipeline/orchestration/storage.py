@@ -37,7 +37,7 @@ from sqlalchemy.engine import URL, make_url
 
 from nexhealth_pipeline.errors import MissingRights, WarehouseUnreachable
 from nexhealth_pipeline.settings import load_settings
-from nexhealth_pipeline.warehouse.connect import connection_options, dagster_url, home_folder
+from nexhealth_pipeline.warehouse.connect import SCHEMA_IN_USE, connection_options, dagster_url, home_folder
 
 __all__ = [
     "AWAY",
@@ -68,6 +68,10 @@ _CREATE_LOCK = 0x6E78_6461_6773_7472  # "nxdagstr": one process at a time create
 
 _NOT_ALLOWED = ("42501", "3F000")
 """What PostgreSQL refuses for want of a right; by the second code where the role may not even look into the schema."""
+
+_USABLE = "SELECT has_table_privilege('runs', 'SELECT') AND has_table_privilege('event_logs', 'INSERT')"
+"""One cheap statement, for every process that starts: who lacks these has been given none. `nexhealth doctor` asks for all."""
+_WHO_AND_WHERE = f"SELECT quote_ident(current_user), quote_ident(current_database()), quote_ident({SCHEMA_IN_USE})"
 
 _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
 
@@ -232,7 +236,10 @@ def _is_asset_event(event: EventLogEntry) -> bool:
 
 @contextmanager
 def _alone_on(engine: Engine) -> Iterator[None]:
-    """Hold the lock under which Dagster's tables are created. Raises WarehouseUnreachable, MissingRights."""
+    """Hold the lock under which Dagster's tables are created, and see that they can be used.
+
+    Raises WarehouseUnreachable, MissingRights.
+    """
     try:
         connection = engine.connect()
     except exc.SQLAlchemyError:
@@ -244,22 +251,33 @@ def _alone_on(engine: Engine) -> Iterator[None]:
         connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _CREATE_LOCK})
         try:
             yield
+            usable = connection.execute(text(_USABLE)).scalar_one()
         except exc.ProgrammingError as error:
             if getattr(error.orig, "pgcode", None) not in _NOT_ALLOWED:
                 raise
-            raise _missing_rights(connection) from None
+            raise _no_right_to_make(connection) from None
         finally:
             connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _CREATE_LOCK})
+        if not usable:
+            raise _no_right_to_use(connection)
 
 
-def _missing_rights(connection: Connection) -> MissingRights:
+def _no_right_to_make(connection: Connection) -> MissingRights:
     """What an administrator who made the database for another role forgets: since PostgreSQL 15 nobody else may create."""
-    query = "SELECT quote_ident(current_user), quote_ident(current_database())"
-    role, database = connection.execute(text(query)).one()
+    role, database, schema = connection.execute(text(_WHO_AND_WHERE)).one()
     return MissingRights(
         f"role {role} may not make and use Dagster's tables in database {database}. Run there as an administrator:\n"
-        f"    GRANT USAGE, CREATE ON SCHEMA public TO {role};\nor let the role own it: "
-        f"ALTER DATABASE {database} OWNER TO {role}; `nexhealth doctor` names what else is missing"
+        f"    GRANT USAGE, CREATE ON SCHEMA {schema} TO {role};\nor let the role own the schema: "
+        f"ALTER SCHEMA {schema} OWNER TO {role}; `nexhealth doctor` names what else is missing"
+    )
+
+
+def _no_right_to_use(connection: Connection) -> MissingRights:
+    """Tables that another role made; Dagster would find out in the midst of something, and it would look like a bug."""
+    role, database, _ = connection.execute(text(_WHO_AND_WHERE)).one()
+    return MissingRights(
+        f"role {role} may not use Dagster's tables in database {database}, which another role made: "
+        "`nexhealth doctor` names the statements that give it what it lacks"
     )
 
 

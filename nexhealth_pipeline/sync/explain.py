@@ -36,7 +36,10 @@ class Explained:
     """An estimate: lists grow, and an increment's size is known only when it is asked for."""
     why: str
     uncounted: int = 0
-    """Slices whose requests are not among these: one for each row of another collection, which was never read there."""
+    """Slices whose requests are not all among these: never read completely, nor the collection that they ask for each row of.
+
+    Of a list the first page of each pass is.
+    """
 
 
 def explain(connection: psycopg.Connection, slices: list[Slice], options: SyncOptions, today: date) -> list[Explained]:
@@ -73,13 +76,13 @@ def _explained(
 ) -> Explained:
     if collection.per:
         requests = sum(_due(connection, piece, options) for piece in pieces) * len(collection.passes)
-        uncounted = _without_rows(connection, COLLECTIONS[collection.per], pieces, today)
+        uncounted = _never_read(connection, COLLECTIONS[collection.per], pieces, today)
         return Explained(
             collection.name,
             collection.path,
             len(pieces),
             requests,
-            _why_single(collection.per, requests, uncounted),
+            _why_single(collection.per, len(pieces), requests, uncounted),
             uncounted,
         )
     if collection.scope is Scope.PRACTICE:
@@ -89,9 +92,15 @@ def _explained(
     whole = options.mode.whole and collection.window is None and not options.filters
     lists = _rows(connection, collection, pieces) if whole else []
     pages = sum(ceil(rows / MOST_A_PAGE[collection.paging]) for rows in lists)
-    return Explained(
-        collection.name, collection.path, len(pieces), max(passes, pages), _why(collection, pieces, options)
-    )
+    uncounted = 0
+    if collection.scope is not Scope.PRACTICE and not options.filters:
+        # An increment's length is not known either, but small beside what was read.
+        months = [piece for piece in pieces if piece.window_key != CHANGES]
+        uncounted = _never_read(connection, collection, months, today)
+    why = _why(collection, pieces, options)
+    if uncounted:
+        why += f"; of {uncounted:,} slice(s) never read the first page alone is counted"
+    return Explained(collection.name, collection.path, len(pieces), max(passes, pages), why, uncounted)
 
 
 def _why(collection: Collection, pieces: list[Slice], options: SyncOptions) -> str:
@@ -104,23 +113,23 @@ def _why(collection: Collection, pieces: list[Slice], options: SyncOptions) -> s
     return f"{len(pieces) - changes} month(s) and {changes} change read(s), {passes} passes each"
 
 
-def _why_single(parents: str, requests: int, uncounted: int) -> str:
-    if uncounted and not requests:
+def _why_single(parents: str, slices: int, requests: int, uncounted: int) -> str:
+    if uncounted == slices and uncounted and not requests:
         return f"not counted: its {parents} are not known yet (a request each)"
     why = f"one request for each of the {parents} that is due"
-    return f"{why}; of {uncounted:,} slice(s) not all are known yet, or counted" if uncounted else why
+    return f"{why}; in part not counted: of {uncounted:,} slice(s) not all are known yet" if uncounted else why
 
 
-def _without_rows(connection: psycopg.Connection, parents: Collection, pieces: list[Slice], today: date) -> int:
-    """Of how many `pieces` nobody knows how many rows they read a list of: `parents` were never read completely there.
+def _never_read(connection: psycopg.Connection, collection: Collection, pieces: list[Slice], today: date) -> int:
+    """Of how many `pieces` nobody knows how many rows of `collection` there are: it was never read completely there.
 
     What a practice does not have has no rows, and is never read.
     """
-    watermarks = load_watermarks(connection, [parents.name])
-    unread = [piece for piece in pieces if not was_read(replace(piece, collection=parents), watermarks, today)]
+    watermarks = load_watermarks(connection, [collection.name])
+    unread = [piece for piece in pieces if not was_read(replace(piece, collection=collection), watermarks, today)]
     rows = connection.execute(
         "SELECT institution_id, location_id FROM nexhealth_capabilities WHERE collection = %s AND status = ANY(%s)",
-        (parents.name, list(NOT_OFFERED)),
+        (collection.name, list(NOT_OFFERED)),
     )
     lacking = set(rows.fetchall())
     return sum((piece.institution_id, piece.location_id) not in lacking for piece in unread)

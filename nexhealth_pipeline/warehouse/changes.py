@@ -6,10 +6,10 @@ row says which record, when, how and why, and never what is in it. Migration 000
 this module puts the triggers on tables, makes partitions ahead of time, prunes old ones, and reads.
 
 To follow the copy: `now_cursor`, then read what is of interest from the tables, then `changes_since` until it gives
-none, whenever `listen` says so (once each time, its thousand would never catch up with a first load). A notification is a hint: changes are handed out once every older transaction
-of the server has ended, which may be a moment later, and a listener that was away got none. An entry says that a
-record changed, its row says how it stands: of two changes of one record the older may come last. A cursor belongs to one server:
-after a dump was restored on another, begin anew.
+none, whenever `listen` says so (once each time, its thousand would never catch up with a first load). A notification
+is a hint: changes are handed out once every older transaction of the server has ended, which may be a moment later,
+and a listener that was away got none. An entry says that a record changed, its row says how it stands: of two changes
+of one record the older may come last. A cursor belongs to one server: after a dump was restored on another, begin anew.
 
 Nothing here can stop a load: a day without a partition goes to the default one, the triggers act with their
 owner's rights, and the table has no constraint that a change could fail.
@@ -122,10 +122,10 @@ def now_cursor(connection: psycopg.Connection) -> str:
 def changes_since(connection: psycopg.Connection, cursor: str | None = None, most: int = 1000) -> list[ChangeRow]:
     """Up to `most` changes after `cursor` (None: from the oldest that is kept), oldest transaction first.
 
-    The last one's `cursor` is the next to ask with, at once: there may be more. When there is none, keep the one you have. No change is
-    left out that commits later than others, and changes of one transaction stay together and in order. Ask READ
-    COMMITTED: in an older snapshot, what is removed since would be passed over unsaid. Raises ChangesGone where
-    changes after the cursor are kept no more, ValueError for a cursor that is none.
+    The last one's `cursor` is the next to ask with, at once: there may be more. When there is none, keep the one you
+    have. No change is left out that commits later than others, and changes of one transaction stay together and in
+    order. Ask READ COMMITTED: in an older snapshot, what is removed since would be passed over unsaid. Raises
+    ChangesGone where changes after the cursor are kept no more, ValueError for a cursor that is none.
     """
     with driver_errors("reading the change feed"), connection.cursor(row_factory=class_row(ChangeRow)) as reader:
         try:

@@ -28,6 +28,7 @@ from nexhealth_pipeline.warehouse.embedded import ensure
 __all__ = [
     "DAGSTER_DATABASE",
     "OLDEST_SERVER",
+    "SCHEMA_IN_USE",
     "WAREHOUSE_DATABASE",
     "Pool",
     "connect",
@@ -48,6 +49,8 @@ DAGSTER_DATABASE = "dagster"
 """Dagster's storage, on the warehouse's server."""
 OLDEST_SERVER = 15
 """Oldest PostgreSQL release that is supported; the tests run on it where one is found."""
+SCHEMA_IN_USE = """coalesce(current_schema(), trim(split_part(current_setting('search_path'), ',', -1), ' "'))"""
+"""SQL of the schema that names without one are made in; of the last one asked for, where the role may look into none."""
 
 _NAME = "nexhealth"
 """What PostgreSQL calls a connection for which nothing else is said."""
@@ -300,4 +303,7 @@ def _unreachable(url: str, message: str) -> str:
     for words, reason in _REASONS:
         if words in message:
             return f"PostgreSQL at {_address(url)} {reason.format(**names)}"
-    return f"no PostgreSQL answers at {_address(url)}: start it, or correct its address in the settings"
+    return (
+        f"no PostgreSQL answers at {_address(url)}: start it, or correct DATABASE_URL (or DAGSTER_DATABASE_URL, if this is "
+        "Dagster's)"
+    )

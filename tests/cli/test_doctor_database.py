@@ -12,6 +12,7 @@ import pytest
 from psycopg import sql
 
 from nexhealth_pipeline.cli.doctor_database import _on_the_way
+from nexhealth_pipeline.errors import MissingRights
 from nexhealth_pipeline.orchestration.storage import NexHealthDagsterStorage, psycopg2_url
 from nexhealth_pipeline.sandbox import SANDBOX_API_KEY, SandboxServer
 from tests.cli.conftest import Run
@@ -117,14 +118,17 @@ def test_who_may_connect_to_dagster_s_database_and_not_make_its_tables_is_told_t
 
 
 def test_a_sync_of_theirs_ends_with_the_statement_too(
-    shared_sandbox: SandboxServer, database_url: str, lodger: str, tmp_path: Path
+    shared_sandbox: SandboxServer, database_url: str, empty_database_url: str, lodger: str, tmp_path: Path
 ) -> None:
-    """It was an unexpected error, a bug of ours, and exit status 1."""
+    """It was an unexpected error, a bug of ours, and exit status 1; also where another role has made the tables."""
     account = {"NEXHEALTH_API_URL": shared_sandbox.url, "NEXHEALTH_API_KEY": SANDBOX_API_KEY}
     places = {"DATABASE_URL": database_url, "DAGSTER_DATABASE_URL": lodger, "NEXHEALTH_HOME": str(tmp_path)}
     with forked_commands(tmp_path, account | places) as forked:
         said = forked.run("sync", "--resource", "locations", status=4)
-    assert f"GRANT USAGE, CREATE ON SCHEMA public TO lodger_{os.getpid()};" in said
+        assert f"GRANT USAGE, CREATE ON SCHEMA public TO lodger_{os.getpid()};" in said
+        start_dagster(empty_database_url)
+        said = forked.run("sync", "--resource", "locations", status=4)
+        assert "which another role made: `nexhealth doctor` names the statements" in said
 
 
 def test_a_role_that_may_not_look_into_the_warehouse_is_told_one_thing(
@@ -139,28 +143,90 @@ def test_a_role_that_may_not_look_into_the_warehouse_is_told_one_thing(
     assert "database" not in failed
 
 
-def test_rights_on_tables_that_another_role_made_are_named_one_by_one(
+def test_rights_on_tables_that_another_role_made_are_named_and_none_beside_them(
     nexhealth: Run, database_url: str, empty_database_url: str, lodger: str
 ) -> None:
-    """Whoever runs the pages made them; a shell of one's own has another role."""
+    """Whoever runs the pages made them. Where both addresses are of one database, a role of Dagster's own was to be given
+    all patients.
+    """
     start_dagster(empty_database_url)
     urls = {"DATABASE_URL": database_url, "DAGSTER_DATABASE_URL": lodger}
+    with psycopg.connect(empty_database_url, autocommit=True) as connection:
+        connection.execute("CREATE TABLE nexhealth_patients (id serial); GRANT INSERT ON runs TO PUBLIC")
+        found = told_of_dagster(nexhealth, **urls)
+        assert [one["level"] for one in found] == ["failed"] * 3
+        some, one, numbers = (one["message"].partition(" lacks the right ")[2] for one in found)
+        assert some.startswith("SELECT, INSERT, UPDATE, DELETE on public.alembic_version and ")
+        assert one.startswith("SELECT, UPDATE, DELETE on public.runs in ")
+        assert numbers.startswith("to use sequences in ")
+        carry_out(found, empty_database_url)
+        assert [one["level"] for one in told_of_dagster(nexhealth, **urls)] == ["ok"]
+        role = f"lodger_{os.getpid()}"
+        patients = "SELECT has_table_privilege(%s, 'nexhealth_patients', 'SELECT, INSERT, UPDATE, DELETE')"
+        assert connection.execute(patients, (role,)).fetchone() == (False,)
+        numbered = "SELECT has_sequence_privilege(%s, 'nexhealth_patients_id_seq', 'USAGE')"
+        assert connection.execute(numbered, (role,)).fetchone() == (False,)
+
+
+def test_dagster_s_tables_may_be_in_the_schema_that_the_role_has_for_itself(
+    nexhealth: Run, database_url: str, empty_database_url: str, lodger: str
+) -> None:
+    """PostgreSQL looks there first; doctor had it granted public, and read a migration that is not there."""
+    with psycopg.connect(empty_database_url, autocommit=True) as connection:
+        connection.execute(f"CREATE SCHEMA AUTHORIZATION lodger_{os.getpid()}".encode())
+    urls = {"DATABASE_URL": database_url, "DAGSTER_DATABASE_URL": lodger}
+    assert [one["level"] for one in told_of_dagster(nexhealth, **urls)] == ["ok"]
+    start_dagster(lodger)
+    assert [one["level"] for one in told_of_dagster(nexhealth, **urls)] == ["ok"]
+
+
+def test_a_schema_that_the_role_is_sent_to_and_may_not_use_is_named(
+    nexhealth: Run, database_url: str, empty_database_url: str, lodger: str
+) -> None:
+    """A right on another one helps nobody."""
+    with psycopg.connect(empty_database_url, autocommit=True) as connection:
+        change = f"""CREATE SCHEMA "its own"; ALTER ROLE lodger_{os.getpid()} SET search_path = "its own" """
+        connection.execute(change.encode())
+    urls = {"DATABASE_URL": database_url, "DAGSTER_DATABASE_URL": lodger}
     found = told_of_dagster(nexhealth, **urls)
-    assert len(found) == 5
-    assert {one["level"] for one in found} == {"failed"}
+    assert [one["fix"].partition(" TO ")[0] for one in found] == [
+        'There, as an administrator: GRANT USAGE, CREATE ON SCHEMA "its own"'
+    ]
+    with pytest.raises(MissingRights, match='GRANT USAGE, CREATE ON SCHEMA "its own" TO'):
+        start_dagster(lodger)
     carry_out(found, empty_database_url)
     assert [one["level"] for one in told_of_dagster(nexhealth, **urls)] == ["ok"]
 
 
-def test_tables_of_an_older_dagster_are_told_with_the_command_that_brings_them_up(
+def test_what_is_refused_in_dagster_s_database_is_told_as_that_one_s(
     nexhealth: Run, database_url: str, empty_database_url: str
 ) -> None:
-    """Of the two commands of an upgrade the second is forgotten."""
+    """It was the warehouse's, which was as it should be."""
     start_dagster(empty_database_url)
     with psycopg.connect(empty_database_url) as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '7e2f3204cf8e'")
+        connection.execute("DROP TABLE alembic_version")
+    urls = {"DATABASE_URL": database_url, "DAGSTER_DATABASE_URL": empty_database_url}
+    told = json.loads(nexhealth("doctor", "--json", **urls).out)["findings"]
+    failed = [(one["check"], one["message"]) for one in told if one["level"] == "failed" and one["group"] == "database"]
+    assert failed == [("dagster", "checking Dagster's database: PostgreSQL refused (42P01 UndefinedTable)")]
+
+
+@pytest.mark.parametrize(
+    ("revision", "fix"),
+    [
+        ("7e2f3204cf8e", "run `dagster instance migrate`"),
+        ("ffffffffffff", "A newer Dagster made these: install it here"),
+    ],
+)
+def test_tables_of_another_dagster_are_told_with_what_brings_both_together(
+    nexhealth: Run, database_url: str, empty_database_url: str, revision: str, fix: str
+) -> None:
+    """Of the two commands of an upgrade the second is forgotten, or one host of several, where that cannot work."""
+    start_dagster(empty_database_url)
+    with psycopg.connect(empty_database_url) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = %s", (revision,))
     urls = {"DATABASE_URL": database_url, "DAGSTER_DATABASE_URL": empty_database_url}
     found = [one for one in told_of_dagster(nexhealth, **urls) if one["level"] != "ok"]
     assert [(one["check"], one["level"]) for one in found] == [("dagster_migrations", "warning")]
-    assert "7e2f3204cf8e" in found[0]["message"]
-    assert "`dagster instance migrate`" in found[0]["fix"]
+    assert revision in found[0]["message"]
+    assert fix in found[0]["fix"]

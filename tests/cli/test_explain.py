@@ -57,9 +57,10 @@ def test_what_costs_a_request_a_patient_is_not_said_to_cost_nothing_before_they_
 ) -> None:
     """On the first day, the day on which it is asked, 170 requests were told instead of 75,000, and nothing beside."""
     lists = ["patient_addresses", "alerts", "documents", "coverage_subscribers"]
+    asked = ["sync", "--explain", "--mode", "full", *(word for name in lists for word in ("--resource", name))]
 
     def told() -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(nexhealth("sync", "--explain", "--json", "--mode", "full", **account).out)
+        found: dict[str, Any] = json.loads(nexhealth(*asked, "--json", **account).out)
         return found
 
     first = told()
@@ -70,7 +71,7 @@ def test_what_costs_a_request_a_patient_is_not_said_to_cost_nothing_before_they_
         "documents": 5,
         "coverage_subscribers": 1,
     }
-    ended = nexhealth("sync", "--explain", "--mode", "full", **account)
+    ended = nexhealth(*asked, **account)
     (line,) = (one for one in ended.out.splitlines() if one.startswith("documents"))
     assert line.endswith("not counted: its patients are not known yet (a request each)")
     assert f"at least {first['requests']:,} requests" in ended.out
@@ -88,13 +89,56 @@ def test_what_costs_a_request_a_patient_is_not_said_to_cost_nothing_before_they_
     some = {one["collection"]: one for one in told()["collections"]}
     assert [some[name]["uncounted"] for name in lists] == [1, 1, 1, 0]
     assert some["documents"]["requests"] == 300
-    assert some["documents"]["why"].endswith("; of 1 slice(s) not all are known yet, or counted")
+    assert some["documents"]["why"].endswith("; in part not counted: of 1 slice(s) not all are known yet")
     with psycopg.connect(database_url) as connection:
         connection.execute(READ.replace("generate_series(1, 4)", "generate_series(5, 5)"))
-    every = nexhealth("sync", "--explain", "--mode", "full", **account).out
+    every = nexhealth(*asked, **account).out
     assert "It will be more" not in every
-    assert "at least" not in every.replace("at least one request", "")
+    assert "at least" not in every
     assert told()["unknown"] == []
+
+
+def test_what_is_known_of_some_is_not_said_to_be_known_of_none(
+    nexhealth: Run, account: dict[str, str], database_url: str
+) -> None:
+    """Of four locations of five nothing was due, and all five were told as not counted."""
+    with psycopg.connect(database_url) as connection:
+        connection.execute(READ)
+    (found,) = json.loads(nexhealth("sync", "--explain", "--json", "--resource", "alerts", **account).out)[
+        "collections"
+    ][3:]
+    assert (found["slices"], found["requests"], found["uncounted"]) == (5, 0, 1)
+    assert found["why"].endswith("; in part not counted: of 1 slice(s) not all are known yet")
+
+
+def test_a_list_that_was_never_read_is_not_said_to_have_one_page(
+    nexhealth: Run, account: dict[str, str], database_url: str
+) -> None:
+    """On the first day 5 requests were told instead of 1,500, and "about"."""
+    asked = ["sync", "--explain", "--mode", "full", "--resource", "patients", "--resource", "appointments"]
+    found = json.loads(nexhealth(*asked, "--json", **account).out)
+    months = next(one["slices"] for one in found["collections"] if one["collection"] == "appointments")
+    assert found["unknown"] == ["patients", "appointments"]
+    assert [one["uncounted"] for one in found["collections"]] == [0, 0, 0, 5, months]
+    said = nexhealth(*asked, **account).out
+    assert f"at least {found['requests']:,} requests" in said
+    assert "only the first page is counted" in said
+    assert "a request for each patient" not in said
+    with psycopg.connect(database_url) as connection:
+        connection.execute(READ)
+        connection.execute(
+            "INSERT INTO nexhealth_capabilities (institution_id, location_id, collection, status, evidence)"
+            " SELECT 7, id, 'appointments', 'not_enabled', '403' FROM generate_series(1, 5) AS id"
+        )
+    (*_, patients, visits) = json.loads(nexhealth(*asked, "--json", **account).out)["collections"]
+    assert (patients["uncounted"], visits["uncounted"]) == (1, 0)
+    assert patients["why"].endswith("; of 1 slice(s) never read the first page alone is counted")
+    with psycopg.connect(database_url) as connection:
+        connection.execute(READ.replace("generate_series(1, 4)", "generate_series(5, 5)"))
+    said = nexhealth(*asked, **account).out
+    assert "about " in said
+    assert "at least" not in said
+    assert "It may be more" not in said
 
 
 def test_filters_make_it_less(nexhealth: Run, account: dict[str, str]) -> None:
@@ -119,7 +163,7 @@ def test_row_filters_leave_out_what_cannot_be_filtered(nexhealth: Run, account: 
     assert (requests["providers"], requests["document_types"], requests["patients"]) == (1, 5, 5)
     words = "--updated-since 2026-01-02 --resource appointments --location 3"
     (one,) = json.loads(nexhealth("sync", "--explain", "--json", *words.split(), **account).out)["collections"][3:]
-    assert (one["slices"], one["requests"]) == (1, 2)
+    assert (one["slices"], one["requests"], one["uncounted"]) == (1, 2, 0)
     assert "updated since" in one["why"]
     ended = nexhealth("sync", "--explain", "--resource", "documents", "--status", "active", **account)
     assert (ended.status, "documents cannot be filtered by status" in ended.err) == (2, True)

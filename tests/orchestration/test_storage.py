@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import dagster as dg
@@ -200,6 +201,25 @@ def test_a_role_that_may_not_make_dagster_s_tables_is_told_the_statement(empty_d
             assert caught.value.__suppress_context__
             db.execute(statement)
             NexHealthDagsterStorage(url).event_log_storage.dispose()
+        finally:
+            db.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+@pytest.mark.parametrize(
+    ("given", "usable"), [("SELECT", False), ("INSERT", False), ("SELECT, INSERT, UPDATE, DELETE", True)]
+)
+def test_a_role_that_may_not_use_the_tables_of_another_is_told_at_the_start(
+    empty_database_url: str, given: str, *, usable: bool
+) -> None:
+    """A sync found out at its first statement, and called it a bug of ours."""
+    role = f"lodger_{os.getpid()}"
+    url = psycopg2_url(empty_database_url.replace("postgres@", f"{role}@"))
+    NexHealthDagsterStorage(psycopg2_url(empty_database_url)).event_log_storage.dispose()
+    with psycopg.connect(empty_database_url, autocommit=True) as db:
+        db.execute(f"CREATE ROLE {role} LOGIN; GRANT {given} ON ALL TABLES IN SCHEMA public TO {role}")
+        try:
+            with nullcontext() if usable else pytest.raises(MissingRights, match="`nexhealth doctor` names"):
+                NexHealthDagsterStorage(url).event_log_storage.dispose()
         finally:
             db.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 

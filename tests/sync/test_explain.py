@@ -1,6 +1,7 @@
 """How many requests a whole read is said to cost: by what the warehouse holds of the lists that are asked for."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import psycopg
@@ -8,6 +9,7 @@ import pytest
 
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.sync.explain import explain
+from nexhealth_pipeline.sync.months import CHANGES
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
 from nexhealth_pipeline.sync.plan import slices_of
 from nexhealth_pipeline.sync.practice import load_practices
@@ -69,3 +71,11 @@ def test_only_what_is_asked_for_is_counted(
 ) -> None:
     """One location of a thousand was said to cost what all of them do."""
     assert requests(held, name, *locations) == said
+
+
+def test_of_what_changed_one_page_is_about_right(held: psycopg.Connection) -> None:
+    """Months that were read leave a change read beside them, which has no watermark before its first."""
+    today, practices = datetime.now(UTC).date(), load_practices(held)
+    month = next(slices_of(COLLECTIONS["appointments"], practices, today))
+    found = explain(held, [month, replace(month, window_key=CHANGES)], SyncOptions(), today)
+    assert [(one.slices, one.uncounted) for one in found if one.collection == "appointments"] == [(2, 1)]
