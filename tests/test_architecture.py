@@ -9,10 +9,9 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
-
-import pytest
 
 PACKAGE = "nexhealth_pipeline"
 ROOT = Path(__file__).parents[1] / PACKAGE
@@ -35,8 +34,6 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 WITH_DAGSTER = {"orchestration", "definitions", "cli"}
 MODULES = sorted(ROOT.rglob("*.py"))
-IDS = [str(path.relative_to(ROOT)) for path in MODULES]
-every_module = pytest.mark.parametrize("path", MODULES, ids=IDS)
 
 
 def room_of(path: Path) -> str:
@@ -47,6 +44,26 @@ def room_of(path: Path) -> str:
 
 def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+@cache
+def imports_of(path: Path) -> tuple[frozenset[str], frozenset[str]]:
+    """Full names of what a module imports anywhere, and of what it imports as soon as it is imported itself.
+
+    These are kept, not the trees: a quarter of a million objects that the collector would look through until the process ends.
+    """
+    tree = tree_of(path)
+    everywhere = (name for node in ast.walk(tree) for name in imported(node, path))
+    at_top = (name for node in at_import_time(tree) for name in imported(node, path))
+    return frozenset(everywhere), frozenset(at_top)
+
+
+def libraries(names: frozenset[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
+
+
+def shown(path: Path) -> str:
+    return str(path.relative_to(ROOT))
 
 
 def imported(node: ast.AST, path: Path) -> Iterator[str]:
@@ -77,28 +94,32 @@ def test_every_room_is_known() -> None:
     assert {room_of(path) for path in MODULES} <= set(MAY_IMPORT)
 
 
-@every_module
-def test_imports_go_one_way(path: Path) -> None:
+def test_imports_go_one_way() -> None:
     """A cycle between rooms cannot be taken apart later; a client that knows tables cannot be used alone."""
-    room = room_of(path)
-    for node in ast.walk(tree_of(path)):
-        for name in imported(node, path):
+    wrong = []
+    for path in MODULES:
+        room = room_of(path)
+        for name in sorted(imports_of(path)[0]):
             parts = name.split(".")
             if parts[0] != PACKAGE:
                 continue
             target = parts[1] if len(parts) > 1 and parts[1] in MAY_IMPORT else ""
-            assert target in MAY_IMPORT[room] | {room}, f"{room} must not import {name}"
+            if target not in MAY_IMPORT[room] | {room}:
+                wrong.append(f"{shown(path)} must not import {name}")
+    assert not wrong, "\n".join(wrong)
 
 
-@every_module
-def test_dagster_stays_above_and_heavy_libraries_inside_functions(path: Path) -> None:
+def test_dagster_stays_above_and_heavy_libraries_inside_functions() -> None:
     """`sync` must work from a plain script; pandas costs every run process 70 MB and seconds."""
-    tree = tree_of(path)
-    everywhere = {name.split(".")[0] for node in ast.walk(tree) for name in imported(node, path)}
-    at_top = {name.split(".")[0] for node in at_import_time(tree) for name in imported(node, path)}
-    assert "pandas" not in at_top
-    if room_of(path) not in WITH_DAGSTER:
-        assert not {name for name in everywhere if name.startswith("dagster")}
+    wrong = []
+    for path in MODULES:
+        everywhere, at_top = map(libraries, imports_of(path))
+        if "pandas" in at_top:
+            wrong.append(f"{shown(path)} imports pandas outside of a function")
+        found = [name for name in everywhere if name.startswith("dagster")]
+        if found and room_of(path) not in WITH_DAGSTER:
+            wrong.append(f"{shown(path)} must not import {found}")
+    assert not wrong, "\n".join(wrong)
 
 
 def test_what_is_imported_is_declared() -> None:
@@ -106,9 +127,7 @@ def test_what_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lines = [*project["dependencies"], *project["optional-dependencies"]["deploy"]]
     declared = {_canonical(re.split(r"[^\w.-]", line)[0]) for line in lines}
-    names = {
-        name.split(".")[0] for path in MODULES for node in ast.walk(tree_of(path)) for name in imported(node, path)
-    }
+    names = {name for path in MODULES for name in libraries(imports_of(path)[0])}
     brought_by = packages_distributions()
     others = names - {PACKAGE, *sys.stdlib_module_names}
     assert {one for one in others if not declared & set(map(_canonical, brought_by[one]))} == set()
@@ -119,11 +138,11 @@ def _canonical(distribution: str) -> str:
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
-@every_module
-def test_annotations_are_real_where_dagster_reads_them(path: Path) -> None:
+def test_annotations_are_real_where_dagster_reads_them() -> None:
     """Dagster inspects annotations of assets and resources; as texts they break the definitions."""
-    names = {name for node in ast.walk(tree_of(path)) for name in imported(node, path)}
-    assert room_of(path) not in {"orchestration", "definitions"} or "__future__.annotations" not in names
+    read = [path for path in MODULES if room_of(path) in {"orchestration", "definitions"}]
+    assert {room_of(path) for path in read} == {"orchestration", "definitions"}
+    assert [shown(path) for path in read if "__future__.annotations" in imports_of(path)[0]] == []
 
 
 def order(name: str) -> tuple[int, str]:
@@ -131,21 +150,30 @@ def order(name: str) -> tuple[int, str]:
     return (0 if name.isupper() else 1 if name[0].isupper() else 2), name
 
 
-@every_module
-def test_every_module_says_what_it_offers(path: Path) -> None:
+def test_every_module_says_what_it_offers() -> None:
     """`__all__` is the list a reader and a colleague go by: sorted, complete, and true."""
+    wrong = [f"{shown(path)}: {complaint}" for path in MODULES for complaint in wrong_with(path)]
+    assert not wrong, "\n".join(wrong)
+
+
+def wrong_with(path: Path) -> Iterator[str]:
+    """What a module says wrongly of itself."""
     tree = tree_of(path)
-    assert ast.get_docstring(tree), "a module says what it is for"
+    if not ast.get_docstring(tree):
+        yield "no docstring: a module says what it is for"
     if path.name in {"__init__.py", "__main__.py"} or "migrations" in path.parts:
         return
     offered = exported(tree)
-    assert offered is not None, "no __all__"
-    assert offered == sorted(offered, key=order)
+    if offered is None:
+        yield "no __all__"
+        return
+    if offered != (in_order := sorted(offered, key=order)):
+        yield f"__all__ is not sorted: it should be {in_order}"
     public = {node.name for node in definitions(tree) if not node.name.startswith("_") and not registered(node, path)}
-    assert public <= set(offered), "a public function or class is missing: list it or begin its name with _"
-    assert set(offered) <= {node.name for node in definitions(tree)} | assigned(tree), (
-        "it lists a name that this module does not define"
-    )
+    if missing := public - set(offered):
+        yield f"__all__ lacks {sorted(missing)}: list them or begin their names with _"
+    if unknown := set(offered) - {node.name for node in definitions(tree)} - assigned(tree):
+        yield f"__all__ lists {sorted(unknown)}, which this module does not define"
 
 
 def definitions(tree: ast.Module) -> list[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:

@@ -26,25 +26,33 @@ def running(*options: str) -> Iterator["subprocess.Popen[str]"]:
 
 
 @pytest.fixture
-def process(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
-    with running("--seed", "7", "--state", str(tmp_path / "state")) as process:
-        yield process
+def small(tmp_path: Path) -> tuple[str, str]:
+    """The option for few patients; the default ones take a second to make."""
+    small_world(tmp_path)
+    return "--state", str(tmp_path / "sandbox")
 
 
-def test_it_prints_its_address_serves_there_and_ends_on_ctrl_c(process: "subprocess.Popen[str]") -> None:
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever finds a state served is told at once: the holder is not just ending."""
+    monkeypatch.setattr("nexhealth_pipeline.sandbox.hold._PATIENCE_SECONDS", 0.1)
+
+
+def test_it_prints_its_address_serves_there_and_ends_on_ctrl_c(tmp_path: Path) -> None:
     """The address alone is on stdout, for `export NEXHEALTH_API_URL=$(...)` and for our own commands."""
-    assert process.stdout is not None
-    url = process.stdout.readline().strip()
-    with urllib.request.urlopen(f"{url}/sandbox/stats", timeout=10) as answer:
-        assert b'"seed":7' in answer.read()
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
-    assert (out, err, process.returncode) == ("", "", 0)
+    with running("--seed", "7", "--state", str(tmp_path / "state")) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        with urllib.request.urlopen(f"{url}/sandbox/stats", timeout=10) as answer:
+            assert b'"seed":7' in answer.read()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+        assert (out, err, process.returncode) == ("", "", 0)
 
 
-def test_a_taken_port_is_named(nexhealth: Run, closed_port: int) -> None:
+def test_a_taken_port_is_named(nexhealth: Run, closed_port: int, small: tuple[str, str]) -> None:
     """The one thing that goes wrong."""
-    ended = nexhealth("sandbox", "--port", str(closed_port), "--seed", "1")
+    ended = nexhealth("sandbox", "--port", str(closed_port), *small)
     assert ended.status == 2
     assert f"--port {closed_port}" in ended.err
 
@@ -60,21 +68,21 @@ def test_a_state_of_other_practices_is_refused(nexhealth: Run, tmp_path: Path) -
 
 
 def test_a_state_that_another_process_serves_is_refused_until_that_one_has_ended(
-    nexhealth: Run, process: "subprocess.Popen[str]", tmp_path: Path
+    nexhealth: Run, small: tuple[str, str], impatient: None
 ) -> None:
     """Both would give new rows the same ids, and the next start would find a mixture."""
-    assert process.stdout is not None
-    process.stdout.readline()
-    state = ("--state", str(tmp_path / "state"))
-    ended = nexhealth("sandbox", "--port", "0", *state)
-    assert ended.status == 2
-    assert f"process {process.pid} serves this state folder" in ended.err
-    assert "use another folder" in ended.err
+    with running(*small) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        ended = nexhealth("sandbox", "--port", "0", *small)
+        assert ended.status == 2
+        assert f"process {process.pid} serves this state folder" in ended.err
+        assert "use another folder" in ended.err
 
-    process.kill()
-    with running(*state) as second:
-        assert second.stdout is not None
-        assert second.stdout.readline().startswith("http://")
+        process.kill()
+        with running(*small) as second:
+            assert second.stdout is not None
+            assert second.stdout.readline().startswith("http://")
 
 
 def test_a_state_folder_that_cannot_be_made_is_named(nexhealth: Run, tmp_path: Path) -> None:
@@ -96,19 +104,23 @@ def test_kept_changes_that_cannot_be_read_are_named(nexhealth: Run, tmp_path: Pa
     assert "--port" not in ended.err
 
 
-def test_an_address_that_nobody_reads_is_no_fault_of_the_port(nexhealth: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_nobody_reads_is_no_fault_of_the_port(
+    nexhealth: Run, small: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As of all commands: whoever read the output went away."""
 
     def gone(_url: str) -> None:
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
     monkeypatch.setattr("nexhealth_pipeline.cli.sandbox._announce", gone)
-    ended = nexhealth("sandbox", "--port", "0", "--seed", "1")
+    ended = nexhealth("sandbox", "--port", "0", *small)
     assert (ended.status, ended.err) == (141, "")
 
 
 @pytest.mark.parametrize("command", [("demo",), ("dev", "--demo")])
-def test_a_demo_beside_another_says_which_one_to_end(nexhealth: Run, tmp_path: Path, command: tuple[str, ...]) -> None:
+def test_a_demo_beside_another_says_which_one_to_end(
+    nexhealth: Run, tmp_path: Path, impatient: None, command: tuple[str, ...]
+) -> None:
     """They would change the same practices; what the second one says must be of use to whoever forgot the first."""
     home = tmp_path / "home"
     small_world(home)

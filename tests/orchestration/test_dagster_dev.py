@@ -1,4 +1,7 @@
-"""Plain `dagster dev` in a folder with a space, with nothing set, keeps its history and leaves nobody behind."""
+"""Dagster's own programs in a folder with a space: they come up, do what the UI asks for, and leave nobody behind.
+
+Plain `dagster dev` with nothing set; webserver and daemon, as in production, with the addresses they need.
+"""
 
 import json
 import os
@@ -10,7 +13,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -57,12 +60,15 @@ def checkout() -> Iterator[Path]:
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes through /proc")
 def test_dagster_dev_comes_up_with_nothing_set_and_each_of_its_processes_can_be_ended(checkout: Path) -> None:
     """The first thing a newcomer types. A process that stays would hold the port and the server."""
-    with _dagster_dev(checkout) as (session, port):
+    with _started(checkout, lambda port: [[sys.executable, "-m", "dagster", "dev", "--port", port]]) as (session, port):
         _wait_until(lambda: _location(port) != "LOADING", "the code is not loaded", 120)
         assert _location(port) == "LOADED"
         assert _ask(port, "{ assetNodes { assetKey { path } } }")["assetNodes"]
         runs = _ask(port, "{ runsOrError { ... on Runs { results { runId } } } }")["runsOrError"]
         assert runs == {"results": []}
+        run = _ask(port, _LAUNCH, {"job": "nexhealth_practice"})["launchRun"]["run"]["runId"]
+        _wait_until(lambda: _status(port, run) == "FAILURE", "a run without a key goes on", 120)
+        assert "NEXHEALTH_API_KEY" in str(_ask(port, _FAILED, {"id": run})["runOrError"]["eventConnection"])
         assert len(_members(session)) >= 4
         assert not (checkout / "history").exists(), "the storage must be PostgreSQL"
         assert (checkout / ".nexhealth" / "postgres").is_dir()
@@ -75,17 +81,22 @@ def test_dagster_dev_comes_up_with_nothing_set_and_each_of_its_processes_can_be_
 @pytest.mark.dagster
 @pytest.mark.timeout(400)
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes through /proc")
-def test_a_backfill_of_two_locations_by_six_months_runs_from_the_ui(checkout: Path) -> None:
+def test_a_backfill_of_two_locations_by_six_months_runs_from_the_ui(checkout: Path, tmp_path: Path) -> None:
     """One location that fails must not stop the other, whichever way Dagster cuts the backfill into runs.
 
     Nothing of the people it copied is in Dagster's database or in a log after it (promise 10).
     """
-    months = month_keys(datetime.now(UTC).date())[20:26]
+    today = datetime.now(UTC).date()
+    months = [month for month in month_keys(today) if month <= f"{today:%Y-%m}"][-6:]
+    server = embedded.ensure(checkout / ".nexhealth", durable=False)
+    server.create_database("ware")
+    addresses = {"DATABASE_URL": server.url("ware"), "DAGSTER_HOME": str(checkout)}
     with SandboxServer(patients=20, limits=False) as box:
         settings = {"NEXHEALTH_API_URL": box.url, "NEXHEALTH_API_KEY": box.api_key, "NEXHEALTH_DATA_KIND": "sandbox"}
+        settings |= addresses | _impatient(tmp_path, checkout)
         for visit in box.state.ids("appointments"):
             box.state.update("appointments", visit, {"note": CANARY, "provider_name": CANARY})
-        with _dagster_dev(checkout, **settings) as (session, port):
+        with _started(checkout, _webserver_and_daemon, **settings) as (session, port):
             _wait_until(lambda: _location(port) == "LOADED", "the code is not loaded", 120)
             run = _ask(port, _LAUNCH, {"job": "nexhealth_practice"})["launchRun"]["run"]["runId"]
             _wait_until(lambda: _status(port, run) == "SUCCESS", "discovery does not end", 120)
@@ -104,34 +115,57 @@ def test_a_backfill_of_two_locations_by_six_months_runs_from_the_ui(checkout: Pa
                     "failedPartitions": ["harbor-smiles.348622"],
                 },
             }
-            _assert_silent(checkout, box.auth.issued)
-            _assert_written_in_bulk(checkout, len(months))
+            _assert_silent(checkout, server.url("ware"), box.auth.issued)
+            _assert_written_in_bulk(server.url("dagster"), len(months))
             for pid in sorted(_members(session)):
                 _end(pid)
             _wait_until(lambda: not _members(session), "processes stay", 60)
 
 
-def _assert_silent(checkout: Path, tokens: tuple[str, ...]) -> None:
-    home = load_settings({"NEXHEALTH_HOME": str(checkout / ".nexhealth")}, environ={}, env_file=None)
-    assert holds_canary(tables(connect.warehouse_url(home))["nexhealth_appointments"])
-    texts = {f"dagster {table}": text for table, text in tables(connect.dagster_url(home)).items()}
-    texts |= files(checkout / ".nexhealth") | {"output": (checkout / "dagster-dev.log").read_text()}
+def _webserver_and_daemon(port: str) -> list[list[str]]:
+    programs = Path(sys.executable).parent
+    webserver = [str(programs / "dagster-webserver"), "-w", "workspace.yaml", "--port", port]
+    return [webserver, [str(programs / "dagster-daemon"), "run", "-w", "workspace.yaml"]]
+
+
+_HURRY = """
+import sys
+if any(one.endswith("dagster-daemon") for one in sys.orig_argv):
+    import dagster._daemon.controller
+    dagster._daemon.controller.DEFAULT_DAEMON_INTERVAL_SECONDS = 2
+"""
+"""Dagster has no setting for the half minute between two looks for backfills, of which this test waits for several."""
+
+
+def _impatient(folder: Path, checkout: Path) -> dict[str, str]:
+    """A `PYTHONPATH` that has the daemon look sooner, and everybody take the checkout's code, not what is installed."""
+    (folder / "sitecustomize.py").write_text(_HURRY)
+    return {"PYTHONPATH": f"{folder}{os.pathsep}{checkout}"}
+
+
+def _assert_silent(checkout: Path, warehouse: str, tokens: tuple[str, ...]) -> None:
+    given = {"NEXHEALTH_HOME": str(checkout / ".nexhealth"), "DATABASE_URL": warehouse}
+    assert holds_canary(tables(warehouse)["nexhealth_appointments"])
+    dagster = connect.dagster_url(load_settings(given, environ={}, env_file=None))
+    texts = {f"dagster {table}": text for table, text in tables(dagster).items()}
+    texts |= files(checkout / ".nexhealth") | {"output": (checkout / _LOG).read_text()}
     assert tokens
     for place, text in texts.items():
         assert CANARY not in text, place
         assert not any(token in text for token in tokens), place
 
 
-def _assert_written_in_bulk(checkout: Path, slices: int) -> None:
+def _assert_written_in_bulk(dagster: str, slices: int) -> None:
     """Each event in a transaction of its own is what made a night's events cost minutes: the daemon plans a backfill's."""
-    home = load_settings({"NEXHEALTH_HOME": str(checkout / ".nexhealth")}, environ={}, env_file=None)
-    planned = event_transactions(connect.dagster_url(home), dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED)
+    planned = event_transactions(dagster, dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED)
     assert sorted(planned.values())[-2:] == [(slices, 1), (slices, 1)]
 
 
 _LAUNCH = """mutation($job: String!) { launchRun(executionParams: {mode: "default", selector: {jobName: $job,
     repositoryName: "__repository__", repositoryLocationName: "nexhealth_pipeline"}, runConfigData: {}}) {
     ... on LaunchRunSuccess { run { runId } } } }"""
+_FAILED = """query($id: ID!) { runOrError(runId: $id) { ... on Run { eventConnection { events {
+    ... on ExecutionStepFailureEvent { error { message causes { message } } } } } } } }"""
 _BACKFILL = """mutation($keys: [String!]!) { launchPartitionBackfill(backfillParams: {partitionNames: $keys,
     assetSelection: [{path: ["nexhealth_appointments"]}]}) { ... on LaunchBackfillSuccess { backfillId } } }"""
 _COLOURS = """{ assetNodeOrError(assetKey: {path: ["nexhealth_appointments"]}) { ... on AssetNode {
@@ -151,29 +185,50 @@ def _backfill(port: int, backfill: str) -> dict[str, Any]:
     return found
 
 
+_LOG = "dagster.log"
+Commands = Callable[[str], list[list[str]]]
+"""What to start, by the port that it is to answer at."""
+
+
 @contextmanager
-def _dagster_dev(checkout: Path, **settings: str) -> Iterator[tuple[int, int]]:
-    """`dagster dev`, ready to answer: its session and port. What is left of it is killed by pid."""
-    port = _free_port()
-    log = checkout / "dagster-dev.log"
+def _started(checkout: Path, commands: Commands, **settings: str) -> Iterator[tuple[list[int], int]]:
+    """Dagster's programs, ready to answer: their sessions and port. What is left of them is killed by pid."""
+    log = checkout / _LOG
     environment = {"PATH": os.environ["PATH"], "HOME": str(checkout), **settings}
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "dagster", "dev", "--port", str(port)],
-            cwd=checkout,
-            env=environment,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
+    processes, port = _start(checkout, commands, environment)
     try:
-        _wait_until(lambda: process.poll() is not None or _answers(port), "the webserver does not answer", 120)
-        assert process.poll() is None, log.read_text()
-        yield process.pid, port
+        if _ended(processes, port) and "address already in use" in log.read_text().lower():
+            _kill(processes)  # somebody else took the port since it was found to be free
+            processes, port = _start(checkout, commands, environment)
+        assert not _ended(processes, port), log.read_text()
+        yield [one.pid for one in processes], port
     finally:
-        for pid in _members(process.pid):
-            _end(pid, signal.SIGKILL)
-        process.wait(30)
+        _kill(processes)
+
+
+def _start(
+    checkout: Path, commands: Commands, environment: dict[str, str]
+) -> tuple[list["subprocess.Popen[bytes]"], int]:
+    """Each program in a session of its own."""
+    port = _free_port()
+    with (checkout / _LOG).open("w") as log:
+        return [
+            subprocess.Popen(command, cwd=checkout, env=environment, stdout=log, stderr=log, start_new_session=True)
+            for command in commands(str(port))
+        ], port
+
+
+def _ended(processes: Sequence["subprocess.Popen[bytes]"], port: int) -> bool:
+    """Whether one has ended by itself before they answered at `port`."""
+    _wait_until(lambda: any(one.poll() is not None for one in processes) or _answers(port), "nobody answers", 120)
+    return any(one.poll() is not None for one in processes)
+
+
+def _kill(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
+    for pid in _members([one.pid for one in processes]):
+        _end(pid, signal.SIGKILL)
+    for one in processes:
+        one.wait(30)
 
 
 def _server_has_gone(checkout: Path) -> None:
@@ -186,8 +241,8 @@ def _server_has_gone(checkout: Path) -> None:
     _wait_until(lambda: not _naming(str(checkout)), "a server stays", 60)
 
 
-def _members(session: int) -> list[int]:
-    """Living processes of a session: all that `dagster dev` started."""
+def _members(sessions: Sequence[int]) -> list[int]:
+    """Living processes of these sessions: all that Dagster's programs started."""
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
@@ -195,7 +250,7 @@ def _members(session: int) -> list[int]:
                 state, _, _, sid = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            if int(sid) == session and state != "Z":
+            if int(sid) in sessions and state != "Z":
                 found.append(int(folder.name))
     return found
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 
 import psycopg
 import pytest
@@ -44,16 +45,22 @@ def settings_for(box: SandboxServer, database_url: str) -> Settings:
     )
 
 
+def small_box(visits: int, base: datetime) -> SandboxServer:
+    """One of fewer people, with so many visits each."""
+    return SandboxServer(patients=40, appointments_per_patient=visits, limits=False, base=base)
+
+
+@pytest.fixture(scope="module")
+def base() -> datetime:
+    """When a module's small sandboxes begin: those of as many visits are alike, so whoever has read one knows them all."""
+    return datetime.now(UTC).replace(second=0, microsecond=0)
+
+
 @pytest.fixture
-def box(request: pytest.FixtureRequest) -> Iterator[SandboxServer]:
+def box(request: pytest.FixtureRequest, base: datetime) -> Iterator[SandboxServer]:
     """The whole one; of tests marked `small_box(visits=...)` one of fewer people, with so many visits each."""
     small = request.node.get_closest_marker("small_box")
-    server = (
-        SandboxServer(patients=40, appointments_per_patient=small.kwargs["visits"], limits=False)
-        if small
-        else whole_box()
-    )
-    with server as box:
+    with small_box(small.kwargs["visits"], base) if small else whole_box() as box:
         yield box
 
 

@@ -1,11 +1,18 @@
 """Reconciles of the sandbox's practices: who they are, and what became of their rows."""
 
+from collections.abc import Iterator
+
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
 from nexhealth_pipeline.sync.slices import Absence, SliceResult
+from tests.conftest import _fresh
 
-from .kit import Rows
+from .conftest import use_few_months
+from .kit import Rows, sync_all
 
 FULL, RECONCILE = SyncOptions(mode=Mode.FULL), SyncOptions(mode=Mode.RECONCILE)
 NORTH, SOUTH, DESERT = 348511, 348512, 348513
@@ -17,6 +24,15 @@ PIER, OFFLINE = 348621, 348622
 def practice(box: SandboxServer, database_url: str, subdomain: str) -> Settings:
     given = {"NEXHEALTH_API_URL": box.url, "NEXHEALTH_API_KEY": box.api_key, "DATABASE_URL": database_url}
     return load_settings(given | {"NEXHEALTH_SUBDOMAINS": subdomain}, environ={}, env_file=None)
+
+
+def having_read(box: SandboxServer, subdomain: str, names: set[str], server_url: str, template: str) -> Iterator[str]:
+    """Name of a warehouse that has read these collections of a practice of `box`: each test's own is a copy of it."""
+    for url in _fresh(server_url, template):
+        with box, pytest.MonkeyPatch.context() as patch:
+            use_few_months(patch)
+            sync_all(practice(box, url, subdomain), FULL, only=names)
+        yield str(conninfo_to_dict(url)["dbname"])
 
 
 def gone(rows: Rows, name: str) -> set[object]:

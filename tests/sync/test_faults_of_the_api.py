@@ -22,7 +22,7 @@ from .reconciled import DESERT
 from .spoiler import Spoiler, Steps, drip, spoiling
 
 FULL = SyncOptions(mode=Mode.FULL)
-IMPATIENT = RetryPolicy(attempts=3, sleep=lambda _: None)
+IMPATIENT = RetryPolicy(attempts=2, sleep=lambda _: None)
 ONLY = {"operatories", "patients", "working_hours"}
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 BEGUN = HEAD + b'Content-Length: 9000\r\n\r\n{"code":true,'
@@ -41,7 +41,7 @@ BY_THE_SERVER: list[tuple[str, dict[str, Any], str]] = [
     ("redirect", {"target": "http://127.0.0.1:9/"}, "a redirect, which is never followed"),
     ("empty_page", {}, "an empty page"),
     ("cut", {}, "ended before its end"),
-    # Not `token_expired`: it would take the token of every slice, and three times in a row end an innocent one.
+    # Not `token_expired`: it would take the token of every slice, and twice in a row end an innocent one.
     ("status", {"status": 401}, "a new token was refused"),
     ("status", {"status": 302}, "a redirect, which is never followed"),
 ]

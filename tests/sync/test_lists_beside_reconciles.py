@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from datetime import datetime
 
 import pytest
 
@@ -14,9 +15,11 @@ from nexhealth_pipeline.sync.reconcile import judge
 from nexhealth_pipeline.sync.runner import read_slice
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice, SliceResult
+from tests.conftest import _fresh
 
+from .conftest import small_box
 from .kit import Rows, open_session, sync_all
-from .reconciled import FULL, RECONCILE, gone, practice
+from .reconciled import FULL, RECONCILE, gone, having_read, practice
 from .test_lists_in_turn import NAMES, QUICK, TURN, asked, documents
 
 pytestmark = pytest.mark.small_box(visits=0)
@@ -25,12 +28,20 @@ CHANGES = replace(TURN, rotation_days=1000)
 """Lists of what changed, and hardly any other."""
 
 
+@pytest.fixture(scope="module")
+def read_before(server_url: str, template: str, base: datetime) -> Iterator[str]:
+    """Everything of one practice."""
+    yield from having_read(small_box(0, base), "willow-dental", NAMES, server_url, template)
+
+
+@pytest.fixture
+def database_url(server_url: str, read_before: str) -> Iterator[str]:
+    yield from _fresh(server_url, read_before)
+
+
 @pytest.fixture
 def settings(box: SandboxServer, database_url: str) -> Settings:
-    """One practice, everything read."""
-    made = practice(box, database_url, "willow-dental")
-    sync_all(made, FULL, only=NAMES)
-    return made
+    return practice(box, database_url, "willow-dental")
 
 
 def between(patch: pytest.MonkeyPatch, meanwhile: Callable[[], None]) -> None:

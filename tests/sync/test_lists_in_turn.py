@@ -1,5 +1,6 @@
 """Lists under rows: each night a share is read, and what a list lacks is marked as gone in its turn at the latest."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 
@@ -8,17 +9,19 @@ import pytest
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.client.retry import RetryPolicy
 from nexhealth_pipeline.sandbox import SandboxServer
-from nexhealth_pipeline.settings import Settings, load_settings
+from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
 from nexhealth_pipeline.sync.runner import read_slice
 from nexhealth_pipeline.sync.slices import Slice, SliceResult
 from nexhealth_pipeline.sync.verdict import Sources
+from tests.conftest import _fresh
 
+from .conftest import small_box
 from .kit import LISTS_READ, Rows, noting_loads, open_session, sync_all
+from .reconciled import FULL, RECONCILE, having_read, practice
 
 pytestmark = pytest.mark.small_box(visits=0)
 
-FULL, RECONCILE = SyncOptions(mode=Mode.FULL), SyncOptions(mode=Mode.RECONCILE)
 NIGHTS = 4
 TURN = SyncOptions(rotation_days=NIGHTS)
 AT_NIGHT = replace(TURN, mode=Mode.RECONCILE, every_list=False)
@@ -26,13 +29,20 @@ NAMES = {"patients", "documents"}
 QUICK = RetryPolicy(sleep=lambda _: None)
 
 
+@pytest.fixture(scope="module")
+def read_before(server_url: str, template: str, base: datetime) -> Iterator[str]:
+    """Everything of one practice, read the night before."""
+    yield from having_read(small_box(0, base), "willow-dental", NAMES, server_url, template)
+
+
+@pytest.fixture
+def database_url(server_url: str, read_before: str) -> Iterator[str]:
+    yield from _fresh(server_url, read_before)
+
+
 @pytest.fixture
 def settings(box: SandboxServer, database_url: str) -> Settings:
-    """One practice, everything read the night before."""
-    given = {"NEXHEALTH_API_URL": box.url, "NEXHEALTH_API_KEY": box.api_key, "DATABASE_URL": database_url}
-    made = load_settings(given | {"NEXHEALTH_SUBDOMAINS": "willow-dental"}, environ={}, env_file=None)
-    sync_all(made, FULL, only=NAMES)
-    return made
+    return practice(box, database_url, "willow-dental")
 
 
 def a_day_passes(rows: Rows) -> None:

@@ -3,34 +3,34 @@
 import json
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import psycopg
 import pytest
 
 from nexhealth_pipeline.settings import Settings
-from nexhealth_pipeline.warehouse import migrate
-from nexhealth_pipeline.warehouse.embedded import ensure
 from nexhealth_pipeline.webhooks.live import Live
 from nexhealth_pipeline.webhooks.sealing import Sealer
 from nexhealth_pipeline.webhooks.serving import Plan
+from tests.servers import Server, server_of_its_own
 from tests.webhooks.receiving import Running, event, events, receiver, settings, signed, until
 
 HURRIED = Plan(statement_seconds=1.0, answer_seconds=1.5, secrets_seconds=0.2)
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """One for these tests alone: others use the session's."""
+    with server_of_its_own() as server:
+        yield server
+
+
 @pytest.fixture
-def warehouse(own_home: Path) -> str:
-    """On a server of its own: others use the session's."""
-    server = ensure(own_home, durable=False)
-    server.create_database("ware")
-    migrate.upgrade(server.url("ware"))
-    return server.url("ware")
+def warehouse(server: Server) -> str:
+    return server.database()
 
 
 @contextmanager
@@ -49,18 +49,12 @@ def send(what: signal.Signals, pids: list[int]) -> None:
             os.kill(pid, what)
 
 
-def whole_server(home: Path) -> list[int]:
-    """The postmaster and its processes."""
-    postmaster = int((home / "postgres/server/data/postmaster.pid").read_text().split()[0])
-    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(postmaster)], capture_output=True, check=True)
-    return [postmaster, *map(int, children.stdout.split())]
-
-
 def backend(url: str) -> int:
     """The server's process that answers the look for secrets."""
     with psycopg.connect(url) as connection:
         found = connection.execute(
-            "SELECT pid FROM pg_stat_activity WHERE application_name = 'nexhealth-receiver-secrets'"
+            "SELECT pid FROM pg_stat_activity"
+            " WHERE application_name = 'nexhealth-receiver-secrets' AND datname = current_database()"
         ).fetchone()
     assert found
     return int(found[0])
@@ -86,13 +80,13 @@ def readiness(running: Running) -> tuple[int, dict[str, object]]:
     return answer.status, json.loads(answer.word)
 
 
-def test_a_look_at_a_frozen_server_ends_and_what_was_known_stays(warehouse: str, own_home: Path) -> None:
+def test_a_look_at_a_frozen_server_ends_and_what_was_known_stays(warehouse: str, server: Server) -> None:
     given, sealer = sealed()
     register(warehouse, sealer, "another secret")
     with Live(warehouse, given, sealer, every_seconds=600, seconds=2.0) as live:
         before = live.known
         assert (before.schema_fits, len(before.secrets)) == (True, 2)
-        with frozen(whole_server(own_home)):
+        with frozen(server.tree()):
             looks = threading.Thread(target=lambda: [live.look() for _ in range(2)], daemon=True)
             looks.start()  # one on the open connection, one that finds no other
             looks.join(10)
@@ -115,16 +109,16 @@ def test_new_secrets_are_learnt_although_the_connection_for_them_is_frozen(wareh
 
 
 def test_a_receiver_starts_before_a_frozen_server_and_takes_events_once_it_moves(
-    warehouse: str, own_home: Path
+    warehouse: str, server: Server
 ) -> None:
     """What is not listened to gives no 503, and nobody sees that it is the database."""
     given, sealer = sealed()
     began = time.monotonic()
-    with frozen(whole_server(own_home)), receiver(warehouse, given, HURRIED, sealer) as one:
+    with frozen(server.tree()), receiver(warehouse, given, HURRIED, sealer) as one:
         assert time.monotonic() - began < 12
         assert readiness(one) == (503, {"ready": False, "database": False, "schema": False, "secrets": 1})
         assert one.ask(event(1)).status == 503
-        send(signal.SIGCONT, whole_server(own_home))
+        send(signal.SIGCONT, server.tree())
         until(lambda: readiness(one)[0] == 200)
         assert one.ask(event(1)).status == 200
     assert [row["status"] for row in events(warehouse, "payload IS NOT NULL")] == ["pending"]
@@ -149,7 +143,8 @@ def _busy(connection: psycopg.Connection) -> int:
     """Looks that the server is still at."""
     connection.execute("SELECT pg_stat_clear_snapshot()")  # else a transaction sees what it saw first
     row = connection.execute(
-        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'nexhealth-receiver-secrets' AND state = 'active'"
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'nexhealth-receiver-secrets'"
+        " AND datname = current_database() AND state = 'active'"
     ).fetchone()
     assert row
     return int(row[0])
