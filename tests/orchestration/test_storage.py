@@ -6,10 +6,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import psycopg
 import pytest
+from dagster._core.storage.event_log.base import EventLogConnection
+from dagster_postgres import PostgresEventLogStorage
+from dagster_shared.record import copy
 from psycopg.conninfo import conninfo_to_dict
 
 from nexhealth_pipeline.errors import MissingRights, WarehouseUnreachable
@@ -140,6 +144,30 @@ def test_a_run_over_partitions_colours_exactly_the_slices_that_were_read(instanc
     for record in instance.get_asset_records([one, two]):
         assert record.asset_entry.last_run_id == result.run_id
         assert record.asset_entry.last_materialization is not None
+
+
+@pytest.mark.parametrize("steps", [None, ["two_assets"], ["none of them"]])
+def test_times_of_steps_are_told_without_reading_what_they_materialized(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, steps: list[str] | None
+) -> None:
+    """The page of a night's run asked Dagster for them, which read 22,000 events for a time or two."""
+    result = _run(instance, 3)
+    events = instance.event_log_storage
+    dagsters = PostgresEventLogStorage.get_step_stats_for_run(events, result.run_id, steps)  # type: ignore[arg-type]
+    read: list[object] = []
+    records_of = _PooledEventLogStorage.get_records_for_run
+
+    def counted(self: _PooledEventLogStorage, *given: Any, **options: Any) -> EventLogConnection:
+        found = records_of(self, *given, **options)
+        read.extend(found.records)
+        return found
+
+    monkeypatch.setattr(_PooledEventLogStorage, "get_records_for_run", counted)
+    ours = instance.get_run_step_stats(result.run_id, steps)
+    assert [one.materialization_events for one in ours] == [[]] * len(dagsters)
+    assert ours == [copy(one, materialization_events=[]) for one in dagsters]
+    assert bool(ours) == (steps != ["none of them"])
+    assert 0 < len(read) < 10
 
 
 def test_a_process_keeps_few_connections_and_outlives_their_loss(
