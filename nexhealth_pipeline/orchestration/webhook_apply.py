@@ -26,7 +26,7 @@ from nexhealth_pipeline.warehouse.history import Cause
 from nexhealth_pipeline.warehouse.webhook_health import GIVEN_UP
 from nexhealth_pipeline.webhooks.applying import AppliedSlice, apply_pending
 from nexhealth_pipeline.webhooks.batches import Batch
-from nexhealth_pipeline.webhooks.claiming import Backlog
+from nexhealth_pipeline.webhooks.claiming import DUE, Backlog
 
 __all__ = ["CHANNEL", "Stay", "Tally", "apply_and_report", "in_words"]
 
@@ -114,8 +114,7 @@ def _until_tried(session: SyncSession, on_batch: Callable[[Batch], None], backlo
 
 def _is_due(connection: psycopg.Connection) -> bool:
     row = connection.execute(
-        "SELECT EXISTS (SELECT FROM nexhealth_webhook_events WHERE status = 'pending'"
-        " AND (next_attempt_at IS NULL OR next_attempt_at <= clock_timestamp()))"
+        f"SELECT EXISTS (SELECT FROM nexhealth_webhook_events WHERE status = 'pending' AND {DUE})"  # noqa: S608 - a constant
     ).fetchone()
     return bool(row and row[0])
 

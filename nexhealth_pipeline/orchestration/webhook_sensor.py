@@ -17,6 +17,7 @@ from nexhealth_pipeline.orchestration.dead_runs import in_the_way, met_no_error
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
 from nexhealth_pipeline.orchestration.webhook_names import APPLY_JOB, WEBHOOK_SENSOR
 from nexhealth_pipeline.warehouse.migrate import require_release
+from nexhealth_pipeline.webhooks.claiming import DUE
 
 __all__ = ["webhook_sensor"]
 
@@ -29,12 +30,12 @@ _LOOKED_AT = 20
 _FIRST_PAUSE_SECONDS = 20.0
 _LONGEST_PAUSE_SECONDS = 600.0
 
-_DUE = """
+_DUE = f"""
 SELECT count(*), extract(epoch FROM clock_timestamp() - min(received_at))::float FROM (
     SELECT received_at FROM nexhealth_webhook_events
-    WHERE status = 'pending' AND (next_attempt_at IS NULL OR next_attempt_at <= clock_timestamp())
+    WHERE status = 'pending' AND {DUE}
     ORDER BY id LIMIT %s) due
-"""
+"""  # noqa: S608 - a constant
 _WAITING = """
 SELECT count(*), min(next_attempt_at) FROM (
     SELECT next_attempt_at FROM nexhealth_webhook_events WHERE status = 'pending' LIMIT %s) waiting

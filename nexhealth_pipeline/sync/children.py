@@ -41,6 +41,7 @@ from nexhealth_pipeline.warehouse.child_reads import (
     record_unknown,
     witnesses,
 )
+from nexhealth_pipeline.warehouse.repeats import repeated
 from nexhealth_pipeline.warehouse.seen import answered_key
 from nexhealth_pipeline.warehouse.state import PassState, database_time, load_state, save_state
 from nexhealth_pipeline.warehouse.sync_log import Counts
@@ -154,11 +155,9 @@ class ChildReader(SliceReader):
         failures = self._read_all(connection, plans, state)
         done = state.completed(datetime.now(UTC))
         if not self.options.partial:
-            with connection.transaction():
-                save_state(connection, _walked(state) if failures else done)
-                # Lists that came in turn are judged by although others failed: each tells of its own row.
-                if not failures or state.since is not None:
-                    self._keeper.end(state.pass_started_at)
+            # Lists that came in turn are judged by although others failed: each tells of its own row.
+            judged_by = not failures or state.since is not None
+            repeated(partial(self._end_pass, connection, _walked(state) if failures else done, judged_by=judged_by))
         failures.raise_any()
         self.states.append(done)
         if not (self.counts.records_read or self.options.partial):
@@ -168,6 +167,13 @@ class ChildReader(SliceReader):
                 institution_id=self.slice.institution_id,
                 location_id=self.slice.location_id,
             )
+
+    def _end_pass(self, connection: psycopg.Connection, state: PassState, *, judged_by: bool) -> None:
+        """Note that all that were due were asked for, in one transaction."""
+        with connection.transaction():
+            save_state(connection, state)
+            if judged_by:
+                self._keeper.end(state.pass_started_at)
 
     def _read_all(self, connection: psycopg.Connection, plans: list[PassPlan], state: PassState) -> _Failures:
         """Read what is due, and where that brought no record although there were some, lists that had records too."""

@@ -6,6 +6,7 @@ A record that is answered may say of itself that it is deleted. It is not there 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import msgspec
 import psycopg
@@ -15,10 +16,11 @@ from nexhealth_pipeline.catalog.paging import Paging
 from nexhealth_pipeline.client.page import Page, fields_of
 from nexhealth_pipeline.client.request import ApiRequest
 from nexhealth_pipeline.errors import NotFound, ProtocolBroken
-from nexhealth_pipeline.sync.loader import Loader
+from nexhealth_pipeline.sync.loader import EncodedPage, Loader
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice
 from nexhealth_pipeline.warehouse.absence import Missing
+from nexhealth_pipeline.warehouse.repeats import repeated
 from nexhealth_pipeline.warehouse.sync_log import Counts
 
 __all__ = ["Confirmation"]
@@ -81,15 +83,24 @@ class Confirmation:
                         bytes=gone.bytes,
                     )
                 )
-        found = 0
-        with self._connection.transaction():
-            if there:
-                self.counts.add(self._loader.encode_and_load((page, {}) for page in self._list_shapes(there)).counts)
-                found = self._present(there)
-            self._missing.confirm(list(there), gone=False)
-            self._missing.confirm([row_id for row_id in answers if row_id not in there], gone=True)
+        # Before the transaction, which may be made again: a drift is told once only.
+        encoded = [self._loader.encode(page, {}) for page in self._list_shapes(there)] if there else []
+        gone_ids = [row_id for row_id in answers if row_id not in there]
+        undo = partial(self._loader.go_back, self._loader.mark())
+        counts, found = repeated(partial(self._load, encoded, list(there), gone_ids), undo=undo)
+        self.counts.add(counts)
         self.gone += len(answers) - found
         self.found += found
+
+    def _load(self, encoded: list[EncodedPage], there: list[int], gone: list[int]) -> tuple[Counts, int]:
+        """Load what was answered and note all answers, in one transaction; its counts, and how many rows are not deleted."""
+        counts, found = Counts(), 0
+        with self._connection.transaction():
+            if there:
+                counts, found = self._loader.load(encoded, None).counts, self._present(there)
+            self._missing.confirm(there, gone=False)
+            self._missing.confirm(gone, gone=True)
+        return counts, found
 
     def _present(self, ids: Iterable[int]) -> int:
         """How many of these rows, loaded just now, are not deleted."""

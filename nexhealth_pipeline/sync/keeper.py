@@ -13,6 +13,7 @@ import psycopg
 
 from nexhealth_pipeline.catalog.collection import Collection, Scope
 from nexhealth_pipeline.sync.options import Mode
+from nexhealth_pipeline.warehouse.repeats import repeated
 from nexhealth_pipeline.warehouse.seen import (
     begin_seen,
     complete_seen,
@@ -85,7 +86,7 @@ class Keeper:
         self.id = None
         if self._judged or self._membership:
             aside = self._judged and self._collection.placed_by_request
-            self.id = begin_seen(self._connection, self._place, begun_at, aside=aside)
+            self.id = repeated(partial(begin_seen, self._connection, self._place, begun_at, aside=aside))
 
     @property
     def when_staged(self) -> Callable[[str], None] | None:

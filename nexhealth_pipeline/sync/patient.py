@@ -29,7 +29,7 @@ from nexhealth_pipeline.errors import (
 )
 from nexhealth_pipeline.sync.filters import NO_FILTERS
 from nexhealth_pipeline.sync.heed import Heed
-from nexhealth_pipeline.sync.loader import Loaded, Loader
+from nexhealth_pipeline.sync.loader import EncodedPage, Loaded, Loader
 from nexhealth_pipeline.sync.months import CHANGES
 from nexhealth_pipeline.sync.plan import PassPlan, passes_of
 from nexhealth_pipeline.sync.practice import Institution, Location, Practices
@@ -39,6 +39,7 @@ from nexhealth_pipeline.sync.wide_window import pages_in_parts
 from nexhealth_pipeline.warehouse.child_reads import ChildRead, DueRow, record_child_reads
 from nexhealth_pipeline.warehouse.connect import driver_errors
 from nexhealth_pipeline.warehouse.knowledge import record_locations
+from nexhealth_pipeline.warehouse.repeats import repeated
 from nexhealth_pipeline.warehouse.sync_log import Counts, SyncLog
 
 __all__ = ["refresh_patient"]
@@ -236,8 +237,12 @@ class _Refresh:
         ids = _location_ids(record)
         if ids is None:
             return
-        with self.connection.transaction():
-            record_locations(self.connection, self.institution.id, self.patient_id, ids, seen_at)
+
+        def note() -> None:
+            with self.connection.transaction():
+                record_locations(self.connection, self.institution.id, self.patient_id, ids, seen_at)
+
+        repeated(note)
 
     def _read(self, collection: Collection, home: Location | None, fetch: Callable[[], _Answers]) -> SliceResult:
         """Read and load one collection with a log row of its own."""
@@ -257,12 +262,11 @@ class _Refresh:
         counts, status, reason, exit_status = Counts(), Status.SUCCEEDED, None, 0
         try:
             answers = fetch()
-            with self.connection.transaction():
-                loader.open()
-                loaded = loader.encode_and_load(answers)
-                counts = loaded.counts
-                if collection.per:
-                    self._remember_children(collection, answers, loaded)
+            loader.open()
+            # Before the transaction, which may be made again: a drift is told once only.
+            encoded = [loader.encode(*answer) for answer in answers]
+            load = partial(self._load, loader, collection, answers, encoded)
+            counts = repeated(load, undo=partial(loader.go_back, loader.mark()))
         except PipelineError as failure:
             skipped = isinstance(failure, NoAccess | NotFound) and collection.may_be_disabled
             status, reason = Status.SKIPPED if skipped else Status.FAILED, str(failure)
@@ -273,6 +277,14 @@ class _Refresh:
         result.new_notes = loader.new_notes
         self.session.note(result)
         return result
+
+    def _load(self, loader: Loader, collection: Collection, answers: _Answers, encoded: list[EncodedPage]) -> Counts:
+        """Load one collection's answers, in one transaction."""
+        with self.connection.transaction():
+            loaded = loader.load(encoded, None)
+            if collection.per:
+                self._remember_children(collection, answers, loaded)
+        return loaded.counts
 
 
 def _heeded(heed: Heed, plan: PassPlan, pages: Iterable[Page]) -> Iterator[Page]:

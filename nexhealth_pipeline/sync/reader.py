@@ -215,8 +215,7 @@ class SliceReader:
         if self.options.dry_run:
             self.loader.classify(self.counts)
         elif not self.options.partial:
-            with connection.transaction():
-                self._remember(connection)
+            repeated(partial(self._note_end, connection))
         status = Status.SUCCEEDED if self.read_anything else Status.SKIPPED
         reason = None if self.read_anything else "already read completely since this sync began"
         self._close_log(connection, status, reason)
@@ -224,6 +223,11 @@ class SliceReader:
         result = self._result(status, reason=reason, complete=complete)
         result.rows = self._rows(connection) if complete else None
         return result
+
+    def _note_end(self, connection: psycopg.Connection) -> None:
+        """Note what is known of a slice that was read to its end, in one transaction."""
+        with connection.transaction():
+            self._remember(connection)
 
     def _rows(self, connection: psycopg.Connection) -> int | None:
         """Rows of the slice: those a whole read met (a shared database's: those listed there); of a month those in it."""

@@ -30,6 +30,7 @@ from nexhealth_pipeline.warehouse.absence import Ground, is_placed, never_had
 from nexhealth_pipeline.warehouse.connect import driver_errors
 from nexhealth_pipeline.warehouse.judgements import end_turns, held, judged
 from nexhealth_pipeline.warehouse.knowledge import NOT_OFFERED
+from nexhealth_pipeline.warehouse.repeats import repeated
 from nexhealth_pipeline.warehouse.seen import SeenPass, offline_locations, seen_passes
 from nexhealth_pipeline.warehouse.state import PassKey, database_time
 from nexhealth_pipeline.warehouse.sync_log import Counts
@@ -126,13 +127,17 @@ class _Court:
                 if self._session.stop.is_set():
                     return
                 yield from self._judge(place)
-            with self._connection.transaction():
-                if self._collection.per is not None:
-                    end_turns(self._connection, self._collection.name, self._institution_id, self._heard)
-                held(self._connection, self._held)
-                # What came to no end is judged again by whoever goes on with it: its reads are fresh, and not made again.
-                ended = [one for one in self._done if one.id not in self._undecided]
-                judged(self._connection, self._collection, ended, self._shared)
+            repeated(self._note_ends)
+
+    def _note_ends(self) -> None:
+        """Note what was judged, in one transaction."""
+        with self._connection.transaction():
+            if self._collection.per is not None:
+                end_turns(self._connection, self._collection.name, self._institution_id, self._heard)
+            held(self._connection, self._held)
+            # What came to no end is judged again by whoever goes on with it: its reads are fresh, and not made again.
+            ended = [one for one in self._done if one.id not in self._undecided]
+            judged(self._connection, self._collection, ended, self._shared)
 
     def _places(self, touched: set[int]) -> Iterator[_Place]:
         """EHR databases, slices or the institution; and, where all was read, the rows of no location."""

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 
 import psycopg
 from psycopg import sql
@@ -25,6 +26,7 @@ from nexhealth_pipeline.warehouse.child_reads import record_child_reads
 from nexhealth_pipeline.warehouse.connect import connect, driver_errors
 from nexhealth_pipeline.warehouse.encode import RecordEncoder
 from nexhealth_pipeline.warehouse.migrate import check
+from nexhealth_pipeline.warehouse.repeats import repeated
 from nexhealth_pipeline.warehouse.runs import RunLock
 from nexhealth_pipeline.warehouse.sync_log import Counts, SyncLog
 
@@ -134,16 +136,25 @@ def _retry_place(connection: psycopg.Connection, place: _Place, notes: list[int]
         partition_key=None,
         mode=_MODE,
     )
-    loader = Loader(connection, place.slice, run_id=run_id, dry_run=False)
-    loader.open()
     total = Retried()
     for first in range(0, len(notes), _AT_ONCE):
-        with connection.transaction():
-            records = _records(connection, notes[first : first + _AT_ONCE])
-            total.add(_retry_records(connection, place, loader, records))
-            log.progress(connection, total.rows)
+        total = repeated(partial(_retry_some, connection, place, notes[first : first + _AT_ONCE], log, run_id, total))
     log.finish(connection, "succeeded", total.rows)
     return total
+
+
+def _retry_some(
+    connection: psycopg.Connection, place: _Place, notes: list[int], log: SyncLog, run_id: str, before: Retried
+) -> Retried:
+    """Try some notes in one transaction; what became of them and of those before."""
+    with connection.transaction():
+        # One of its own: where this was rolled back, the one before has told its drifts, and holds what was staged.
+        loader = Loader(connection, place.slice, run_id=run_id, dry_run=False)
+        loader.open()
+        done = _retry_records(connection, place, loader, _records(connection, notes))
+        done.add(before)
+        log.progress(connection, done.rows)
+    return done
 
 
 def _records(connection: psycopg.Connection, ids: list[int]) -> list[_Record]:

@@ -282,7 +282,8 @@ class _Sql:
         Apart from `find`, because few are missing, and an institution's reads may be a thousand times this ground's.
         """
         # Longer where only other locations' reads know the row, which have their turns when they have: while they are made.
-        lately = sql.SQL("begun_at > %(begun)s - {}").format(_ELSEWHERE)
+        # One begun later than now is of a clock that was ahead then: its word would count for so much longer.
+        lately = sql.SQL("begun_at BETWEEN %(begun)s - {} AND statement_timestamp()").format(_ELSEWHERE)
         if self._collection.placed_by_request:
             lately = sql.SQL("(location_id = ANY(%(active)s) OR {})").format(lately)
         if self._collection.per is not None:

@@ -38,6 +38,7 @@ __all__ = [
     "driver_errors",
     "home_folder",
     "normalised_url",
+    "our_settings",
     "pool",
     "warehouse_url",
     "watch",
@@ -64,7 +65,7 @@ SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepaliv
 SET tcp_user_timeout = 60000
 """
 """A client that vanished is noticed within a minute: the server then gives back its locks."""
-_OURS = {"default_transaction_isolation": "'read committed'", "lock_timeout": "0"}
+_OURS = {"default_transaction_isolation": "read committed", "lock_timeout": "0"}
 """What a role may have otherwise, for other work than this: whoever reads a newer row than it began with would end, and so
 would whoever waits while another run makes an index."""
 _SCHEMES = ("postgresql", "postgres", "postgresql+psycopg2", "postgresql+psycopg")
@@ -203,15 +204,25 @@ def watch(connection: psycopg.Connection) -> None:
 
     What the address sets itself stands. Begins no transaction.
     """
-    options = connection.info.options.replace("-", "_")
     # Not as options of the connection themselves: poolers refuse those that they do not know.
-    statements = [f"SET {name} = {value}".encode() for name, value in _OURS.items() if name not in options]
+    statements = [f"SET {name} = '{value}'".encode() for name, value in our_settings(connection.info.options).items()]
     if not connection.info.host.startswith("/"):
         statements.append(_WATCH)
     done = connection.pgconn.exec_(b";".join(statements))
     if done.status == ExecStatus.FATAL_ERROR:  # a server that is not on Linux knows less of TCP
         for statement in statements:
             connection.pgconn.exec_(statement)
+
+
+def our_settings(options: str) -> dict[str, str]:
+    """What to set on a connection, so that no role's settings are in the way; not what its `options` set themselves."""
+    return {name: value for name, value in _OURS.items() if not _is_set(name, options)}
+
+
+def _is_set(name: str, options: str) -> bool:
+    """Whether `options` set `name`: as `-c name=value`, with or without the space, or `--name=value`; in any case."""
+    words = name.replace("_", "[-_]")
+    return re.search(rf"(?:^|\s)-(?:-|c\s*){words}=", options, re.IGNORECASE) is not None
 
 
 class Pool(ConnectionPool[psycopg.Connection]):

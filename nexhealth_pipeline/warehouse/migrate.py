@@ -6,7 +6,7 @@ Alembic owns system tables, functions and roles; :mod:`.tables` owns the collect
 from pathlib import Path
 
 import psycopg
-from psycopg.errors import DependentObjectsStillExist
+from psycopg.errors import DeadlockDetected, DependentObjectsStillExist
 
 from nexhealth_pipeline.errors import (
     MissingRights,
@@ -24,6 +24,8 @@ _VERSIONS = Path(__file__).parent / "migrations" / "versions"
 HEAD: str = max(path.stem[1:5] for path in _VERSIONS.glob("m[0-9]*.py"))
 """Number of the newest migration."""
 _LOCK = 0x4E48_0002
+_TRIES = 5
+"""Each begins once PostgreSQL has ended a deadlock, after a second."""
 _BUILT_ON = """
 SELECT DISTINCT format('%%I.%%I', n.nspname, v.relname) AS name
 FROM pg_depend d
@@ -133,8 +135,16 @@ def _migrate(url: str, target: str = HEAD) -> list[str]:
             connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
             connection.commit()
             config.attributes["connection"] = connection
-            command.upgrade(config, target)
-            connection.commit()
+            for left in reversed(range(_TRIES)):
+                try:
+                    command.upgrade(config, target)
+                    connection.commit()
+                    break
+                except DBAPIError as error:
+                    # All of it again: what an earlier migration of this transaction has locked may be what the other waits for.
+                    connection.rollback()
+                    if not left or not isinstance(error.orig, DeadlockDetected):
+                        raise
     except DBAPIError as error:
         if isinstance(error.orig, DependentObjectsStillExist):
             raise WarehouseError(_in_the_way(url, error.orig)) from None

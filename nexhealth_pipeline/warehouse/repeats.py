@@ -1,5 +1,6 @@
 """What is done once more: a transaction that PostgreSQL ended because of somebody else's, and not of what is in it."""
 
+import logging
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -9,6 +10,7 @@ __all__ = ["AGAIN", "repeated"]
 
 AGAIN = (errors.DeadlockDetected, errors.SerializationFailure, errors.LockNotAvailable)
 """Nobody's fault, and gone when the same is done again at once."""
+_log = logging.getLogger(__name__)
 _TRIES = 10
 _T = TypeVar("_T")
 
@@ -21,8 +23,10 @@ def repeated(work: Callable[[], _T], *, undo: Callable[[], object] = lambda: Non
     for left in reversed(range(tries)):
         try:
             return work()
-        except AGAIN:
+        except AGAIN as error:
             undo()
             if not left:
                 raise
+            told = {"sqlstate": error.sqlstate, "try": tries - left}
+            _log.info("a transaction is made again", extra={"nexhealth": told})
     raise AssertionError("unreachable")

@@ -23,7 +23,8 @@ def open_sweep(connection: psycopg.Connection, mode: str, scope_hash: str) -> tu
     """Id and begin (database clock) of the unfinished sweep of this scope, if there is one young enough."""
     row = connection.execute(
         "SELECT id, started_at FROM nexhealth_sweeps WHERE finished_at IS NULL AND mode = %s AND scope_hash = %s"
-        " AND started_at > clock_timestamp() - %s ORDER BY started_at DESC LIMIT 1",
+        # Later than now is by a clock that was ahead then: nothing would count as read since.
+        " AND started_at BETWEEN clock_timestamp() - %s AND clock_timestamp() ORDER BY started_at DESC LIMIT 1",
         (mode, scope_hash, timedelta(hours=SWEEP_HOURS)),
     ).fetchone()
     return None if row is None else (row[0], row[1])

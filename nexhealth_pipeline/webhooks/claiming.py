@@ -12,11 +12,29 @@ from enum import StrEnum
 import psycopg
 from psycopg.rows import class_row
 
-__all__ = ["BATCH", "Backlog", "Outcome", "StoredEvent", "Verdict", "claim", "mark", "newest_id"]
+__all__ = [
+    "BATCH",
+    "DUE",
+    "LONGEST_PAUSE",
+    "Backlog",
+    "Outcome",
+    "StoredEvent",
+    "Verdict",
+    "claim",
+    "mark",
+    "newest_id",
+]
 
 BATCH = 500
 """Events applied in one transaction: large enough for throughput, small enough to be repeated."""
-_BACKOFF = [timedelta(seconds=30), timedelta(minutes=2), timedelta(minutes=10), timedelta(hours=1)]
+LONGEST_PAUSE = timedelta(hours=1)
+"""No event rests longer. One whose next try is later than that is due: the database's clock was ahead when it was set."""
+DUE = (
+    "(next_attempt_at BETWEEN clock_timestamp()"
+    f" AND clock_timestamp() + interval '{LONGEST_PAUSE.total_seconds():.0f} s') IS NOT TRUE"
+)
+"""SQL of whether an event's next try may be made now; without one it may."""
+_BACKOFF = [timedelta(seconds=30), timedelta(minutes=2), timedelta(minutes=10), LONGEST_PAUSE]
 """Wait after the first, second, ... failed try; the last one after all further."""
 _PATIENCE = timedelta(minutes=2)
 """Wait after a try that failed through no fault of the event."""
@@ -51,9 +69,10 @@ class Backlog:
     def left(self, connection: psycopg.Connection) -> int:
         """How many of them nobody has tried since; one that a process is working on counts."""
         row = connection.execute(
+            # DUE of then. But the longest pause counts from now, or what was tried meanwhile would look as if it was not.
             "SELECT count(*) FROM nexhealth_webhook_events WHERE status = 'pending' AND id <= %s"
-            " AND (next_attempt_at IS NULL OR next_attempt_at <= %s)",
-            (self.newest_id, self.at),
+            " AND (next_attempt_at BETWEEN %s AND clock_timestamp() + %s) IS NOT TRUE",
+            (self.newest_id, self.at, LONGEST_PAUSE),
         ).fetchone()
         return int(row[0]) if row else 0
 

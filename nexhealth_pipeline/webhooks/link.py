@@ -8,6 +8,7 @@ fails at once.
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import random
@@ -22,7 +23,7 @@ from psycopg.rows import TupleRow
 
 from nexhealth_pipeline.errors import WarehouseError, WarehouseUnreachable
 from nexhealth_pipeline.log import described
-from nexhealth_pipeline.warehouse.connect import driver_errors
+from nexhealth_pipeline.warehouse.connect import driver_errors, our_settings
 
 __all__ = ["SERVERS_PART", "Link", "cut", "receivers_conninfo"]
 
@@ -37,9 +38,11 @@ _LOOK_SECONDS = 5.0
 _ALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
 _PREPARE = """
 SELECT set_config('statement_timeout', %(milliseconds)s, false),
-       CASE WHEN current_setting('synchronous_commit') = 'off' THEN set_config('synchronous_commit', 'on', false) END
+       CASE WHEN current_setting('synchronous_commit') = 'off' THEN set_config('synchronous_commit', 'on', false) END,
+       (SELECT count(set_config(key, value, false)) FROM jsonb_each_text(%(ours)s))
 """
-"""What is acknowledged must survive a crash of the server, whatever its default."""
+"""What is acknowledged must survive a crash of the server, whatever its default; and no role's settings for other work may
+refuse what waits a moment, or repeats what has just come."""
 
 _HARMLESS = (psycopg.DataError, psycopg.IntegrityError)
 """Errors after which the connection is as good as before."""
@@ -138,7 +141,11 @@ class Link:
     async def _attempt(self) -> bool:
         try:
             connection = await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)
-            await self._bounded(connection, _PREPARE, {"milliseconds": str(int(self._seconds * SERVERS_PART))})
+            prepared = {
+                "milliseconds": str(int(self._seconds * SERVERS_PART)),
+                "ours": json.dumps(our_settings(connection.info.options)),
+            }
+            await self._bounded(connection, _PREPARE, prepared)
         except Exception as error:  # whatever it was, the next attempt may do
             _LOG.info("no connection to the warehouse", extra={"nexhealth": {"error": described(error)}})
             self._lost.set()

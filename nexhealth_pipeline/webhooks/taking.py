@@ -13,6 +13,7 @@ from datetime import timedelta
 import psycopg
 
 from nexhealth_pipeline.warehouse.runs import is_dead
+from nexhealth_pipeline.webhooks.claiming import DUE, LONGEST_PAUSE
 
 __all__ = [
     "LEAST_TAKINGS",
@@ -29,12 +30,12 @@ _SIZES = (100, 10)
 """Events taken at once that were taken once, twice before; later ones alone."""
 LEAST_TAKINGS = len(_SIZES) + 2
 """Takings after which an event may be given up: not before it was taken alone."""
-_PAUSES = [timedelta(seconds=30), timedelta(minutes=2), timedelta(minutes=10), timedelta(hours=1)]
+_PAUSES = [timedelta(seconds=30), timedelta(minutes=2), timedelta(minutes=10), LONGEST_PAUSE]
 """How long an event that is taken alone is left alone, should that end its process; the last for all further times."""
-_TAKE = """
+_TAKE = f"""
 WITH chosen AS MATERIALIZED (
     SELECT id FROM nexhealth_webhook_events
-    WHERE status = 'pending' AND (next_attempt_at IS NULL OR next_attempt_at <= clock_timestamp()) AND """
+    WHERE status = 'pending' AND {DUE} AND """  # noqa: S608 - a constant
 _NEW = "id <= %(upto)s AND id <> ALL(%(without)s) AND taken = 0 AND (attempts > 0) = %(retried)s ORDER BY id"
 _HINTS = "id = ANY(%(ids)s) AND taken_by IS NULL ORDER BY id"
 # In turn: one that breaks its run off each time must not stand before others that are alone, too.
@@ -85,8 +86,8 @@ def dead_takers(connection: psycopg.Connection) -> list[str]:
 def abandoned(connection: psycopg.Connection, *, upto: int, dead: Sequence[str]) -> list[int]:
     """How often events were taken that no living process has and that are due, fewest first."""
     rows = connection.execute(
-        "SELECT DISTINCT taken FROM nexhealth_webhook_events WHERE status = 'pending' AND taken > 0 AND id <= %s"
-        " AND (next_attempt_at IS NULL OR next_attempt_at <= clock_timestamp())"
+        "SELECT DISTINCT taken FROM nexhealth_webhook_events WHERE status = 'pending' AND taken > 0 AND id <= %s"  # noqa: S608 - a constant
+        f" AND {DUE}"
         " AND (taken_by IS NULL OR taken_by = ANY(%s)) ORDER BY 1",
         (upto, list(dead)),
     )

@@ -34,6 +34,7 @@ from nexhealth_pipeline.sync.runner import run_slices
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import SliceResult
 from nexhealth_pipeline.warehouse import budget
+from nexhealth_pipeline.warehouse.absence import Missing
 from tests.servers import Server, server_of_its_own
 
 from .killed import open_rows
@@ -365,25 +366,30 @@ def test_a_transaction_that_is_in_the_way_again_and_again_ends_the_sync(server: 
     heals(box, url)
 
 
-def test_marking_what_is_gone_is_made_again_as_well(server: Server, box: SandboxServer) -> None:
+def test_marking_what_is_gone_is_made_again_as_well(
+    server: Server, box: SandboxServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url = server.database()
     sync(box, url)
     with psycopg.connect(url) as connection:
         connection.execute("UPDATE nexhealth_patients SET id = -id WHERE id = (SELECT min(id) FROM nexhealth_patients)")
-    reached = []
+    mark, marked = Missing.mark, []
+
+    def noting(self: Missing, at: datetime) -> int:
+        marked.append(mark(self, at))
+        return marked[-1]
 
     def armed(here: fault_points.Point, collection: str) -> None:
-        if (here, collection) == ("before_commit", fault_points.ABSENCES):
-            reached.append(here)
-            if len(reached) == 1:
-                raise psycopg.errors.DeadlockDetected
+        if (here, collection) == ("before_commit", fault_points.ABSENCES) and marked == [1]:
+            raise psycopg.errors.DeadlockDetected
 
+    monkeypatch.setattr(Missing, "mark", noting)
     fault_points.armed = armed
     try:
         sync(box, url, mode=Mode.RECONCILE)
     finally:
         fault_points.armed = None
-    assert len(reached) > 1
+    assert marked == [1, 1]
     with psycopg.connect(url) as connection:
         found = connection.execute("SELECT deleted_by FROM nexhealth_patients WHERE id < 0").fetchall()
     assert found == [("absence",)]

@@ -14,6 +14,7 @@ from nexhealth_pipeline.client.page import Page
 from nexhealth_pipeline.errors import InvalidSetting
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import Settings
+from nexhealth_pipeline.sync import retry_quarantine as retrying
 from nexhealth_pipeline.sync.loader import Loader
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
 from nexhealth_pipeline.sync.practice import Institution, Location
@@ -24,6 +25,7 @@ from nexhealth_pipeline.warehouse.child_reads import ChildRead, DueRow, record_c
 from nexhealth_pipeline.warehouse.values import CONVERTERS
 from tests.conftest import _fresh
 
+from .ended import ended_once
 from .kit import Rows, sync_all
 
 ACME = Institution(7, "acme", "Acme", frozenset())
@@ -132,6 +134,20 @@ class TestRetry:
         (first,) = desk.rows("SELECT min(id) FROM nexhealth_quarantine")
         assert desk.retry(ids=list(first)) == (1, 1, 0, 0)
         assert desk.rows("SELECT first_name, bio_date_of_birth FROM nexhealth_patients") == [("New", None)]
+
+    def test_what_a_deadlock_rolled_back_is_tried_again_and_counted_once(
+        self, desk: Desk, lenient: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with pytest.MonkeyPatch.context() as strict:
+            strict.setattr(encode, "CONVERTERS", CONVERTERS)
+            desk.load("patients", person(pin=1))
+        desk.connection.execute("DELETE FROM nexhealth_schema_drift")
+        calls = ended_once(monkeypatch, retrying, "_close")
+        assert desk.retry() == (1, 1, 0, 0)
+        assert len(calls) == 2
+        assert desk.rows(OPEN) == []
+        assert desk.rows("SELECT status, updated FROM nexhealth_sync_logs") == [("succeeded", 1)]
+        assert desk.rows("SELECT field FROM nexhealth_schema_drift") == [("pin",)]
 
     def test_what_the_request_knew_is_remembered(self, desk: Desk) -> None:
         """A document names no patient: only the path of its request does."""

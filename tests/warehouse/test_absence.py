@@ -82,8 +82,8 @@ def test_what_no_read_of_the_institution_met_is_missing(connection: psycopg.Conn
 def test_a_read_of_long_ago_is_no_word_that_a_record_is_there(connection: psycopg.Connection, table: Table) -> None:
     """Its location may have become inactive since: nobody would ever take that word back."""
     mine = met(connection, [1])
-    for days, number in ((6, 2), (8, 3)):
-        old = met(connection, [number], replace(KEY, location_id=days))
+    for days, number in ((6, 2), (8, 3), (-3, 4)):  # the last one's by a clock that was ahead
+        old = met(connection, [number], replace(KEY, location_id=10 + number))
         connection.execute(
             "UPDATE nexhealth_seen_passes SET begun_at = begun_at - %s WHERE id = %s", (timedelta(days=days), old)
         )

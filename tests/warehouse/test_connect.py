@@ -307,9 +307,17 @@ def test_settings_that_a_role_has_for_other_work_are_not_those_of_transactions(
                 with connect(address) as one, pool(address, 1) as several, several.connection() as other:
                     for found in (one, other):
                         assert found.execute(SETTINGS).fetchone() == ("read committed", "0")
-            for options in ("-c lock_timeout=7s", "--lock-timeout=7s"):
-                with connect(changed(url, options=options)) as one:
+            for option in (
+                "-c lock_timeout",
+                "-clock_timeout",
+                "--lock-timeout",
+                "-c LOCK_TIMEOUT",
+                "-c a.b=c --lock_timeout",
+            ):
+                with connect(changed(url, options=f"{option}=7s")) as one:
                     assert one.execute(SETTINGS).fetchone() == ("read committed", "7s")
+            with connect(changed(url, options="-c deadlock_timeout=7s")) as one:
+                assert one.execute(SETTINGS).fetchone() == ("read committed", "0")
         finally:
             connection.execute(f"ALTER ROLE {role} RESET ALL")
 

@@ -252,6 +252,14 @@ def made(days: float | None, whole: float | None, *, location: int = 0, window: 
             {"of late"},
             id="another location is read no more",
         ),
+        # By a clock that was ahead: what came lately would go, or what came long ago stay until that time is long past.
+        pytest.param("patients", [made(-60, -60)], {"new", "retyped", "of late"}, id="read later than now"),
+        pytest.param(
+            "patients",
+            [made(0, 0, location=1), made(-60, None, location=2)],
+            {"of late"},
+            id="another location was read later than now",
+        ),
         pytest.param("patients", [made(0, 0), made(60, 60, location=2, name="members")], {"of late"}, id="members"),
         pytest.param(
             "providers",

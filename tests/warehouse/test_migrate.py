@@ -161,6 +161,25 @@ def test_a_migration_that_meets_a_reader_of_two_tables_is_tried_again(database_u
         db.execute("SELECT more FROM nexhealth_runs UNION ALL SELECT more FROM nexhealth_sweeps")
 
 
+def test_an_upgrade_of_several_migrations_that_meets_such_a_reader_is_tried_again(database_url: str) -> None:
+    """Each is short; what one has locked is so until the last has ended, since they are one transaction."""
+    with psycopg.connect(database_url) as db:
+        db.execute("UPDATE nexhealth_alembic_version SET version_num = '0012'")
+    first, second = "nexhealth_seen_passes", "nexhealth_current.patient_locations"  # of 0013 and 0017
+    across_a_reader(database_url, first, second, lambda: migrate.upgrade(database_url))
+    migrate.check(database_url)
+
+
+def test_a_migration_that_waited_in_short_waits_leaves_the_rest_to_wait_as_before(database_url: str) -> None:
+    """Risk: the role's own limit, for other work than this, ends an upgrade that a run is in the way of."""
+    with psycopg.connect(database_url, autocommit=True) as db:
+        db.execute(f"ALTER DATABASE \"{db.info.dbname}\" SET lock_timeout = '5s'")
+    engine = create_engine("postgresql+psycopg://", creator=lambda: connect(database_url), poolclass=NullPool)
+    with engine.begin() as connection, Operations.context(MigrationContext.configure(connection)):
+        in_short_waits("ALTER TABLE nexhealth_runs ADD COLUMN more text")
+        assert connection.exec_driver_sql("SHOW lock_timeout").scalar_one() == "0"
+
+
 def test_a_budget_of_before_gets_the_functions_of_now_and_keeps_what_it_counted(database_url: str) -> None:
     """They are no tables, which are looked at on every start: without a migration they would stay as they were made."""
     throttle = "SELECT pg_get_functiondef('nexhealth_rate_throttle'::regproc)"

@@ -1,5 +1,7 @@
 """What is done once more, and what is not."""
 
+import logging
+
 import psycopg
 import pytest
 from psycopg import errors
@@ -34,6 +36,15 @@ def test_it_is_not_done_for_ever() -> None:
     with pytest.raises(errors.DeadlockDetected):
         repeated(work, undo=work.undo, tries=3)
     assert (work.left, work.undone) == ([], 3)
+
+
+def test_each_repetition_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Risk: a warehouse where every batch is made several times is slow, and nothing says why."""
+    caplog.set_level(logging.INFO, logger="nexhealth_pipeline.warehouse.repeats")
+    repeated(Work(errors.DeadlockDetected, errors.LockNotAvailable))
+    told = [(record.message, record.__dict__["nexhealth"]) for record in caplog.records]
+    again = "a transaction is made again"
+    assert told == [(again, {"sqlstate": "40P01", "try": 1}), (again, {"sqlstate": "55P03", "try": 2})]
 
 
 @pytest.mark.parametrize("failure", [errors.DiskFull, errors.InsufficientPrivilege, errors.UniqueViolation])

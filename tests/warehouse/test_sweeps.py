@@ -44,6 +44,15 @@ def test_a_sweep_older_than_a_day_is_begun_anew(connection: psycopg.Connection, 
     assert begin_sweep(connection, "full", "all")[2] is taken_up
 
 
+def test_a_sweep_that_began_later_than_now_is_begun_anew(connection: psycopg.Connection) -> None:
+    """By a clock that was ahead: nothing would count as read since, so no absence is judged, and whoever is killed begins anew."""
+    first = begin_sweep(connection, "full", "all")
+    age(connection, first[0], -72)
+    second = begin_sweep(connection, "full", "all")
+    assert (second[0] != first[0], second[2]) == (True, False)
+    assert begin_sweep(connection, "full", "all") == (*second[:2], True)
+
+
 def test_the_latest_of_several_unfinished_sweeps_is_taken_up(connection: psycopg.Connection) -> None:
     """Two that began at once: what the later one has read, the earlier one has not."""
     old = begin_sweep(connection, "full", "all")

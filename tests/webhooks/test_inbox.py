@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg import conninfo
 
 from nexhealth_pipeline.webhooks import link
 from nexhealth_pipeline.webhooks.audit import Audit
@@ -164,6 +165,29 @@ def test_what_is_told_as_stored_is_on_disk_even_if_the_server_says_otherwise(no_
         connection.execute(f'ALTER DATABASE "{name}" SET synchronous_commit = off')
         assert run(story()) == "on"
         connection.execute(f'ALTER DATABASE "{name}" RESET synchronous_commit')
+
+
+def test_settings_that_a_role_has_for_other_work_are_not_the_receivers(no_events: str) -> None:
+    """What waits a moment for a row, or comes again while it is stored, would cost the connection and be told as not stored."""
+
+    async def story(url: str) -> tuple[object, ...]:
+        link = Link(url, on_change=lambda up: None)
+        await link.open()
+        names = "current_setting('default_transaction_isolation'), current_setting('lock_timeout')"
+        found = await link.execute(f"SELECT {names}", {})
+        await link.close()
+        return found[0]
+
+    with psycopg.connect(no_events, autocommit=True) as connection:
+        base = f'ALTER DATABASE "{connection.info.dbname}"'
+        connection.execute(f"{base} SET default_transaction_isolation = 'repeatable read'")
+        connection.execute(f"{base} SET lock_timeout = '10ms'")
+        try:
+            assert run(story(no_events)) == ("read committed", "0")
+            chosen = conninfo.make_conninfo(no_events, options="-c lock_timeout=7s")
+            assert run(story(chosen)) == ("read committed", "7s")
+        finally:
+            connection.execute(f"{base} RESET ALL")
 
 
 def test_arrays_hold_their_names() -> None:

@@ -2,15 +2,17 @@
 
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import psycopg
 import pytest
 
+from nexhealth_pipeline.orchestration import webhook_apply
 from nexhealth_pipeline.warehouse.runs import RunLock, lock_key
 from nexhealth_pipeline.webhooks import applying, hints
 from nexhealth_pipeline.webhooks.batches import Answered
-from nexhealth_pipeline.webhooks.claiming import newest_id
+from nexhealth_pipeline.webhooks.claiming import LONGEST_PAUSE, Backlog, newest_id
 from nexhealth_pipeline.webhooks.replaying import Selection, replay
 from nexhealth_pipeline.webhooks.taking import take_new
 from tests.forks import Forks
@@ -152,6 +154,32 @@ def test_what_a_living_run_has_taken_is_left_to_it(practice: psycopg.Connection,
     practice.execute("SELECT pg_advisory_lock(%s)", (lock_key("run", "other"),))
     practice.execute("SELECT pg_advisory_unlock(%s)", (lock_key("run", "other"),))
     assert apply_all(settings_for(practice_url))[1].applied == 2
+
+
+@pytest.mark.parametrize("taken", [0, 4], ids=["tried in vain", "taken in vain"])
+@pytest.mark.parametrize(("hours", "due"), [(0.9, False), (72, True)])
+def test_no_event_rests_longer_than_events_do(
+    practice: psycopg.Connection, practice_url: str, taken: int, hours: float, due: bool
+) -> None:
+    """Risk: the database's clock was days ahead when its next try was set, and for days nobody would see the change."""
+    store(practice, *patients(1, 1))
+    practice.execute(
+        "UPDATE nexhealth_webhook_events SET attempts = 1, taken = %s, next_attempt_at = clock_timestamp() + %s",
+        (taken, timedelta(hours=hours)),
+    )
+    assert (Backlog.now(practice).left(practice), webhook_apply._is_due(practice)) == (due, due)
+    assert apply_all(settings_for(practice_url))[1].applied == due
+
+
+def test_what_was_tried_since_is_no_more_left_of_a_backlog(practice: psycopg.Connection) -> None:
+    """However long it rests: who waits until all has been tried would wait for ever."""
+    store(practice, *patients(1, 2))
+    backlog = Backlog.now(practice)
+    practice.execute(
+        "UPDATE nexhealth_webhook_events SET next_attempt_at = clock_timestamp() + %s WHERE id = %s",
+        (LONGEST_PAUSE, backlog.newest_id),
+    )
+    assert backlog.left(practice) == 1
 
 
 def test_a_wish_to_stop_is_no_end_of_a_process(

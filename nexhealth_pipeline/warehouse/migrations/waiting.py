@@ -17,12 +17,14 @@ def in_short_waits(ddl: str) -> None:
     two that wait for each other: where that is this one, it tries again as well.
     """
     connection = op.get_bind()
+    # Not DEFAULT: that is the role's, by which the rest of the upgrade would end where another run has a lock.
+    before = connection.exec_driver_sql("SELECT current_setting('lock_timeout')").scalar_one()
     for left in reversed(range(_TRIES)):
         try:
             with connection.begin_nested():
                 connection.exec_driver_sql("SET LOCAL lock_timeout = '2s'")
                 connection.exec_driver_sql(ddl.replace("%", "%%"))
-                connection.exec_driver_sql("SET LOCAL lock_timeout = DEFAULT")
+                connection.exec_driver_sql("SELECT set_config('lock_timeout', %s, true)", (before,))
         except OperationalError as error:
             if not left or not isinstance(error.orig, LockNotAvailable | DeadlockDetected):
                 raise
