@@ -91,4 +91,5 @@ def test_one_patient_is_loaded_again(
     assert (address.records_read, address.inserted) == (1, 1)
     assert results["documents"].counts.inserted == 1
     logged = "SELECT collection, sum(inserted)::int FROM nexhealth_sync_logs WHERE mode = 'patient' AND inserted > 0 GROUP BY 1"
-    assert dict(rows(logged))["patient_addresses"] == 1
+    inserted: dict[str, int] = dict(rows(logged))
+    assert inserted["patient_addresses"] == 1
