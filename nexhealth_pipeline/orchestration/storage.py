@@ -62,8 +62,8 @@ internal error, for the driver, as is a damaged index). That it refuses somethin
 EVENT_BATCH_SIZE = 1000
 """Planned events stored in one statement; Dagster's own default is one statement an event."""
 _EVENTS_A_MESSAGE = 100
-"""Events that a run's page is sent at a time. A thousand, Dagster's default, keep the webserver busy for a second, in which
-it answers nobody, and the page empty."""
+"""Events that a run's page is sent at a time, and the most that GraphQL gives of a run's log at once. A thousand, Dagster's
+default, keep the webserver busy for half a second, in which it answers nobody."""
 _TIMES_OF_STEPS = STEP_STATS_EVENT_TYPES - {DagsterEventType.ASSET_MATERIALIZATION}
 
 _SILENT_SECONDS = 10.0

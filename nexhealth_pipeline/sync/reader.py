@@ -135,7 +135,8 @@ class SliceReader:
         began = _least(reader.state.pass_started_at for reader in content)
         if began is not None and all(reader.covers for reader in content):
             everything = all(reader.covers_all for reader in content)
-            close_unnamed(connection, *self._place, began, None if everything else last)
+            # A retry from the quarantine may close some of the same, in an order of its own.
+            repeated(partial(close_unnamed, connection, *self._place, began, None if everything else last))
 
     @property
     def _place(self) -> tuple[str, int, int]:

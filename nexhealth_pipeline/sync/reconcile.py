@@ -54,8 +54,9 @@ def judge(session: SyncSession, slices: Iterable[Slice], options: SyncOptions) -
     practices, sources = session.practices(), Sources(session)
     with driver_errors("judging absences"), session.pool.connection() as connection:
         # Filled just now (the memberships by a first read), and the best way to look for what is missing depends on how
-        # much that is: taken for empty, they would be read once for each patient.
-        connection.execute("ANALYZE nexhealth_seen, nexhealth_patient_locations")
+        # much that is: taken for empty, they would be read once for each patient. For lists they are not asked.
+        memberships = b", nexhealth_patient_locations" if options.reconciles else b""
+        connection.execute(b"ANALYZE nexhealth_seen" + memberships)
     for name, institution_id in sorted(places, key=lambda pair: (_order(pair[0]), pair[1])):
         with driver_errors("judging absences"), session.pool.connection() as connection:
             court = _Court(session, connection, practices, COLLECTIONS[name], institution_id, options, sources)

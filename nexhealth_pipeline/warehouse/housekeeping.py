@@ -81,8 +81,8 @@ _RULES = {
                     WHERE s.collection = coalesce(%(around)s::jsonb ->> d.collection, d.collection)
                         AND s.institution_id IN (d.institution_id, 0)
                         AND NOT coalesce(%(twice)s::jsonb -> s.collection ? s.pass, false)
-                    GROUP BY s.location_id HAVING max(s.fresh_at)
-                        BETWEEN statement_timestamp() - interval '90 days' AND statement_timestamp()) place)
+                    GROUP BY s.location_id HAVING max(s.fresh_at) FILTER (WHERE s.fresh_at <= statement_timestamp())
+                        > statement_timestamp() - interval '90 days') place)
             LIMIT %(batch)s FOR UPDATE SKIP LOCKED)""",
     # A check that is asked no more (an earlier release's, of an institution that is left out) would fail for ever.
     "check_results": """

@@ -38,6 +38,12 @@ def begin_sweep(connection: psycopg.Connection, mode: str, scope_hash: str) -> t
     taken_up = open_sweep(connection, mode, scope_hash)
     if taken_up is not None:
         return *taken_up, True
+    # One that is said to begin later than now would be taken up once that time has come.
+    connection.execute(
+        "UPDATE nexhealth_sweeps SET finished_at = clock_timestamp()"
+        " WHERE finished_at IS NULL AND mode = %s AND scope_hash = %s AND started_at > clock_timestamp()",
+        (mode, scope_hash),
+    )
     row = connection.execute(
         "INSERT INTO nexhealth_sweeps (mode, scope_hash) VALUES (%s, %s) RETURNING id, started_at", (mode, scope_hash)
     ).fetchone()

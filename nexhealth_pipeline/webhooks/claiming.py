@@ -29,9 +29,11 @@ BATCH = 500
 """Events applied in one transaction: large enough for throughput, small enough to be repeated."""
 LONGEST_PAUSE = timedelta(hours=1)
 """No event rests longer. One whose next try is later than that is due: the database's clock was ahead when it was set."""
+_LATEST = LONGEST_PAUSE + timedelta(minutes=1)
+"""Of a next try; a minute more, for a clock that was put back by a little."""
 DUE = (
     "(next_attempt_at BETWEEN clock_timestamp()"
-    f" AND clock_timestamp() + interval '{LONGEST_PAUSE.total_seconds():.0f} s') IS NOT TRUE"
+    f" AND clock_timestamp() + interval '{_LATEST.total_seconds():.0f} s') IS NOT TRUE"
 )
 """SQL of whether an event's next try may be made now; without one it may."""
 _BACKOFF = [timedelta(seconds=30), timedelta(minutes=2), timedelta(minutes=10), LONGEST_PAUSE]
@@ -72,7 +74,7 @@ class Backlog:
             # DUE of then. But the longest pause counts from now, or what was tried meanwhile would look as if it was not.
             "SELECT count(*) FROM nexhealth_webhook_events WHERE status = 'pending' AND id <= %s"
             " AND (next_attempt_at BETWEEN %s AND clock_timestamp() + %s) IS NOT TRUE",
-            (self.newest_id, self.at, LONGEST_PAUSE),
+            (self.newest_id, self.at, _LATEST),
         ).fetchone()
         return int(row[0]) if row else 0
 

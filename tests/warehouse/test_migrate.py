@@ -128,7 +128,8 @@ def across_a_reader(url: str, first: str, second: str, change: Callable[[], obje
         psycopg.connect(url, autocommit=True) as watcher,
         ThreadPoolExecutor(1) as pool,
     ):
-        reader.execute("SET deadlock_timeout = '60s'")  # it began to wait later, and so is not the one that is ended
+        # It waits for longer before it looks, and so is not the one that is ended.
+        reader.execute("SET deadlock_timeout = '60s'")
         reader.execute(f"SELECT FROM {second}")
         changing = pool.submit(change)
         while not watcher.execute(waiting, (second,)).fetchone():

@@ -3,7 +3,7 @@
 import psycopg
 import pytest
 
-from nexhealth_pipeline.warehouse.sweeps import SWEEP_HOURS, begin_sweep, finish_sweep
+from nexhealth_pipeline.warehouse.sweeps import SWEEP_HOURS, begin_sweep, finish_sweep, open_sweep
 
 
 def age(connection: psycopg.Connection, sweep_id: int, hours: float) -> None:
@@ -51,6 +51,9 @@ def test_a_sweep_that_began_later_than_now_is_begun_anew(connection: psycopg.Con
     second = begin_sweep(connection, "full", "all")
     assert (second[0] != first[0], second[2]) == (True, False)
     assert begin_sweep(connection, "full", "all") == (*second[:2], True)
+    finish_sweep(connection, second[0])
+    age(connection, first[0], 1)
+    assert open_sweep(connection, "full", "all") is None, "that time has come"
 
 
 def test_the_latest_of_several_unfinished_sweeps_is_taken_up(connection: psycopg.Connection) -> None:
