@@ -36,6 +36,7 @@ PAGES = {
     "automation": ("/automation", "nexhealth_nightly"),
     "ticks of a sensor": ("/locations/nexhealth_pipeline/sensors/nexhealth_dead_runs", "View logs"),
     "lineage of a group": ("/locations/nexhealth_pipeline/asset-groups/patients/lineage", r"\d+% filled"),
+    "a night's run, its steps": (f"/runs/{NIGHT}", "read_locations"),
     "a night's run, its first events": (f"/runs/{NIGHT}", "ASSET_MATERIALIZATION"),
 }
 """Path of each page, and what stands there once it shows what it is for."""
