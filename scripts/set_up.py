@@ -42,8 +42,8 @@ def why_unusable() -> str:
     if not OLDEST <= found <= NEWEST:
         return f"{sys.executable} is Python {found[0]}.{found[1]}; 3.11 to 3.14 is needed"
     try:
-        import ensurepip  # noqa: F401
-        import venv  # noqa: F401
+        import ensurepip  # noqa: F401 - only whether it is there
+        import venv  # noqa: F401 - as above
     except ImportError:
         return f"{sys.executable} has no venv module (on Debian and Ubuntu: apt install python3-venv)"
     return ""

@@ -206,7 +206,7 @@ _DAGSTERS_PLACE = f"""
 SELECT made.place IS NOT NULL, coalesce(made.place, {SCHEMA_IN_USE}), current_user::text, current_database()::text
 FROM (SELECT min(n.nspname::text) AS place FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
       WHERE c.oid = to_regclass('runs')) made
-"""  # noqa: S608
+"""  # noqa: S608 - a constant
 """Where the tables are that Dagster would find, or those that it would make."""
 
 _LACKING_ON_TABLES = """

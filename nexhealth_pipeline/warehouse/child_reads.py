@@ -63,7 +63,7 @@ _PATIENTS = f"""
     SELECT institution_id, id, updated_at FROM nexhealth_patients p
     WHERE (SELECT min(id) FROM active) = %(location)s AND institution_id = %(institution)s AND deleted_at IS NULL
         AND {_HOME.format("p.id")} IS NULL
-"""  # noqa: S608
+"""  # noqa: S608 - constants
 """Patients of a location. From the location to its patients and of each to its locations, by the keys' indexes, whatever
 PostgreSQL knows of the tables: as joins this took seconds of 5,000 patients, and minutes of 40,000, until they were
 analyzed; OFFSET and LIMIT keep it from making joins of it."""

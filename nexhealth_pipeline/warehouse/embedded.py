@@ -334,7 +334,7 @@ def _ask_to_linger(place: Place, seconds: float) -> None:
 
 def _after_fork() -> None:
     """A child keeps the leases; only the thread lock may have been held by a thread it does not have."""
-    global _guard  # noqa: PLW0603
+    global _guard  # noqa: PLW0603 - one lock a process, and this is another process
     _guard = threading.RLock()
 
 

@@ -114,7 +114,7 @@ def begin_seen(connection: psycopg.Connection, key: PassKey, begun_at: datetime,
             return begin_seen(connection, key, begun_at)
     row = connection.execute(
         # One id, and not a join, so that whatever the statistics say the index is used.
-        f"WITH old AS (DELETE FROM nexhealth_seen WHERE pass_id = (SELECT id FROM nexhealth_seen_passes WHERE {_KEY}))"  # noqa: S608
+        f"WITH old AS (DELETE FROM nexhealth_seen WHERE pass_id = (SELECT id FROM nexhealth_seen_passes WHERE {_KEY}))"  # noqa: S608 - constants
         " INSERT INTO nexhealth_seen_passes"
         " (collection, institution_id, location_id, window_key, pass, begun_at, offline)"
         f" VALUES (%s, %s, %s, %s, %s, %s, ARRAY({_OFFLINE}))"
@@ -130,7 +130,7 @@ def begin_seen(connection: psycopg.Connection, key: PassKey, begun_at: datetime,
 def _set_aside(connection: psycopg.Connection, key: PassKey) -> None:
     """Give a complete pass another name; one that is not is worth no more than what was set aside before."""
     whole = connection.execute(
-        f"SELECT id FROM nexhealth_seen_passes WHERE {_KEY} AND complete FOR UPDATE",  # noqa: S608
+        f"SELECT id FROM nexhealth_seen_passes WHERE {_KEY} AND complete FOR UPDATE",  # noqa: S608 - constants
         astuple(key),
     ).fetchone()
     if whole is not None:
@@ -141,14 +141,14 @@ def _set_aside(connection: psycopg.Connection, key: PassKey) -> None:
 
 def find_seen(connection: psycopg.Connection, key: PassKey) -> SeenPass | None:
     """What is known of a pass that keeps, or kept, what it meets."""
-    row = connection.execute(f"SELECT {_FIELDS} FROM nexhealth_seen_passes WHERE {_KEY}", astuple(key)).fetchone()  # noqa: S608
+    row = connection.execute(f"SELECT {_FIELDS} FROM nexhealth_seen_passes WHERE {_KEY}", astuple(key)).fetchone()  # noqa: S608 - constants
     return None if row is None else SeenPass(*row)
 
 
 def seen_passes(connection: psycopg.Connection, collection: str, institution_id: int) -> dict[PassKey, SeenPass]:
     """All such passes of a collection at an institution."""
     rows = connection.execute(
-        f"SELECT location_id, window_key, pass, {_FIELDS} FROM nexhealth_seen_passes"  # noqa: S608
+        f"SELECT location_id, window_key, pass, {_FIELDS} FROM nexhealth_seen_passes"  # noqa: S608 - constants
         " WHERE collection = %s AND institution_id = %s",
         (collection, institution_id),
     )
@@ -206,7 +206,7 @@ def complete_seen(connection: psycopg.Connection, pass_id: int, started_at: date
 def forget_seen(connection: psycopg.Connection, key: PassKey) -> None:
     """Forget a pass and what it met."""
     connection.execute(
-        f"WITH old AS (DELETE FROM nexhealth_seen_passes WHERE {_KEY} RETURNING id)"  # noqa: S608
+        f"WITH old AS (DELETE FROM nexhealth_seen_passes WHERE {_KEY} RETURNING id)"  # noqa: S608 - constants
         " DELETE FROM nexhealth_seen WHERE pass_id = (SELECT id FROM old)",
         astuple(key),
     )

@@ -120,7 +120,7 @@ _READ = (
 )
 _SELECT = f"SELECT {', '.join(_READ)} FROM nexhealth_sync_state "  # noqa: S608 - names of dataclass fields
 _UPSERT = (
-    f"INSERT INTO nexhealth_sync_state ({', '.join(_COLUMNS)}) VALUES ({', '.join(['%s'] * len(_COLUMNS))})"  # noqa: S608
+    f"INSERT INTO nexhealth_sync_state ({', '.join(_COLUMNS)}) VALUES ({', '.join(['%s'] * len(_COLUMNS))})"  # noqa: S608 - names of columns
     f" ON CONFLICT ({', '.join(_KEY_COLUMNS.values())}) DO UPDATE SET "
     + ", ".join(f"{name} = excluded.{name}" for name in _FIELDS)
 )
@@ -177,7 +177,7 @@ def load_watermarks(connection: psycopg.Connection, collections: list[str]) -> d
     A thousand locations have 106,000 passes of months alone: as whole states they took 200 MiB.
     """
     rows = connection.execute(
-        f"SELECT {', '.join(_KEY_COLUMNS.values())}, watermark FROM nexhealth_sync_state"  # noqa: S608
+        f"SELECT {', '.join(_KEY_COLUMNS.values())}, watermark FROM nexhealth_sync_state"  # noqa: S608 - names of columns
         " WHERE collection = ANY(%s) AND watermark IS NOT NULL",
         (collections,),
     )
@@ -190,7 +190,7 @@ def load_watermarks(connection: psycopg.Connection, collections: list[str]) -> d
 def load_fresh(connection: psycopg.Connection, collections: list[str], after: datetime) -> set[PassKey]:
     """Passes of `collections` that were begun after this time, in the database's, and are complete."""
     rows = connection.execute(
-        f"SELECT {', '.join(_KEY_COLUMNS.values())} FROM nexhealth_sync_state"  # noqa: S608
+        f"SELECT {', '.join(_KEY_COLUMNS.values())} FROM nexhealth_sync_state"  # noqa: S608 - names of columns
         " WHERE collection = ANY(%s) AND fresh_at BETWEEN %s AND clock_timestamp() AND pass_started_at = watermark",
         (collections, after),
     )

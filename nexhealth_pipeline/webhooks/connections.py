@@ -100,7 +100,7 @@ class _Guarded(_Base):
             self.transport.abort()
 
 
-class _GuardedH11(_Guarded, H11Protocol):  # type: ignore[misc]
+class _GuardedH11(_Guarded, H11Protocol):  # type: ignore[misc]  # to mypy _Guarded is of httptools, and each protocol has a type of its own
     """Where httptools is not installed."""
 
 

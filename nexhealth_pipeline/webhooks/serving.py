@@ -87,7 +87,7 @@ def serve(
     listener: socket.socket,
     *,
     on_ready: Callable[[], None] = lambda: None,
-    on_server: Callable[[uvicorn.Server], None] = lambda server: None,  # noqa: ARG005
+    on_server: Callable[[uvicorn.Server], None] = lambda server: None,  # noqa: ARG005 - nothing is done with it by default
     plan: Plan | None = None,
 ) -> None:
     """Receive webhooks on `listener` into the warehouse at `url` until told to stop (`should_exit` of the server).

@@ -153,7 +153,7 @@ def test_times_of_steps_are_told_without_reading_what_they_materialized(
     """The page of a night's run asked Dagster for them, which read 22,000 events for a time or two."""
     result = _run(instance, 3)
     events = instance.event_log_storage
-    dagsters = PostgresEventLogStorage.get_step_stats_for_run(events, result.run_id, steps)  # type: ignore[arg-type]
+    dagsters = PostgresEventLogStorage.get_step_stats_for_run(events, result.run_id, steps)  # type: ignore[arg-type]  # ours, typed as any storage
     read: list[object] = []
     records_of = _PooledEventLogStorage.get_records_for_run
 
