@@ -10,7 +10,7 @@ from psycopg import sql
 from nexhealth_pipeline.cli.doctor import Finding, Group, Level
 from nexhealth_pipeline.cli.realm import Realm
 from nexhealth_pipeline.errors import PipelineError, WarehouseError, WarehouseNewer, WarehouseOutdated
-from nexhealth_pipeline.warehouse.connect import SCHEMA_IN_USE, connect, driver_errors
+from nexhealth_pipeline.warehouse.connect import SCHEMA_IN_USE, connect, connect_to_dagster, driver_errors
 from nexhealth_pipeline.warehouse.migrate import HEAD, check, current_revision
 
 __all__ = ["database_findings"]
@@ -189,7 +189,7 @@ def _dagster(connection: psycopg.Connection, realm: Realm) -> Iterator[Finding]:
 def _dagster_there(realm: Realm, fix: str) -> Iterator[Finding]:
     """Whether it answers, lets the role make and use Dagster's tables, and by what way: the warehouse's may be another."""
     try:
-        connection = connect(realm.dagster_url(), autocommit=True)
+        connection = connect_to_dagster(realm.dagster_url())
     except PipelineError as error:
         yield _failed("dagster", f"Dagster's database: {error}", fix)
         return

@@ -22,7 +22,7 @@ import psycopg
 
 from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.orchestration.storage import dagster_folder
-from nexhealth_pipeline.warehouse.connect import connect, driver_errors
+from nexhealth_pipeline.warehouse.connect import connect_to_dagster, driver_errors
 from nexhealth_pipeline.warehouse.runs import lock_key
 
 __all__ = ["Removed", "remove_old_records", "remove_void_checks"]
@@ -136,10 +136,10 @@ def remove_void_checks(url: str) -> int:
     """
     assets = [dg.AssetKey(one.table).to_string() for one in DECLARED if one.is_asset]
     with (
-        connect(url, autocommit=True, application_name="nexhealth retention") as connection,
+        connect_to_dagster(url, application_name="nexhealth retention") as connection,
         driver_errors("removing checks that were planned in vain"),
     ):
-        there = connection.execute("SELECT to_regclass('public.asset_check_executions')").fetchone()
+        there = connection.execute("SELECT to_regclass('asset_check_executions')").fetchone()
         return connection.execute(_VOID_CHECKS, (assets,)).rowcount if there and there[0] else 0
 
 
@@ -150,12 +150,12 @@ def remove_old_records(url: str, days: int, stop: threading.Event | None = None)
     """
     stop = stop or threading.Event()
     with (
-        connect(url, autocommit=True, application_name="nexhealth retention") as connection,
+        connect_to_dagster(url, application_name="nexhealth retention") as connection,
         driver_errors("removing Dagster's old records"),
     ):
         row = connection.execute(
             "SELECT pg_try_advisory_lock(%s),"
-            " clock_timestamp() AT TIME ZONE 'UTC' - %s * interval '1 day', to_regclass('public.event_logs') IS NOT NULL",
+            " clock_timestamp() AT TIME ZONE 'UTC' - %s * interval '1 day', to_regclass('event_logs') IS NOT NULL",
             (lock_key("dagster retention"), days),
         ).fetchone()
         assert row is not None

@@ -38,6 +38,7 @@ from dagster_postgres.storage import DagsterPostgresStorage
 from dagster_postgres.utils import DagsterPostgresException
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from sqlalchemy import Connection, Engine, create_engine, exc, text
+from sqlalchemy import event as engine_event
 from sqlalchemy.engine import URL, make_url
 
 from nexhealth_pipeline.errors import MissingRights, WarehouseUnreachable
@@ -347,6 +348,18 @@ def _pooled_engine(url: str) -> Engine:
     )
     _engines.add(engine)
     return engine
+
+
+@engine_event.listens_for(Engine, "connect")
+def _in_utc(connection: Any, _record: object) -> None:
+    """Dagster keeps times without a zone, and takes what it finds for UTC: of a server of another zone all were hours off.
+
+    For all engines, since it makes some of its own. Not in the address: poolers refuse options that they do not know.
+    """
+    if type(connection).__module__.startswith("psycopg2"):
+        with connection.cursor() as cursor:
+            cursor.execute("SET timezone = 'UTC'")
+        connection.commit()
 
 
 def _forget_parents_connections() -> None:

@@ -6,7 +6,7 @@ Pure functions of the catalog, the practices and the stored state: no request is
 import hashlib
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 
 from nexhealth_pipeline.catalog.collection import Collection, Pass, Reader, Scope
 from nexhealth_pipeline.catalog.paging import MOST_A_PAGE
@@ -189,8 +189,8 @@ def _plan(piece: Slice, pass_: Pass, location: Location | None, today: date) -> 
 
 
 def api_time(moment: datetime) -> str:
-    """A UTC time as the API recommends it, cut to whole seconds."""
-    return moment.strftime("%Y-%m-%dT%H:%M:%S+0000")
+    """A time of any zone as the API recommends it: in UTC, cut to whole seconds."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S+0000")
 
 
 def filter_hash(request: ApiRequest) -> str:

@@ -32,6 +32,7 @@ __all__ = [
     "WAREHOUSE_DATABASE",
     "Pool",
     "connect",
+    "connect_to_dagster",
     "connection_options",
     "dagster_url",
     "database_and_server",
@@ -65,9 +66,21 @@ SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepaliv
 SET tcp_user_timeout = 60000
 """
 """A client that vanished is noticed within a minute: the server then gives back its locks."""
-_OURS = {"default_transaction_isolation": "read committed", "lock_timeout": "0"}
+_MEANING = {
+    "timezone": "UTC",
+    "datestyle": "ISO",
+    "intervalstyle": "postgres",
+    "client_encoding": "UTF8",
+    "search_path": "public",
+}
+"""What statements and their answers mean, whatever server, role or address have for people: psycopg gives times in the
+connection's zone, and NexHealth is asked in UTC; names without a schema are of the one in which the tables are."""
+_OURS = {"default_transaction_isolation": "read committed"} | dict.fromkeys(
+    ("lock_timeout", "statement_timeout", "idle_session_timeout"), "0"
+)
 """What a role may have otherwise, for other work than this: whoever reads a newer row than it began with would end, and so
-would whoever waits while another run makes an index."""
+would whoever waits while another run makes an index, or while nothing is to be done."""
+_OURS_SINCE_17 = {"transaction_timeout": "0"}
 _SCHEMES = ("postgresql", "postgres", "postgresql+psycopg2", "postgresql+psycopg")
 _URL = re.compile(r"(?P<scheme>[a-z0-9+]+)://(?P<server>[^/?]*)(?:/(?P<database>[^?]*))?(?P<query>\?.*)?", re.DOTALL)
 
@@ -183,7 +196,8 @@ def _create_beside(url: str, name: str) -> None:
 def connect(url: str, *, autocommit: bool = False, application_name: str = _NAME) -> psycopg.Connection:
     """A connection to `url`, for use as a context manager.
 
-    Raises WarehouseUnreachable where there is none to be had, WarehouseError where the server is too old.
+    Raises WarehouseUnreachable where there is none to be had, WarehouseError where the server is too old or the database's
+    encoding cannot hold every text.
     """
     try:
         connection = psycopg.connect(url, autocommit=autocommit, **connection_options(url, application_name))
@@ -195,17 +209,35 @@ def connect(url: str, *, autocommit: bool = False, application_name: str = _NAME
         raise WarehouseError(
             f"PostgreSQL at {_address(url)} is release {version}: {OLDEST_SERVER} or newer is needed, upgrade it"
         )
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding not in (None, "UTF8"):
+        connection.close()
+        database, address = database_and_server(url)
+        raise WarehouseError(
+            f"database {database} at {address} has encoding {encoding}, which cannot hold every name: "
+            "create it anew with ENCODING 'UTF8' TEMPLATE template0"
+        )
     watch(connection)
     return connection
 
 
-def watch(connection: psycopg.Connection) -> None:
-    """Let the server notice when this host is gone without a word, and no role's settings be in the way of transactions.
+def connect_to_dagster(url: str, *, application_name: str = _NAME) -> psycopg.Connection:
+    """A connection to Dagster's database, which commits by itself; its tables are where Dagster's own connections look.
 
-    What the address sets itself stands. Begins no transaction.
+    Raises as :func:`connect`.
+    """
+    connection = connect(url, autocommit=True, application_name=application_name)
+    connection.execute("RESET search_path")
+    return connection
+
+
+def watch(connection: psycopg.Connection) -> None:
+    """Let the server notice when this host is gone without a word, and no role's settings be in the way.
+
+    Limits that the address sets itself stand. Begins no transaction.
     """
     # Not as options of the connection themselves: poolers refuse those that they do not know.
-    statements = [f"SET {name} = '{value}'".encode() for name, value in our_settings(connection.info.options).items()]
+    statements = [f"SET {name} = '{value}'".encode() for name, value in our_settings(connection.info).items()]
     if not connection.info.host.startswith("/"):
         statements.append(_WATCH)
     done = connection.pgconn.exec_(b";".join(statements))
@@ -214,9 +246,10 @@ def watch(connection: psycopg.Connection) -> None:
             connection.pgconn.exec_(statement)
 
 
-def our_settings(options: str) -> dict[str, str]:
-    """What to set on a connection, so that no role's settings are in the way; not what its `options` set themselves."""
-    return {name: value for name, value in _OURS.items() if not _is_set(name, options)}
+def our_settings(info: psycopg.ConnectionInfo) -> dict[str, str]:
+    """What to set on a connection, so that no role's settings are in the way; no limits that its options set themselves."""
+    limits = _OURS | (_OURS_SINCE_17 if info.server_version >= 170000 else {})
+    return _MEANING | {name: value for name, value in limits.items() if not _is_set(name, info.options)}
 
 
 def _is_set(name: str, options: str) -> bool:

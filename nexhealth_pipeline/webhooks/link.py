@@ -37,8 +37,7 @@ _LOOK_SECONDS = 5.0
 """An idle connection is tried after so long: a dead one is found before an event is."""
 _ALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
 _PREPARE = """
-SELECT set_config('statement_timeout', %(milliseconds)s, false),
-       CASE WHEN current_setting('synchronous_commit') = 'off' THEN set_config('synchronous_commit', 'on', false) END,
+SELECT CASE WHEN current_setting('synchronous_commit') = 'off' THEN set_config('synchronous_commit', 'on', false) END,
        (SELECT count(set_config(key, value, false)) FROM jsonb_each_text(%(ours)s))
 """
 """What is acknowledged must survive a crash of the server, whatever its default; and no role's settings for other work may
@@ -141,11 +140,8 @@ class Link:
     async def _attempt(self) -> bool:
         try:
             connection = await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)
-            prepared = {
-                "milliseconds": str(int(self._seconds * SERVERS_PART)),
-                "ours": json.dumps(our_settings(connection.info.options)),
-            }
-            await self._bounded(connection, _PREPARE, prepared)
+            ours = our_settings(connection.info) | {"statement_timeout": str(int(self._seconds * SERVERS_PART))}
+            await self._bounded(connection, _PREPARE, {"ours": json.dumps(ours)})
         except Exception as error:  # whatever it was, the next attempt may do
             _LOG.info("no connection to the warehouse", extra={"nexhealth": {"error": described(error)}})
             self._lost.set()

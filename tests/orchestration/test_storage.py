@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from dagster._core.storage.event_log.base import EventLogConnection
 from dagster_postgres import PostgresEventLogStorage
 from dagster_shared.record import copy
+from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from nexhealth_pipeline.errors import MissingRights, WarehouseUnreachable
@@ -124,6 +126,28 @@ def test_no_connection_waits_for_ever(instance: dg.DagsterInstance) -> None:
             "tcp_user_timeout": "60000",
         }
         instance.optimize_for_webserver(statement_timeout=0, pool_recycle=3600, max_overflow=5)
+
+
+@pytest.mark.parametrize("zone", ["America/New_York", "Asia/Kolkata"])
+def test_dagster_s_times_are_those_of_the_clock_whatever_zone_the_server_has(
+    zone: str, empty_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Risk: a run that has just been made was hours old, and passed over; or will be made in hours, and stood in the way."""
+    with psycopg.connect(empty_database_url, autocommit=True) as connection:
+        name = sql.Identifier(connection.info.dbname)
+        connection.execute(sql.SQL("ALTER DATABASE {} SET timezone = {}").format(name, sql.Literal(zone)))
+    monkeypatch.setenv("DAGSTER_DATABASE_URL", empty_database_url)
+    monkeypatch.setenv("NEXHEALTH_HOME", str(tmp_path))
+    with dg.DagsterInstance.from_config(str(REPO)) as instance:
+        for webserver in (False, True):
+            if webserver:
+                instance.optimize_for_webserver(statement_timeout=0, pool_recycle=3600, max_overflow=5)
+            run = instance.create_run_for_job(DEFS.resolve_job_def("both"))
+            instance.report_engine_event("started", run)
+            record = instance.get_run_record_by_id(run.run_id)
+            assert record is not None
+            for moment in (record.create_timestamp, record.update_timestamp):
+                assert abs(moment.timestamp() - time.time()) < 600
 
 
 def test_a_run_over_partitions_colours_exactly_the_slices_that_were_read(instance: dg.DagsterInstance) -> None:

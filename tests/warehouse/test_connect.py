@@ -23,6 +23,7 @@ from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.warehouse import connect as module
 from nexhealth_pipeline.warehouse.connect import (
     connect,
+    connect_to_dagster,
     dagster_url,
     driver_errors,
     home_folder,
@@ -289,6 +290,8 @@ def test_a_connection_carries_its_name_and_the_addresss_own_options_win(server_u
 
 
 SETTINGS = "SELECT current_setting('default_transaction_isolation'), current_setting('lock_timeout')"
+LIMITS = ("statement_timeout", "idle_session_timeout", "transaction_timeout")
+MEANING = {"TimeZone": "UTC", "DateStyle": "ISO, DMY", "IntervalStyle": "postgres", "client_encoding": "UTF8"}
 
 
 @pytest.mark.parametrize("words", [module._WATCH, b"SET no_such_setting = 1"], ids=["on Linux", "elsewhere"])
@@ -320,6 +323,49 @@ def test_settings_that_a_role_has_for_other_work_are_not_those_of_transactions(
                 assert one.execute(SETTINGS).fetchone() == ("read committed", "0")
         finally:
             connection.execute(f"ALTER ROLE {role} RESET ALL")
+
+
+def test_what_a_role_reads_and_writes_otherwise_is_not_what_statements_mean(server: EmbeddedServer) -> None:
+    """Not even where the address says so: psycopg gives times in the connection's zone, and cannot read other styles."""
+    url = server.url("postgres")
+    others = {
+        "timezone": "Asia/Kolkata",
+        "datestyle": "German",
+        "intervalstyle": "iso_8601",
+        "client_encoding": "latin1",
+    }
+    with psycopg.connect(url, autocommit=True) as connection:
+        role = connection.info.user
+        for name, value in (others | {"search_path": "elsewhere"} | dict.fromkeys(LIMITS, "7s")).items():
+            connection.execute(f"ALTER ROLE {role} SET {name} = '{value}'".encode())
+    try:
+        for address in (url, changed(url, options="-c timezone=Asia/Tokyo -c statement_timeout=9s")):
+            with connect(address) as one, pool(address, 1) as several, several.connection() as other:
+                for found in (one, other):
+                    assert {name: found.info.parameter_status(name) for name in MEANING} == MEANING
+                    now = found.execute("SELECT clock_timestamp()").fetchone()
+                    assert now is not None
+                    assert now[0].utcoffset() == timedelta(0)
+                    assert found.execute("SHOW search_path").fetchone() == ("public",)
+                    limits = [found.execute(f"SHOW {name}".encode()).fetchone() for name in LIMITS]
+                    assert limits == [("0",) if address == url else ("9s",), ("0",), ("0",)]
+        with connect_to_dagster(url) as found:
+            assert found.execute("SHOW search_path").fetchone() == ("elsewhere",)
+    finally:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(f"ALTER ROLE {role} RESET ALL".encode())
+
+
+def test_a_database_that_cannot_hold_every_name_is_refused(server: EmbeddedServer) -> None:
+    """Risk: the first patient with a letter that it lacks ended the run, every night, as a bug."""
+    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+        connection.execute("CREATE DATABASE narrow ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
+    try:
+        with pytest.raises(WarehouseError, match=r"database narrow at .* has encoding LATIN1.* ENCODING 'UTF8'"):
+            connect(server.url("narrow"))
+    finally:
+        with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+            connection.execute("DROP DATABASE narrow WITH (FORCE)")
 
 
 def test_a_pool_replaces_connections_that_died(server_url: str) -> None:
