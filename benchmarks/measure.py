@@ -154,9 +154,13 @@ def server_cpu(admin: psycopg.Connection) -> float:
     return total / _TICK
 
 
-def children_cpu() -> float:
-    """CPU seconds of this process's living children, theirs, and all that those ever waited for."""
-    return sum(sum(map(int, fields[11:15])) for fields in _descendants().values()) / _TICK
+def children_cpu(*, without: str | None = None) -> float:
+    """CPU seconds of this process's living children, theirs, and all that those ever waited for.
+
+    Not counted are those whose command line has the words `without`.
+    """
+    counted = [fields for pid, fields in _descendants().items() if without is None or without not in _command_line(pid)]
+    return sum(sum(map(int, fields[11:15])) for fields in counted) / _TICK
 
 
 def peak_rss(pid: int) -> float:
@@ -178,7 +182,7 @@ def peak_rss_of(words: str) -> float:
     found = []
     for pid in _descendants():
         with contextlib.suppress(OSError):  # it has ended
-            if words in Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " "):
+            if words in _command_line(pid):
                 found.append(peak_rss(pid))
     if not found:
         raise LookupError(f"no process with {words!r} in its command line is there")
@@ -196,6 +200,13 @@ def _descendants() -> dict[int, list[str]]:
     while grown := {pid for pid, fields in all_there.items() if int(fields[1]) in family} - family:
         family |= grown
     return {pid: all_there[pid] for pid in family - {os.getpid()}}
+
+
+def _command_line(pid: int) -> str:
+    """What a process was started with; empty where it has ended and nobody has waited for it yet, or somebody has."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    return ""
 
 
 def _stat(pid: int) -> list[str]:

@@ -1,6 +1,7 @@
 """What the rate limits hold back, against the floor they set: a night of many locations, a full load, documents.
 
     python benchmarks/nightly.py night                       1,000 locations, half an hour
+    python benchmarks/nightly.py night_by_daemon             the same by the schedules, which reconcile as well
     python benchmarks/nightly.py full_load                   5 locations, five minutes
     python benchmarks/nightly.py documents                   of 20,000 patients, 28 minutes
     python benchmarks/nightly.py night --locations 50
@@ -15,18 +16,19 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psycopg
 from arrivals import Arrival, counts_of, floor_seconds, peaks, statuses
-from measure import accounted, server_cpu
+from measure import accounted, children_cpu, peak_rss_of, server_cpu
 from practice_api import KEY
 from results import Part, Table, arguments, show
-from serving import asked, environment, server, started
+from serving import asked, daemon, environment, server, started
 
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
@@ -42,11 +44,19 @@ from nexhealth_pipeline.sync.slices import Slice
 from nexhealth_pipeline.warehouse.migrate import declare_kind, upgrade
 from nexhealth_pipeline.warehouse.state import PassKey
 
+if TYPE_CHECKING:
+    import dagster as dg
+    from dagster._core.scheduler.instigation import InstigatorTick
+
 SHARE = 0.8
 TOO_MANY = 429
 """Status of a request beyond the limits."""
 NIGHTS = 30
 """Over which the lists under patients rotate."""
+_DAEMON_STANDS = timedelta(minutes=2)
+"""In which daemon and code server start: a schedule makes up for no tick of before. The last minute is cut off."""
+_SCHEDULES, _SCHEDULES_BEGIN = 5, 300.0
+"""The nightly ones, and the seconds in which each has asked for its runs."""
 
 
 _LAST_NIGHT = "now() - interval '1 day'"
@@ -66,7 +76,7 @@ class Unlimited:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One `nexhealth sync`, and what the API saw of it."""
+    """One `nexhealth sync`, or one night of the daemon's, and what the API saw of it."""
 
     wall: float
     began: float
@@ -190,6 +200,70 @@ def night(args: argparse.Namespace) -> Run:
         return sync(where)
 
 
+def night_by_daemon(args: argparse.Namespace) -> Run:
+    """The same night, as schedules, daemon and code server make it."""
+    import dagster as dg
+
+    with place(args.locations, args.patients, args.latency) as where:
+        print("reading what last night had read", flush=True)
+        read_before(where, rest=True)
+        asked(f"{where.api_url}/bench/change?every=100")
+        begins = (datetime.now(UTC) + _DAEMON_STANDS).replace(second=0, microsecond=0)
+        with (
+            daemon(where.home, settings_of(where) | crons(begins)),
+            dg.DagsterInstance.get() as instance,
+            psycopg.connect(where.url, autocommit=True) as db,
+        ):
+            print(f"the night begins at {begins:%H:%M} UTC", flush=True)
+            time.sleep(begins.timestamp() - time.time())
+            asked(f"{where.api_url}/bench/begin?limits=1")
+            before, spent = server_cpu(db), children_cpu(without="practice_api.py")
+            runs, rss = night_of(instance, begins)
+            spent, before = children_cpu(without="practice_api.py") - spent, server_cpu(db) - before
+        arrivals = [(moment, path, status) for moment, path, status in asked(f"{where.api_url}/bench/arrivals")]
+        ended = max(run.end_time or 0.0 for run in runs)
+        return Run(ended - begins.timestamp(), begins.timestamp(), arrivals, spent, before, rss, len(runs))
+
+
+def crons(begins: datetime) -> dict[str, str]:
+    """Settings by which a night begins then, and the morning comes half a day later."""
+    morning = begins + timedelta(hours=12)
+    at = {"NEXHEALTH_NIGHTLY": begins, "NEXHEALTH_CATCHUP": morning}
+    return {name: f"{one.minute} {one.hour} * * *" for name, one in at.items()} | {"NEXHEALTH_TIMEZONE": "UTC"}
+
+
+def night_of(instance: "dg.DagsterInstance", begins: datetime) -> tuple["Sequence[dg.RunRecord]", float]:
+    """The runs since then, once the schedules have asked for theirs and all have ended; the greatest peak of one, MiB.
+
+    Raises SystemExit where a schedule has not begun after five minutes, or one or a run of theirs has failed.
+    """
+    import dagster as dg
+
+    peak = 0.0
+    while True:
+        with suppress(LookupError):  # none is going
+            peak = max(peak, peak_rss_of("execute_run"))
+        ticks = [tick for tick in nightly_ticks(instance) if tick.timestamp >= begins.timestamp()]
+        runs = instance.get_run_records(dg.RunsFilter(created_after=begins))
+        failed = [run.dagster_run.job_name for run in runs if run.dagster_run.is_failure_or_canceled]
+        failed += [tick.instigator_name for tick in ticks if tick.is_failure]
+        if failed:
+            raise SystemExit(f"{failed[0]} failed")
+        begun = sum(tick.is_completed for tick in ticks) == _SCHEDULES
+        if begun and all(run.dagster_run.is_finished for run in runs):
+            return runs, peak
+        if not begun and time.time() > begins.timestamp() + _SCHEDULES_BEGIN:
+            raise SystemExit(f"of {_SCHEDULES} schedules only {len(ticks)} have begun")
+        time.sleep(1)
+
+
+def nightly_ticks(instance: "dg.DagsterInstance") -> Iterator["InstigatorTick"]:
+    """What the nightly schedules have done."""
+    for one in instance.all_instigator_state():
+        if one.instigator_name.startswith("nexhealth_nightly_"):
+            yield from instance.get_ticks(one.instigator_origin_id, one.selector_id)
+
+
 def full_load(args: argparse.Namespace) -> Run:
     """A first load."""
     with place(args.locations, args.patients, args.latency) as where:
@@ -224,8 +298,16 @@ KINDS = {
         "A night against the rate floor",
         "Before it all patients were read; all other lists, months of appointments and lists under patients were noted "
         f"as read by SQL, the latter spread over the {NIGHTS} nights of the rotation; then one in a hundred patients and "
-        "appointments changed. It is the command: the schedules ask for the same slices in as many runs, whose start is "
-        "measured under start-up, and reconcile a seventh as well.",
+        "appointments changed. It is the command.",
+    ),
+    "night_by_daemon": Kind(
+        night_by_daemon,
+        1000,
+        100,
+        "A night by schedules and daemon against the rate floor",
+        "What was there before is that of the command's night. The schedules ask for their runs at a full minute, from "
+        "which the time counts; the daemon queues and starts them. They reconcile a seventh of the locations as well: "
+        "all its patients and months of appointments. CPU is that of daemon, code server and runs, the peak that of a run.",
     ),
     "full_load": Kind(full_load, 5, 200, "A full load against the rate floor", "Nothing was there before."),
     "documents": Kind(

@@ -46,6 +46,12 @@ SCRIPTS = (
     Script("no_change", quick=("--records", "5000", "--rounds", "1")),
     Script("memory", quick=("--records", "10000", "50000", "--rounds", "1")),
     Script("night", ("night",), ("night", "--locations", "20", "--patients", "20"), "nightly.py"),
+    Script(
+        "night_by_daemon",
+        ("night_by_daemon",),
+        ("night_by_daemon", "--locations", "7", "--patients", "20"),
+        "nightly.py",
+    ),
     Script("full_load", ("full_load",), ("full_load", "--locations", "1", "--patients", "10"), "nightly.py"),
     Script("documents", ("documents",), ("documents", "--patients", "50"), "nightly.py"),
     Script("budget", quick=("--seconds", "12", "--processes", "4", "--mix", "appointment list")),

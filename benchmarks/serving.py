@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from nexhealth_pipeline.cli.household import Household
 from nexhealth_pipeline.warehouse import embedded
 from nexhealth_pipeline.warehouse.locks import try_exclusive
 
@@ -69,6 +70,25 @@ def _await_end(server: embedded.EmbeddedServer) -> None:
             os.close(lock)
             return
         time.sleep(0.05)
+
+
+@contextmanager
+def daemon(home: Path, given: dict[str, str]) -> Iterator[Path]:
+    """Dagster's daemon and code server of an instance in `home`, which this process has as well; the workspace's file."""
+    from nexhealth_pipeline.orchestration.instance import dagster_home, workspace_file
+    from nexhealth_pipeline.settings import load_settings
+
+    at_home = {**given, "NEXHEALTH_HOME": str(home)}
+    folder = dagster_home(load_settings(at_home, environ={}, env_file=None), start=Path("/"))
+    workspace = workspace_file(folder)
+    environ = {**environment(home, **given), "DAGSTER_HOME": str(folder)}
+    with Household(5.0) as household:
+        # What daemon and runs say of their end would stand among the figures.
+        quiet = ["/bin/sh", "-c", 'exec "$@" >"$0" 2>&1', str(home / "daemon.log")]
+        command = [sys.executable, "-P", "-m", "dagster._daemon", "run", "-w", str(workspace), "--log-level", "error"]
+        household.start("daemon", [*quiet, *command], environment=environ, folder=folder)
+        os.environ.update({name: environ[name] for name in (*given, "DAGSTER_HOME", "NEXHEALTH_HOME")})
+        yield workspace
 
 
 @contextmanager

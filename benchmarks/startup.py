@@ -17,8 +17,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,9 +26,7 @@ import psycopg
 from measure import accounted, children_cpu, peak_rss_of, server_cpu
 from nightly import Place, place, settings_of, sync
 from results import Chart, Part, Table, arguments, show, spread
-from serving import asked, environment, served
-
-from nexhealth_pipeline.cli.household import Household
+from serving import asked, daemon, environment, served
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -124,25 +122,6 @@ def second_start(arrivals: Sequence[tuple[float, str, int]]) -> float:
     return next(moment for moment, path, _ in arrivals if path not in discovery) - arrivals[0][0]
 
 
-@contextmanager
-def daemon(where: Place, given: dict[str, str]) -> Iterator[Path]:
-    """Daemon and code server; the workspace's file."""
-    from nexhealth_pipeline.orchestration.instance import dagster_home, workspace_file
-    from nexhealth_pipeline.settings import load_settings
-
-    at_home = {**given, "NEXHEALTH_HOME": str(where.home)}
-    folder = dagster_home(load_settings(at_home, environ={}, env_file=None), start=Path("/"))
-    workspace = workspace_file(folder)
-    environ = {**environment(where.home, **given), "DAGSTER_HOME": str(folder)}
-    with Household(5.0) as household:
-        # What daemon and runs say of their end would stand among the figures.
-        quiet = ["/bin/sh", "-c", 'exec "$@" >"$0" 2>&1', str(where.home / "daemon.log")]
-        command = [sys.executable, "-P", "-m", "dagster._daemon", "run", "-w", str(workspace), "--log-level", "error"]
-        household.start("daemon", [*quiet, *command], environment=environ, folder=folder)
-        os.environ.update({name: environ[name] for name in (*given, "DAGSTER_HOME", "NEXHEALTH_HOME")})
-        yield workspace
-
-
 def started_at(pid: int) -> float:
     """When a living process was started, seconds since 1970, to a hundredth. Raises FileNotFoundError where it has ended."""
     since_boot = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
@@ -230,7 +209,7 @@ def main() -> None:
         by_command = [sync(where, *lists) for _ in range(args.rounds)]
         by_sync = [alone(where) for _ in range(args.rounds)]
         print("the command is measured", flush=True)
-        with daemon(where, settings_of(where)) as workspace:
+        with daemon(where.home, settings_of(where)) as workspace:
             launched(where, workspace)  # the first one waits for the code server
             runs = [launched(where, workspace) for _ in range(args.rounds)]
             memory = standing()

@@ -19,8 +19,7 @@ from api import patient, stamp
 from nightly import Place, place, settings_of, sync
 from practice_api import FIRST_INSTITUTION, FIRST_LOCATION, SPAN
 from results import Part, Table, arguments, percentile, show, spread
-from serving import environment
-from startup import daemon
+from serving import daemon, environment
 
 from nexhealth_pipeline.cli.household import Household
 from nexhealth_pipeline.cli.loop import start_receiver
@@ -89,7 +88,7 @@ def main() -> None:
         sync(where)
         with (
             receiver(where) as url,
-            daemon(where, settings_of(where)),
+            daemon(where.home, settings_of(where)),
             psycopg.connect(where.url, autocommit=True) as db,
         ):
             seconds_to_row(db, url, 0)  # waits for the daemon and its code server, too
