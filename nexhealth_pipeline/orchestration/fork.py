@@ -6,7 +6,7 @@ connection or thread, so it shares nothing but code with its parent.
 
 Ctrl-C reaches parent and children; a child ends its run on a committed page. A second Ctrl-C ends the
 children at once, which loses nothing that was committed. When the parent dies, the children stop as if
-by Ctrl-C. Where there is no fork (Windows), the tasks run one after another in this process.
+by Ctrl-C.
 """
 
 import json
@@ -57,8 +57,6 @@ def run_side_by_side(
     seconds while children run (the parent may open connections then, since nothing forks any more). What it
     raises stops the children as Ctrl-C does, and comes out of here once they have ended.
     """
-    if not hasattr(os, "fork"):
-        return [_outcome(*_call(task)) for task in tasks]
     if threading.active_count() > 1:
         raise RuntimeError("fork before any thread is started: a lock held by a thread would stay locked in the child")
     alive = os.pipe()

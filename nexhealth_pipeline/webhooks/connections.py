@@ -5,20 +5,12 @@ that, and how many connections there may be, of all peers and of one.
 """
 
 import asyncio
-import functools
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
-
-if TYPE_CHECKING:
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
-    _Base = HttpToolsProtocol
-else:
-    _Base = object
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 __all__ = ["Guard", "protocol_class"]
 
@@ -37,8 +29,8 @@ class Guard:
     peers: Counter[str] = field(default_factory=Counter)
 
 
-class _Guarded(_Base):
-    """Put before one of uvicorn's protocols."""
+class _Guarded(HttpToolsProtocol):
+    """A connection under its server's guard."""
 
     guard: Guard
     _peer = ""
@@ -75,6 +67,11 @@ class _Guarded(_Base):
             if self._pending > self.guard.header_bytes:
                 self.send_400_response("Headers too large.")
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # A trailer after the body would otherwise join the headers, which have been checked by then.
+        if self.cycle is None or self.cycle.scope is not self.scope:
+            super().on_header(name, value)
+
     def _is_idle(self) -> bool:
         """Whether no request is being answered."""
         return self.cycle is None or self.cycle.response_complete
@@ -100,26 +97,6 @@ class _Guarded(_Base):
             self.transport.abort()
 
 
-class _GuardedH11(_Guarded, H11Protocol):  # type: ignore[misc]  # to mypy _Guarded is of httptools, and each protocol has a type of its own
-    """Where httptools is not installed."""
-
-
 def protocol_class(guard: Guard) -> type[asyncio.Protocol]:
-    """The fastest protocol there is, under `guard`."""
-    return type("GuardedProtocol", (_best(),), {"guard": guard})
-
-
-@functools.cache
-def _best() -> type[asyncio.Protocol]:
-    try:
-        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-    except ImportError:
-        return _GuardedH11
-
-    class _GuardedHttpTools(_Guarded, HttpToolsProtocol):
-        def on_header(self, name: bytes, value: bytes) -> None:
-            # A trailer after the body would otherwise join the headers, which have been checked by then.
-            if self.cycle is None or self.cycle.scope is not self.scope:
-                super().on_header(name, value)
-
-    return _GuardedHttpTools
+    """Each connection of a server, under `guard`."""
+    return type("GuardedProtocol", (_Guarded,), {"guard": guard})

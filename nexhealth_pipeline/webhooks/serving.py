@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import uvicorn
+import uvloop
 
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.webhooks.audit import Audit
@@ -118,7 +119,7 @@ def serve(
                 on_server(server)
                 await server.serve(sockets=[listener])
 
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(run())
 
 
@@ -153,14 +154,6 @@ def _config(app: Receiver, guard: Guard) -> uvicorn.Config:
         timeout_graceful_shutdown=_STOP_SECONDS,
         backlog=_BACKLOG,
     )
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop
-    return uvloop.new_event_loop
 
 
 def _most_connections() -> int:

@@ -14,10 +14,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system"),
-    pytest.mark.timeout(30),
-]
+pytestmark = pytest.mark.timeout(30)
 
 SLEEPER = """
 import os, sys, time

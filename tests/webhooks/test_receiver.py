@@ -15,8 +15,8 @@ from functools import partial
 import psycopg
 import pytest
 
-from nexhealth_pipeline.webhooks import connections, serving
 from nexhealth_pipeline.webhooks import receiver as receiver_module
+from nexhealth_pipeline.webhooks import serving
 from nexhealth_pipeline.webhooks.body import BodyLimits
 from nexhealth_pipeline.webhooks.receiver import WEBHOOK_PATH, Limits
 from nexhealth_pipeline.webhooks.sealing import Sealer
@@ -305,18 +305,6 @@ def test_only_the_networks_that_are_named_are_let_in(no_events: str) -> None:
         assert one.ask(event(2), outside).word == "forbidden"
     found = {(str(row["source"]), row["verdict"]) for row in events(no_events)}
     assert found == {("203.0.113.9", "valid"), ("6.6.6.6", "network"), ("127.0.0.1", "network")}
-
-
-def test_the_slower_http_parser_is_guarded_as_well(no_events: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """httptools is compiled; where it does not build, uvicorn has a parser in Python."""
-    monkeypatch.setattr(connections, "_best", lambda: connections._GuardedH11)
-    plan = replace(SMALL, header_seconds=1.0)
-    with receiver(no_events, plan=plan) as one, one.connect() as silent, one.connect() as slow:
-        slow.sendall(b"POST / HTTP/1.1\r\nx-long: ")
-        assert one.ask(event(1)).status == 200
-        assert one.ask(event(2), signed(event(3))).status == 401
-        assert _ended(silent)
-        assert _ended(slow)
 
 
 def test_a_large_event_is_checked_and_stored_as_any_other(no_events: str) -> None:

@@ -256,8 +256,3 @@ def upgrade() -> None:
     connection = op.get_bind()
     connection.exec_driver_sql(_DDL)
     connection.exec_driver_sql(BUDGET_DDL.replace("%", "%%"))
-
-
-def downgrade() -> None:
-    """Not offered: a warehouse is only ever upgraded."""
-    raise RuntimeError("a warehouse is only ever upgraded; restore a backup to go back")

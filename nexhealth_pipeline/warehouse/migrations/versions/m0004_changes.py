@@ -320,8 +320,3 @@ def upgrade() -> None:
     connection = op.get_bind()
     for ddl in (_TABLE, _TRIGGER, _PARTITIONS, _READING):
         connection.exec_driver_sql(ddl.replace("%", "%%"))
-
-
-def downgrade() -> None:
-    """Not offered: a warehouse is only ever upgraded."""
-    raise RuntimeError("a warehouse is only ever upgraded; restore a backup to go back")

@@ -238,8 +238,3 @@ def upgrade() -> None:
     connection = op.get_bind()
     for ddl in (_TABLE, _PARTITIONS, _RETENTION, _MOVE):
         connection.exec_driver_sql(ddl.replace("%", "%%"))
-
-
-def downgrade() -> None:
-    """Not offered: a warehouse is only ever upgraded."""
-    raise RuntimeError("a warehouse is only ever upgraded; restore a backup to go back")

@@ -34,8 +34,3 @@ def upgrade() -> None:
     """Create the table and the index."""
     for ddl in (_ATTEMPTS, _PAYLOADS):
         op.get_bind().exec_driver_sql(ddl.replace("%", "%%"))
-
-
-def downgrade() -> None:
-    """Not offered: a warehouse is only ever upgraded."""
-    raise RuntimeError("a warehouse is only ever upgraded; restore a backup to go back")

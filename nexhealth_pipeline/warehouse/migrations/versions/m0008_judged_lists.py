@@ -21,8 +21,3 @@ COMMENT ON COLUMN nexhealth_child_reads.judged_at IS
 def upgrade() -> None:
     """Add the column; what was read before counts as judged now, and takes turns by when it was read."""
     op.get_bind().exec_driver_sql(_JUDGED.replace("%", "%%"))
-
-
-def downgrade() -> None:
-    """Not offered: a warehouse is only ever upgraded."""
-    raise RuntimeError("a warehouse is only ever upgraded; restore a backup to go back")

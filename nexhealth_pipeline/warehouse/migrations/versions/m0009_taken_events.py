@@ -21,8 +21,3 @@ COMMENT ON COLUMN nexhealth_webhook_events.taken_by IS 'Run that works on it, or
 def upgrade() -> None:
     """Add the columns; no row is written for that."""
     in_short_waits(_TAKEN)
-
-
-def downgrade() -> None:
-    """Not offered: a warehouse is only ever upgraded."""
-    raise RuntimeError("a warehouse is only ever upgraded; restore a backup to go back")

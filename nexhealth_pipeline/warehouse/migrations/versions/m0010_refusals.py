@@ -13,8 +13,3 @@ CREATE INDEX nexhealth_webhook_events_refusals ON nexhealth_webhook_events (rece
 def upgrade() -> None:
     """Create the index. What the receiver cannot store while the table is read, NexHealth posts again."""
     in_short_waits(_REFUSALS)
-
-
-def downgrade() -> None:
-    """Not offered: a warehouse is only ever upgraded."""
-    raise RuntimeError("a warehouse is only ever upgraded; restore a backup to go back")

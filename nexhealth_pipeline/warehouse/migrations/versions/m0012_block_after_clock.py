@@ -11,8 +11,3 @@ down_revision = "0011"
 def upgrade() -> None:
     """Replace the budget's functions; what it has counted stays."""
     op.get_bind().exec_driver_sql(BUDGET_DDL.replace("%", "%%"))
-
-
-def downgrade() -> None:
-    """Not offered: a warehouse is only ever upgraded."""
-    raise RuntimeError("a warehouse is only ever upgraded; restore a backup to go back")

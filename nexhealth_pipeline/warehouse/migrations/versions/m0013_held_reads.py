@@ -13,8 +13,3 @@ def upgrade() -> None:
         " COMMENT ON COLUMN nexhealth_seen_passes.held_at IS"
         " 'When too much was missing to be marked unasked; the ids are kept, and the pass can be judged again.'"
     )
-
-
-def downgrade() -> None:
-    """Not offered: a warehouse is only ever upgraded."""
-    raise RuntimeError("a warehouse is only ever upgraded; restore a backup to go back")

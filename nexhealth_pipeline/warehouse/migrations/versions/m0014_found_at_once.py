@@ -164,8 +164,3 @@ def upgrade() -> None:
     """Create the index, and the function that takes ids in place of the one before."""
     for ddl in (_RUNS, _ASOF, _BEFORE, _SUBSCRIPTIONS, _SEEN):
         op.get_bind().exec_driver_sql(ddl.replace("%", "%%"))
-
-
-def downgrade() -> None:
-    """Not offered: a warehouse is only ever upgraded."""
-    raise RuntimeError("a warehouse is only ever upgraded; restore a backup to go back")

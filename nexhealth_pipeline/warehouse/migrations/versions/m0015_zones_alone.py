@@ -24,8 +24,3 @@ $block$;
 def upgrade() -> None:
     """Change what is said of the function; views on it need not change."""
     op.get_bind().exec_driver_sql(_ALONE)
-
-
-def downgrade() -> None:
-    """Not offered: a warehouse is only ever upgraded."""
-    raise RuntimeError("a warehouse is only ever upgraded; restore a backup to go back")

@@ -116,8 +116,3 @@ $function$;
 def upgrade() -> None:
     """Replace the function; rights on it stay, and so do views."""
     op.get_bind().exec_driver_sql(_ASOF.replace("%", "%%"))
-
-
-def downgrade() -> None:
-    """Not offered: a warehouse is only ever upgraded."""
-    raise RuntimeError("a warehouse is only ever upgraded; restore a backup to go back")

@@ -25,8 +25,3 @@ COMMENT ON COLUMN nexhealth_current.patient_locations.first_seen IS
 def upgrade() -> None:
     """Create the view."""
     op.get_bind().exec_driver_sql(_VIEW)
-
-
-def downgrade() -> None:
-    """Not offered: a warehouse is only ever upgraded."""
-    raise RuntimeError("a warehouse is only ever upgraded; restore a backup to go back")

@@ -73,8 +73,3 @@ def upgrade() -> None:
     """Write the comments, for which nobody who reads or writes rows has to wait."""
     for ddl in (_QUARANTINE, _PATIENTS, _PARTS):
         op.get_bind().exec_driver_sql(ddl.replace("%", "%%"))
-
-
-def downgrade() -> None:
-    """Not offered: a warehouse is only ever upgraded."""
-    raise RuntimeError("a warehouse is only ever upgraded; restore a backup to go back")
