@@ -242,7 +242,7 @@ def night_of(instance: "dg.DagsterInstance", begins: datetime) -> tuple["Sequenc
     peak = 0.0
     while True:
         with suppress(LookupError):  # none is going
-            peak = max(peak, peak_rss_of("execute_run"))
+            peak = max(peak, peak_rss_of("spawn_main("))
         ticks = [tick for tick in nightly_ticks(instance) if tick.timestamp >= begins.timestamp()]
         runs = instance.get_run_records(dg.RunsFilter(created_after=begins))
         failed = [run.dagster_run.job_name for run in runs if run.dagster_run.is_failure_or_canceled]
