@@ -20,11 +20,12 @@ from nexhealth_pipeline.client.page import kept_page
 from nexhealth_pipeline.errors import InvalidSetting
 from nexhealth_pipeline.sync.loader import Loader
 from nexhealth_pipeline.sync.months import CHANGES
-from nexhealth_pipeline.sync.practice import Institution, Location
+from nexhealth_pipeline.sync.practice import Institution, Location, load_practices
 from nexhealth_pipeline.sync.slices import Slice
 from nexhealth_pipeline.warehouse.child_reads import record_child_reads
 from nexhealth_pipeline.warehouse.connect import connect, driver_errors
 from nexhealth_pipeline.warehouse.encode import RecordEncoder
+from nexhealth_pipeline.warehouse.knowledge import record_membership
 from nexhealth_pipeline.warehouse.migrate import check
 from nexhealth_pipeline.warehouse.repeats import repeated
 from nexhealth_pipeline.warehouse.runs import RunLock
@@ -191,6 +192,7 @@ def _retry_records(connection: psycopg.Connection, place: _Place, loader: Loader
         record_child_reads(
             connection, collection=place.collection, institution_id=place.institution_id, left=loaded.left
         )
+    _remember_members(connection, place, loadable, loaded.ids)
     done.rows.inserted, done.rows.updated = loaded.counts.inserted, loaded.counts.updated
     done.rows.unchanged, done.rows.records_read = loaded.counts.unchanged, len(loadable)
     old = [note_id for record in outdated for note_id, _ in record.notes]
@@ -198,6 +200,39 @@ def _retry_records(connection: psycopg.Connection, place: _Place, loader: Loader
     done.loaded, done.outdated = len(closed), len(old)
     done.still_open = done.tried - done.loaded - done.outdated
     return done
+
+
+def _remember_members(
+    connection: psycopg.Connection, place: _Place, records: Sequence[_Record], ids: Sequence[int]
+) -> None:
+    """Note that the location listed these patients, where its lists alone say so, as a sync does that loads them.
+
+    But not of whom it was found to list no more since, nor of whoever is gone.
+    """
+    if not ids or not any(one.membership for one in place.collection.passes):
+        return
+    alone = {one.id for one in load_practices(connection).active(place.institution_id) if not one.shared}
+    if place.location_id not in alone:
+        return
+    listed: dict[datetime, list[int]] = {}
+    for record, id_ in zip(records, ids, strict=True):
+        listed.setdefault(record.read_at, []).append(id_)
+    still = sql.SQL(
+        "SELECT id FROM {} t WHERE institution_id = %(institution)s AND id = ANY(%(ids)s)"
+        " AND deleted_by IS DISTINCT FROM 'absence' AND NOT EXISTS (SELECT FROM nexhealth_patient_locations l"
+        " WHERE l.institution_id = t.institution_id AND l.patient_id = t.id AND l.location_id = %(location)s"
+        " AND l.gone_at > %(read_at)s)"
+    ).format(sql.Identifier(place.collection.table))
+    where = {"institution": place.institution_id, "location": place.location_id}
+    for read_at, theirs in listed.items():
+        rows = connection.execute(still, {**where, "ids": theirs, "read_at": read_at}).fetchall()
+        record_membership(
+            connection,
+            institution_id=place.institution_id,
+            location_id=place.location_id,
+            patient_ids=[id_ for (id_,) in rows],
+            seen_at=read_at,
+        )
 
 
 def _faults(encoder: RecordEncoder, record: _Record) -> set[str] | None:
