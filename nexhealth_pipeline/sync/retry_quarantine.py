@@ -1,8 +1,8 @@
 """Loading what once could not be loaded: stored records through today's rules and the same merge as any read.
 
 A record is loaded as of the time it was last read, so that a newer one is never replaced. What a later whole
-read no longer met, or what stood in a list of a row that is gone, is out of date: its note is closed and nothing is
-loaded. Asks NexHealth nothing.
+read no longer met, what was found absent since, or what stood in a list of a row that is gone, is out of date: its
+note is closed and nothing is loaded. Asks NexHealth nothing.
 """
 
 import uuid
@@ -16,6 +16,7 @@ from psycopg import sql
 
 from nexhealth_pipeline.catalog.collection import Collection, Scope
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
+from nexhealth_pipeline.client.account import id_of
 from nexhealth_pipeline.client.page import kept_page
 from nexhealth_pipeline.errors import InvalidSetting
 from nexhealth_pipeline.sync.loader import Loader
@@ -207,7 +208,7 @@ def _remember_members(
 ) -> None:
     """Note that the location listed these patients, where its lists alone say so, as a sync does that loads them.
 
-    But not of whom it was found to list no more since, nor of whoever is gone.
+    But not of whom it was found to list no more since.
     """
     if not ids or not any(one.membership for one in place.collection.passes):
         return
@@ -217,20 +218,17 @@ def _remember_members(
     listed: dict[datetime, list[int]] = {}
     for record, id_ in zip(records, ids, strict=True):
         listed.setdefault(record.read_at, []).append(id_)
-    still = sql.SQL(
-        "SELECT id FROM {} t WHERE institution_id = %(institution)s AND id = ANY(%(ids)s)"
-        " AND deleted_by IS DISTINCT FROM 'absence' AND NOT EXISTS (SELECT FROM nexhealth_patient_locations l"
-        " WHERE l.institution_id = t.institution_id AND l.patient_id = t.id AND l.location_id = %(location)s"
-        " AND l.gone_at > %(read_at)s)"
-    ).format(sql.Identifier(place.collection.table))
-    where = {"institution": place.institution_id, "location": place.location_id}
     for read_at, theirs in listed.items():
-        rows = connection.execute(still, {**where, "ids": theirs, "read_at": read_at}).fetchall()
+        left = connection.execute(
+            "SELECT patient_id FROM nexhealth_patient_locations"
+            " WHERE institution_id = %s AND location_id = %s AND patient_id = ANY(%s) AND gone_at > %s",
+            (place.institution_id, place.location_id, theirs, read_at),
+        ).fetchall()
         record_membership(
             connection,
             institution_id=place.institution_id,
             location_id=place.location_id,
-            patient_ids=[id_ for (id_,) in rows],
+            patient_ids={*theirs} - {id_ for (id_,) in left},
             seen_at=read_at,
         )
 
@@ -269,7 +267,7 @@ def _outdated(connection: psycopg.Connection, place: _Place, record: _Record) ->
             [*held_in.second_looks, *(one.name for one in held_in.passes if one.membership)],
         ),
     ).fetchone()
-    if row and row[0]:
+    if (row and row[0]) or _gone_since(connection, place, record):
         return True
     return collection.inside is not None and _changed(connection, COLLECTIONS[collection.inside], place, record)
 
@@ -281,12 +279,25 @@ def _is_gone(connection: psycopg.Connection, parent: Collection, place: _Place, 
     return connection.execute(query.format(sql.Identifier(parent.table)), values).fetchone() is not None
 
 
+def _gone_since(connection: psycopg.Connection, place: _Place, record: _Record) -> bool:
+    """Whether its row was found absent after it was read: it may be newer than that row all the same, and bring it back."""
+    number = id_of(record.raw)
+    if place.collection.key != ("institution_id", "id") or not (number.isascii() and number.isdigit()):
+        return False
+    query = sql.SQL(
+        "SELECT 1 FROM {} WHERE institution_id = %s AND id = %s AND deleted_by = 'absence' AND deleted_at > %s"
+    )
+    values = (place.institution_id, int(number), record.read_at)
+    return connection.execute(query.format(sql.Identifier(place.collection.table)), values).fetchone() is not None
+
+
 def _changed(connection: psycopg.Connection, parent: Collection, place: _Place, record: _Record) -> bool:
+    """Whether the record that holds it was read later, or is gone."""
     keys = [(one.path[0], record.request.get(one.name)) for one in place.collection.from_request]
     same = sql.SQL(" AND ").join(sql.SQL("{} = %s").format(sql.Identifier(name)) for name, _ in keys)
-    query = sql.SQL("SELECT 1 FROM {} WHERE institution_id = %s AND source_read_at > %s AND {}").format(
-        sql.Identifier(parent.table), same
-    )
+    query = sql.SQL(
+        "SELECT 1 FROM {} WHERE institution_id = %s AND (source_read_at > %s OR deleted_by = 'absence') AND {}"
+    ).format(sql.Identifier(parent.table), same)
     values = (place.institution_id, record.read_at, *(value for _, value in keys))
     return connection.execute(query, values).fetchone() is not None
 

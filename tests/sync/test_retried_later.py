@@ -1,7 +1,8 @@
-"""A patient whose record only a retry could load belongs to the location that listed it, as after a sync."""
+"""Records that a retry loads long after they were read: where they belong, and what has become of them since."""
 
 import json
 from collections.abc import Iterator
+from datetime import datetime
 
 import psycopg
 import pytest
@@ -69,7 +70,7 @@ def test_the_list_of_a_database_that_is_shared_or_read_no_more_says_nothing_of_t
 
 
 @pytest.mark.parametrize(("gone_at", "listed"), [(THREE, (NOON, False)), (ONE, (TWO, True))], ids=["since", "before"])
-def test_what_ended_since_is_not_brought_back(desk: Desk, gone_at: object, listed: tuple[object, bool]) -> None:
+def test_what_ended_since_is_not_brought_back(desk: Desk, gone_at: datetime, listed: tuple[datetime, bool]) -> None:
     """The patient's own read may have told that it is elsewhere now."""
     desk.connection.execute("INSERT INTO nexhealth_patient_locations VALUES (7, 5, 3, %s, %s)", (NOON, gone_at))
     desk.load("patients", refused(5), at=TWO)
@@ -78,10 +79,28 @@ def test_what_ended_since_is_not_brought_back(desk: Desk, gone_at: object, liste
     assert desk.rows(MEMBERS) == [(5, 3, *listed)]
 
 
-def test_who_was_found_absent_since_is_listed_nowhere(desk: Desk) -> None:
-    desk.load("patients", person(5, born=None), at=NOON)
+@pytest.mark.parametrize(
+    ("gone_at", "outcome", "there"), [(TWO, (1, 0, 1, 0), 0), (NOON, (1, 1, 0, 0), 1)], ids=["since", "before"]
+)
+def test_what_was_found_absent_since_is_out_of_date_however_new_it_is(
+    desk: Desk, gone_at: datetime, outcome: tuple[int, ...], there: int
+) -> None:
+    """Risk: it was refused when it changed, so it is newer than the row, and the dead one comes back by it."""
+    desk.load("patients", person(5, born=None, at="2026-01-01T00:00:00Z"), at=NOON)
     desk.load("patients", refused(5))
-    desk.connection.execute("UPDATE nexhealth_patients SET deleted_at = %s, deleted_by = 'absence'", (TWO,))
+    desk.connection.execute("UPDATE nexhealth_patients SET deleted_at = %s, deleted_by = 'absence'", (gone_at,))
     mend(desk)
-    assert desk.retry() == (1, 1, 0, 0)
-    assert desk.rows(MEMBERS) == []
+    assert desk.retry() == outcome
+    assert desk.rows("SELECT count(*) FROM nexhealth_patients WHERE deleted_at IS NULL") == [(there,)]
+    assert len(desk.rows(MEMBERS)) == there
+
+
+def test_what_stood_inside_a_record_that_is_gone_is_out_of_date(desk: Desk) -> None:
+    """An event tells of the plan's deletion, and no read: nothing else says that its list is old."""
+    plan = {"id": 6, "updated_at": "2026-02-01T00:00:00Z", "procedures": [{"id": "x"}]}
+    desk.load("treatment_plans", plan)
+    assert desk.rows("SELECT collection FROM nexhealth_quarantine") == [("treatment_plan_procedures",)]
+    desk.connection.execute("UPDATE nexhealth_treatment_plans SET deleted_at = %s, deleted_by = 'absence'", (TWO,))
+    desk.connection.execute("UPDATE nexhealth_quarantine SET raw = %s", (b'{"id": 61}',))
+    assert desk.retry() == (1, 0, 1, 0)
+    assert desk.rows("SELECT count(*) FROM nexhealth_treatment_plan_procedures") == [(0,)]
