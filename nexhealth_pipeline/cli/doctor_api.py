@@ -26,7 +26,7 @@ STALE = timedelta(hours=24)
 """NexHealth reads an office every few minutes while its server runs; a day without is worth a look (API.md A.5)."""
 
 _TIMEOUT_SECONDS = 10.0
-_POLICY = RetryPolicy(attempts=2, patience_seconds=20.0, longest_retry_after=5.0)
+_POLICY = RetryPolicy(attempts=2, patience_seconds=20.0, longest_retry_after=5.0, longest_block=5.0)
 """Gives up soon: whoever calls the doctor waits."""
 
 _Record = dict[str, Any]

@@ -1,8 +1,8 @@
 """Page accounting: every page of a pass once, each asked with its predecessor's cursor (promise 2).
 
-A server that repeats a page, a cursor that does not move, an empty page that claims more: each
-would end as missing or doubled rows, or as a loop without end. A small object remembers what this
-pass has seen and says what is wrong with the next page.
+A server that repeats a page, a cursor that does not move, an empty page that claims more, numbered pages
+whose rows go or come meanwhile: each would end as missing or doubled rows, or as a loop without end. A small
+object remembers what this pass has seen and says what is wrong with the next page.
 """
 
 from collections import deque
@@ -38,6 +38,8 @@ class PageAccount:
         """Whether one answer holds all records, and what the API counts is these."""
         self._asked = cursor
         self._held = 0
+        self._total: int | None = None
+        """What the API counted when it first said so."""
         self._seen = _Memory()
         for one in previous:
             self._seen.add(one)
@@ -57,6 +59,9 @@ class PageAccount:
             return "an empty page claims that more follow"
         if self._counted and page.total is not None and page.total > len(page.records):
             return f"the API counts {page.total} records, its one answer holds {len(page.records)}: rows are missing"
+        if self._paging is Paging.PAGE and None not in (self._total, page.total) and page.total != self._total:
+            # A row that went moved those after it one place up: one of them to a page that was read before.
+            return f"the API counts {page.total} records, and {self._total} a page before: rows may be missing"
         if self._paging is Paging.CURSOR and page.has_next:
             if not page.end_cursor:
                 return "more pages are claimed without a cursor to them"
@@ -72,6 +77,7 @@ class PageAccount:
         """Remember a page that is handed on, just judged to have no problem."""
         self._asked = page.end_cursor
         self._held += len(page.records)
+        self._total = page.total if self._total is None else self._total
         if page.records:
             self._seen.add(page.fingerprint)
         if page.end_cursor:

@@ -163,7 +163,10 @@ class RetryPolicy:
     longest_wait: float = 30.0
     """Bound of the doubling."""
     longest_retry_after: float = 120.0
-    """Bound of what a `Retry-After` may ask for."""
+    """Bound of what a `Retry-After` may ask for; of a 429's see `longest_block`."""
+    longest_block: float = 840.0
+    """Bound of what a 429's may: all who share the key keep to it, and where it is longer than `patience_seconds` a page
+    ends instead of asking too early. The shared budget takes one of 900 s or more for a clock that was put back."""
     random: Callable[[], float] = field(default=random.random, repr=False)
     """Jitter in [0, 1)."""
     monotonic: Callable[[], float] = field(default=time.monotonic, repr=False)
@@ -176,9 +179,10 @@ class RetryPolicy:
         ceiling = min(self.longest_wait, self.first_wait * 2.0 ** min(attempt - 1, 30))
         return ceiling * (0.5 + 0.5 * self.random())
 
-    def bounded(self, asked: float) -> float:
-        """What of a server's wish is granted, with a little jitter so that not all come back at once."""
-        return min(asked, self.longest_retry_after) + self.random() * min(1.0, self.first_wait)
+    def bounded(self, asked: float, *, throttled: bool = False) -> float:
+        """What of a server's wish is granted (`throttled`: with a 429), with a little jitter so that not all come at once."""
+        bound = self.longest_block if throttled else self.longest_retry_after
+        return min(asked, bound) + self.random() * min(1.0, self.first_wait)
 
     def pause(self, seconds: float, stop: threading.Event | None) -> None:
         """Wait; raises Cancelled as soon as `stop` is set."""

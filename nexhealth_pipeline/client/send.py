@@ -250,7 +250,7 @@ class Sender:
     def _asked_wait(self, answer: Answer) -> float | None:
         api_now = self._clock.at(answer.received).timestamp()
         asked = retry_after_seconds(answer.retry_after, api_now=api_now)
-        return None if asked is None else self._policy.bounded(asked)
+        return None if asked is None else self._policy.bounded(asked, throttled=answer.status == 429)
 
     def _wait(self, state: RetryCallState, course: _Course) -> float:
         failure = _failure_of(state)

@@ -46,6 +46,13 @@ class Answer:
     retry_after: str | None
 
 
+class _Session(requests.Session):
+    """Knows no redirects: even where none is to be followed, `requests` reads the whole body of one and its address."""
+
+    def get_redirect_target(self, resp: requests.Response) -> str | None:  # noqa: ARG002 - whatever it says
+        return None
+
+
 class _Authorization(AuthBase):
     """Sets the header for one request only; also keeps `requests` from taking a login out of ~/.netrc."""
 
@@ -183,7 +190,7 @@ class Transport:
 
 
 def _session(deadline: Deadline, root: str) -> requests.Session:
-    session = requests.Session()
+    session = _Session()
     session.headers.clear()  # each exchange names all its headers
     for scheme in ("http://", "https://"):
         session.mount(scheme, BoundedAdapter(deadline))

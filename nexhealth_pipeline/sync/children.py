@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from itertools import islice
 
@@ -153,7 +153,7 @@ class ChildReader(SliceReader):
             save_state(connection, state)
         self.loader.before_merge = self._keeper.when_staged
         failures = self._read_all(connection, plans, state)
-        done = state.completed(datetime.now(UTC))
+        done = state.completed(self.session.client.clock.now())
         if not self.options.partial:
             # Lists that came in turn are judged by although others failed: each tells of its own row.
             judged_by = not failures or state.since is not None

@@ -271,7 +271,7 @@ class PassReader:
         )
         if not last.has_next:
             self._compare_total(last, state.records)
-            state = replace(state.completed(datetime.now(UTC)), total=self._total(batch))
+            state = replace(state.completed(self._session.client.clock.now()), total=self._total(batch))
 
         def write() -> Counts:
             nonlocal state

@@ -6,12 +6,15 @@ Read from the warehouse, where discovery (the practice collections) has put them
 from collections.abc import Collection as AnyCollection
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any
 
 import msgspec
 import psycopg
 
-from nexhealth_pipeline.errors import InvalidSetting
+from nexhealth_pipeline.catalog.collection import SqlType
+from nexhealth_pipeline.errors import InvalidSetting, RecordRefused
+from nexhealth_pipeline.warehouse.values import CONVERTERS
 
 __all__ = ["Institution", "Location", "Practices", "load_practices", "practices_of_records"]
 
@@ -116,29 +119,64 @@ def load_practices(connection: psycopg.Connection, subdomains: AnyCollection[str
 def practices_of_records(records: Mapping[str, list[bytes]], subdomains: AnyCollection[str] = ()) -> Practices:
     """The institutions (those in `subdomains`, or all) and locations in the records of the practice collections.
 
-    For a dry run, which stores none; `records` by collection.
+    For a dry run, which stores none; `records` by collection. What a sync would put into quarantine is left out.
     """
     institutions, locations, statuses = (
-        [msgspec.json.decode(record, type=dict[str, Any]) for record in records.get(name, ())]
+        [one for record in records.get(name, ()) if (one := _read(record)) is not None]
         for name in ("institutions", "locations", "sync_status")
     )
-    groups = _grouped(
-        (int(status["institution_id"]), [int(location["id"]) for location in status.get("locations") or ()])
-        for status in statuses
-    )
     return _practices(
-        [
-            (int(one["id"]), one["subdomain"], one.get("name"), [name for name, value in one.items() if value is True])
-            for one in sorted(institutions, key=lambda one: int(one["id"]))
-            if one.get("subdomain")
-        ],
-        [
-            (int(one["id"]), one.get("name") or str(one["id"]), int(one["institution_id"]), bool(one.get("inactive")))
-            for one in sorted(locations, key=lambda one: int(one["id"]))
-        ],
-        groups,
+        sorted(filter(None, map(_institution_row, institutions)), key=itemgetter(0)),
+        sorted(filter(None, map(_location_row, locations)), key=itemgetter(0)),
+        _grouped(
+            (institution_id, [*_named_in(one.get("locations"))])
+            for one in statuses
+            if (institution_id := _id(one, "institution_id")) is not None
+        ),
         subdomains,
     )
+
+
+def _read(record: bytes) -> dict[str, Any] | None:
+    """The record as an object; None where it is none, or no JSON."""
+    try:
+        return msgspec.json.decode(record, type=dict[str, Any])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _institution_row(record: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    id_, subdomain = _id(record, "id"), _stored(SqlType.TEXT, record.get("subdomain"))
+    flags = [name for name, value in record.items() if value is True]
+    return (id_, subdomain, _stored(SqlType.TEXT, record.get("name")), flags) if id_ is not None and subdomain else None
+
+
+def _location_row(record: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    id_, institution_id = _id(record, "id"), _id(record, "institution_id")
+    if id_ is None or institution_id is None:
+        return None
+    inactive = _stored(SqlType.BOOLEAN, record.get("inactive")) == "True"
+    return id_, _stored(SqlType.TEXT, record.get("name")) or str(id_), institution_id, inactive
+
+
+def _named_in(locations: object) -> Iterator[int]:
+    """Ids in a status's list of locations, whatever else may stand there."""
+    for one in locations if isinstance(locations, list) else ():
+        if isinstance(one, dict) and (id_ := _id(one, "id")) is not None:
+            yield id_
+
+
+def _id(record: Mapping[str, Any], name: str) -> int | None:
+    text = _stored(SqlType.BIGINT, record.get(name))
+    return None if text is None else int(text)
+
+
+def _stored(kind: SqlType, value: object) -> str | None:
+    """What a sync would store of a value, as text; None where that is nothing."""
+    try:
+        return CONVERTERS[kind](value)
+    except RecordRefused:
+        return None
 
 
 def _practices(

@@ -1,8 +1,8 @@
 """Loading what once could not be loaded: stored records through today's rules and the same merge as any read.
 
 A record is loaded as of the time it was last read, so that a newer one is never replaced. What a later whole
-read no longer met, or what stood in a list of a row that is gone, is out of date: its note is closed and nothing is
-loaded. Asks NexHealth nothing.
+read no longer met, what was found absent since, or what stood in a list of a row that is gone, is out of date: its
+note is closed and nothing is loaded. Asks NexHealth nothing.
 """
 
 import uuid
@@ -16,15 +16,17 @@ from psycopg import sql
 
 from nexhealth_pipeline.catalog.collection import Collection, Scope
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
+from nexhealth_pipeline.client.account import id_of
 from nexhealth_pipeline.client.page import kept_page
 from nexhealth_pipeline.errors import InvalidSetting
 from nexhealth_pipeline.sync.loader import Loader
 from nexhealth_pipeline.sync.months import CHANGES
-from nexhealth_pipeline.sync.practice import Institution, Location
+from nexhealth_pipeline.sync.practice import Institution, Location, load_practices
 from nexhealth_pipeline.sync.slices import Slice
 from nexhealth_pipeline.warehouse.child_reads import record_child_reads
 from nexhealth_pipeline.warehouse.connect import connect, driver_errors
 from nexhealth_pipeline.warehouse.encode import RecordEncoder
+from nexhealth_pipeline.warehouse.knowledge import record_membership
 from nexhealth_pipeline.warehouse.migrate import check
 from nexhealth_pipeline.warehouse.repeats import repeated
 from nexhealth_pipeline.warehouse.runs import RunLock
@@ -191,6 +193,7 @@ def _retry_records(connection: psycopg.Connection, place: _Place, loader: Loader
         record_child_reads(
             connection, collection=place.collection, institution_id=place.institution_id, left=loaded.left
         )
+    _remember_members(connection, place, loadable, loaded.ids)
     done.rows.inserted, done.rows.updated = loaded.counts.inserted, loaded.counts.updated
     done.rows.unchanged, done.rows.records_read = loaded.counts.unchanged, len(loadable)
     old = [note_id for record in outdated for note_id, _ in record.notes]
@@ -198,6 +201,36 @@ def _retry_records(connection: psycopg.Connection, place: _Place, loader: Loader
     done.loaded, done.outdated = len(closed), len(old)
     done.still_open = done.tried - done.loaded - done.outdated
     return done
+
+
+def _remember_members(
+    connection: psycopg.Connection, place: _Place, records: Sequence[_Record], ids: Sequence[int]
+) -> None:
+    """Note that the location listed these patients, where its lists alone say so, as a sync does that loads them.
+
+    But not of whom it was found to list no more since.
+    """
+    if not ids or not any(one.membership for one in place.collection.passes):
+        return
+    alone = {one.id for one in load_practices(connection).active(place.institution_id) if not one.shared}
+    if place.location_id not in alone:
+        return
+    listed: dict[datetime, list[int]] = {}
+    for record, id_ in zip(records, ids, strict=True):
+        listed.setdefault(record.read_at, []).append(id_)
+    for read_at, theirs in listed.items():
+        left = connection.execute(
+            "SELECT patient_id FROM nexhealth_patient_locations"
+            " WHERE institution_id = %s AND location_id = %s AND patient_id = ANY(%s) AND gone_at > %s",
+            (place.institution_id, place.location_id, theirs, read_at),
+        ).fetchall()
+        record_membership(
+            connection,
+            institution_id=place.institution_id,
+            location_id=place.location_id,
+            patient_ids={*theirs} - {id_ for (id_,) in left},
+            seen_at=read_at,
+        )
 
 
 def _faults(encoder: RecordEncoder, record: _Record) -> set[str] | None:
@@ -234,7 +267,7 @@ def _outdated(connection: psycopg.Connection, place: _Place, record: _Record) ->
             [*held_in.second_looks, *(one.name for one in held_in.passes if one.membership)],
         ),
     ).fetchone()
-    if row and row[0]:
+    if (row and row[0]) or _gone_since(connection, place, record):
         return True
     return collection.inside is not None and _changed(connection, COLLECTIONS[collection.inside], place, record)
 
@@ -246,12 +279,25 @@ def _is_gone(connection: psycopg.Connection, parent: Collection, place: _Place, 
     return connection.execute(query.format(sql.Identifier(parent.table)), values).fetchone() is not None
 
 
+def _gone_since(connection: psycopg.Connection, place: _Place, record: _Record) -> bool:
+    """Whether its row was found absent after it was read: it may be newer than that row all the same, and bring it back."""
+    number = id_of(record.raw)
+    if place.collection.key != ("institution_id", "id") or not (number.isascii() and number.isdigit()):
+        return False
+    query = sql.SQL(
+        "SELECT 1 FROM {} WHERE institution_id = %s AND id = %s AND deleted_by = 'absence' AND deleted_at > %s"
+    )
+    values = (place.institution_id, int(number), record.read_at)
+    return connection.execute(query.format(sql.Identifier(place.collection.table)), values).fetchone() is not None
+
+
 def _changed(connection: psycopg.Connection, parent: Collection, place: _Place, record: _Record) -> bool:
+    """Whether the record that holds it was read later, or is gone."""
     keys = [(one.path[0], record.request.get(one.name)) for one in place.collection.from_request]
     same = sql.SQL(" AND ").join(sql.SQL("{} = %s").format(sql.Identifier(name)) for name, _ in keys)
-    query = sql.SQL("SELECT 1 FROM {} WHERE institution_id = %s AND source_read_at > %s AND {}").format(
-        sql.Identifier(parent.table), same
-    )
+    query = sql.SQL(
+        "SELECT 1 FROM {} WHERE institution_id = %s AND (source_read_at > %s OR deleted_by = 'absence') AND {}"
+    ).format(sql.Identifier(parent.table), same)
     values = (place.institution_id, record.read_at, *(value for _, value in keys))
     return connection.execute(query, values).fetchone() is not None
 

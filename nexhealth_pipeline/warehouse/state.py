@@ -61,6 +61,7 @@ class PassState:
     absent_fields: list[str] | None = None
     """Declared fields that no record had since the last whole read began; None = there was no record."""
     complete_at: datetime | None = None
+    """End of the last complete pass, in the API's time, as that of the rows which are compared with it."""
     last_full_at: datetime | None = None
     """Start of the last complete pass that read everything."""
     fresh_at: datetime | None = None

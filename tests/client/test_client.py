@@ -179,6 +179,32 @@ def test_a_numbered_list_that_ends_before_its_total_is_an_error(client, stub):
         list(client.pages(request))
 
 
+@pytest.mark.parametrize(("ends", "counts"), [(2, [3, 2, 2, 2]), (5, [3, 4, 4, 4])], ids=["gone", "new"])
+def test_a_count_that_changes_while_numbered_pages_are_read_is_an_error(client, stub, ends, counts):
+    """Risk: the row after one that went moves to the page that was read, and a reconcile takes it for deleted."""
+    rows = [1, 2, 3]
+
+    def answer(seen):
+        first = 2 * (int(seen.query["page"]) - 1)
+        reply = envelope([{"id": one} for one in rows[first : first + 2]], count=len(rows))
+        asked.append(len(rows))
+        if len(asked) == 1:
+            rows[:] = rows[1:] if ends == 2 else [*rows, 4]
+        return reply
+
+    asked: list[int] = []
+    stub.answer = answer
+    with pytest.raises(ProtocolBroken, match=f"counts {counts[1]} records, and 3 a page before"):
+        list(client.pages(ApiRequest("/nex_staff", (), "demo", Paging.PAGE, per_page=2)))
+    assert asked == counts
+
+
+def test_pages_that_are_not_counted_are_compared_with_none(client, stub):
+    request = ApiRequest("/nex_staff", (), "demo", Paging.PAGE, per_page=1)
+    stub.script(envelope([{"id": 1}]), envelope([{"id": 2}], count=3), envelope([{"id": 3}]), envelope([]))
+    assert ids(client.pages(request)) == [1, 2, 3]
+
+
 def test_a_warning_in_the_description_is_handed_on_without_values(client, stub):
     """API.md A.4: a 200 may say that a parameter was ignored; it must not leak what else it says."""
     stub.script(envelope([], description="the include parameter is ignored for Anna O'Neil 1990-01-02 a@b.c"))

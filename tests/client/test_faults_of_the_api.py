@@ -183,6 +183,23 @@ def test_no_redirect_takes_key_or_token_to_another_host(
         assert other.seen == []
 
 
+@pytest.mark.parametrize("address", ["http://[bad", "http://host:port", "//", "\xff", ""])
+def test_a_redirect_to_nowhere_is_one_like_any_other(make_client: Callable, stub: Stub, address: str) -> None:
+    """Risk: nobody goes there, yet an address that cannot be read ends all slices of a run."""
+    stub.script(Reply(302, b"", {"Location": address}))
+    with pytest.raises(ServerFailed, match=r"redirect.*status 302"):
+        make_client(retry={"attempts": 1}).get(ONE)
+
+
+def test_the_body_of_a_redirect_is_not_taken_in_either(make_client: Callable, stub: Stub) -> None:
+    head = b"HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\nConnection: close\r\n\r\n"
+    with wire(stub, head, *[b" " * MEGABYTE] * 100) as sent, at_most(8):
+        client = make_client(body_limit=2 * MEGABYTE, retry={"attempts": 1})
+        with pytest.raises(ServerFailed, match="larger than the client accepts"):
+            client.get(ONE)
+    assert sent[0] <= 24 * MEGABYTE  # what lies in the sockets' buffers
+
+
 def test_after_a_broken_answer_the_next_one_is_read_from_its_beginning(client, stub: Stub) -> None:
     """What is left of a refused body must not become the head of the next answer."""
     late = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]"

@@ -68,6 +68,7 @@ def test_backoff_is_jittered_by_half_and_bounded():
 def test_a_wish_of_the_server_is_never_undercut():
     assert RetryPolicy(random=lambda: 0.0).bounded(3.0) == 3.0
     assert RetryPolicy(random=lambda: 1.0).bounded(3.0) == 3.5
+    assert RetryPolicy(random=lambda: 0.0).bounded(300.0, throttled=True) == 300.0
 
 
 def test_a_pause_ends_as_soon_as_the_user_asks_to_stop():

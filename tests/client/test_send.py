@@ -160,6 +160,26 @@ def test_retry_after_is_bounded(client, stub, naps):
     assert naps.slept == [120.0]
 
 
+@pytest.mark.parametrize("header", ["300", None], ids=["seconds", "date"])
+def test_a_throttle_of_minutes_is_kept_to_the_end_by_everybody(client, stub, naps, budget, header):
+    """Risk: asked again after two minutes, by all processes, the API goes on refusing, and may refuse for longer."""
+    naps.stop_clock()
+    stub.script(refusal(429, Retry_After=header or formatdate(time.time() + 301, usegmt=True)), GOOD)
+    began = naps.monotonic()
+    client.get(ONE)
+    assert 299 < naps.monotonic() - began < 302
+    assert budget.throttled == naps.slept
+
+
+def test_a_throttle_longer_than_anybody_waits_ends_the_page_and_holds_the_others(client, stub, naps, budget):
+    """Asked once more within it, the page would fail as well; the next run finds it over."""
+    stub.script(refusal(429, Retry_After="86400"))
+    with pytest.raises(RateLimited, match="1 attempt"):
+        client.get(ONE)
+    assert (naps.slept, budget.throttled) == ([], [840.0])
+    assert len(stub.data_requests) == 1
+
+
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_short_retry_after_does_not_use_up_all_tries_within_seconds(client, stub, naps, budget, status):
     """A minute's window that somebody else has used up: asked again each second, all tries would be gone before its end."""

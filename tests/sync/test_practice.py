@@ -49,6 +49,43 @@ def test_an_institution_that_two_keys_reach_has_its_locations_once() -> None:
     assert [one.id for one in practices_of_records(records(repeated=True)).locations] == [1, 2, 3]
 
 
+UNREADABLE = [
+    b'{"id": 9, "institution_id": null, "subdomain": null, "locations": [{"id": 1}]}',
+    b'{"id": null, "institution_id": 7, "subdomain": "dale", "locations": [{"id": "abc"}, {}, "3", null, {"id": null}]}',
+    b'{"id": "x", "institution_id": 7, "subdomain": "dale", "locations": {}}',
+    b'{"id": 10000000000000000000, "institution_id": 7, "subdomain": "dale", "locations": "1"}',
+    b'{"id": true, "institution_id": 7.5, "subdomain": "dale"}',
+    b'{"id": 8, "institution_id": 7, "subdomain": "dale", "x": NaN}',
+    b'{"id": 8, "institution_id": 7, "subdomain": "dale", "x": "\xff"}',
+    b'{"id": 8, "institution_id": 7, "subdomain": "dale", "x": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+    b'[{"id": 8, "institution_id": 7}]',
+    b"null",
+    b"{}",
+    b"",
+]
+"""Practice records of which none tells of an institution or a location."""
+
+
+@pytest.mark.parametrize("bad", UNREADABLE, ids=range(len(UNREADABLE)))
+def test_a_record_that_a_sync_would_put_into_quarantine_is_left_out(bad: bytes) -> None:
+    """A dry run stores none: one odd record would end it, and with it all that it should tell of the others."""
+    found = {name: [bad, *good, bad] for name, good in records([1, 2], [3]).items()}
+    assert practices_of_records(found) == practices_of_records(records([1, 2], [3]))
+
+
+def test_ids_and_flags_are_read_as_a_sync_reads_them() -> None:
+    found = {
+        "institutions": [b'{"id": "7", "subdomain": 77, "name": null}'],
+        "locations": [
+            b'{"id": "2", "institution_id": "7", "name": 12, "inactive": "true"}',
+            b'{"id": 1, "institution_id": 7, "inactive": "perhaps"}',
+        ],
+    }
+    read = practices_of_records(found)
+    assert [(one.id, one.subdomain, one.name) for one in read.institutions] == [(7, "77", "77")]
+    assert [(one.id, one.name, one.inactive) for one in read.locations] == [(1, "1", False), (2, "12", True)]
+
+
 def test_an_entry_that_names_no_location_ends_nothing(database_url: str) -> None:
     """One office's odd status must not keep all the others from being read."""
     with psycopg.connect(database_url, autocommit=True) as connection:

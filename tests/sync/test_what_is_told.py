@@ -1,10 +1,12 @@
 """What a sync says of its own work: complete no further than it is, and nothing read in vain."""
 
 import threading
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import psycopg
 import pytest
 
 from nexhealth_pipeline.catalog.paging import MOST_A_PAGE, Paging
@@ -14,6 +16,7 @@ from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.sync import reconcile
 from nexhealth_pipeline.sync.months import month_keys, month_window
 from nexhealth_pipeline.sync.slices import SliceResult
+from nexhealth_pipeline.warehouse.checks import CHECKS, run
 from nexhealth_pipeline.warehouse.seen import seen_passes
 
 from .kit import Rows, sync_all
@@ -78,6 +81,34 @@ def test_lists_under_rows_do_not_wait_for_what_nobody_reads_since_a_database_is_
     assert documents.as_of is not None
     assert documents.as_of > began - timedelta(minutes=1)
     assert complete_through(rows, "documents", NORTH) == documents.as_of
+
+
+@pytest.mark.parametrize("ahead", [-600, 600])
+def test_what_came_after_a_whole_read_is_told_from_what_it_lacked_whatever_our_clock_says(
+    ahead: int, database_url: str, rows: Rows
+) -> None:
+    """Risk: a row that an event brings within the minutes that our clock is ahead counts as one that the API lost."""
+    with SandboxServer(patients=5, limits=False, clock=lambda: time.time() + ahead) as box:
+        sync_all(practice(box, database_url, "willow-dental"), FULL, only={"nex_staff", "patients", "documents"})
+    (check,) = [one for one in CHECKS if (one.collection.name, one.rule.name) == ("nex_staff", "no_rows_left_over")]
+
+    def left_over(seconds: int) -> int:
+        """Where one more row was read so many seconds after the read of all of them ended."""
+        with psycopg.connect(database_url) as connection:
+            connection.execute(
+                "INSERT INTO nexhealth_nex_staff (institution_id, id, synced_at, source_read_at, row_hash)"
+                " SELECT institution_id, 999999, now(), %s + %s * interval '1 s', '' FROM nexhealth_nex_staff LIMIT 1",
+                (api_time, seconds),
+            )
+            found = run(connection, check).count
+            connection.rollback()
+        return found
+
+    (api_time,) = rows("SELECT max(source_read_at) FROM nexhealth_nex_staff")[0]
+    assert abs(api_time - datetime.now(UTC) - timedelta(seconds=ahead)) < timedelta(minutes=5)
+    assert (left_over(240), left_over(-240)) == (0, 1)
+    far = "complete_at IS NULL OR abs(extract(epoch FROM complete_at - watermark)) > 240"
+    assert rows(f"SELECT DISTINCT collection FROM nexhealth_sync_state WHERE {far}") == []
 
 
 def test_a_location_is_complete_once_every_pass_of_its_months_is(

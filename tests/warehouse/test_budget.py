@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from nexhealth_pipeline.catalog.limits import LIMITS, Limit, RateClass, rate_classes
+from nexhealth_pipeline.client.retry import RetryPolicy
 from nexhealth_pipeline.errors import BudgetUnavailable, Cancelled
 from nexhealth_pipeline.warehouse import budget as budget_module
 from nexhealth_pipeline.warehouse.budget import BUDGET_DDL, PACE_SLACK, PostgresBudget
@@ -184,6 +185,19 @@ def test_a_shorter_throttle_never_shortens_a_longer_one(budget_of):
     budget.throttle((PATIENTS,), 0.01)
     budget.acquire((PATIENTS,))
     assert time.monotonic() - began > 0.29
+
+
+def test_the_longest_throttle_of_a_client_is_heeded(budget_of):
+    """Risk: held for that of a clock that was put back, it would stop nobody."""
+    stop = threading.Event()
+    budget = budget_of(stop=stop)
+    told = told_by(budget)
+    policy = RetryPolicy(random=lambda: 1.0)
+    budget.throttle((PATIENTS,), policy.bounded(86_400.0, throttled=True))
+    stop.set()
+    with pytest.raises(Cancelled):
+        budget.acquire((PATIENTS,))
+    assert told[0] > policy.longest_block - 30
 
 
 def test_keys_do_not_share_a_budget(budget_of):
