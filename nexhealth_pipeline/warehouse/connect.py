@@ -181,8 +181,9 @@ def _create_beside(url: str, name: str) -> None:
             return
         statement = sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name))
         try:
-            # Not from template1, which somebody may be connected to: it cannot be copied then.
-            connection.execute(statement + sql.SQL(" TEMPLATE template0"))
+            # Not from template1, which somebody may be connected to: it cannot be copied then. And not in the encoding
+            # that the server was made with, which may hold less than UTF8: C is the locale that goes with any on all servers.
+            connection.execute(statement + sql.SQL(" ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"))
         except (errors.DuplicateDatabase, errors.UniqueViolation):
             return  # another process was faster
         except errors.InsufficientPrivilege:
@@ -215,7 +216,7 @@ def connect(url: str, *, autocommit: bool = False, application_name: str = _NAME
         database, address = database_and_server(url)
         raise WarehouseError(
             f"database {database} at {address} has encoding {encoding}, which cannot hold every name: "
-            "create it anew with ENCODING 'UTF8' TEMPLATE template0"
+            "create it anew with ENCODING 'UTF8' LOCALE 'C.UTF-8' TEMPLATE template0"
         )
     watch(connection)
     return connection

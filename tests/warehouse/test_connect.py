@@ -151,6 +151,19 @@ def test_dagsters_storage_is_made_while_somebody_is_in_the_template(server: Embe
         assert connection.info.dbname == "beside template"
 
 
+def test_dagsters_storage_holds_every_name_though_the_server_was_made_for_fewer(server: EmbeddedServer) -> None:
+    """A container without a locale makes servers of SQL_ASCII: what was made beside the warehouse was refused the next night."""
+    made_for = "UPDATE pg_database SET encoding = pg_char_to_encoding(%s), datlocprovider = %s, datlocale = %s WHERE datname = 'template0'"
+    with psycopg.connect(server.url("postgres"), autocommit=True) as administrator:
+        administrator.execute(made_for, ("SQL_ASCII", "c", None))
+        try:
+            url = dagster_url(settings(DATABASE_URL=server.url("postgres")), database_name="beside others")
+        finally:
+            administrator.execute(made_for, ("UTF8", "b", "C.UTF-8"))
+    with connect(url) as connection:
+        assert connection.info.parameter_status("server_encoding") == "UTF8"
+
+
 def test_a_server_that_makes_no_database_is_told_in_our_words(server: EmbeddedServer) -> None:
     """A standby, a full disk: Dagster's three processes would show a traceback with the driver's words."""
     with connect(server.url("postgres"), autocommit=True) as connection:
