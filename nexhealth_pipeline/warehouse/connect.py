@@ -89,10 +89,18 @@ _REASONS = (
     ("no password supplied", "asks for a password for role {user}: add it"),
     ("no pg_hba.conf entry", "does not let role {user} in from here: add this machine to its pg_hba.conf"),
     ("permission denied for database", "does not let role {user} into {dbname}: GRANT CONNECT ON DATABASE to it"),
-    ('role "', "has no role {user}: create it, or correct the user"),
-    ('database "', "has no database {dbname}: create it, or correct the name"),
+    (
+        "many connections for role",
+        "has no connection left for role {user}: raise its CONNECTION LIMIT, or end its clients",
+    ),
+    (
+        "many connections for database",
+        "has no connection left for {dbname}: raise its CONNECTION LIMIT, or end its clients",
+    ),
     ("too many", "has no connection left: raise its max_connections, or end other clients"),
     ("connection slots", "has no connection left: raise its max_connections, or end other clients"),
+    ('role "', "has no role {user}: create it, or correct the user"),
+    ('database "', "has no database {dbname}: create it, or correct the name"),
     ("starting up", "is still starting: try again in a moment"),
     ("shutting down", "is stopping: start it again"),
     ("root certificate file", "has a certificate to be verified, and no file to do it with: correct sslrootcert"),
@@ -102,7 +110,8 @@ _REASONS = (
     ("invalid", "cannot be asked: correct the port or the option in its address that has no valid value"),
     ("bad value", "cannot be asked: correct the option in its address that has no valid value"),
 )
-"""Words in libpq's English message -> what to say instead. Without a match the generic text is used."""
+"""Words in libpq's English message -> what to say instead: of the first that are in it. Without a match the generic text is
+used."""
 
 
 def home_folder(settings: Settings) -> Path:
@@ -263,12 +272,13 @@ class Pool(ConnectionPool[psycopg.Connection]):
     """psycopg's pool, raising this package's errors. Make it after forking: it has threads."""
 
     def getconn(self, timeout: float | None = None) -> psycopg.Connection:
-        """A connection of the pool. Raises WarehouseUnreachable where none comes free in time."""
+        """A connection of the pool. Raises WarehouseUnreachable where none comes free, or none more is to be had, in time."""
         try:
             return super().getconn(timeout)
         except PoolTimeout:
-            address = _address(str(self.conninfo))
-            raise WarehouseUnreachable(f"no connection to PostgreSQL at {address} came free in time") from None
+            url = str(self.conninfo)
+            connect(url).close()  # the pool keeps to itself why it gets none: this tells
+            raise WarehouseUnreachable(f"no connection to PostgreSQL at {_address(url)} came free in time") from None
 
 
 def pool(url: str, size: int, *, autocommit: bool = False) -> Pool:

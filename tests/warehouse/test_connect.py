@@ -381,30 +381,6 @@ def test_a_database_that_cannot_hold_every_name_is_refused(server: EmbeddedServe
             connection.execute("DROP DATABASE narrow WITH (FORCE)")
 
 
-def test_a_pool_replaces_connections_that_died(server_url: str) -> None:
-    """After a restart of the server the next batch must not fail on a dead socket."""
-    with pool(server_url, 2) as connections:
-        with connections.connection() as connection:
-            pid = connection.info.backend_pid
-        with connect(server_url, autocommit=True) as other:
-            other.execute("SELECT pg_terminate_backend(%s)", (pid,))
-        with connections.connection() as connection:
-            assert connection.info.backend_pid != pid
-
-
-def test_a_pool_that_is_used_up_says_so_in_our_words(server_url: str) -> None:
-    """psycopg's PoolTimeout is no error of this package."""
-    in_time = pytest.raises(WarehouseUnreachable, match="came free in time")
-    with pool(server_url, 1) as connections, connections.connection(), in_time:
-        connections.getconn(timeout=0.05)
-
-
-def test_a_pool_to_nowhere_fails_at_once(server_url: str) -> None:
-    """psycopg would open it and let the first user wait for half a minute."""
-    with pytest.raises(WarehouseUnreachable, match="has no database not_there"):
-        pool(changed(server_url, dbname="not_there"), 2)
-
-
 @pytest.mark.parametrize(
     ("statement", "kind"),
     [
