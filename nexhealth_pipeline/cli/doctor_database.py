@@ -38,6 +38,7 @@ def _connected(connection: psycopg.Connection, realm: Realm, url: str) -> Iterat
     release = connection.info.server_version // 10_000
     yield _ok("database", f"PostgreSQL {release} answers, database {connection.info.dbname}")
     yield from _on_the_way(connection, "DATABASE_URL", "patients' data")
+    yield from _read_only(connection, "DATABASE_URL")
     yield from _rights(connection)
     if _may_read(connection, "nexhealth_alembic_version") is not False:
         yield _migrations(connection, url)
@@ -57,6 +58,26 @@ def _on_the_way(connection: psycopg.Connection, setting: str, what: str) -> Iter
             f"the connection to PostgreSQL at {connection.info.host} is not encrypted: {what} can be read on its way",
             f"Add sslmode=verify-full and sslrootcert, the file of who signed the server's certificate, to {setting}.",
         )
+
+
+_READ_ONLY = """
+SELECT current_setting('transaction_read_only')::boolean, pg_is_in_recovery(), current_user::text, current_database()::text
+"""
+
+
+def _read_only(connection: psycopg.Connection, setting: str) -> Iterator[Finding]:
+    """Whether nothing can be written: to a standby, or because somebody has set the role or the database so."""
+    row = connection.execute(_READ_ONLY).fetchone()
+    assert row is not None
+    read_only, standby, user, name = row
+    if standby:
+        message = f"PostgreSQL at {connection.info.host} is a standby, which takes no rows"
+        yield _failed("read_only", message, f"Name the primary server in {setting}.")
+    elif read_only:
+        role, base = (sql.Identifier(part).as_string(connection) for part in (user, name))
+        change = f"ALTER ROLE {role} IN DATABASE {base} SET default_transaction_read_only = off;"
+        message = f"database {name} is read-only for role {user}"
+        yield _failed("read_only", message, f"As an administrator, once it is known who set it so and why: {change}")
 
 
 def _migrations(connection: psycopg.Connection, url: str) -> Finding:
@@ -198,6 +219,7 @@ def _dagster_there(realm: Realm, fix: str) -> Iterator[Finding]:
             yield from _dagster_rights(connection)
             if realm.settings.dagster_database_url is not None:
                 yield from _on_the_way(connection, "DAGSTER_DATABASE_URL", "what Dagster keeps there")
+                yield from _read_only(connection, "DAGSTER_DATABASE_URL")
     except PipelineError as error:
         yield _failed("dagster", str(error), "Try again; if it stays, see the server's own log.")
 

@@ -314,6 +314,11 @@ def driver_errors(doing: str) -> Iterator[None]:
         raise WarehouseError(
             f"{doing}: PostgreSQL has no room left (53100): make room on its disk, then run again"
         ) from None
+    except errors.ReadOnlySqlTransaction:
+        raise WarehouseError(
+            f"{doing}: the database is read-only (25006): name the primary server in its address (DATABASE_URL, or "
+            "DAGSTER_DATABASE_URL, if this is Dagster's)"
+        ) from None
     except psycopg.OperationalError as error:
         if _lost(error):
             raise WarehouseUnreachable(f"{doing}: the connection to PostgreSQL was lost{_code(error)}") from None
