@@ -1,6 +1,6 @@
 """Doctor's questions to PostgreSQL: reach, encryption, release, migrations, kind of data, rights, Dagster's storage."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from ipaddress import ip_address
 
@@ -117,12 +117,9 @@ def _may_read(connection: psycopg.Connection, table: str) -> bool | None:
     return row[0] if row else None
 
 
-_TABLE_RIGHTS = """
-SELECT r.right, array_agg(c.relname::text ORDER BY c.relname)
-FROM pg_class c, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS r("right")
+_TABLES = """
+SELECT c.relname::text FROM pg_class c
 WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND c.relname LIKE 'nexhealth\\_%'
-  AND NOT has_table_privilege(c.oid, r.right)
-GROUP BY r.right ORDER BY r.right
 """
 
 _NOT_OWNED = """
@@ -149,7 +146,7 @@ def _rights(connection: psycopg.Connection) -> Iterator[Finding]:
         lacking.append(("to make temporary tables", f"GRANT TEMPORARY ON DATABASE {base} TO {role};"))
     if not (usage and create):
         lacking.append(("to create in schema public", f"GRANT USAGE, CREATE ON SCHEMA public TO {role};"))
-    lacking += _table_rights(connection, role)
+    lacking += _table_rights(connection, "public", (name for (name,) in connection.execute(_TABLES)), role)
     for what, statement in lacking:
         yield _failed("rights", f"database role {user} lacks the right {what}", f"As an administrator: {statement}")
     if not lacking:
@@ -157,12 +154,14 @@ def _rights(connection: psycopg.Connection) -> Iterator[Finding]:
         yield from _ownership(connection, user)
 
 
-def _table_rights(connection: psycopg.Connection, role: str) -> list[tuple[str, str]]:
-    """What the role lacks on the warehouse's tables, each with the statement that gives it."""
+def _table_rights(
+    connection: psycopg.Connection, schema: str, names: Iterable[str], role: str
+) -> list[tuple[str, str]]:
+    """What the role lacks on these tables alone, each with the statement that gives it: others' may be beside them."""
     lacking = []
-    for right, tables in connection.execute(_TABLE_RIGHTS).fetchall():
-        what = f"{right} on {tables[0]}" + (f" and {len(tables) - 1} more" if len(tables) > 1 else "")
-        lacking.append((what, f"GRANT {right} ON ALL TABLES IN SCHEMA public TO {role};"))
+    for rights, tables in connection.execute(_LACKING_ON_TABLES, (schema, list(names))).fetchall():
+        what = f"{rights} on {tables[0]}" + (f" and {len(tables) - 1} more" if len(tables) > 1 else "")
+        lacking.append((what, f"GRANT {rights} ON {', '.join(tables)} TO {role};"))
     return lacking
 
 
@@ -285,12 +284,8 @@ def _dagsters_table_rights(connection: psycopg.Connection, schema: str, role: st
     names = {"alembic_version"}
     for part in (RunStorageSqlMetadata, SqlEventLogStorageMetadata, ScheduleStorageSqlMetadata):
         names |= set(part.tables)
-    asked = (schema, list(names))
-    lacking = []
-    for rights, tables in connection.execute(_LACKING_ON_TABLES, asked).fetchall():
-        what = f"{rights} on {tables[0]}" + (f" and {len(tables) - 1} more" if len(tables) > 1 else "")
-        lacking.append((what, f"GRANT {rights} ON {', '.join(tables)} TO {role};"))
-    row = connection.execute(_LACKING_ON_SEQUENCES, asked).fetchone()
+    lacking = _table_rights(connection, schema, names, role)
+    row = connection.execute(_LACKING_ON_SEQUENCES, (schema, list(names))).fetchone()
     if row and row[0]:
         lacking.append(("to use sequences", f"GRANT USAGE ON SEQUENCE {', '.join(row[0])} TO {role};"))
     return lacking

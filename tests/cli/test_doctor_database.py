@@ -163,6 +163,33 @@ def test_a_sync_of_theirs_ends_with_the_statement_too(
         assert "which another role made: `nexhealth doctor` names the statements" in said
 
 
+def test_rights_on_the_warehouse_s_tables_are_named_and_none_beside_them(nexhealth: Run, database_url: str) -> None:
+    """A team that keeps other tables there had the role given all of them, which whoever pastes the statement does not see."""
+    name = f"loader_{os.getpid()}"
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        role = sql.Identifier(name)
+        connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(role))
+        try:
+            connection.execute("CREATE TABLE payroll (id int)")
+            connection.execute(sql.SQL("GRANT SELECT ON nexhealth_patients TO {}").format(role))
+            url = database_url.replace("postgres@", f"{name}@")
+            found = [one for one in findings_of(nexhealth, DATABASE_URL=url) if one["check"] == "rights"]
+            on_tables = [one for one in found if " on public." in one["message"]]
+            assert len(on_tables) == 2
+            assert any(
+                "lacks the right INSERT, UPDATE, DELETE on public.nexhealth_patients" in one["message"] for one in found
+            )
+            for one in found:
+                connection.execute(one["fix"].partition(": ")[2].encode())
+            again = findings_of(nexhealth, DATABASE_URL=url)
+            assert [one["level"] for one in again if one["check"] == "rights"] == ["ok"]
+            right = connection.execute("SELECT has_table_privilege(%s, 'payroll', 'SELECT')", (name,)).fetchone()
+            assert right == (False,)
+        finally:
+            connection.execute(sql.SQL("DROP OWNED BY {}").format(role))
+            connection.execute(sql.SQL("DROP ROLE {}").format(role))
+
+
 def test_a_role_that_may_not_look_into_the_warehouse_is_told_one_thing(
     nexhealth: Run, empty_database_url: str, lodger: str
 ) -> None:
