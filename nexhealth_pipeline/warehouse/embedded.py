@@ -330,11 +330,12 @@ def _ask_to_linger(place: Place, seconds: float) -> None:
     """Write down until when the server stays up; a later time already written down stands."""
     mark = place.folder / "linger"
     until = time.monotonic() + seconds  # one clock for all processes since the machine's start
-    with contextlib.suppress(OSError, ValueError):
-        until = max(until, float(mark.read_text()))
-    new = mark.with_suffix(".new")
-    new.write_text(str(until))
-    new.replace(mark)
+    with exclusive(place.record.with_name("start.lock"), _START_SECONDS):  # two at once write one file
+        with contextlib.suppress(OSError, ValueError):
+            until = max(until, float(mark.read_text()))
+        new = mark.with_suffix(".new")
+        new.write_text(str(until))
+        new.replace(mark)
 
 
 def _after_fork() -> None:

@@ -1,5 +1,6 @@
 """The embedded server under everything that may happen to it, with real processes and real signals."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -7,7 +8,9 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
@@ -190,6 +193,24 @@ def test_a_server_asked_to_linger_stays_for_a_while_and_then_for_its_clients(hom
         until(lambda: float((home / "postgres/server/linger").read_text()) < time.monotonic() - 0.3, "time is up")
         assert connection.execute("SELECT 1").fetchone() == (1,)
     until(lambda: not processes_of(home), "the server has stopped")
+
+
+def test_two_that_ask_at_once_for_a_server_to_linger_both_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`nexhealth db url` in two panes: one took the other's file away, which ended as a bug."""
+    place, both, write = Place(tmp_path / "place.json", tmp_path, tmp_path), threading.Barrier(2), Path.write_text
+
+    def together(path: Path, text: str) -> None:
+        write(path, text)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.2)
+
+    monkeypatch.setattr(Path, "write_text", together)
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(embedded._ask_to_linger, place, seconds) for seconds in (600.0, 1.0)]
+        assert [one.result() for one in asked] == [None, None]
+    assert float((tmp_path / "linger").read_text()) > time.monotonic() + 500
 
 
 def test_a_server_whose_programs_were_removed_meanwhile_is_stopped_all_the_same(
