@@ -5,7 +5,9 @@ import re
 import shutil
 import signal
 import subprocess
+import tempfile
 from pathlib import Path
+from typing import IO
 from urllib.parse import quote
 
 import click
@@ -85,12 +87,15 @@ def psql(args: tuple[str, ...], *, demo: bool) -> int:
     realm = _realm(demo)
     address = realm.warehouse_url()
     program = _psql(realm)
-    command, environment = _without_password(str(program), address, args)
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends a query, not the shell
-    try:
-        return subprocess.run(command, check=False, env=environment, preexec_fn=_default_interrupt).returncode
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as service:
+        command, environment = _without_passwords(str(program), address, args, service)
+        files = (service.fileno(),)
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends a query, not the shell
+        try:
+            done = subprocess.run(command, check=False, env=environment, preexec_fn=_default_interrupt, pass_fds=files)
+        finally:
+            signal.signal(signal.SIGINT, before)
+    return done.returncode
 
 
 def _realm(demo: bool) -> Realm:
@@ -133,13 +138,26 @@ def _psql(realm: Realm) -> Path:
     return program
 
 
-def _without_password(program: str, address: str, args: tuple[str, ...]) -> tuple[list[str], dict[str, str]]:
-    """Command line and environment: other users of the machine can read the first."""
+def _without_passwords(
+    program: str, address: str, args: tuple[str, ...], service: IO[str]
+) -> tuple[list[str], dict[str, str]]:
+    """Command line and environment: other users of the machine can read the first.
+
+    The one of a client's key has no variable; libpq reads it from `service`, a file that psql inherits.
+    """
     from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
     given = conninfo_to_dict(address)
-    password = given.pop("password", None)
+    password, keys_password = given.pop("password", None), given.pop("sslpassword", None)
     environment = dict(os.environ) | ({"PGPASSWORD": str(password)} if password else {})
+    if keys_password:
+        if "service" in given or "PGSERVICE" in environment:
+            raise ConfigurationError("DATABASE_URL: has sslpassword beside a service: write it into the service's file")
+        service.write(f"[nexhealth]\nsslpassword={keys_password}\n")
+        service.flush()
+        service.seek(0)
+        given["service"] = "nexhealth"
+        environment["PGSERVICEFILE"] = f"/dev/fd/{service.fileno()}"
     return [program, "-d", make_conninfo("", **given), *args], environment
 
 

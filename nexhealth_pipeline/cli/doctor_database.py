@@ -1,6 +1,6 @@
 """Doctor's questions to PostgreSQL: reach, encryption, release, migrations, kind of data, rights, Dagster's storage."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from ipaddress import ip_address
 
@@ -38,6 +38,7 @@ def _connected(connection: psycopg.Connection, realm: Realm, url: str) -> Iterat
     release = connection.info.server_version // 10_000
     yield _ok("database", f"PostgreSQL {release} answers, database {connection.info.dbname}")
     yield from _on_the_way(connection, "DATABASE_URL", "patients' data")
+    yield from _read_only(connection, "DATABASE_URL")
     yield from _rights(connection)
     if _may_read(connection, "nexhealth_alembic_version") is not False:
         yield _migrations(connection, url)
@@ -57,6 +58,26 @@ def _on_the_way(connection: psycopg.Connection, setting: str, what: str) -> Iter
             f"the connection to PostgreSQL at {connection.info.host} is not encrypted: {what} can be read on its way",
             f"Add sslmode=verify-full and sslrootcert, the file of who signed the server's certificate, to {setting}.",
         )
+
+
+_READ_ONLY = """
+SELECT current_setting('transaction_read_only')::boolean, pg_is_in_recovery(), current_user::text, current_database()::text
+"""
+
+
+def _read_only(connection: psycopg.Connection, setting: str) -> Iterator[Finding]:
+    """Whether nothing can be written: to a standby, or because somebody has set the role or the database so."""
+    row = connection.execute(_READ_ONLY).fetchone()
+    assert row is not None
+    read_only, standby, user, name = row
+    if standby:
+        message = f"PostgreSQL at {connection.info.host} is a standby, which takes no rows"
+        yield _failed("read_only", message, f"Name the primary server in {setting}.")
+    elif read_only:
+        role, base = (sql.Identifier(part).as_string(connection) for part in (user, name))
+        change = f"ALTER ROLE {role} IN DATABASE {base} SET default_transaction_read_only = off;"
+        message = f"database {name} is read-only for role {user}"
+        yield _failed("read_only", message, f"As an administrator, once it is known who set it so and why: {change}")
 
 
 def _migrations(connection: psycopg.Connection, url: str) -> Finding:
@@ -96,12 +117,9 @@ def _may_read(connection: psycopg.Connection, table: str) -> bool | None:
     return row[0] if row else None
 
 
-_TABLE_RIGHTS = """
-SELECT r.right, array_agg(c.relname::text ORDER BY c.relname)
-FROM pg_class c, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS r("right")
+_TABLES = """
+SELECT c.relname::text FROM pg_class c
 WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND c.relname LIKE 'nexhealth\\_%'
-  AND NOT has_table_privilege(c.oid, r.right)
-GROUP BY r.right ORDER BY r.right
 """
 
 _NOT_OWNED = """
@@ -128,7 +146,7 @@ def _rights(connection: psycopg.Connection) -> Iterator[Finding]:
         lacking.append(("to make temporary tables", f"GRANT TEMPORARY ON DATABASE {base} TO {role};"))
     if not (usage and create):
         lacking.append(("to create in schema public", f"GRANT USAGE, CREATE ON SCHEMA public TO {role};"))
-    lacking += _table_rights(connection, role)
+    lacking += _table_rights(connection, "public", (name for (name,) in connection.execute(_TABLES)), role)
     for what, statement in lacking:
         yield _failed("rights", f"database role {user} lacks the right {what}", f"As an administrator: {statement}")
     if not lacking:
@@ -136,12 +154,14 @@ def _rights(connection: psycopg.Connection) -> Iterator[Finding]:
         yield from _ownership(connection, user)
 
 
-def _table_rights(connection: psycopg.Connection, role: str) -> list[tuple[str, str]]:
-    """What the role lacks on the warehouse's tables, each with the statement that gives it."""
+def _table_rights(
+    connection: psycopg.Connection, schema: str, names: Iterable[str], role: str
+) -> list[tuple[str, str]]:
+    """What the role lacks on these tables alone, each with the statement that gives it: others' may be beside them."""
     lacking = []
-    for right, tables in connection.execute(_TABLE_RIGHTS).fetchall():
-        what = f"{right} on {tables[0]}" + (f" and {len(tables) - 1} more" if len(tables) > 1 else "")
-        lacking.append((what, f"GRANT {right} ON ALL TABLES IN SCHEMA public TO {role};"))
+    for rights, tables in connection.execute(_LACKING_ON_TABLES, (schema, list(names))).fetchall():
+        what = f"{rights} on {tables[0]}" + (f" and {len(tables) - 1} more" if len(tables) > 1 else "")
+        lacking.append((what, f"GRANT {rights} ON {', '.join(tables)} TO {role};"))
     return lacking
 
 
@@ -198,6 +218,7 @@ def _dagster_there(realm: Realm, fix: str) -> Iterator[Finding]:
             yield from _dagster_rights(connection)
             if realm.settings.dagster_database_url is not None:
                 yield from _on_the_way(connection, "DAGSTER_DATABASE_URL", "what Dagster keeps there")
+                yield from _read_only(connection, "DAGSTER_DATABASE_URL")
     except PipelineError as error:
         yield _failed("dagster", str(error), "Try again; if it stays, see the server's own log.")
 
@@ -263,12 +284,8 @@ def _dagsters_table_rights(connection: psycopg.Connection, schema: str, role: st
     names = {"alembic_version"}
     for part in (RunStorageSqlMetadata, SqlEventLogStorageMetadata, ScheduleStorageSqlMetadata):
         names |= set(part.tables)
-    asked = (schema, list(names))
-    lacking = []
-    for rights, tables in connection.execute(_LACKING_ON_TABLES, asked).fetchall():
-        what = f"{rights} on {tables[0]}" + (f" and {len(tables) - 1} more" if len(tables) > 1 else "")
-        lacking.append((what, f"GRANT {rights} ON {', '.join(tables)} TO {role};"))
-    row = connection.execute(_LACKING_ON_SEQUENCES, asked).fetchone()
+    lacking = _table_rights(connection, schema, names, role)
+    row = connection.execute(_LACKING_ON_SEQUENCES, (schema, list(names))).fetchone()
     if row and row[0]:
         lacking.append(("to use sequences", f"GRANT USAGE ON SEQUENCE {', '.join(row[0])} TO {role};"))
     return lacking

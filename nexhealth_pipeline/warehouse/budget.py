@@ -35,8 +35,8 @@ from math import ceil
 import psycopg
 
 from nexhealth_pipeline.catalog.limits import LIMITS, Limit, RateClass
-from nexhealth_pipeline.errors import BudgetUnavailable, Cancelled
-from nexhealth_pipeline.warehouse.connect import connection_options, watch
+from nexhealth_pipeline.errors import BudgetUnavailable, Cancelled, WarehouseError
+from nexhealth_pipeline.warehouse.connect import connect
 
 __all__ = [
     "BUCKETS",
@@ -76,6 +76,11 @@ SELECT set_config('synchronous_commit', 'off', false),
 
 _OVERDUE = ("57014", "55P03")
 """A statement or a wait for a lock that took too long and so did nothing: all of one that a standstill met midway."""
+
+_AWAY_SECONDS = 10.0
+"""So long a connection is sought: others that hold the last one for a moment must not end a run of hours."""
+_TRY_AGAIN_SECONDS = 0.5
+_UNASKED = "the shared rate budget cannot be asked, so nothing is sent to NexHealth"
 
 _ACQUIRE = "SELECT nexhealth_rate_acquire(%s, %s, %s, %s, %s, %s, %s, %s)"
 
@@ -262,6 +267,7 @@ class PostgresBudget:
         }
         self._inherited: list[psycopg.Connection] = []
         self._connection: psycopg.Connection | None = None
+        self._away_since: float | None = None
         self._begin_in_this_process()
 
     def __repr__(self) -> str:
@@ -327,9 +333,7 @@ class PostgresBudget:
 
     def _connected(self) -> psycopg.Connection:
         if self._connection is None:
-            options = connection_options(self._conninfo, "nexhealth rate budget")
-            connection = psycopg.connect(self._conninfo, autocommit=True, **options)
-            watch(connection)
+            connection = self._connect()
             try:
                 connection.execute(_SESSION)
             except psycopg.Error:
@@ -337,6 +341,22 @@ class PostgresBudget:
                 raise
             self._connection = connection
         return self._connection
+
+    def _connect(self) -> psycopg.Connection:
+        """A new connection, sought for a while: by the first who finds none, for all others too. Raises BudgetUnavailable."""
+        while True:
+            try:
+                connection = connect(self._conninfo, autocommit=True, application_name="nexhealth rate budget")
+            except WarehouseError as error:
+                reason = str(error)
+            else:
+                self._away_since = None
+                return connection
+            now = time.monotonic()
+            self._away_since = self._away_since or now
+            if now - self._away_since >= _AWAY_SECONDS:
+                raise BudgetUnavailable(f"{_UNASKED}: {reason}")
+            self._pause(_TRY_AGAIN_SECONDS)
 
     def _pause(self, seconds: float) -> None:
         if self._stop is None:
@@ -411,6 +431,7 @@ def _why(sqlstate: str | None) -> str:
         "42883": "its function is missing: run `nexhealth db upgrade`",
         "42501": "the database role may not use table nexhealth_rate_budget: grant SELECT, INSERT, UPDATE on it",
         "25006": "the database is read-only: connect to the primary server (DATABASE_URL)",
+        "53100": "PostgreSQL has no room left: make room on its disk, then run again",
     }
     reason = fixes.get(sqlstate or "", "the database does not answer: check DATABASE_URL")
-    return f"the shared rate budget cannot be asked, so nothing is sent to NexHealth: {reason}"
+    return f"{_UNASKED}: {reason}"

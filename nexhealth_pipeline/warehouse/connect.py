@@ -89,10 +89,18 @@ _REASONS = (
     ("no password supplied", "asks for a password for role {user}: add it"),
     ("no pg_hba.conf entry", "does not let role {user} in from here: add this machine to its pg_hba.conf"),
     ("permission denied for database", "does not let role {user} into {dbname}: GRANT CONNECT ON DATABASE to it"),
-    ('role "', "has no role {user}: create it, or correct the user"),
-    ('database "', "has no database {dbname}: create it, or correct the name"),
+    (
+        "many connections for role",
+        "has no connection left for role {user}: raise its CONNECTION LIMIT, or end its clients",
+    ),
+    (
+        "many connections for database",
+        "has no connection left for {dbname}: raise its CONNECTION LIMIT, or end its clients",
+    ),
     ("too many", "has no connection left: raise its max_connections, or end other clients"),
     ("connection slots", "has no connection left: raise its max_connections, or end other clients"),
+    ('role "', "has no role {user}: create it, or correct the user"),
+    ('database "', "has no database {dbname}: create it, or correct the name"),
     ("starting up", "is still starting: try again in a moment"),
     ("shutting down", "is stopping: start it again"),
     ("root certificate file", "has a certificate to be verified, and no file to do it with: correct sslrootcert"),
@@ -102,7 +110,8 @@ _REASONS = (
     ("invalid", "cannot be asked: correct the port or the option in its address that has no valid value"),
     ("bad value", "cannot be asked: correct the option in its address that has no valid value"),
 )
-"""Words in libpq's English message -> what to say instead. Without a match the generic text is used."""
+"""Words in libpq's English message -> what to say instead: of the first that are in it. Without a match the generic text is
+used."""
 
 
 def home_folder(settings: Settings) -> Path:
@@ -181,8 +190,9 @@ def _create_beside(url: str, name: str) -> None:
             return
         statement = sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name))
         try:
-            # Not from template1, which somebody may be connected to: it cannot be copied then.
-            connection.execute(statement + sql.SQL(" TEMPLATE template0"))
+            # Not from template1, which somebody may be connected to: it cannot be copied then. And not in the encoding
+            # that the server was made with, which may hold less than UTF8: C is the locale that goes with any on all servers.
+            connection.execute(statement + sql.SQL(" ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"))
         except (errors.DuplicateDatabase, errors.UniqueViolation):
             return  # another process was faster
         except errors.InsufficientPrivilege:
@@ -215,7 +225,7 @@ def connect(url: str, *, autocommit: bool = False, application_name: str = _NAME
         database, address = database_and_server(url)
         raise WarehouseError(
             f"database {database} at {address} has encoding {encoding}, which cannot hold every name: "
-            "create it anew with ENCODING 'UTF8' TEMPLATE template0"
+            "create it anew with ENCODING 'UTF8' LOCALE 'C.UTF-8' TEMPLATE template0"
         )
     watch(connection)
     return connection
@@ -262,12 +272,13 @@ class Pool(ConnectionPool[psycopg.Connection]):
     """psycopg's pool, raising this package's errors. Make it after forking: it has threads."""
 
     def getconn(self, timeout: float | None = None) -> psycopg.Connection:
-        """A connection of the pool. Raises WarehouseUnreachable where none comes free in time."""
+        """A connection of the pool. Raises WarehouseUnreachable where none comes free, or none more is to be had, in time."""
         try:
             return super().getconn(timeout)
         except PoolTimeout:
-            address = _address(str(self.conninfo))
-            raise WarehouseUnreachable(f"no connection to PostgreSQL at {address} came free in time") from None
+            url = str(self.conninfo)
+            connect(url).close()  # the pool keeps to itself why it gets none: this tells
+            raise WarehouseUnreachable(f"no connection to PostgreSQL at {_address(url)} came free in time") from None
 
 
 def pool(url: str, size: int, *, autocommit: bool = False) -> Pool:
@@ -302,6 +313,11 @@ def driver_errors(doing: str) -> Iterator[None]:
     except errors.DiskFull:
         raise WarehouseError(
             f"{doing}: PostgreSQL has no room left (53100): make room on its disk, then run again"
+        ) from None
+    except errors.ReadOnlySqlTransaction:
+        raise WarehouseError(
+            f"{doing}: the database is read-only (25006): name the primary server in its address (DATABASE_URL, or "
+            "DAGSTER_DATABASE_URL, if this is Dagster's)"
         ) from None
     except psycopg.OperationalError as error:
         if _lost(error):

@@ -226,17 +226,22 @@ def _make_data(place: Place, account: Account | None, *, durable: bool) -> None:
         shutil.rmtree(new)
     new.mkdir(mode=0o700)
     password = place.socket / "password"
-    password.write_text(secrets.token_urlsafe(32), encoding="utf-8")
-    password.chmod(0o600)
+    _keep_secret(secrets.token_urlsafe(32), password)
     if account is not None:
         account.own(new)
         account.own(password)
     programs = binaries.bin_folder_for(account, place.folder)
     _run_initdb(programs, new, password, account, durable=durable)
-    shutil.copyfile(password, place.password_file)
-    place.password_file.chmod(0o600)
+    _keep_secret(password.read_text(encoding="utf-8"), place.password_file)
     password.unlink()
     new.rename(place.data)
+
+
+def _keep_secret(text: str, file: Path) -> None:
+    """Write `text` to a new file that nobody else can read, not even in the moment in which it is made."""
+    file.unlink(missing_ok=True)  # of a run that was cut short
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as opened:
+        opened.write(text)
 
 
 def _run_initdb(programs: Path, data: Path, password: Path, account: Account | None, *, durable: bool) -> None:
@@ -325,11 +330,12 @@ def _ask_to_linger(place: Place, seconds: float) -> None:
     """Write down until when the server stays up; a later time already written down stands."""
     mark = place.folder / "linger"
     until = time.monotonic() + seconds  # one clock for all processes since the machine's start
-    with contextlib.suppress(OSError, ValueError):
-        until = max(until, float(mark.read_text()))
-    new = mark.with_suffix(".new")
-    new.write_text(str(until))
-    new.replace(mark)
+    with exclusive(place.record.with_name("start.lock"), _START_SECONDS):  # two at once write one file
+        with contextlib.suppress(OSError, ValueError):
+            until = max(until, float(mark.read_text()))
+        new = mark.with_suffix(".new")
+        new.write_text(str(until))
+        new.replace(mark)
 
 
 def _after_fork() -> None:

@@ -1,6 +1,8 @@
 """`nexhealth db`: the address alone, migrations, a SQL shell."""
 
+import io
 import os
+import tempfile
 import time
 from pathlib import Path
 from urllib.parse import unquote
@@ -146,11 +148,40 @@ def test_psql_runs_on_the_embedded_server_with_the_words_given(nexhealth: Run, s
 def test_psql_gets_the_password_where_other_users_cannot_read_it() -> None:
     """A command line is world-readable."""
     address = "postgresql://me:pass%20word@db.example:6432/ware?sslmode=require"
-    command, environment = database._without_password("psql", address, ("-c", "SELECT 1"))
+    command, environment = database._without_passwords("psql", address, ("-c", "SELECT 1"), io.StringIO())
     assert not [word for word in command if "pass" in word]
     assert environment["PGPASSWORD"] == "pass word"
+    assert "PGSERVICEFILE" not in environment
     assert "sslmode=require" in command[2]
     assert command[-2:] == ["-c", "SELECT 1"]
+
+
+def test_psql_gets_the_password_of_a_key_where_other_users_cannot_read_it(
+    nexhealth: Run, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libpq has no variable for it, and takes it from the file of a service."""
+    if not Path("/proc/self/cmdline").exists():
+        pytest.skip("this system has no /proc")
+    address = f"{database_url}&sslpassword=Canary"
+    show = r"\! tr '\0' ' ' < /proc/$PPID/cmdline; echo; cat $PGSERVICEFILE"
+    ended = nexhealth("db", "psql", "-At", "-c", show, "-c", "SELECT current_database()", DATABASE_URL=address)
+    line, *rest = ended.out.splitlines()
+    assert (ended.status, "service=nexhealth" in line, "Canary" in line) == (0, True, False)
+    assert rest == ["[nexhealth]", "sslpassword=Canary", conninfo.conninfo_to_dict(database_url)["dbname"]]
+    with tempfile.TemporaryFile("w+") as service, monkeypatch.context() as patch:
+        _, environment = database._without_passwords("psql", address, (), service)
+        patch.setenv("PGSERVICEFILE", environment["PGSERVICEFILE"])
+        patch.setenv("PGSERVICE", "nexhealth")
+        taken = {one.keyword: one.val for one in psycopg.pq.Conninfo.get_defaults()}
+    assert taken[b"sslpassword"] == b"Canary"
+
+
+def test_a_service_of_ones_own_is_asked_to_hold_the_password_of_the_key(nexhealth: Run) -> None:
+    """There is but one service; refused as a setting, without the value."""
+    ended = nexhealth("db", "psql", DATABASE_URL="postgresql:///ware?service=mine&sslpassword=Canary")
+    assert ended.status == 2
+    assert "write it into the service's file" in ended.err
+    assert "Canary" not in ended.err
 
 
 def test_psql_of_a_database_url_is_the_systems_or_the_embedded_one(

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from nexhealth_pipeline.cli.doctor_database import _on_the_way
+from nexhealth_pipeline.cli.doctor_database import _on_the_way, _read_only
 from nexhealth_pipeline.errors import MissingRights
 from nexhealth_pipeline.orchestration.storage import NexHealthDagsterStorage, psycopg2_url
 from nexhealth_pipeline.sandbox import SANDBOX_API_KEY, SandboxServer
@@ -56,6 +56,35 @@ def test_an_encrypted_way_is_none(*, encrypted: bool) -> None:
     assert len(list(_on_the_way(connection, "DATABASE_URL", "what is sent"))) == (not encrypted)
 
 
+@pytest.mark.parametrize("dagsters", [False, True])
+def test_a_database_that_takes_no_rows_is_told_with_the_statement_that_lets_it(
+    nexhealth: Run, database_url: str, empty_database_url: str, *, dagsters: bool
+) -> None:
+    """All rights are there, and the first statement of a sync would be refused."""
+    urls = {"DATABASE_URL": database_url, "DAGSTER_DATABASE_URL": empty_database_url}
+    with psycopg.connect(urls["DAGSTER_DATABASE_URL" if dagsters else "DATABASE_URL"], autocommit=True) as connection:
+        name = sql.Identifier(connection.info.dbname)
+        connection.execute(sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = on").format(name))
+        (found,) = (one for one in findings_of(nexhealth, **urls) if one["check"] == "read_only")
+        assert found["level"] == "failed"
+        assert connection.info.dbname in found["message"]
+        connection.execute(found["fix"].partition(": ")[2].encode())
+        try:
+            assert not [one for one in findings_of(nexhealth, **urls) if one["check"] == "read_only"]
+        finally:
+            connection.execute(sql.SQL("ALTER ROLE CURRENT_USER IN DATABASE {} RESET ALL").format(name))
+
+
+def test_a_standby_is_told_with_the_setting_that_names_it() -> None:
+    """The tests' own server follows no other."""
+    row = (True, True, "pipeline", "nexhealth")
+    stub: Any = SimpleNamespace(fetchone=lambda: row, host="replica.example.com")
+    connection = cast(psycopg.Connection, SimpleNamespace(execute=lambda query: stub, info=stub))
+    (found,) = _read_only(connection, "DAGSTER_DATABASE_URL")
+    assert "replica.example.com is a standby" in found.message
+    assert found.fix == "Name the primary server in DAGSTER_DATABASE_URL."
+
+
 @pytest.fixture
 def lodger(empty_database_url: str) -> Iterator[str]:
     """The address of a database by which a role comes that may connect to it and no more."""
@@ -68,9 +97,12 @@ def lodger(empty_database_url: str) -> Iterator[str]:
         connection.execute(sql.SQL("DROP ROLE {}").format(role))
 
 
+def findings_of(nexhealth: Run, **urls: str) -> list[dict[str, str]]:
+    return list(json.loads(nexhealth("doctor", "--json", **urls).out)["findings"])
+
+
 def told_of_dagster(nexhealth: Run, **urls: str) -> list[dict[str, str]]:
-    found = json.loads(nexhealth("doctor", "--json", **urls).out)["findings"]
-    return [one for one in found if one["check"].startswith("dagster")]
+    return [one for one in findings_of(nexhealth, **urls) if one["check"].startswith("dagster")]
 
 
 def start_dagster(url: str) -> None:
@@ -129,6 +161,33 @@ def test_a_sync_of_theirs_ends_with_the_statement_too(
         start_dagster(empty_database_url)
         said = forked.run("sync", "--resource", "locations", status=4)
         assert "which another role made: `nexhealth doctor` names the statements" in said
+
+
+def test_rights_on_the_warehouse_s_tables_are_named_and_none_beside_them(nexhealth: Run, database_url: str) -> None:
+    """A team that keeps other tables there had the role given all of them, which whoever pastes the statement does not see."""
+    name = f"loader_{os.getpid()}"
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        role = sql.Identifier(name)
+        connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(role))
+        try:
+            connection.execute("CREATE TABLE payroll (id int)")
+            connection.execute(sql.SQL("GRANT SELECT ON nexhealth_patients TO {}").format(role))
+            url = database_url.replace("postgres@", f"{name}@")
+            found = [one for one in findings_of(nexhealth, DATABASE_URL=url) if one["check"] == "rights"]
+            on_tables = [one for one in found if " on public." in one["message"]]
+            assert len(on_tables) == 2
+            assert any(
+                "lacks the right INSERT, UPDATE, DELETE on public.nexhealth_patients" in one["message"] for one in found
+            )
+            for one in found:
+                connection.execute(one["fix"].partition(": ")[2].encode())
+            again = findings_of(nexhealth, DATABASE_URL=url)
+            assert [one["level"] for one in again if one["check"] == "rights"] == ["ok"]
+            right = connection.execute("SELECT has_table_privilege(%s, 'payroll', 'SELECT')", (name,)).fetchone()
+            assert right == (False,)
+        finally:
+            connection.execute(sql.SQL("DROP OWNED BY {}").format(role))
+            connection.execute(sql.SQL("DROP ROLE {}").format(role))
 
 
 def test_a_role_that_may_not_look_into_the_warehouse_is_told_one_thing(

@@ -57,8 +57,9 @@ def box() -> Iterator[SandboxServer]:
 
 
 @pytest.fixture(autouse=True)
-def _small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MOST_A_PAGE, Paging.CURSOR, 4)
+    monkeypatch.setattr(budget, "_AWAY_SECONDS", 0.2)
 
 
 def sync(box: SandboxServer, url: str, *others: str, mode: Mode = Mode.INCREMENTAL) -> list[SliceResult]:

@@ -15,6 +15,7 @@ from nexhealth_pipeline.client.retry import RetryPolicy
 from nexhealth_pipeline.errors import BudgetUnavailable, Cancelled
 from nexhealth_pipeline.warehouse import budget as budget_module
 from nexhealth_pipeline.warehouse.budget import BUDGET_DDL, PACE_SLACK, PostgresBudget
+from nexhealth_pipeline.warehouse.connect import connect
 
 GENERAL, PATIENTS, OTHER = RateClass.GENERAL, RateClass.PATIENTS, RateClass.OTHER
 WIDE = {name: Limit(10_000, 1.0) for name in RateClass}
@@ -323,13 +324,70 @@ def test_a_question_that_a_standstill_cut_off_is_asked_again(budget_of, url, mon
             budget.acquire((PATIENTS,))
 
 
-def test_an_unreachable_database_lets_nothing_through():
+def test_an_unreachable_database_lets_nothing_through(monkeypatch: pytest.MonkeyPatch):
     """Fail closed: without the shared count the limit cannot be kept."""
+    monkeypatch.setattr(budget_module, "_AWAY_SECONDS", 0.0)
     budget = PostgresBudget("postgresql://someone:hunter2@127.0.0.1:9/none", "k", 1.0)
     with pytest.raises(BudgetUnavailable) as caught:
         budget.acquire((PATIENTS,))
     assert "hunter2" not in str(caught.value) + repr(budget)
     assert caught.value.__context__ is None
+
+
+@pytest.fixture
+def narrow(url: str) -> Iterator[str]:
+    """The address of the same database by which a role comes that may have two connections."""
+    name = f"narrow_{os.getpid()}"
+    with psycopg.connect(url, autocommit=True) as db:
+        db.execute(f"CREATE ROLE {name} LOGIN CONNECTION LIMIT 2; GRANT ALL ON nexhealth_rate_budget TO {name}")
+        yield url.replace("postgres@", f"{name}@")
+        db.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
+
+
+def test_that_no_connection_is_left_is_told_and_not_as_a_database_that_does_not_answer(
+    narrow: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Whoever reads "check DATABASE_URL" looks for hours at an address that is right. Threads in line do not each wait anew."""
+    monkeypatch.setattr(budget_module, "_AWAY_SECONDS", 0.15)
+    monkeypatch.setattr(budget_module, "_TRY_AGAIN_SECONDS", 0.05)
+    budget, tries = PostgresBudget(narrow, "k", 1.0), []
+    monkeypatch.setattr(budget_module, "connect", lambda *given, **named: tries.append(1) or connect(*given, **named))
+    with psycopg.connect(narrow), psycopg.connect(narrow):
+        left = f"has no connection left for role narrow_{os.getpid()}: raise its CONNECTION LIMIT"
+        with pytest.raises(BudgetUnavailable, match=left) as caught:
+            budget.acquire((PATIENTS,))
+        assert caught.value.__context__ is None
+        assert len(tries) > 2
+        tries.clear()
+        with pytest.raises(BudgetUnavailable, match=left):
+            budget.throttle((PATIENTS,), 1.0)
+        assert len(tries) == 1
+
+
+def test_a_connection_that_is_missing_for_a_moment_is_waited_for(narrow: str, monkeypatch: pytest.MonkeyPatch):
+    """Others' tools come and go, and the pool of the same run waits as well."""
+    budget = PostgresBudget(narrow, "k", 1.0)
+    with psycopg.connect(narrow), psycopg.connect(narrow) as last:
+        monkeypatch.setattr(budget, "_pause", lambda _: last.close())
+        assert budget.acquire((PATIENTS,)) == 0.0
+    budget.close()
+
+
+def test_whoever_waits_for_a_connection_can_be_stopped():
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(Cancelled):
+        PostgresBudget("postgresql://127.0.0.1:9/none", "k", 1.0, stop=stop).acquire((PATIENTS,))
+
+
+def test_a_full_disk_is_called_that(budget_of, monkeypatch: pytest.MonkeyPatch):
+    def full() -> psycopg.Connection:
+        raise psycopg.errors.DiskFull("could not extend file")
+
+    budget = budget_of()
+    monkeypatch.setattr(budget, "_connected", full)
+    with pytest.raises(BudgetUnavailable, match="no room left: make room on its disk"):
+        budget.acquire((PATIENTS,))
 
 
 def test_a_missing_table_names_the_command(server_url):

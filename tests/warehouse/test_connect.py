@@ -151,6 +151,19 @@ def test_dagsters_storage_is_made_while_somebody_is_in_the_template(server: Embe
         assert connection.info.dbname == "beside template"
 
 
+def test_dagsters_storage_holds_every_name_though_the_server_was_made_for_fewer(server: EmbeddedServer) -> None:
+    """A container without a locale makes servers of SQL_ASCII: what was made beside the warehouse was refused the next night."""
+    made_for = "UPDATE pg_database SET encoding = pg_char_to_encoding(%s), datlocprovider = %s, datlocale = %s WHERE datname = 'template0'"
+    with psycopg.connect(server.url("postgres"), autocommit=True) as administrator:
+        administrator.execute(made_for, ("SQL_ASCII", "c", None))
+        try:
+            url = dagster_url(settings(DATABASE_URL=server.url("postgres")), database_name="beside others")
+        finally:
+            administrator.execute(made_for, ("UTF8", "b", "C.UTF-8"))
+    with connect(url) as connection:
+        assert connection.info.parameter_status("server_encoding") == "UTF8"
+
+
 def test_a_server_that_makes_no_database_is_told_in_our_words(server: EmbeddedServer) -> None:
     """A standby, a full disk: Dagster's three processes would show a traceback with the driver's words."""
     with connect(server.url("postgres"), autocommit=True) as connection:
@@ -366,30 +379,6 @@ def test_a_database_that_cannot_hold_every_name_is_refused(server: EmbeddedServe
     finally:
         with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
             connection.execute("DROP DATABASE narrow WITH (FORCE)")
-
-
-def test_a_pool_replaces_connections_that_died(server_url: str) -> None:
-    """After a restart of the server the next batch must not fail on a dead socket."""
-    with pool(server_url, 2) as connections:
-        with connections.connection() as connection:
-            pid = connection.info.backend_pid
-        with connect(server_url, autocommit=True) as other:
-            other.execute("SELECT pg_terminate_backend(%s)", (pid,))
-        with connections.connection() as connection:
-            assert connection.info.backend_pid != pid
-
-
-def test_a_pool_that_is_used_up_says_so_in_our_words(server_url: str) -> None:
-    """psycopg's PoolTimeout is no error of this package."""
-    in_time = pytest.raises(WarehouseUnreachable, match="came free in time")
-    with pool(server_url, 1) as connections, connections.connection(), in_time:
-        connections.getconn(timeout=0.05)
-
-
-def test_a_pool_to_nowhere_fails_at_once(server_url: str) -> None:
-    """psycopg would open it and let the first user wait for half a minute."""
-    with pytest.raises(WarehouseUnreachable, match="has no database not_there"):
-        pool(changed(server_url, dbname="not_there"), 2)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The embedded server under everything that may happen to it, with real processes and real signals."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -7,7 +8,9 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
@@ -16,6 +19,7 @@ import pytest
 from nexhealth_pipeline.errors import WarehouseError, WarehouseUnreachable
 from nexhealth_pipeline.warehouse import binaries, embedded
 from nexhealth_pipeline.warehouse.embedded import ensure, release
+from nexhealth_pipeline.warehouse.place import Place
 
 from .embedded_kit import User, copied_programs, postmaster, processes_of, until, value
 
@@ -191,6 +195,24 @@ def test_a_server_asked_to_linger_stays_for_a_while_and_then_for_its_clients(hom
     until(lambda: not processes_of(home), "the server has stopped")
 
 
+def test_two_that_ask_at_once_for_a_server_to_linger_both_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`nexhealth db url` in two panes: one took the other's file away, which ended as a bug."""
+    place, both, write = Place(tmp_path / "place.json", tmp_path, tmp_path), threading.Barrier(2), Path.write_text
+
+    def together(path: Path, text: str) -> None:
+        write(path, text)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.2)
+
+    monkeypatch.setattr(Path, "write_text", together)
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(embedded._ask_to_linger, place, seconds) for seconds in (600.0, 1.0)]
+        assert [one.result() for one in asked] == [None, None]
+    assert float((tmp_path / "linger").read_text()) > time.monotonic() + 500
+
+
 def test_a_server_whose_programs_were_removed_meanwhile_is_stopped_all_the_same(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,6 +328,27 @@ def test_what_is_kept_is_closed_to_other_accounts(home: Path) -> None:
         for path in (server.place.data, server.place.socket, server.place.log, server.place.password_file)
     }
     assert modes == {"data": 0o700, "socket": 0o700, "server.log": 0o600, "password": 0o600}
+
+
+def test_a_password_is_closed_to_others_from_its_first_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root's folder lets others through: what is closed after it was written can be opened before, and read for good."""
+    place, modes = Place(tmp_path / "place.json", tmp_path, tmp_path / "socket"), list[int]()
+    place.socket.mkdir()
+    place.password_file.write_text("half")  # of a run that was cut short
+
+    def note(_programs: Path, _data: Path, password: Path, *_rest: object, **_options: object) -> None:
+        modes.append(stat.S_IMODE(password.stat().st_mode))
+
+    monkeypatch.setattr(embedded, "_run_initdb", note)
+    monkeypatch.setattr(Path, "chmod", lambda path, mode: None)
+    before = os.umask(0o022)
+    try:
+        embedded._make_data(place, None, durable=False)
+    finally:
+        os.umask(before)
+    modes.append(stat.S_IMODE(place.password_file.stat().st_mode))
+    assert modes == [0o600, 0o600]
+    assert len(place.password_file.read_text()) > 32
 
 
 def test_data_of_another_release_is_refused_by_name(home: Path) -> None:

@@ -350,3 +350,13 @@ def test_an_upgrade_by_hand_makes_the_indexes_of_tables_with_rows(database_url: 
         assert added
         assert all(one.startswith("added index nexhealth_operatories_") for one in added)
         assert migrate.upgrade(database_url, indexes=True) == []
+
+
+def test_a_database_that_is_read_only_is_told_as_that_and_where_to_go(empty_database_url: str) -> None:
+    """A standby's address is the one that is handed out for reports: "PostgreSQL refused" told nobody what to correct."""
+    with psycopg.connect(empty_database_url, autocommit=True) as db:
+        db.execute(f'ALTER DATABASE "{db.info.dbname}" SET default_transaction_read_only = on')
+    with pytest.raises(
+        WarehouseError, match=r"upgrading the warehouse: .* read-only \(25006\): name the primary server"
+    ):
+        migrate.upgrade(empty_database_url)

@@ -173,8 +173,9 @@ def test_settings_that_a_role_has_for_other_work_are_not_the_receivers(no_events
     async def story(url: str) -> tuple[object, ...]:
         link = Link(url, on_change=lambda up: None)
         await link.open()
-        names = "current_setting('default_transaction_isolation'), current_setting('lock_timeout')"
-        found = await link.execute(f"SELECT {names}", {})
+        names = ("default_transaction_isolation", "lock_timeout", "search_path", "statement_timeout")
+        asked = ", ".join(f"current_setting('{name}')" for name in names)
+        found = await link.execute(f"SELECT {asked}", {})
         await link.close()
         return found[0]
 
@@ -182,10 +183,11 @@ def test_settings_that_a_role_has_for_other_work_are_not_the_receivers(no_events
         base = f'ALTER DATABASE "{connection.info.dbname}"'
         connection.execute(f"{base} SET default_transaction_isolation = 'repeatable read'")
         connection.execute(f"{base} SET lock_timeout = '10ms'")
+        connection.execute(f"{base} SET search_path = elsewhere")
         try:
-            assert run(story(no_events)) == ("read committed", "0")
-            chosen = conninfo.make_conninfo(no_events, options="-c lock_timeout=7s")
-            assert run(story(chosen)) == ("read committed", "7s")
+            assert run(story(no_events)) == ("read committed", "0", "public", "3600ms")
+            chosen = conninfo.make_conninfo(no_events, options="-c lock_timeout=7s -c statement_timeout=9s")
+            assert run(story(chosen)) == ("read committed", "7s", "public", "3600ms")
         finally:
             connection.execute(f"{base} RESET ALL")
 

@@ -1,0 +1,56 @@
+"""A run's connections: the dead are replaced, and where none is to be had it is told why."""
+
+import os
+
+import psycopg
+import pytest
+from psycopg import conninfo
+
+from nexhealth_pipeline.errors import WarehouseUnreachable
+from nexhealth_pipeline.warehouse.connect import connect, pool
+
+
+def test_a_pool_replaces_connections_that_died(server_url: str) -> None:
+    """After a restart of the server the next batch must not fail on a dead socket."""
+    with pool(server_url, 2) as connections:
+        with connections.connection() as connection:
+            pid = connection.info.backend_pid
+        with connect(server_url, autocommit=True) as other:
+            other.execute("SELECT pg_terminate_backend(%s)", (pid,))
+        with connections.connection() as connection:
+            assert connection.info.backend_pid != pid
+
+
+def test_a_pool_that_is_used_up_says_so_in_our_words(server_url: str) -> None:
+    """psycopg's PoolTimeout is no error of this package."""
+    in_time = pytest.raises(WarehouseUnreachable, match="came free in time")
+    with pool(server_url, 1) as connections, connections.connection(), in_time:
+        connections.getconn(timeout=0.05)
+
+
+def test_a_pool_to_nowhere_fails_at_once(server_url: str) -> None:
+    """psycopg would open it and let the first user wait for half a minute."""
+    with pytest.raises(WarehouseUnreachable, match="has no database not_there"):
+        pool(conninfo.make_conninfo(server_url, dbname="not_there"), 2)
+
+
+@pytest.mark.parametrize("limited", ["ROLE", "DATABASE"])
+def test_a_pool_that_gets_no_connection_says_why(limited: str, empty_database_url: str) -> None:
+    """It was told as one whose own users kept all: psycopg's pool tries on and keeps the server's words to itself."""
+    role = f"narrow_{os.getpid()}"
+    narrow = empty_database_url.replace("postgres@", f"{role}@")
+    with psycopg.connect(empty_database_url, autocommit=True) as administrator:
+        base = administrator.info.dbname
+        administrator.execute(f"CREATE ROLE {role} LOGIN".encode())
+        name, count = (role, 2) if limited == "ROLE" else (base, 3)
+        try:
+            with pool(narrow, 2) as connections, psycopg.connect(narrow), psycopg.connect(narrow):
+                administrator.execute(f"ALTER {limited} {name} CONNECTION LIMIT {count}".encode())
+                left = pytest.raises(
+                    WarehouseUnreachable, match=f"has no connection left for .*{name}: raise its CONNECTION"
+                )
+                with left as caught:
+                    connections.getconn(timeout=0.5)
+            assert caught.value.__suppress_context__
+        finally:
+            administrator.execute(f"DROP ROLE {role}".encode())
