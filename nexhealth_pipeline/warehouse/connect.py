@@ -209,6 +209,30 @@ def connect(url: str, *, autocommit: bool = False, application_name: str = _NAME
     Raises WarehouseUnreachable where there is none to be had, WarehouseError where the server is too old or the database's
     encoding cannot hold every text.
     """
+    connection = _open(url, autocommit, application_name)
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding not in (None, "UTF8"):
+        connection.close()
+        database, address = database_and_server(url)
+        raise WarehouseError(
+            f"database {database} at {address} has encoding {encoding}, which cannot hold every name: "
+            "create it anew with ENCODING 'UTF8' LOCALE 'C.UTF-8' TEMPLATE template0"
+        )
+    return connection
+
+
+def connect_to_dagster(url: str, *, application_name: str = _NAME) -> psycopg.Connection:
+    """A connection to Dagster's database, which commits by itself; its tables are where Dagster's own connections look.
+
+    Whatever its encoding, since Dagster's words go into any. Raises as :func:`connect` otherwise.
+    """
+    connection = _open(url, True, application_name)
+    with driver_errors("connecting to Dagster's database"):
+        connection.execute("RESET search_path")
+    return connection
+
+
+def _open(url: str, autocommit: bool, application_name: str) -> psycopg.Connection:
     try:
         connection = psycopg.connect(url, autocommit=autocommit, **connection_options(url, application_name))
     except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
@@ -219,25 +243,7 @@ def connect(url: str, *, autocommit: bool = False, application_name: str = _NAME
         raise WarehouseError(
             f"PostgreSQL at {_address(url)} is release {version}: {OLDEST_SERVER} or newer is needed, upgrade it"
         )
-    encoding = connection.info.parameter_status("server_encoding")
-    if encoding not in (None, "UTF8"):
-        connection.close()
-        database, address = database_and_server(url)
-        raise WarehouseError(
-            f"database {database} at {address} has encoding {encoding}, which cannot hold every name: "
-            "create it anew with ENCODING 'UTF8' LOCALE 'C.UTF-8' TEMPLATE template0"
-        )
     watch(connection)
-    return connection
-
-
-def connect_to_dagster(url: str, *, application_name: str = _NAME) -> psycopg.Connection:
-    """A connection to Dagster's database, which commits by itself; its tables are where Dagster's own connections look.
-
-    Raises as :func:`connect`.
-    """
-    connection = connect(url, autocommit=True, application_name=application_name)
-    connection.execute("RESET search_path")
     return connection
 
 

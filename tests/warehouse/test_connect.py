@@ -376,6 +376,8 @@ def test_a_database_that_cannot_hold_every_name_is_refused(server: EmbeddedServe
     try:
         with pytest.raises(WarehouseError, match=r"database narrow at .* has encoding LATIN1.* ENCODING 'UTF8'"):
             connect(server.url("narrow"))
+        with connect_to_dagster(server.url("narrow")) as connection:  # whose words go into any
+            assert connection.execute("SELECT 'x'").fetchone() == ("x",)
     finally:
         with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
             connection.execute("DROP DATABASE narrow WITH (FORCE)")
