@@ -22,7 +22,7 @@ from nexhealth_pipeline.errors import (
 )
 from nexhealth_pipeline.sync.fault_points import reach
 from nexhealth_pipeline.sync.loader import Loader
-from nexhealth_pipeline.sync.lock import SliceLock
+from nexhealth_pipeline.sync.lock import Held, SliceLock
 from nexhealth_pipeline.sync.months import CHANGES, month_bounds, month_keys, utc_today
 from nexhealth_pipeline.sync.options import SyncOptions
 from nexhealth_pipeline.sync.pass_reader import PassReader
@@ -71,8 +71,12 @@ class SliceReader:
             return self._result(Status.CANCELLED, reason="stopped before this slice was begun")
         with driver_errors(f"loading {self.slice.collection.table}"), self.session.pool.connection() as connection:
             try:
-                with SliceLock(connection, self.slice, self.session.stop):
+                with SliceLock(connection, self.slice, self.session.stop, waits=self.options.waits):
                     return self._read_locked(connection)
+            except Held:
+                result = self._result(Status.SKIPPED, reason="another run reads it just now")
+                result.held = True
+                return result
             except Cancelled as stopped:
                 return self._result(Status.CANCELLED, reason=str(stopped))
 

@@ -79,6 +79,43 @@ def test_slices_of_every_lane_count(batches: list[tuple[int, bool]], others: str
     assert {pages for pages, _ in batches} == {given}
 
 
+class Elsewhere:
+    """Other runs read some slices for so many looks; notes the slices that are looked at."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **looks: int) -> None:
+        self.looks, self.seen = looks, list[str]()
+        monkeypatch.setattr(runner, "read_slice", self._read)
+        monkeypatch.setattr(runner, "_PAUSE_SECONDS", 0.0)
+
+    def _read(self, _: SyncSession, piece: Slice, options: SyncOptions) -> SliceResult:
+        name = piece.collection.name
+        self.seen.append(name)
+        self.looks[name] = self.looks.get(name, 0) - 1
+        held = self.looks[name] >= 0
+        return SliceResult(piece, Status.SKIPPED if held else Status.SUCCEEDED, Counts(), 0.0, held=held)
+
+
+UNDER_ROWS = ["documents", "alerts", "patient_addresses", "coverage_subscribers"]
+
+
+def test_slices_that_other_runs_read_take_turns_at_the_end_of_their_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is read for hours must not keep the run from another that is free in a minute."""
+    elsewhere = Elsewhere(monkeypatch, documents=4, alerts=2)
+    slices = [piece for name in UNDER_ROWS for piece in pieces(1, name)]
+    results = run_slices(cast("SyncSession", Session()), slices, SyncOptions())
+    assert [one.slice.collection.name for one in results] == [*UNDER_ROWS[2:], "alerts", "documents"]
+    assert elsewhere.seen[:6] == [*UNDER_ROWS, "documents", "alerts"]
+
+
+def test_who_does_not_wait_looks_at_each_slice_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Webhooks hold their events meanwhile; those of a slice that is being read come again later."""
+    elsewhere = Elsewhere(monkeypatch, documents=4)
+    slices = [piece for name in UNDER_ROWS for piece in pieces(1, name)]
+    results = list(run_slices(cast("SyncSession", Session()), slices, SyncOptions(waits=False)))
+    assert [(one.slice.collection.name, one.held) for one in results] == [(n, n == "documents") for n in UNDER_ROWS]
+    assert elsewhere.seen == UNDER_ROWS
+
+
 def test_only_who_writes_and_holds_nothing_makes_indexes(batches: list[tuple[int, bool]]) -> None:
     session = cast("SyncSession", Session())
     options = SyncOptions(mode=Mode.FULL, fresh_after=datetime.now(UTC))
