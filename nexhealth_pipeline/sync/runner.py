@@ -11,6 +11,7 @@ from functools import partial
 from types import TracebackType
 
 from nexhealth_pipeline.catalog.collections import nested_in
+from nexhealth_pipeline.errors import PipelineError
 from nexhealth_pipeline.sync.children import ChildReader
 from nexhealth_pipeline.sync.options import SyncOptions
 from nexhealth_pipeline.sync.order import Lane, Order, lane_of
@@ -36,7 +37,7 @@ met since what a list lacked then, and where it has not changed they leave no tr
 
 
 def read_slice(session: SyncSession, piece: Slice, options: SyncOptions) -> SliceResult:
-    """Read one slice. Raises WarehouseError; every other failure is in the result."""
+    """Read one slice. Raises WarehouseError where no other slice would fare better; every other failure is in the result."""
     reader = ChildReader if piece.collection.per else SliceReader
     return reader(session, piece, options).read()
 
@@ -47,7 +48,7 @@ def run_slices(
     """Read slices and hand out each result as it comes, in the order and lanes of `sync.order`.
 
     A reconcile then judges the absences of what it has read. Tables filled for the first time get their indexes,
-    unless the caller holds something that others wait for. Raises WarehouseError.
+    unless the caller holds something that others wait for. Raises WarehouseError, after the results of what was under way.
     """
     slices = list(slices)
     options = _since_lately(session, _sharing(slices, options))
@@ -84,18 +85,31 @@ def _sharing(slices: list[Slice], options: SyncOptions) -> SyncOptions:
 
 
 def _read_all(session: SyncSession, slices: list[Slice], options: SyncOptions) -> Iterator[SliceResult]:
+    """Once one has ended by an error no other is begun. It is raised when those under way have ended and been handed out:
+    what they read is committed, and nobody else would tell of it.
+    """
     order = Order(slices)
+    failure: BaseException | None = None
     with _Lanes(session, options) as lanes:
         lanes.begin(order.ready())
         while lanes.busy:
             piece, future = lanes.ended()
-            result = future.result()
-            if result.held and options.waits:
+            if future.cancelled():
+                continue
+            if (error := future.exception()) is not None:
+                reason = str(error) if isinstance(error, PipelineError) else type(error).__name__
+                told = {"slice": piece.label, "reason": reason}
+                _log.warning("an error ends the run once the slices under way are read", extra={"nexhealth": told})
+                failure = failure or error
+                lanes.close()
+            elif (result := future.result()).held and options.waits:
                 lanes.put_off(piece)
             else:
                 order.done(piece)
                 yield result
             lanes.begin(order.ready())
+    if failure is not None:
+        raise failure
 
 
 class _Lanes:
@@ -111,6 +125,7 @@ class _Lanes:
         }
         self._waiting: dict[Lane, deque[Slice]] = {lane: deque() for lane in Lane}
         self._begun: Counter[Lane] = Counter()
+        self._closed = False
         self._put_off: set[Slice] = set()
         self._ended: queue.SimpleQueue[tuple[Slice, Future[SliceResult]]] = queue.SimpleQueue()
 
@@ -120,8 +135,7 @@ class _Lanes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for pool in self._pools.values():
-            pool.shutdown(wait=False, cancel_futures=True)
+        self.close()
         for pool in self._pools.values():
             pool.shutdown()
 
@@ -131,7 +145,9 @@ class _Lanes:
         return self._begun.total() > 0
 
     def begin(self, ready: Iterable[Slice]) -> None:
-        """Put slices at the end of their lanes, and begin as many as the lanes take."""
+        """Put slices at the end of their lanes, and begin as many as the lanes take; none once they are closed."""
+        if self._closed:
+            return
         for piece in ready:
             self._waiting[lane_of(piece)].append(piece)
         for lane, pool in self._pools.items():
@@ -149,6 +165,12 @@ class _Lanes:
         piece, future = self._ended.get()
         self._begun[lane_of(piece)] -= 1
         return piece, future
+
+    def close(self) -> None:
+        """Begin no more slices; those handed out that nobody has begun to read come to their end as cancelled."""
+        self._closed = True
+        for pool in self._pools.values():
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def put_off(self, piece: Slice) -> None:
         """Let all that wait in its lane go before a slice that another run reads."""

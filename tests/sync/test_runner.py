@@ -3,11 +3,13 @@
 from dataclasses import replace
 from datetime import UTC, datetime
 from threading import Event
+from time import sleep
 from typing import Any, cast
 
 import pytest
 
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
+from nexhealth_pipeline.errors import WarehouseError
 from nexhealth_pipeline.settings import load_settings
 from nexhealth_pipeline.sync import runner
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
@@ -114,6 +116,38 @@ def test_who_does_not_wait_looks_at_each_slice_once(monkeypatch: pytest.MonkeyPa
     results = list(run_slices(cast("SyncSession", Session()), slices, SyncOptions(waits=False)))
     assert [(one.slice.collection.name, one.held) for one in results] == [(n, n == "documents") for n in UNDER_ROWS]
     assert elsewhere.seen == UNDER_ROWS
+
+
+@pytest.mark.parametrize("error", [WarehouseError("no room left"), ValueError("Canary")], ids=["told", "a bug"])
+def test_what_is_under_way_when_one_ends_the_run_is_handed_out_first(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Risk: of what was read and committed meanwhile nobody is told, and the reason is not for hours."""
+    slices = [Slice(COLLECTIONS["operatories"], window_key=str(number)) for number in range(20)]
+    begun, other, failed = list[Slice](), Event(), Event()
+
+    def read(_: SyncSession, piece: Slice, __: SyncOptions) -> SliceResult:
+        begun.append(piece)
+        if piece is slices[0]:
+            assert other.wait(10)
+            failed.set()
+            raise error
+        other.set()
+        assert failed.wait(10)
+        sleep(0.1)
+        return SliceResult(piece, Status.SUCCEEDED, Counts(), 0.0)
+
+    monkeypatch.setattr(runner, "read_slice", read)
+    told = []
+    with pytest.raises(type(error)) as caught:  # noqa: PT012 # what came before it counts as well
+        for result in run_slices(cast("SyncSession", Session()), slices, SyncOptions(concurrency=2)):
+            told.append(result.slice)
+            assert caplog.messages == ["an error ends the run once the slices under way are read"]
+    assert caught.value is error
+    assert slices[1] in told
+    assert sorted([*told, slices[0]], key=slices.index) == sorted(begun, key=slices.index)
+    assert len(begun) < len(slices) / 2
+    assert "Canary" not in str(vars(caplog.records[0])["nexhealth"])
 
 
 def test_only_who_writes_and_holds_nothing_makes_indexes(batches: list[tuple[int, bool]]) -> None:
