@@ -43,6 +43,8 @@ __all__ = ["catch_up", "discover", "execute", "failure_of", "finish", "was_stopp
 
 Job = dict[str, Any]
 """One Dagster run to execute, as JSON: job, op, run_id, assets, config."""
+_KINDS: dict[object, type[PipelineError]] = {2: InvalidSetting, 3: TryLater, 4: WarehouseError}
+"""What to raise for an exit status that a run or a slice has told."""
 
 
 def discover(settings: Settings, url: str, request: SyncRequest, kind: str) -> dict[str, Any]:
@@ -206,8 +208,7 @@ def failure_of(outcome: dg.ExecuteInProcessResult) -> PipelineError | None:
         if FAILED_SLICES in told.metadata:
             return None
         if EXIT_STATUS in told.metadata:
-            kinds: dict[object, type[PipelineError]] = {2: InvalidSetting, 3: TryLater, 4: WarehouseError}
-            kind = kinds.get(told.metadata[EXIT_STATUS].value, PipelineError)
+            kind = _KINDS.get(told.metadata[EXIT_STATUS].value, PipelineError)
             return kind(told.description or "the run failed")
     errors = [error for detail in details if (error := getattr(detail, "error", None)) is not None]
     # Dagster wraps what a step raises.
@@ -250,8 +251,7 @@ def _require_practices(
 
 
 def _refused(row: dict[str, Any]) -> PipelineError:
-    kind = InvalidSetting if row["exit_status"] == InvalidSetting.exit_status else TryLater
-    return kind(str(row["reason"]))
+    return _KINDS.get(row["exit_status"], TryLater)(str(row["reason"]))
 
 
 def _plan(

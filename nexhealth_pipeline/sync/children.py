@@ -316,7 +316,6 @@ class ChildReader(SliceReader):
             reach("after_fetch", self.slice.collection.name)
             pages = [(one.row, self.loader.encode(page, self._known(one.row))) for one in taken for page in one.pages]
             committing(partial(self._load, connection, taken, pages))
-            self.session.keep_lock()
 
         try:
             for answer in self._fetch(plans, failures.counting(due)):

@@ -57,6 +57,9 @@ class SyncOptions:
     """An unfinished pass older than this is begun anew."""
     every_list: bool = True
     """In a reconcile: read the lists under all rows; else those that are due, as in an incremental sync."""
+    waits: bool = True
+    """A slice that another run reads just now is read after it; else its result says that it is held. `run_slices` reads all
+    others meanwhile."""
     rotation_days: int = 30
     """Each list under a row is read at least once in so many nights, a share each night, and judged by."""
 

@@ -288,7 +288,6 @@ class PassReader:
 
         self._committing(write)
         self.state = state
-        self._session.keep_lock()
 
     def _compare_total(self, last: Page, records: int) -> None:
         """The pages must hold what the API itself counts, where it does; more is no fault, since rows move."""

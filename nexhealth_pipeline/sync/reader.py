@@ -15,14 +15,16 @@ from nexhealth_pipeline.errors import (
     ApiError,
     Cancelled,
     KeyRefused,
+    MissingRights,
     PipelineError,
     ServerFailed,
     TryLater,
+    ValueRefused,
     WarehouseError,
 )
 from nexhealth_pipeline.sync.fault_points import reach
 from nexhealth_pipeline.sync.loader import Loader
-from nexhealth_pipeline.sync.lock import SliceLock
+from nexhealth_pipeline.sync.lock import Held, SliceLock
 from nexhealth_pipeline.sync.months import CHANGES, month_bounds, month_keys, utc_today
 from nexhealth_pipeline.sync.options import SyncOptions
 from nexhealth_pipeline.sync.pass_reader import PassReader
@@ -42,10 +44,16 @@ _log = logging.getLogger(__name__)
 _NOT_OFFERED: dict[int | None, str] = {403: "not_enabled", **dict.fromkeys((404, 405, 415, 501), "unsupported")}
 """What the API answers for what a practice, or its practice system, does not have. A location that is gone fails all
 the same: by its patients and whatever else every practice has."""
+_REFUSED = (MissingRights, ValueRefused)
+"""What PostgreSQL says of one table or value."""
 
 
 class SliceReader:
-    """Reads one slice. Every failure but the database's (and bugs) is in the result, not raised."""
+    """Reads one slice. A failure is in the result, not raised, unless no other slice would fare better, and but for bugs.
+
+    So is what PostgreSQL refuses for a right or a value: it may be one table's alone, which costs its own slices and not
+    the night of all others.
+    """
 
     def __init__(self, session: SyncSession, piece: Slice, options: SyncOptions) -> None:
         self.session = session
@@ -66,13 +74,17 @@ class SliceReader:
         self._began = time.monotonic()
 
     def read(self) -> SliceResult:
-        """Read the slice. Raises WarehouseError: no other slice would fare better."""
+        """Read the slice. Raises WarehouseError where no other slice would fare better."""
         if self.session.stop.is_set():
             return self._result(Status.CANCELLED, reason="stopped before this slice was begun")
-        with driver_errors(f"loading {self.slice.collection.table}"), self.session.pool.connection() as connection:
+        with driver_errors(self._doing), self.session.pool.connection() as connection:
             try:
-                with SliceLock(connection, self.slice, self.session.stop):
+                with SliceLock(connection, self.slice, self.session.stop, waits=self.options.waits):
                     return self._read_locked(connection)
+            except Held:
+                result = self._result(Status.SKIPPED, reason="another run reads it just now")
+                result.held = True
+                return result
             except Cancelled as stopped:
                 return self._result(Status.CANCELLED, reason=str(stopped))
 
@@ -82,13 +94,25 @@ class SliceReader:
         self.loader = Loader(connection, self.slice, run_id=self.session.run_id, dry_run=self.options.dry_run)
         self.loader.open()
         try:
-            self.passes(connection)
+            self._make_passes(connection)
         except PipelineError as failure:
             failed = self._fail(connection, failure)
-            if isinstance(failure, WarehouseError):
+            if isinstance(failure, WarehouseError) and not isinstance(failure, _REFUSED):
                 raise
             return failed
         return self._succeed(connection)
+
+    def _make_passes(self, connection: psycopg.Connection) -> None:
+        """`passes`, whose refusals by PostgreSQL are told from its other errors: after those nothing can be noted of it."""
+        try:
+            self.passes(connection)
+        except (psycopg.errors.InsufficientPrivilege, psycopg.DataError):
+            with driver_errors(self._doing):
+                raise
+
+    @property
+    def _doing(self) -> str:
+        return f"loading {self.slice.collection.table}"
 
     def passes(self, connection: psycopg.Connection) -> None:
         """Make every pass of the slice that is not fresh already."""

@@ -4,7 +4,6 @@ import ctypes
 import logging
 import sys
 import threading
-import time
 import uuid
 from collections.abc import Callable
 from collections.abc import Collection as AnyCollection
@@ -70,7 +69,7 @@ class SyncSession:
         self._retry = retry
         self._keys = settings.api_keys()
         self._status = "succeeded"
-        self._lock_due = time.monotonic() + _LOCK_SECONDS
+        self._over = threading.Event()
         self._budgets: list[PostgresBudget] = []
         self.dry_patients: dict[tuple[int, int], set[int]] = {}
         """Patients that a dry run has met, by institution and location: nobody else remembers them."""
@@ -94,11 +93,15 @@ class SyncSession:
             retry=self._retry,
             stop=self.stop,
         )
+        self._keeper = threading.Thread(target=self._keep_lock, name="nexhealth-run-lock", daemon=True)
+        self._keeper.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._over.set()
+        self._keeper.join()
         try:
             with driver_errors("closing the run"):
                 self.lock.finish(self._ended(error))
@@ -143,19 +146,19 @@ class SyncSession:
         if self._on_progress is not None:
             self._on_progress(label, pages, records)
 
-    def keep_lock(self) -> None:
-        """Now and then see that the run's lock is still held; to be called between transactions.
+    def _keep_lock(self) -> None:
+        """Now and then see that the run's lock is still held.
 
-        A server or proxy may end a connection that is silent for hours, and then the run looks dead.
+        A proxy may end a connection that is silent for minutes: the run looks dead then, and is repeated beside itself.
+        On a thread of its own, for a run may be busy so long without any transaction: with an index, with rows that are
+        asked for one by one, or with waiting for another run.
         """
-        if time.monotonic() < self._lock_due:
-            return
-        self._lock_due = time.monotonic() + _LOCK_SECONDS
-        try:
-            with driver_errors("holding the run's lock"):
-                self.lock.keep()
-        except WarehouseError as error:  # whoever loads finds out; this one may come again
-            _log.warning("the run's lock could not be looked after", extra={"nexhealth": {"reason": str(error)}})
+        while not self._over.wait(_LOCK_SECONDS):
+            try:
+                with driver_errors("holding the run's lock"):
+                    self.lock.keep()
+            except WarehouseError as error:  # whoever loads finds out; this one may come again
+                _log.warning("the run's lock could not be looked after", extra={"nexhealth": {"reason": str(error)}})
 
     def note(self, result: SliceResult) -> None:
         """Remember how a slice ended, for the run's own status."""

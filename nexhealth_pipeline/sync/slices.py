@@ -110,6 +110,8 @@ class SliceResult:
     exit_status: int = 0
     refused_keys: frozenset[str] = frozenset()
     """Names of API keys: it failed by their refusal alone, and what the others reach was loaded (`sync.every_key`)."""
+    held: bool = False
+    """It was skipped because another run reads it just now, which was not waited for (`SyncOptions.waits`)."""
     passing: bool = False
     """It failed by what passes by itself, the API did not answer or had no room; or once the API key is corrected."""
     changes: list[Change] = field(default_factory=list)

@@ -2,13 +2,13 @@
 
 What was never read completely is left alone: its first full read will bring the change. That is not true of lists under
 single rows once one of them was read: it may be that one. So they are searched, and what they lack is left to the first
-read if that still has lists to read. What somebody reads just now is waited for, not queued behind: a full read may last,
-and records of other events must not wait. What the database refuses, for a right that one table lacks say, is a failed
+read if that still has lists to read. What somebody reads just now waits for the next run, and this one not for it: a full
+read may last, and records of other events must not wait. What the database refuses, for a right that one table lacks say, is a failed
 try of those events alone that asked for it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import cache
 
@@ -16,7 +16,6 @@ import psycopg
 
 from nexhealth_pipeline.catalog.collection import Collection, Reader, Scope
 from nexhealth_pipeline.sync.every_key import was_read_for
-from nexhealth_pipeline.sync.lock import SliceLock
 from nexhealth_pipeline.sync.months import CHANGES, utc_today
 from nexhealth_pipeline.sync.options import SyncOptions
 from nexhealth_pipeline.sync.plan import due_slices, slices_of, was_read
@@ -44,7 +43,6 @@ _NOWHERE = f"{_NO_OWNER}, and no list has it"
 _NOT_YET = "the list of the patient that it names does not hold it yet"
 _LIST_LAGS = timedelta(days=1)
 """Longest that a list may lack what an event has told of."""
-_IN_WORK = "another run reads it just now"
 _Ready = dict[int, dict[int, Slice]]
 """Slices of one collection by institution and location; 0 where it is none in particular."""
 _GRAVITY = (Outcome.PARKED, Outcome.FAILED, Outcome.WAITING, Outcome.APPLIED, Outcome.SUPERSEDED)
@@ -242,11 +240,7 @@ class HintReader:
         return told.locations | owners
 
     def _read_slices(self, asked: Mapping[Slice, _Asked]) -> Iterator[tuple[int, _Answer]]:
-        free = [piece for piece in asked if not SliceLock.is_held(self._connection, piece)]
-        for piece in asked.keys() - set(free):
-            for event_id in asked[piece].events:
-                yield event_id, _Answer(Outcome.WAITING, f"{piece.label}: {_IN_WORK}")
-        for result in self._results(free):
+        for result in self._results(asked):
             answer = _answer(result)
             if answer is None:
                 continue
@@ -277,8 +271,9 @@ class HintReader:
                 yield result
 
     def _run(self, pieces: Iterable[Slice]) -> Iterator[SliceResult]:
-        # No indexes: the events stay locked meanwhile.
-        return run_slices(self._session, pieces, SyncOptions.of(self._session.settings), indexes=False)
+        # The events stay locked meanwhile: no indexes, and no wait for what another run begins to read before its turn comes.
+        options = replace(SyncOptions.of(self._session.settings), waits=False)
+        return run_slices(self._session, pieces, options, indexes=False)
 
     def _note(self, result: SliceResult, events: Iterable[int]) -> None:
         rows = result.counts.inserted + result.counts.updated
@@ -316,6 +311,8 @@ def _answer(result: SliceResult) -> _Answer | None:
             return _Answer(Outcome.APPLIED)
         case Status.SKIPPED if result.complete:
             return _Answer(Outcome.APPLIED)
+        case Status.SKIPPED if result.held:
+            return _Answer(Outcome.WAITING, f"{result.slice.label}: {result.reason}")
         case Status.SKIPPED:
             return _Answer(Outcome.SUPERSEDED, f"{result.slice.label}: {_NOT_OFFERED}")
         case Status.FAILED:

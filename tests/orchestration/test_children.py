@@ -69,7 +69,7 @@ def test_one_tenants_refused_key_stops_no_other() -> None:
         _require_practices(ACME, [row("succeeded", 2)] * 3, ANY, missing)
 
 
-@pytest.mark.parametrize(("exit_status", "error"), [(2, InvalidSetting), (3, TryLater)])
+@pytest.mark.parametrize(("exit_status", "error"), [(2, InvalidSetting), (3, TryLater), (4, WarehouseError)])
 def test_where_no_key_is_answered_nothing_else_is_tried(exit_status: int, error: type[Exception]) -> None:
     """Thousands of slices that all end alike, each after its retries."""
     with pytest.raises(error, match="why"):

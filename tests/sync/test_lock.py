@@ -3,18 +3,25 @@
 import logging
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 
 import psycopg
 import pytest
 
+from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import Settings
-from nexhealth_pipeline.sync import fault_points
+from nexhealth_pipeline.sync import fault_points, runner
+from nexhealth_pipeline.sync.lock import SliceLock
+from nexhealth_pipeline.sync.months import utc_today
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
-from nexhealth_pipeline.sync.slices import SliceResult
+from nexhealth_pipeline.sync.plan import due_slices
+from nexhealth_pipeline.sync.runner import run_slices
+from nexhealth_pipeline.sync.session import SyncSession
+from nexhealth_pipeline.sync.slices import Slice, SliceResult
 
-from .kit import Rows, sync_all
+from .kit import Rows, open_session, sync_all
 
 ONE = {"providers"}
 
@@ -50,7 +57,7 @@ class Pause:
 def pause(monkeypatch: pytest.MonkeyPatch) -> Pause:
     pause = Pause()
     monkeypatch.setattr(fault_points, "armed", pause)
-    monkeypatch.setattr("nexhealth_pipeline.sync.lock._POLL_SECONDS", 0.02)
+    monkeypatch.setattr(runner, "_PAUSE_SECONDS", 0.02)
     return pause
 
 
@@ -86,7 +93,7 @@ def test_the_second_reader_waits_says_so_and_skips_what_was_read_since_it_began(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Began first, came to the slice second: reading it again would cost the budget and bring nothing."""
-    caplog.set_level(logging.INFO, logger="nexhealth_pipeline.sync.lock")
+    caplog.set_level(logging.INFO, logger="nexhealth_pipeline.sync.runner")
     began = now(database_url)
     first: list[SliceResult] = []
     second: list[SliceResult] = []
@@ -116,7 +123,7 @@ def test_the_second_reader_reads_again_what_was_begun_before_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A change made between both beginnings may lie on a page that the first had passed already."""
-    caplog.set_level(logging.INFO, logger="nexhealth_pipeline.sync.lock")
+    caplog.set_level(logging.INFO, logger="nexhealth_pipeline.sync.runner")
     first: list[SliceResult] = []
     second: list[SliceResult] = []
     one = in_thread(settings, SyncOptions(mode=Mode.FULL, fresh_after=now(database_url)), first)
@@ -136,7 +143,7 @@ def test_a_reader_that_waits_can_be_stopped(
     settings: Settings, database_url: str, pause: Pause, caplog: pytest.LogCaptureFixture, rows: Rows
 ) -> None:
     """Ctrl-C must not wait for another run's hour; nothing of the wait stays in the log as running."""
-    caplog.set_level(logging.INFO, logger="nexhealth_pipeline.sync.lock")
+    caplog.set_level(logging.INFO, logger="nexhealth_pipeline.sync.runner")
     first: list[SliceResult] = []
     second: list[SliceResult] = []
     one = in_thread(settings, SyncOptions(fresh_after=now(database_url)), first)
@@ -152,3 +159,41 @@ def test_a_reader_that_waits_can_be_stopped(
     assert {str(result.status) for result in second} == {"cancelled"}
     assert {str(result.status) for result in first} == {"succeeded"}
     assert rows("SELECT count(*) FROM nexhealth_sync_logs WHERE status = 'running'") == [(0,)]
+
+
+@contextmanager
+def held(other: psycopg.Connection, piece: Slice, session: SyncSession) -> Iterator[None]:
+    """Another run reads a slice; whoever waits for it all the same is stopped."""
+    give_up = threading.Timer(10, session.stop.set)
+    give_up.start()
+    with SliceLock(other, piece, threading.Event()):
+        yield
+    give_up.cancel()
+
+
+def test_a_slice_that_another_run_reads_lets_all_behind_it_go_first(settings: Settings, database_url: str) -> None:
+    """Risk: while a backfill reads one location's documents for hours, the night reads no list under rows of any other."""
+    sync_all(settings, only={"patients"})
+    with open_session(settings) as session, psycopg.connect(database_url, autocommit=True) as other:
+        slices = due_slices([COLLECTIONS["documents"]], session.practices(), {}, SyncOptions(), utc_today())[:3]
+        results = run_slices(session, slices, SyncOptions())
+        with held(other, slices[0], session):
+            first = [next(results), next(results)]
+        (last,) = results
+    assert [one.slice for one in (*first, last)] == [slices[1], slices[2], slices[0]]
+    assert {str(one.status) for one in (*first, last)} == {"succeeded"}
+
+
+def test_who_does_not_wait_is_told_which_slice_another_run_reads(
+    settings: Settings, database_url: str, rows: Rows
+) -> None:
+    """Its log has no row of a slice that was not begun."""
+    sync_all(settings, only={"patients"})
+    with open_session(settings) as session, psycopg.connect(database_url, autocommit=True) as other:
+        slices = due_slices([COLLECTIONS["documents"]], session.practices(), {}, SyncOptions(), utc_today())[:2]
+        with held(other, slices[0], session):
+            found = {one.slice: one for one in run_slices(session, slices, SyncOptions(waits=False))}
+    assert [str(found[piece].status) for piece in slices] == ["skipped", "succeeded"]
+    assert [found[piece].held for piece in slices] == [True, False]
+    assert found[slices[0]].reason == "another run reads it just now"
+    assert rows("SELECT count(*) FROM nexhealth_sync_logs WHERE collection = 'documents'") == [(1,)]

@@ -3,11 +3,13 @@
 from dataclasses import replace
 from datetime import UTC, datetime
 from threading import Event
+from time import sleep
 from typing import Any, cast
 
 import pytest
 
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
+from nexhealth_pipeline.errors import WarehouseError
 from nexhealth_pipeline.settings import load_settings
 from nexhealth_pipeline.sync import runner
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
@@ -77,6 +79,75 @@ def test_slices_of_every_lane_count(batches: list[tuple[int, bool]], others: str
     options = SyncOptions(mode=Mode.FULL, fresh_after=datetime.now(UTC), concurrency=6, batch_pages=12)
     list(run_slices(cast("SyncSession", Session()), pieces(8) + pieces(8, others), options))
     assert {pages for pages, _ in batches} == {given}
+
+
+class Elsewhere:
+    """Other runs read some slices for so many looks; notes the slices that are looked at."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **looks: int) -> None:
+        self.looks, self.seen = looks, list[str]()
+        monkeypatch.setattr(runner, "read_slice", self._read)
+        monkeypatch.setattr(runner, "_PAUSE_SECONDS", 0.0)
+
+    def _read(self, _: SyncSession, piece: Slice, options: SyncOptions) -> SliceResult:
+        name = piece.collection.name
+        self.seen.append(name)
+        self.looks[name] = self.looks.get(name, 0) - 1
+        held = self.looks[name] >= 0
+        return SliceResult(piece, Status.SKIPPED if held else Status.SUCCEEDED, Counts(), 0.0, held=held)
+
+
+UNDER_ROWS = ["documents", "alerts", "patient_addresses", "coverage_subscribers"]
+
+
+def test_slices_that_other_runs_read_take_turns_at_the_end_of_their_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is read for hours must not keep the run from another that is free in a minute."""
+    elsewhere = Elsewhere(monkeypatch, documents=4, alerts=2)
+    slices = [piece for name in UNDER_ROWS for piece in pieces(1, name)]
+    results = run_slices(cast("SyncSession", Session()), slices, SyncOptions())
+    assert [one.slice.collection.name for one in results] == [*UNDER_ROWS[2:], "alerts", "documents"]
+    assert elsewhere.seen[:6] == [*UNDER_ROWS, "documents", "alerts"]
+
+
+def test_who_does_not_wait_looks_at_each_slice_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Webhooks hold their events meanwhile; those of a slice that is being read come again later."""
+    elsewhere = Elsewhere(monkeypatch, documents=4)
+    slices = [piece for name in UNDER_ROWS for piece in pieces(1, name)]
+    results = list(run_slices(cast("SyncSession", Session()), slices, SyncOptions(waits=False)))
+    assert [(one.slice.collection.name, one.held) for one in results] == [(n, n == "documents") for n in UNDER_ROWS]
+    assert elsewhere.seen == UNDER_ROWS
+
+
+@pytest.mark.parametrize("error", [WarehouseError("no room left"), ValueError("Canary")], ids=["told", "a bug"])
+def test_what_is_under_way_when_one_ends_the_run_is_handed_out_first(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Risk: of what was read and committed meanwhile nobody is told, and the reason is not for hours."""
+    slices = [Slice(COLLECTIONS["operatories"], window_key=str(number)) for number in range(20)]
+    begun, other, failed = list[Slice](), Event(), Event()
+
+    def read(_: SyncSession, piece: Slice, __: SyncOptions) -> SliceResult:
+        begun.append(piece)
+        if piece is slices[0]:
+            assert other.wait(10)
+            failed.set()
+            raise error
+        other.set()
+        assert failed.wait(10)
+        sleep(0.1)
+        return SliceResult(piece, Status.SUCCEEDED, Counts(), 0.0)
+
+    monkeypatch.setattr(runner, "read_slice", read)
+    told = []
+    with pytest.raises(type(error)) as caught:  # noqa: PT012 # what came before it counts as well
+        for result in run_slices(cast("SyncSession", Session()), slices, SyncOptions(concurrency=2)):
+            told.append(result.slice)
+            assert caplog.messages == ["an error ends the run once the slices under way are read"]
+    assert caught.value is error
+    assert slices[1] in told
+    assert sorted([*told, slices[0]], key=slices.index) == sorted(begun, key=slices.index)
+    assert len(begun) < len(slices) / 2
+    assert "Canary" not in str(vars(caplog.records[0])["nexhealth"])
 
 
 def test_only_who_writes_and_holds_nothing_makes_indexes(batches: list[tuple[int, bool]]) -> None:

@@ -1,5 +1,7 @@
 """What a run holds while it works."""
 
+import threading
+import time
 from contextlib import nullcontext
 
 import psycopg
@@ -15,20 +17,23 @@ from .kit import open_session
 HELD_BY = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND (classid::bigint << 32 | objid::bigint) = %s"
 
 
-def test_a_run_that_works_takes_its_lock_again(
+def test_a_run_takes_its_lock_again_though_it_commits_nothing(
     settings: Settings, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Risk: a proxy ends a connection that was silent for hours, and the living run is closed as dead."""
-    monkeypatch.setattr(sessions, "_LOCK_SECONDS", 0.0)
+    """Risk: a proxy ends the connection while another run is waited for, and the living run is closed as dead."""
+    monkeypatch.setattr(sessions, "_LOCK_SECONDS", 1.0)
     with (
-        open_session(settings, run_id="mine") as session,
+        open_session(settings, run_id="mine"),
         psycopg.connect(database_url, autocommit=True) as other,
     ):
         (holder,) = other.execute(HELD_BY, (lock_key("run", "mine"),)).fetchall()
         other.execute("SELECT pg_terminate_backend(%s, 5000)", holder)
-        assert is_dead(other, "mine")
-        session.keep_lock()
+        deadline = time.monotonic() + 30
+        while other.execute(HELD_BY, (lock_key("run", "mine"),)).fetchall() in ([], [holder]):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
         assert not is_dead(other, "mine")
+    assert "nexhealth-run-lock" not in {thread.name for thread in threading.enumerate()}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +15,8 @@ from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.sync.lock import SliceLock
 from nexhealth_pipeline.sync.practice import load_practices
-from nexhealth_pipeline.sync.slices import Slice
+from nexhealth_pipeline.sync.runner import run_slices
+from nexhealth_pipeline.sync.slices import Slice, SliceResult
 from nexhealth_pipeline.webhooks import applying, hints
 
 from .asking import Told, asked, home, last, snapshot, without_events
@@ -279,6 +281,31 @@ def test_a_slice_that_is_being_read_is_not_waited_for(db: psycopg.Connection, se
     due_again(db)
     _, total = apply_all(settings)
     assert total.applied == 1
+
+
+def test_a_slice_that_another_run_begins_to_read_meanwhile_is_not_waited_for(
+    db: psycopg.Connection, settings: Settings, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of hundreds the last is read minutes after the first: the night may have come to it before."""
+    place = home(db)
+    location = next(one for one in load_practices(db).locations if one.id == place[2])
+    piece = Slice(COLLECTIONS["payment_types"], location.institution, location)
+    assert settings.database_url
+    with ExitStack() as night:
+        other = night.enter_context(psycopg.connect(settings.database_url.get_secret_value(), autocommit=True))
+        end = threading.Timer(10, night.close)
+        night.callback(end.cancel)
+
+        def begun_by_then(*given: Any, **more: Any) -> Iterator[SliceResult]:
+            night.enter_context(SliceLock(other, piece, threading.Event()))
+            end.start()
+            return run_slices(*given, **more)
+
+        monkeypatch.setattr(hints, "run_slices", begun_by_then)
+        data = {"payment_type": {"id": 1, "location_id": place[2]}}
+        ((status, error),) = told(body("payment_type_updated", data, subdomain=place[1]))
+    assert (status, error) == ("pending", f"{piece.label}: another run reads it just now")
+    assert db.execute("SELECT attempts FROM nexhealth_webhook_events").fetchall() == [(0,)]
 
 
 def test_a_new_patient_gets_its_address_and_its_locations(
