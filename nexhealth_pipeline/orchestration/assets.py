@@ -163,15 +163,14 @@ def _spec(collection: Collection) -> dg.AssetSpec:
 
 
 def _mapping(collection: Collection, upstream: str) -> dg.PartitionMapping | None:
-    """Lineage between scopes is for people: any partition may point to any.
+    """Lineage between scopes is for people: there no partition points to any.
 
-    Of months to none: each run lists all that its assets point to, 53,000 at a thousand locations.
+    A backfill would follow it: to every location from one, where somebody chooses that, and where one fails or is
+    skipped. And each run lists all that its assets point to, 53,000 months at a thousand locations.
     """
     if collection.scope is COLLECTIONS[upstream].scope or COLLECTIONS[upstream].scope is Scope.PRACTICE:
         return None
-    if COLLECTIONS[upstream].scope is Scope.LOCATION_MONTH:
-        return dg.SpecificPartitionsPartitionMapping([])
-    return dg.AllPartitionMapping()
+    return dg.SpecificPartitionsPartitionMapping([])
 
 
 def _read(context: dg.AssetExecutionContext, config: SyncConfig, nexhealth: NexHealthResource, scope: Scope) -> None:

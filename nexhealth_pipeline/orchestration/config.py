@@ -116,9 +116,10 @@ class ApplyConfig(Config):
     """How long a run that applies webhook events stays."""
 
     linger_seconds: float = Field(
-        default=30.0, ge=0.1, le=3600, description="wait so long for more events before the run ends"
+        default=30.0, ge=0.1, le=600, description="wait so long for more events before the run ends"
     )
-    turn_seconds: float = Field(default=600.0, gt=0, le=3600, description="end after so long in any case")
+    # With the longest wait, and a batch, it ends before the job's `dagster/max_runtime` does: that kills.
+    turn_seconds: float = Field(default=600.0, gt=0, le=2400, description="end after so long in any case")
     due_only: bool = Field(
         default=False,
         description="instead of both: end when every event that was due when the run began has been tried",

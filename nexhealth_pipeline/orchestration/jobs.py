@@ -178,7 +178,8 @@ def _scope_job(scope: Scope) -> UnresolvedAssetJobDefinition:
         SCOPE_JOBS[scope],
         selection=dg.AssetSelection.assets(*assets.keys).without_checks(),
         description=f"Reads all collections kept by {scope.value.replace('_', ' and ')}.",
-        tags=BULK_TAGS,
+        # Discovery is a few requests, and waits for no long run: by it others know what there is, and who is offline.
+        tags={} if scope is Scope.PRACTICE else BULK_TAGS,
     )
 
 

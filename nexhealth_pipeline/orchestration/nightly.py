@@ -67,7 +67,9 @@ def due_in_the_morning(connection: psycopg.Connection, subdomains: AnyCollection
 
     Lists and appointments of a location are judged apart, and an institution's lists by themselves: what was read right
     is not read again for what was not. Only an office that was offline, or is new, may lack in its institution's lists.
-    Offline then = NexHealth had not read the office in the hour before our own read.
+    Offline then = NexHealth had not read the office since an hour before the night began (or before our own read, where
+    that was earlier still). How offices are is asked as the night begins, and whatever is read later, as by a long night
+    or to fill a hole, notes that answer: by the time of its own read each would look offline.
     """
     practices = load_practices(connection, subdomains)
     found = _found(connection, night)
@@ -108,7 +110,8 @@ def _found(connection: psycopg.Connection, night: datetime) -> dict[tuple[int, i
             LATERAL (SELECT CASE location_id WHEN 0 THEN %(institution)s::text[] ELSE %(location)s::text[] END AS lists,
                 %(months)s::text[] AS months) expected,
             LATERAL (SELECT coalesce(source_read_status, 'green') = 'green'
-                AND coalesce(source_read_status_at > complete_through - interval '1 hour', true) AS online) source,
+                AND coalesce(source_read_status_at > least(complete_through, %(night)s::timestamptz) - %(before)s::interval,
+                    true) AS online) source,
             LATERAL (SELECT online AND complete_through > %(night)s::timestamptz - %(before)s::interval AS good) judged
         WHERE collection = ANY(lists || months)
         GROUP BY 1, 2, lists, months

@@ -30,6 +30,7 @@ __all__ = [
     "LOCATION_MONTHS",
     "MONTHS",
     "add_keys",
+    "count_between",
     "location_month_key",
     "partition_tags",
 ]
@@ -87,6 +88,29 @@ def partition_tags(
     with partition_loading_context(dynamic_partitions_store=instance):
         first, last = _box(definition, set(keys)) or (keys[0], keys[0])
     return {ASSET_PARTITION_RANGE_START_TAG: first, ASSET_PARTITION_RANGE_END_TAG: last}
+
+
+def count_between(
+    instance: DagsterInstance, definition: PartitionsDefinition[str], first: str, last: str
+) -> int | None:
+    """How many partitions the range from `first` to `last` has (of two dimensions: the box); None where an end is none."""
+    with partition_loading_context(dynamic_partitions_store=instance):
+        if not isinstance(definition, MultiPartitionsDefinition):
+            return _length(definition.get_partition_keys(), first, last)
+        ends = zip(first.partition("|")[::2], last.partition("|")[::2], strict=True)
+        lengths = [
+            _length(dimension.partitions_def.get_partition_keys(), *pair)
+            for dimension, pair in zip(definition.partitions_defs, ends, strict=True)
+        ]
+    return None if lengths[0] is None or lengths[1] is None else lengths[0] * lengths[1]
+
+
+def _length(known: Sequence[str], first: str, last: str) -> int | None:
+    """How many of `known` there are from `first` to `last`, or None."""
+    if first not in known or last not in known:
+        return None
+    length = known.index(last) - known.index(first) + 1
+    return length if length > 0 else None
 
 
 def _box(definition: PartitionsDefinition[str], wanted: set[str]) -> tuple[str, str] | None:

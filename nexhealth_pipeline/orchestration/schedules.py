@@ -29,7 +29,7 @@ from nexhealth_pipeline.orchestration.crons import check_crons
 from nexhealth_pipeline.orchestration.dead_runs import end_dead_runs
 from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, CHANGES_OP, JOBS, SCOPE_JOBS
 from nexhealth_pipeline.orchestration.nightly import Due, due_at_night, due_in_the_morning
-from nexhealth_pipeline.orchestration.partitions import INSTITUTIONS, LOCATIONS, add_keys, partition_tags
+from nexhealth_pipeline.orchestration.partitions import INSTITUTIONS, LOCATIONS, add_keys, count_between, partition_tags
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
 from nexhealth_pipeline.orchestration.webhook_names import MOST_TWO_DAYS
 from nexhealth_pipeline.settings import Settings, load_settings
@@ -111,7 +111,7 @@ def _in_the_way(instance: dg.DagsterInstance, target: _Target, due: int) -> dg.D
     """
     covered = 0
     for run in instance.get_runs(dg.RunsFilter(job_name=target.job, statuses=_BUSY)):
-        partitions = _partitions_of(run, target)
+        partitions = _partitions_of(instance, run, target)
         if partitions is None:
             return run
         covered += partitions
@@ -120,16 +120,20 @@ def _in_the_way(instance: dg.DagsterInstance, target: _Target, due: int) -> dg.D
     return None
 
 
-def _partitions_of(run: dg.DagsterRun, target: _Target) -> int | None:
-    """How many partitions a run covers that somebody started; None = of a schedule, or a range, or all there are."""
+def _partitions_of(instance: dg.DagsterInstance, run: dg.DagsterRun, target: _Target) -> int | None:
+    """How many partitions a run covers that somebody started; None = of a schedule, or all there are, or unknown ones."""
     if SCHEDULE_NAME_TAG in run.tags:  # repetitions of such a run have it as well
         return None
     ops: Any = run.run_config.get("ops") or {}
     chosen = ((ops.get(target.step) or {}).get("config") or {}).get("partitions")
     if chosen:
         return len(chosen)
+    if PARTITION_NAME_TAG in run.tags:
+        return 1
     first, last = (run.tags.get(tag) for tag in (ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG))
-    return 1 if PARTITION_NAME_TAG in run.tags or (first and first == last) else None
+    if not (first and last and target.partitions):
+        return None
+    return count_between(instance, target.partitions, first, last)
 
 
 def _request(

@@ -23,8 +23,11 @@ from dagster._core.events import (
 )
 from dagster._core.execution.context.system import StepExecutionContext
 from dagster._utils.interrupts import capture_interrupts
+from dagster_postgres.utils import DagsterPostgresException
+from sqlalchemy.exc import SQLAlchemyError
 
 from nexhealth_pipeline.errors import Cancelled, PipelineError
+from nexhealth_pipeline.log import places
 from nexhealth_pipeline.orchestration.command_runs import is_of_a_command
 from nexhealth_pipeline.orchestration.log_fields import fields_in_messages
 from nexhealth_pipeline.orchestration.storage import AWAY, EVENT_BATCH_SIZE
@@ -51,7 +54,7 @@ __all__ = [
 ]
 
 EXIT_STATUS = "exit_status"
-"""Metadata of the Failure of a step that an error of ours has ended."""
+"""Metadata of the Failure of a step that an error has ended."""
 FAILED_SLICES = "failed_slices"
 """Metadata of the Failure of a step that has read all it was to read, and names the slices that failed."""
 
@@ -59,6 +62,8 @@ Event = dg.AssetMaterialization | dg.AssetObservation
 Listener = Callable[[SliceResult], None]
 
 _listeners: list[Listener] = []
+_DAGSTERS_OWN = (dg.Failure, dg.RetryRequested, dg.DagsterError, SQLAlchemyError, DagsterPostgresException)
+"""How a step tells Dagster something, and what Dagster raises itself, of its own database as well."""
 _PROGRESS_SECONDS = 15.0
 _AGAIN_SECONDS = 30.0
 """After a try to write events that failed the next one is so much later: each takes Dagster twenty seconds or more."""
@@ -88,7 +93,8 @@ def step(context: Context) -> Iterator[threading.Event]:
     """The frame of a step's body; hands out the event that stops what it reads.
 
     A signal sets that event and raises nothing. An error of ours ends the step by one line that says what
-    to do, instead of a traceback. A stopped step ends its run as interrupted.
+    to do, instead of a traceback. Of any other, a bug, its kind and its way are told: Dagster would store the message,
+    which may quote a row. A stopped step ends its run as interrupted.
     """
     stop = threading.Event()
     with capture_interrupts(), fields_in_messages():
@@ -100,8 +106,21 @@ def step(context: Context) -> Iterator[threading.Event]:
         except PipelineError as error:
             metadata = {EXIT_STATUS: error.exit_status}
             raise dg.Failure(description=str(error), metadata=metadata, allow_retries=False) from None
+        except _DAGSTERS_OWN:
+            raise
+        except Exception as error:
+            raise _bug(error) from None
     if stop.is_set():
         _end_interrupted(context)
+
+
+def _bug(error: Exception) -> dg.Failure:
+    way = places(error)
+    return dg.Failure(
+        description=f"unexpected {type(error).__name__} at {way[-1]}: this is a bug; report it with its places",
+        metadata={EXIT_STATUS: PipelineError.exit_status, "places": way},
+        allow_retries=False,
+    )
 
 
 def chosen_partitions(context: dg.AssetExecutionContext, keys: Sequence[str], *, plan: bool) -> list[str]:

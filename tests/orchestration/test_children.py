@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import psycopg
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.errors import InvalidSetting, TryLater, WarehouseError, WarehouseUnreachable
@@ -109,6 +110,9 @@ def test_failed_slices_are_no_failure_of_their_run_and_hide_none(known: House, m
     def crash(*_: object) -> None:
         raise ZeroDivisionError("Jane Doe")
 
+    def lose(*_: object) -> None:
+        raise OperationalError("INSERT", {}, Exception("Jane Doe"))
+
     def refuse(*_: object) -> None:
         raise WarehouseError("no room")
 
@@ -117,7 +121,10 @@ def test_failed_slices_are_no_failure_of_their_run_and_hide_none(known: House, m
     broken = failure()
     assert (type(broken), str(broken)) == (WarehouseError, "no room")
     monkeypatch.setattr(SyncSession, "index", crash)
-    assert str(failure()) == "the run failed (ZeroDivisionError); its log is in Dagster"
+    assert str(failure()).startswith("unexpected ZeroDivisionError at ")
+    assert "Jane" not in str(failure())
+    monkeypatch.setattr(SyncSession, "index", lose)
+    assert str(failure()) == "the run failed (OperationalError); its log is in Dagster"
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,12 @@ from typing import Any
 
 import msgspec
 import pytest
+from annotated_types import Le
 from pydantic import ValidationError
 
 from nexhealth_pipeline.errors import InvalidSetting
-from nexhealth_pipeline.orchestration.config import PatientConfig, SyncConfig
+from nexhealth_pipeline.orchestration.config import ApplyConfig, PatientConfig, SyncConfig
+from nexhealth_pipeline.orchestration.webhook_names import WEBHOOK_TAGS
 from nexhealth_pipeline.settings import load_settings
 from nexhealth_pipeline.sync.filters import Filters
 from nexhealth_pipeline.sync.options import Mode
@@ -99,3 +101,15 @@ def test_numbers_have_bounds(value: int) -> None:
     if value < 1:
         with pytest.raises(ValidationError):
             PatientConfig(patient_id=value)
+
+
+def test_the_longest_turn_ends_by_itself_before_the_run_is_killed() -> None:
+    """Whoever lets a run stay long would see it fail, and the next one kept waiting as after an error."""
+    linger, turn = (
+        float(str(limit.le))
+        for name in ("linger_seconds", "turn_seconds")
+        for limit in ApplyConfig.model_fields[name].metadata
+        if isinstance(limit, Le)
+    )
+    ApplyConfig(linger_seconds=linger, turn_seconds=turn)
+    assert linger + turn <= int(WEBHOOK_TAGS["dagster/max_runtime"]) - 600, "its last batch takes a while"

@@ -149,9 +149,34 @@ def test_the_morning_reads_what_was_offline_at_night(db: psycopg.Connection) -> 
     assert due_in_the_morning(db, (), NIGHT).locations == ["acme.1"]
     db.execute(
         "UPDATE nexhealth_freshness SET source_read_status = 'green',"
-        " source_read_status_at = complete_through - interval '5 h'"
+        " source_read_status_at = complete_through - interval '10 h'"
     )
     assert due_in_the_morning(db, (), NIGHT).locations == ["acme.1", "bond.3"]
+
+
+def test_what_is_read_late_in_the_night_was_not_offline_for_that(db: psycopg.Connection) -> None:
+    """How offices are is asked as the night begins: three hours later a hole is filled, or a long night goes on."""
+    complete_months(db, 10, [1], [*_months(), CHANGES])
+    complete_months(db, 20, [3], [*_months(), CHANGES])
+    for institution, location in ((10, 1), (20, 3)):
+        _read_now(db, institution, 0, ["sync_status"], ago="8 h")
+        _read_now(db, institution, location, OF_LOCATIONS, ago="5 h")
+        _read_now(db, institution, 0, LISTS[Scope.INSTITUTION], ago="5 h")
+    db.execute(
+        "UPDATE nexhealth_freshness SET source_read_status = 'green', source_read_status_at = %s",
+        (NIGHT - timedelta(minutes=2),),
+    )
+    assert due_in_the_morning(db, (), NIGHT) == Due()
+    db.execute("UPDATE nexhealth_freshness SET source_read_status_at = %s", (NIGHT - timedelta(minutes=62),))
+    assert due_in_the_morning(db, (), NIGHT).changes == ["acme.1", "bond.3"]
+    # What an earlier night has read is judged by then, and is no sign that the office is offline.
+    db.execute("UPDATE nexhealth_freshness SET source_read_status_at = %s", (NIGHT,))
+    db.execute(
+        "UPDATE nexhealth_freshness SET complete_through = complete_through - interval '27 h',"
+        " source_read_status_at = source_read_status_at - interval '1 day' WHERE (location_id, collection) = (3, 'patients')"
+    )
+    due = due_in_the_morning(db, (), NIGHT)
+    assert (due.institutions, due.locations, due.changes) == ([], ["bond.3"], [])
 
 
 def _visited(db: psycopg.Connection) -> int:

@@ -1,5 +1,6 @@
 """Ticks of schedules and sensor: at most one run each, over the right keys, and never a traceback."""
 
+import uuid
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -159,11 +160,40 @@ def test_a_few_locations_read_by_hand_cost_nobody_the_night(three: dg.DagsterIns
     ],
 )
 def test_a_run_that_covers_much_is_waited_for(three: dg.DagsterInstance, keys: list[str], tags: dict[str, str]) -> None:
-    """Another night's, with all that repeats it; a command's of most; a range, whose length nobody has counted."""
+    """Another night's, with all that repeats it; a command's of most; a range of most."""
     run = _living(three, keys, tags)
     answer = _tick(three, "nexhealth_nightly_locations")
     assert isinstance(answer, dg.SkipReason)
     assert run.run_id in str(answer.skip_message)
+
+
+@pytest.mark.parametrize(
+    ("scope", "first", "last", "waits"),
+    [
+        ("locations", "acme.1", "acme.2", False),
+        ("locations", "acme.1", "acme.9", True),  # who knows how many
+        ("locations", "acme.1", "dune.6", True),
+        ("appointments", "acme.1|2024-07", "acme.2|2024-12", False),
+        ("appointments", "acme.1|2024-07", "bond.3|2099-12", True),
+        ("appointments", "acme.1", "acme.2", True),
+    ],
+)
+def test_a_range_counts_for_as_many_as_it_has(
+    three: dg.DagsterInstance, environment: dict[str, str], scope: str, first: str, last: str, waits: bool
+) -> None:
+    """Dagit launches two neighbours as a range in one run; it took the night from all others."""
+    with psycopg.connect(environment["DATABASE_URL"], autocommit=True) as db:
+        add_locations(db, 40, "dune", [4, 5, 6])
+    three.add_dynamic_partitions("nexhealth_locations", ["dune.4", "dune.5", "dune.6"])
+    three.add_run(
+        dg.DagsterRun(
+            job_name=f"nexhealth_{scope}",
+            run_id=str(uuid.uuid4()),
+            status=dg.DagsterRunStatus.STARTED,
+            tags={"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last},
+        )
+    )
+    assert isinstance(_tick(three, f"nexhealth_nightly_{scope}"), dg.SkipReason) is waits
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from dagster._core.events import JobFailureData, RunFailureReason
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
 
+from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.definitions import defs
 from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, SCOPE_JOBS
 from nexhealth_pipeline.orchestration.webhook_names import APPLY_JOB, BULK_TAG, WEBHOOK_SENSOR
@@ -23,7 +24,8 @@ from .webhook_kit import Post
 
 REPO = Path(__file__).resolve().parents[2]
 Status = dg.DagsterRunStatus
-LONG_JOBS = (*SCOPE_JOBS.values(), CHANGES_JOB)
+DISCOVERY = SCOPE_JOBS[Scope.PRACTICE]
+LONG_JOBS = (*(job for job in SCOPE_JOBS.values() if job != DISCOVERY), CHANGES_JOB)
 
 
 def _tags(job: str) -> Mapping[str, str]:
@@ -180,9 +182,31 @@ def test_whatever_fills_the_queue_webhook_work_starts_at_once(post: Post) -> Non
     assert _next(post) == [APPLY_JOB]
 
 
+def test_a_run_that_waits_for_others_is_not_in_the_way(post: Post) -> None:
+    """Launched in Dagit behind long runs of somebody's, it may wait for two days, and all events with it."""
+    store(post.db, updated(patient(1, 5)))
+    for _ in range(4):
+        _run(post, Status.STARTED, "__ASSET_JOB", **{"dagster/from_ui": "true"})
+    _run(post, Status.QUEUED, **{"dagster/from_ui": "true"})
+    assert _next(post) == []
+    assert isinstance(post.tick(WEBHOOK_SENSOR), dg.RunRequest)
+    run = _run(post, Status.QUEUED)
+    assert run.run_id in str(post.tick(WEBHOOK_SENSOR))
+
+
+def test_discovery_waits_for_no_long_run(post: Post) -> None:
+    """A few requests: without them a new office stays unknown, and nobody knows who is offline, for days."""
+    for job in LONG_JOBS[:3]:
+        _run(post, Status.STARTED, job)
+    _run(post, Status.QUEUED, LONG_JOBS[0])
+    _run(post, Status.QUEUED, DISCOVERY)
+    assert _next(post) == [DISCOVERY]
+
+
 def test_every_job_that_reads_long_has_the_tag_that_is_limited() -> None:
     """One that is forgotten could fill all places."""
     limits = yaml.safe_load((REPO / "dagster.yaml").read_text())["concurrency"]["runs"]["tag_concurrency_limits"]
     assert {one["key"] for one in limits} == {BULK_TAG, "dagster/backfill", "dagster/from_ui"}
     assert {_tags(job)[BULK_TAG] for job in LONG_JOBS} == {"true"}
-    assert not {one["key"] for one in limits} & _tags(APPLY_JOB).keys()
+    for job in (APPLY_JOB, DISCOVERY):
+        assert not {one["key"] for one in limits} & _tags(job).keys()
