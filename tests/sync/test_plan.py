@@ -72,6 +72,15 @@ def test_types_that_belong_to_locations_are_asked_for_at_each() -> None:
     assert keys == [PassKey("appointment_types", 2, 21, "", "all")]
 
 
+def test_types_that_belong_to_locations_are_not_asked_for_where_no_location_is_active() -> None:
+    """Risk: asked without a location the API refuses, so that such an institution fails every night."""
+    closed = Practices((WILLOW, HARBOR), (NORTH, replace(PIER, inactive=True)))
+    assert [piece.label for piece in slices_of(COLLECTIONS["appointment_types"], closed, TODAY)] == [
+        "appointment_types willow"
+    ]
+    assert len([*slices_of(COLLECTIONS["providers"], closed, TODAY)]) == 2
+
+
 def test_a_month_asks_for_kept_and_cancelled_rows_in_its_window() -> None:
     key = month_keys(TODAY)[2]
     piece = Slice(APPOINTMENTS, WILLOW, NORTH, key)
