@@ -185,11 +185,13 @@ def _plan(piece: Slice, pass_: Pass, location: Location | None, today: date) -> 
     request = ApiRequest(
         path=collection.path.replace("{location_id}", str(location_id)),
         params=tuple(params),
-        subdomain=piece.subdomain,
+        # What the location in the path tells anyway is no parameter there: the API would say that it ignored it.
+        subdomain=None if in_path else piece.subdomain,
         paging=collection.paging,
         per_page=MOST_A_PAGE[collection.paging],
         legacy_accept=collection.legacy_accept,
         records_at=collection.records_at,
+        key_name=piece.subdomain or "",
     )
     key = PassKey(collection.name, piece.institution_id, location_id, piece.window_key, pass_.name)
     return PassPlan(pass_, key, request, location)

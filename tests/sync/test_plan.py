@@ -194,6 +194,9 @@ def test_requests_carry_what_the_declaration_says() -> None:
     (plan,) = passes_of(Slice(COLLECTIONS["documents"], WILLOW, NORTH), TODAY)
     assert (plan.request.paging, plan.request.legacy_accept) == (Paging.NONE, True)
     assert "location_id" not in dict(plan.request.params)  # the path names the patient
+    (described,) = passes_of(Slice(COLLECTIONS["appointment_descriptors"], WILLOW, NORTH), TODAY)
+    assert described.request.path == "/locations/11/appointment_descriptors"
+    assert (described.request.subdomain, described.request.key_name) == (None, "willow")
     (whole,) = passes_of(Slice(COLLECTIONS["locations"]), TODAY)
     assert (whole.request.subdomain, whole.request.records_at) == (None, ("locations",))
 
