@@ -21,6 +21,7 @@ IN_HALVES = {
     "document_types": "active",
     "working_hours": "active",
     "providers": "inactive",
+    "nex_staff": "inactive",
 }
 """Collections that are read by activity, and what says it."""
 

@@ -13,5 +13,6 @@ down_revision = "0018"
 def upgrade() -> None:
     """Forget the state of those passes."""
     op.get_bind().exec_driver_sql(
-        "DELETE FROM nexhealth_sync_state WHERE (collection, pass) = ('appointments', 'unfiltered')"
+        "DELETE FROM nexhealth_sync_state"
+        " WHERE (collection, pass) IN (('appointments', 'unfiltered'), ('nex_staff', 'all'))"
     )
