@@ -12,7 +12,7 @@ from nexhealth_pipeline.catalog.collection import Collection, Pass, Reader, Scop
 from nexhealth_pipeline.catalog.paging import MOST_A_PAGE
 from nexhealth_pipeline.client.request import ApiRequest
 from nexhealth_pipeline.sync.filters import NO_FILTERS, Filters, filtered_passes
-from nexhealth_pipeline.sync.months import CHANGES, month_keys, month_window, widest_window
+from nexhealth_pipeline.sync.months import CHANGES, month_bounds, month_keys, month_window, widest_window
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
 from nexhealth_pipeline.sync.practice import Institution, Location, Practices
 from nexhealth_pipeline.sync.slices import Slice
@@ -116,9 +116,10 @@ def in_window(slices: Iterable[Slice], options: SyncOptions, today: date) -> lis
 
 
 def _overlaps(key: str, options: SyncOptions, today: date) -> bool:
-    start, end = month_window(key, today)
+    # By what the month owns: a day more on both sides is asked for, which brings what an office's clock has in the next one.
+    start, end = month_bounds(key, today)
     return (options.end is None or start.date() <= options.end) and (
-        options.start is None or end.date() >= options.start
+        options.start is None or end.date() > options.start
     )
 
 

@@ -1,7 +1,7 @@
 """Which slices a sync reads, and what each asks for: pure functions of catalog, practices and state."""
 
 from dataclasses import replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -167,6 +167,9 @@ def test_an_asked_window_reads_the_months_it_touches() -> None:
     first = date.fromisoformat(f"{keys[2]}-10")
     options = SyncOptions(start=first, end=first)
     assert due({}, options) == [(11, keys[2])]
+    first, fourth = (date.fromisoformat(f"{keys[place]}-01") for place in (2, 5))
+    assert due({}, SyncOptions(start=first, end=fourth - timedelta(days=1))) == [(11, key) for key in keys[2:5]]
+    assert due({}, SyncOptions(start=first, end=fourth)) == [(11, key) for key in keys[2:6]]
     assert due({}, SyncOptions(end=date(1950, 1, 1))) == [(11, keys[0])]
     assert due({}, SyncOptions(start=date(2190, 1, 1))) == [(11, keys[-1])]
 
