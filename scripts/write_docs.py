@@ -32,11 +32,12 @@ def collections() -> str:
 def not_copied() -> str:
     """A row for everything of the API that no table holds."""
     from nexhealth_pipeline.catalog.collections import DECLARED
-    from nexhealth_pipeline.catalog.openapi import NOT_ASKED, NOT_COPIED
+    from nexhealth_pipeline.catalog.openapi import NOT_ASKED, NOT_COPIED, NOT_HEARD
 
     lines = ["| not copied | why |", "|---|---|"]
     lines += [f"| `GET {path.replace('{}', '{id}')}` | {why} |" for path, why in NOT_COPIED.items()]
     lines += [f"| `GET {path.replace('{}', '{id}')}`: `{name}` | {why} |" for (path, name), why in NOT_ASKED.items()]
+    lines += [f"| event `{name}` | {why} |" for name, why in NOT_HEARD.items()]
     sensitive = [(one.table, ".".join(field)) for one in DECLARED for field in one.sensitive]
     lines += [
         f"| `{table}`: `{field}` | too sensitive to keep: it is taken out of `raw`, and of events, as well |"

@@ -104,7 +104,7 @@ class Pass:
     membership: bool = False
     """The pass says which patients a location lists; it is always read whole and loads no rows."""
     reconcile_only: bool = False
-    """Made only before absences are judged: it may meet rows that the other passes' filters hide."""
+    """Made only before absences are judged: it may meet rows that moved from one of the other passes to another."""
 
 
 @dataclass(frozen=True, slots=True)

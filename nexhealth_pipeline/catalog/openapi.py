@@ -13,9 +13,11 @@ from nexhealth_pipeline.catalog.collection import Collection, Scope, SqlType
 from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
 from nexhealth_pipeline.catalog.paging import Paging
 
-__all__ = ["KNOWN_INCLUDES", "NOT_ASKED", "NOT_COPIED", "Difference", "compare"]
+__all__ = ["KNOWN_INCLUDES", "NOT_ASKED", "NOT_COPIED", "NOT_HEARD", "Difference", "compare"]
 
 Node = dict[str, Any]
+
+_ACCOUNTS = "about accounts, not about the practice"
 
 NOT_COPIED: dict[str, str] = {
     "/appointments/{}/appointment_descriptors": (
@@ -25,7 +27,7 @@ NOT_COPIED: dict[str, str] = {
         "a request for each type and location; the location's list has all descriptors, but not which of them a type has"
     ),
     "/available_slots": "computed for each question, nothing to keep",
-    "/onboardings": "about accounts, not about the practice",
+    "/onboardings": _ACCOUNTS,
     "/webhook_endpoints": "settings of the receiver, with its secret",
     "/webhook_endpoints/{}/webhook_subscriptions": "settings of the receiver",
 }
@@ -43,6 +45,23 @@ NOT_ASKED: dict[tuple[str, str], str] = {
     ("/providers", "appointment_types"): "which kinds of visit a provider takes: as for rooms",
 }
 """What only a value of `include[]` brings that no sync sends, and why; the others repeat what tables of their own hold."""
+
+_NO_LIST = "no list has its records: what is missed could never be read"
+NOT_HEARD: dict[str, str] = {
+    "appointment_requested": (
+        "the API does not say what it tells, nor that what is asked for is a visit: of one, `appointment_created` tells"
+    ),
+    "form_response_insertion": _NO_LIST,
+    "message_created": _NO_LIST,
+    "message_updated": _NO_LIST,
+    "onboarding_availability_ready": _ACCOUNTS,
+    "onboarding_created": _ACCOUNTS,
+    "onboarding_updated": _ACCOUNTS,
+    "procedure_code_created": _NO_LIST,
+    "procedure_code_deleted": _NO_LIST,
+    "procedure_code_updated": _NO_LIST,
+}
+"""Webhook events that feed no collection, and why."""
 
 _PERSONS = frozenset({"guarantor", "patient", "provider"})
 KNOWN_INCLUDES: dict[str, frozenset[str]] = {
@@ -91,6 +110,7 @@ _TYPES: dict[SqlType, set[str]] = {
 """Types of the API that a column can hold."""
 _OF_PAGES = {"end_cursor", "page", "per_page", "sort", "start_cursor"}
 """Parameters whose default hides no row of a list that is read to its end."""
+_SUBSCRIPTIONS = "/webhook_endpoints/{}/webhook_subscriptions"
 _EITHER = ("anyOf", "oneOf")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT")
 _DEEPEST = 30
@@ -102,9 +122,9 @@ class Difference:
     """One way in which the file is not what the catalog says."""
 
     kind: str
-    """`endpoint`, `parameter`, `value`, `include` or `field`, then `new`, `missing`, `required` or `retyped`."""
+    """`endpoint`, `parameter`, `value`, `include`, `field` or `event`, then `new`, `missing`, `required` or `retyped`."""
     where: str
-    """The path, or the collection."""
+    """The path, or the collection; of an event that is new, the event."""
     name: str
     message: str
     """What it means for the copy."""
@@ -118,7 +138,7 @@ def compare(spec: Node) -> list[Difference]:
     if not _has_paths(spec):
         raise ValueError("it has no `paths`")
     file = _File(spec)
-    found = [*_new_lists(file), *_other_includes(file)]
+    found = [*_new_lists(file), *_other_includes(file), *_of_single_reads(file), *_events(file)]
     for collection in DECLARED:
         found += _of_collection(file, collection)
     return found
@@ -252,6 +272,33 @@ def _other_includes(file: _File) -> Iterator[Difference]:
     made = {_bare(one.path) for one in DECLARED}
     for path in sorted(one for one in file.reads.keys() - made if one.endswith("/{}")):
         yield from _includes(file, path, path)
+
+
+def _of_single_reads(file: _File) -> Iterator[Difference]:
+    """Fields that a single read of a collection's rows has and its list has not."""
+    by_path = {_bare(one.path): one for one in DECLARED if one.inside is None}
+    for path in sorted(one for one in file.reads if one.endswith("/{}")):
+        within = path.removesuffix("/{}")
+        collection = by_path.get(within)
+        if collection is None or within not in file.reads:
+            continue
+        listed = file.properties(file.inside(file.data(within), collection.records_at)).keys()
+        known = {*collection.single_only, *(column.path[0] for column in collection.columns)}
+        known |= KNOWN_INCLUDES.get(path, frozenset())
+        for name in sorted(file.properties(file.inside(file.data(path), ())).keys() - listed - known):
+            yield Difference("field new", path, name, "the list has it not, and no column holds it")
+
+
+def _events(file: _File) -> Iterator[Difference]:
+    """Webhook events that can be subscribed to, or no longer can."""
+    if _SUBSCRIPTIONS not in file.reads:
+        return
+    offered = _enum(file, file.parameters(_SUBSCRIPTIONS).get("event", {}))
+    heard = {name: one.name for one in DECLARED if one.events for name in one.events.names}
+    for name in sorted(offered - heard.keys() - NOT_HEARD.keys()):
+        yield Difference("event new", name, name, "nothing subscribes to it")
+    for name in sorted(heard.keys() - offered) if offered else ():
+        yield Difference("event missing", heard[name], name, "it is subscribed to, and no longer offered")
 
 
 def _of_collection(file: _File, collection: Collection) -> Iterator[Difference]:

@@ -113,8 +113,8 @@ class _Options:
     help="Only this location, by key (subdomain.id), id or name; repeatable.",
 )
 @click.option("--patient", type=click.IntRange(1), metavar="ID", help="Only this patient, and everything about them.")
-@click.option("--start", type=_Day(), help="Only appointments that start on this day or later.")
-@click.option("--end", type=_Day(), help="Only appointments that start on this day or earlier.")
+@click.option("--start", type=_Day(), help="Only appointments of this day's month or later: whole months are read.")
+@click.option("--end", type=_Day(), help="Only appointments of this day's month or earlier: whole months are read.")
 @click.option(
     "--status",
     type=click.Choice(("active", "inactive")),

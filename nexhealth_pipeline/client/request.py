@@ -17,7 +17,7 @@ class ApiRequest:
     params: tuple[tuple[str, str], ...] = ()
     """Query parameters, without `subdomain`, `per_page` and cursors, which the client adds."""
     subdomain: str | None = None
-    """The institution; None for requests about everything the key reaches."""
+    """The institution; None for requests about everything the key reaches, or about a location that the path names."""
     paging: Paging = Paging.NONE
     per_page: int = 1000
     """Records a page, at most 1000 (API.md D.1; nex_staff 300)."""

@@ -4,7 +4,8 @@ One step reads many slices, so a run pays its start once and one collection's fa
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import datetime
 
 import dagster as dg
@@ -259,7 +260,7 @@ def _slices(
     keys: Sequence[str],
     practices: Practices,
 ) -> list[Slice]:
-    """The slices of the run's partitions; a partition of an inactive location is named and left out.
+    """The slices of the run's partitions; one of an inactive location, or with none that could be asked, is left out.
 
     Raises ConfigurationError where there is no partition, or none of a known institution or location.
     """
@@ -272,14 +273,17 @@ def _slices(
         known = {one.subdomain for one in practices.institutions} | {one.key for one in practices.locations}
         if not any(place_of(key) in known for key in wanted):
             raise unreached(keys[0], _FORMS[scope])
-    slices = [
-        piece
+    slices = {
+        collection.table: [
+            piece
+            for piece in slices_of(collection, practices, utc_today())
+            if scope is Scope.PRACTICE or piece.partition_key in wanted
+        ]
         for collection in collections
-        for piece in slices_of(collection, practices, utc_today())
-        if scope is Scope.PRACTICE or piece.partition_key in wanted
-    ]
-    _tell_skipped(context, collections, practices, sorted(wanted - {piece.partition_key for piece in slices}))
-    return slices
+    }
+    lacking = {table: wanted - {piece.partition_key for piece in read} for table, read in slices.items()}
+    _tell_skipped(context, practices, lacking)
+    return [piece for read in slices.values() for piece in read]
 
 
 def _in_window(context: dg.AssetExecutionContext, slices: list[Slice], options: SyncOptions) -> list[Slice]:
@@ -328,28 +332,36 @@ def unreached(key: str, form: str) -> ConfigurationError:
     )
 
 
-def warn_of_skipped(context: Context, practices: Practices, keys: Sequence[str]) -> dict[str, str]:
-    """Say in the run's log which keys can no longer be read, and why; returns the reasons by key."""
-    inactive = {location.key for location in practices.locations if location.inactive}
-    reasons = {key: "its location is inactive" if place_of(key) in inactive else _NOT_REACHED for key in keys}
+def warn_of_skipped(context: Context, practices: Practices, keys: Sequence[str]) -> None:
+    """Say in the run's log which keys can no longer be read, and why."""
     if keys:
-        named = ", ".join(f"{key} ({reasons[key]})" for key in keys[:_NAMED_KEYS])
+        reasons = _why_skipped(practices, keys[:_NAMED_KEYS])
+        named = ", ".join(f"{key} ({why})" for key, why in reasons.items())
         more = f" and {len(keys) - _NAMED_KEYS} more" if len(keys) > _NAMED_KEYS else ""
         context.log.warning(f"{len(keys)} partitions skipped: {named}{more}")
-    return reasons
+
+
+def _why_skipped(practices: Practices, keys: Iterable[str]) -> dict[str, str]:
+    reasons = {location.key: "its location is inactive" for location in practices.locations if location.inactive}
+    reasons |= {one.subdomain: "none of its locations is active" for one in practices.institutions}
+    return {key: reasons.get(place_of(key), _NOT_REACHED) for key in keys}
 
 
 def _tell_skipped(
-    context: dg.AssetExecutionContext, collections: Sequence[Collection], practices: Practices, keys: Sequence[str]
+    context: dg.AssetExecutionContext, practices: Practices, lacking: Mapping[str, AbstractSet[str]]
 ) -> None:
-    """Keys are never deleted, so some may stand for what can no longer be read: said in the log and on the asset."""
-    reasons = warn_of_skipped(context, practices, keys)
+    """Say of which keys tables (by name) lack a slice: on the asset, and in the log where no table of the run has one.
+
+    Keys are never deleted, so some may stand for what can no longer be read.
+    """
+    reasons = _why_skipped(practices, {key for keys in lacking.values() for key in keys})
+    warn_of_skipped(context, practices, sorted(frozenset(reasons).intersection(*lacking.values())))
     report(
         context,
         [
-            dg.AssetObservation(collection.table, partition=key, metadata={"skipped": reasons[key]})
-            for collection in collections
-            for key in keys
+            dg.AssetObservation(table, partition=key, metadata={"skipped": reasons[key]})
+            for table, keys in lacking.items()
+            for key in sorted(keys)
         ],
     )
 

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import psycopg
 
 from nexhealth_pipeline.catalog.collection import Scope
-from nexhealth_pipeline.catalog.collections import DECLARED
+from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
 from nexhealth_pipeline.sync.months import month_keys, utc_today
+from nexhealth_pipeline.sync.plan import has_nobody_to_ask
 from nexhealth_pipeline.sync.practice import Institution, Location, Practices, load_practices
 from nexhealth_pipeline.sync.slices import place_of
 from nexhealth_pipeline.warehouse.state import database_time
@@ -72,7 +73,7 @@ def due_in_the_morning(connection: psycopg.Connection, subdomains: AnyCollection
     or to fill a hole, notes that answer: by the time of its own read each would look offline.
     """
     practices = load_practices(connection, subdomains)
-    found = _found(connection, night)
+    found = _found(connection, night, _not_asked(practices))
     active = practices.active()
     places = {one: found.get((one.institution.id, one.id), _NOTHING) for one in active}
     touched = {one.institution.id for one in active if not places[one].online}
@@ -98,8 +99,21 @@ class _Found(NamedTuple):
 _NOTHING = _Found(lists=False, months=False, online=False)
 
 
-def _found(connection: psycopg.Connection, night: datetime) -> dict[tuple[int, int], _Found]:
-    """By institution and location (0 = the institution as a whole)."""
+def _not_asked(practices: Practices) -> list[tuple[int, str]]:
+    """Institutions, and lists of theirs that no night reads: none of the locations to ask is active."""
+    lists = [COLLECTIONS[name] for name in _EXPECTED["institution"]]
+    return [
+        (one.id, each.name)
+        for one in practices.institutions
+        for each in lists
+        if has_nobody_to_ask(each, one, practices)
+    ]
+
+
+def _found(
+    connection: psycopg.Connection, night: datetime, not_asked: list[tuple[int, str]]
+) -> dict[tuple[int, int], _Found]:
+    """By institution and location (0 = the institution as a whole); without what is not asked for at an institution."""
     rows = connection.execute(
         """
         SELECT institution_id, location_id,
@@ -107,8 +121,9 @@ def _found(connection: psycopg.Connection, night: datetime) -> dict[tuple[int, i
             count(*) FILTER (WHERE good AND collection = ANY(months)) = cardinality(months),
             bool_and(online)
         FROM nexhealth_freshness,
-            LATERAL (SELECT CASE location_id WHEN 0 THEN %(institution)s::text[] ELSE %(location)s::text[] END AS lists,
-                %(months)s::text[] AS months) expected,
+            LATERAL (SELECT CASE location_id WHEN 0 THEN ARRAY(SELECT name FROM unnest(%(institution)s::text[]) name
+                    WHERE (institution_id, name) NOT IN (SELECT * FROM unnest(%(ids)s::bigint[], %(names)s::text[])))
+                ELSE %(location)s::text[] END AS lists, %(months)s::text[] AS months) expected,
             LATERAL (SELECT coalesce(source_read_status, 'green') = 'green'
                 AND coalesce(source_read_status_at > least(complete_through, %(night)s::timestamptz) - %(before)s::interval,
                     true) AS online) source,
@@ -116,7 +131,13 @@ def _found(connection: psycopg.Connection, night: datetime) -> dict[tuple[int, i
         WHERE collection = ANY(lists || months)
         GROUP BY 1, 2, lists, months
         """,
-        {**_EXPECTED, "night": night, "before": _BEFORE_NIGHT},
+        {
+            **_EXPECTED,
+            "night": night,
+            "before": _BEFORE_NIGHT,
+            "ids": [institution_id for institution_id, _ in not_asked],
+            "names": [name for _, name in not_asked],
+        },
     )
     return {(row[0], row[1]): _Found(*row[2:]) for row in rows}
 

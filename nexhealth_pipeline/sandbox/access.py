@@ -15,7 +15,7 @@ from .route import Scope
 from .rows import Row
 from .state import NoSuchRowError, State
 
-__all__ = ["address", "check_enabled", "enabled", "institutions_of", "patient_of", "reachable", "singular"]
+__all__ = ["address", "check_enabled", "enabled", "institutions_of", "patient_of", "reachable", "singular", "vanished"]
 
 
 def singular(collection: str) -> str:
@@ -85,9 +85,17 @@ def institutions_of(state: State, call: Call) -> list[Row]:
     return [row for row in rows if call.allowed is None or row.facts["subdomain"] in call.allowed]
 
 
+def vanished(collection: str, row: Row) -> bool:
+    """Whether a row is deleted and nothing shows it as such: its single read does not find it."""
+    kind = KINDS[collection]
+    if kind.flagged_delete:
+        return bool(row.facts["deleted"]) and "deleted" not in row.record()
+    return kind.hidden_delete and row.facts.get("deleted_at") is not None
+
+
 def reachable(state: State, call: Call, row: Row) -> bool:
     """Whether a single read finds this row."""
-    if row.facts.get("deleted_at") is not None and KINDS[call.route.collection].hidden_delete:
+    if vanished(call.route.collection, row):
         return False
     if call.route.scope is Scope.KEY:
         return row.institution_id in {home.id for home in institutions_of(state, call)}

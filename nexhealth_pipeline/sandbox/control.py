@@ -71,8 +71,8 @@ def apply_change(state: State, change: dict[str, Any]) -> Change:
     """Make one change given as JSON: `operation`, `collection`, `id`, `fields`, and for a creation `subdomain`.
 
     `enable` and `disable` take a location's `id` and a `capability` (finance, alerts). Other keys are passed on:
-    `about`, `drop`, `touch`, `parents` of an update, `days` or `start_time` of a move, `hard` or `flagged` of
-    a deletion, `location_ids` and the like of a creation. Raises NoSuchRowError, TypeError or ValueError.
+    `about`, `drop`, `touch`, `parents` of an update, `days` or `start_time` of a move, `hard`, `flagged` or
+    `listed` of a deletion, `location_ids` and the like of a creation. Raises NoSuchRowError, TypeError or ValueError.
     """
     rest = dict(change)
     for name in ("fields", "about"):

@@ -45,8 +45,8 @@ class Kind:
     `about` the facts that the record does not show (a document's patient) and creation must give; `database`
     among them is found from the location or patient where creation does not say it. `blank` are a new record's
     fields. `keyless` records show no id, `hidden_update` ones no time of change, `hidden_delete` ones vanish from
-    all answers when they are deleted, `flagged_delete` ones may stay with `deleted` true (API.md H). `finance`
-    collections are served only where the vendor has enabled them.
+    all answers when they are deleted, `flagged_delete` ones may stay in a list, with `deleted` true or without a word
+    (API.md H). `finance` collections are served only where the vendor has enabled them.
     """
 
     name: str

@@ -152,19 +152,25 @@ class State:
         fields = {"start_time": stamp(new), "end_time": stamp(new + (end - start))}
         return self.update("appointments", appointment_id, fields, operation="move")
 
-    def delete(self, collection: str, row_id: int, *, hard: bool = False, flagged: bool = False) -> Change:
+    def delete(
+        self, collection: str, row_id: int, *, hard: bool = False, flagged: bool = False, listed: bool = False
+    ) -> Change:
         """Delete a row: `deleted_at` is set where the collection has it (unless `hard`), else the row vanishes.
 
         An appointment stays, `deleted` true, where it is to be `flagged`: in the list without `cancelled` and by id
-        [guess]; update it with `drop=("deleted",)` to revive it. A treatment plan's time of deletion is not shown;
-        update it with `about={"deleted_at": None}` to revive it. Raises ValueError for what takes no flag.
+        [guess]; update it with `drop=("deleted",)` to revive it. Where it is to be `listed` it stays in that list as it
+        was, as v3's records have no such key (API.md H), and by id it is not found [guess]; any update revives it. A
+        treatment plan's time of deletion is not shown; update it with `about={"deleted_at": None}` to revive it. Raises
+        ValueError for what takes no flag.
         """
         with self.lock:
             row, kind = self.row(collection, row_id), KINDS[collection]
-            if flagged and not kind.flagged_delete:
+            if (flagged or listed) and not kind.flagged_delete:
                 raise ValueError(f"{collection} have no flag for their deletion")
             if flagged:
                 return self.update(collection, row_id, {"deleted": True}, operation="delete")
+            if listed:
+                return self.update(collection, row_id, {}, about={"deleted": True}, operation="delete")
             if kind.soft_delete and not hard:
                 return self.update(collection, row_id, {"deleted_at": self._now()}, operation="delete")
             if kind.hidden_delete and not hard:

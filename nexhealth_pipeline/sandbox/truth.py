@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from .access import enabled
+from .access import enabled, vanished
 from .listing import unlisted
 from .rows import Record, Row
 from .shapes import list_shape, pick
@@ -29,9 +29,9 @@ def truth(state: State, collection: str) -> list[Record]:
     Each is `{institution_id, record, ...}` with what only the path or the location passes tell: `location_ids` of
     patients and providers, `location_id` of document types, `patient_id` of documents, `charge_id` of claim_payouts.
     Charges hold their payouts, treatment plans their procedures. A member of staff has a line per institution;
-    deleted treatment plans have none. A patient whom no list shows now is `unlisted`: whoever reads lists alone has
-    them only if one showed them before. Also told, as the reads by id show them: `patient_addresses`,
-    `coverage_subscribers` (only where there is one), and `treatment_plan_procedures`.
+    deleted treatment plans have none, nor appointments that are deleted without a flag. A patient whom no list shows
+    now is `unlisted`: whoever reads lists alone has them only if one showed them before. Also told, as the reads by id
+    show them: `patient_addresses`, `coverage_subscribers` (only where there is one), and `treatment_plan_procedures`.
     """
     with state.lock:
         derived = _DERIVED.get(collection)
@@ -39,8 +39,7 @@ def truth(state: State, collection: str) -> list[Record]:
             return list(derived(state))
         store = state.store(collection)
         rows = [row for _, row in sorted(store.rows.items())]
-        if store.kind.hidden_delete:
-            rows = [row for row in rows if row.facts.get("deleted_at") is None]
+        rows = [row for row in rows if not vanished(collection, row)]
         if collection in _OF_A_PATIENT:
             rows = [row for row in rows if row.facts["patient_id"] in state.store("patients").rows]
         rows = [row for row in rows if enabled(state, collection, row)]

@@ -86,10 +86,10 @@ def _refusal(collection: Collection, name: str, known: Iterable[Collection]) -> 
 def filtered_passes(collection: Collection, filters: Filters, *, owner: bool) -> list[Pass]:
     """The passes of a collection with the filters among their parameters; all that are made load rows.
 
-    A pass that fixes a filter's parameter itself is made only where it fits. A list that knows one provider at a
-    time is asked once for each. `owner`: the location reads for its whole EHR database; any other loads what
-    it lists itself, by the pass that else only tells which rows those are. Raises InvalidSetting for a
-    collection that lacks a filter.
+    A pass that fixes a filter's parameter itself is made only where it fits. Of several providers each has a pass of
+    its own: most lists know one at a time, and how the others take several is said one way and may be another. `owner`:
+    the location reads for its whole EHR database; any other loads what it lists itself, by the pass that else only
+    tells which rows those are. Raises InvalidSetting for a collection that lacks a filter.
     """
     choose([collection], filters, named=True, known=[])
     return [
@@ -119,10 +119,7 @@ def _alternatives(collection: Collection, filters: Filters) -> list[tuple[tuple[
     if not filters.providers:
         return [status]
     parameter = names[_PROVIDER]
-    pairs = tuple((parameter, str(number)) for number in dict.fromkeys(filters.providers))
-    if parameter.endswith("[]"):
-        return [(*status, *pairs)]
-    return [(*status, pair) for pair in pairs]
+    return [(*status, (parameter, str(number))) for number in dict.fromkeys(filters.providers)]
 
 
 def moment_of(name: str, text: str) -> datetime:

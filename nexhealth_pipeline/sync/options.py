@@ -41,7 +41,7 @@ class SyncOptions:
     """Subtracted from a watermark when it is used (API.md J.1)."""
     start: date | None = None
     end: date | None = None
-    """Window of appointment start dates, both ends included; a windowed read moves no watermark."""
+    """Days whose months of appointments, and those between, are read whole; a windowed read moves no watermark."""
     filters: Filters = NO_FILTERS
     """Only some rows; a filtered read moves no watermark and says nothing about the others."""
     dry_run: bool = False

@@ -12,9 +12,9 @@ from nexhealth_pipeline.catalog.collection import Collection, Pass, Reader, Scop
 from nexhealth_pipeline.catalog.paging import MOST_A_PAGE
 from nexhealth_pipeline.client.request import ApiRequest
 from nexhealth_pipeline.sync.filters import NO_FILTERS, Filters, filtered_passes
-from nexhealth_pipeline.sync.months import CHANGES, month_keys, month_window, widest_window
+from nexhealth_pipeline.sync.months import CHANGES, month_bounds, month_keys, month_window, widest_window
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
-from nexhealth_pipeline.sync.practice import Location, Practices
+from nexhealth_pipeline.sync.practice import Institution, Location, Practices
 from nexhealth_pipeline.sync.slices import Slice
 from nexhealth_pipeline.warehouse.state import PassKey
 
@@ -23,6 +23,7 @@ __all__ = [
     "api_time",
     "due_slices",
     "filter_hash",
+    "has_nobody_to_ask",
     "in_window",
     "is_fresh",
     "owner_keys",
@@ -52,9 +53,10 @@ def slices_of(collection: Collection, practices: Practices, today: date) -> Iter
             yield Slice(collection)
         case Scope.INSTITUTION:
             for institution in practices.institutions:
-                members = practices.active(institution.id)
-                asks_each = collection.per_location_if in institution.flags
-                yield Slice(collection, institution, members=members if asks_each else ())
+                if not has_nobody_to_ask(collection, institution, practices):
+                    asks_each = collection.per_location_if in institution.flags
+                    members = practices.active(institution.id) if asks_each else ()
+                    yield Slice(collection, institution, members=members)
         case Scope.LOCATION:
             for location in practices.active():
                 yield Slice(collection, location.institution, location)
@@ -62,6 +64,11 @@ def slices_of(collection: Collection, practices: Practices, today: date) -> Iter
             for location in practices.active():
                 for key in month_keys(today):
                     yield Slice(collection, location.institution, location, key)
+
+
+def has_nobody_to_ask(collection: Collection, institution: Institution, practices: Practices) -> bool:
+    """Whether an institution's list is asked for at each active location, and there is none: without one the API refuses."""
+    return collection.per_location_if in institution.flags and not practices.active(institution.id)
 
 
 def due_slices(
@@ -109,9 +116,10 @@ def in_window(slices: Iterable[Slice], options: SyncOptions, today: date) -> lis
 
 
 def _overlaps(key: str, options: SyncOptions, today: date) -> bool:
-    start, end = month_window(key, today)
+    # By what the month owns: a day more on both sides is asked for, which brings what an office's clock has in the next one.
+    start, end = month_bounds(key, today)
     return (options.end is None or start.date() <= options.end) and (
-        options.start is None or end.date() >= options.start
+        options.start is None or end.date() > options.start
     )
 
 
@@ -178,11 +186,13 @@ def _plan(piece: Slice, pass_: Pass, location: Location | None, today: date) -> 
     request = ApiRequest(
         path=collection.path.replace("{location_id}", str(location_id)),
         params=tuple(params),
-        subdomain=piece.subdomain,
+        # What the location in the path tells anyway is no parameter there: the API would say that it ignored it.
+        subdomain=None if in_path else piece.subdomain,
         paging=collection.paging,
         per_page=MOST_A_PAGE[collection.paging],
         legacy_accept=collection.legacy_accept,
         records_at=collection.records_at,
+        key_name=piece.subdomain or "",
     )
     key = PassKey(collection.name, piece.institution_id, location_id, piece.window_key, pass_.name)
     return PassPlan(pass_, key, request, location)

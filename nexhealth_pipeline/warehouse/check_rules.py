@@ -245,6 +245,12 @@ LEFT JOIN nexhealth_freshness f ON f.institution_id = place.institution_id AND f
 WHERE NOT coalesce(f.complete_through >= clock_timestamp() - make_interval(hours => {fresh}), false)
     AND NOT {not_offered}
 """
+_ASKED = """
+    AND (NOT EXISTS (SELECT FROM nexhealth_institutions i WHERE i.id = place.institution_id AND i.{flag})
+        OR EXISTS (SELECT FROM nexhealth_locations l WHERE l.institution_id = place.institution_id
+            AND l.deleted_at IS NULL AND NOT coalesce(l.inactive, false)))
+"""
+"""Of a list that is asked for at each active location: where there is none, nobody is asked."""
 _UNREAD = """
 SELECT place.institution_id FROM ({places}) place
 WHERE NOT EXISTS (SELECT FROM nexhealth_freshness f WHERE f.institution_id = place.institution_id
@@ -265,7 +271,10 @@ _PLACES = {
 def _stale(collection: Collection) -> sql.Composed | None:
     if collection.inside:
         return None
-    return _over_places(_STALE, collection, fresh=sql.Literal(FRESH_HOURS))
+    fresh = sql.Literal(FRESH_HOURS)
+    if collection.per_location_if is None:
+        return _over_places(_STALE, collection, fresh=fresh)
+    return _over_places(_STALE + _ASKED, collection, fresh=fresh, flag=sql.Identifier(collection.per_location_if))
 
 
 def _unread(collection: Collection) -> sql.Composed:

@@ -41,6 +41,7 @@ UNDECLARED: dict[str, dict[str, str]] = {
 HIDDEN: dict[str, dict[str, set[str]]] = {
     "providers": {"inactive": {"true", "false"}},
     "patients": {"location_strict": {"true", "false"}},
+    "nex_staff": {"inactive": {"true", "false"}},
     "document_types": {"active": {"true", "false"}},
     "insurance_plans": {"include_deleted": {"true"}},
     "insurance_coverages": {"active": {"true", "false"}},

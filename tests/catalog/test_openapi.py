@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nexhealth_pipeline.catalog.collections import DECLARED
-from nexhealth_pipeline.catalog.openapi import KNOWN_INCLUDES, NOT_ASKED, NOT_COPIED, compare
+from nexhealth_pipeline.catalog.openapi import KNOWN_INCLUDES, NOT_ASKED, NOT_COPIED, NOT_HEARD, compare
 
 SPEC = Path(__file__).resolve().parents[3] / "shared" / "nexhealth" / "openapi-v3.0.0.json"
 with_spec = pytest.mark.skipif(not SPEC.exists(), reason="the vendor's OpenAPI file is not beside this checkout")
@@ -74,6 +74,15 @@ def test_what_is_not_asked_for_is_offered(spec: Node) -> None:
     for path, name in NOT_ASKED:
         whole = path.replace("{}", "{id}")
         assert name in parameter(spec, whole, "include[]")["schema"]["items"]["enum"]
+
+
+@with_spec
+def test_every_event_is_heard_or_has_a_reason(spec: Node) -> None:
+    """README tells the reasons, and none for what is heard or could not be."""
+    heard = {name for one in DECLARED if one.events for name in one.events.names}
+    offered = parameter(spec, "/webhook_endpoints/{id}/webhook_subscriptions", "event")["schema"]["enum"]
+    assert heard.isdisjoint(NOT_HEARD)
+    assert {*offered} == heard | NOT_HEARD.keys()
 
 
 def test_what_is_not_asked_for_no_declaration_asks_for() -> None:
@@ -143,6 +152,24 @@ def _new_field(spec: Node) -> None:
     entity(spec, "/charges")["properties"]["tax"] = {"type": "number"}
 
 
+def _new_field_of_single_reads(spec: Node) -> None:
+    """One that the list has as well is told of the list alone."""
+    for path in ("/charges/{id}", "/locations/{id}", "/onboardings/{hashid}"):
+        entity(spec, path)["properties"]["tax"] = {"type": "number"}
+    for path in ("/procedures", "/procedures/{id}"):
+        entity(spec, path)["properties"]["modifiers"] = {"type": "string"}
+
+
+def _new_event(spec: Node) -> None:
+    events = parameter(spec, "/webhook_endpoints/{id}/webhook_subscriptions", "event")["schema"]["enum"]
+    events += ["provider_updated", "patient_deleted"]
+
+
+def _event_gone(spec: Node) -> None:
+    events = parameter(spec, "/webhook_endpoints/{id}/webhook_subscriptions", "event")["schema"]["enum"]
+    events.remove("charge_deleted")
+
+
 def _field_gone(spec: Node) -> None:
     del entity(spec, "/charges")["properties"]["procedure_code"]
 
@@ -190,6 +217,22 @@ def _bio(spec: Node) -> None:
             },
         ),
         (_new_field, {("field new", "charges", "tax")}),
+        (
+            _new_field_of_single_reads,
+            {
+                ("field new", "/charges/{}", "tax"),
+                ("field new", "/locations/{}", "tax"),
+                ("field new", "procedures", "modifiers"),
+            },
+        ),
+        (
+            _new_event,
+            {
+                ("event new", "provider_updated", "provider_updated"),
+                ("event new", "patient_deleted", "patient_deleted"),
+            },
+        ),
+        (_event_gone, {("event missing", "charges", "charge_deleted")}),
         (_field_gone, {("field missing", "charges", "procedure_code")}),
         (
             _retyped,

@@ -216,6 +216,24 @@ def test_the_key_of_an_inactive_location_is_skipped_with_a_reason(known: House) 
     assert known.status("operatories") == {PIER: GREEN}
 
 
+def test_what_no_active_location_can_be_asked_for_is_skipped_with_a_reason(known: House) -> None:
+    """Without a word the partition would stay as it was, and nobody knew that it is read no more."""
+    known.warehouse.execute("UPDATE nexhealth_locations SET inactive = true WHERE institution_id = 11202")
+    known.warehouse.execute(
+        "UPDATE nexhealth_institutions SET raw = raw || '{\"appointment_types_location_scoped\": true}' WHERE id = 11202"
+    )
+    result = known.run(Scope.INSTITUTION, [HARBOR], assets=["appointment_types", "providers"])
+    assert result.success, known.failure(result)
+    assert known.partitions(result, MATERIALIZED) == {("providers", HARBOR)}
+    (event,) = known.events(result, OBSERVED)
+    assert (event.asset_key.path[-1], event.partition) == ("nexhealth_appointment_types", HARBOR)
+    reason = event.event_specific_data.asset_observation.metadata["skipped"].value
+    assert reason == "none of its locations is active"
+    alone = known.run(Scope.INSTITUTION, [HARBOR], assets=["appointment_types"])
+    lines = [entry.user_message for entry in known.instance.all_logs(alone.run_id) if entry.dagster_event is None]
+    assert f"1 partitions skipped: {HARBOR} ({reason})" in lines, lines
+
+
 def test_changed_months_are_materialized_and_the_change_read_itself_is_observed(known: House) -> None:
     """41,000 months a night that did not change would be two minutes of writing nothing."""
     keys = [f"{key}|{month}" for key in (PIER, ISLAND) for month in month_keys(datetime.now(UTC).date())]

@@ -140,6 +140,24 @@ def test_the_morning_reads_lists_of_an_institution_by_themselves_and_with_an_off
     assert due.months == [f"bond.4|{month}" for month in _months()]
 
 
+def test_the_morning_does_not_wait_for_what_nobody_is_asked_for(db: psycopg.Connection) -> None:
+    """Where types belong to locations and none is active, no night reads them: all other lists would be read twice a day."""
+    add_locations(db, 30, "cove", [5], inactive=True)
+    db.execute(
+        "UPDATE nexhealth_institutions SET raw = '{\"appointment_types_location_scoped\": true}' WHERE id IN (20, 30)"
+    )
+    for institution in (10, 20, 30):
+        _read_now(db, institution, 0, [name for name in LISTS[Scope.INSTITUTION] if name != "appointment_types"])
+    for institution, location in ((10, 1), (20, 3)):
+        _read_now(db, institution, location, OF_LOCATIONS)
+    assert due_in_the_morning(db, (), NIGHT).institutions == ["acme", "bond"]
+    for institution in (10, 20):
+        _read_now(db, institution, 0, ["appointment_types"])
+    assert due_in_the_morning(db, (), NIGHT).institutions == []
+    _read_now(db, 30, 0, ["providers"], ago="10 h")
+    assert due_in_the_morning(db, (), NIGHT).institutions == ["cove"]
+
+
 def test_the_morning_reads_what_was_offline_at_night(db: psycopg.Connection) -> None:
     """What an office's server held back at two o'clock, NexHealth has at nine."""
     for institution, location in ((10, 1), (20, 3)):

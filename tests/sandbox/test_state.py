@@ -80,6 +80,25 @@ def test_a_deleted_appointment_may_stay_with_a_flag(caller: Caller) -> None:
         state.delete("patients", state.ids("patients")[0], flagged=True)
 
 
+def test_a_deleted_appointment_may_stay_without_a_word(caller: Caller) -> None:
+    """Risk: v3's records have no key that says so, and the list without `cancelled` holds it as it was."""
+    state, where = caller.server.state, {"subdomain": WILLOW, "location_id": DESERT, **ALL_TIME}
+    before = caller.walk("/appointments", **where, cancelled="false")[0]
+    visit = before["id"]
+    state.delete("appointments", visit, listed=True)
+    for value in ("true", "false"):
+        assert visit not in {row["id"] for row in caller.walk("/appointments", **where, cancelled=value)}
+    (still,) = [row for row in caller.walk("/appointments", **where) if row["id"] == visit]
+    assert still == before | {"updated_at": still["updated_at"]}
+    assert caller.errors(f"/appointments/{visit}", subdomain=WILLOW)[0] == 404
+    assert visit not in {line["record"]["id"] for line in truth(state, "appointments")}
+    state.update("appointments", visit, {})
+    assert visit in {row["id"] for row in caller.walk("/appointments", **where, cancelled="false")}
+    assert caller.data(f"/appointments/{visit}", subdomain=WILLOW)["id"] == visit
+    with pytest.raises(ValueError, match="no flag"):
+        state.delete("patients", state.ids("patients")[0], listed=True)
+
+
 def test_created_rows_appear_where_they_belong(caller: Caller) -> None:
     """Risk: a new row must be reachable on every path that lists its kind."""
     state = caller.server.state

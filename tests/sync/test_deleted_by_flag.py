@@ -1,4 +1,5 @@
-"""Appointments that the API still gives although they are deleted: a flag says so (API.md H), and it is believed."""
+"""Appointments that the API still gives although they are deleted (API.md H): a flag that says so is believed, and a list
+that holds them without one is not read."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -27,10 +28,10 @@ def in_view(rows: Rows, visit: int) -> bool:
     return bool(rows(f"SELECT 1 FROM nexhealth_current.appointments WHERE id = {visit}"))
 
 
-def test_a_visit_that_is_listed_as_deleted_is_deleted_and_comes_back_without_the_flag(
+def test_a_visit_that_is_answered_as_deleted_is_deleted_and_comes_back_without_the_flag(
     settings: Settings, box: SandboxServer, rows: Rows
 ) -> None:
-    """Risk: the list without `cancelled` holds it, so it was never missed and stayed on the schedule for ever."""
+    """No list that is read holds it; its single read says what became of it, and when."""
     visit = visit_of(box)
     sync_all(settings, FULL, only=ONLY)
     box.state.delete("appointments", visit, flagged=True)
@@ -51,6 +52,24 @@ def test_a_visit_that_is_listed_as_deleted_is_deleted_and_comes_back_without_the
     assert in_view(rows, visit)
     causes = f"SELECT changed_fields @> '{{deleted_at}}' FROM nexhealth_history WHERE id = {visit} ORDER BY version"
     assert rows(causes) == [(True,), (True,)]
+
+
+def test_a_visit_that_a_list_still_holds_without_a_word_is_deleted(
+    settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """Risk: v3's list without `cancelled` holds deleted ones, which no key tells apart: live for ever, or brought back."""
+    visit, since_ever = visit_of(box, 0), visit_of(box, 1)
+    box.state.delete("appointments", since_ever, listed=True)
+    sync_all(settings, FULL, only=ONLY)
+    box.state.delete("appointments", visit, listed=True)
+    for options in (RECONCILE, FULL, RECONCILE):
+        sync_all(settings, options, only=ONLY)
+        assert state_of(rows, visit)[0] == "absence"
+        assert not in_view(rows, visit)
+    assert rows(f"SELECT 1 FROM nexhealth_appointments WHERE id = {since_ever}") == []
+    box.state.update("appointments", visit, {})
+    sync_all(settings, only=ONLY)
+    assert state_of(rows, visit) == (None, None)
 
 
 def test_a_flag_in_the_lists_that_every_sync_reads_holds_at_once(

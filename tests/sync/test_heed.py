@@ -98,6 +98,17 @@ def test_an_ignored_parameter_that_costs_no_row_is_told_once_a_pass(
     assert len(box.requests.matching("/patients")) > 2 * len(places)
 
 
+def test_a_sync_of_an_api_without_faults_has_nothing_to_tell(
+    settings: Settings, box: SandboxServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Risk: a parameter that a list does not have, at a thousand locations, is a thousand warnings a night."""
+    with caplog.at_level(logging.INFO, "nexhealth_pipeline.sync.heed"):
+        sync_all(settings, RECONCILE)
+    told = [one.__dict__["nexhealth"] for one in caplog.records if one.name == "nexhealth_pipeline.sync.heed"]
+    assert told == []
+    assert box.requests.matching("/locations/.*/appointment_descriptors")
+
+
 def plan(name: str) -> PassPlan:
     """A pass of the patients of a location that shares its database."""
     home = Institution(7, "smile", "Smile", frozenset())

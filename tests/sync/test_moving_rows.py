@@ -8,7 +8,7 @@ from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.sync import fault_points
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
 
-from .kit import Rows, sync_all
+from .kit import Rows, first_test_month, sync_all
 
 pytestmark = pytest.mark.small_box(visits=2)
 
@@ -21,6 +21,7 @@ IN_HALVES = {
     "document_types": "active",
     "working_hours": "active",
     "providers": "inactive",
+    "nex_staff": "inactive",
 }
 """Collections that are read by activity, and what says it."""
 
@@ -67,3 +68,30 @@ def test_a_row_that_becomes_active_between_the_halves_is_not_gone(
     assert moved
     assert {str(one.status) for one in results} <= {"succeeded", "skipped"}, [one.reason for one in results]
     assert rows(f"SELECT id FROM {table} WHERE deleted_by = 'absence'") == []
+
+
+def test_a_visit_that_is_taken_back_between_the_lists_is_met_by_the_first_once_more(
+    settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """It is in neither: those kept came before, those cancelled after. Asked for by id, many would look like too many."""
+    visits = box.state.store("appointments").rows.values()
+    visit = min(one.id for one in visits if one.facts["location_id"] == 348511)
+    times = {f"{name}_time": f"{first_test_month()}T{hour}:00:00.000Z" for name, hour in (("start", 15), ("end", 16))}
+    box.state.update("appointments", visit, {"cancelled": True, **times})
+    sync_all(settings, FULL, only={"appointments"})
+    moved: list[str] = []
+
+    def take_back(point: fault_points.Point, collection: str) -> None:
+        if (point, collection) == ("after_commit", "appointments") and not moved:
+            moved.append(collection)
+            box.state.update("appointments", visit, {"cancelled": False})
+
+    box.requests.clear()
+    fault_points.armed = take_back
+    try:
+        sync_all(settings, SyncOptions(mode=Mode.RECONCILE, concurrency=1), only={"appointments"})
+    finally:
+        fault_points.armed = None
+    assert moved
+    assert [one.path for one in box.requests if one.path.startswith("/appointments/")] == []
+    assert rows(f"SELECT cancelled FROM nexhealth_appointments WHERE id = {visit}") == [(False,)]

@@ -1,7 +1,7 @@
 """Which slices a sync reads, and what each asks for: pure functions of catalog, practices and state."""
 
 from dataclasses import replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -70,6 +70,15 @@ def test_types_that_belong_to_locations_are_asked_for_at_each() -> None:
     assert asked(harbor) == [{"location_id": "21"}]
     keys = [plan.key for plan in passes_of(harbor, TODAY)]
     assert keys == [PassKey("appointment_types", 2, 21, "", "all")]
+
+
+def test_types_that_belong_to_locations_are_not_asked_for_where_no_location_is_active() -> None:
+    """Risk: asked without a location the API refuses, so that such an institution fails every night."""
+    closed = Practices((WILLOW, HARBOR), (NORTH, replace(PIER, inactive=True)))
+    assert [piece.label for piece in slices_of(COLLECTIONS["appointment_types"], closed, TODAY)] == [
+        "appointment_types willow"
+    ]
+    assert len([*slices_of(COLLECTIONS["providers"], closed, TODAY)]) == 2
 
 
 def test_a_month_asks_for_kept_and_cancelled_rows_in_its_window() -> None:
@@ -158,6 +167,9 @@ def test_an_asked_window_reads_the_months_it_touches() -> None:
     first = date.fromisoformat(f"{keys[2]}-10")
     options = SyncOptions(start=first, end=first)
     assert due({}, options) == [(11, keys[2])]
+    first, fourth = (date.fromisoformat(f"{keys[place]}-01") for place in (2, 5))
+    assert due({}, SyncOptions(start=first, end=fourth - timedelta(days=1))) == [(11, key) for key in keys[2:5]]
+    assert due({}, SyncOptions(start=first, end=fourth)) == [(11, key) for key in keys[2:6]]
     assert due({}, SyncOptions(end=date(1950, 1, 1))) == [(11, keys[0])]
     assert due({}, SyncOptions(start=date(2190, 1, 1))) == [(11, keys[-1])]
 
@@ -185,6 +197,9 @@ def test_requests_carry_what_the_declaration_says() -> None:
     (plan,) = passes_of(Slice(COLLECTIONS["documents"], WILLOW, NORTH), TODAY)
     assert (plan.request.paging, plan.request.legacy_accept) == (Paging.NONE, True)
     assert "location_id" not in dict(plan.request.params)  # the path names the patient
+    (described,) = passes_of(Slice(COLLECTIONS["appointment_descriptors"], WILLOW, NORTH), TODAY)
+    assert described.request.path == "/locations/11/appointment_descriptors"
+    assert (described.request.subdomain, described.request.key_name) == (None, "willow")
     (whole,) = passes_of(Slice(COLLECTIONS["locations"]), TODAY)
     assert (whole.request.subdomain, whole.request.records_at) == (None, ("locations",))
 

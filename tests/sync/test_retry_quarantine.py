@@ -201,7 +201,7 @@ class TestRetry:
     def test_a_pass_that_only_a_reconcile_makes_is_not_waited_for(self, desk: Desk) -> None:
         """A record the API no longer has would come back until next week's."""
         desk.load("appointments", b'{"id": 5, "note": "\xff"}')
-        for name, whole in (("kept", TWO), ("cancelled", TWO), ("unfiltered", NOON)):
+        for name, whole in (("kept", TWO), ("cancelled", TWO), ("kept_again", NOON)):
             desk.connection.execute(
                 "INSERT INTO nexhealth_sync_state (collection, institution_id, location_id, window_key, pass, mode,"
                 " filter_hash, cursor, page, records, run_id, last_full_at)"

@@ -308,6 +308,22 @@ def test_a_stale_copy_names_its_locations(house: Warehouse) -> None:
     assert [one.collection.name for one in CHECKS if one.rule.name == "offices_online"] == ["sync_status"]
 
 
+def test_types_that_nobody_can_be_asked_for_are_not_stale(house: Warehouse) -> None:
+    """Where they belong to locations and none is active, no sync reads them, and the check would fail for ever."""
+    for institution, subdomain, scoped in ((ACME, "acme", True), (BOND, "bond", None)):
+        house.add(
+            "institutions",
+            institution,
+            id=institution,
+            subdomain=subdomain,
+            appointment_types_location_scoped=scoped,
+        )
+        house.add("locations", institution, id=institution + 1, inactive=True)
+    assert house.check("appointment_types", "fresh").details == {"bond was never read completely": 1}
+    house.add("locations", id=1)
+    assert house.check("appointment_types", "fresh").institutions == {ACME: 1, BOND: 1}
+
+
 def test_drift_fails_a_check_but_not_a_field_that_never_came(house: Warehouse) -> None:
     """Some fields come only where they are asked for; one that has values and stops coming has gone."""
     record_drift(house.connection, "patients", [Drift("new", ACME, "colour", 5), Drift("retyped", BOND, "email", None)])

@@ -301,6 +301,21 @@ def test_of_the_function_before_nothing_is_left_where_no_view_needs_it(empty_dat
     assert found == [("nexhealth_asof", 4)]
 
 
+def test_a_pass_that_is_not_made_any_more_leaves_no_state(empty_database_url: str) -> None:
+    """Risk: nobody moves it on, so that a field that has gone is never missed and a note of a record that has never ends."""
+    made = {(one.name, each.name) for one in DECLARED for each in one.passes}
+    before = {*made, ("appointments", "unfiltered"), ("nex_staff", "all")}
+    migrate._migrate(empty_database_url, "0018")
+    with psycopg.connect(empty_database_url, autocommit=True) as db:
+        db.cursor().executemany(
+            "INSERT INTO nexhealth_sync_state (collection, institution_id, location_id, window_key, pass, mode,"
+            " filter_hash, cursor, page, records, run_id) VALUES (%s, 7, 3, '', %s, 'full', '', '', 0, 0, '')",
+            list(before),
+        )
+        migrate.upgrade(empty_database_url)
+        assert {*db.execute("SELECT collection, pass FROM nexhealth_sync_state")} == made
+
+
 def test_a_role_that_may_not_create_is_told_which_right_it_lacks(guest_url: str) -> None:
     """Risk: alembic runs through SQLAlchemy, which wraps the driver's error in one of its own."""
     with pytest.raises(MissingRights, match=rf"{ROLE}.*GRANT CREATE") as caught:

@@ -192,6 +192,8 @@ NEX_STAFF = Collection(
     path="/nex_staff",
     scope=Scope.INSTITUTION,
     paging=Paging.PAGE,
+    # The API does not say whom it lists without the parameter.
+    passes=INACTIVE_PASSES,
     legacy_accept=True,
     version="updated_at",
     after=("locations",),
