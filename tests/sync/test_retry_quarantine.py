@@ -200,14 +200,9 @@ class TestRetry:
 
     def test_a_pass_that_only_a_reconcile_makes_is_not_waited_for(self, desk: Desk) -> None:
         """A record the API no longer has would come back until next week's."""
-        desk.load("appointments", b'{"id": 5, "note": "\xff"}')
-        for name, whole in (("kept", TWO), ("cancelled", TWO), ("kept_again", NOON)):
-            desk.connection.execute(
-                "INSERT INTO nexhealth_sync_state (collection, institution_id, location_id, window_key, pass, mode,"
-                " filter_hash, cursor, page, records, run_id, last_full_at)"
-                " VALUES ('appointments', 7, 3, '2026-03', %s, 'full', '', '', 0, 0, '', %s)",
-                (name, whole),
-            )
+        desk.load("providers", b'{"id": 5, "name": "\xff"}')
+        for name, whole in (("active", TWO), ("inactive", TWO), ("active_again", NOON)):
+            desk.read_whole("providers", 0, whole, name_of_pass=name)
         assert desk.retry() == (1, 0, 1, 0)
 
     def test_a_pass_that_only_tells_who_is_listed_is_not_waited_for(self, desk: Desk) -> None:

@@ -103,9 +103,9 @@ APPOINTMENTS = Collection(
     passes=(
         Pass("kept", (("cancelled", "false"),)),
         Pass("cancelled", (("cancelled", "true"),)),
-        # One that is taken back between them is in neither. Not the list without `cancelled`: it holds deleted ones as
-        # well, and nothing in v3's records need say so (API.md H). What no list holds is asked for by id.
-        Pass("kept_again", (("cancelled", "false"),), reconcile_only=True),
+        # No third one for what is taken back between them: what no list holds is asked for by id, and each pass costs a
+        # request a month at the tightest limit. The list without `cancelled` holds deleted ones as well, and nothing in
+        # v3's records need say so (API.md H).
     ),
     window=Window("start", "end", "start_time"),
     patient_filter="patient_ids[]",
