@@ -29,7 +29,7 @@ from nexhealth_pipeline.webhooks.metrics import Metrics
 from nexhealth_pipeline.webhooks.rows import Row, array_of
 from nexhealth_pipeline.webhooks.signature import VALID_URLSAFE, Verdict, Window, verify
 from nexhealth_pipeline.webhooks.sources import Address, Buckets, Sources, neighbourhood
-from nexhealth_pipeline.webhooks.withheld import without_sensitive
+from nexhealth_pipeline.webhooks.withheld import before_sensitive, without_sensitive
 
 __all__ = ["WEBHOOK_PATH", "Limits", "Receiver"]
 
@@ -185,13 +185,15 @@ class Receiver:
         """Note the refusal; who is refused too often learns no more than that, and costs no more hashes."""
         sender = neighbourhood(request.address)
         told = answer.status >= 500 or self._bad.take(sender)
+        # What is withheld is not hashed either: the same event may be stored, before or after.
+        hashed = before_sensitive(request.body) if told and request.body is not None else None
         self._audit.note(
             sender,
             Row(
                 verdict=reason,
                 status="rejected",
                 source=str(request.address or ""),
-                body_hash=hashlib.sha256(request.body).digest() if told and request.body is not None else b"",
+                body_hash=b"" if hashed is None else hashlib.sha256(hashed).digest(),
                 header_names=_names(request.headers),
             ),
         )
@@ -224,11 +226,15 @@ class Receiver:
 
 
 def _row(body: bytes, known: Known) -> Row:
-    """The row of a signed body: an event that waits, or one that is parked with its reason."""
+    """The row of a signed body: an event that waits, or one that is parked with its reason.
+
+    Its hashes are of what is kept as well: beside the rest, one over nine digits more would give them back.
+    """
+    kept = without_sensitive(body)
     try:
-        event: Event | None = parse(body)
+        event: Event | None = parse(kept)
     except EventMalformed as error:
-        return _parked(body, str(error))
+        return _parked(kept, str(error))
     assert event is not None
     reason = why_parked(event)
     return Row(
@@ -240,25 +246,25 @@ def _row(body: bytes, known: Known) -> Row:
         institution_id=str(known.institutions.get(event.subdomain, "")),
         resource_ids="{" + ",".join(map(str, event.resource_ids)) + "}",
         event_time=event.event_time.isoformat() if event.event_time else "",
-        payload=without_sensitive(body).decode(),
-        body_hash=hashlib.sha256(body).digest(),
-        dedup_hash=dedup_hash(event, body),
+        payload=kept.decode(),
+        body_hash=hashlib.sha256(kept).digest(),
+        dedup_hash=dedup_hash(event, kept),
         error=reason or "",
     )
 
 
-def _parked(body: bytes, reason: str) -> Row:
+def _parked(kept: bytes, reason: str) -> Row:
     """A signed body that is no event; kept where a text column can hold it."""
     try:
-        payload = without_sensitive(body).decode()
+        payload = kept.decode()
     except UnicodeDecodeError:
         payload = ""
     return Row(
         verdict="",
         status="parked",
         payload="" if "\0" in payload else payload,
-        body_hash=hashlib.sha256(body).digest(),
-        dedup_hash=dedup_hash(None, body),
+        body_hash=hashlib.sha256(kept).digest(),
+        dedup_hash=dedup_hash(None, kept),
         error=reason,
     )
 
