@@ -33,6 +33,7 @@ __all__ = [
     "Pool",
     "connect",
     "connect_to_dagster",
+    "connecting",
     "connection_options",
     "dagster_url",
     "database_and_server",
@@ -89,6 +90,7 @@ _REASONS = (
     ("no password supplied", "asks for a password for role {user}: add it"),
     ("no pg_hba.conf entry", "does not let role {user} in from here: add this machine to its pg_hba.conf"),
     ("permission denied for database", "does not let role {user} into {dbname}: GRANT CONNECT ON DATABASE to it"),
+    ("not permitted to log in", "does not let role {user} log in: ALTER ROLE ... LOGIN, or correct the user"),
     ('role "', "has no role {user}: create it, or correct the user"),
     ('database "', "has no database {dbname}: create it, or correct the name"),
     ("too many", "has no connection left: raise its max_connections, or end other clients"),
@@ -199,10 +201,8 @@ def connect(url: str, *, autocommit: bool = False, application_name: str = _NAME
     Raises WarehouseUnreachable where there is none to be had, WarehouseError where the server is too old or the database's
     encoding cannot hold every text.
     """
-    try:
+    with connecting(url):
         connection = psycopg.connect(url, autocommit=autocommit, **connection_options(url, application_name))
-    except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
-        raise WarehouseUnreachable(_unreachable(url, str(error))) from None
     version = connection.info.server_version // 10_000
     if version < OLDEST_SERVER:
         connection.close()
@@ -219,6 +219,18 @@ def connect(url: str, *, autocommit: bool = False, application_name: str = _NAME
         )
     watch(connection)
     return connection
+
+
+@contextmanager
+def connecting(url: str) -> Iterator[None]:
+    """Map the driver's errors while it connects to `url`, in either of libpq's forms.
+
+    Raises WarehouseUnreachable, which says what the server refused and how to mend it.
+    """
+    try:
+        yield
+    except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
+        raise WarehouseUnreachable(_unreachable(url, str(error))) from None
 
 
 def connect_to_dagster(url: str, *, application_name: str = _NAME) -> psycopg.Connection:
