@@ -106,7 +106,7 @@ def _until_tried(session: SyncSession, on_batch: Callable[[Batch], None], backlo
     with connect(session.url, autocommit=True, application_name="nexhealth webhook events") as connection:
         left = backlog.left(connection)
         while left and not session.stop.is_set() and time.monotonic() < over:
-            yield from apply_pending(session, limit=_EVENTS_A_CALL, on_batch=on_batch)
+            yield from apply_pending(session, limit=_EVENTS_A_CALL, on_batch=on_batch, leaving=backlog.leaving)
             before, left = left, backlog.left(connection)
             if left == before:  # all in the hands of another process
                 session.stop.wait(_POLL_SECONDS)
@@ -242,8 +242,11 @@ def apply_and_report(
     """
     tally, told = Tally(), 0.0
     batches: queue.SimpleQueue[Batch] = queue.SimpleQueue()
+    # The daemon's run has the last word on events of institutions that its settings leave out. A command may have
+    # narrower ones than the host that serves: it leaves them as they are.
+    leaving = session.practices().left_out if stay is None else ()
     with session.pool.connection() as connection:
-        backlog = Backlog.now(connection)
+        backlog = Backlog.now(connection, leaving=leaving)
 
     def work() -> Iterator[AppliedSlice]:
         if stay is None:

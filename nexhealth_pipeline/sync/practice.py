@@ -62,6 +62,8 @@ class Practices:
 
     institutions: tuple[Institution, ...]
     locations: tuple[Location, ...]
+    left_out: frozenset[str] = frozenset()
+    """Subdomains of other institutions that are known, and not wanted."""
 
     def active(self, institution_id: int | None = None) -> tuple[Location, ...]:
         """Active locations, of one institution or of all, by id."""
@@ -185,11 +187,8 @@ def _practices(
     groups: Mapping[tuple[int, int], list[frozenset[int]]],
     subdomains: AnyCollection[str],
 ) -> Practices:
-    institutions = {
-        row[0]: Institution(row[0], row[1], row[2] or row[1], frozenset(row[3]))
-        for row in institution_rows
-        if not subdomains or row[1] in subdomains
-    }
+    known = [Institution(row[0], row[1], row[2] or row[1], frozenset(row[3])) for row in institution_rows]
+    institutions = {one.id: one for one in known if not subdomains or one.subdomain in subdomains}
     # Two keys may reach the same institution.
     rows = [*{(row[2], row[0]): row for row in location_rows if row[2] in institutions}.values()]
     active = {row[0] for row in rows if not row[3]}
@@ -201,7 +200,8 @@ def _practices(
         owner = location_id if location_id in first or not first else min(first)
         shared = len(frozenset().union(*databases)) > 1
         locations.append(Location(location_id, name, institutions[institution_id], inactive, owner, shared=shared))
-    return Practices(tuple(institutions.values()), tuple(_with_members(locations)))
+    left_out = frozenset(one.subdomain for one in known if one.id not in institutions)
+    return Practices(tuple(institutions.values()), tuple(_with_members(locations)), left_out)
 
 
 def _with_members(locations: Iterable[Location]) -> Iterator[Location]:

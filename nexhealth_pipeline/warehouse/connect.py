@@ -33,6 +33,7 @@ __all__ = [
     "Pool",
     "connect",
     "connect_to_dagster",
+    "connecting",
     "connection_options",
     "dagster_url",
     "database_and_server",
@@ -89,6 +90,7 @@ _REASONS = (
     ("no password supplied", "asks for a password for role {user}: add it"),
     ("no pg_hba.conf entry", "does not let role {user} in from here: add this machine to its pg_hba.conf"),
     ("permission denied for database", "does not let role {user} into {dbname}: GRANT CONNECT ON DATABASE to it"),
+    ("not permitted to log in", "does not let role {user} log in: ALTER ROLE ... LOGIN, or correct the user"),
     (
         "many connections for role",
         "has no connection left for role {user}: raise its CONNECTION LIMIT, or end its clients",
@@ -233,10 +235,8 @@ def connect_to_dagster(url: str, *, application_name: str = _NAME) -> psycopg.Co
 
 
 def _open(url: str, autocommit: bool, application_name: str) -> psycopg.Connection:
-    try:
+    with connecting(url):
         connection = psycopg.connect(url, autocommit=autocommit, **connection_options(url, application_name))
-    except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
-        raise WarehouseUnreachable(_unreachable(url, str(error))) from None
     version = connection.info.server_version // 10_000
     if version < OLDEST_SERVER:
         connection.close()
@@ -245,6 +245,18 @@ def _open(url: str, autocommit: bool, application_name: str) -> psycopg.Connecti
         )
     watch(connection)
     return connection
+
+
+@contextmanager
+def connecting(url: str) -> Iterator[None]:
+    """Map the driver's errors while it connects to `url`, in either of libpq's forms.
+
+    Raises WarehouseUnreachable, which says what the server refused and how to mend it.
+    """
+    try:
+        yield
+    except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
+        raise WarehouseUnreachable(_unreachable(url, str(error))) from None
 
 
 def watch(connection: psycopg.Connection) -> None:

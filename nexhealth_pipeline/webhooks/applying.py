@@ -12,7 +12,7 @@ counts so, although it may be nobody's fault, is decided with that in mind: the 
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -64,18 +64,23 @@ _LONGEST = 120.0
 
 
 def apply_pending(
-    session: SyncSession, *, limit: int | None = None, on_batch: Callable[[Batch], None] | None = None
+    session: SyncSession,
+    *,
+    limit: int | None = None,
+    on_batch: Callable[[Batch], None] | None = None,
+    leaving: Iterable[str] = (),
 ) -> Iterator[AppliedSlice]:
     """Apply pending events, at most `limit`; the slices they changed, once all are done.
 
-    Events that come meanwhile are applied as well. `on_batch` is told of each transaction after its commit.
+    Events that come meanwhile are applied as well; those of the subdomains in `leaving` are left as they are, for another
+    process. Without that, one whose institution the settings leave out is superseded. `on_batch` is told of each transaction after its commit.
     Setting the session's `stop` ends it between two batches. Raises WarehouseError; an event that cannot be
     applied raises nothing, it is tried again later and parked in the end.
     """
     with driver_errors("applying webhook events"), session.pool.connection() as connection:
         # The transaction that claims events idles while the API is read: a server with a limit would end it each time.
         connection.execute("SET idle_in_transaction_session_timeout = 0")
-        applier = _Applier(session, connection, limit, on_batch)
+        applier = _Applier(session, connection, limit, on_batch, leaving)
         try:
             applier.run()
         except BaseException as failure:
@@ -95,6 +100,7 @@ class _Applier:
         connection: psycopg.Connection,
         limit: int | None,
         on_batch: Callable[[Batch], None] | None,
+        leaving: Iterable[str],
     ) -> None:
         practices = session.practices()
         self._session = session
@@ -102,6 +108,7 @@ class _Applier:
         self._server = _started(connection)
         self._left = limit
         self._on_batch = on_batch
+        self._leaving = list(leaving)
         self._log_book = LogBook(session.run_id)
         self._batches = Batches(
             connection, practices, run_id=session.run_id, most_attempts=session.settings.webhook_attempts
@@ -193,6 +200,7 @@ class _Applier:
                 without=self._hints,
                 retried=retried,
                 limit=self._most(),
+                leaving=self._leaving,
             )
             if not ids:
                 return
@@ -219,6 +227,7 @@ class _Applier:
                     times=times,
                     dead=dead,
                     limit=self._most(),
+                    leaving=self._leaving,
                 )
                 if not ids:
                     break

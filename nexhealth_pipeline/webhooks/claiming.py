@@ -4,7 +4,7 @@ A claim lasts as long as its transaction. A process that is killed drops it, and
 before, but for the note that they were taken (`webhooks.taking`), by which other processes pass over them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -16,6 +16,7 @@ __all__ = [
     "BATCH",
     "DUE",
     "LONGEST_PAUSE",
+    "NOT_LEFT",
     "Backlog",
     "Outcome",
     "StoredEvent",
@@ -36,6 +37,8 @@ DUE = (
     f" AND clock_timestamp() + interval '{_LATEST.total_seconds():.0f} s') IS NOT TRUE"
 )
 """SQL of whether an event's next try may be made now; without one it may."""
+NOT_LEFT = "(subdomain = ANY(%(leaving)s)) IS NOT TRUE"
+"""SQL of whether an event is of none of the institutions whose events are left as they are."""
 _BACKOFF = [timedelta(seconds=30), timedelta(minutes=2), timedelta(minutes=10), LONGEST_PAUSE]
 """Wait after the first, second, ... failed try; the last one after all further."""
 _PATIENCE = timedelta(minutes=2)
@@ -60,21 +63,23 @@ class Backlog:
     at: datetime
     """Of the database's clock."""
     newest_id: int
+    leaving: tuple[str, ...] = ()
+    """Subdomains whose events are none of it."""
 
     @classmethod
-    def now(cls, connection: psycopg.Connection) -> "Backlog":
-        """What is due now."""
+    def now(cls, connection: psycopg.Connection, *, leaving: Iterable[str] = ()) -> "Backlog":
+        """What is due now, but for events of these subdomains."""
         row = connection.execute("SELECT clock_timestamp()").fetchone()
         assert row is not None
-        return cls(row[0], newest_id(connection))
+        return cls(row[0], newest_id(connection), tuple(leaving))
 
     def left(self, connection: psycopg.Connection) -> int:
         """How many of them nobody has tried since; one that a process is working on counts."""
         row = connection.execute(
             # DUE of then. But the longest pause counts from now, or what was tried meanwhile would look as if it was not.
-            "SELECT count(*) FROM nexhealth_webhook_events WHERE status = 'pending' AND id <= %s"
-            " AND (next_attempt_at BETWEEN %s AND clock_timestamp() + %s) IS NOT TRUE",
-            (self.newest_id, self.at, _LATEST),
+            "SELECT count(*) FROM nexhealth_webhook_events WHERE status = 'pending' AND id <= %(newest)s"  # noqa: S608 - a constant
+            f" AND (next_attempt_at BETWEEN %(at)s AND clock_timestamp() + %(latest)s) IS NOT TRUE AND {NOT_LEFT}",
+            {"newest": self.newest_id, "at": self.at, "latest": _LATEST, "leaving": list(self.leaving)},
         ).fetchone()
         return int(row[0]) if row else 0
 

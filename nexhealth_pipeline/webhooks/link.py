@@ -23,7 +23,7 @@ from psycopg.rows import TupleRow
 
 from nexhealth_pipeline.errors import WarehouseError, WarehouseUnreachable
 from nexhealth_pipeline.log import described
-from nexhealth_pipeline.warehouse.connect import driver_errors, our_settings
+from nexhealth_pipeline.warehouse.connect import connecting, driver_errors, our_settings
 
 __all__ = ["SERVERS_PART", "Link", "cut", "receivers_conninfo"]
 
@@ -60,6 +60,8 @@ class Link:
         self._lost = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
         self._used_at = 0.0
+        self._reason = ""
+        """Why there is no connection, as last told."""
 
     @property
     def is_up(self) -> bool:
@@ -139,17 +141,24 @@ class Link:
 
     async def _attempt(self) -> bool:
         try:
-            connection = await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)
+            with connecting(self._conninfo):
+                connection = await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)
             ours = our_settings(connection.info) | {"statement_timeout": str(int(self._seconds * SERVERS_PART))}
             await self._bounded(connection, _PREPARE, {"ours": json.dumps(ours)})
         except Exception as error:  # whatever it was, the next attempt may do
-            _LOG.info("no connection to the warehouse", extra={"nexhealth": {"error": described(error)}})
+            self._tell(described(error))
             self._lost.set()
             return False
-        self._connection = connection
+        self._connection, self._reason = connection, ""
         self._lost.clear()
         self._on_change(True)
         return True
+
+    def _tell(self, reason: str) -> None:
+        """Say why there is no connection: aloud once, and when it is for another reason."""
+        level = logging.INFO if reason == self._reason else logging.WARNING
+        self._reason = reason
+        _LOG.log(level, "no connection to the warehouse", extra={"nexhealth": {"error": reason}})
 
     def _give_up(self, connection: _Connection) -> None:
         """Forget `connection`; the keeper finds another."""

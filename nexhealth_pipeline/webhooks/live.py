@@ -16,7 +16,7 @@ import psycopg
 
 from nexhealth_pipeline.log import described
 from nexhealth_pipeline.settings import Settings
-from nexhealth_pipeline.warehouse.connect import driver_errors, watch
+from nexhealth_pipeline.warehouse.connect import connecting, driver_errors, watch
 from nexhealth_pipeline.warehouse.migrate import HEAD, current_revision
 from nexhealth_pipeline.webhooks.endpoints import SECRETS_CHANNEL, LiveSecret, live_secrets
 from nexhealth_pipeline.webhooks.link import SERVERS_PART, cut, receivers_conninfo
@@ -120,11 +120,15 @@ class Live:
     def _read(self) -> Known:
         with driver_errors("reading webhook secrets"):
             new = self._connection is None
-            connection = self._connection = self._connection or psycopg.connect(self._conninfo, autocommit=True)
+            connection = self._connection = self._connection or self._connected()
             with _in_time(connection, self._seconds):
                 if new:
                     self._prepare(connection)
                 return self._ask(connection)
+
+    def _connected(self) -> psycopg.Connection:
+        with connecting(self._conninfo):
+            return psycopg.connect(self._conninfo, autocommit=True)
 
     def _prepare(self, connection: psycopg.Connection) -> None:
         """The server gives each statement up before we do: a lock would else collect those that were cut."""

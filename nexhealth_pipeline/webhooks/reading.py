@@ -69,6 +69,8 @@ def read_event(event: StoredEvent, practices: Practices) -> Told | Verdict:
     if (reason := why_parked(parsed)) is not None:
         return Verdict(event.id, Outcome.PARKED, reason)
     institution = next((one for one in practices.institutions if one.subdomain == parsed.subdomain), None)
+    if institution is None and parsed.subdomain in practices.left_out:
+        return Verdict(event.id, Outcome.SUPERSEDED, "its institution is left out by NEXHEALTH_SUBDOMAINS")
     if institution is None:
         return Verdict(event.id, Outcome.FAILED, "subdomain: no institution that has been read")
     happened = min(parsed.event_time or event.received_at, event.received_at)

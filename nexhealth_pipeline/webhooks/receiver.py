@@ -29,7 +29,7 @@ from nexhealth_pipeline.webhooks.metrics import Metrics
 from nexhealth_pipeline.webhooks.rows import Row, array_of
 from nexhealth_pipeline.webhooks.signature import VALID_URLSAFE, Verdict, Window, verify
 from nexhealth_pipeline.webhooks.sources import Address, Buckets, Sources, neighbourhood
-from nexhealth_pipeline.webhooks.withheld import without_sensitive
+from nexhealth_pipeline.webhooks.withheld import before_sensitive, without_sensitive
 
 __all__ = ["WEBHOOK_PATH", "Limits", "Receiver"]
 
@@ -45,7 +45,7 @@ _JSON = re.compile(rb"application/json\s*(;.*)?", re.IGNORECASE)
 _HEADER_NAME = re.compile(r"[a-z0-9_-]{1,64}")
 _MOST_HEADER_NAMES = 64
 _LARGE = 64 << 10
-"""Bytes that take a millisecond to check (1 MB: 20 ms)."""
+"""Bytes that take a millisecond to check (1 MB: 20 ms), and as long again for each further secret."""
 _UNREAD = {
     Unread.TOO_LARGE: answers.TOO_LARGE,
     Unread.TOO_SLOW: answers.BUSY,
@@ -69,6 +69,11 @@ class Limits:
     """Requests at once."""
     refusals: float = 20.0
     """Bad requests a second of one sender that are told why, three times as many at once. Beyond: 429."""
+    large_refusals: float = 1.0
+    """Large bodies a second of one sender that are checked in vain, three times as many at once. Beyond, its large bodies
+    do not queue to be checked: one that comes while another is gets 429."""
+    check_seconds: float = 5.0
+    """So long a large body waits to be checked. Beyond: 429."""
 
 
 @dataclass(slots=True)
@@ -102,7 +107,9 @@ class Receiver:
         self._window, self._sources = Window.of(settings), Sources.of(settings)
         self._good = Buckets(settings.webhook_rate, 2 * settings.webhook_rate)
         self._bad = Buckets(self._limits.refusals, 3 * self._limits.refusals)
+        self._bad_large = Buckets(self._limits.large_refusals, 3 * self._limits.large_refusals)
         self._room = Room(self._limits.body.all_sizes)
+        self._large_check = asyncio.Semaphore(1)
         self._active = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -149,6 +156,8 @@ class Receiver:
         request.body, request.unread = body, False
         self._metrics.bytes.inc(len(body))
         verdict = await self._verdict(known, request, body)
+        if verdict is None:
+            return self._refuse(request, answers.TOO_MANY, "checks")
         if not verdict.valid:
             if verdict.word == "bad-signature":
                 self._live.doubt()
@@ -157,10 +166,30 @@ class Receiver:
             return self._refuse(request, answers.TOO_MANY, "rate")
         return await self._store(request, body, verdict, known)
 
-    async def _verdict(self, known: Known, request: _Request, body: bytes) -> Verdict:
-        """What the checks say; a large body is checked beside the event loop, which others wait for."""
+    async def _verdict(self, known: Known, request: _Request, body: bytes) -> Verdict | None:
+        """What the checks say, None where a large body's turn did not come.
+
+        Large bodies are checked beside the event loop, which others wait for, and one at a time: anybody can send them,
+        and each costs hashes for every secret. Nobody is shut out, for behind a proxy a flood and NexHealth share an address.
+        """
         given = (known.secrets, request.headers, body, datetime.now(UTC), self._window)
-        return verify(*given) if len(body) < _LARGE else await asyncio.to_thread(verify, *given)
+        if len(body) < _LARGE:
+            return verify(*given)
+        sender = neighbourhood(request.address)
+        if self._large_check.locked() and self._bad_large.is_spent(sender):
+            return None
+        try:
+            async with asyncio.timeout(self._limits.check_seconds):
+                await self._large_check.acquire()
+        except TimeoutError:
+            return None
+        try:
+            verdict = await asyncio.to_thread(verify, *given)
+        finally:
+            self._large_check.release()
+        if not verdict.valid:
+            self._bad_large.take(sender)
+        return verdict
 
     def _refused_unread(self, request: _Request, known: Known) -> tuple[Answer, str] | None:
         """What can be refused without reading the body."""
@@ -185,13 +214,17 @@ class Receiver:
         """Note the refusal; who is refused too often learns no more than that, and costs no more hashes."""
         sender = neighbourhood(request.address)
         told = answer.status >= 500 or self._bad.take(sender)
+        body = request.body if told else None
+        # What is withheld is not hashed either: the same event may be stored, before or after. It is looked for in what
+        # anybody may send, here in the event loop, so not in a large body.
+        hashed = before_sensitive(body) if body is not None and len(body) < _LARGE else None
         self._audit.note(
             sender,
             Row(
                 verdict=reason,
                 status="rejected",
                 source=str(request.address or ""),
-                body_hash=hashlib.sha256(request.body).digest() if told and request.body is not None else b"",
+                body_hash=b"" if hashed is None else hashlib.sha256(hashed).digest(),
                 header_names=_names(request.headers),
             ),
         )
@@ -224,11 +257,15 @@ class Receiver:
 
 
 def _row(body: bytes, known: Known) -> Row:
-    """The row of a signed body: an event that waits, or one that is parked with its reason."""
+    """The row of a signed body: an event that waits, or one that is parked with its reason.
+
+    Its hashes are of what is kept as well: beside the rest, one over nine digits more would give them back.
+    """
+    kept = without_sensitive(body)
     try:
-        event: Event | None = parse(body)
+        event: Event | None = parse(kept)
     except EventMalformed as error:
-        return _parked(body, str(error))
+        return _parked(kept, str(error))
     assert event is not None
     reason = why_parked(event)
     return Row(
@@ -240,25 +277,25 @@ def _row(body: bytes, known: Known) -> Row:
         institution_id=str(known.institutions.get(event.subdomain, "")),
         resource_ids="{" + ",".join(map(str, event.resource_ids)) + "}",
         event_time=event.event_time.isoformat() if event.event_time else "",
-        payload=without_sensitive(body).decode(),
-        body_hash=hashlib.sha256(body).digest(),
-        dedup_hash=dedup_hash(event, body),
+        payload=kept.decode(),
+        body_hash=hashlib.sha256(kept).digest(),
+        dedup_hash=dedup_hash(event, kept),
         error=reason or "",
     )
 
 
-def _parked(body: bytes, reason: str) -> Row:
+def _parked(kept: bytes, reason: str) -> Row:
     """A signed body that is no event; kept where a text column can hold it."""
     try:
-        payload = without_sensitive(body).decode()
+        payload = kept.decode()
     except UnicodeDecodeError:
         payload = ""
     return Row(
         verdict="",
         status="parked",
         payload="" if "\0" in payload else payload,
-        body_hash=hashlib.sha256(body).digest(),
-        dedup_hash=dedup_hash(None, body),
+        body_hash=hashlib.sha256(kept).digest(),
+        dedup_hash=dedup_hash(None, kept),
         error=reason,
     )
 

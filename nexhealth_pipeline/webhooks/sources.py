@@ -78,13 +78,21 @@ class Buckets:
     def take(self, sender: str) -> bool:
         """Whether `sender` may make one more request now; counts it if so."""
         now = self._clock()
-        level, at = self._levels.pop(sender, (self._burst, now))
-        level = min(self._burst, level + (now - at) * self._rate)
+        level = self._level(sender, now)
         allowed = level >= 1
         self._levels[sender] = (level - 1 if allowed else level, now)
+        self._levels.move_to_end(sender)
         if len(self._levels) > self._most:
             self._levels.popitem(last=False)  # silent for the longest time, so nearly full again
         return allowed
+
+    def is_spent(self, sender: str) -> bool:
+        """Whether `sender` may make no request now."""
+        return self._level(sender, self._clock()) < 1
+
+    def _level(self, sender: str, now: float) -> float:
+        level, at = self._levels.get(sender, (self._burst, now))
+        return min(self._burst, level + (now - at) * self._rate)
 
 
 @lru_cache(maxsize=4096)

@@ -13,7 +13,7 @@ from datetime import timedelta
 import psycopg
 
 from nexhealth_pipeline.warehouse.runs import is_dead
-from nexhealth_pipeline.webhooks.claiming import DUE, LONGEST_PAUSE
+from nexhealth_pipeline.webhooks.claiming import DUE, LONGEST_PAUSE, NOT_LEFT
 
 __all__ = [
     "LEAST_TAKINGS",
@@ -36,10 +36,10 @@ _TAKE = f"""
 WITH chosen AS MATERIALIZED (
     SELECT id FROM nexhealth_webhook_events
     WHERE status = 'pending' AND {DUE} AND """  # noqa: S608 - a constant
-_NEW = "id <= %(upto)s AND id <> ALL(%(without)s) AND taken = 0 AND (attempts > 0) = %(retried)s ORDER BY id"
+_NEW = f"id <= %(upto)s AND id <> ALL(%(without)s) AND {NOT_LEFT} AND taken = 0 AND (attempts > 0) = %(retried)s ORDER BY id"
 _HINTS = "id = ANY(%(ids)s) AND taken_by IS NULL ORDER BY id"
 # In turn: one that breaks its run off each time must not stand before others that are alone, too.
-_ABANDONED = """id <= %(upto)s AND taken = %(times)s AND (taken_by IS NULL OR taken_by = ANY(%(dead)s))
+_ABANDONED = f"""id <= %(upto)s AND {NOT_LEFT} AND taken = %(times)s AND (taken_by IS NULL OR taken_by = ANY(%(dead)s))
     ORDER BY next_attempt_at NULLS FIRST, id"""
 # Chosen once: as a subquery of the UPDATE it may be asked again for each row that it joins, and takes the next ones.
 _CHOSEN = """ LIMIT %(limit)s FOR UPDATE SKIP LOCKED
@@ -52,13 +52,20 @@ FROM chosen WHERE e.id = chosen.id RETURNING e.id
 
 
 def take_new(
-    connection: psycopg.Connection, run_id: str, *, upto: int, without: Iterable[int], retried: bool, limit: int
+    connection: psycopg.Connection,
+    run_id: str,
+    *,
+    upto: int,
+    without: Iterable[int],
+    retried: bool,
+    limit: int,
+    leaving: Iterable[str] = (),
 ) -> list[int]:
     """Take due events by id that were never tried (or, `retried`, failed before), but `without`.
 
-    As every taking: for `connection` in autocommit mode; what another process takes just now is left out.
+    Nor any of the subdomains in `leaving`. As every taking: for `connection` in autocommit mode; what another process takes just now is left out.
     """
-    given = {"upto": upto, "without": list(without), "retried": retried, "limit": limit}
+    given = {"upto": upto, "without": list(without), "retried": retried, "limit": limit, "leaving": list(leaving)}
     return _take(connection, _TAKE + _NEW + _CHOSEN, run_id, given)
 
 
@@ -68,11 +75,18 @@ def take_hints(connection: psycopg.Connection, run_id: str, ids: Sequence[int]) 
 
 
 def take_abandoned(
-    connection: psycopg.Connection, run_id: str, *, upto: int, times: int, dead: Sequence[str], limit: int
+    connection: psycopg.Connection,
+    run_id: str,
+    *,
+    upto: int,
+    times: int,
+    dead: Sequence[str],
+    limit: int,
+    leaving: Iterable[str] = (),
 ) -> list[int]:
-    """Take due events again that were taken so many times in vain, last by one of the `dead` runs."""
-    given = {"upto": upto, "times": times, "dead": list(dead), "limit": min(limit, _most_at_once(times))}
-    return _take(connection, _TAKE + _ABANDONED + _CHOSEN, run_id, given)
+    """Take due events again that were taken so many times in vain, last by one of the `dead` runs; none of `leaving`."""
+    given = {"upto": upto, "times": times, "dead": list(dead), "leaving": list(leaving)}
+    return _take(connection, _TAKE + _ABANDONED + _CHOSEN, run_id, given | {"limit": min(limit, _most_at_once(times))})
 
 
 def dead_takers(connection: psycopg.Connection) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 
 import psycopg
 import pytest
@@ -10,7 +11,8 @@ from nexhealth_pipeline.client.retry import RetryPolicy
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.sync.session import SyncSession
-from nexhealth_pipeline.webhooks import registration
+from nexhealth_pipeline.webhooks import receiver, registration
+from nexhealth_pipeline.webhooks.sources import Buckets
 from tests.conftest import _fresh
 from tests.sync.kit import open_session
 
@@ -40,6 +42,12 @@ def db(no_events: str) -> Iterator[psycopg.Connection]:
     with psycopg.connect(no_events, autocommit=True) as connection:
         connection.execute("TRUNCATE nexhealth_institutions")
         yield connection
+
+
+@pytest.fixture
+def no_refill(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has used up what he may send at once gets no more, however long a test takes."""
+    monkeypatch.setattr(receiver, "Buckets", partial(Buckets, clock=lambda: 0.0))
 
 
 @pytest.fixture(scope="module")

@@ -10,18 +10,15 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 
 import psycopg
 import pytest
 
-from nexhealth_pipeline.webhooks import receiver as receiver_module
 from nexhealth_pipeline.webhooks import serving
 from nexhealth_pipeline.webhooks.body import BodyLimits
 from nexhealth_pipeline.webhooks.receiver import WEBHOOK_PATH, Limits
 from nexhealth_pipeline.webhooks.sealing import Sealer
 from nexhealth_pipeline.webhooks.serving import Plan
-from nexhealth_pipeline.webhooks.sources import Buckets
 from tests.conftest import _fresh
 from tests.webhooks.receiving import SECRET, Detour, Running, event, events, receiver, settings, signed, until
 
@@ -254,12 +251,6 @@ def test_nothing_of_a_request_is_logged(running: Running, caplog: pytest.LogCapt
         until(lambda: "refused" in caplog.text)
     said = caplog.text + str([record.__dict__ for record in caplog.records])
     assert not [one for one in ("Lovelace", SECRET, signed(body)["signature"]) if one in said]
-
-
-@pytest.fixture
-def no_refill(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who has used up what he may send at once gets no more, however long a test takes."""
-    monkeypatch.setattr(receiver_module, "Buckets", partial(Buckets, clock=lambda: 0.0))
 
 
 @pytest.mark.usefixtures("no_refill")

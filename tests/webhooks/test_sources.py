@@ -96,6 +96,14 @@ def test_a_bucket_gives_a_burst_then_a_rate() -> None:
     assert sum(buckets.take("a") for _ in range(100)) == 20
 
 
+def test_to_ask_whether_a_bucket_is_spent_takes_nothing_from_it() -> None:
+    buckets = Buckets(1, 1, clock=lambda: 0.0)
+    assert [buckets.is_spent("a") for _ in range(3)] == [False] * 3
+    assert len(buckets) == 0
+    assert buckets.take("a")
+    assert (buckets.is_spent("a"), buckets.is_spent("b")) == (True, False)
+
+
 def test_many_senders_do_not_fill_the_memory() -> None:
     buckets = Buckets(1, 1, most=100, clock=lambda: 0.0)
     for k in range(1000):

@@ -1,0 +1,68 @@
+"""Events of institutions that NEXHEALTH_SUBDOMAINS leaves out: nobody's failures, and nobody's loss."""
+
+from typing import Any
+
+import psycopg
+import pytest
+
+from nexhealth_pipeline.webhooks.applying import apply_pending
+from nexhealth_pipeline.webhooks.claiming import Backlog
+from nexhealth_pipeline.webhooks.replaying import Selection, replay
+from tests.sync.kit import open_session
+
+from .kit import SUBDOMAIN, apply_all, load_page, patient, settings_for, store, updated
+
+OTHER = "harbor"
+
+
+@pytest.fixture
+def two_practices(practice: psycopg.Connection) -> psycopg.Connection:
+    """Another institution is known as well, and an event of each is pending."""
+    load_page(practice, "institutions", [{"id": 8, "subdomain": OTHER, "name": "Harbor"}], institution=False)
+    store(practice, updated(patient(1, 5)), updated(patient(2, 5), subdomain=OTHER))
+    return practice
+
+
+def ends(db: psycopg.Connection) -> list[tuple[Any, ...]]:
+    rows = db.execute("SELECT subdomain, status, attempts, error FROM nexhealth_webhook_events ORDER BY id")
+    return rows.fetchall()
+
+
+def test_they_are_neither_tried_nor_parked_and_can_be_replayed(
+    two_practices: psycopg.Connection, practice_url: str
+) -> None:
+    """Five tries, and the reason that no such institution had been read: `nothing_parked` failed for good."""
+    _, total = apply_all(settings_for(practice_url, NEXHEALTH_SUBDOMAINS=SUBDOMAIN))
+    assert (total.applied, total.superseded, total.failed, total.parked) == (1, 1, 0, 0)
+    assert ends(two_practices) == [
+        (SUBDOMAIN, "applied", 0, None),
+        (OTHER, "superseded", 0, "its institution is left out by NEXHEALTH_SUBDOMAINS"),
+    ]
+    assert replay(two_practices, Selection(statuses=("superseded",))) == 1
+    apply_all(settings_for(practice_url))
+    assert ends(two_practices)[1] == (OTHER, "applied", 0, None)
+
+
+@pytest.mark.parametrize("taken", [0, 1, 3])
+def test_who_is_to_leave_them_does_not_touch_them(
+    two_practices: psycopg.Connection, practice_url: str, taken: int
+) -> None:
+    """Another process may want them: not even their next try is put off."""
+    two_practices.execute("UPDATE nexhealth_webhook_events SET taken = %s WHERE subdomain = %s", (taken, OTHER))
+    theirs = "SELECT *, xmin FROM nexhealth_webhook_events WHERE subdomain = %s"
+    before = two_practices.execute(theirs, (OTHER,)).fetchall()
+    backlog = Backlog.now(two_practices, leaving=[OTHER])
+    assert backlog.left(two_practices) == 1
+    with open_session(settings_for(practice_url, NEXHEALTH_SUBDOMAINS=SUBDOMAIN)) as session:
+        assert session.practices().left_out == {OTHER}
+        list(apply_pending(session, leaving=[OTHER]))
+    assert ends(two_practices)[0] == (SUBDOMAIN, "applied", 0, None)
+    assert two_practices.execute(theirs, (OTHER,)).fetchall() == before
+    assert (backlog.left(two_practices), Backlog.now(two_practices).left(two_practices)) == (0, 1)
+
+
+def test_an_institution_that_nobody_knows_is_still_a_failure(practice: psycopg.Connection, practice_url: str) -> None:
+    """It may be read soon."""
+    store(practice, updated(patient(2, 5), subdomain="stranger"))
+    apply_all(settings_for(practice_url, NEXHEALTH_SUBDOMAINS=SUBDOMAIN))
+    assert ends(practice) == [("stranger", "pending", 1, "subdomain: no institution that has been read")]

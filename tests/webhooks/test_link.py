@@ -1,0 +1,98 @@
+"""A receiver that the warehouse lets in no more: its log says why, and what to mend."""
+
+import asyncio
+import contextlib
+import logging
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+
+import psycopg
+import pytest
+
+from nexhealth_pipeline.errors import WarehouseError
+from nexhealth_pipeline.webhooks.link import Link
+from nexhealth_pipeline.webhooks.live import Live
+
+from .receiving import settings
+
+
+@dataclass
+class Courier:
+    """A role of the receiver's own, and an administrator."""
+
+    name: str
+    url: str
+    admin: psycopg.Connection
+
+    def changed(self, statement: str) -> None:
+        """Change the role, and end its connections."""
+        self.admin.execute(statement.format(self.name))
+        self.admin.execute(
+            "SELECT pg_terminate_backend(pid, 20000) FROM pg_stat_activity WHERE usename = %s", (self.name,)
+        )
+
+
+@pytest.fixture
+def courier(no_events: str) -> Iterator[Courier]:
+    name = f"courier_{uuid.uuid4().hex[:8]}"
+    with psycopg.connect(no_events, autocommit=True) as admin:
+        admin.execute(f"CREATE ROLE {name} LOGIN")
+        courier = Courier(name, no_events.replace("postgres@", f"{name}@"), admin)
+        yield courier
+        courier.changed("DROP ROLE IF EXISTS {}")
+
+
+def told(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> list[str]:
+    """Why there is no connection, as was said at least so loud."""
+    return [
+        record.__dict__["nexhealth"]["error"]
+        for record in caplog.records
+        if record.levelno >= level and record.message == "no connection to the warehouse"
+    ]
+
+
+@contextlib.asynccontextmanager
+async def opened(url: str) -> AsyncIterator[Link]:
+    link = Link(url, on_change=lambda _: None)
+    await link.open()
+    yield link
+    await link.close()
+
+
+async def until(look: Callable[[], bool]) -> None:
+    """Wait until `look()` is true."""
+    async with asyncio.timeout(20):
+        while not look():
+            await asyncio.sleep(0.02)
+
+
+def test_each_reason_is_said_aloud_once(courier: Courier, caplog: pytest.LogCaptureFixture) -> None:
+    """It said OperationalError every two seconds, to nobody who looks for warnings."""
+
+    async def live_through() -> None:
+        async with opened(courier.url) as link:
+            assert link.is_up
+            courier.changed("ALTER ROLE {} NOLOGIN")
+            with contextlib.suppress(WarehouseError):
+                await link.execute("SELECT 1", {})
+            await until(lambda: len(told(caplog, logging.INFO)) > 2)
+            courier.changed("DROP ROLE {}")
+            await until(lambda: len(told(caplog)) > 1)
+            courier.changed("CREATE ROLE {} LOGIN")
+            await until(lambda: link.is_up)
+
+    with caplog.at_level(logging.INFO):
+        asyncio.run(live_through())
+    refused, absent = told(caplog)
+    assert f"does not let role {courier.name} log in" in refused
+    assert f"has no role {courier.name}: create it" in absent
+
+
+def test_secrets_that_cannot_be_read_say_so_as_well(courier: Courier, caplog: pytest.LogCaptureFixture) -> None:
+    """That "the connection was lost" sent its reader to the network."""
+    courier.changed("DROP ROLE {}")
+    Live(courier.url, settings(), None).look()
+    assert [f"has no role {courier.name}" in record.__dict__["nexhealth"]["error"] for record in caplog.records] == [
+        True
+    ]
