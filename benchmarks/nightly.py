@@ -130,6 +130,11 @@ def note_read(db: psycopg.Connection, practices: Practices) -> None:
         f" cursor, page, records, run_id, {', '.join(moments)})"
         f" SELECT *, 'full', '', '', 0, 0, '', {', '.join([_LAST_NIGHT] * len(moments))} FROM was_read ON CONFLICT DO NOTHING"
     )
+    db.execute(
+        "INSERT INTO nexhealth_freshness (institution_id, location_id, collection, complete_through, last_full_at)"
+        f" SELECT DISTINCT institution_id, location_id, collection, {_LAST_NIGHT}, {_LAST_NIGHT} FROM was_read"
+        " ON CONFLICT DO NOTHING"
+    )
     for name in [one.name for one in DECLARED if one.per_patient]:
         db.execute(
             "INSERT INTO nexhealth_child_reads (collection, institution_id, patient_id, read_at, judged_at,"
@@ -254,7 +259,7 @@ def night_of(instance: "dg.DagsterInstance", begins: datetime) -> tuple["Sequenc
             return runs, peak
         if not begun and time.time() > begins.timestamp() + _SCHEDULES_BEGIN:
             raise SystemExit(f"of {_SCHEDULES} schedules only {len(ticks)} have begun")
-        time.sleep(1)
+        time.sleep(5)
 
 
 def nightly_ticks(instance: "dg.DagsterInstance") -> Iterator["InstigatorTick"]:
@@ -307,7 +312,7 @@ KINDS = {
         "A night by schedules and daemon against the rate floor",
         "What was there before is that of the command's night. The schedules ask for their runs at a full minute, from "
         "which the time counts; the daemon queues and starts them. They reconcile a seventh of the locations as well: "
-        "all its patients and months of appointments. CPU is that of daemon, code server and runs, the peak that of a run.",
+        "all its patients, and two requests for each of its 53 months of appointments. CPU is that of daemon, code server and runs, the peak that of a run.",
     ),
     "full_load": Kind(full_load, 5, 200, "A full load against the rate floor", "Nothing was there before."),
     "documents": Kind(
