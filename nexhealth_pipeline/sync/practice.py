@@ -41,7 +41,8 @@ class Location:
     owner_id: int
     """Lowest-id active location of the same EHR database: reads for all of them."""
     shared: bool
-    """Whether other active locations share the database."""
+    """Whether other locations share the database, those that nobody reads any more as well: it still has their patients,
+    and a list of the whole of it does not say whose one is."""
     members: tuple[int, ...] = ()
     """Active locations that the owner reads for, itself included."""
 
@@ -198,7 +199,7 @@ def _practices(
         # One of two databases answers of either, so whoever is of this one alone comes first.
         first = {min(one, key=lambda id_: (len(groups[institution_id, id_]), id_)) for one in databases}
         owner = location_id if location_id in first or not first else min(first)
-        shared = len(frozenset().union(*databases)) > 1
+        shared = any(len(one) > 1 for one in groups.get((institution_id, location_id), ()))
         locations.append(Location(location_id, name, institutions[institution_id], inactive, owner, shared=shared))
     left_out = frozenset(one.subdomain for one in known if one.id not in institutions)
     return Practices(tuple(institutions.values()), tuple(_with_members(locations)), left_out)

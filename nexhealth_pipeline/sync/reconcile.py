@@ -128,6 +128,7 @@ class _Court:
                 if self._session.stop.is_set():
                     return
                 yield from self._judge(place)
+            yield from self._verdict(None, alone=True).look_under_gone()
             repeated(self._note_ends)
 
     def _note_ends(self) -> None:
@@ -165,7 +166,7 @@ class _Court:
         if why_not is None and any(one.judged_at for one in known):
             return
         if why_not is None:
-            case = Verdict(self._session, self._connection, self._slice(place), self._options, alone=alone)
+            case = self._verdict(place.location, alone=alone)
             for result in case.hear(lambda: self._ground(place, known), self._sources):
                 if self._ends_turns(place, result, undecided=case.undecided):
                     self._heard += known
@@ -179,7 +180,11 @@ class _Court:
             if case.undecided:
                 self._undecided.update(one.id for one in known)
         else:
-            yield SliceResult(self._slice(place), Status.SKIPPED, Counts(), 0.0, reason=why_not, absence=Absence())
+            piece = self._slice(place.location)
+            yield SliceResult(piece, Status.SKIPPED, Counts(), 0.0, reason=why_not, absence=Absence())
+
+    def _verdict(self, location: Location | None, *, alone: bool) -> Verdict:
+        return Verdict(self._session, self._connection, self._slice(location), self._options, alone=alone)
 
     @staticmethod
     def _ends_turns(place: _Place, result: SliceResult, *, undecided: bool) -> bool:
@@ -281,9 +286,9 @@ class _Court:
     def _whole(self, one: SeenPass | None) -> bool:
         return one is not None and one.complete and one.begun_at >= self._since and one.judged_at is None
 
-    def _slice(self, place: _Place) -> Slice:
-        """Under what the result is filed."""
-        return Slice(self._collection, self._slices[0].institution, place.location)
+    def _slice(self, location: Location | None) -> Slice:
+        """Under what a result is filed."""
+        return Slice(self._collection, self._slices[0].institution, location)
 
 
 def _is_braked(result: SliceResult) -> bool:

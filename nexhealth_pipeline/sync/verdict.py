@@ -23,6 +23,7 @@ from nexhealth_pipeline.warehouse.history import Cause, state_cause
 from nexhealth_pipeline.warehouse.judgements import overtake
 from nexhealth_pipeline.warehouse.repeats import repeated
 from nexhealth_pipeline.warehouse.sync_log import Counts, SyncLog
+from nexhealth_pipeline.warehouse.under_gone import mark_come_since
 
 __all__ = ["MOST_AT_ONCE", "Sources", "Verdict", "brake"]
 
@@ -181,6 +182,17 @@ class Verdict:
             results = [result, *(self._with(name, rows) for name, rows in lists.items())]
             reach("before_commit", ABSENCES)
         return results
+
+    def look_under_gone(self) -> list[SliceResult]:
+        """Mark what came under rows of the collection after they had been marked; a result for each that it is of."""
+        return repeated(self._mark_come_since)
+
+    def _mark_come_since(self) -> list[SliceResult]:
+        """In one transaction."""
+        with self._connection.transaction():
+            state_cause(self._connection, Cause.PAGE, run_id=self._session.run_id)
+            lists = mark_come_since(self._connection, self._slice.collection, self._slice.institution_id)
+            return [self._with(name, rows) for name, rows in lists.items()]
 
     def _with(self, name: str, rows: int) -> SliceResult:
         """The result of lists that went with the rows they belong to."""

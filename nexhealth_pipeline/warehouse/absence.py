@@ -12,9 +12,10 @@ import psycopg
 from psycopg import sql
 
 from nexhealth_pipeline.catalog.collection import Collection
-from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
+from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.warehouse.knowledge import NOT_OFFERED
 from nexhealth_pipeline.warehouse.seen import ANSWERED_ID, ANSWERED_MARK, row_key
+from nexhealth_pipeline.warehouse.under_gone import mark_under
 from nexhealth_pipeline.warehouse.unlisted import choose, may_leave, unlisted
 
 __all__ = ["Figures", "Ground", "Missing", "is_placed", "never_had"]
@@ -152,19 +153,12 @@ class Missing:
         return marked
 
     def mark_lists(self, at: datetime) -> dict[str, int]:
-        """Mark what stands in the own lists of the rows just marked, or in lists inside them: nobody tells of it any more.
+        """Mark what stands in the own lists of the rows just marked, or in lists inside them, as `under_gone` does.
 
-        Notes of what could not be loaded there are closed. Should such a row come back, its lists are due again, and what
-        still cannot be loaded is noted again. Returns the rows marked by collection.
+        Returns the rows marked by collection; the caller commits.
         """
-        marked: dict[str, int] = {}
-        for one in DECLARED:
-            if self.ground.collection.name in (one.per, one.inside):
-                params = {**self._params, "at": at, "lists": one.name, "parent": _parent(one)}
-                marked[one.name] = self._connection.execute(_lists_sql(one), params).rowcount
-                self._connection.execute(_CLOSE_NOTES, params)
-                self._connection.execute(_FORGET_READS, params)
-        return {name: rows for name, rows in marked.items() if rows}
+        gone = sql.SQL("SELECT id, %(at)s::timestamptz FROM {}").format(_MISSING)
+        return mark_under(self._connection, self.ground.collection, gone, {**self._params, "at": at})
 
     def relocate(self) -> int:
         """Give rows that the place they stand under lists no more the one that does; where the request alone tells it.
@@ -213,17 +207,6 @@ def never_had(connection: psycopg.Connection, collection: Collection, institutio
     )
     return {row[0] for row in rows}
 
-
-_CLOSE_NOTES = sql.SQL(
-    "UPDATE nexhealth_quarantine SET resolved_at = clock_timestamp() WHERE id IN (SELECT q.id FROM nexhealth_quarantine q"
-    " JOIN {} m ON m.id::text = q.request ->> %(parent)s::text WHERE q.collection = %(lists)s"
-    " AND q.institution_id = %(institution)s AND q.resolved_at IS NULL AND q.read_at < %(started)s"
-    " ORDER BY q.fingerprint FOR UPDATE OF q)"
-).format(_MISSING)
-_FORGET_READS = sql.SQL(
-    "DELETE FROM nexhealth_child_reads r USING {} m WHERE r.collection = %(lists)s"
-    " AND r.institution_id = %(institution)s AND r.patient_id = m.id"
-).format(_MISSING)
 
 # What was written after the read began is newer than what it saw; the API's time is asked for rows that another process
 # is still writing.
@@ -369,15 +352,6 @@ _LEFT_OUT = sql.SQL(
     " AND NOT EXISTS (SELECT FROM nexhealth_seen s WHERE s.pass_id = ANY(%(passes)s) AND s.key = l.patient_id::text)"
     " AND NOT EXISTS (SELECT FROM {missing} m WHERE m.id = l.patient_id) AND {may_leave}"
 )
-
-
-def _lists_sql(collection: Collection) -> sql.Composed:
-    """Marks rows of lists under rows that were marked."""
-    return sql.SQL(
-        "UPDATE {} t SET deleted_at = %(at)s, deleted_by = 'absence', synced_at = clock_timestamp() FROM {} m"
-        " WHERE t.institution_id = %(institution)s AND {} = m.id"
-        " AND t.deleted_at IS NULL AND t.synced_at < %(begun)s"
-    ).format(sql.Identifier(collection.table), _MISSING, sql.Identifier("t", _parent(collection)))
 
 
 def _parent(collection: Collection) -> str:

@@ -22,8 +22,8 @@ from nexhealth_pipeline.sync.slices import Slice, SliceResult, Status
 from .kit import Rows, first_test_month, sync_all
 
 FULL, RECONCILE = SyncOptions(mode=Mode.FULL), SyncOptions(mode=Mode.RECONCILE)
-NORTH, SOUTH = 348511, 348512
-"""They share an EHR database."""
+NORTH, SOUTH, DESERT = 348511, 348512, 348513
+"""The first two share an EHR database, the third one with a closed office."""
 
 
 def failed(results: list[SliceResult], name: str) -> dict[int, str]:
@@ -39,18 +39,20 @@ def gone(rows: Rows, name: str) -> int:
 def test_nobody_is_noted_where_a_list_was_not_limited_to_its_location(
     settings: Settings, box: SandboxServer, rows: Rows
 ) -> None:
-    """Each location would have all patients of the database it shares. Where none is shared nothing depends on it."""
+    """Each location would have all patients of the database it shares, be it with an office that is closed. Where none is
+    shared nothing depends on it.
+    """
     box.faults.add("ignored_parameter", path="/patients", parameter="location_strict")
     results = failed(sync_all(settings, FULL, only={"patients"}), "patients")
-    assert results.keys() == {NORTH, SOUTH}
+    assert results.keys() == {NORTH, SOUTH, DESERT}
     assert all("asked with location_strict" in one and "did not heed" in one for one in results.values())
     listed = "SELECT DISTINCT location_id FROM nexhealth_patient_locations ORDER BY 1"
-    assert not {NORTH, SOUTH} & {row[0] for row in rows(listed)}
+    assert not results.keys() & {row[0] for row in rows(listed)}
     assert rows("SELECT count(*) FROM nexhealth_patients") == [(len(box.state.ids("patients")),)]
 
     box.faults.clear()
     assert failed(sync_all(settings, only={"patients"}), "patients") == {}
-    assert {NORTH, SOUTH} < {row[0] for row in rows(listed)}
+    assert results.keys() < {row[0] for row in rows(listed)}
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,8 @@ def records(*databases: list[int], repeated: bool = False) -> dict[str, list[byt
         ([[1, 2, 3], [2]], [1, 2, 1], [1, 2, 3]),
         ([[1, 2], [2, 3]], [1, 1, 3], [1, 2, 3]),
         ([[1, 2], [1]], [1, 2, 3], [1, 2]),
+        # Its patients are in the database of one whom the key does not reach, or no more.
+        ([[1, 9], [2], [3]], [1, 2, 3], [1]),
     ],
 )
 def test_every_database_is_read_by_one_of_its_locations(
@@ -42,6 +44,15 @@ def test_every_database_is_read_by_one_of_its_locations(
     read_for = {one: tuple(two.id for two in found if two.owner_id == one) for one in owners}
     assert [one.members for one in found] == [read_for[one.owner_id] for one in found]
     assert all(next(two for two in found if two.id == one.owner_id).is_owner for one in found)
+
+
+def test_an_office_that_is_switched_off_still_shares_its_database() -> None:
+    """Its patients are in every list of the whole database, and would be taken for those of the one that is left."""
+    known = records([1, 2], [3])
+    known["locations"][0] = msgspec.json.encode({"id": 1, "name": "Off", "institution_id": 7, "inactive": True})
+    _, two, three = practices_of_records(known).locations
+    assert (two.owner_id, two.members, two.shared) == (2, (2,), True)
+    assert not three.shared
 
 
 def test_an_institution_that_two_keys_reach_has_its_locations_once() -> None:
