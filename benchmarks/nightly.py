@@ -244,12 +244,17 @@ def night_of(instance: "dg.DagsterInstance", begins: datetime) -> tuple["Sequenc
     """
     import dagster as dg
 
+    from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, SCOPE_JOBS
+
     peak = 0.0
     while True:
         with suppress(LookupError):  # none is going
             peak = max(peak, peak_rss_of("spawn_main("))
         ticks = [tick for tick in nightly_ticks(instance) if tick.timestamp >= begins.timestamp()]
-        runs = instance.get_run_records(dg.RunsFilter(created_after=begins))
+        since = instance.get_run_records(dg.RunsFilter(created_after=begins))
+        runs = [
+            run for run in since if run.dagster_run.job_name in {*SCOPE_JOBS.values(), CHANGES_JOB}
+        ]  # not those of checks and of the watchdog
         failed = [run.dagster_run.job_name for run in runs if run.dagster_run.is_failure_or_canceled]
         failed += [tick.instigator_name for tick in ticks if tick.is_failure]
         if failed:
@@ -285,7 +290,7 @@ def documents(args: argparse.Namespace) -> Run:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One of the three."""
+    """What is measured."""
 
     run: Callable[[argparse.Namespace], Run]
     locations: int

@@ -39,7 +39,9 @@ SHARE = 0.8
 NIGHTS = 7
 """A database is reconciled once in so many nights."""
 RUNS_AT_ONCE = 3
-"""Nightly runs that Dagster starts side by side, each a process with a core of its own (`dagster.yaml`)."""
+"""Long nightly runs that Dagster starts side by side, each a process with a core of its own (`dagster.yaml`)."""
+PROCESSES = RUNS_AT_ONCE + 1
+"""Discovery, of seconds, waits for none of them."""
 SIZES = (10, 100, 1000)
 """Locations that the tables are for."""
 OFFICES_OF_ONE = 10
@@ -282,7 +284,7 @@ def tables(today: date) -> Iterator[str]:
         )
     cores, mib = reserved()
     yield ""
-    yield f"At any of these sizes at most {RUNS_AT_ONCE} runs go on at a time in a night, each with a core of its own, and in a cluster with a pod."
+    yield f"At any of these sizes at most {RUNS_AT_ONCE} long runs, and discovery, go on at a time in a night, each with a core of its own, and in a cluster with a pod."
     yield f"The application takes {memory() / 1024:.1f} GiB of memory then (what stands all the time as measured with one location), and what pods"
     yield f"reserve of a cluster is {cores:g} cores and {mib / 1024:.1f} GiB."
 
@@ -329,7 +331,7 @@ def reserved() -> tuple[float, float]:
         (webserver["replicaCount"], webserver["resources"]),
         (1, daemon["resources"]),
         *((1, one["resources"]) for one in values["dagster-user-deployments"]["deployments"]),
-        (RUNS_AT_ONCE, instance["run_launcher"]["config"]["resources"]),
+        (PROCESSES, instance["run_launcher"]["config"]["resources"]),
         *(
             (receiver["spec"]["replicas"], one["resources"])
             for one in receiver["spec"]["template"]["spec"]["containers"]
@@ -343,7 +345,7 @@ def reserved() -> tuple[float, float]:
 
 def memory() -> int:
     """MiB of the application while so many nightly runs go on."""
-    return RUNS_AT_ONCE * MEASURED.mib_of_a_run + sum(MEASURED.mib_of_services)
+    return PROCESSES * MEASURED.mib_of_a_run + sum(MEASURED.mib_of_services)
 
 
 def size(number: float) -> str:

@@ -40,6 +40,8 @@ _ERRORS = {
     )
 }
 """Reasons of runs that failed by themselves."""
+_FROM_UI = "dagster/from_ui"
+"""Dagit puts it on each run that it launches, and few of those go on at once (`dagster.yaml`)."""
 _LIVE = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 _COMING = [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING]
 
@@ -76,20 +78,19 @@ def _has_row(connection: psycopg.Connection, run_id: str) -> bool:
 def in_the_way(instance: dg.DagsterInstance, connection: psycopg.Connection, job: str) -> dg.DagsterRun | None:
     """The run of `job` that a new one should wait for, or None.
 
-    One that waits for others, as one that somebody launched in Dagit behind long ones of theirs, is not: it may do so
-    for days, and a new one need not.
+    One that somebody launched in Dagit and that waits in the queue is not: it may do so for days, behind long ones of
+    theirs, and a new one need not.
     A run whose process was killed is ended here, so that the next one need not wait for anybody to notice.
     One that never starts, or whose process went before it held its lock, cannot be told from a slow one: it is
     in the way for a short while only, and twice as long with each that is passed over, so that a slow machine is not
     filled with them. Whoever started it fails it, or Dagster's monitor. `connection` must be in autocommit mode.
     """
     grace = _SHORT_GRACE_SECONDS
-    limited = _limited_tags(instance)
     records = instance.get_run_records(dg.RunsFilter(job_name=job, statuses=[*_COMING, *_LIVE]), ascending=True)
     for record in records:
         run = record.dagster_run
         if run.status is dg.DagsterRunStatus.QUEUED:
-            if limited & run.tags.keys():
+            if _FROM_UI in run.tags:
                 continue
             return run
         if run.status in _LIVE:
@@ -102,12 +103,6 @@ def in_the_way(instance: dg.DagsterInstance, connection: psycopg.Connection, job
             return run
         grace *= 2
     return None
-
-
-def _limited_tags(instance: dg.DagsterInstance) -> set[str]:
-    """Tags of which the instance lets only some runs go on at once: Dagster puts one on each run that Dagit launches."""
-    queue = instance.get_concurrency_config().run_queue_config
-    return {str(limit["key"]) for limit in queue.tag_concurrency_limits} if queue else set()
 
 
 def met_no_error(run: dg.DagsterRun) -> bool:

@@ -115,9 +115,11 @@ def step(context: Context) -> Iterator[threading.Event]:
 
 
 def _bug(error: Exception) -> dg.Failure:
-    way = places(error)
+    way, kind = places(error), type(error).__name__
+    if isinstance(error, OSError) and error.strerror:  # the system's words, of a full disk say
+        kind = f"{kind} ({error.strerror})"
     return dg.Failure(
-        description=f"unexpected {type(error).__name__} at {way[-1]}: this is a bug; report it with its places",
+        description=f"unexpected {kind} at {way[-1]}: report it with its places, which are in Dagster",
         metadata={EXIT_STATUS: PipelineError.exit_status, "places": way},
         allow_retries=False,
     )

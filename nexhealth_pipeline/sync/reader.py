@@ -77,6 +77,8 @@ class SliceReader:
         """Read the slice. Raises WarehouseError where no other slice would fare better."""
         if self.session.stop.is_set():
             return self._result(Status.CANCELLED, reason="stopped before this slice was begun")
+        if (refused := self.session.refusals.get(self.slice.collection.name)) is not None:
+            return self._result(Status.FAILED, reason=str(refused), exit_status=refused.exit_status)
         with driver_errors(self._doing), self.session.pool.connection() as connection:
             try:
                 with SliceLock(connection, self.slice, self.session.stop, waits=self.options.waits):
@@ -94,18 +96,20 @@ class SliceReader:
         self.loader = Loader(connection, self.slice, run_id=self.session.run_id, dry_run=self.options.dry_run)
         self.loader.open()
         try:
-            self._make_passes(connection)
+            return self._read_through(connection)
         except PipelineError as failure:
+            if isinstance(failure, MissingRights):
+                self.session.refusals[self.slice.collection.name] = failure
             failed = self._fail(connection, failure)
             if isinstance(failure, WarehouseError) and not isinstance(failure, _REFUSED):
                 raise
             return failed
-        return self._succeed(connection)
 
-    def _make_passes(self, connection: psycopg.Connection) -> None:
-        """`passes`, whose refusals by PostgreSQL are told from its other errors: after those nothing can be noted of it."""
+    def _read_through(self, connection: psycopg.Connection) -> SliceResult:
+        """Passes and end. Refusals by PostgreSQL are told from its other errors: after those nothing can be noted of it."""
         try:
             self.passes(connection)
+            return self._succeed(connection)
         except (psycopg.errors.InsufficientPrivilege, psycopg.DataError):
             with driver_errors(self._doing):
                 raise
@@ -243,10 +247,11 @@ class SliceReader:
             repeated(partial(self._note_end, connection))
         status = Status.SUCCEEDED if self.read_anything else Status.SKIPPED
         reason = None if self.read_anything else "already read completely since this sync began"
-        self._close_log(connection, status, reason)
         complete = not self.options.partial and self.as_of() is not None
+        rows = self._rows(connection) if complete else None
+        self._close_log(connection, status, reason)
         result = self._result(status, reason=reason, complete=complete)
-        result.rows = self._rows(connection) if complete else None
+        result.rows = rows
         return result
 
     def _note_end(self, connection: psycopg.Connection) -> None:

@@ -16,13 +16,14 @@ import psycopg
 
 from nexhealth_pipeline.catalog.collection import Collection, Scope
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
+from nexhealth_pipeline.errors import MissingRights, ValueRefused
 from nexhealth_pipeline.sync.children import ROWS
 from nexhealth_pipeline.sync.keeper import kept_in_turn
 from nexhealth_pipeline.sync.lock import SliceLock
 from nexhealth_pipeline.sync.months import utc_today
 from nexhealth_pipeline.sync.options import SyncOptions
 from nexhealth_pipeline.sync.plan import passes_of, slices_of
-from nexhealth_pipeline.sync.practice import Location, Practices
+from nexhealth_pipeline.sync.practice import Institution, Location, Practices
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Absence, Slice, SliceResult, Status
 from nexhealth_pipeline.sync.verdict import Sources, Verdict
@@ -45,10 +46,12 @@ def judge(session: SyncSession, slices: Iterable[Slice], options: SyncOptions) -
     by another run since `options.fresh_after`.
     """
     places: dict[tuple[str, int], set[int]] = {}
+    institutions: dict[int, Institution] = {}
     for one in slices:
         judges = options.judges_lists if one.collection.per else options.reconciles
         if judges and one.institution is not None:
             places.setdefault((one.collection.name, one.institution.id), set()).add(one.location_id)
+            institutions[one.institution.id] = one.institution
     if not places:
         return
     practices, sources = session.practices(), Sources(session)
@@ -58,12 +61,20 @@ def judge(session: SyncSession, slices: Iterable[Slice], options: SyncOptions) -
         memberships = b", nexhealth_patient_locations" if options.reconciles else b""
         connection.execute(b"ANALYZE nexhealth_seen" + memberships)
     for name, institution_id in sorted(places, key=lambda pair: (_order(pair[0]), pair[1])):
-        with driver_errors("judging absences"), session.pool.connection() as connection:
-            court = _Court(session, connection, practices, COLLECTIONS[name], institution_id, options, sources)
-            for result in court.sit(places[name, institution_id]):
-                if _is_news(result, options):
-                    session.note(result)
-                    yield result
+        try:
+            with driver_errors("judging absences"), session.pool.connection() as connection:
+                court = _Court(session, connection, practices, COLLECTIONS[name], institution_id, options, sources)
+                for result in court.sit(places[name, institution_id]):
+                    if _is_news(result, options):
+                        session.note(result)
+                        yield result
+        except (MissingRights, ValueRefused) as failure:  # of one table, it may be: the others are judged
+            piece = Slice(COLLECTIONS[name], institutions[institution_id], None)
+            reason = f"absences not judged: {failure}"
+            refused = SliceResult(piece, Status.FAILED, Counts(), 0.0, reason=reason, exit_status=failure.exit_status)
+            refused.absence = Absence()
+            session.note(refused)
+            yield refused
 
 
 def _is_news(result: SliceResult, options: SyncOptions) -> bool:

@@ -35,6 +35,8 @@ from nexhealth_pipeline.warehouse.sync_log import Counts, SyncLog
 __all__ = ["Retried", "retry_quarantine"]
 
 _AT_ONCE = 200
+_DIGITS = 18
+"""Of the longest number that an id is taken for."""
 """Notes of one transaction; each holds a record of up to a megabyte."""
 _MODE = "retry"
 """What its rows in `nexhealth_sync_logs` say."""
@@ -282,7 +284,9 @@ def _is_gone(connection: psycopg.Connection, parent: Collection, place: _Place, 
 def _gone_since(connection: psycopg.Connection, place: _Place, record: _Record) -> bool:
     """Whether its row was found absent after it was read: it may be newer than that row all the same, and bring it back."""
     number = id_of(record.raw)
-    if place.collection.key != ("institution_id", "id") or not (number.isascii() and number.isdigit()):
+    if place.collection.key != ("institution_id", "id") or not (
+        number.isascii() and number.isdigit() and len(number) <= _DIGITS
+    ):
         return False
     query = sql.SQL(
         "SELECT 1 FROM {} WHERE institution_id = %s AND id = %s AND deleted_by = 'absence' AND deleted_at > %s"

@@ -155,7 +155,7 @@ class _Lanes:
             # Not all at once: 22,000 futures took 60 MiB.
             while waiting and self._begun[lane] < _AHEAD * _width(lane, self._options):
                 piece = waiting.popleft()
-                read = _read_again if piece in self._put_off else read_slice
+                read = _read_again if self._put_off and piece in self._put_off else read_slice  # a hash is slow
                 future = pool.submit(read, self._session, piece, self._options)
                 future.add_done_callback(partial(_end, self._ended, piece))
                 self._begun[lane] += 1

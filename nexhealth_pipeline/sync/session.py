@@ -15,7 +15,7 @@ from nexhealth_pipeline.catalog.collection import Collection
 from nexhealth_pipeline.client.budget import Budget
 from nexhealth_pipeline.client.client import NexHealthClient
 from nexhealth_pipeline.client.retry import RetryPolicy
-from nexhealth_pipeline.errors import Cancelled, WarehouseError
+from nexhealth_pipeline.errors import Cancelled, MissingRights, WarehouseError
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.sync.practice import Practices, load_practices
 from nexhealth_pipeline.sync.slices import SliceResult
@@ -73,6 +73,8 @@ class SyncSession:
         self._budgets: list[PostgresBudget] = []
         self.dry_patients: dict[tuple[int, int], set[int]] = {}
         """Patients that a dry run has met, by institution and location: nobody else remembers them."""
+        self.refusals: dict[str, MissingRights] = {}
+        """By collection, what PostgreSQL refused a slice of it: no other is tried, each would ask NexHealth in vain."""
 
     def __enter__(self) -> "SyncSession":
         _share_memory()
@@ -101,8 +103,8 @@ class SyncSession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._over.set()
-        self._keeper.join()
         try:
+            self._keeper.join()
             with driver_errors("closing the run"):
                 self.lock.finish(self._ended(error))
         finally:

@@ -345,6 +345,8 @@ class PostgresBudget:
     def _connect(self) -> psycopg.Connection:
         """A new connection, sought for a while: by the first who finds none, for all others too. Raises BudgetUnavailable."""
         while True:
+            if self._stop is not None and self._stop.is_set():
+                raise Cancelled("stopped while the rate budget was sought")
             try:
                 connection = connect(self._conninfo, autocommit=True, application_name="nexhealth rate budget")
             except WarehouseError as error:
@@ -370,6 +372,7 @@ class PostgresBudget:
 
     def _begin_in_this_process(self) -> None:
         self._pid = os.getpid()
+        self._away_since = None
         self._asking = threading.Lock()
         self._lines: dict[tuple[RateClass, ...], _Line] = {}
 

@@ -218,7 +218,7 @@ def connect(url: str, *, autocommit: bool = False, application_name: str = _NAME
         database, address = database_and_server(url)
         raise WarehouseError(
             f"database {database} at {address} has encoding {encoding}, which cannot hold every name: "
-            "create it anew with ENCODING 'UTF8' LOCALE 'C.UTF-8' TEMPLATE template0"
+            "create it anew with ENCODING 'UTF8' LOCALE 'C.UTF-8' TEMPLATE template0 (or LOCALE 'C')"
         )
     return connection
 

@@ -170,7 +170,8 @@ class Receiver:
         """What the checks say, None where a large body's turn did not come.
 
         Large bodies are checked beside the event loop, which others wait for, and one at a time: anybody can send them,
-        and each costs hashes for every secret. Nobody is shut out, for behind a proxy a flood and NexHealth share an address.
+        and each costs hashes for every secret. Nobody is shut out for good, for behind a proxy a flood and NexHealth share an
+        address: what is refused here it posts again.
         """
         given = (known.secrets, request.headers, body, datetime.now(UTC), self._window)
         if len(body) < _LARGE:

@@ -14,7 +14,7 @@ __all__ = ["before_sensitive", "without_sensitive"]
 
 _NAMES = frozenset(path[-1] for one in DECLARED for path in one.sensitive)
 _WRITTEN = re.compile(
-    b'"(?:%s)(?:"|\\\\+"(?:\\s|\\\\+[nrt])*[:=])'
+    b'(?:"|\\\\+u0022)(?:%s)(?:"|\\\\+(?:"|u0022)(?:\\s|\\\\+[nrt])*[:=])'
     % b"|".join(
         # Each letter as it is, or escaped.
         b"".join(b"(?:%s|(?i:\\\\+u%04x))" % (re.escape(letter).encode(), ord(letter)) for letter in name)

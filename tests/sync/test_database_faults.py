@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -61,11 +62,11 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "_AWAY_SECONDS", 0.2)
 
 
-def sync(box: SandboxServer, url: str, *others: str, mode: Mode = Mode.INCREMENTAL) -> list[SliceResult]:
+def sync(box: SandboxServer, url: str, *others: str, mode: Mode = Mode.INCREMENTAL, **more: Any) -> list[SliceResult]:
     """The practice and its patients, then `others`, with the budget that all processes share."""
     given = {"NEXHEALTH_API_URL": box.url, "NEXHEALTH_API_KEY": box.api_key, "DATABASE_URL": url}
     settings = load_settings(given, environ={}, env_file=None)
-    options = SyncOptions(mode=mode, batch_pages=1)
+    options = SyncOptions(mode=mode, batch_pages=1, **more)
     today = datetime.now(UTC).date()
     with SyncSession(settings, url) as session:
         practice = [one for one in DECLARED if one.scope is Scope.PRACTICE]
@@ -312,6 +313,34 @@ def test_a_batch_of_lists_under_rows_that_fails_is_not_tried_once_more(
         connection.execute("GRANT INSERT, UPDATE ON nexhealth_documents TO loader")
     results = sync(box, theirs, "documents", mode=Mode.RECONCILE)
     assert {str(result.status) for result in results} <= {"succeeded", "skipped"}, [r.reason for r in results]
+
+
+def test_a_table_that_refuses_is_asked_for_once_and_absences_elsewhere_are_judged(server: Server) -> None:
+    """Each slice of it would ask NexHealth in vain; and what is gone of one collection waits for no right on another."""
+    url = server.database()
+    with (
+        SandboxServer(patients=12, appointments_per_patient=1, limits=False) as box,
+        psycopg.connect(url, autocommit=True) as connection,
+    ):
+        theirs = as_loader(connection, url)
+        sync(box, theirs, "documents", "operatories")
+        gone, room = (min(box.state.ids(name)) for name in ("patients", "operatories"))
+        box.state.delete("patients", gone, hard=True)
+        box.state.delete("operatories", room, hard=True)
+        connection.execute("REVOKE UPDATE ON nexhealth_documents FROM loader")
+        results = sync(box, theirs, "operatories", mode=Mode.RECONCILE)
+        judged = [one.reason for one in results if one.absence is not None and one.status is Status.FAILED]
+        assert set(judged) == {"absences not judged: judging absences: the database role lacks a right (42501)"}
+        deleted = "SELECT count(*) FROM nexhealth_operatories WHERE deleted_by = 'absence'"
+        assert connection.execute(deleted).fetchone() == (1,)
+
+        connection.execute("REVOKE SELECT ON nexhealth_patients FROM loader")
+        for dry_run in (True, False):
+            box.requests.clear()
+            results = sync(box, theirs, "operatories", mode=Mode.FULL, dry_run=dry_run, concurrency=1)
+            assert refusals(results, "patients") == {LACKS.format("patients")}
+            slices = sum(one.slice.collection is READ for one in results)
+            assert sum(one.path == "/patients" for one in box.requests) < slices
 
 
 def refuse(error: psycopg.Error) -> None:

@@ -312,8 +312,16 @@ def test_a_pass_that_is_not_made_any_more_leaves_no_state(empty_database_url: st
             " filter_hash, cursor, page, records, run_id) VALUES (%s, 7, 3, '', %s, 'full', '', '', 0, 0, '')",
             list(before),
         )
+        db.cursor().executemany(
+            "INSERT INTO nexhealth_seen_passes (collection, institution_id, location_id, window_key, pass, begun_at, offline)"
+            " VALUES (%s, 7, 3, '', %s, now(), '{}')",
+            [*before, ("appointments", "unfiltered aside")],
+        )
+        db.execute("INSERT INTO nexhealth_seen (pass_id, key) SELECT id, 'x' FROM nexhealth_seen_passes")
         migrate.upgrade(empty_database_url)
         assert {*db.execute("SELECT collection, pass FROM nexhealth_sync_state")} == made
+        assert {*db.execute("SELECT collection, pass FROM nexhealth_seen_passes")} == made
+        assert db.execute("SELECT count(*) FROM nexhealth_seen").fetchone() == (len(made),)
 
 
 def test_a_role_that_may_not_create_is_told_which_right_it_lacks(guest_url: str) -> None:

@@ -85,7 +85,8 @@ def test_who_sent_bad_ones_does_not_queue_and_is_not_shut_out_either(no_events: 
 def test_good_ones_are_checked_one_at_a_time(no_events: str, checks: Checks) -> None:
     """Five threads of hashes are five processors that answer nobody else."""
     checks.go_on.clear()
-    with receiver(no_events) as running, ThreadPoolExecutor(5) as pool:
+    plan = Plan(limits=Limits(check_seconds=60))
+    with receiver(no_events, plan=plan) as running, ThreadPoolExecutor(5) as pool:
         answers = [pool.submit(good, running, number) for number in range(5)]
         until(lambda: running.lines("/metrics")["nexhealth_webhook_bytes_total"] > 5 * LARGE)
         checks.go_on.set()

@@ -73,13 +73,14 @@ def test_no_hash_gives_it_back(practice_url: str, practice: psycopg.Connection) 
         b"payload=" + json.dumps(PERSON).encode(),
         json.dumps({"data": json.dumps(PERSON)}).encode(),
         json.dumps(json.dumps([json.dumps(PERSON, indent=1)])).encode(),
+        json.dumps({"data": json.dumps(PERSON)}).replace('\\"', "\\u0022").encode(),
         updated(patient(1, 5, note='his "ssn": ' + NUMBER)),
         b'"payload"=' + json.dumps(json.dumps(PERSON)).encode(),
     ],
     ids=[
         *("a visit's patient", "relatives", "a provider", "an object", "an escaped name", "no event", "too deep"),
         *("half a character", "half of it", "a byte order mark", "a form", "encoded twice", "encoded three times"),
-        *("a text", "a form of encoded ones"),
+        *("quotes by their number", "a text", "a form of encoded ones"),
     ],
 )
 def test_it_is_taken_out_wherever_it_stands(practice_url: str, practice: psycopg.Connection, sent: bytes) -> None:
