@@ -43,7 +43,7 @@ def test_requests_are_those_of_the_readme(sizing: ModuleType) -> None:
     assert first[documents] == 20 * 4000
     night = sizing.night(20, sizing.ON)
     assert night[documents] == changes[documents], "the database that is reconciled asks for no more of them"
-    assert night[appointments] == round((7 * 2 + 3 * 53) * 20 / 7)
+    assert night[appointments] == round((7 * 2 + 2 * 53) * 20 / 7)
     assert "makes 600 of a location's 750 requests" in GUIDE
     assert round(sum(night.values()) / 20, -1) == 750
 

@@ -395,10 +395,3 @@ def test_a_database_that_is_tried_again_brings_along_none_of_its_institution_tha
     assert _reconciled(read)[1] == ["coast.31"]
     read.execute("UPDATE nexhealth_seen_passes SET begun_at = begun_at - interval '6 days' WHERE location_id = 31")
     assert _reconciled(read)[1] == ["coast.30", "coast.31"]
-
-
-def test_the_pass_of_a_reconcile_alone_makes_no_month_unread(read: psycopg.Connection) -> None:
-    """Killed in its third pass, a month stays complete: the two others say so."""
-    extra = next(one.name for one in COLLECTIONS["appointments"].passes if one.reconcile_only)
-    read.execute("UPDATE nexhealth_sync_state SET watermark = NULL WHERE pass = %s", (extra,))
-    assert due_at_night(read, ()).months == []
