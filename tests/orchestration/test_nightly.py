@@ -7,7 +7,7 @@ import psycopg
 import pytest
 
 from nexhealth_pipeline.catalog.collection import Scope
-from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
+from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.orchestration.nightly import Due, due_at_night, due_in_the_morning
 from nexhealth_pipeline.sync.months import CHANGES, month_keys
 from nexhealth_pipeline.warehouse.knowledge import record_freshness
