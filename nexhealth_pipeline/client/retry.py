@@ -165,8 +165,7 @@ class RetryPolicy:
     longest_retry_after: float = 120.0
     """Bound of what a `Retry-After` may ask for; of a 429's see `longest_block`."""
     longest_block: float = 300.0
-    """Bound of what a 429's may: all who share the key keep to it, and where it is longer than `patience_seconds` a page
-    ends instead of asking too early. NexHealth's windows are of a minute, and whoever applies events waits with rows locked."""
+    """Bound of what a 429's may: all who share the key keep to it, and a page whose `patience_seconds` are fewer ends. NexHealth's windows are of a minute, and whoever applies events waits with rows locked."""
     random: Callable[[], float] = field(default=random.random, repr=False)
     """Jitter in [0, 1)."""
     monotonic: Callable[[], float] = field(default=time.monotonic, repr=False)

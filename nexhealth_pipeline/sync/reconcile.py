@@ -62,7 +62,7 @@ def judge(session: SyncSession, slices: Iterable[Slice], options: SyncOptions) -
         connection.execute(b"ANALYZE nexhealth_seen" + memberships)
     for name, institution_id in sorted(places, key=lambda pair: (_order(pair[0]), pair[1])):
         try:
-            with driver_errors("judging absences"), session.pool.connection() as connection:
+            with driver_errors(f"marking {name} or what stands under them"), session.pool.connection() as connection:
                 court = _Court(session, connection, practices, COLLECTIONS[name], institution_id, options, sources)
                 for result in court.sit(places[name, institution_id]):
                     if _is_news(result, options):
@@ -139,8 +139,8 @@ class _Court:
                 if self._session.stop.is_set():
                     return
                 yield from self._judge(place)
-            yield from self._verdict(None, alone=True).look_under_gone()
             repeated(self._note_ends)
+            yield from self._verdict(None, alone=True).look_under_gone()
 
     def _note_ends(self) -> None:
         """Note what was judged, in one transaction."""

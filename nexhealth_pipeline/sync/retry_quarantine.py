@@ -35,9 +35,9 @@ from nexhealth_pipeline.warehouse.sync_log import Counts, SyncLog
 __all__ = ["Retried", "retry_quarantine"]
 
 _AT_ONCE = 200
+"""Notes of one transaction; each holds a record of up to a megabyte."""
 _DIGITS = 18
 """Of the longest number that an id is taken for."""
-"""Notes of one transaction; each holds a record of up to a megabyte."""
 _MODE = "retry"
 """What its rows in `nexhealth_sync_logs` say."""
 

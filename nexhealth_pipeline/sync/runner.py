@@ -51,6 +51,7 @@ def run_slices(
     unless the caller holds something that others wait for. Raises WarehouseError, after the results of what was under way.
     """
     slices = list(slices)
+    session.refusals.clear()  # a right may have been granted since
     options = _since_lately(session, _sharing(slices, options))
     for result in _read_all(session, slices, options):
         session.note(result)

@@ -74,7 +74,8 @@ class SyncSession:
         self.dry_patients: dict[tuple[int, int], set[int]] = {}
         """Patients that a dry run has met, by institution and location: nobody else remembers them."""
         self.refusals: dict[str, MissingRights] = {}
-        """By collection, what PostgreSQL refused a slice of it: no other is tried, each would ask NexHealth in vain."""
+        """By collection, what PostgreSQL refused a slice of it: no other of as many as are read together is tried, since each
+        would ask NexHealth in vain. It has no row in the sync log."""
 
     def __enter__(self) -> "SyncSession":
         _share_memory()

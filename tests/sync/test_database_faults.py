@@ -330,7 +330,10 @@ def test_a_table_that_refuses_is_asked_for_once_and_absences_elsewhere_are_judge
         connection.execute("REVOKE UPDATE ON nexhealth_documents FROM loader")
         results = sync(box, theirs, "operatories", mode=Mode.RECONCILE)
         judged = [one.reason for one in results if one.absence is not None and one.status is Status.FAILED]
-        assert set(judged) == {"absences not judged: judging absences: the database role lacks a right (42501)"}
+        lacks = LACKS.format("patients").replace(
+            "loading nexhealth_patients", "marking patients or what stands under them"
+        )
+        assert set(judged) == {f"absences not judged: {lacks}"}
         deleted = "SELECT count(*) FROM nexhealth_operatories WHERE deleted_by = 'absence'"
         assert connection.execute(deleted).fetchone() == (1,)
 
