@@ -84,7 +84,7 @@ def test_one_host_is_enough_for_a_key_where_a_node_is_not(sizing: ModuleType) ->
     assert sizing.memory() * 2**20 < 4e9 / 2, "with what else a host has to do"
     cores, mib = sizing.reserved()
     assert cores > 2
-    assert mib == 3 * 512 + 3 * 512 + 2 * 192, "Dagster's parts, runs, receivers"
+    assert mib == 3 * 512 + 4 * 512 + 2 * 192, "Dagster's parts, runs, receivers"
 
 
 def test_what_pods_reserve_is_the_same_in_every_spelling(
@@ -107,7 +107,7 @@ def test_the_memory_of_what_stands_all_the_time_is_told_as_it_was_measured(sizin
     code, webserver, daemon, receiver = sizing.MEASURED.mib_of_services
     told = f"code location {code}, webserver {webserver}, daemon {daemon}, receiver {receiver}"
     assert told in " ".join(GUIDE.split())
-    assert sizing.memory() == sizing.RUNS_AT_ONCE * sizing.MEASURED.mib_of_a_run + code + webserver + daemon + receiver
+    assert sizing.memory() == sizing.PROCESSES * sizing.MEASURED.mib_of_a_run + code + webserver + daemon + receiver
 
 
 def test_dagster_ends_no_run_of_a_backfill_that_takes_as_long_as_the_guide_says(sizing: ModuleType) -> None:
