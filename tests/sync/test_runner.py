@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
-from nexhealth_pipeline.errors import WarehouseError
+from nexhealth_pipeline.errors import MissingRights, WarehouseError
 from nexhealth_pipeline.settings import load_settings
 from nexhealth_pipeline.sync import runner
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
@@ -25,6 +25,7 @@ class Session:
     def __init__(self) -> None:
         self.indexed: list[set[str]] = []
         self.stop = Event()
+        self.refusals: dict[str, MissingRights] = {}
 
     def note(self, result: SliceResult) -> None:
         pass
