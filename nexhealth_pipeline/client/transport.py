@@ -12,7 +12,9 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import requests
 import urllib3.exceptions
@@ -205,10 +207,19 @@ def _heed_environment(session: requests.Session, root: str) -> None:
     `requests` would with each request, going through every variable there is.
     """
     found = session.merge_environment_settings(root, {}, None, None, None)
-    session.proxies, session.verify = found["proxies"], found["verify"]
+    # A proxy's own 127.0.0.1 is not ours, as that of `nexhealth demo` is.
+    session.proxies = {} if _is_this_machine(root) else found["proxies"]
+    session.verify = found["verify"]
     session.trust_env = False
     if root.lower().startswith("https:") and isinstance(session.verify, str):
         _require_certificates(session.verify)
+
+
+def _is_this_machine(root: str) -> bool:
+    host = urlsplit(root).hostname or ""
+    with suppress(ValueError):
+        return ip_address(host).is_loopback
+    return host == "localhost"
 
 
 def _require_certificates(path: str) -> None:

@@ -172,8 +172,9 @@ def remove_old_records(url: str, days: int, stop: threading.Event | None = None)
             folders=_remove_folders(connection, limits, days),
         )
         if events >= _VACUUM_ROWS and not stop.is_set():
-            # Not truncated at the end: that would shut out whoever writes.
-            connection.execute("VACUUM (TRUNCATE false) event_logs, asset_event_tags")
+            # Not truncated at the end: that would shut out whoever writes. Not parallel: before 17 that takes shared memory,
+            # of which a container has 64 MB.
+            connection.execute("VACUUM (TRUNCATE false, PARALLEL 0) event_logs, asset_event_tags")
     return removed
 
 

@@ -350,6 +350,14 @@ def _pooled_engine(url: str) -> Engine:
     return engine
 
 
+_AS_DAGSTER_MEANS = """
+SET timezone = 'UTC'; SET default_transaction_isolation = 'read committed';
+SET lock_timeout = 0; SET idle_session_timeout = 0
+"""
+"""Whatever the role has for other work: its limits would look like a server that is away. Not `statement_timeout`, which the
+webserver sets itself."""
+
+
 @engine_event.listens_for(Engine, "connect")
 def _in_utc(connection: Any, _record: object) -> None:
     """Dagster keeps times without a zone, and takes what it finds for UTC: of a server of another zone all were hours off.
@@ -358,7 +366,7 @@ def _in_utc(connection: Any, _record: object) -> None:
     """
     if type(connection).__module__.startswith("psycopg2"):
         with connection.cursor() as cursor:
-            cursor.execute("SET timezone = 'UTC'")
+            cursor.execute(_AS_DAGSTER_MEANS)
         connection.commit()
 
 

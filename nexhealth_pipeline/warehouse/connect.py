@@ -89,6 +89,11 @@ _REASONS = (
     ("password authentication failed", "refuses role {user} or its password: correct the user and password in it"),
     ("no password supplied", "asks for a password for role {user}: add it"),
     ("no pg_hba.conf entry", "does not let role {user} in from here: add this machine to its pg_hba.conf"),
+    ("pg_hba.conf rejects", "does not let role {user} in from here: let this machine in by its pg_hba.conf"),
+    (
+        "authentication failed",
+        "does not take role {user} for who it is: correct the user, or the method in its pg_hba.conf",
+    ),
     ("permission denied for database", "does not let role {user} into {dbname}: GRANT CONNECT ON DATABASE to it"),
     ("not permitted to log in", "does not let role {user} log in: ALTER ROLE ... LOGIN, or correct the user"),
     (
@@ -101,10 +106,15 @@ _REASONS = (
     ),
     ("too many", "has no connection left: raise its max_connections, or end other clients"),
     ("connection slots", "has no connection left: raise its max_connections, or end other clients"),
+    ("not currently accepting", "lets nobody into {dbname}: ALTER DATABASE ... ALLOW_CONNECTIONS true"),
     ('role "', "has no role {user}: create it, or correct the user"),
     ('database "', "has no database {dbname}: create it, or correct the name"),
     ("starting up", "is still starting: try again in a moment"),
+    ("recovery mode", "is still starting, after a crash: try again in a moment"),
+    ("not yet accepting", "is still starting: try again in a moment"),
     ("shutting down", "is stopping: start it again"),
+    ("read-only", "takes no rows: name the primary server"),
+    ("standby", "takes no rows: name the primary server"),
     ("root certificate file", "has a certificate to be verified, and no file to do it with: correct sslrootcert"),
     ("verify failed", "has a certificate that sslrootcert does not vouch for: name the file of who signed it there"),
     ("server certificate for", "has a certificate of another name: correct the host"),
@@ -112,8 +122,11 @@ _REASONS = (
     ("invalid", "cannot be asked: correct the port or the option in its address that has no valid value"),
     ("bad value", "cannot be asked: correct the option in its address that has no valid value"),
 )
-"""Words in libpq's English message -> what to say instead: of the first that are in it. Without a match the generic text is
-used."""
+"""Words in libpq's English message -> what to say instead: of the first that are in it. Without a match the generic texts are
+used, of a server that says something else (or in another language), or says nothing."""
+_SAID_NOTHING = re.compile(
+    r"refused|No such file|timeout|translate host name|closed the connection|No route|unreachable|Is the server"
+)
 
 
 def home_folder(settings: Settings) -> Path:
@@ -328,10 +341,10 @@ def driver_errors(doing: str) -> Iterator[None]:
         yield
     except errors.InsufficientPrivilege:
         raise MissingRights(f"{doing}: the database role lacks a right (42501)") from None
-    except errors.DiskFull:
-        raise WarehouseError(
-            f"{doing}: PostgreSQL has no room left (53100): make room on its disk, then run again"
-        ) from None
+    except errors.DiskFull as error:
+        shared = "shared memory" in str(error)  # of a container, 64 MB unless it is told otherwise
+        room = "give it more shared memory (Docker: --shm-size)" if shared else "make room on its disk, then run again"
+        raise WarehouseError(f"{doing}: PostgreSQL has no room left (53100): {room}") from None
     except errors.ReadOnlySqlTransaction:
         raise WarehouseError(
             f"{doing}: the database is read-only (25006): name the primary server in its address (DATABASE_URL, or "
@@ -381,6 +394,11 @@ def _unreachable(url: str, message: str) -> str:
     for words, reason in _REASONS:
         if words in message:
             return f"PostgreSQL at {_address(url)} {reason.format(**names)}"
+    if "failed: " in message and not _SAID_NOTHING.search(message):
+        return (
+            f"PostgreSQL at {_address(url)} does not let role {names['user']} into {names['dbname']}: its own log says why; "
+            "correct user, password and options"
+        )
     return (
         f"no PostgreSQL answers at {_address(url)}: start it, or correct DATABASE_URL (or DAGSTER_DATABASE_URL, if this is "
         "Dagster's)"

@@ -127,6 +127,10 @@ class _Lease:
     descriptor: int
 
 
+_ELSEWHERE = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGSERVICE", "PGSERVICEFILE", "PGOPTIONS", "PGGSSENCMODE",
+              "PGTARGETSESSIONATTRS", "PGREQUIREAUTH")  # fmt: skip
+"""By these libpq fills in what an address leaves open: another server would be meant, or none."""
+
 _leases: dict[Path, _Lease] = {}
 _guard = threading.RLock()
 
@@ -137,11 +141,14 @@ def ensure(home: Path, *, linger_seconds: float = 0, durable: bool = True, tcp: 
     `linger_seconds`: how long it stays up after the last user, and then while any client is connected.
     `durable=False` trades safety after a power cut for speed (tests); it counts when the server starts.
     `tcp=True` makes it listen on 127.0.0.1 with a password as well, from now on at every start.
+    What the environment says of other PostgreSQL servers is forgotten, in this process and for those that it starts.
 
     Raises InvalidSetting where `home` cannot be used, WarehouseError where the server cannot be made or started, or
     where TCP is asked for while somebody uses a server without; no lease is held then.
     """
     home = home.expanduser().absolute()
+    for name in _ELSEWHERE:
+        os.environ.pop(name, None)
     with _guard:
         lease = _leases.get(home)
         if lease is None or not _healthy(lease.server) or (tcp and lease.server.place.tcp_port is None):

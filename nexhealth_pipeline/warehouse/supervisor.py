@@ -52,9 +52,14 @@ _SETTINGS = {
 _NOT_DURABLE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
 
+_CONTAINERS_MEMORY = Path("/sys/fs/cgroup/memory.max")
+
+
 def _buffers() -> int:
     """Megabytes that the server keeps of its tables: a first load's is read again for each index, from there if it fits."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError):  # a container's, which says "max" where it has none of its own
+        memory = min(memory, int(_CONTAINERS_MEMORY.read_text()))
     return min(512, max(128, memory >> 25))  # a thirty-second of it
 
 

@@ -107,12 +107,22 @@ def test_a_proxy_of_the_environment_is_used(make_client, stub, monkeypatch):
     assert stub.data_requests[0].path
 
 
-@pytest.mark.parametrize("exempt", ["127.0.0.1", "*"])
-def test_no_proxy_is_used_for_an_exempt_host(client, stub, monkeypatch, exempt):
+@pytest.mark.parametrize("exempt", ["nexhealth.invalid", "*"])
+def test_no_proxy_is_used_for_an_exempt_host(monkeypatch, exempt):
+    root = "http://nexhealth.invalid"
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert _session(Deadline(time.monotonic), root).proxies
     monkeypatch.setenv("no_proxy", exempt)
+    assert not _session(Deadline(time.monotonic), root).proxies
+
+
+@pytest.mark.parametrize("root", ["http://localhost:8090", "http://[::1]:8090", "http://127.0.0.2"])
+def test_no_proxy_is_used_for_this_machine(client, stub, monkeypatch, root):
+    """Risk: a company's proxy was asked for its own 127.0.0.1, and the demo failed with the proxy's error."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     client.get(ONE)
     assert stub.data_requests
+    assert not _session(Deadline(time.monotonic), root).proxies
 
 
 def test_the_environment_is_looked_at_once(client, stub, monkeypatch):

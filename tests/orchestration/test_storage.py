@@ -136,6 +136,7 @@ def test_dagster_s_times_are_those_of_the_clock_whatever_zone_the_server_has(
     with psycopg.connect(empty_database_url, autocommit=True) as connection:
         name = sql.Identifier(connection.info.dbname)
         connection.execute(sql.SQL("ALTER DATABASE {} SET timezone = {}").format(name, sql.Literal(zone)))
+        connection.execute(sql.SQL("ALTER DATABASE {} SET lock_timeout = '1s'").format(name))
     monkeypatch.setenv("DAGSTER_DATABASE_URL", empty_database_url)
     monkeypatch.setenv("NEXHEALTH_HOME", str(tmp_path))
     with dg.DagsterInstance.from_config(str(REPO)) as instance:
@@ -148,6 +149,8 @@ def test_dagster_s_times_are_those_of_the_clock_whatever_zone_the_server_has(
             assert record is not None
             for moment in (record.create_timestamp, record.update_timestamp):
                 assert abs(moment.timestamp() - time.time()) < 600
+            with instance.event_log_storage.index_connection() as connection:  # type: ignore[attr-defined]  # PostgreSQL's
+                assert connection.exec_driver_sql("SHOW lock_timeout").scalar() == "0"
 
 
 def test_a_run_over_partitions_colours_exactly_the_slices_that_were_read(instance: dg.DagsterInstance) -> None:

@@ -18,6 +18,8 @@ import pytest
 
 from nexhealth_pipeline.errors import WarehouseError, WarehouseUnreachable
 from nexhealth_pipeline.warehouse import binaries, embedded
+from nexhealth_pipeline.warehouse import supervisor as supervisor_module
+from nexhealth_pipeline.warehouse.connect import connect
 from nexhealth_pipeline.warehouse.embedded import ensure, release
 from nexhealth_pipeline.warehouse.place import Place
 
@@ -318,6 +320,39 @@ def test_the_servers_processes_do_not_see_the_users_secrets(home: Path, monkeypa
         pytest.skip("this system has no /proc")
     for pid in (postmaster(home), supervisor(home)):
         assert b"canary-key" not in Path(f"/proc/{pid}/environ").read_bytes()
+
+
+def test_other_servers_of_the_environment_are_not_meant(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Risk: patients' data went to the server that PGHOSTADDR names, or the start waited three minutes for another port."""
+    (tmp_path / "services").write_text("[prod]\nport=6432\nhostaddr=127.0.0.9\n")
+    for name, elsewhere in {
+        "PGPORT": "5433",
+        "PGHOSTADDR": "127.0.0.1",
+        "PGSERVICE": "prod",
+        "PGSERVICEFILE": str(tmp_path / "services"),
+        "PGGSSENCMODE": "require",
+        "PGOPTIONS": "-c nonsense=1",
+        "PGTARGETSESSIONATTRS": "standby",
+    }.items():
+        monkeypatch.setenv(name, elsewhere)
+    server = ensure(home, durable=False)
+    with connect(server.url("postgres")) as connection:
+        assert connection.execute("SELECT inet_server_addr()").fetchone() == (None,)
+    monkeypatch.setenv("PGHOSTADDR", "127.0.0.1")
+    assert ensure(home, durable=False) is server
+
+
+def test_of_a_container_its_own_memory_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's may be fifty times as much: the server's share of that ended it."""
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(supervisor_module, "_CONTAINERS_MEMORY", limit)
+    of_the_machine = supervisor_module._buffers()
+    limit.write_text("max\n")
+    assert supervisor_module._buffers() == of_the_machine
+    limit.write_text(f"{512 << 20}\n")
+    assert supervisor_module._buffers() == 128
 
 
 def test_what_is_kept_is_closed_to_other_accounts(home: Path) -> None:

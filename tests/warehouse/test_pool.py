@@ -6,8 +6,37 @@ import psycopg
 import pytest
 from psycopg import conninfo
 
-from nexhealth_pipeline.errors import WarehouseUnreachable
-from nexhealth_pipeline.warehouse.connect import connect, pool
+from nexhealth_pipeline.errors import WarehouseError, WarehouseUnreachable
+from nexhealth_pipeline.warehouse import connect as module
+from nexhealth_pipeline.warehouse.connect import connect, driver_errors, pool
+
+WHAT_SERVERS_SAY = {
+    'FATAL:  Peer authentication failed for user "x"': "does not take role x for who it is",
+    'FATAL:  pg_hba.conf rejects connection for host "h", user "x", database "y"': "does not let role x in from here",
+    'FATAL:  database "y" is not currently accepting connections': "lets nobody into y",
+    "FATAL:  the database system is in recovery mode": "is still starting, after a crash",
+    "session is read-only": "name the primary server",
+    "server is in hot standby mode": "name the primary server",
+    "FATAL:  Passwort-Authentifizierung für Benutzer »x« fehlgeschlagen": "does not let role x into y: its own log says why",
+    "Connection refused\n\tIs the server running on that host and accepting TCP/IP connections?": "no PostgreSQL answers",
+    "timeout expired": "no PostgreSQL answers",
+}
+
+
+@pytest.mark.parametrize("said", WHAT_SERVERS_SAY)
+def test_a_server_that_refuses_is_not_told_as_one_that_is_silent(said: str) -> None:
+    """Whoever is told to start it looks in the wrong place; a server may speak any language."""
+    told = module._unreachable(
+        "postgresql://x@h/y", f'connection to server at "h" (10.0.0.1), port 5432 failed: {said}'
+    )
+    assert WHAT_SERVERS_SAY[said] in told
+    assert ("start it" in told) == ("no PostgreSQL" in WHAT_SERVERS_SAY[said])
+
+
+def test_shared_memory_is_not_told_as_the_disk() -> None:
+    """A container has 64 MB of it, and its disk is empty."""
+    with pytest.raises(WarehouseError, match="--shm-size"), driver_errors("reading"):
+        raise psycopg.errors.DiskFull("could not resize shared memory segment: No space left on device")
 
 
 def test_a_pool_replaces_connections_that_died(server_url: str) -> None:
