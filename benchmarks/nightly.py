@@ -308,7 +308,7 @@ KINDS = {
         "A night against the rate floor",
         "Before it all patients were read; all other lists, months of appointments and lists under patients were noted "
         f"as read by SQL, the latter spread over the {NIGHTS} nights of the rotation; then one in a hundred patients and "
-        "appointments changed. It is the command.",
+        "appointments changed. It is the command, `nexhealth sync`.",
     ),
     "night_by_daemon": Kind(
         night_by_daemon,
@@ -319,7 +319,13 @@ KINDS = {
         "which the time counts; the daemon queues and starts them. They reconcile a seventh of the locations as well: "
         "all its patients, and two requests for each of its 53 months of appointments. CPU is that of daemon, code server and runs, the peak that of a run.",
     ),
-    "full_load": Kind(full_load, 5, 200, "A full load against the rate floor", "Nothing was there before."),
+    "full_load": Kind(
+        full_load,
+        5,
+        200,
+        "A full load against the rate floor",
+        "Nothing was there before; it is the command, `nexhealth sync --mode full`.",
+    ),
     "documents": Kind(
         documents,
         1,
@@ -329,7 +335,7 @@ KINDS = {
     ),
 }
 _TEXT = """\
-{locations:,} location(s) with {patients:,} patients and as many appointments each. `nexhealth sync` at {share:.0%} of the documented limits, against a local API that enforces them, waits {wait:.0f} ms \
+{locations:,} location(s) with {patients:,} patients and as many appointments each. At {share:.0%} of the documented limits, against a local API that enforces them, waits {wait:.0f} ms \
 before each answer and counts what arrives. The floor is the slowest rate class's requests at that share, at the even rate; a sliding window gives \
 its first window's worth at once, so the true least is up to a minute shorter. Lists other \
 than those of patients and appointments are empty: requests are measured, not loading. {more}"""
