@@ -12,11 +12,11 @@ from nexhealth_pipeline.cli.doctor import Finding, Group, Level
 from nexhealth_pipeline.cli.realm import is_sandbox_key
 from nexhealth_pipeline.client.budget import LocalBudget
 from nexhealth_pipeline.client.client import NexHealthClient
+from nexhealth_pipeline.client.loopback import is_loopback
 from nexhealth_pipeline.client.request import ApiRequest
 from nexhealth_pipeline.client.retry import RetryPolicy
 from nexhealth_pipeline.errors import ApiError, ConfigurationError, KeyRefused, MissingSetting, RateLimited, Unreachable
 from nexhealth_pipeline.settings import Settings
-from nexhealth_pipeline.webhooks.target import is_loopback
 
 __all__ = ["CLOCK_SECONDS", "STALE", "api_findings", "doctors_client"]
 

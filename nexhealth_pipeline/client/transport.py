@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -23,6 +22,7 @@ from requests.utils import select_proxy
 
 from nexhealth_pipeline.client.clock import ApiClock
 from nexhealth_pipeline.client.deadline import BoundedAdapter, Deadline
+from nexhealth_pipeline.client.loopback import is_loopback
 from nexhealth_pipeline.client.retry import Fault
 from nexhealth_pipeline.errors import Cancelled, InvalidSetting
 
@@ -208,18 +208,11 @@ def _heed_environment(session: requests.Session, root: str) -> None:
     """
     found = session.merge_environment_settings(root, {}, None, None, None)
     # A proxy's own 127.0.0.1 is not ours, as that of `nexhealth demo` is.
-    session.proxies = {} if _is_this_machine(root) else found["proxies"]
+    session.proxies = {} if is_loopback(urlsplit(root).hostname or "") else found["proxies"]
     session.verify = found["verify"]
     session.trust_env = False
     if root.lower().startswith("https:") and isinstance(session.verify, str):
         _require_certificates(session.verify)
-
-
-def _is_this_machine(root: str) -> bool:
-    host = urlsplit(root).hostname or ""
-    with suppress(ValueError):
-        return ip_address(host).is_loopback
-    return host == "localhost"
 
 
 def _require_certificates(path: str) -> None:

@@ -1,12 +1,12 @@
 """Where NexHealth may be told to post events to."""
 
 import re
-from ipaddress import ip_address
 from urllib.parse import SplitResult, urlsplit
 
+from nexhealth_pipeline.client.loopback import is_loopback
 from nexhealth_pipeline.errors import InvalidSetting
 
-__all__ = ["DEFAULT_PATH", "is_loopback", "needs_proxy", "usable_url"]
+__all__ = ["DEFAULT_PATH", "needs_proxy", "usable_url"]
 
 DEFAULT_PATH = "/api/nexhealth-webhook"
 """Where the receiver listens."""
@@ -41,14 +41,6 @@ def usable_url(text: str) -> str:
 def needs_proxy(url: str) -> bool:
     """Whether what is posted to `url` reaches the receiver only where a proxy gives it another path."""
     return urlsplit(url).path != DEFAULT_PATH
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can be meant."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _parts(text: str) -> tuple[SplitResult, int | None]:
