@@ -150,11 +150,9 @@ def _real(realm: Realm) -> tuple[dict[str, str], Path]:
 
 def _prepare(realm: Realm) -> None:
     """Bring the warehouse up to date, and refuse one that holds the other kind of data."""
-    from nexhealth_pipeline.warehouse.migrate import declare_kind, upgrade
+    from nexhealth_pipeline.warehouse.migrate import prepare
 
-    url = realm.warehouse_url()
-    upgrade(url)
-    declare_kind(url, realm.kind)
+    prepare(realm.warehouse_url(), realm.kind)
 
 
 def _usable_port(host: str) -> int:
