@@ -16,6 +16,7 @@ from nexhealth_pipeline.client.loopback import is_loopback
 from nexhealth_pipeline.client.request import ApiRequest
 from nexhealth_pipeline.client.retry import RetryPolicy
 from nexhealth_pipeline.errors import ApiError, ConfigurationError, KeyRefused, MissingSetting, RateLimited, Unreachable
+from nexhealth_pipeline.log import printable
 from nexhealth_pipeline.settings import Settings
 
 __all__ = ["CLOCK_SECONDS", "STALE", "api_findings", "doctors_client"]
@@ -239,7 +240,7 @@ def _location(client: NexHealthClient, text: str, places: dict[str, _Record]) ->
     ]
     if len(found) != 1:
         problem = "names several locations" if found else "is not reachable with this key"
-        choices = ", ".join(f"{key} ({place.get('name')})" for key, place in found or places.items())
+        choices = ", ".join(f"{key} ({_name(place)})" for key, place in found or places.items())
         return _failed("location", Group.SETTINGS, f"location {text!r} {problem}", f"Use one of: {choices}.")
     key, place = found[0]
     if place.get("inactive"):
@@ -257,9 +258,13 @@ def _location(client: NexHealthClient, text: str, places: dict[str, _Record]) ->
     return _ok("location", Group.API, f"location {key} can be read")
 
 
+def _name(place: _Record) -> str:
+    return printable(str(place.get("name")))
+
+
 def _offices(sources: list[_Record], places: dict[str, _Record], now: datetime) -> Iterator[Finding]:
     """Offices that NexHealth itself cannot read, or has not read for long."""
-    names = {place.get("id"): f"{key} ({place.get('name')})" for key, place in places.items()}
+    names = {place.get("id"): f"{key} ({_name(place)})" for key, place in places.items()}
     silent = False
     for source in sources:
         offices = [names[place.get("id")] for place in source.get("locations") or () if place.get("id") in names]
