@@ -8,6 +8,7 @@ libraries are heard from WARNING on, with exceptions among their arguments reduc
 
 import json
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Mapping
@@ -19,9 +20,20 @@ from nexhealth_pipeline.errors import PipelineError
 if TYPE_CHECKING:
     from nexhealth_pipeline.settings import Settings
 
-__all__ = ["JsonLines", "TerminalLines", "WithoutDriverText", "described", "places", "set_up", "set_up_for"]
+__all__ = [
+    "JsonLines",
+    "TerminalLines",
+    "WithoutDriverText",
+    "described",
+    "places",
+    "printable",
+    "set_up",
+    "set_up_for",
+]
 
 _ROOM = "nexhealth_pipeline"
+_COMMANDS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""Characters by which a text moves the cursor, begins a line, rings, or turns round what stands beside it."""
 
 
 def set_up(level: str = "INFO", *, stream: TextIO | None = None, terminal: bool | None = None) -> None:
@@ -64,6 +76,16 @@ class _Handler(logging.StreamHandler[TextIO]):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         """Say nothing: the standard library would print the record's arguments."""
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """`text` as a terminal may be given it: a name may hold what clears the screen, or looks like a line of ours.
+
+    Blanks stand for white space and U+FFFD for the rest; `lines` says that its newlines are meant.
+    """
+    if lines:
+        return "\n".join(map(printable, text.split("\n")))
+    return _COMMANDS.sub(lambda found: " " if found[0].isspace() else "\ufffd", text)
 
 
 def _is_terminal(stream: TextIO, told: bool | None) -> bool:
@@ -144,7 +166,7 @@ class TerminalLines(logging.Formatter):
         """The line of `record`."""
         at = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
         fields = "".join(f" {name}={_text(value)}" for name, value in _fields(record).items())
-        return f"{at} {record.levelname:<7} {record.getMessage()}{fields}"
+        return printable(f"{at} {record.levelname:<7} {record.getMessage()}{fields}")
 
 
 def _text(value: object) -> str:

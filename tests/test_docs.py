@@ -107,6 +107,15 @@ def test_every_variable_is_a_setting() -> None:
     assert len(named) > 5
 
 
+def test_no_setting_is_said_to_be_emptied_for_one_command() -> None:
+    """An empty value counts as unset: what `.env` says would hold, and the command do something else than is told."""
+    found = {
+        name: re.findall(r"\b(?:NEXHEALTH|DATABASE|DAGSTER)_\w+=['\"]{0,2} +\S+", text)
+        for name, text in LINKING.items()
+    }
+    assert not any(found.values()), found
+
+
 def test_every_metric_is_one_of_the_receiver_s() -> None:
     named = re.findall(r"`(nexhealth_webhook_(?:database|secrets|requests)\w*)`", GUIDE)
     metrics = Metrics()

@@ -27,6 +27,7 @@ from nexhealth_pipeline.cli.status import status
 from nexhealth_pipeline.cli.sync import sync
 from nexhealth_pipeline.cli.webhooks import webhooks
 from nexhealth_pipeline.errors import PipelineError
+from nexhealth_pipeline.log import places, printable
 
 __all__ = ["STOPPED", "cli", "main"]
 
@@ -55,6 +56,8 @@ class _Nexhealth(click.Group):
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         """Read the command line; `--help` prints here."""
+        if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":  # https://no-color.org; click asks neither
+            kwargs["color"] = False
         with _kept_from_click():
             return super().make_context(*args, **kwargs)
 
@@ -121,14 +124,12 @@ def _run(args: Sequence[str] | None) -> int:
 
 
 def _say(text: str, exit_status: int) -> int:
-    click.echo(f"nexhealth: {text}", err=True)
+    click.echo(f"nexhealth: {printable(text, lines=True)}", err=True)
     return exit_status
 
 
 def _unexpected(error: BaseException) -> int:
     """One line for a bug: type and place. Its message may quote a row, so it is never shown."""
-    from nexhealth_pipeline.log import places
-
     passed = places(error)
     where = f" at {passed[-1]}" if passed else ""
     if logging.getLogger("nexhealth_pipeline").level == logging.DEBUG or os.environ.get(_LEVEL) == "DEBUG":

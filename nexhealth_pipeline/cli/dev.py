@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from nexhealth_pipeline.cli.host import HOST
 from nexhealth_pipeline.cli.household import Household, end_like_interrupt
 from nexhealth_pipeline.cli.realm import Realm, account, demo_environment, real_environment, usable_demo_home
 from nexhealth_pipeline.cli.realm import demo as demo_realm
@@ -30,7 +31,11 @@ _LOOK_SECONDS = 0.3
 @click.command()
 @click.option("--demo", is_flag=True, help="The local NexHealth, even though an API key is set.")
 @click.option(
-    "--host", default="127.0.0.1", show_default=True, help="Address of Dagster's pages; they ask no password."
+    "--host",
+    type=HOST,
+    default="127.0.0.1",
+    show_default=True,
+    help="Address of Dagster's pages; they ask no password.",
 )
 @click.option(
     "--port", type=click.IntRange(1, 65535), help=f"Port of Dagster's pages.  [default: {_PORT} or a free one]"
@@ -150,11 +155,9 @@ def _real(realm: Realm) -> tuple[dict[str, str], Path]:
 
 def _prepare(realm: Realm) -> None:
     """Bring the warehouse up to date, and refuse one that holds the other kind of data."""
-    from nexhealth_pipeline.warehouse.migrate import declare_kind, upgrade
+    from nexhealth_pipeline.warehouse.migrate import prepare
 
-    url = realm.warehouse_url()
-    upgrade(url)
-    declare_kind(url, realm.kind)
+    prepare(realm.warehouse_url(), realm.kind)
 
 
 def _usable_port(host: str) -> int:

@@ -16,6 +16,7 @@ from nexhealth_pipeline.client.loopback import is_loopback
 from nexhealth_pipeline.client.request import ApiRequest
 from nexhealth_pipeline.client.retry import RetryPolicy
 from nexhealth_pipeline.errors import ApiError, ConfigurationError, KeyRefused, MissingSetting, RateLimited, Unreachable
+from nexhealth_pipeline.log import printable
 from nexhealth_pipeline.settings import Settings
 
 __all__ = ["CLOCK_SECONDS", "STALE", "api_findings", "doctors_client"]
@@ -173,15 +174,19 @@ def _reached(
     """Institutions, locations and offices that the `keys` reach. Raises ApiError."""
     institutions = {one.get("id"): str(one.get("subdomain")) for one in _records(client, keys, "/institutions")}
     yield _subdomains(list(institutions.values()), _named(settings, keys))
-    places = [
-        (f"{institutions[place.get('institution_id')]}.{place.get('id')}", place)
+    yield from _without_key(client, [name for name in institutions.values() if _chosen(name, settings)])
+    # By their keys: of two API keys both may list one.
+    places = {
+        f"{institutions[place.get('institution_id')]}.{place.get('id')}": place
         for place in _records(client, keys, "/locations", ("locations",))
         if _chosen(institutions.get(place.get("institution_id")), settings)
-    ]
-    yield _active([key for key, place in places if not place.get("inactive")])
+    }
+    active = {key: place for key, place in places.items() if not place.get("inactive")}
+    yield _active(list(active))
     for text in wanted:
         yield _location(client, text, places)
-    yield from _offices(_records(client, keys, "/sync_status"), dict(places), client.clock.now())
+    sources = {_source(one): one for one in _records(client, keys, "/sync_status")}
+    yield from _offices(list(sources.values()), active, client.clock.now())
 
 
 def _chosen(subdomain: str | None, settings: Settings) -> bool:
@@ -216,16 +221,26 @@ def _subdomains(names: list[str], named: list[str]) -> Finding:
     return _ok("subdomain", Group.SETTINGS, f"institutions reached: {', '.join(names)}")
 
 
-def _location(client: NexHealthClient, text: str, places: list[tuple[str, _Record]]) -> Finding:
+def _without_key(client: NexHealthClient, subdomains: list[str]) -> Iterator[Finding]:
+    """Institutions that another's key lists, while none of the keys is for them: no slice of theirs can be read."""
+    for subdomain in subdomains:
+        try:
+            client.key_hash(subdomain)
+        except MissingSetting as missing:
+            fix = "If it is not to be copied, name the others in NEXHEALTH_SUBDOMAINS: until then its slices fail."
+            yield _failed("key", Group.SETTINGS, str(missing), fix)
+
+
+def _location(client: NexHealthClient, text: str, places: dict[str, _Record]) -> Finding:
     """Whether one location can be read: found in the list, active, and answering."""
     found = [
         (key, place)
-        for key, place in places
+        for key, place in places.items()
         if text in (key, str(place.get("id"))) or text.casefold() == str(place.get("name")).casefold()
     ]
     if len(found) != 1:
         problem = "names several locations" if found else "is not reachable with this key"
-        choices = ", ".join(f"{key} ({place.get('name')})" for key, place in found or places)
+        choices = ", ".join(f"{key} ({_name(place)})" for key, place in found or places.items())
         return _failed("location", Group.SETTINGS, f"location {text!r} {problem}", f"Use one of: {choices}.")
     key, place = found[0]
     if place.get("inactive"):
@@ -237,12 +252,19 @@ def _location(client: NexHealthClient, text: str, places: list[tuple[str, _Recor
     except ApiError as error:
         fix = "Ask NexHealth to give this key access to the location."
         return _failed("location", Group.API, f"location {key} is listed but cannot be read: {error}", fix)
+    except ConfigurationError as error:
+        problem = f"location {key} is listed but cannot be read: {error}"
+        return _failed("location", Group.SETTINGS, problem, _key_fix(error))
     return _ok("location", Group.API, f"location {key} can be read")
+
+
+def _name(place: _Record) -> str:
+    return printable(str(place.get("name")))
 
 
 def _offices(sources: list[_Record], places: dict[str, _Record], now: datetime) -> Iterator[Finding]:
     """Offices that NexHealth itself cannot read, or has not read for long."""
-    names = {place.get("id"): f"{key} ({place.get('name')})" for key, place in places.items()}
+    names = {place.get("id"): f"{key} ({_name(place)})" for key, place in places.items()}
     silent = False
     for source in sources:
         offices = [names[place.get("id")] for place in source.get("locations") or () if place.get("id") in names]
@@ -258,6 +280,11 @@ def _offices(sources: list[_Record], places: dict[str, _Record], now: datetime) 
             )
     if not silent:
         yield _ok("office", Group.API, "NexHealth's connection to every office is up")
+
+
+def _source(record: _Record) -> tuple[str, ...]:
+    """What tells one source from the others: it has no id."""
+    return tuple(str(record.get(name)) for name in ("institution_id", "sync_source_type", "sync_source_name"))
 
 
 def _office_trouble(source: _Record, now: datetime) -> str | None:

@@ -70,6 +70,10 @@ def _active(client: NexHealthClient, known: list[Endpoint]) -> Iterator[Finding]
         except ApiError as error:
             yield _warning(endpoint, f"NexHealth cannot be asked about it: {error}", "Try again.")
             continue
+        except ConfigurationError as error:  # the environment's proxy or certificates
+            fix = "Correct the variable that it names, or unset it."
+            yield _warning(endpoint, f"NexHealth cannot be asked about it: {error}", fix)
+            continue
         yield _finding(endpoint, listed[name].get(endpoint.endpoint_id))
 
 

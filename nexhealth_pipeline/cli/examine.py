@@ -8,6 +8,7 @@ import click
 
 from nexhealth_pipeline.cli.json_output import json_line, told_as_json
 from nexhealth_pipeline.errors import InvalidSetting
+from nexhealth_pipeline.log import printable
 
 if TYPE_CHECKING:
     from nexhealth_pipeline.cli.doctor import Finding
@@ -70,7 +71,7 @@ def _shown(findings: "Iterable[Finding]", *, as_json: bool) -> "Iterator[Finding
     for finding in findings:
         if not as_json:
             mark, colour = _MARKS[finding.level]
-            click.echo(f"{click.style(mark, fg=colour)} {finding.message}")
+            click.echo(f"{click.style(mark, fg=colour)} {printable(finding.message, lines=True)}")
             if finding.fix:
-                click.echo(f"        {finding.fix}")
+                click.echo(f"        {printable(finding.fix, lines=True)}")
         yield finding

@@ -35,13 +35,13 @@ def explained(realm: Realm, request: "SyncRequest") -> dict[str, Any]:
     """
     from nexhealth_pipeline.sync.explain import explain, floor_seconds
     from nexhealth_pipeline.sync.months import utc_today
-    from nexhealth_pipeline.warehouse.connect import connect
+    from nexhealth_pipeline.warehouse.connect import connect, driver_errors
     from nexhealth_pipeline.warehouse.migrate import check
 
     url = realm.warehouse_url()
     check(url)
     today = utc_today()
-    with connect(url, autocommit=True) as connection:
+    with connect(url, autocommit=True) as connection, driver_errors("explaining a sync"):
         slices, known = _slices(connection, realm, request, today)
         found = explain(connection, slices, _options(realm, request), today)
     floor = floor_seconds(_per_path(found), realm.settings.rate_share)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from nexhealth_pipeline.cli.host import HOST
 from nexhealth_pipeline.cli.household import Household, nexhealth_command
 from nexhealth_pipeline.errors import InvalidSetting
 
@@ -15,7 +16,9 @@ _START_SECONDS = 60.0
 
 
 @click.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; it asks for no real key.")
+@click.option(
+    "--host", type=HOST, default="127.0.0.1", show_default=True, help="Address to listen on; it asks for no real key."
+)
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8089, show_default=True, help="Port; 0 takes a free one."
 )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from nexhealth_pipeline.cli.host import HOST
 from nexhealth_pipeline.cli.household import end_like_interrupt
 from nexhealth_pipeline.cli.realm import Realm, account
 from nexhealth_pipeline.cli.realm import demo as demo_realm
@@ -20,7 +21,9 @@ _log = logging.getLogger(__name__)
 
 
 @click.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; put TLS before it.")
+@click.option(
+    "--host", type=HOST, default="127.0.0.1", show_default=True, help="Address to listen on; put TLS before it."
+)
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8090, show_default=True, help="Port; 0 takes a free one."
 )

@@ -3,12 +3,14 @@
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
+from nexhealth_pipeline.log import printable
+
 __all__ = ["age", "moment", "number", "seconds", "table"]
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, right: str = "") -> list[str]:
-    """Lines of a table. `right` has one character a column: `>` puts that column to the right."""
-    lines = [list(head), *(list(row) for row in rows)]
+    """Lines of a table, a row each, whatever stands in a cell. `right` has one character a column: `>` puts that column to the right."""
+    lines = [[printable(cell) for cell in row] for row in (head, *rows)]
     widths = [max(_width(line[index]) for line in lines) for index in range(len(head))]
     sides = right.ljust(len(head))
     made = ["  ".join(map(_cell, line, widths, sides)).rstrip() for line in lines]

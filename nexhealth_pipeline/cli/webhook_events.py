@@ -122,15 +122,14 @@ def _demo() -> Iterator[Realm]:
 
 def _run_in(realm: Realm, job: str, config: dict[str, Any]) -> "WebhookRun":
     from nexhealth_pipeline.log import set_up_for
-    from nexhealth_pipeline.warehouse.migrate import declare_kind, upgrade
+    from nexhealth_pipeline.warehouse.migrate import prepare
 
     with loading():
         from nexhealth_pipeline.orchestration.webhook_launch import run_webhook_job
     set_up_for(realm.settings)
     realm.settings.api_keys()  # events may make it ask the API
     url = realm.warehouse_url()
-    upgrade(url)
-    declare_kind(url, realm.kind, dry_run=config.get("dry_run", False))
+    prepare(url, realm.kind, dry_run=config.get("dry_run", False))
     return run_webhook_job(
         realm.settings,
         job,

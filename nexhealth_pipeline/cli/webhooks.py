@@ -191,18 +191,17 @@ def _last_event(connection: "psycopg.Connection", endpoint_id: int) -> datetime 
 
 @contextmanager
 def _session(realm: Realm, *, dry_run: bool = False) -> Iterator["SyncSession"]:
-    """A session in the realm's warehouse, brought up to date."""
+    """A session in the realm's warehouse, brought up to date unless it is a dry run."""
     from nexhealth_pipeline.cli.household import end_like_interrupt
     from nexhealth_pipeline.log import set_up_for
     from nexhealth_pipeline.sync.session import SyncSession
-    from nexhealth_pipeline.warehouse.migrate import declare_kind, upgrade
+    from nexhealth_pipeline.warehouse.migrate import prepare
 
     end_like_interrupt()
     set_up_for(realm.settings)
     realm.settings.api_keys()  # without a key nothing else is worth a start
     url = realm.warehouse_url()
-    upgrade(url)
-    declare_kind(url, realm.kind, dry_run=dry_run)
+    prepare(url, realm.kind, dry_run=dry_run)
     with SyncSession(realm.settings, url) as session:
         yield session
 

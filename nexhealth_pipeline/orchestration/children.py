@@ -35,7 +35,7 @@ from nexhealth_pipeline.sync.plan import due_slices
 from nexhealth_pipeline.sync.practice import Location, Practices, load_practices, practices_of_records
 from nexhealth_pipeline.sync.slices import Slice, SliceResult
 from nexhealth_pipeline.warehouse.connect import connect, driver_errors
-from nexhealth_pipeline.warehouse.migrate import declare_kind, upgrade
+from nexhealth_pipeline.warehouse.migrate import prepare
 from nexhealth_pipeline.warehouse.state import database_time, load_watermarks
 from nexhealth_pipeline.warehouse.sweeps import SWEEP_LISTS, begin_sweep, finish_sweep, open_sweep
 
@@ -52,8 +52,7 @@ def discover(settings: Settings, url: str, request: SyncRequest, kind: str) -> d
 
     Raises ConfigurationError, ApiError where nothing could be read, WarehouseError.
     """
-    upgrade(url)
-    declare_kind(url, kind, dry_run=request.dry_run)
+    prepare(url, kind, dry_run=request.dry_run)
     with open_instance(settings, chosen=os.environ.get("DAGSTER_HOME")) as instance:
         with _warehouse(url, "planning a sync") as connection:
             end_dead_runs(instance, connection)

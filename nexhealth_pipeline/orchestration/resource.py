@@ -12,7 +12,7 @@ from nexhealth_pipeline.client.retry import RetryPolicy
 from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.warehouse.connect import connect, driver_errors, warehouse_url
-from nexhealth_pipeline.warehouse.migrate import declare_kind, upgrade
+from nexhealth_pipeline.warehouse.migrate import prepare
 from nexhealth_pipeline.warehouse.runs import RunLock
 
 __all__ = ["NexHealthResource"]
@@ -41,15 +41,14 @@ class NexHealthResource(ConfigurableResource[None]):
     def session(
         self, run_id: str, stop: threading.Event, *, dry_run: bool = False, retry: RetryPolicy | None = None
     ) -> Iterator[SyncSession]:
-        """A sync session of a Dagster run, the warehouse upgraded first; `retry` is the client's patience.
+        """A sync session of a Dagster run, the warehouse upgraded first, unless it is a dry one; `retry` is the client's patience.
 
         Raises MissingSetting without a key, WarehouseError.
         """
         settings = self.settings()
         settings.api_keys()  # said before anything is started
         url = warehouse_url(settings)
-        upgrade(url)
-        declare_kind(url, settings.data_kind, dry_run=dry_run)
+        prepare(url, settings.data_kind, dry_run=dry_run)
         with SyncSession(settings, url, run_id=run_id, stop=stop, retry=retry) as session:
             yield session
 

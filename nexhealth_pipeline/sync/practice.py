@@ -14,6 +14,7 @@ import psycopg
 
 from nexhealth_pipeline.catalog.collection import SqlType
 from nexhealth_pipeline.errors import InvalidSetting, RecordRefused
+from nexhealth_pipeline.log import printable
 from nexhealth_pipeline.warehouse.values import CONVERTERS
 
 __all__ = ["Institution", "Location", "Practices", "load_practices", "practices_of_records"]
@@ -101,7 +102,7 @@ class Practices:
         found = self.named(text)
         if len(found) == 1:
             return found[0]
-        choices = ", ".join(f"{location.key} ({location.name})" for location in (found or self.locations))
+        choices = ", ".join(f"{location.key} ({printable(location.name)})" for location in (found or self.locations))
         problem = "names several locations" if found else "is no location that the key reaches"
         raise InvalidSetting(f"location {text!r} {problem}; use one of: {choices or 'none is known, check the key'}")
 

@@ -18,7 +18,7 @@ from nexhealth_pipeline.errors import (
 from nexhealth_pipeline.warehouse.connect import connect, driver_errors
 from nexhealth_pipeline.warehouse.tables import ensure_indexes, ensure_tables, missing_tables
 
-__all__ = ["HEAD", "check", "current_revision", "declare_kind", "require_release", "upgrade"]
+__all__ = ["HEAD", "check", "current_revision", "declare_kind", "prepare", "require_release", "upgrade"]
 
 _VERSIONS = Path(__file__).parent / "migrations" / "versions"
 HEAD: str = max(path.stem[1:5] for path in _VERSIONS.glob("m[0-9]*.py"))
@@ -71,6 +71,25 @@ def upgrade(url: str, *, indexes: bool = False) -> list[str]:
                 f"GRANT CREATE ON DATABASE {connection.info.dbname} (for schema nexhealth_current) and CREATE, USAGE ON "
                 "SCHEMA public TO it, or run `nexhealth db upgrade` with the role that owns them"
             ) from None
+
+
+def prepare(url: str, kind: str, *, dry_run: bool = False) -> None:
+    """Make a warehouse ready for whoever brings `kind` ("sandbox" or "real") data: up to date, and declared as such.
+
+    A `dry_run` makes the tables of an empty one, without which nothing can be tried out; any other it leaves as it is,
+    since the release that works with it would refuse it afterwards: then WarehouseOutdated says what it lacks.
+    Raises WarehouseNewer, WarehouseRefused, MissingRights, WarehouseError as :func:`upgrade` and :func:`declare_kind` do.
+    """
+    if dry_run and _is_set_up(url):
+        check(url)
+    else:
+        upgrade(url)
+    declare_kind(url, kind, dry_run=dry_run)
+
+
+def _is_set_up(url: str) -> bool:
+    with connect(url) as connection, driver_errors("reading the warehouse's release"):
+        return current_revision(connection) is not None
 
 
 def require_release(connection: psycopg.Connection) -> None:

@@ -9,8 +9,9 @@ import signal
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 
@@ -81,6 +82,18 @@ def sandbox() -> Iterator[SandboxServer]:
     """A sandbox for one test, with a key of its own beside the known one."""
     with SandboxServer(patients=5, appointments_per_patient=1, limits=False, api_keys={REAL_KEY: None}) as server:
         yield server
+
+
+def findings(ended: Ended) -> dict[str, dict[str, Any]]:
+    """Findings that are not ok, by check."""
+    return {one["check"]: one for one in json.loads(ended.out)["findings"] if one["level"] != "ok"}
+
+
+def read_every_office(sandbox: SandboxServer) -> None:
+    """Each has just been read, by the sandbox's own clock."""
+    stamp = datetime.fromtimestamp(sandbox.app.clock(), UTC).strftime("%Y-%m-%dT%H:%M:%S.000+00:00")
+    for row_id in sandbox.state.ids("sync_status"):
+        sandbox.state.update("sync_status", row_id, {"read_status": "green", "read_status_at": stamp})
 
 
 def small_world(home: Path) -> None:

@@ -53,6 +53,19 @@ def test_an_endpoint_that_is_off_or_gone_is_found(
     assert (secrets["level"], SEAL[::-1] in secrets["message"]) == ("failed", False)
 
 
+def test_certificates_that_are_not_there_keep_nothing_from_being_told(
+    nexhealth: Run, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last question would have ended it, and of all that was found only this one error been printed."""
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere/company.pem")
+    ended = nexhealth("doctor", "--json", **settings | {"NEXHEALTH_API_URL": "https://nexhealth.invalid"})
+    assert ended.status == 2
+    told = {one["check"]: (one["level"], one["message"]) for one in json.loads(ended.out)["findings"]}
+    assert {"reach", "database", "webhook"} <= set(told)
+    level, message = told["webhook"]
+    assert (level, "cannot be asked about it: REQUESTS_CA_BUNDLE: /nowhere" in message) == ("warning", True)
+
+
 def test_an_endpoint_that_was_replaced_is_asked_about_while_it_has_an_institution(
     nexhealth: Run, settings: dict[str, str], sandbox: SandboxServer
 ) -> None:

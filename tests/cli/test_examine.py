@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
@@ -15,14 +14,9 @@ from psycopg import sql
 
 from nexhealth_pipeline.cli.doctor import Finding, Group, Level, exit_status
 from nexhealth_pipeline.sandbox import SANDBOX_API_KEY, SandboxServer
-from tests.cli.conftest import REAL_KEY, Ended, Run
+from tests.cli.conftest import REAL_KEY, Run, findings, read_every_office
 
 pytestmark = pytest.mark.usefixtures("hurried")
-
-
-def findings(ended: Ended) -> dict[str, dict[str, Any]]:
-    """Findings that are not ok, by check."""
-    return {one["check"]: one for one in json.loads(ended.out)["findings"] if one["level"] != "ok"}
 
 
 @pytest.fixture
@@ -30,13 +24,6 @@ def online(sandbox: SandboxServer) -> SandboxServer:
     """A sandbox without an offline office."""
     read_every_office(sandbox)
     return sandbox
-
-
-def read_every_office(sandbox: SandboxServer) -> None:
-    """Each has just been read, by the sandbox's own clock."""
-    stamp = datetime.fromtimestamp(sandbox.app.clock(), UTC).strftime("%Y-%m-%dT%H:%M:%S.000+00:00")
-    for row_id in sandbox.state.ids("sync_status"):
-        sandbox.state.update("sync_status", row_id, {"read_status": "green", "read_status_at": stamp})
 
 
 @pytest.fixture
@@ -195,6 +182,19 @@ def test_an_offline_office_is_a_warning_with_its_name(
     ended = nexhealth("doctor", "--json", **settings)
     assert ended.status == 1
     assert "harbor-smiles.348622 (Harbor Île d'Or): offline" in findings(ended)["office"]["message"]
+
+
+def test_the_office_of_a_location_that_is_switched_off_is_nobodys_to_look_at(
+    nexhealth: Run, settings: dict[str, str], online: SandboxServer
+) -> None:
+    """It is never read again: the warning would stay for ever, and hide the next office that goes offline."""
+    source = online.state.ids("sync_status")[1]
+    online.state.update("sync_status", source, {"read_status": "red"})
+    assert nexhealth("doctor", **settings).status == 1
+    for location in (348513, 348514):  # all that share its database
+        online.state.update("locations", location, {"inactive": True})
+    ended = nexhealth("doctor", "--json", **settings)
+    assert (ended.status, findings(ended)) == (0, {})
 
 
 def test_an_office_that_was_not_read_for_long_is_a_warning(

@@ -212,6 +212,27 @@ def test_a_warehouse_without_tables_is_not_touched(nexhealth: Run, empty_databas
     assert "nexhealth db upgrade" in ended.err
 
 
+def test_a_table_that_may_not_be_read_is_the_databases_error(
+    nexhealth: Run, account: dict[str, str], database_url: str
+) -> None:
+    """It was told as a bug, with status 1, which says that something was done."""
+    role = f"explains_{os.getpid()}"
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(
+            f"CREATE ROLE {role} LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role};"
+            f" REVOKE SELECT ON nexhealth_sync_state FROM {role}"
+        )
+        try:
+            limited = account | {"DATABASE_URL": database_url.replace("postgres@", f"{role}@")}
+            ended = nexhealth("sync", "--explain", "--json", **limited)
+        finally:
+            connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+    assert ended.status == 4
+    told = json.loads(ended.out)
+    assert (told["exit_status"], told["error"].startswith("explaining a sync: ")) == (4, True)
+    assert "bug" not in ended.err
+
+
 def test_it_starts_without_dagster(account: dict[str, str], tmp_path: Path) -> None:
     """It runs nothing: seconds of imports for a look into the catalog."""
     program = (

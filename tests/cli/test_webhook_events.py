@@ -14,6 +14,7 @@ from nexhealth_pipeline.cli import sandbox
 from nexhealth_pipeline.orchestration import webhook_launch
 from nexhealth_pipeline.orchestration.webhook_launch import WebhookRun
 from nexhealth_pipeline.settings import Settings, load_settings
+from nexhealth_pipeline.warehouse.migrate import HEAD
 from tests.cli.conftest import REAL_KEY, Run, small_world
 
 
@@ -99,6 +100,21 @@ def test_a_rehearsal_says_that_nothing_was_changed(nexhealth: Run, launched: Lau
     ]
     with psycopg.connect(database_url) as connection:
         assert connection.execute("SELECT kind FROM nexhealth_warehouse").fetchall() == []
+
+
+def test_a_rehearsal_leaves_a_warehouse_of_an_earlier_release_as_it_is(
+    nexhealth: Run, launched: Launched, database_url: str
+) -> None:
+    """The receiver and the daemon at work would be locked out of it."""
+    before = (f"{int(HEAD) - 1:04}",)
+    with psycopg.connect(database_url, autocommit=True) as db:
+        db.execute("UPDATE nexhealth_alembic_version SET version_num = %s", before)
+        ended = nexhealth(
+            "webhooks", "replay", "--id", "5", "--dry-run", DATABASE_URL=database_url, NEXHEALTH_API_KEY="k"
+        )
+        assert (ended.status, "run `nexhealth db upgrade`" in ended.err) == (4, True)
+        assert db.execute("SELECT version_num FROM nexhealth_alembic_version").fetchall() == [before]
+    assert not launched.asked
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import psycopg
 import pytest
 
 from nexhealth_pipeline.sandbox import SandboxServer
+from nexhealth_pipeline.warehouse.migrate import HEAD
 from tests.cli.conftest import REAL_KEY, Run
 
 URL = "https://hooks.example.com/api/nexhealth-webhook"
@@ -60,6 +61,18 @@ def test_set_up_list_and_remove(nexhealth: Run, settings: dict[str, str], sandbo
     gone = nexhealth("webhooks", "remove", URL, **settings)
     assert (gone.status, "none is registered" in gone.err) == (2, True)
     assert sandbox.webhooks.registry.endpoints == []
+
+
+def test_a_dry_set_up_leaves_a_warehouse_of_an_earlier_release_as_it_is(
+    nexhealth: Run, settings: dict[str, str]
+) -> None:
+    """It says that nothing was changed, and the receiver at work would be locked out."""
+    before = (f"{int(HEAD) - 1:04}",)
+    with psycopg.connect(settings["DATABASE_URL"], autocommit=True) as db:
+        db.execute("UPDATE nexhealth_alembic_version SET version_num = %s", before)
+        ended = nexhealth("webhooks", "setup", URL, "--dry-run", **settings)
+        assert (ended.status, "run `nexhealth db upgrade`" in ended.err) == (4, True)
+        assert db.execute("SELECT version_num FROM nexhealth_alembic_version").fetchall() == [before]
 
 
 def test_an_endpoint_of_a_key_that_is_gone_is_forgotten_where_that_is_asked_for(

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from nexhealth_pipeline.catalog.collection import Scope
-from nexhealth_pipeline.errors import InvalidSetting, TryLater, WarehouseError, WarehouseUnreachable
+from nexhealth_pipeline.errors import InvalidSetting, TryLater, WarehouseError, WarehouseOutdated, WarehouseUnreachable
 from nexhealth_pipeline.orchestration import children
 from nexhealth_pipeline.orchestration.children import (
     _config,
@@ -28,6 +28,7 @@ from nexhealth_pipeline.sync.filters import Filters
 from nexhealth_pipeline.sync.options import Mode
 from nexhealth_pipeline.sync.practice import Institution, Location, Practices
 from nexhealth_pipeline.sync.session import SyncSession
+from nexhealth_pipeline.warehouse.migrate import HEAD
 
 from .kit import DESERT, NORTH, House
 
@@ -96,6 +97,16 @@ def test_a_location_is_not_called_unknown_where_their_list_could_not_be_read(
     with pytest.raises(error, match="locations: why"):
         _require_practices(known, unlisted, another, SETTINGS)
     _require_practices(ACME, [row("failed", 0, 3, "sync_status"), row("succeeded", 1)], one, SETTINGS)
+
+
+def test_a_dry_sync_leaves_a_warehouse_of_an_earlier_release_as_it_is(environment: dict[str, str]) -> None:
+    """It says that it writes nothing, and the release at work would be locked out."""
+    before = (f"{int(HEAD) - 1:04}",)
+    with psycopg.connect(environment["DATABASE_URL"], autocommit=True) as db:
+        db.execute("UPDATE nexhealth_alembic_version SET version_num = %s", before)
+        with pytest.raises(WarehouseOutdated, match="run `nexhealth db upgrade`"):
+            discover(load_settings(), environment["DATABASE_URL"], SyncRequest(Mode.FULL, dry_run=True), "sandbox")
+        assert db.execute("SELECT version_num FROM nexhealth_alembic_version").fetchall() == [before]
 
 
 def test_failed_slices_are_no_failure_of_their_run_and_hide_none(known: House, monkeypatch: pytest.MonkeyPatch) -> None:

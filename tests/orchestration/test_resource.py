@@ -6,8 +6,15 @@ import dagster as dg
 import psycopg
 import pytest
 
-from nexhealth_pipeline.errors import InvalidSetting, MissingSetting, WarehouseError, WarehouseRefused
+from nexhealth_pipeline.errors import (
+    InvalidSetting,
+    MissingSetting,
+    WarehouseError,
+    WarehouseOutdated,
+    WarehouseRefused,
+)
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
+from nexhealth_pipeline.warehouse.migrate import HEAD
 from nexhealth_pipeline.warehouse.runs import is_dead
 
 
@@ -55,6 +62,22 @@ def test_a_session_upgrades_the_warehouse_and_remembers_its_kind(
     monkeypatch.setenv("NEXHEALTH_DATA_KIND", "real")
     with pytest.raises(WarehouseRefused), NexHealthResource().session("run-2", threading.Event()):
         pass
+
+
+def test_a_dry_session_leaves_a_warehouse_of_an_earlier_release_as_it_is(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dry run may be launched on Dagit's pages as well."""
+    before = (f"{int(HEAD) - 1:04}",)
+    monkeypatch.setenv("NEXHEALTH_API_KEY", "some-key")
+    with psycopg.connect(environment["DATABASE_URL"], autocommit=True) as db:
+        db.execute("UPDATE nexhealth_alembic_version SET version_num = %s", before)
+        with (
+            pytest.raises(WarehouseOutdated, match="run `nexhealth db upgrade`"),
+            NexHealthResource().session("a-run", threading.Event(), dry_run=True),
+        ):
+            pass
+        assert db.execute("SELECT version_num FROM nexhealth_alembic_version").fetchall() == [before]
 
 
 def test_a_query_that_fails_is_told_without_the_servers_words(environment: dict[str, str]) -> None:

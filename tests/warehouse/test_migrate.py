@@ -21,6 +21,8 @@ from nexhealth_pipeline.warehouse.migrations.waiting import in_short_waits
 from .conftest import Rows
 
 ROLE = "nexhealth_test_guest"
+BEFORE = f"{int(migrate.HEAD) - 1:04}"
+"""The migration of the release before."""
 
 
 @pytest.fixture
@@ -352,6 +354,33 @@ def test_a_dry_run_refuses_the_other_kind_and_decides_nothing(database_url: str)
     migrate.declare_kind(database_url, "real")
     with pytest.raises(WarehouseRefused, match="holds real data"):
         migrate.declare_kind(database_url, "sandbox", dry_run=True)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (f"UPDATE nexhealth_alembic_version SET version_num = '{BEFORE}'", f"at migration {BEFORE}, this one needs"),
+        ("ALTER TABLE nexhealth_operatories DROP COLUMN name CASCADE", r"lacks nexhealth_operatories\.name"),
+    ],
+)
+def test_a_dry_run_leaves_a_warehouse_of_an_earlier_release_as_it_is(database_url: str, spoil: str, told: str) -> None:
+    """Whoever tries the next release out on a warehouse in use would lock the one at work out of it."""
+    version = "SELECT version_num FROM nexhealth_alembic_version"
+    with psycopg.connect(database_url, autocommit=True) as db:
+        db.execute(spoil.encode())
+        before = db.execute(version).fetchall()
+        with pytest.raises(WarehouseOutdated, match=f"{told}.*: run `nexhealth db upgrade`"):
+            migrate.prepare(database_url, "real", dry_run=True)
+        assert db.execute(version).fetchall() == before
+        migrate.prepare(database_url, "real")
+    migrate.prepare(database_url, "real", dry_run=True)
+
+
+def test_a_dry_run_makes_the_tables_of_an_empty_warehouse_and_declares_nothing(empty_database_url: str) -> None:
+    """Nothing can be tried out without them, and nobody has used them yet."""
+    migrate.prepare(empty_database_url, "sandbox", dry_run=True)
+    migrate.check(empty_database_url)
+    migrate.prepare(empty_database_url, "real")
 
 
 def test_the_revision_is_that_of_the_newest_migration(shared_url: str, empty_database_url: str) -> None:
