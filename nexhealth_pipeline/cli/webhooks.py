@@ -134,6 +134,7 @@ class EndpointLine:
     registered_at: datetime
     checked_at: datetime
     last_event_at: datetime | None
+    """Of the last seven days, since it was registered: nothing finds older ones but a look at every event."""
     hole_since: datetime | None
     """Since when events may be missing."""
     retire_at: datetime | None
@@ -155,8 +156,10 @@ def _endpoints(realm: Realm) -> list[EndpointLine]:
 
 def endpoint_lines(connection: "psycopg.Connection") -> list[EndpointLine]:
     """Our endpoints by id, removed ones left out."""
+    from nexhealth_pipeline.warehouse.webhook_health import endpoint_states
     from nexhealth_pipeline.webhooks.endpoints import known_endpoints
 
+    last_events = {one.endpoint_id: one.last_event_at for one in endpoint_states(connection)}
     return [
         EndpointLine(
             one.endpoint_id,
@@ -165,7 +168,7 @@ def endpoint_lines(connection: "psycopg.Connection") -> list[EndpointLine]:
             _by_institution(one.subscribed),
             one.registered_at,
             one.checked_at,
-            _last_event(connection, one.endpoint_id),
+            last_events.get(one.endpoint_id),
             one.hole_since,
             one.retire_at,
         )
@@ -178,15 +181,6 @@ def _by_institution(subscriptions: Any) -> dict[str, int]:
     for one in subscriptions:
         counts[one.subdomain] = counts.get(one.subdomain, 0) + one.active
     return counts
-
-
-def _last_event(connection: "psycopg.Connection", endpoint_id: int) -> datetime | None:
-    row = connection.execute(
-        "SELECT received_at FROM nexhealth_webhook_events WHERE endpoint_id = %s AND status <> 'rejected'"
-        " ORDER BY received_at DESC LIMIT 1",
-        (endpoint_id,),
-    ).fetchone()
-    return row[0] if row else None
 
 
 @contextmanager
@@ -272,7 +266,7 @@ def _list_lines(found: list[EndpointLine]) -> list[str]:
             str(one.endpoint_id),
             f"until {moment(one.retire_at)}" if one.retire_at else "active" if one.active else "inactive",
             moment(one.checked_at),
-            moment(one.last_event_at) or "none",
+            moment(one.last_event_at) or "none in 7 days",
             moment(one.hole_since),
             one.url,
         ]

@@ -2,8 +2,8 @@
 
 An API error can quote what was asked for or found: a name, a birthday, an address. What helps the
 reader is the vendor's fixed sentence ("Missing parameter start", "Location with id ... not
-found"). So only lower-case words stay, and
-a few capitalised ones with which such sentences begin. An answer that succeeded may say in such words that it
+found"). So only words stay that such sentences are made of, for a name may be written small as well, and
+a few capitalised ones with which they begin. An answer that succeeded may say in such words that it
 ignored a parameter (API.md C.1); names of parameters that were sent are nobody's data.
 """
 
@@ -59,7 +59,47 @@ _FORMS = {
 _SENTENCES = re.compile(r"[.;]\s+")
 _BUT = re.compile(r"\b(?:without|unless|except|other than)\b[^,]*", re.IGNORECASE)
 """Of what it is not said."""
-_PLAIN = re.compile(r"[a-z][a-z_']{0,23}[,.:;]?")
+_WORDS = (
+    # What any sentence has; not `may` and `will`, which are names.
+    """a about after again all alone already also an and another any are aren't as at be because been before being
+    between born both but by can can't cannot could did didn't do does doesn't don't each either else for from given
+    had has hasn't have haven't here how if in into is isn't it its last least left less like longer many missing more
+    most must need needs neither no nor not nothing of on once one only or other others out over own per please same
+    set should since some such than that the their them then there these they this those to too under unless until up
+    use used uses using was wasn't we were what when where whether which who with within without won't would you your
+    """
+    # What is said of a request and its answer.
+    """accept accepted accepts access account action address allowed api array ask asked authenticate authentication
+    authorization authorized bad belong belongs blank body boolean cancelled closed configured contact contain contains
+    content correct create created credentials cursor data date dates deactivated default deleted denied deprecated
+    disabled duplicate effect empty enable enabled endpoint endpoints enough error errors event events exceed exceeded
+    exist exists expected expired failed false field fields filter filters find following forbidden format found get
+    header headers ids ignore ignored ignores ignoring include included includes integer internal invalid json key
+    later limit limits list lists malformed match matches maximum method minimum minutes number numbers object occurred
+    offered omitted order page pages param parameter parameters params parsed past path perform permission permissions
+    permitted possible post present processed product provide provided query quota range rate reach reached read
+    recognised recognized record records refresh refused removed request requested requests require required requires
+    resource resources response retry returned revoked route row rows schema scope seconds see send sent server service
+    single size soon support supported sync temporarily time timed timeout timestamp token tokens true try type unable
+    unauthorized unavailable unexpected unknown unpermitted unprocessable unrecognised unrecognized unsupported updated
+    url valid value values version window write wrong yet zone
+    """
+    # What it may be about.
+    """adjustment adjustments alert alerts appointment appointments availability charge charges claim claims clinic
+    coverage coverages document documents fee finance guarantor institution institutions insurance ledger location
+    locations name names office offices operatories operatory patient patients payment payments phone plan plans
+    practice practices procedure procedures provider providers recall recalls schedule slots subdomain subdomains
+    subscription subscriptions treatment types webhook webhooks
+    """
+    # Parameters that are sent (`catalog`, `client.client`).
+    """active appointment_id end end_cursor id ignore_past_dates ignored_parameters inactive include_deleted
+    include_disabled institution_id location_id location_strict patient_id per_page provider_id show_zero_balances sort
+    start target_url updated_since
+    """
+)
+_VOCABULARY = frozenset(_WORDS.split())
+"""Of words written small, those that stay."""
+_PLAIN = re.compile(r"([a-z][a-z_']{0,23})[,.:;]?")
 _BEGINNINGS = frozenset(
     [
         "Access",
@@ -142,5 +182,10 @@ def _patterns(parameter: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
 
 def _reduced(text: str) -> str:
     words = text[: 5 * _LONGEST].split()
-    kept = [word if _PLAIN.fullmatch(word) or word in _BEGINNINGS else "…" for word in words]
+    kept = [word if _is_vendors(word) else "…" for word in words]
     return "" if set(kept) <= {"…"} else " ".join(kept)
+
+
+def _is_vendors(word: str) -> bool:
+    plain = _PLAIN.fullmatch(word)
+    return word in _BEGINNINGS if plain is None else plain[1] in _VOCABULARY

@@ -17,6 +17,7 @@ import msgspec
 from nexhealth_pipeline.catalog.collection import Collection, SqlType
 from nexhealth_pipeline.errors import RecordRefused
 from nexhealth_pipeline.warehouse.drift import DriftWatch
+from nexhealth_pipeline.warehouse.sensitive import as_written
 from nexhealth_pipeline.warehouse.usual import (
     INDEXED_BYTES,
     Usual,
@@ -122,6 +123,7 @@ class RecordEncoder:
         self._noted = tuple(dict.fromkeys(columns))
         """What notes keep of a request."""
         self._sensitive = tuple((path[-1], b'"%s"' % path[-1].encode()) for path in collection.sensitive)
+        self._hidden = as_written(frozenset(name for name, _ in self._sensitive))
         self._id_at = id_place(arranged(collection))
         self._version_at = next((at for at, one in enumerate(self._fields) if one.name == collection.version), None)
         self._deleted_if = collection.deleted_if
@@ -174,8 +176,8 @@ class RecordEncoder:
 
     def blotted(self, raw: bytes) -> bytes:
         """The bytes of what is no record that can be read, cut where a key too sensitive to keep begins."""
-        ends = [raw.find(written) for _, written in self._sensitive]
-        return raw[: min((end for end in ends if end >= 0), default=len(raw))]
+        found = self._hidden.search(raw)
+        return raw if found is None else raw[: found.start()]
 
     def _line(self, raw: bytes, known: list[str], read_text: str, encoded: Encoded) -> str:
         if is_too_deep(raw):

@@ -23,6 +23,7 @@ __all__ = [
     "Health",
     "HealthRule",
     "WebhookState",
+    "endpoint_states",
     "examine",
     "store_health",
     "webhook_state",
@@ -188,7 +189,7 @@ class EndpointState:
     subscriptions: int
     checked_at: datetime
     last_event_at: datetime | None
-    """Of the last seven days."""
+    """Since it was looked for."""
     hole_since: datetime | None
     """Since when events may be missing that were not read yet."""
     retire_at: datetime | None
@@ -222,7 +223,8 @@ SELECT w.endpoint_id, w.target_url, w.active, jsonb_array_length(w.subscriptions
        w.retire_at, greatest(w.registered_at, statement_timestamp() - interval '7 days')
 FROM nexhealth_webhooks w LEFT JOIN LATERAL (
     SELECT e.received_at AS at FROM nexhealth_webhook_events e
-    WHERE e.endpoint_id = w.endpoint_id AND e.status <> 'rejected' AND e.received_at > statement_timestamp() - interval '7 days'
+    WHERE e.endpoint_id = w.endpoint_id AND e.status <> 'rejected'
+      AND e.received_at >= greatest(w.registered_at, statement_timestamp() - interval '7 days')
     ORDER BY e.received_at DESC LIMIT 1) last ON true
 WHERE w.removed_at IS NULL ORDER BY w.endpoint_id
 """
@@ -237,9 +239,14 @@ SELECT (SELECT received_at FROM nexhealth_webhook_events WHERE status <> 'reject
 """  # noqa: S608 - a constant
 
 
+def endpoint_states(connection: psycopg.Connection) -> list[EndpointState]:
+    """Our endpoints by id, removed ones left out."""
+    return [EndpointState(*row) for row in connection.execute(_ENDPOINTS)]
+
+
 def webhook_state(connection: psycopg.Connection) -> WebhookState:
     """Endpoints, and how many events wait, were given up or refused."""
-    endpoints = [EndpointState(*row) for row in connection.execute(_ENDPOINTS)]
+    endpoints = endpoint_states(connection)
     row = connection.execute(_EVENTS).fetchone()
     assert row is not None
     return WebhookState(endpoints, *row)

@@ -42,6 +42,7 @@ from nexhealth_pipeline.webhooks.taking import (
     take_hints,
     take_new,
 )
+from nexhealth_pipeline.webhooks.vouching import Vouchers
 
 __all__ = ["PATIENCE", "AppliedSlice", "Batch", "apply_pending"]
 
@@ -111,7 +112,9 @@ class _Applier:
         self._leaving = list(leaving)
         self._log_book = LogBook(session.run_id)
         self._batches = Batches(
-            connection, practices, run_id=session.run_id, most_attempts=session.settings.webhook_attempts
+            *(connection, practices, Vouchers(connection, session.client)),
+            run_id=session.run_id,
+            most_attempts=session.settings.webhook_attempts,
         )
         self._batches.before_commit = lambda batch: self._log_book.write(connection, batch)
         self._batches.after_commit = self._committed

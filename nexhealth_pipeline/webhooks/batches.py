@@ -23,6 +23,7 @@ from nexhealth_pipeline.webhooks.reading import Told, read_event
 from nexhealth_pipeline.webhooks.single_reads import SinglesRead
 from nexhealth_pipeline.webhooks.snapshots import Group, GroupLoaded, SnapshotLoader
 from nexhealth_pipeline.webhooks.taking import give_back
+from nexhealth_pipeline.webhooks.vouching import Vouchers
 
 __all__ = ["Answered", "Batch", "Batches", "Loaded"]
 
@@ -84,10 +85,16 @@ class Batches:
     """Applies batches on one connection (autocommit, or within a transaction that is rolled back)."""
 
     def __init__(
-        self, connection: psycopg.Connection, practices: Practices, *, run_id: str, most_attempts: int
+        self,
+        connection: psycopg.Connection,
+        practices: Practices,
+        vouchers: Vouchers,
+        *,
+        run_id: str,
+        most_attempts: int,
     ) -> None:
         self._connection = connection
-        self._practices = practices
+        self._practices, self._vouchers = practices, vouchers
         self._run_id = run_id
         self._most_attempts = most_attempts
         self._loaders: dict[tuple[str, int, Cause], SnapshotLoader] = {}
@@ -126,7 +133,7 @@ class Batches:
         batch = Batch()
         with self._connection.transaction():
             events = claim(self._connection, ids, self._run_id)
-            told = [one for one in (read_event(event, self._practices) for event in events) if isinstance(one, Told)]
+            told = [one for one in map(self._read, events) if isinstance(one, Told)]
             reach("after_fetch", _POINT)
             verdicts, batch.rows, batch.lists = read(told) if told else ([], 0, [])
             batch.claimed = len(verdicts)
@@ -170,7 +177,7 @@ class Batches:
         batch.count(verdicts, parked)
 
     def _load(self, batch: Batch, events: Sequence[StoredEvent]) -> list[Verdict]:
-        read = [read_event(one, self._practices) for one in events]
+        read = [self._read(one) for one in events]
         verdicts = [one for one in read if isinstance(one, Verdict)]
         told = [one for one in read if isinstance(one, Told)]
         batch.hints = [one.event.id for one in told if one.hint]
@@ -186,6 +193,13 @@ class Batches:
             outcome = Outcome.PARKED if one.fault else outcome
             verdicts.append(Verdict(one.event.id, outcome, one.fault, one.institution.id))
         return verdicts
+
+    def _read(self, event: StoredEvent) -> Told | Verdict:
+        """What it tells; only a hint where another API key's endpoint signed it."""
+        told = read_event(event, self._practices)
+        if isinstance(told, Told) and not self._vouchers.vouches(event.endpoint_id, told.institution):
+            told.hint = True
+        return told
 
     def _loader(self, group: Group) -> SnapshotLoader:
         key = group.collection.name, group.institution.id, group.cause

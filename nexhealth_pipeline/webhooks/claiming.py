@@ -50,6 +50,8 @@ class StoredEvent:
     """A claimed row of `nexhealth_webhook_events`."""
 
     id: int
+    endpoint_id: int | None
+    """Endpoint whose secret signed it; None for a secret from the settings."""
     payload: str | None = field(repr=False)
     received_at: datetime
     attempts: int
@@ -117,7 +119,7 @@ def claim(connection: psycopg.Connection, ids: Sequence[int], run_id: str) -> li
     """
     with connection.cursor(row_factory=class_row(StoredEvent)) as cursor:
         return cursor.execute(
-            "SELECT id, payload, received_at, attempts, replays FROM nexhealth_webhook_events"
+            "SELECT id, endpoint_id, payload, received_at, attempts, replays FROM nexhealth_webhook_events"
             " WHERE status = 'pending' AND taken_by = %s AND id = ANY(%s) ORDER BY id FOR UPDATE",
             (run_id, list(ids)),
         ).fetchall()

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -22,6 +22,7 @@ from nexhealth_pipeline.webhooks import answers
 from nexhealth_pipeline.webhooks.answers import Answer
 from nexhealth_pipeline.webhooks.audit import Audit
 from nexhealth_pipeline.webhooks.body import BodyLimits, Receive, Room, Unread, drain, read_body
+from nexhealth_pipeline.webhooks.endpoints import LiveSecret
 from nexhealth_pipeline.webhooks.events import Event, EventMalformed, dedup_hash, parse, why_parked
 from nexhealth_pipeline.webhooks.inbox import Inbox, Outcome
 from nexhealth_pipeline.webhooks.live import Known, Live
@@ -39,13 +40,19 @@ WEBHOOK_PATH = "/api/nexhealth-webhook"
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+_Given = tuple[Sequence[LiveSecret], list[tuple[bytes, bytes]], bytes, datetime, Window]
+"""What :func:`verify` is asked with."""
 
 _LOG = logging.getLogger(__name__)
 _JSON = re.compile(rb"application/json\s*(;.*)?", re.IGNORECASE)
 _HEADER_NAME = re.compile(r"[a-z0-9_-]{1,64}")
 _MOST_HEADER_NAMES = 64
 _LARGE = 64 << 10
-"""Bytes that take a millisecond to check (1 MB: 20 ms), and as long again for each further secret."""
+"""Bytes that take a millisecond to check (1 MB: 20 ms) with one secret."""
+_USUAL = 8 << 10
+"""Bytes that hardly an event has more of."""
+_AT_ONCE, _EACH = 1 << 20, 2000
+"""Bytes that are hashed, for all secrets, in about two milliseconds; what one more hash costs besides, in bytes."""
 _UNREAD = {
     Unread.TOO_LARGE: answers.TOO_LARGE,
     Unread.TOO_SLOW: answers.BUSY,
@@ -71,9 +78,10 @@ class Limits:
     """Bad requests a second of one sender that are told why, three times as many at once. Beyond: 429."""
     large_refusals: float = 1.0
     """Large bodies a second of one sender that are checked in vain, three times as many at once. Beyond, its large bodies
-    do not queue to be checked: one that comes while another is gets 429."""
+    do not queue to be checked: one that comes while another is gets 429. Large is, with very many secrets, what is larger
+    than events are."""
     check_seconds: float = 5.0
-    """So long a large body waits to be checked. Beyond: 429."""
+    """So long a body that is checked beside the event loop waits for that. Beyond: 429."""
 
 
 @dataclass(slots=True)
@@ -109,7 +117,7 @@ class Receiver:
         self._bad = Buckets(self._limits.refusals, 3 * self._limits.refusals)
         self._bad_large = Buckets(self._limits.large_refusals, 3 * self._limits.large_refusals)
         self._room = Room(self._limits.body.all_sizes)
-        self._large_check = asyncio.Semaphore(1)
+        self._check, self._large_check = asyncio.Semaphore(1), asyncio.Semaphore(1)
         self._active = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -167,30 +175,38 @@ class Receiver:
         return await self._store(request, body, verdict, known)
 
     async def _verdict(self, known: Known, request: _Request, body: bytes) -> Verdict | None:
-        """What the checks say, None where a large body's turn did not come.
+        """What the checks say, None where the turn of a body that takes long did not come.
 
-        Large bodies are checked beside the event loop, which others wait for, and one at a time: anybody can send them,
-        and each costs hashes for every secret. Nobody is shut out for good, for behind a proxy a flood and NexHealth share an
-        address: what is refused here it posts again.
+        Anybody can send one, and each costs hashes for every secret. Such bodies are checked beside the event loop, which
+        others wait for, and one at a time; those of an event's usual size, which with very many secrets take long as well,
+        wait for no larger one. Nobody is shut out for good, for behind a proxy a flood and NexHealth share an address: what
+        is refused here it posts again. Of the usual size none is refused for what its sender sent before.
         """
         given = (known.secrets, request.headers, body, datetime.now(UTC), self._window)
-        if len(body) < _LARGE:
+        long = len(known.secrets) * (len(body) + _EACH) > _AT_ONCE
+        if len(body) < _LARGE and not long:
             return verify(*given)
+        if len(body) < _USUAL:
+            return await self._in_turn(self._check, given)
         sender = neighbourhood(request.address)
         if self._large_check.locked() and self._bad_large.is_spent(sender):
             return None
+        verdict = await self._in_turn(self._large_check, given)
+        if verdict is not None and not verdict.valid:
+            self._bad_large.take(sender)
+        return verdict
+
+    async def _in_turn(self, turn: asyncio.Semaphore, given: _Given) -> Verdict | None:
+        """Check beside the event loop, when those before have been; None where that took too long."""
         try:
             async with asyncio.timeout(self._limits.check_seconds):
-                await self._large_check.acquire()
+                await turn.acquire()
         except TimeoutError:
             return None
         try:
-            verdict = await asyncio.to_thread(verify, *given)
+            return await asyncio.to_thread(verify, *given)
         finally:
-            self._large_check.release()
-        if not verdict.valid:
-            self._bad_large.take(sender)
-        return verdict
+            turn.release()
 
     def _refused_unread(self, request: _Request, known: Known) -> tuple[Answer, str] | None:
         """What can be refused without reading the body."""

@@ -20,6 +20,7 @@ from nexhealth_pipeline.warehouse.connect import driver_errors
 from nexhealth_pipeline.webhooks.batches import Batch, Batches
 from nexhealth_pipeline.webhooks.claiming import BATCH
 from nexhealth_pipeline.webhooks.feeds import event_names
+from nexhealth_pipeline.webhooks.vouching import Vouchers
 
 __all__ = ["STATUSES", "Rehearsal", "Selection", "rehearse", "replay"]
 
@@ -95,19 +96,20 @@ def rehearse(session: SyncSession, selection: Selection) -> Rehearsal:
         for at in range(0, len(ids), BATCH):
             if session.stop.is_set():
                 break
-            for batch in _rehearsed(session.run_id, connection, practices, selection, ids[at : at + BATCH]):
+            for batch in _rehearsed(session, connection, practices, selection, ids[at : at + BATCH]):
                 failed = batch.failed + batch.parked
                 found.update(hints=len(batch.hints), applied=batch.applied, failed=failed, rows=batch.rows)
     return Rehearsal(len(ids), found["hints"], found["applied"], found["failed"], found["rows"])
 
 
 def _rehearsed(
-    run_id: str, connection: psycopg.Connection, practices: Practices, selection: Selection, ids: list[int]
+    session: SyncSession, connection: psycopg.Connection, practices: Practices, selection: Selection, ids: list[int]
 ) -> list[Batch]:
     """What applying these events did, which is undone."""
+    vouchers = Vouchers(connection, session.client)
     with connection.transaction(force_rollback=True):
-        marked = _mark(connection, selection, ids, taken_by=run_id)
-        return Batches(connection, practices, run_id=run_id, most_attempts=1).apply(marked)
+        marked = _mark(connection, selection, ids, taken_by=session.run_id)
+        return Batches(connection, practices, vouchers, run_id=session.run_id, most_attempts=1).apply(marked)
 
 
 def _chosen(connection: psycopg.Connection, selection: Selection) -> list[int]:

@@ -265,11 +265,13 @@ def _is_newer(one: Snapshot, held: _Held | None) -> bool:
 
 
 def _layers(snapshots: Iterable[Snapshot]) -> list[list[Snapshot]]:
-    """The newest version of each record; before it, older ones with keys that it lacks, since those stay."""
+    """The newest version of each record; before it, older ones with keys that all newer ones lack, since those stay."""
     versions: dict[int, list[Snapshot]] = {}
+    told: dict[int, frozenset[str]] = {}
     for one in sorted(snapshots, key=lambda one: one.order, reverse=True):
-        kept = versions.setdefault(one.id, [])
-        if not kept or not one.keys <= kept[-1].keys:
+        kept, keys = versions.setdefault(one.id, []), told.get(one.id, frozenset())
+        if not kept or not one.keys <= keys:
             kept.append(one)
+            told[one.id] = keys | one.keys
     depth = max(map(len, versions.values()), default=0)
     return [[kept[at] for kept in versions.values() if len(kept) > at] for at in reversed(range(depth))]

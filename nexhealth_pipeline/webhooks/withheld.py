@@ -4,27 +4,15 @@ Wherever they stand, for an event of a visit may hold the visit's patient. All e
 the parts that hold none of them: what reads a stored event finds the records that were sent.
 """
 
-import re
-
 import msgspec
 
 from nexhealth_pipeline.catalog.collections import DECLARED
+from nexhealth_pipeline.warehouse.sensitive import as_written
 
 __all__ = ["before_sensitive", "without_sensitive"]
 
 _NAMES = frozenset(path[-1] for one in DECLARED for path in one.sensitive)
-_WRITTEN = re.compile(
-    b'(?:"|\\\\u0022)(?:%s)(?:"|\\\\+(?:"|u0022)(?:\\s|\\\\+[nrt])*[:=])'
-    % b"|".join(
-        # Each letter as it is, or escaped.
-        b"".join(b"(?:%s|(?i:\\\\+u%04x))" % (re.escape(letter).encode(), ord(letter)) for letter in name)
-        for name in sorted(_NAMES)
-    )
-)
-# Of backslashes before its first quote only the last is looked at: a run of them would be looked through from each one on.
-"""One of the names as JSON may write it, or a text that holds JSON, where it is a name only before a value: nearly no body
-has one, and it is looked for in the bytes."""
-
+_WRITTEN = as_written(_NAMES)
 _DEEPEST = 100
 """Levels that are looked through, each of which is read anew; what is nested deeper and has such a key goes whole."""
 

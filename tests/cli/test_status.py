@@ -228,8 +228,9 @@ def test_continuous_sync_is_shown_where_it_is_in_use(
     """An endpoint that is off and events that wait are seen by nobody else before somebody misses a row."""
     assert "webhook" not in nexhealth("status", DATABASE_URL=database_url).out
     connection.execute(
-        "INSERT INTO nexhealth_webhooks (key_hash, endpoint_id, target_url, active, secret, subscriptions, hole_since)"
-        """ VALUES ('k', 12, 'https://a.example/hook', false, 's', '[{"subdomain": "acme"}]', '2026-03-01T12:00Z');"""
+        "INSERT INTO nexhealth_webhooks (key_hash, endpoint_id, target_url, active, secret, subscriptions, registered_at,"
+        """ hole_since) VALUES ('k', 12, 'https://a.example/hook', false, 's', '[{"subdomain": "acme"}]', '2026-02-01',"""
+        " '2026-03-01T12:00Z');"
         " INSERT INTO nexhealth_webhook_events (received_at, endpoint_id, verdict, status, repeats, payload) VALUES"
         " (now() - interval '5 minutes', 12, 'valid', 'pending', 1, '{}'), (now(), 12, 'valid', 'parked', 1, '{}'),"
         " (now() - interval '1 year', 12, 'valid', 'parked', 1, NULL),"  # expunged: no replay can help it any more

@@ -5,6 +5,8 @@ import json
 import psycopg
 import pytest
 
+from nexhealth_pipeline.cli.tables import moment
+from nexhealth_pipeline.cli.webhooks import endpoint_lines
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.warehouse.migrate import HEAD
 from tests.cli.conftest import REAL_KEY, Run
@@ -40,17 +42,21 @@ def test_set_up_list_and_remove(nexhealth: Run, settings: dict[str, str], sandbo
     again = nexhealth("webhooks", "setup", URL, "--json", **settings)
     assert json.loads(again.out)["keys"][0]["subscriptions_created"] == 0
     with psycopg.connect(settings["DATABASE_URL"], autocommit=True) as connection:
-        connection.execute(
+        connection.execute("UPDATE nexhealth_webhooks SET registered_at = now() - interval '1 year'")
+        came = connection.execute(
             "INSERT INTO nexhealth_webhook_events (endpoint_id, verdict, status, received_at) VALUES"
-            " (16001, 'valid', 'applied', '2026-03-01 12:00+00'), (16001, 'late', 'rejected', '2026-03-02 12:00+00')"
-        )
+            " (16001, 'valid', 'applied', now() - interval '1 day'), (16001, 'late', 'rejected', now()),"
+            " (16002, 'valid', 'applied', now() - interval '1 day') RETURNING received_at"
+        ).fetchone()
+    assert came is not None
     rotated = nexhealth("webhooks", "setup", URL, "--rotate", **settings)
     assert "endpoint 16001 is deleted after 49 hours" in rotated.out
     listed = nexhealth("webhooks", "list", **settings)
     lines = listed.out.splitlines()
     assert lines[2].split()[:2] == ["16001", "until"]
-    assert "2026-03-01 12:00" in lines[2]
+    assert moment(came[0]) in lines[2]
     assert lines[3].split()[:2] == ["16002", "active"]
+    assert "none in 7 days" in lines[3], "what came before it was registered is another's"
     assert [line.split()[:2] for line in lines[-2:]] == [["16002", "harbor-smiles"], ["16002", "willow-dental"]]
     as_json = nexhealth("webhooks", "list", "--json", **settings)
     assert json.loads(as_json.out)["endpoints"][1]["hole_since"] is None
@@ -98,6 +104,23 @@ def test_a_path_that_the_receiver_answers_with_404_is_warned_of(nexhealth: Run, 
     right = nexhealth("webhooks", "setup", f"{URL}/?2", "--dry-run", "--json", **settings)
     found = json.loads(right.out)
     assert (found["url"], found["warnings"]) == (f"{URL}?2", [])
+
+
+@pytest.mark.parametrize(("registered", "came"), [("1 year", "8 days"), ("1 day", "2 days")])
+def test_the_last_event_is_one_of_the_last_days(database_url: str, registered: str, came: str) -> None:
+    """No index is by endpoint: the whole table was walked for each that none had come to, and events are kept for years."""
+    with psycopg.connect(database_url) as connection:
+        connection.execute(
+            "INSERT INTO nexhealth_webhooks (key_hash, endpoint_id, target_url, active, secret, registered_at)"
+            " VALUES ('k', 5, 'https://hooks.example.com', true, '', now() - %s::interval)",
+            (registered,),
+        )
+        connection.execute(
+            "INSERT INTO nexhealth_webhook_events (endpoint_id, verdict, status, received_at)"
+            " VALUES (5, 'valid', 'applied', now() - %s::interval)",
+            (came,),
+        )
+        assert [one.last_event_at for one in endpoint_lines(connection)] == [None]
 
 
 def test_no_secret_is_shown(nexhealth: Run, settings: dict[str, str], sandbox: SandboxServer) -> None:

@@ -118,6 +118,13 @@ def test_a_nested_list_that_is_none_is_malformed():
         ("You don't have access to perform this action", "You don't have access to perform this action"),
         ("Anna O'Neil born 1990-01-02 has a@b.c", "… … born … has …"),
         ("Smith", ""),
+        ("patient with name john smith, born in june, not found", "patient with name … … born in … not found"),
+        ("may will and grace_smith not pass", "… … and … not …"),
+        ("no access to perform this action", "no access to perform this action"),
+        (
+            "The include parameter is not supported by this endpoint and was ignored",
+            "The include parameter is not supported by this endpoint and was ignored",
+        ),
         ("", ""),
     ],
 )

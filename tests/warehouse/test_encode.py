@@ -391,6 +391,8 @@ def test_no_error_of_the_database_quotes_a_record(table: Table) -> None:
         b'{"id": 1, "bio": {"\\u0073sn": {"n": "987-65-4321"}}, "email": 7}',
         b'{"id": 1, "bio": {"city": NaN, "ssn": {"n": "987-65-4321"}}}',
         b'{"id": "x", "bio": {"ssn": ["987-65-4321", "987-65-4321"]}}',
+        b'{"id": 1, "bio": {"city": NaN, "\\u0073s\\u006E": "987-65-4321"}}',
+        b'{"id": 1, "bio": "{\\"ssn\\": \\"987-65-4321\\"}", "city": NaN}',
     ],
 )
 def test_a_social_security_number_is_kept_in_no_shape(record: bytes) -> None:

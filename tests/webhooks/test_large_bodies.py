@@ -1,5 +1,6 @@
-"""Large bodies: anybody can send them, and to check one costs hashes for every secret."""
+"""Large bodies, and many secrets: anybody can send one, and to check it costs hashes for every secret."""
 
+import asyncio
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -106,3 +107,47 @@ def test_nobody_waits_for_ever_to_be_checked(no_events: str, checks: Checks) -> 
         checks.go_on.set()
         assert first.result(20) == 200
         assert good(running, 2) == 200
+
+
+@pytest.fixture
+def beside(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether each check was made beside the event loop."""
+    made: list[bool] = []
+
+    def check(*given: Any) -> Verdict:
+        made.append(asyncio._get_running_loop() is None)
+        return verify(*given)
+
+    monkeypatch.setattr(receiver_module, "verify", check)
+    return made
+
+
+@pytest.mark.parametrize(("secrets", "size", "long"), [(500, 60_000, True), (1000, 2000, True), (20, 2000, False)])
+def test_nobody_waits_for_hashes_of_very_many_secrets(
+    no_events: str, beside: list[bool], secrets: int, size: int, long: bool
+) -> None:
+    """A body that is not large took a tenth of a second of the loop with a thousand secrets, from anybody."""
+    known = ",".join([*(f"secret-number-{number}" for number in range(secrets)), SECRET])
+    body = event(1, note="x" * size)
+    with receiver(no_events, settings(NEXHEALTH_WEBHOOK_SECRETS=known)) as running:
+        assert running.ask(body, signed(body, secret="guess")).status == 401
+        assert running.ask(body).status == 200
+    assert beside == [long] * 2
+
+
+@pytest.mark.usefixtures("no_refill")
+def test_an_event_waits_for_no_large_body_and_answers_for_no_other(no_events: str, checks: Checks) -> None:
+    """Who sends bad ones may share its address."""
+    known = ",".join([*(f"secret-number-{number}" for number in range(1000)), SECRET])
+    with (
+        receiver(no_events, settings(NEXHEALTH_WEBHOOK_SECRETS=known)) as running,
+        ThreadPoolExecutor() as pool,
+    ):
+        for number in range(4):
+            assert bad(running, number) == 401
+        checks.go_on.clear()
+        first = pool.submit(bad, running, 4)
+        until(lambda: checks.at_once == 1)
+        assert running.ask(event(1, note="x" * 2000)).status == 200
+        checks.go_on.set()
+        assert first.result(20) == 401

@@ -9,6 +9,8 @@ import psycopg
 import pytest
 
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
+from nexhealth_pipeline.webhooks import snapshots
+from nexhealth_pipeline.webhooks.snapshots import _layers
 
 from .kit import MINUTE, T0, apply_all, body, load_page, moment, patient, settings_for, store, updated
 
@@ -180,6 +182,21 @@ def test_what_an_earlier_event_of_the_batch_told_stays(practice: psycopg.Connect
     apply_all(settings_for(practice_url))
     assert value(practice, "email, last_name") == ("new@example.org", "v9")
     assert statuses(practice) == ["applied", "superseded"]
+    replayed_quietly(practice, practice_url, "patients")
+
+
+def test_events_whose_keys_take_turns_are_no_layer_each(practice: psycopg.Connection, practice_url: str) -> None:
+    """Each layer is a stage and a merge of its own: five hundred events of one record were five hundred."""
+    bare: dict[str, Any] = {"first_name": ..., "last_name": ..., "inactive": ..., "bio": ..., "email": ...}
+    for at in range(9, 0, -1):
+        kept = "email" if at % 2 else "last_name"
+        store(practice, updated(patient(1, at, **bare | {kept: None if at == 8 else f"{kept} {at}"})))
+    layers = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(snapshots, "_layers", lambda given: layers.append(_layers(given)) or layers[-1])
+        apply_all(settings_for(practice_url))
+    assert [[one.version for one in layer] for layer in layers[0]] == [[T0 + 8 * MINUTE], [T0 + 9 * MINUTE]]
+    assert value(practice, "email, last_name") == ("email 9", None), "what the last one with a key says holds, null too"
     replayed_quietly(practice, practice_url, "patients")
 
 
