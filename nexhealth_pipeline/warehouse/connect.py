@@ -77,10 +77,11 @@ _MEANING = {
 """What statements and their answers mean, whatever server, role or address have for people: psycopg gives times in the
 connection's zone, and NexHealth is asked in UTC; names without a schema are of the one in which the tables are."""
 _OURS = {"default_transaction_isolation": "read committed"} | dict.fromkeys(
-    ("lock_timeout", "statement_timeout", "idle_session_timeout"), "0"
+    ("lock_timeout", "statement_timeout", "idle_session_timeout", "idle_in_transaction_session_timeout"), "0"
 )
 """What a role may have otherwise, for other work than this: whoever reads a newer row than it began with would end, and so
-would whoever waits while another run makes an index, or while nothing is to be done."""
+would whoever waits while another run makes an index, while nothing is to be done, or, with events claimed or an endpoint to
+exchange, while NexHealth is asked."""
 _OURS_SINCE_17 = {"transaction_timeout": "0"}
 _SCHEMES = ("postgresql", "postgres", "postgresql+psycopg2", "postgresql+psycopg")
 _URL = re.compile(r"(?P<scheme>[a-z0-9+]+)://(?P<server>[^/?]*)(?:/(?P<database>[^?]*))?(?P<query>\?.*)?", re.DOTALL)
