@@ -73,9 +73,11 @@ _MEANING = {
     "intervalstyle": "postgres",
     "client_encoding": "UTF8",
     "search_path": "public",
+    "array_nulls": "on",
 }
 """What statements and their answers mean, whatever server, role or address have for people: psycopg gives times in the
-connection's zone, and NexHealth is asked in UTC; names without a schema are of the one in which the tables are."""
+connection's zone, and NexHealth is asked in UTC; names without a schema are of the one in which the tables are; a NULL among
+many values is no text of that name."""
 _OURS = {"default_transaction_isolation": "read committed"} | dict.fromkeys(
     ("lock_timeout", "statement_timeout", "idle_session_timeout", "idle_in_transaction_session_timeout"), "0"
 )
