@@ -88,6 +88,7 @@ _OURS_SINCE_17 = {"transaction_timeout": "0"}
 _SCHEMES = ("postgresql", "postgres", "postgresql+psycopg2", "postgresql+psycopg")
 _URL = re.compile(r"(?P<scheme>[a-z0-9+]+)://(?P<server>[^/?]*)(?:/(?P<database>[^?]*))?(?P<query>\?.*)?", re.DOTALL)
 
+_NO_PRIMARY = "takes no rows now: wait until one of its servers has taken over, or name the primary server too"
 _REASONS = (
     ("password authentication failed", "refuses role {user} or its password: correct the user and password in it"),
     ("no password supplied", "asks for a password for role {user}: add it"),
@@ -116,8 +117,9 @@ _REASONS = (
     ("recovery mode", "is still starting, after a crash: try again in a moment"),
     ("not yet accepting", "is still starting: try again in a moment"),
     ("shutting down", "is stopping: start it again"),
-    ("read-only", "takes no rows: name the primary server"),
-    ("standby", "takes no rows: name the primary server"),
+    # Said of addresses with target_session_attrs, which may well name the primary: one that is gone just now.
+    ("read-only", _NO_PRIMARY),
+    ("standby", _NO_PRIMARY),
     ("root certificate file", "has a certificate to be verified, and no file to do it with: correct sslrootcert"),
     ("verify failed", "has a certificate that sslrootcert does not vouch for: name the file of who signed it there"),
     ("server certificate for", "has a certificate of another name: correct the host"),
