@@ -91,13 +91,18 @@ def psycopg2_url(url: str) -> str:
 
     SQLAlchemy 2.1 takes psycopg 3 for a plain `postgresql://`, with which dagster-postgres 0.29
     breaks at the first event of every run (it binds a parameter in NOTIFY). Sockets and lists of
-    hosts, which libpq takes in the place of one host, go to the query.
+    hosts, which libpq takes in the place of one host, go to the query. Of those SQLAlchemy wants as
+    many hosts as ports, where libpq is content with one port for all, or with `hostaddr` alone.
     """
     given = {name: str(value) for name, value in conninfo_to_dict(url).items() if value is not None}
     database, user, password = (given.pop(name, None) for name in ("dbname", "user", "password"))
     host, port = given.pop("host", None), given.pop("port", None)
-    if host and ("/" in host or "," in host):
-        given |= {"host": host, **({"port": port} if port else {})}
+    if not host and "," in given.get("hostaddr", ""):
+        host = given["hostaddr"]
+    if (host and ("/" in host or "," in host)) or (port and "," in port):
+        if host and port and "," not in port:
+            port = ",".join([port] * len(host.split(",")))
+        given |= {name: value for name, value in (("host", host), ("port", port)) if value}
         host = port = None
     return URL.create(
         "postgresql+psycopg2", user, password, host, int(port) if port else None, database, given

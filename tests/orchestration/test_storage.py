@@ -17,6 +17,8 @@ from dagster_postgres import PostgresEventLogStorage
 from dagster_shared.record import copy
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy import create_engine
+from sqlalchemy.engine import make_url
 
 from nexhealth_pipeline.errors import MissingRights, WarehouseUnreachable
 from nexhealth_pipeline.orchestration.storage import (
@@ -97,12 +99,20 @@ def _run(instance: dg.DagsterInstance, partitions: int) -> dg.ExecuteInProcessRe
         ("postgresql://u@/db?host=/a%20b/c&port=7", "postgresql+psycopg2://u@/db?host=%2Fa+b%2Fc&port=7"),
         ("postgresql://u@%2Fa%20b%2Fc/db", "postgresql+psycopg2://u@/db?host=%2Fa+b%2Fc"),
         ("postgresql://u@h1:1,h2:2/db", "postgresql+psycopg2://u@/db?host=h1%2Ch2&port=1%2C2"),
+        ("postgresql://u@h1,h2/db?port=7", "postgresql+psycopg2://u@/db?host=h1%2Ch2&port=7%2C7"),
+        (
+            "postgresql://u@/db?hostaddr=10.0.0.1,10.0.0.2&port=1,2",
+            "postgresql+psycopg2://u@/db?host=10.0.0.1%2C10.0.0.2&hostaddr=10.0.0.1%2C10.0.0.2&port=1%2C2",
+        ),
         ("postgresql:///db", "postgresql+psycopg2:///db"),
     ],
 )
 def test_every_form_of_address_that_libpq_takes_keeps_its_meaning(libpq: str, sqlalchemy: str) -> None:
-    """With a plain `postgresql://` the first event of every run fails under SQLAlchemy 2.1."""
+    """With a plain `postgresql://` the first event of every run fails under SQLAlchemy 2.1, which also counts hosts and ports."""
     assert psycopg2_url(libpq) == sqlalchemy
+    _, given = create_engine(sqlalchemy).dialect.create_connect_args(make_url(sqlalchemy))
+    wanted = {name: value for name, value in conninfo_to_dict(libpq).items() if name != "port"}
+    assert {name: given[name] for name in wanted} == wanted
 
 
 @pytest.mark.parametrize("server", ["u:p%40%2F%25+%20@h:5433", "u@%2Fa%20b%2Fc:7", "u@h1:1,h2:2"])
