@@ -39,7 +39,7 @@ from dagster_postgres.utils import DagsterPostgresException
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from sqlalchemy import Connection, Engine, create_engine, exc, text
 from sqlalchemy import event as engine_event
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import URL, ExceptionContext, make_url
 
 from nexhealth_pipeline.errors import MissingRights, WarehouseUnreachable
 from nexhealth_pipeline.settings import load_settings
@@ -78,6 +78,8 @@ _CREATE_LOCK = 0x6E78_6461_6773_7472  # "nxdagstr": one process at a time create
 
 _NOT_ALLOWED = ("42501", "3F000")
 """What PostgreSQL refuses for want of a right; by the second code where the role may not even look into the schema."""
+_READ_ONLY = "25006"
+"""What a server refuses from which another one has taken over."""
 
 _USABLE = "SELECT has_table_privilege('runs', 'SELECT') AND has_table_privilege('event_logs', 'INSERT')"
 """One cheap statement, for every process that starts: who lacks these has been given none. `nexhealth doctor` asks for all."""
@@ -373,6 +375,13 @@ def _in_utc(connection: Any, _record: object) -> None:
         with connection.cursor() as cursor:
             cursor.execute(_AS_DAGSTER_MEANS)
         connection.commit()
+
+
+@engine_event.listens_for(Engine, "handle_error")
+def _let_go_of_a_standby(context: ExceptionContext) -> None:
+    """A server that takes no rows any more answers all the same: who was connected to it stayed so for an hour."""
+    if getattr(context.original_exception, "pgcode", None) == _READ_ONLY:
+        context.is_disconnect = True
 
 
 def _forget_parents_connections() -> None:

@@ -19,6 +19,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import InternalError
 
 from nexhealth_pipeline.errors import MissingRights, WarehouseUnreachable
 from nexhealth_pipeline.orchestration.storage import (
@@ -222,6 +223,22 @@ def test_a_process_keeps_few_connections_and_outlives_their_loss(
 
 
 @pytest.mark.dagster
+def test_a_process_lets_go_of_a_server_from_which_another_has_taken_over(
+    instance: dg.DagsterInstance, empty_database_url: str
+) -> None:
+    """It takes no rows any more and answers all the same: a daemon kept its connections to it for an hour."""
+    engine: Any = instance.event_log_storage._engine  # type: ignore[attr-defined]  # PostgreSQL's
+    with psycopg.connect(empty_database_url, autocommit=True) as connection:
+        base = sql.Identifier(connection.info.dbname)
+        connection.execute(sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = on").format(base))
+        engine.dispose()
+        with pytest.raises(InternalError):
+            instance.add_dynamic_partitions("test_locations", ["demo.1"])
+        connection.execute(sql.SQL("ALTER DATABASE {} RESET default_transaction_read_only").format(base))
+    instance.add_dynamic_partitions("test_locations", ["demo.1"])
+    assert instance.get_dynamic_partitions("test_locations") == ["demo.1"]
+
+
 def test_a_process_with_nothing_set_writes_events_in_bulk(empty_database_url: str, tmp_path: Path) -> None:
     """Each event in a transaction of its own is what made a night's events cost minutes."""
     script = f"""
