@@ -1,4 +1,4 @@
-"""Doctor's questions to PostgreSQL: reach, encryption, release, migrations, kind of data, rights, Dagster's storage."""
+"""Doctor's questions to PostgreSQL: reach, encryption, release, log, migrations, kind of data, rights, Dagster's storage."""
 
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
@@ -39,6 +39,7 @@ def _connected(connection: psycopg.Connection, realm: Realm, url: str) -> Iterat
     yield _ok("database", f"PostgreSQL {release} answers, database {connection.info.dbname}")
     yield from _on_the_way(connection, "DATABASE_URL", "patients' data")
     yield from _read_only(connection, "DATABASE_URL")
+    yield from _logged(connection)
     yield from _rights(connection)
     if _may_read(connection, "nexhealth_alembic_version") is not False:
         yield _migrations(connection, url)
@@ -78,6 +79,31 @@ def _read_only(connection: psycopg.Connection, setting: str) -> Iterator[Finding
         change = f"ALTER ROLE {role} IN DATABASE {base} SET default_transaction_read_only = off;"
         message = f"database {name} is read-only for role {user}"
         yield _failed("read_only", message, f"As an administrator, once it is known who set it so and why: {change}")
+
+
+_LOGGED = """
+SELECT current_setting('log_parameter_max_length') <> '0' AND (
+           current_setting('log_statement') IN ('mod', 'all') OR current_setting('log_min_duration_statement') <> '-1'
+           OR current_setting('log_transaction_sample_rate')::float > 0
+           OR current_setting('log_min_duration_sample') <> '-1' AND current_setting('log_statement_sample_rate')::float > 0),
+       current_user::text, current_database()::text
+"""
+
+
+def _logged(connection: psycopg.Connection) -> Iterator[Finding]:
+    """Whether the server writes down what some statements are given: only an administrator may tell it not to."""
+    row = connection.execute(_LOGGED).fetchone()
+    assert row is not None
+    written, *names = row
+    if written:
+        role, base = (sql.Identifier(name).as_string(connection) for name in names)
+        yield Finding(
+            "log",
+            Level.WARNING,
+            Group.DATABASE,
+            "PostgreSQL writes statements into its own log with what they are given: bodies of webhooks, records in quarantine",
+            f"As an administrator: ALTER ROLE {role} IN DATABASE {base} SET log_parameter_max_length = 0;",
+        )
 
 
 def _migrations(connection: psycopg.Connection, url: str) -> Finding:

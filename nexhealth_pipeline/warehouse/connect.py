@@ -84,6 +84,8 @@ _OURS = {"default_transaction_isolation": "read committed"} | dict.fromkeys(
 """What a role may have otherwise, for other work than this: whoever reads a newer row than it began with would end, and so
 would whoever waits while another run makes an index, while nothing is to be done, or, with events claimed or an endpoint to
 exchange, while NexHealth is asked."""
+_UNTOLD = {"log_parameter_max_length_on_error": "0"}
+"""What a server may write into its own log of a statement that fails: what it was given may be a patient's record."""
 _OURS_SINCE_17 = {"transaction_timeout": "0"}
 _SCHEMES = ("postgresql", "postgres", "postgresql+psycopg2", "postgresql+psycopg")
 _URL = re.compile(r"(?P<scheme>[a-z0-9+]+)://(?P<server>[^/?]*)(?:/(?P<database>[^?]*))?(?P<query>\?.*)?", re.DOTALL)
@@ -295,7 +297,7 @@ def watch(connection: psycopg.Connection) -> None:
 def our_settings(info: psycopg.ConnectionInfo) -> dict[str, str]:
     """What to set on a connection, so that no role's settings are in the way; no limits that its options set themselves."""
     limits = _OURS | (_OURS_SINCE_17 if info.server_version >= 170000 else {})
-    return _MEANING | {name: value for name, value in limits.items() if not _is_set(name, info.options)}
+    return _MEANING | _UNTOLD | {name: value for name, value in limits.items() if not _is_set(name, info.options)}
 
 
 def _is_set(name: str, options: str) -> bool:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, LiteralString, cast
 
 import psycopg
 import pytest
@@ -83,6 +83,26 @@ def test_a_standby_is_told_with_the_setting_that_names_it() -> None:
     (found,) = _read_only(connection, "DAGSTER_DATABASE_URL")
     assert "replica.example.com is a standby" in found.message
     assert found.fix == "Name the primary server in DAGSTER_DATABASE_URL."
+
+
+@pytest.mark.parametrize(
+    "setting", ["log_min_duration_statement = 60000", "log_statement = mod", "log_transaction_sample_rate = 0.001"]
+)
+def test_a_log_that_holds_bodies_of_webhooks_is_told_with_the_statement_that_keeps_them_out(
+    nexhealth: Run, database_url: str, setting: str
+) -> None:
+    """Slow statements are written down with all that they were given, and nobody looks after the server's log."""
+    assert "log" not in [one["check"] for one in findings_of(nexhealth, DATABASE_URL=database_url)]
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        name = sql.Identifier(connection.info.dbname)
+        connection.execute(sql.SQL("ALTER DATABASE {} SET {}").format(name, sql.SQL(cast(LiteralString, setting))))
+        (found,) = (one for one in findings_of(nexhealth, DATABASE_URL=database_url) if one["check"] == "log")
+        assert found["level"] == "warning"
+        connection.execute(found["fix"].partition(": ")[2].encode())
+        try:
+            assert "log" not in [one["check"] for one in findings_of(nexhealth, DATABASE_URL=database_url)]
+        finally:
+            connection.execute(sql.SQL("ALTER ROLE CURRENT_USER IN DATABASE {} RESET ALL").format(name))
 
 
 @pytest.fixture
