@@ -1,4 +1,4 @@
-"""Doctor's questions to PostgreSQL: reach, encryption, release, log, migrations, kind of data, rights, Dagster's storage."""
+"""Doctor's questions to PostgreSQL: reach, poolers, encryption, log, migrations, kind of data, rights, Dagster's storage."""
 
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
@@ -12,6 +12,7 @@ from nexhealth_pipeline.cli.realm import Realm
 from nexhealth_pipeline.errors import PipelineError, WarehouseError, WarehouseNewer, WarehouseOutdated
 from nexhealth_pipeline.warehouse.connect import SCHEMA_IN_USE, connect, connect_to_dagster, driver_errors
 from nexhealth_pipeline.warehouse.migrate import HEAD, check, current_revision
+from nexhealth_pipeline.warehouse.sessions import keeps_sessions
 
 __all__ = ["database_findings"]
 
@@ -37,6 +38,7 @@ def database_findings(realm: Realm) -> Iterator[Finding]:
 def _connected(connection: psycopg.Connection, realm: Realm, url: str) -> Iterator[Finding]:
     release = connection.info.server_version // 10_000
     yield _ok("database", f"PostgreSQL {release} answers, database {connection.info.dbname}")
+    yield from _pooled(connection, url, "DATABASE_URL")
     yield from _on_the_way(connection, "DATABASE_URL", "patients' data")
     yield from _read_only(connection, "DATABASE_URL")
     yield from _logged(connection)
@@ -46,6 +48,16 @@ def _connected(connection: psycopg.Connection, realm: Realm, url: str) -> Iterat
     if _may_read(connection, "nexhealth_warehouse"):
         yield from _kind(connection, realm)
     yield from _dagster(connection, realm)
+
+
+def _pooled(connection: psycopg.Connection, url: str, setting: str) -> Iterator[Finding]:
+    """Whether other clients get the sessions in which our locks are."""
+    if not keeps_sessions(url, connection):
+        yield _failed(
+            "pooler",
+            f"{setting} leads through a pooler in transaction mode, where locks do not hold",
+            f"Name its port of session mode, or the server itself, in {setting}.",
+        )
 
 
 def _on_the_way(connection: psycopg.Connection, setting: str, what: str) -> Iterator[Finding]:
@@ -235,7 +247,8 @@ def _dagster(connection: psycopg.Connection, realm: Realm) -> Iterator[Finding]:
 def _dagster_there(realm: Realm, fix: str) -> Iterator[Finding]:
     """Whether it answers, lets the role make and use Dagster's tables, and by what way: the warehouse's may be another."""
     try:
-        connection = connect_to_dagster(realm.dagster_url())
+        url = realm.dagster_url()
+        connection = connect_to_dagster(url)
     except PipelineError as error:
         yield _failed("dagster", f"Dagster's database: {error}", fix)
         return
@@ -243,6 +256,7 @@ def _dagster_there(realm: Realm, fix: str) -> Iterator[Finding]:
         with connection, driver_errors("checking Dagster's database"):
             yield from _dagster_rights(connection)
             if realm.settings.dagster_database_url is not None:
+                yield from _pooled(connection, url, "DAGSTER_DATABASE_URL")
                 yield from _on_the_way(connection, "DAGSTER_DATABASE_URL", "what Dagster keeps there")
                 yield from _read_only(connection, "DAGSTER_DATABASE_URL")
     except PipelineError as error:

@@ -44,6 +44,7 @@ from sqlalchemy.engine import URL, ExceptionContext, make_url
 from nexhealth_pipeline.errors import MissingRights, WarehouseUnreachable
 from nexhealth_pipeline.settings import load_settings
 from nexhealth_pipeline.warehouse.connect import SCHEMA_IN_USE, connection_options, dagster_url, home_folder
+from nexhealth_pipeline.warehouse.sessions import require_sessions
 
 __all__ = [
     "AWAY",
@@ -270,7 +271,7 @@ def _is_asset_event(event: EventLogEntry) -> bool:
 def _alone_on(engine: Engine) -> Iterator[None]:
     """Hold the lock under which Dagster's tables are created, and see that they can be used.
 
-    Raises WarehouseUnreachable, MissingRights.
+    Raises WarehouseUnreachable, MissingRights, WarehouseError where a pooler's transactions share sessions.
     """
     try:
         connection = engine.connect()
@@ -280,6 +281,7 @@ def _alone_on(engine: Engine) -> Iterator[None]:
             "server of DATABASE_URL)"
         ) from None
     with connection:
+        require_sessions(_libpq_address(engine.url))
         connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _CREATE_LOCK})
         try:
             yield
@@ -318,7 +320,7 @@ def database_of(events: object) -> str | None:
     return _libpq_address(events.postgres_url) if isinstance(events, _PooledEventLogStorage) else None
 
 
-def _libpq_address(url: str) -> str:
+def _libpq_address(url: str | URL) -> str:
     """The other way round than `psycopg2_url`: not as a URL, in which SQLAlchemy encodes a space as libpq does not."""
     given = make_url(url)
     options = {name: values[-1] for name, values in given.normalized_query.items()}

@@ -21,13 +21,14 @@ from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import InternalError
 
-from nexhealth_pipeline.errors import MissingRights, WarehouseUnreachable
+from nexhealth_pipeline.errors import MissingRights, WarehouseError, WarehouseUnreachable
 from nexhealth_pipeline.orchestration.storage import (
     NexHealthDagsterStorage,
     _PooledEventLogStorage,
     database_of,
     psycopg2_url,
 )
+from tests.poolers import pooler
 
 from .kit import event_transactions
 
@@ -266,6 +267,13 @@ def test_an_unreachable_database_is_named_without_its_address() -> None:
     with pytest.raises(WarehouseUnreachable, match="DAGSTER_DATABASE_URL") as caught:
         NexHealthDagsterStorage("postgresql+psycopg2://u:secret@127.0.0.1:1/db")
     assert "secret" not in str(caught.value)
+
+
+def test_a_pooler_in_transaction_mode_is_refused(empty_database_url: str) -> None:
+    """The lock under which tables are made was given back in another session, and the next process waited for ever."""
+    refused = pytest.raises(WarehouseError, match="pooler in transaction mode")
+    with pooler(empty_database_url, sessions=False) as url, refused:
+        NexHealthDagsterStorage(psycopg2_url(url))
 
 
 @pytest.mark.parametrize("schema", ["", "REVOKE ALL ON SCHEMA public FROM PUBLIC"])
