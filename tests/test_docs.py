@@ -199,7 +199,7 @@ def renamed(statement: str, names: dict[str, str]) -> bytes:
 
 def test_the_rights_that_are_named_suffice(server_url: str, roles: dict[str, str]) -> None:
     """The pipeline's role makes a warehouse; an analyst reads its views, those of later releases too, and no table."""
-    administrator, less, views = statements("Rights")
+    administrator, less, quiet, views = statements("Rights")
     with psycopg.connect(server_url, autocommit=True) as connection:
         for statement in filter(str.strip, administrator.split(";")):
             connection.execute(renamed(statement, roles))
@@ -208,9 +208,11 @@ def test_the_rights_that_are_named_suffice(server_url: str, roles: dict[str, str
         connection.execute(renamed("ALTER DATABASE nexhealth OWNER TO CURRENT_USER", roles))
         connection.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
         connection.execute(renamed(less, roles))
+        connection.execute(renamed(quiet, roles))
     pipeline = make_conninfo(database, user=roles["nexhealth_pipeline"])
     assert upgrade(pipeline)[0] == f"migrated to {HEAD}"
     with psycopg.connect(pipeline) as connection:
+        assert connection.execute("SHOW log_parameter_max_length").fetchone() == ("0",)
         connection.execute("CREATE TEMPORARY TABLE stage (x integer)")
         connection.execute(renamed(views, roles))
         connection.execute("CREATE VIEW nexhealth_current.added_later AS SELECT id FROM nexhealth_patients")

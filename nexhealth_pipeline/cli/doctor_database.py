@@ -1,4 +1,4 @@
-"""Doctor's questions to PostgreSQL: reach, encryption, release, migrations, kind of data, rights, Dagster's storage."""
+"""Doctor's questions to PostgreSQL: reach, poolers, encryption, log, migrations, kind of data, rights, Dagster's storage."""
 
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
@@ -12,6 +12,7 @@ from nexhealth_pipeline.cli.realm import Realm
 from nexhealth_pipeline.errors import PipelineError, WarehouseError, WarehouseNewer, WarehouseOutdated
 from nexhealth_pipeline.warehouse.connect import SCHEMA_IN_USE, connect, connect_to_dagster, driver_errors
 from nexhealth_pipeline.warehouse.migrate import HEAD, check, current_revision
+from nexhealth_pipeline.warehouse.sessions import keeps_sessions
 
 __all__ = ["database_findings"]
 
@@ -37,14 +38,26 @@ def database_findings(realm: Realm) -> Iterator[Finding]:
 def _connected(connection: psycopg.Connection, realm: Realm, url: str) -> Iterator[Finding]:
     release = connection.info.server_version // 10_000
     yield _ok("database", f"PostgreSQL {release} answers, database {connection.info.dbname}")
+    yield from _pooled(connection, url, "DATABASE_URL")
     yield from _on_the_way(connection, "DATABASE_URL", "patients' data")
     yield from _read_only(connection, "DATABASE_URL")
+    yield from _logged(connection)
     yield from _rights(connection)
     if _may_read(connection, "nexhealth_alembic_version") is not False:
         yield _migrations(connection, url)
     if _may_read(connection, "nexhealth_warehouse"):
         yield from _kind(connection, realm)
     yield from _dagster(connection, realm)
+
+
+def _pooled(connection: psycopg.Connection, url: str, setting: str) -> Iterator[Finding]:
+    """Whether other clients get the sessions in which our locks are."""
+    if not keeps_sessions(url, connection):
+        yield _failed(
+            "pooler",
+            f"{setting} leads through a pooler in transaction mode, where locks do not hold",
+            f"Name its port of session mode, or the server itself, in {setting}.",
+        )
 
 
 def _on_the_way(connection: psycopg.Connection, setting: str, what: str) -> Iterator[Finding]:
@@ -78,6 +91,31 @@ def _read_only(connection: psycopg.Connection, setting: str) -> Iterator[Finding
         change = f"ALTER ROLE {role} IN DATABASE {base} SET default_transaction_read_only = off;"
         message = f"database {name} is read-only for role {user}"
         yield _failed("read_only", message, f"As an administrator, once it is known who set it so and why: {change}")
+
+
+_LOGGED = """
+SELECT current_setting('log_parameter_max_length') <> '0' AND (
+           current_setting('log_statement') IN ('mod', 'all') OR current_setting('log_min_duration_statement') <> '-1'
+           OR current_setting('log_transaction_sample_rate')::float > 0
+           OR current_setting('log_min_duration_sample') <> '-1' AND current_setting('log_statement_sample_rate')::float > 0),
+       current_user::text, current_database()::text
+"""
+
+
+def _logged(connection: psycopg.Connection) -> Iterator[Finding]:
+    """Whether the server writes down what some statements are given: only an administrator may tell it not to."""
+    row = connection.execute(_LOGGED).fetchone()
+    assert row is not None
+    written, *names = row
+    if written:
+        role, base = (sql.Identifier(name).as_string(connection) for name in names)
+        yield Finding(
+            "log",
+            Level.WARNING,
+            Group.DATABASE,
+            "PostgreSQL writes statements into its own log with what they are given: bodies of webhooks, records in quarantine",
+            f"As an administrator: ALTER ROLE {role} IN DATABASE {base} SET log_parameter_max_length = 0;",
+        )
 
 
 def _migrations(connection: psycopg.Connection, url: str) -> Finding:
@@ -209,7 +247,8 @@ def _dagster(connection: psycopg.Connection, realm: Realm) -> Iterator[Finding]:
 def _dagster_there(realm: Realm, fix: str) -> Iterator[Finding]:
     """Whether it answers, lets the role make and use Dagster's tables, and by what way: the warehouse's may be another."""
     try:
-        connection = connect_to_dagster(realm.dagster_url())
+        url = realm.dagster_url()
+        connection = connect_to_dagster(url)
     except PipelineError as error:
         yield _failed("dagster", f"Dagster's database: {error}", fix)
         return
@@ -217,6 +256,7 @@ def _dagster_there(realm: Realm, fix: str) -> Iterator[Finding]:
         with connection, driver_errors("checking Dagster's database"):
             yield from _dagster_rights(connection)
             if realm.settings.dagster_database_url is not None:
+                yield from _pooled(connection, url, "DAGSTER_DATABASE_URL")
                 yield from _on_the_way(connection, "DAGSTER_DATABASE_URL", "what Dagster keeps there")
                 yield from _read_only(connection, "DAGSTER_DATABASE_URL")
     except PipelineError as error:

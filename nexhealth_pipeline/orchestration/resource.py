@@ -14,6 +14,7 @@ from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.warehouse.connect import connect, driver_errors, warehouse_url
 from nexhealth_pipeline.warehouse.migrate import prepare
 from nexhealth_pipeline.warehouse.runs import RunLock
+from nexhealth_pipeline.warehouse.sessions import require_sessions
 
 __all__ = ["NexHealthResource"]
 
@@ -55,10 +56,12 @@ class NexHealthResource(ConfigurableResource[None]):
     @contextmanager
     def warehouse(self) -> Iterator[psycopg.Connection]:
         """A connection for sensors and schedules, in autocommit mode. Raises WarehouseError."""
+        url = warehouse_url(self.settings())
         with (
-            connect(warehouse_url(self.settings()), autocommit=True) as connection,
+            connect(url, autocommit=True) as connection,
             driver_errors("reading what is due"),
         ):
+            require_sessions(url, connection)
             yield connection
 
     @contextmanager

@@ -39,11 +39,12 @@ from dagster_postgres.utils import DagsterPostgresException
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from sqlalchemy import Connection, Engine, create_engine, exc, text
 from sqlalchemy import event as engine_event
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import URL, ExceptionContext, make_url
 
 from nexhealth_pipeline.errors import MissingRights, WarehouseUnreachable
 from nexhealth_pipeline.settings import load_settings
 from nexhealth_pipeline.warehouse.connect import SCHEMA_IN_USE, connection_options, dagster_url, home_folder
+from nexhealth_pipeline.warehouse.sessions import require_sessions
 
 __all__ = [
     "AWAY",
@@ -78,6 +79,8 @@ _CREATE_LOCK = 0x6E78_6461_6773_7472  # "nxdagstr": one process at a time create
 
 _NOT_ALLOWED = ("42501", "3F000")
 """What PostgreSQL refuses for want of a right; by the second code where the role may not even look into the schema."""
+_READ_ONLY = "25006"
+"""What a server refuses from which another one has taken over."""
 
 _USABLE = "SELECT has_table_privilege('runs', 'SELECT') AND has_table_privilege('event_logs', 'INSERT')"
 """One cheap statement, for every process that starts: who lacks these has been given none. `nexhealth doctor` asks for all."""
@@ -91,13 +94,18 @@ def psycopg2_url(url: str) -> str:
 
     SQLAlchemy 2.1 takes psycopg 3 for a plain `postgresql://`, with which dagster-postgres 0.29
     breaks at the first event of every run (it binds a parameter in NOTIFY). Sockets and lists of
-    hosts, which libpq takes in the place of one host, go to the query.
+    hosts, which libpq takes in the place of one host, go to the query. Of those SQLAlchemy wants as
+    many hosts as ports, where libpq is content with one port for all, or with `hostaddr` alone.
     """
     given = {name: str(value) for name, value in conninfo_to_dict(url).items() if value is not None}
     database, user, password = (given.pop(name, None) for name in ("dbname", "user", "password"))
     host, port = given.pop("host", None), given.pop("port", None)
-    if host and ("/" in host or "," in host):
-        given |= {"host": host, **({"port": port} if port else {})}
+    if not host and "," in given.get("hostaddr", ""):
+        host = given["hostaddr"]
+    if (host and ("/" in host or "," in host)) or (port and "," in port):
+        if host and port and "," not in port:
+            port = ",".join([port] * len(host.split(",")))
+        given |= {name: value for name, value in (("host", host), ("port", port)) if value}
         host = port = None
     return URL.create(
         "postgresql+psycopg2", user, password, host, int(port) if port else None, database, given
@@ -263,7 +271,7 @@ def _is_asset_event(event: EventLogEntry) -> bool:
 def _alone_on(engine: Engine) -> Iterator[None]:
     """Hold the lock under which Dagster's tables are created, and see that they can be used.
 
-    Raises WarehouseUnreachable, MissingRights.
+    Raises WarehouseUnreachable, MissingRights, WarehouseError where a pooler's transactions share sessions.
     """
     try:
         connection = engine.connect()
@@ -273,6 +281,7 @@ def _alone_on(engine: Engine) -> Iterator[None]:
             "server of DATABASE_URL)"
         ) from None
     with connection:
+        require_sessions(_libpq_address(engine.url))
         connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _CREATE_LOCK})
         try:
             yield
@@ -311,7 +320,7 @@ def database_of(events: object) -> str | None:
     return _libpq_address(events.postgres_url) if isinstance(events, _PooledEventLogStorage) else None
 
 
-def _libpq_address(url: str) -> str:
+def _libpq_address(url: str | URL) -> str:
     """The other way round than `psycopg2_url`: not as a URL, in which SQLAlchemy encodes a space as libpq does not."""
     given = make_url(url)
     options = {name: values[-1] for name, values in given.normalized_query.items()}
@@ -368,6 +377,13 @@ def _in_utc(connection: Any, _record: object) -> None:
         with connection.cursor() as cursor:
             cursor.execute(_AS_DAGSTER_MEANS)
         connection.commit()
+
+
+@engine_event.listens_for(Engine, "handle_error")
+def _let_go_of_a_standby(context: ExceptionContext) -> None:
+    """A server that takes no rows any more answers all the same: who was connected to it stayed so for an hour."""
+    if getattr(context.original_exception, "pgcode", None) == _READ_ONLY:
+        context.is_disconnect = True
 
 
 def _forget_parents_connections() -> None:

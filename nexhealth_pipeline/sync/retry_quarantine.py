@@ -30,6 +30,7 @@ from nexhealth_pipeline.warehouse.knowledge import record_membership
 from nexhealth_pipeline.warehouse.migrate import check
 from nexhealth_pipeline.warehouse.repeats import repeated
 from nexhealth_pipeline.warehouse.runs import RunLock
+from nexhealth_pipeline.warehouse.sessions import require_sessions
 from nexhealth_pipeline.warehouse.sync_log import Counts, SyncLog
 
 __all__ = ["Retried", "retry_quarantine"]
@@ -98,6 +99,7 @@ def retry_quarantine(url: str, *, ids: Sequence[int] = (), collection: str | Non
     check(url)
     total = Retried()
     with driver_errors("retrying quarantine"), connect(url, autocommit=True) as connection:
+        require_sessions(url, connection)
         places = _places(connection, ids, collection)
         if not places:
             return total

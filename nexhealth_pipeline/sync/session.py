@@ -23,6 +23,7 @@ from nexhealth_pipeline.warehouse.budget import PostgresBudget
 from nexhealth_pipeline.warehouse.connect import connect, driver_errors, pool
 from nexhealth_pipeline.warehouse.migrate import check
 from nexhealth_pipeline.warehouse.runs import RunLock, close_dead_runs
+from nexhealth_pipeline.warehouse.sessions import require_sessions
 from nexhealth_pipeline.warehouse.state import PassKey, load_watermarks
 from nexhealth_pipeline.warehouse.tables import ensure_indexes
 
@@ -82,6 +83,7 @@ class SyncSession:
         sys.setswitchinterval(_TURN_SECONDS)
         check(self.url)
         with connect(self.url, autocommit=True) as connection, driver_errors("closing dead runs"):
+            require_sessions(self.url, connection)
             for dead in close_dead_runs(connection):
                 _log.warning("closed a dead run", extra={"nexhealth": {"run_id": dead}})
         self.lock = RunLock(self.url, self.run_id).__enter__()

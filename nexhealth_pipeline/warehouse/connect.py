@@ -73,18 +73,24 @@ _MEANING = {
     "intervalstyle": "postgres",
     "client_encoding": "UTF8",
     "search_path": "public",
+    "array_nulls": "on",
 }
 """What statements and their answers mean, whatever server, role or address have for people: psycopg gives times in the
-connection's zone, and NexHealth is asked in UTC; names without a schema are of the one in which the tables are."""
+connection's zone, and NexHealth is asked in UTC; names without a schema are of the one in which the tables are; a NULL among
+many values is no text of that name."""
 _OURS = {"default_transaction_isolation": "read committed"} | dict.fromkeys(
-    ("lock_timeout", "statement_timeout", "idle_session_timeout"), "0"
+    ("lock_timeout", "statement_timeout", "idle_session_timeout", "idle_in_transaction_session_timeout"), "0"
 )
 """What a role may have otherwise, for other work than this: whoever reads a newer row than it began with would end, and so
-would whoever waits while another run makes an index, or while nothing is to be done."""
+would whoever waits while another run makes an index, while nothing is to be done, or, with events claimed or an endpoint to
+exchange, while NexHealth is asked."""
+_UNTOLD = {"log_parameter_max_length_on_error": "0"}
+"""What a server may write into its own log of a statement that fails: what it was given may be a patient's record."""
 _OURS_SINCE_17 = {"transaction_timeout": "0"}
 _SCHEMES = ("postgresql", "postgres", "postgresql+psycopg2", "postgresql+psycopg")
 _URL = re.compile(r"(?P<scheme>[a-z0-9+]+)://(?P<server>[^/?]*)(?:/(?P<database>[^?]*))?(?P<query>\?.*)?", re.DOTALL)
 
+_NO_PRIMARY = "takes no rows now: wait until one of its servers has taken over, or name the primary server too"
 _REASONS = (
     ("password authentication failed", "refuses role {user} or its password: correct the user and password in it"),
     ("no password supplied", "asks for a password for role {user}: add it"),
@@ -113,8 +119,9 @@ _REASONS = (
     ("recovery mode", "is still starting, after a crash: try again in a moment"),
     ("not yet accepting", "is still starting: try again in a moment"),
     ("shutting down", "is stopping: start it again"),
-    ("read-only", "takes no rows: name the primary server"),
-    ("standby", "takes no rows: name the primary server"),
+    # Said of addresses with target_session_attrs, which may well name the primary: one that is gone just now.
+    ("read-only", _NO_PRIMARY),
+    ("standby", _NO_PRIMARY),
     ("root certificate file", "has a certificate to be verified, and no file to do it with: correct sslrootcert"),
     ("verify failed", "has a certificate that sslrootcert does not vouch for: name the file of who signed it there"),
     ("server certificate for", "has a certificate of another name: correct the host"),
@@ -290,7 +297,7 @@ def watch(connection: psycopg.Connection) -> None:
 def our_settings(info: psycopg.ConnectionInfo) -> dict[str, str]:
     """What to set on a connection, so that no role's settings are in the way; no limits that its options set themselves."""
     limits = _OURS | (_OURS_SINCE_17 if info.server_version >= 170000 else {})
-    return _MEANING | {name: value for name, value in limits.items() if not _is_set(name, info.options)}
+    return _MEANING | _UNTOLD | {name: value for name, value in limits.items() if not _is_set(name, info.options)}
 
 
 def _is_set(name: str, options: str) -> bool:

@@ -16,6 +16,7 @@ from nexhealth_pipeline.errors import (
     WarehouseRefused,
 )
 from nexhealth_pipeline.warehouse.connect import connect, driver_errors
+from nexhealth_pipeline.warehouse.sessions import require_sessions
 from nexhealth_pipeline.warehouse.tables import ensure_indexes, ensure_tables, missing_tables
 
 __all__ = ["HEAD", "check", "current_revision", "declare_kind", "prepare", "require_release", "upgrade"]
@@ -60,6 +61,7 @@ def upgrade(url: str, *, indexes: bool = False) -> list[str]:
     with connect(url) as connection:
         try:
             with driver_errors("upgrading the warehouse"):
+                require_sessions(url, connection)
                 revision = current_revision(connection)
                 _refuse_newer(revision)
                 changes = [] if revision == HEAD else _migrate(url)

@@ -79,8 +79,6 @@ def apply_pending(
     applied raises nothing, it is tried again later and parked in the end.
     """
     with driver_errors("applying webhook events"), session.pool.connection() as connection:
-        # The transaction that claims events idles while the API is read: a server with a limit would end it each time.
-        connection.execute("SET idle_in_transaction_session_timeout = 0")
         applier = _Applier(session, connection, limit, on_batch, leaving)
         try:
             applier.run()

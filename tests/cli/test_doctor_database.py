@@ -17,6 +17,7 @@ from nexhealth_pipeline.orchestration.storage import NexHealthDagsterStorage, ps
 from nexhealth_pipeline.sandbox import SANDBOX_API_KEY, SandboxServer
 from tests.cli.conftest import Run
 from tests.commands import commands as forked_commands
+from tests.poolers import pooler
 
 
 @pytest.mark.parametrize(
@@ -83,6 +84,37 @@ def test_a_standby_is_told_with_the_setting_that_names_it() -> None:
     (found,) = _read_only(connection, "DAGSTER_DATABASE_URL")
     assert "replica.example.com is a standby" in found.message
     assert found.fix == "Name the primary server in DAGSTER_DATABASE_URL."
+
+
+@pytest.mark.parametrize(
+    "setting", ["log_min_duration_statement = 60000", "log_statement = mod", "log_transaction_sample_rate = 0.001"]
+)
+def test_a_log_that_holds_bodies_of_webhooks_is_told_with_the_statement_that_keeps_them_out(
+    nexhealth: Run, database_url: str, setting: str
+) -> None:
+    """Slow statements are written down with all that they were given, and nobody looks after the server's log."""
+    assert "log" not in [one["check"] for one in findings_of(nexhealth, DATABASE_URL=database_url)]
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        name = sql.Identifier(connection.info.dbname)
+        connection.execute(sql.SQL("ALTER DATABASE {} SET {}").format(name, sql.SQL(setting)))
+        (found,) = (one for one in findings_of(nexhealth, DATABASE_URL=database_url) if one["check"] == "log")
+        assert found["level"] == "warning"
+        connection.execute(found["fix"].partition(": ")[2].encode())
+        try:
+            assert "log" not in [one["check"] for one in findings_of(nexhealth, DATABASE_URL=database_url)]
+        finally:
+            connection.execute(sql.SQL("ALTER ROLE CURRENT_USER IN DATABASE {} RESET ALL").format(name))
+
+
+@pytest.mark.parametrize("sessions", [True, False])
+def test_a_pooler_that_gives_sessions_away_is_told_of_each_address(
+    nexhealth: Run, database_url: str, empty_database_url: str, *, sessions: bool
+) -> None:
+    """Nothing else tells of it: all statements are taken, and locks do not hold."""
+    with pooler(database_url, sessions=sessions) as one, pooler(empty_database_url, sessions=sessions) as other:
+        told = findings_of(nexhealth, DATABASE_URL=one, DAGSTER_DATABASE_URL=other)
+    found = [(one["level"], one["message"].split()[0]) for one in told if one["check"] == "pooler"]
+    assert found == ([] if sessions else [("failed", "DATABASE_URL"), ("failed", "DAGSTER_DATABASE_URL")])
 
 
 @pytest.fixture

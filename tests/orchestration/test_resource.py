@@ -16,6 +16,7 @@ from nexhealth_pipeline.errors import (
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
 from nexhealth_pipeline.warehouse.migrate import HEAD
 from nexhealth_pipeline.warehouse.runs import is_dead
+from tests.poolers import pooler
 
 
 def test_what_is_given_wins_over_the_environment(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,6 +86,17 @@ def test_a_query_that_fails_is_told_without_the_servers_words(environment: dict[
     with pytest.raises(WarehouseError) as caught, NexHealthResource().warehouse() as connection:
         connection.execute("SELECT 'Jane Doe'::bigint")
     assert "Jane" not in str(caught.value)
+
+
+def test_by_a_pooler_in_transaction_mode_nobody_looks_for_dead_runs(
+    environment: dict[str, str], database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sensor's tick would close a living run, or wait for ever for a lock that it gave back in another session."""
+    with pooler(database_url, sessions=False) as url:
+        monkeypatch.setenv("DATABASE_URL", url)
+        refused = pytest.raises(WarehouseError, match="pooler in transaction mode")
+        with refused, NexHealthResource().warehouse():
+            pass
 
 
 def test_a_run_that_only_asks_the_warehouse_holds_its_lock_and_says_how_it_ended(environment: dict[str, str]) -> None:

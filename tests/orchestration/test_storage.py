@@ -17,14 +17,18 @@ from dagster_postgres import PostgresEventLogStorage
 from dagster_shared.record import copy
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy import create_engine
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import InternalError
 
-from nexhealth_pipeline.errors import MissingRights, WarehouseUnreachable
+from nexhealth_pipeline.errors import MissingRights, WarehouseError, WarehouseUnreachable
 from nexhealth_pipeline.orchestration.storage import (
     NexHealthDagsterStorage,
     _PooledEventLogStorage,
     database_of,
     psycopg2_url,
 )
+from tests.poolers import pooler
 
 from .kit import event_transactions
 
@@ -97,12 +101,20 @@ def _run(instance: dg.DagsterInstance, partitions: int) -> dg.ExecuteInProcessRe
         ("postgresql://u@/db?host=/a%20b/c&port=7", "postgresql+psycopg2://u@/db?host=%2Fa+b%2Fc&port=7"),
         ("postgresql://u@%2Fa%20b%2Fc/db", "postgresql+psycopg2://u@/db?host=%2Fa+b%2Fc"),
         ("postgresql://u@h1:1,h2:2/db", "postgresql+psycopg2://u@/db?host=h1%2Ch2&port=1%2C2"),
+        ("postgresql://u@h1,h2/db?port=7", "postgresql+psycopg2://u@/db?host=h1%2Ch2&port=7%2C7"),
+        (
+            "postgresql://u@/db?hostaddr=10.0.0.1,10.0.0.2&port=1,2",
+            "postgresql+psycopg2://u@/db?host=10.0.0.1%2C10.0.0.2&hostaddr=10.0.0.1%2C10.0.0.2&port=1%2C2",
+        ),
         ("postgresql:///db", "postgresql+psycopg2:///db"),
     ],
 )
 def test_every_form_of_address_that_libpq_takes_keeps_its_meaning(libpq: str, sqlalchemy: str) -> None:
-    """With a plain `postgresql://` the first event of every run fails under SQLAlchemy 2.1."""
+    """With a plain `postgresql://` the first event of every run fails under SQLAlchemy 2.1, which also counts hosts and ports."""
     assert psycopg2_url(libpq) == sqlalchemy
+    _, given = create_engine(sqlalchemy).dialect.create_connect_args(make_url(sqlalchemy))
+    wanted = {name: value for name, value in conninfo_to_dict(libpq).items() if name != "port"}
+    assert {name: given[name] for name in wanted} == wanted
 
 
 @pytest.mark.parametrize("server", ["u:p%40%2F%25+%20@h:5433", "u@%2Fa%20b%2Fc:7", "u@h1:1,h2:2"])
@@ -212,6 +224,22 @@ def test_a_process_keeps_few_connections_and_outlives_their_loss(
 
 
 @pytest.mark.dagster
+def test_a_process_lets_go_of_a_server_from_which_another_has_taken_over(
+    instance: dg.DagsterInstance, empty_database_url: str
+) -> None:
+    """It takes no rows any more and answers all the same: a daemon kept its connections to it for an hour."""
+    engine: Any = instance.event_log_storage._engine  # type: ignore[attr-defined]  # PostgreSQL's
+    with psycopg.connect(empty_database_url, autocommit=True) as connection:
+        base = sql.Identifier(connection.info.dbname)
+        connection.execute(sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = on").format(base))
+        engine.dispose()
+        with pytest.raises(InternalError):
+            instance.add_dynamic_partitions("test_locations", ["demo.1"])
+        connection.execute(sql.SQL("ALTER DATABASE {} RESET default_transaction_read_only").format(base))
+    instance.add_dynamic_partitions("test_locations", ["demo.1"])
+    assert instance.get_dynamic_partitions("test_locations") == ["demo.1"]
+
+
 def test_a_process_with_nothing_set_writes_events_in_bulk(empty_database_url: str, tmp_path: Path) -> None:
     """Each event in a transaction of its own is what made a night's events cost minutes."""
     script = f"""
@@ -239,6 +267,13 @@ def test_an_unreachable_database_is_named_without_its_address() -> None:
     with pytest.raises(WarehouseUnreachable, match="DAGSTER_DATABASE_URL") as caught:
         NexHealthDagsterStorage("postgresql+psycopg2://u:secret@127.0.0.1:1/db")
     assert "secret" not in str(caught.value)
+
+
+def test_a_pooler_in_transaction_mode_is_refused(empty_database_url: str) -> None:
+    """The lock under which tables are made was given back in another session, and the next process waited for ever."""
+    refused = pytest.raises(WarehouseError, match="pooler in transaction mode")
+    with pooler(empty_database_url, sessions=False) as url, refused:
+        NexHealthDagsterStorage(psycopg2_url(url))
 
 
 @pytest.mark.parametrize("schema", ["", "REVOKE ALL ON SCHEMA public FROM PUBLIC"])

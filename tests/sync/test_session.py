@@ -6,11 +6,14 @@ from contextlib import nullcontext
 
 import psycopg
 import pytest
+from pydantic import SecretStr
 
 from nexhealth_pipeline.errors import Cancelled, WarehouseError
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.sync import session as sessions
-from nexhealth_pipeline.warehouse.runs import is_dead, lock_key
+from nexhealth_pipeline.sync.retry_quarantine import retry_quarantine
+from nexhealth_pipeline.warehouse.runs import RunLock, is_dead, lock_key
+from tests.poolers import pooler
 
 from .kit import open_session
 
@@ -34,6 +37,20 @@ def test_a_run_takes_its_lock_again_though_it_commits_nothing(
             time.sleep(0.02)
         assert not is_dead(other, "mine")
     assert "nexhealth-run-lock" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_by_a_pooler_in_transaction_mode_no_run_begins_and_none_is_taken_for_dead(
+    settings: Settings, database_url: str
+) -> None:
+    """Risk: the session that holds a living run's lock is the next client's, who gets the lock as well and closes the run."""
+    with pooler(database_url, sessions=False) as url, psycopg.connect(database_url) as db:
+        with RunLock(url, "mine"):
+            through = settings.model_copy(update={"database_url": SecretStr(url)})
+            with pytest.raises(WarehouseError, match="pooler in transaction mode"), open_session(through):
+                pass
+            with pytest.raises(WarehouseError, match="pooler in transaction mode"):
+                retry_quarantine(url)
+        assert db.execute("SELECT run_id, status FROM nexhealth_runs").fetchall() == [("mine", "running")]
 
 
 @pytest.mark.parametrize(

@@ -303,7 +303,7 @@ def test_a_connection_carries_its_name_and_the_addresss_own_options_win(server_u
 
 
 SETTINGS = "SELECT current_setting('default_transaction_isolation'), current_setting('lock_timeout')"
-LIMITS = ("statement_timeout", "idle_session_timeout", "transaction_timeout")
+LIMITS = ("statement_timeout", "idle_session_timeout", "idle_in_transaction_session_timeout", "transaction_timeout")
 MEANING = {"TimeZone": "UTC", "DateStyle": "ISO, DMY", "IntervalStyle": "postgres", "client_encoding": "UTF8"}
 
 
@@ -349,7 +349,8 @@ def test_what_a_role_reads_and_writes_otherwise_is_not_what_statements_mean(serv
     }
     with psycopg.connect(url, autocommit=True) as connection:
         role = connection.info.user
-        for name, value in (others | {"search_path": "elsewhere"} | dict.fromkeys(LIMITS, "7s")).items():
+        more = {"search_path": "elsewhere", "log_parameter_max_length_on_error": "-1"}
+        for name, value in (others | more | dict.fromkeys(LIMITS, "7s")).items():
             connection.execute(f"ALTER ROLE {role} SET {name} = '{value}'".encode())
     try:
         for address in (url, changed(url, options="-c timezone=Asia/Tokyo -c statement_timeout=9s")):
@@ -360,8 +361,9 @@ def test_what_a_role_reads_and_writes_otherwise_is_not_what_statements_mean(serv
                     assert now is not None
                     assert now[0].utcoffset() == timedelta(0)
                     assert found.execute("SHOW search_path").fetchone() == ("public",)
+                    assert found.execute("SHOW log_parameter_max_length_on_error").fetchone() == ("0",)
                     limits = [found.execute(f"SHOW {name}".encode()).fetchone() for name in LIMITS]
-                    assert limits == [("0",) if address == url else ("9s",), ("0",), ("0",)]
+                    assert limits == [("0",) if address == url else ("9s",), ("0",), ("0",), ("0",)]
         with connect_to_dagster(url) as found:
             assert found.execute("SHOW search_path").fetchone() == ("elsewhere",)
     finally:

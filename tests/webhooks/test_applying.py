@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from nexhealth_pipeline.errors import BudgetUnavailable, WarehouseError, WarehouseUnreachable
 from nexhealth_pipeline.sync.fault_points import POINTS
@@ -18,6 +19,7 @@ from tests.sync.kit import open_session
 
 from .appliers import appliers
 from .kit import (
+    INSTITUTION,
     LOCATION,
     apply_all,
     body,
@@ -67,6 +69,21 @@ def tell(seed: int, patients: int, events: int, practice_url: str, practice: psy
     assert (total.applied, total.rows) == (0, 0)
     assert places(practice) == before
     assert practice.execute("SELECT count(*) FROM nexhealth_history").fetchall() == versions
+
+
+def test_what_is_not_known_of_an_event_is_null_whatever_the_server_takes_the_word_for(
+    practice: psycopg.Connection, practice_url: str
+) -> None:
+    """With `array_nulls = off` each event had an error, by the name of NULL, and one of no institution ended the run."""
+    base = sql.Identifier(practice.info.dbname)
+    practice.execute(sql.SQL("ALTER DATABASE {} SET array_nulls = off").format(base))
+    store(practice, updated(patient()), b"no event")
+    try:
+        apply_all(settings_for(practice_url))
+    finally:
+        practice.execute(sql.SQL("ALTER DATABASE {} RESET array_nulls").format(base))
+    rows = practice.execute("SELECT status, error IS NULL, institution_id FROM nexhealth_webhook_events ORDER BY id")
+    assert rows.fetchall() == [("applied", True, INSTITUTION), ("parked", False, None)]
 
 
 def test_events_and_pages_in_any_order_end_with_the_newest_version(

@@ -1,9 +1,11 @@
 """Rotation, pruning and removal: what is deleted at NexHealth, and when."""
 
+import time
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from psycopg import sql
 
 from nexhealth_pipeline.errors import InvalidSetting
 from nexhealth_pipeline.warehouse.webhook_health import examine
@@ -32,6 +34,20 @@ def test_a_rotation_moves_the_subscriptions_and_both_secrets_live_for_49_hours(a
     account.db.execute("UPDATE nexhealth_webhooks SET retire_at = retire_at - interval '1 minute'")
     assert account.set_up().keys[0].endpoints_removed == [16001]
     assert account.is_right()
+
+
+@pytest.mark.parametrize("way", ["rotate", "dry_run"])
+def test_a_server_that_ends_idle_transactions_does_not_end_ours(account: Account, way: str) -> None:
+    """An exchange of endpoints, and all of a dry run, is one transaction, which idles for as long as NexHealth is asked."""
+    account.set_up()
+    options: dict[str, Any] = {way: True}
+    limited = sql.SQL("ALTER DATABASE {} SET idle_in_transaction_session_timeout = 200")
+    account.db.execute(limited.format(sql.Identifier(account.db.info.dbname)))
+    account.vendor.meddle = lambda seen: time.sleep(0.5) if seen.path == "/webhook_endpoints" else None
+    try:
+        assert account.set_up(**options).exit_status == 0
+    finally:
+        account.db.execute(sql.SQL("ALTER DATABASE {} RESET ALL").format(sql.Identifier(account.db.info.dbname)))
 
 
 def time_is_over(account: Account) -> None:
