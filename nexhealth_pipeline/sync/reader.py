@@ -270,10 +270,11 @@ class SliceReader:
             return sum(state.records for state in states) if whole else None
         if piece.window_key == CHANGES:
             return None
-        query = sql.SQL("SELECT count(*) FROM {} WHERE location_id = %s AND {} >= %s AND {} < %s").format(
-            sql.Identifier(piece.collection.table), *[sql.Identifier(window.column)] * 2
-        )
-        row = connection.execute(query, (piece.location_id, *month_bounds(piece.window_key, utc_today()))).fetchone()
+        query = sql.SQL(
+            "SELECT count(*) FROM {} WHERE institution_id = %s AND location_id = %s AND {} >= %s AND {} < %s"
+        ).format(sql.Identifier(piece.collection.table), *[sql.Identifier(window.column)] * 2)
+        bounds = month_bounds(piece.window_key, utc_today())
+        row = connection.execute(query, (piece.institution_id, piece.location_id, *bounds)).fetchone()
         return int(row[0]) if row else None
 
     def _remember(self, connection: psycopg.Connection) -> None:
