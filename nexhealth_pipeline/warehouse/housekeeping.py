@@ -84,11 +84,13 @@ _RULES = {
                     GROUP BY s.location_id HAVING max(s.fresh_at) FILTER (WHERE s.fresh_at <= statement_timestamp())
                         > statement_timestamp() - interval '90 days') place)
             LIMIT %(batch)s FOR UPDATE SKIP LOCKED)""",
-    # A check that is asked no more (an earlier release's, of an institution that is left out) would fail for ever.
+    # A check that is asked no more (an earlier release's, of an institution that is left out) would fail for ever. What was
+    # asked later than now was by a clock that was ahead: counted from there, all that was asked since would go.
     "check_results": """
         DELETE FROM nexhealth_check_results WHERE ctid IN (
             SELECT ctid FROM nexhealth_check_results
-            WHERE checked_at < (SELECT max(checked_at) FROM nexhealth_check_results) - interval '31 days'
+            WHERE checked_at < (SELECT max(checked_at) FILTER (WHERE checked_at <= statement_timestamp())
+                FROM nexhealth_check_results) - interval '31 days'
             LIMIT %(batch)s)""",
 }
 """What removes the next old rows of a table, by what they are called in the log.

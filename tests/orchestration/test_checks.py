@@ -193,6 +193,15 @@ def test_one_check_that_somebody_clicks_is_no_run_of_them_all(
     assert isinstance(_sense(instance), dg.RunRequest), "a release brought it, and it was never run"
 
 
+def test_checks_that_ran_by_a_clock_that_was_ahead_put_off_none(
+    instance: dg.DagsterInstance, warehouse: psycopg.Connection
+) -> None:
+    """Risk: the database's clock was two months ahead for an hour, and for two months nobody learns what is wrong."""
+    _all_ran(warehouse, hours=-60 * 24)
+    _a_sync_has_ended(warehouse)
+    assert isinstance(_sense(instance), dg.RunRequest)
+
+
 def _end(instance: dg.DagsterInstance, reason: RunFailureReason | None, *, canceled: bool = False) -> dg.DagsterRun:
     """A run of the checks that ended without an answer; without a reason its process was found to be gone."""
     run = instance.create_run_for_job(defs.resolve_job_def(CHECKS_JOB), status=dg.DagsterRunStatus.STARTED)

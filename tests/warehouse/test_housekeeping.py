@@ -138,6 +138,24 @@ def test_every_table_loses_what_is_older_than_the_settings_keep(
     assert remove_old(connection, settings) == {}
 
 
+def test_answers_of_a_check_by_a_clock_that_was_ahead_take_away_no_others(
+    connection: psycopg.Connection, rows: Rows, settings: Settings
+) -> None:
+    """With them went what somebody had acknowledged: it would be told as something new."""
+    connection.execute("DELETE FROM nexhealth_check_results")
+    connection.execute(
+        "INSERT INTO nexhealth_check_results"
+        " (collection, check_name, institution_id, severity, faults, acknowledged, checked_at)"
+        " SELECT 'gadgets', name, 7, 'error', 1, 1, now() + days * interval '1 day'"
+        " FROM (VALUES ('ahead', 60), ('asked', 0), ('asked no more', -32)) given (name, days)"
+    )
+    assert remove_old(connection, settings) == {"check_results": 1}
+    assert rows("SELECT check_name, acknowledged FROM nexhealth_check_results ORDER BY 1") == [
+        ("ahead", 1),
+        ("asked", 1),
+    ]
+
+
 def test_what_one_table_does_not_allow_keeps_no_other_from_being_cleared(
     connection: psycopg.Connection, rows: Rows, settings: Settings
 ) -> None:
