@@ -14,7 +14,7 @@ from nexhealth_pipeline.orchestration.retention import remove_old_records, remov
 from nexhealth_pipeline.orchestration.storage import database_of
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.warehouse.connect import connect, driver_errors
-from nexhealth_pipeline.warehouse.housekeeping import claim, make_partitions, remove_old
+from nexhealth_pipeline.warehouse.housekeeping import claim, make_partitions, note_done, remove_old
 
 __all__ = ["dagster_database", "keep_house", "keep_house_beside", "keep_house_daily"]
 
@@ -50,7 +50,7 @@ def keep_house_daily(
 ) -> None:
     """Make the partitions to come, remove what is old unless that was done today, and checks that were planned in vain.
 
-    Raises WarehouseError.
+    What was not removed to its end is tried again an hour later. Raises WarehouseError.
     """
     with connect(warehouse, autocommit=True) as connection, driver_errors("keeping house"):
         make_partitions(connection)
@@ -58,6 +58,9 @@ def keep_house_daily(
     if due:
         removed = keep_house(settings, warehouse, dagster, stop)
         _LOG.info("old data was removed", extra={"nexhealth": removed})
+        if stop is None or not stop.is_set():
+            with connect(warehouse, autocommit=True) as connection, driver_errors("keeping house"):
+                note_done(connection)
     if dagster is not None:
         try:
             remove_void_checks(dagster)

@@ -9,7 +9,7 @@ import pytest
 
 from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.warehouse import housekeeping
-from nexhealth_pipeline.warehouse.housekeeping import claim, expunge, make_partitions, remove_old
+from nexhealth_pipeline.warehouse.housekeeping import claim, expunge, make_partitions, note_done, remove_old
 from nexhealth_pipeline.warehouse.state import PassKey, PassState, save_state
 from tests.webhooks.kit import patient, store, updated
 
@@ -377,6 +377,9 @@ def test_it_stops_when_it_is_told_to(connection: psycopg.Connection, rows: Rows,
 def test_one_process_a_day_does_it(connection: psycopg.Connection, other: psycopg.Connection) -> None:
     """A shell's sync every quarter of an hour must not search all tables every time."""
     assert claim(connection)
+    assert not claim(other)
+    note_done(connection)
+    connection.execute("UPDATE nexhealth_housekeeping SET begun_at = begun_at - interval '19 hours'")
     assert not claim(other)
     connection.execute("UPDATE nexhealth_housekeeping SET begun_at = now() - interval '21 hours'")
     assert claim(other)
