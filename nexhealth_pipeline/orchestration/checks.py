@@ -166,7 +166,7 @@ def _pause(instance: dg.DagsterInstance, last: _LastChecks) -> str | None:
     """Why the next run must wait, or None: what ended without an answer would end so again five minutes later.
 
     Those count that began after the last answers, but not the first two whose process was killed: they met no error
-    that the next one would meet.
+    that the next one would meet. What ended much later than now, by a clock that was ahead, is not waited for.
     """
     records = instance.get_run_records(dg.RunsFilter(job_name=CHECKS_JOB, statuses=_ENDED), limit=_LOOKED_AT)
     broken = [*itertools.takewhile(lambda record: _is_broken(record, last), records)]
@@ -177,7 +177,7 @@ def _pause(instance: dg.DagsterInstance, last: _LastChecks) -> str | None:
         return None
     pause = min(_FIRST_PAUSE_SECONDS * 2 ** (len(counted) - 1), _LONGEST_PAUSE_SECONDS)
     again = (counted[0].end_time or 0.0) + pause
-    if again <= time.time():
+    if not 0 < again - time.time() <= 2 * _LONGEST_PAUSE_SECONDS:
         return None
     run = counted[0].dagster_run
     ended = "was canceled" if run.status is dg.DagsterRunStatus.CANCELED else "failed"

@@ -232,6 +232,9 @@ def test_a_run_that_ends_without_an_answer_is_followed_by_the_next_one_after_an_
     assert str(_sense(instance)).startswith(f"run {run.run_id} of {CHECKS_JOB} {words}; the next one begins at ")
     _later(monkeypatch, 1.1)
     assert isinstance(_sense(instance), dg.RunRequest)
+    _later(monkeypatch, -60 * 24)
+    assert isinstance(_sense(instance), dg.RunRequest), "the clock by which it ended was two months ahead"
+    _later(monkeypatch, 1.1)
     _end(instance, RunFailureReason.STEP_FAILURE)
     _later(monkeypatch, 1.6)
     assert "; the next one begins at " in str(_sense(instance)), "after a second one it takes twice as long"
