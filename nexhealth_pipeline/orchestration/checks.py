@@ -151,7 +151,9 @@ class _LastChecks(NamedTuple):
 
 def _last_checks(connection: psycopg.Connection) -> _LastChecks:
     row = connection.execute(
-        "SELECT min(at), bool_and(at IS NOT NULL) FROM (SELECT max(r.checked_at) AS at"
+        # Later than now is by a clock that was ahead then: none would run until that time. Minutes are a clock set right.
+        "SELECT min(at), bool_and(at IS NOT NULL) FROM (SELECT max(r.checked_at)"
+        "  FILTER (WHERE r.checked_at < clock_timestamp() + interval '5 minutes') AS at"
         " FROM unnest(%s::text[], %s::text[]) c (collection, check_name)"
         " LEFT JOIN nexhealth_check_results r USING (collection, check_name) GROUP BY collection, check_name) each",
         ([one.collection.name for one in CHECKS], [one.rule.name for one in CHECKS]),
@@ -164,7 +166,7 @@ def _pause(instance: dg.DagsterInstance, last: _LastChecks) -> str | None:
     """Why the next run must wait, or None: what ended without an answer would end so again five minutes later.
 
     Those count that began after the last answers, but not the first two whose process was killed: they met no error
-    that the next one would meet.
+    that the next one would meet. What ended much later than now, by a clock that was ahead, is not waited for.
     """
     records = instance.get_run_records(dg.RunsFilter(job_name=CHECKS_JOB, statuses=_ENDED), limit=_LOOKED_AT)
     broken = [*itertools.takewhile(lambda record: _is_broken(record, last), records)]
@@ -175,7 +177,7 @@ def _pause(instance: dg.DagsterInstance, last: _LastChecks) -> str | None:
         return None
     pause = min(_FIRST_PAUSE_SECONDS * 2 ** (len(counted) - 1), _LONGEST_PAUSE_SECONDS)
     again = (counted[0].end_time or 0.0) + pause
-    if again <= time.time():
+    if not 0 < again - time.time() <= 2 * _LONGEST_PAUSE_SECONDS:
         return None
     run = counted[0].dagster_run
     ended = "was canceled" if run.status is dg.DagsterRunStatus.CANCELED else "failed"

@@ -119,7 +119,7 @@ def change_events(session: SyncSession, result: SliceResult) -> Iterator[Event]:
     with session.pool.connection() as connection:
         complete = complete_windows(connection, [change.location_id for change in result.changes])
     for place, rows in _months(result.changes).items():
-        if place in complete and place[0] in keys:
+        if (piece.institution_id, *place) in complete and place[0] in keys:
             yield dg.AssetMaterialization(
                 table,
                 partition=location_month_key(keys[place[0]], place[1]),

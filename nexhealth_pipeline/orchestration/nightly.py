@@ -149,7 +149,7 @@ def _due(
     complete = complete_windows(connection)
     months = _months()
     for location in locations:
-        unread = [key for key in months if (location.id, key) not in complete]
+        unread = [key for key in months if (location.institution.id, location.id, key) not in complete]
         due.months += [f"{location.key}|{key}" for key in unread]
         if len(unread) < len(months):  # one month may fail for weeks: the others must not age
             due.changes.append(location.key)
@@ -268,14 +268,18 @@ def _months() -> list[str]:
 
 def complete_windows(
     connection: psycopg.Connection, locations: AnyCollection[int] | None = None
-) -> set[tuple[int, str]]:
-    """(location id, window) of every window of appointments whose passes have all been complete once."""
+) -> set[tuple[int, int, str]]:
+    """(institution id, location id, window) of every window of appointments whose passes have all been complete once.
+
+    A location that has moved to another institution keeps its id: what was read of it there says nothing here.
+    """
     found = connection.execute(
         # One row a location: of a thousand locations, a row a window took half a second to read.
-        "SELECT location_id, string_agg(window_key, ' ') FROM ("
-        " SELECT location_id, window_key FROM nexhealth_sync_state"
+        "SELECT institution_id, location_id, string_agg(window_key, ' ') FROM ("
+        " SELECT institution_id, location_id, window_key FROM nexhealth_sync_state"
         " WHERE collection = ANY(%s) AND pass = ANY(%s) AND (%s::bigint[] IS NULL OR location_id = ANY(%s))"
-        " GROUP BY location_id, window_key HAVING count(*) >= %s AND bool_and(watermark IS NOT NULL)) complete GROUP BY 1",
+        " GROUP BY institution_id, location_id, window_key HAVING count(*) >= %s AND bool_and(watermark IS NOT NULL)"
+        ") complete GROUP BY 1, 2",
         ([one.name for one in _WINDOWED], _PASS_NAMES, *[None if locations is None else list(locations)] * 2, _PASSES),
     )
-    return {(row[0], window) for row in found for window in row[1].split(" ")}
+    return {(row[0], row[1], window) for row in found for window in row[2].split(" ")}

@@ -173,4 +173,5 @@ def _ran_lately(instance: dg.DagsterInstance) -> bool:
     done = dg.RunsFilter(job_name=WATCHDOG_JOB, statuses=[dg.DagsterRunStatus.SUCCESS])
     records = instance.get_run_records(done, limit=1)
     ended = records[0].end_time if records else None
-    return ended is not None and datetime.now(UTC).timestamp() - ended < _REST_SECONDS
+    # Later than now is by a clock that was ahead: it would rest until then.
+    return ended is not None and 0 <= datetime.now(UTC).timestamp() - ended < _REST_SECONDS

@@ -101,7 +101,8 @@ def _why_none(connection: psycopg.Connection) -> str:
 def _pause(instance: dg.DagsterInstance) -> float:
     """Seconds until the next run may begin: runs that fail one after the other must not follow every five seconds.
 
-    A run whose process was killed met no error that the next one would meet: it neither counts nor ends the row.
+    A run whose process was killed met no error that the next one would meet: it neither counts nor ends the row. Nor is one
+    waited for that ended much later than now, by a clock that was ahead; a little later, by another host's, it may have.
     """
     records = instance.get_run_records(dg.RunsFilter(job_name=APPLY_JOB, statuses=_ENDED), limit=_LOOKED_AT)
     unbroken = itertools.takewhile(lambda record: record.dagster_run.status is dg.DagsterRunStatus.FAILURE, records)
@@ -109,4 +110,5 @@ def _pause(instance: dg.DagsterInstance) -> float:
     if len(failed) < 2:
         return 0.0
     pause: float = min(_FIRST_PAUSE_SECONDS * 2 ** (len(failed) - 2), _LONGEST_PAUSE_SECONDS)
-    return pause - (time.time() - (failed[0].end_time or 0.0))
+    left: float = pause - (time.time() - (failed[0].end_time or 0.0))
+    return left if left <= 2 * _LONGEST_PAUSE_SECONDS else 0.0

@@ -62,6 +62,9 @@ class SyncOptions:
     others meanwhile."""
     rotation_days: int = 30
     """Each list under a row is read at least once in so many nights, a share each night, and judged by."""
+    today: date | None = None
+    """The day by which months are counted; None = whichever it is. `run_slices` keeps to the one on which it began: read or
+    judged on the first of the next month, the last month would end sooner, and another one was never read."""
 
     @classmethod
     def of(cls, settings: Settings) -> "SyncOptions":

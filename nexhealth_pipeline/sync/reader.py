@@ -59,6 +59,7 @@ class SliceReader:
         self.session = session
         self.slice = piece
         self.options = options
+        self.today = options.today or utc_today()
         self.counts = Counts()
         self.states: list[PassState] = []
         """State of each pass after it."""
@@ -121,9 +122,8 @@ class SliceReader:
     def passes(self, connection: psycopg.Connection) -> None:
         """Make every pass of the slice that is not fresh already."""
         self._require_owner(connection)
-        today = utc_today()
         committing = self.committing(connection)
-        plans = passes_of(self.slice, today, self.options.filters, reconcile=self.options.reconciles)
+        plans = passes_of(self.slice, self.today, self.options.filters, reconcile=self.options.reconciles)
         self._take_over(connection, plans)
         readers = [
             PassReader(self.session, connection, self.slice, plan, self.options, self.loader, committing)
@@ -270,10 +270,11 @@ class SliceReader:
             return sum(state.records for state in states) if whole else None
         if piece.window_key == CHANGES:
             return None
-        query = sql.SQL("SELECT count(*) FROM {} WHERE location_id = %s AND {} >= %s AND {} < %s").format(
-            sql.Identifier(piece.collection.table), *[sql.Identifier(window.column)] * 2
-        )
-        row = connection.execute(query, (piece.location_id, *month_bounds(piece.window_key, utc_today()))).fetchone()
+        query = sql.SQL(
+            "SELECT count(*) FROM {} WHERE institution_id = %s AND location_id = %s AND {} >= %s AND {} < %s"
+        ).format(sql.Identifier(piece.collection.table), *[sql.Identifier(window.column)] * 2)
+        bounds = month_bounds(piece.window_key, self.today)
+        row = connection.execute(query, (piece.institution_id, piece.location_id, *bounds)).fetchone()
         return int(row[0]) if row else None
 
     def _remember(self, connection: psycopg.Connection) -> None:
@@ -312,7 +313,7 @@ class SliceReader:
         ).fetchall()
         found = {is_changes: (months, watermark, full) for is_changes, months, watermark, full in rows}
         months, watermark, full = found.get(False, (0, None, None))
-        if months < len(month_keys(utc_today())):
+        if months < len(month_keys(self.today)):
             return None, None
         changed_through = found.get(True, (0, None, None))[1]
         return max(filter(None, (watermark, changed_through)), default=None), full

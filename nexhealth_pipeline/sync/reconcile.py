@@ -116,8 +116,9 @@ class _Court:
         self._session, self._connection, self._options = session, connection, options
         self._collection, self._institution_id, self._sources = collection, institution_id, sources
         self._active = practices.active(institution_id)
-        today = utc_today()
-        self._slices = [one for one in slices_of(collection, practices, today) if one.institution_id == institution_id]
+        self._today = options.today or utc_today()
+        every = slices_of(collection, practices, self._today)
+        self._slices = [one for one in every if one.institution_id == institution_id]
         self._reads: dict[frozenset[int], tuple[int, ...]] = {}
         self._since = options.fresh_after or database_time(connection) - options.resume_within
 
@@ -236,10 +237,9 @@ class _Court:
         return row is not None and bool(row[0])
 
     def _keys(self, pieces: Sequence[Slice]) -> list[PassKey]:
-        today = utc_today()
         if self._collection.per is not None:
-            return [self._kept_at(replace(passes_of(one, today)[0].key, pass_name=ROWS)) for one in pieces]
-        return [plan.key for one in pieces for plan in passes_of(one, today, reconcile=True)]
+            return [self._kept_at(replace(passes_of(one, self._today)[0].key, pass_name=ROWS)) for one in pieces]
+        return [plan.key for one in pieces for plan in passes_of(one, self._today, reconcile=True)]
 
     def _kept_at(self, key: PassKey) -> PassKey:
         """Where is kept what was met of lists: who reads those that are due may have gone on with a read of all instead.

@@ -13,6 +13,7 @@ from types import TracebackType
 from nexhealth_pipeline.catalog.collections import nested_in
 from nexhealth_pipeline.errors import PipelineError
 from nexhealth_pipeline.sync.children import ChildReader
+from nexhealth_pipeline.sync.months import utc_today
 from nexhealth_pipeline.sync.options import SyncOptions
 from nexhealth_pipeline.sync.order import Lane, Order, lane_of
 from nexhealth_pipeline.sync.reader import SliceReader
@@ -52,7 +53,7 @@ def run_slices(
     """
     slices = list(slices)
     session.refusals.clear()  # a right may have been granted since
-    options = _since_lately(session, _sharing(slices, options))
+    options = replace(_since_lately(session, _sharing(slices, options)), today=options.today or utc_today())
     for result in _read_all(session, slices, options):
         session.note(result)
         yield result

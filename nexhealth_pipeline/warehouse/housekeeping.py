@@ -20,7 +20,7 @@ from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.warehouse import changes, history, sync_log
 
-__all__ = ["claim", "expunge", "make_partitions", "remove_old"]
+__all__ = ["claim", "expunge", "make_partitions", "note_done", "remove_old"]
 
 _log = logging.getLogger(__name__)
 _BATCH = 1000
@@ -84,11 +84,13 @@ _RULES = {
                     GROUP BY s.location_id HAVING max(s.fresh_at) FILTER (WHERE s.fresh_at <= statement_timestamp())
                         > statement_timestamp() - interval '90 days') place)
             LIMIT %(batch)s FOR UPDATE SKIP LOCKED)""",
-    # A check that is asked no more (an earlier release's, of an institution that is left out) would fail for ever.
+    # A check that is asked no more (an earlier release's, of an institution that is left out) would fail for ever. What was
+    # asked later than now was by a clock that was ahead: counted from there, all that was asked since would go.
     "check_results": """
         DELETE FROM nexhealth_check_results WHERE ctid IN (
             SELECT ctid FROM nexhealth_check_results
-            WHERE checked_at < (SELECT max(checked_at) FROM nexhealth_check_results) - interval '31 days'
+            WHERE checked_at < (SELECT max(checked_at) FILTER (WHERE checked_at <= statement_timestamp())
+                FROM nexhealth_check_results) - interval '31 days'
             LIMIT %(batch)s)""",
 }
 """What removes the next old rows of a table, by what they are called in the log.
@@ -139,13 +141,21 @@ _OLD_VERSIONS = """
 
 
 def claim(connection: psycopg.Connection) -> bool:
-    """Whether nobody has removed what is old for 20 hours; who is told so does it now. Autocommit, or the caller commits."""
+    """Whether nobody has removed what is old for 20 hours; who is told so does it now. Autocommit, or the caller commits.
+
+    It holds for an hour, until `note_done` is called: whoever failed or was killed has not done it.
+    """
     row = connection.execute(
-        "INSERT INTO nexhealth_housekeeping AS h DEFAULT VALUES ON CONFLICT (only_row) DO UPDATE"
-        " SET begun_at = excluded.begun_at WHERE h.begun_at < clock_timestamp() - interval '20 hours'"
-        " OR h.begun_at > clock_timestamp() RETURNING true"  # the clock was ahead then
+        "INSERT INTO nexhealth_housekeeping AS h (begun_at) VALUES (clock_timestamp() - interval '19 hours')"
+        " ON CONFLICT (only_row) DO UPDATE SET begun_at = excluded.begun_at"
+        " WHERE h.begun_at < clock_timestamp() - interval '20 hours' OR h.begun_at > clock_timestamp() RETURNING true"  # the clock was ahead then
     ).fetchone()
     return row is not None
+
+
+def note_done(connection: psycopg.Connection) -> None:
+    """Note that what is old has been removed by now, which is enough for a day. Autocommit, or the caller commits."""
+    connection.execute("UPDATE nexhealth_housekeeping SET begun_at = clock_timestamp()")
 
 
 def make_partitions(connection: psycopg.Connection) -> None:

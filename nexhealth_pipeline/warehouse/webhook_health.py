@@ -95,7 +95,9 @@ HEALTH_RULES = (
         " JOIN nexhealth_institutions i ON i.subdomain = told.subdomain AND i.deleted_at IS NULL"
         " WHERE told.since < statement_timestamp() - make_interval(secs => %(silence_seconds)s) AND NOT EXISTS ("
         "  SELECT FROM nexhealth_webhook_events e WHERE e.subdomain = told.subdomain AND e.status <> 'rejected'"
-        "  AND e.received_at > statement_timestamp() - make_interval(secs => %(silence_seconds)s))",
+        # One that came later than now, by a clock that was ahead then, would be the last one until that time.
+        "  AND e.received_at > statement_timestamp() - make_interval(secs => %(silence_seconds)s)"
+        "  AND e.received_at <= statement_timestamp())",
     ),
     HealthRule(
         "nothing_waits",

@@ -193,6 +193,15 @@ def test_one_check_that_somebody_clicks_is_no_run_of_them_all(
     assert isinstance(_sense(instance), dg.RunRequest), "a release brought it, and it was never run"
 
 
+def test_checks_that_ran_by_a_clock_that_was_ahead_put_off_none(
+    instance: dg.DagsterInstance, warehouse: psycopg.Connection
+) -> None:
+    """Risk: the database's clock was two months ahead for an hour, and for two months nobody learns what is wrong."""
+    _all_ran(warehouse, hours=-60 * 24)
+    _a_sync_has_ended(warehouse)
+    assert isinstance(_sense(instance), dg.RunRequest)
+
+
 def _end(instance: dg.DagsterInstance, reason: RunFailureReason | None, *, canceled: bool = False) -> dg.DagsterRun:
     """A run of the checks that ended without an answer; without a reason its process was found to be gone."""
     run = instance.create_run_for_job(defs.resolve_job_def(CHECKS_JOB), status=dg.DagsterRunStatus.STARTED)
@@ -223,6 +232,9 @@ def test_a_run_that_ends_without_an_answer_is_followed_by_the_next_one_after_an_
     assert str(_sense(instance)).startswith(f"run {run.run_id} of {CHECKS_JOB} {words}; the next one begins at ")
     _later(monkeypatch, 1.1)
     assert isinstance(_sense(instance), dg.RunRequest)
+    _later(monkeypatch, -60 * 24)
+    assert isinstance(_sense(instance), dg.RunRequest), "the clock by which it ended was two months ahead"
+    _later(monkeypatch, 1.1)
     _end(instance, RunFailureReason.STEP_FAILURE)
     _later(monkeypatch, 1.6)
     assert "; the next one begins at " in str(_sense(instance)), "after a second one it takes twice as long"

@@ -72,12 +72,33 @@ def test_later_nights_read_changes_and_only_the_months_that_are_missing(db: psyc
 def test_a_month_of_which_one_pass_is_missing_is_not_complete(db: psycopg.Connection) -> None:
     """The passes with and without cancelled appointments make one month; of the others the changes come all the same."""
     complete_months(db, 10, [1], _months())
-    db.execute("DELETE FROM nexhealth_sync_state WHERE window_key = %s AND pass <> 'active'", (_months()[3],))
+    db.execute("DELETE FROM nexhealth_sync_state WHERE window_key = %s AND pass <> 'kept'", (_months()[3],))
     passes = db.execute("SELECT count(*) FROM nexhealth_sync_state WHERE window_key = %s", (_months()[3],)).fetchone()
-    assert passes is not None
+    assert passes == (1,)
     due = due_at_night(db, ())
     assert [month for month in due.months if month.startswith("acme")] == [f"acme.1|{_months()[3]}"]
     assert due.changes == ["acme.1"], "a month that fails for weeks must not let the others age"
+
+
+@pytest.mark.parametrize("left_complete", [True, False])
+def test_what_was_read_of_a_location_where_it_belonged_before_says_nothing(
+    db: psycopg.Connection, left_complete: bool
+) -> None:
+    """It keeps its id: taken for read it never became complete where it is now, or a month was read whole every night."""
+    complete_months(db, 10, [1], _months())
+    db.execute("UPDATE nexhealth_locations SET deleted_at = now() WHERE institution_id = 10")
+    add_locations(db, 20, "bond", [1])
+    if not left_complete:
+        complete_months(db, 20, [1], _months())
+        db.execute(
+            "UPDATE nexhealth_sync_state SET watermark = NULL WHERE (institution_id, window_key, pass) = (10, %s, 'kept')",
+            (_months()[3],),
+        )
+    due = due_at_night(db, ())
+    assert [month for month in due.months if month.startswith("bond.1|")] == [
+        f"bond.1|{month}" for month in _months() if left_complete
+    ]
+    assert due.changes == ([] if left_complete else ["bond.1"])
 
 
 def test_chosen_subdomains_limit_what_is_due(db: psycopg.Connection) -> None:

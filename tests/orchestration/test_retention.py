@@ -231,6 +231,19 @@ def test_the_room_is_used_again(past: Past, monkeypatch: pytest.MonkeyPatch) -> 
     assert past.size("event_logs") < 1.1 * size  # a page more where others' rows lie differently
 
 
+def test_events_of_a_host_whose_clock_was_ahead_end_no_walk(past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing behind them went any more, until the time had come at which they seem to be."""
+    monkeypatch.setattr(retention, "_BATCH", 2)
+    past.db.execute(
+        "INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp)"
+        " SELECT run_id, '', 'LOGS_CAPTURED', clock_timestamp() AT TIME ZONE 'UTC' + days * interval '1 day'"
+        " FROM (VALUES (1, 'ahead', 60), (2, 'ahead', 60), (3, 'old', -40), (4, 'old', -40), (5, 'old', -40), (6, 'new', 0))"
+        " given (number, run_id, days) ORDER BY number"
+    )
+    assert remove_old_records(past.url, 30).events == 3
+    assert past.db.execute("SELECT run_id FROM event_logs ORDER BY id").fetchall() == [("ahead",), ("ahead",), ("new",)]
+
+
 def test_it_gives_way(past: Past) -> None:
     """To another process that does the same, and to whoever stops the run."""
     past.run("read_whole")

@@ -195,6 +195,13 @@ def test_the_schedule_asks_where_something_is_registered_and_else_once_a_day(
     post.instance.report_dagster_event(dg.DagsterEvent("PIPELINE_START", WATCHDOG_JOB, message=""), run.run_id)
     post.instance.report_dagster_event(dg.DagsterEvent("PIPELINE_SUCCESS", WATCHDOG_JOB, message=""), run.run_id)
     assert "nexhealth webhooks setup" in str(_tick(post.instance))
+    dagster = dagster_database(post.instance)
+    assert dagster is not None
+    with psycopg.connect(dagster) as db:
+        db.execute("UPDATE runs SET end_time = end_time + 60 * 86400")
+    assert _tick(post.instance) is None, "a host's clock was two months ahead then"
+    with psycopg.connect(dagster) as db:
+        db.execute("UPDATE runs SET end_time = end_time - 60 * 86400")
     store(post.db, updated(patient(1, 5)))
     assert _tick(post.instance) is None
     monkeypatch.delenv("NEXHEALTH_API_KEY")

@@ -121,7 +121,7 @@ def _fail(post: Post, reason: RunFailureReason | None) -> None:
     post.instance.report_run_failed(_run(post, Status.STARTED), "it failed", data)
 
 
-def test_runs_that_fail_one_after_the_other_come_ever_later(post: Post) -> None:
+def test_runs_that_fail_one_after_the_other_come_ever_later(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
     """A warehouse that is broken in a new way must not get a run every five seconds."""
     store(post.db, updated(patient(1, 5)))
     for reason in (RunFailureReason.STEP_FAILURE, None, RunFailureReason.JOB_INITIALIZATION_FAILURE):
@@ -132,6 +132,10 @@ def test_runs_that_fail_one_after_the_other_come_ever_later(post: Post) -> None:
     number, unit = answer.split()[-2:]
     assert unit == "s"
     assert 5 < int(number) <= 20, "twenty after the second that failed by itself, less what has gone by since"
+    clock = time.time
+    for behind, waits in ((60, True), (60 * 86400, False)):
+        monkeypatch.setattr(time, "time", lambda behind=behind: clock() - behind)
+        assert isinstance(post.tick(WEBHOOK_SENSOR), str) is waits, "a run that ended in two months is not waited for"
 
 
 def test_runs_that_were_killed_do_not_keep_fresh_events_waiting(post: Post, environment: dict[str, str]) -> None:

@@ -2,7 +2,7 @@
 
 import threading
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
@@ -10,6 +10,7 @@ from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.client.retry import RetryPolicy
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import Settings
+from nexhealth_pipeline.sync import reader, reconcile, runner
 from nexhealth_pipeline.sync.plan import due_slices
 from nexhealth_pipeline.sync.runner import run_slices
 
@@ -284,3 +285,33 @@ def test_an_office_whose_next_read_fails_still_has_what_stands_under_one_that_le
     assert at(rows, name, SOUTH) == leaving
     reconcile_at(settings, SOUTH, name)
     assert rows("SELECT count(*) FROM nexhealth_seen_passes WHERE pass LIKE '%aside'") == [(0,)]
+
+
+def test_what_is_judged_on_the_first_of_a_month_is_what_was_read_on_the_last(
+    settings: Settings, box: SandboxServer, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a month that nobody has read there is no absence to tell: hundreds of requests were made for nothing."""
+    sync_all(settings, FULL, only={"appointments"})
+    victim = at(rows, "appointments", DESERT)[0]
+    box.state.delete("appointments", victim, hard=True)
+    box.requests.clear()
+    began = datetime.now(UTC).date()
+    asked: list[date] = []
+
+    def day() -> date:
+        """The second one to ask is told of another month."""
+        asked.append(began + timedelta(days=31 * len(asked)))
+        return asked[-1]
+
+    with open_session(settings) as session:
+        slices = due_slices([COLLECTIONS["appointments"]], session.practices(), {}, RECONCILE, began)
+        for module in (runner, reader, reconcile):
+            monkeypatch.setattr(module, "utc_today", day, raising=False)
+        results = list(run_slices(session, slices, RECONCILE))
+    assert gone(rows, "appointments") == {victim}
+    assert told(results, "appointments").keys() == {f"willow-dental.{DESERT}"}
+    ends = [one.param("end") for one in box.requests.matching("/appointments") if one.param("start") is not None]
+    last = max(one.window_key for one in slices)
+    assert {end[:4] for end in ends if end is not None and end[:7] > last} == {"2200"}, (
+        "everything later is the last one's"
+    )

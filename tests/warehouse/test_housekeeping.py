@@ -9,7 +9,7 @@ import pytest
 
 from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.warehouse import housekeeping
-from nexhealth_pipeline.warehouse.housekeeping import claim, expunge, make_partitions, remove_old
+from nexhealth_pipeline.warehouse.housekeeping import claim, expunge, make_partitions, note_done, remove_old
 from nexhealth_pipeline.warehouse.state import PassKey, PassState, save_state
 from tests.webhooks.kit import patient, store, updated
 
@@ -136,6 +136,24 @@ def test_every_table_loses_what_is_older_than_the_settings_keep(
     assert rows("SELECT count(*) FROM nexhealth_seen") == [(3,)]
     assert sorted(rows("SELECT status FROM nexhealth_webhook_events")) == [("applied",), ("pending",)]
     assert remove_old(connection, settings) == {}
+
+
+def test_answers_of_a_check_by_a_clock_that_was_ahead_take_away_no_others(
+    connection: psycopg.Connection, rows: Rows, settings: Settings
+) -> None:
+    """With them went what somebody had acknowledged: it would be told as something new."""
+    connection.execute("DELETE FROM nexhealth_check_results")
+    connection.execute(
+        "INSERT INTO nexhealth_check_results"
+        " (collection, check_name, institution_id, severity, faults, acknowledged, checked_at)"
+        " SELECT 'gadgets', name, 7, 'error', 1, 1, now() + days * interval '1 day'"
+        " FROM (VALUES ('ahead', 60), ('asked', 0), ('asked no more', -32)) given (name, days)"
+    )
+    assert remove_old(connection, settings) == {"check_results": 1}
+    assert rows("SELECT check_name, acknowledged FROM nexhealth_check_results ORDER BY 1") == [
+        ("ahead", 1),
+        ("asked", 1),
+    ]
 
 
 def test_what_one_table_does_not_allow_keeps_no_other_from_being_cleared(
@@ -359,6 +377,9 @@ def test_it_stops_when_it_is_told_to(connection: psycopg.Connection, rows: Rows,
 def test_one_process_a_day_does_it(connection: psycopg.Connection, other: psycopg.Connection) -> None:
     """A shell's sync every quarter of an hour must not search all tables every time."""
     assert claim(connection)
+    assert not claim(other)
+    note_done(connection)
+    connection.execute("UPDATE nexhealth_housekeeping SET begun_at = begun_at - interval '19 hours'")
     assert not claim(other)
     connection.execute("UPDATE nexhealth_housekeeping SET begun_at = now() - interval '21 hours'")
     assert claim(other)
