@@ -104,6 +104,8 @@ class Missing:
             self._connection.execute(sql.SQL("DELETE FROM {}").format(table))
         missing = self._connection.execute(self._sql.find, self._params).rowcount
         if missing:
+            # Taken for a thousand, as a new table is, few of them would have all that anybody ever met looked through.
+            self._connection.execute(sql.SQL("ANALYZE {} (key)").format(_MISSING))
             missing -= self._connection.execute(self._sql.elsewhere, self._params).rowcount
         unlisted, unasked = choose(self._connection, _MISSING, most_unlisted) if missing else (0, 0)
         live, seen = self._row(self._sql.count)

@@ -159,6 +159,22 @@ def test_the_rows_of_a_location_are_looked_for_without_a_look_at_the_others(
     assert 0 < pages_looked_at(connection, getattr(missing._sql, name), made) < 100
 
 
+def test_few_missing_rows_are_looked_for_elsewhere_without_a_look_at_all_that_was_met(
+    connection: psycopg.Connection, table: Table
+) -> None:
+    """A night meets millions of records, and some rows are missing at each of hundreds of locations."""
+    foreign = met(connection, [], replace(KEY, institution_id=INSTITUTION + 1))
+    connection.execute("INSERT INTO nexhealth_seen SELECT %s, generate_series(1, 50000)", (foreign,))
+    mine = met(connection, [1])
+    for location in range(4, 14):
+        met(connection, [location], replace(KEY, location_id=location))
+    connection.execute("ANALYZE nexhealth_seen, nexhealth_seen_passes")
+    made = ground(connection, mine)
+    missing = Missing(connection, made)
+    assert missing.find().missing == 2, "the third is listed elsewhere"
+    assert 0 < pages_looked_at(connection, missing._sql.elsewhere, made) < 100
+
+
 RECALLS = COLLECTIONS["patient_recalls"]
 
 
