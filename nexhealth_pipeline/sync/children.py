@@ -278,17 +278,17 @@ class ChildReader(SliceReader):
         """Patients of this location that a dry run met and the warehouse does not know."""
         mine = (self.slice.institution_id, self.slice.location_id)
         seen = self.session.dry_patients
-        lower = {
-            one
-            for (institution, location), ids in seen.items()
-            if institution == mine[0] and location < mine[1]
-            for one in ids
-        }
-        known = {
-            row[0]
-            for row in connection.execute("SELECT id FROM nexhealth_patients WHERE institution_id = %s", mine[:1])
-        }
-        return seen.get(mine, set()) - lower - known
+        met = set(seen.get(mine, ()))
+        for (institution, location), ids in list(seen.items()):
+            if met and institution == mine[0] and location < mine[1]:
+                met -= ids
+        if not met:
+            return met
+        # Only those: of the institution there may be a million, and each of its locations asks.
+        known = connection.execute(
+            "SELECT id FROM nexhealth_patients WHERE institution_id = %s AND id = ANY(%s)", (mine[0], list(met))
+        )
+        return met.difference(one for (one,) in known)
 
     def _known_due(self, connection: psycopg.Connection, state: PassState) -> Generator[DueRow, None, None]:
         return due_rows(

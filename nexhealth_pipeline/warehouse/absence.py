@@ -104,6 +104,8 @@ class Missing:
             self._connection.execute(sql.SQL("DELETE FROM {}").format(table))
         missing = self._connection.execute(self._sql.find, self._params).rowcount
         if missing:
+            # Taken for a thousand, as a new table is, few of them would have all that anybody ever met looked through.
+            self._connection.execute(sql.SQL("ANALYZE {} (key)").format(_MISSING))
             missing -= self._connection.execute(self._sql.elsewhere, self._params).rowcount
         unlisted, unasked = choose(self._connection, _MISSING, most_unlisted) if missing else (0, 0)
         live, seen = self._row(self._sql.count)
@@ -371,12 +373,15 @@ def _place(collection: Collection) -> sql.Composed | None:
 
 
 def _patient(collection: Collection) -> sql.Composed | None:
-    """SQL of the patient whose locations are the row's; None where there is none."""
+    """SQL of the patient whose locations are the row's; None where there is none.
+
+    The column as it stands, so that an index on it finds the rows of few patients: none is 0, and none listed as such.
+    """
     if any(one.membership for one in collection.passes):
         return sql.SQL("t.id").format()
     for column, target in collection.references:
         if any(one.membership for one in COLLECTIONS[target].passes):
-            return sql.SQL("nullif({}, 0)").format(sql.Identifier("t", column))
+            return sql.SQL("{}").format(sql.Identifier("t", column))
     return None
 
 

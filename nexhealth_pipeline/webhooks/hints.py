@@ -191,7 +191,8 @@ class HintReader:
         for one in told:
             if one.feed.collection.per is None:
                 groups.setdefault(one.feed.collection.name, []).append(one)
-        watermarks = load_watermarks(self._connection, sorted(groups))
+        institutions = {0} | {one.institution.id for group in groups.values() for one in group}
+        watermarks = load_watermarks(self._connection, sorted(groups), institutions)
         asked: dict[Slice, _Asked] = {}
         for name, group in groups.items():
             # Once for all of them: it looks at every month of every location.

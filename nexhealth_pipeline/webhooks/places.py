@@ -110,12 +110,14 @@ class Touched:
     def slices(self, connection: psycopg.Connection) -> list[AppliedSlice]:
         """Everything noted, with what is known of each slice now."""
         today = utc_today()
-        watermarks = load_watermarks(connection, sorted({name for name, _, _ in self._found}))
         known = {
             (piece.collection.name, piece.partition_key): piece
             for collection, practices in self._concerned()
             for piece in slices_of(collection, practices, today)
         }
+        # No others' watermarks: a run for a single event would read those of all months of everybody.
+        institutions = {piece.institution_id for piece in known.values()}
+        watermarks = load_watermarks(connection, sorted({name for name, _, _ in self._found}), institutions)
         return [
             self._slice(one, key, watermarks, known.get((name, key)))
             for (name, _, key), one in sorted(self._found.items(), key=lambda item: (item[0][0], str(item[0][2])))

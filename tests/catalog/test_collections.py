@@ -264,6 +264,19 @@ def test_every_reference_points_to_something(collection: Collection) -> None:
     assert not collection.needs_filter or collection.increment
 
 
+SMALL = {"recall_types", "document_types", "payment_types", "adjustment_types", "fee_schedules"}
+"""Lists of a few dozen rows a location."""
+
+
+@each
+def test_rows_of_a_location_are_found_by_an_index(collection: Collection) -> None:
+    """Absences are judged for each EHR database: without one, each of a thousand looks at all of its institution's rows."""
+    names = {column.name for column in (*collection.from_request, *collection.columns)}
+    own_list = collection.per is None and collection.inside is None
+    if own_list and collection.scope in (Scope.LOCATION, Scope.LOCATION_MONTH) and "location_id" in names:
+        assert any(index[0] == "location_id" for index in collection.indexes) != (collection.name in SMALL)
+
+
 @each
 def test_index_names_stay_apart_when_they_are_cut(collection: Collection) -> None:
     names = [f"{collection.table}_{'_'.join(index)}_idx"[:63] for index in collection.indexes]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import psycopg
 import pytest
@@ -88,9 +89,61 @@ def test_what_went_wrong_is_looked_for_in_the_last_week_alone(connection: psycop
     """Shown every two seconds, of a log that grows by a million rows a month."""
     old = _old_month(connection)
     connection.execute("SET enable_seqscan = off")
-    plan = "\n".join(line for (line,) in connection.execute("EXPLAIN " + report._PROBLEMS))
-    assert "Index Cond: (started_at > " in plan
-    assert old not in plan
+    for query, given in ((report._FAILED_AT, ()), (report._PROBLEMS, ([12],))):
+        plan = "\n".join(line for (line,) in connection.execute("EXPLAIN " + query, given))
+        assert "Index Cond: (started_at > " in plan
+        assert old not in plan
+
+
+def logged(connection: psycopg.Connection, status: str, hours: float, location: int | None = 12) -> None:
+    """One more row of the log, begun so many hours ago; its error is its number."""
+    connection.execute(
+        "INSERT INTO nexhealth_sync_logs (run_id, asset, collection, institution_id, location_id, partition_key, mode,"
+        " status, started_at, error) SELECT 'r', 'a', 'patients', 7, %(location)s::bigint, 'acme.' || %(location)s::bigint,"
+        " 'full', %(status)s, date_trunc('hour', now()) - %(hours)s * interval '1 hour',"
+        " (SELECT count(*)::text FROM nexhealth_sync_logs)",
+        {"status": status, "hours": hours, "location": location},
+    )
+
+
+@pytest.mark.parametrize(
+    ("reads", "shown"),
+    [
+        pytest.param([("failed", 2), ("succeeded", 1)], [], id="mended"),
+        pytest.param([("succeeded", 2), ("failed", 1)], ["1"], id="failed since"),
+        pytest.param([("failed", 2), ("failed", 1)], ["1"], id="twice"),
+        pytest.param([("failed", 2), ("running", 1)], [], id="being read again"),
+        pytest.param([("interrupted", 1)], ["0"], id="interrupted"),
+        pytest.param([("failed", 1), ("succeeded", 1)], [], id="mended at once"),
+        pytest.param([("succeeded", 1), ("failed", 1)], ["1"], id="failed at once"),
+        pytest.param([("failed", 1), ("succeeded", 2)], [], id="a clock that was put back"),
+        pytest.param([("failed", 1), ("succeeded", 1, 13)], ["0"], id="another location"),
+        pytest.param([("failed", 3), ("succeeded", 2, 13), ("failed", 1, 13)], ["2", "0"], id="two locations"),
+        pytest.param([("failed", 2, None), ("succeeded", 1)], ["0"], id="of no location"),
+        pytest.param([("failed", 2, None), ("succeeded", 1, None)], [], id="of no location, mended"),
+        pytest.param([("failed", 200)], [], id="eight days ago"),
+    ],
+)
+def test_the_last_word_on_a_slice_is_what_is_shown(
+    connection: psycopg.Connection, reads: list[tuple[Any, ...]], shown: list[str]
+) -> None:
+    for read in reads:
+        logged(connection, *read)
+    assert [one.error for one in read_report(connection).problems] == shown
+
+
+def test_of_a_week_only_what_was_read_where_anything_failed_is_put_in_order(connection: psycopg.Connection) -> None:
+    """Of a thousand locations 200,000 rows, every two seconds."""
+    for location in (None, *range(13, 40)):
+        logged(connection, "succeeded", 1, location)
+    logged(connection, "failed", 1)
+    assert connection.execute(report._FAILED_AT).fetchall() == [(12,)]
+    row = connection.execute("EXPLAIN (ANALYZE, FORMAT JSON) " + report._PROBLEMS, ([12],)).fetchone()
+    assert row is not None
+    nodes = [row[0][0]["Plan"]]
+    for node in nodes:
+        nodes += node.get("Plans", [])
+    assert {int(node["Actual Rows"]) for node in nodes if node["Node Type"] == "Sort"} == {1}
 
 
 def test_the_last_runs_are_found_without_a_look_at_all_runs_or_months(connection: psycopg.Connection) -> None:

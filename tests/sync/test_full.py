@@ -16,6 +16,7 @@ from nexhealth_pipeline.sync.options import Mode, SyncOptions
 from nexhealth_pipeline.sync.slices import SliceResult, Status
 from nexhealth_pipeline.warehouse.usual import UsualRecords
 from tests.conftest import _fresh
+from tests.effort import counted
 
 from .conftest import settings_for, use_few_months, whole_box
 from .kit import Rows, sync_all
@@ -269,3 +270,18 @@ def test_a_first_dry_run_counts_the_documents_of_patients_it_stores_nowhere(
     assert inserted["patients"] == len(box.state.ids("patients"))
     assert rows("SELECT count(*) FROM nexhealth_patients") == [(0,)]
     assert rows("SELECT count(*) FROM nexhealth_patient_locations") == [(0,)]
+
+
+def test_a_dry_run_looks_for_no_other_patients_than_it_met(settings: Settings, box: SandboxServer, rows: Rows) -> None:
+    """An institution may have a million, and each list of each of its locations would ask for all of them."""
+    sync_all(settings, only=set())
+    rows(
+        "INSERT INTO nexhealth_patients (institution_id, id, raw, source_read_at, synced_at, row_hash)"
+        " SELECT i.id, 1000000000 + n, '{}', now(), now(), '' FROM nexhealth_institutions i, generate_series(1, 2000) n"
+        " RETURNING id"
+    )
+    with counted() as effort:
+        results = sync_all(settings, SyncOptions(dry_run=True), only={"patients", "documents"})
+    inserted = sum(one.counts.inserted for one in results if one.slice.collection.name == "documents")
+    assert inserted == len(box.state.ids("documents"))
+    assert 0 < effort.rows < 2000

@@ -16,7 +16,7 @@ from nexhealth_pipeline.errors import InvalidSetting, KeyRefused, MissingSetting
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
-from nexhealth_pipeline.sync.patient import _location_ids, refresh_patient
+from nexhealth_pipeline.sync.patient import _KNOWN, _location_ids, refresh_patient
 from nexhealth_pipeline.sync.slices import SliceResult
 from nexhealth_pipeline.warehouse.checks import CHECKS, run
 
@@ -50,6 +50,21 @@ def test_one_patient_is_refreshed_with_everything_about_it(settings: Settings, b
     assert results["patient_addresses"].counts.records_read == 1
     assert rows("SELECT * FROM nexhealth_sync_state ORDER BY 1, 2, 3, 4, 5") == state
     assert_equal(box, rows)
+
+
+def test_whose_patient_it_is_is_looked_up_by_the_whole_key(oldest_database_url: str) -> None:
+    """PostgreSQL before 18 looks for an id alone from one end of the key to the other: of millions, for each refresh."""
+    with psycopg.connect(oldest_database_url, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO nexhealth_patients (institution_id, id, raw, source_read_at, synced_at, row_hash)"
+            " SELECT n % 10, n, '{}', now(), now(), '' FROM generate_series(1, 20000) n"
+        )
+        connection.execute("VACUUM ANALYZE nexhealth_patients")
+        row = connection.execute("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + _KNOWN, ([*range(10)], 12345)).fetchone()
+        assert row is not None
+        plan = row[0][0]["Plan"]
+        assert plan["Actual Rows"] == 1
+        assert 0 < plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 100
 
 
 @pytest.mark.parametrize("path", ["/documents", "/alerts", ""], ids=["documents", "alerts", "address"])

@@ -159,6 +159,53 @@ def test_the_rows_of_a_location_are_looked_for_without_a_look_at_the_others(
     assert 0 < pages_looked_at(connection, getattr(missing._sql, name), made) < 100
 
 
+def test_few_missing_rows_are_looked_for_elsewhere_without_a_look_at_all_that_was_met(
+    connection: psycopg.Connection, table: Table
+) -> None:
+    """A night meets millions of records, and some rows are missing at each of hundreds of locations."""
+    foreign = met(connection, [], replace(KEY, institution_id=INSTITUTION + 1))
+    connection.execute("INSERT INTO nexhealth_seen SELECT %s, generate_series(1, 50000)", (foreign,))
+    mine = met(connection, [1])
+    for location in range(4, 14):
+        met(connection, [location], replace(KEY, location_id=location))
+    connection.execute("ANALYZE nexhealth_seen, nexhealth_seen_passes")
+    made = ground(connection, mine)
+    missing = Missing(connection, made)
+    assert missing.find().missing == 2, "the third is listed elsewhere"
+    assert 0 < pages_looked_at(connection, missing._sql.elsewhere, made) < 100
+
+
+RECALLS = COLLECTIONS["patient_recalls"]
+
+
+@pytest.mark.parametrize("name", ["find", "count"])
+def test_the_rows_of_a_locations_patients_are_looked_for_without_a_look_at_the_others(
+    connection: psycopg.Connection, name: str
+) -> None:
+    """Ten thousand recalls of an institution, four of whose patients are this location's; one is nobody's."""
+    with connection.transaction(force_rollback=True):
+        connection.execute(
+            "INSERT INTO nexhealth_patient_recalls (institution_id, id, patient_id, raw, source_read_at, synced_at, row_hash)"
+            " SELECT 7, n, nullif(n, 6) * (n <> 5)::int, '{}', %s, %s, '' FROM generate_series(1, 10000) n",
+            (NOON, NOON),
+        )
+        connection.execute(
+            "INSERT INTO nexhealth_patient_locations (institution_id, patient_id, location_id, first_seen)"
+            " SELECT 7, n, CASE WHEN n < 5 THEN 3 ELSE 4 END, %s FROM generate_series(1, 10000) n WHERE n NOT IN (5, 6)",
+            (NOON,),
+        )
+        ensure_indexes(connection, [RECALLS])
+        connection.execute("ANALYZE nexhealth_patient_recalls, nexhealth_patient_locations")
+        key = replace(KEY, collection=RECALLS.name)
+        made = ground(connection, met(connection, [1, 2], key), collection=RECALLS)
+        missing = Missing(connection, made)
+        assert missing.find() == Figures(live=4, seen=2, missing=2, empty=False)
+        connection.execute("DELETE FROM nexhealth_missing")
+        assert 0 < pages_looked_at(connection, getattr(missing._sql, name), made) < 100
+        nobodys = Missing(connection, replace(made, locations=(), nowhere=True))
+        assert (nobodys.find().missing, missing_ids(nobodys)) == (2, [5, 6]), "of patient 0, and of none"
+
+
 def test_a_record_in_open_quarantine_is_excused(connection: psycopg.Connection, table: Table) -> None:
     """It was there and could not be loaded; once that is resolved it counts again."""
     connection.execute(

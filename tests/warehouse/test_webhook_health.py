@@ -1,6 +1,7 @@
 """Whether continuous sync works: asked every quarter of an hour of events that are kept for years."""
 
 import re
+from datetime import UTC, datetime, timedelta
 from typing import Any, LiteralString
 
 import psycopg
@@ -46,6 +47,30 @@ def test_events_of_the_last_days_are_found_without_reading_those_of_years(
 ) -> None:
     """PostgreSQL asks no index by a clock that may go on while it does."""
     assert found_by_age(connection, query, values) == times
+
+
+def test_what_waits_is_counted_without_a_look_at_all_events(connection: psycopg.Connection) -> None:
+    """After a busy hour the statistics say that many wait, long after all of them were applied."""
+    begun = datetime.now(UTC) - timedelta(days=30)
+    connection.execute("DELETE FROM nexhealth_webhook_events")
+    for status in ("applied", "pending"):
+        connection.execute(
+            "INSERT INTO nexhealth_webhook_events (received_at, verdict, status, payload) SELECT"
+            " %s + n * interval '1 minute', 'valid', %s, repeat('x', 500) FROM generate_series(1, 4000) n",
+            (begun, status),
+        )
+    connection.execute("VACUUM ANALYZE nexhealth_webhook_events")
+    connection.execute(
+        "UPDATE nexhealth_webhook_events SET status = 'applied' WHERE status = 'pending' AND id NOT IN ("
+        " SELECT id FROM nexhealth_webhook_events WHERE status = 'pending' ORDER BY received_at DESC LIMIT 2)"
+    )
+    connection.execute("VACUUM nexhealth_webhook_events")
+    row = connection.execute("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + webhook_health._EVENTS).fetchone()
+    assert row is not None
+    plan = row[0][0]["Plan"]
+    assert 0 < plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 100
+    found = webhook_state(connection)
+    assert (found.pending, found.oldest_pending_at) == (2, begun + timedelta(minutes=3999))
 
 
 def test_an_event_that_could_not_be_kept_is_told_of_for_a_week(connection: psycopg.Connection) -> None:

@@ -150,6 +150,16 @@ def mark_complete(connection: psycopg.Connection, name: str, window: str = "", l
         save_state(connection, replace(state, watermark=T0, pass_started_at=T0, complete_at=T0, mode="full"))
 
 
+def complete_elsewhere(connection: psycopg.Connection, name: str, slices: int) -> None:
+    """Note so many slices of another institution, one a location, as read completely at T0."""
+    connection.execute(
+        "INSERT INTO nexhealth_sync_state (collection, institution_id, location_id, window_key, pass, watermark, mode,"
+        " filter_hash, cursor, page, records, run_id)"
+        " SELECT %s, %s, l, '', 'all', %s, 'full', '', '', 1, 1, 'page' FROM generate_series(1, %s) l",
+        (name, INSTITUTION + 1, T0, slices),
+    )
+
+
 def settings_for(database_url: str, **more: str) -> Settings:
     """Settings whose API does not answer."""
     given = {"NEXHEALTH_API_URL": "http://127.0.0.1:9", "NEXHEALTH_API_KEY": "none", "DATABASE_URL": database_url}

@@ -17,9 +17,10 @@ from nexhealth_pipeline.sync.slices import Slice, SliceResult, Status
 from nexhealth_pipeline.warehouse.sync_log import Counts
 from nexhealth_pipeline.webhooks import hints
 from nexhealth_pipeline.webhooks.applying import apply_pending
+from tests.effort import counted
 from tests.sync.kit import open_session
 
-from .kit import INSTITUTION, body, load_page, mark_complete, settings_for, store
+from .kit import INSTITUTION, body, complete_elsewhere, load_page, mark_complete, settings_for, store
 
 LOCATIONS = range(71, 79)
 
@@ -97,6 +98,17 @@ def test_events_of_one_location_have_no_other_planned(
     store(practice, *insertions([LOCATIONS[2]] * 3))
     list(apply_pending(session))
     assert plans.made == [[LOCATIONS[2]]]
+
+
+def test_watermarks_of_other_institutions_are_not_read_for_an_event(
+    practice: psycopg.Connection, session: SyncSession, plans: Plans
+) -> None:
+    store(practice, *insertions([LOCATIONS[2]]))
+    complete_elsewhere(practice, "appointments", 300)
+    with counted() as effort:
+        list(apply_pending(session))
+    assert [piece.location_id for piece in plans.read] == [LOCATIONS[2]]
+    assert 0 < effort.rows < 200
 
 
 def test_a_wish_to_stop_is_heard_while_slices_are_planned(

@@ -14,8 +14,9 @@ from nexhealth_pipeline.sync.practice import Practices, load_practices
 from nexhealth_pipeline.sync.slices import Slice
 from nexhealth_pipeline.webhooks import places
 from nexhealth_pipeline.webhooks.places import Touched
+from tests.effort import counted
 
-from .kit import INSTITUTION, LOCATION, SUBDOMAIN, T0, load_page, mark_complete
+from .kit import INSTITUTION, LOCATION, SUBDOMAIN, T0, complete_elsewhere, load_page, mark_complete
 
 OTHERS = range(71, 79)
 TODAY = datetime.now(UTC).date()
@@ -56,6 +57,23 @@ def test_only_slices_of_what_was_touched_are_made(
     assert (piece.partition_key, piece.complete, piece.as_of) == (key, True, T0)
     assert {one.location_id for one in built} == {LOCATION}
     assert len(built) == len(months.month_keys(TODAY))
+
+
+def test_watermarks_of_other_institutions_are_not_read(practice: psycopg.Connection, practices: Practices) -> None:
+    """A thousand locations have 106,000 of months: half a second of work each time the doorbell rings."""
+    month = months.month_keys(TODAY)[0]
+    mark_complete(practice, "appointments", month)
+    mark_complete(practice, "patients")
+    for name in ("appointments", "patients"):
+        complete_elsewhere(practice, name, 300)
+    touched = Touched(practices)
+    keys = {"appointments": f"{SUBDOMAIN}.{LOCATION}|{month}", "patients": f"{SUBDOMAIN}.{LOCATION}"}
+    for name, key in keys.items():
+        touched.note(COLLECTIONS[name], practices.institutions[0], key, 1, {1})
+    with counted() as effort:
+        found = touched.slices(practice)
+    assert [(one.partition_key, one.as_of) for one in found] == [(key, T0) for key in keys.values()]
+    assert 0 < effort.rows < 10
 
 
 def test_what_is_read_of_a_whole_institution_is_complete_once_each_of_its_locations_is(

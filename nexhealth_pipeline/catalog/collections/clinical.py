@@ -133,7 +133,7 @@ CLINICAL_NOTES = Collection(
         column("completed", BOOL, NONE, "Marked as complete."),
         updated(),
     ),
-    indexes=(("institution_id", "patient_id"), ("entered_at",)),
+    indexes=(("institution_id", "patient_id"), ("location_id",), ("entered_at",)),
 )
 
 DECLARED: tuple[Collection, ...] = (PROCEDURES, TREATMENT_PLANS, TREATMENT_PLAN_PROCEDURES, CLINICAL_NOTES)

@@ -335,7 +335,7 @@ INSURANCE_BALANCES = Collection(
         money("billed_amount_61_90", "Billed in claims 61 to 90 days old."),
         money("billed_amount_over_90", "Billed in claims over 90 days old."),
     ),
-    indexes=(("institution_id", "patient_id"), ("institution_id", "guarantor_id")),
+    indexes=(("institution_id", "patient_id"), ("institution_id", "guarantor_id"), ("location_id",)),
 )
 
 PAYMENT_PLANS = Collection(
@@ -359,7 +359,7 @@ PAYMENT_PLANS = Collection(
         column("created_date", DATE, FINANCIAL, "When the plan was made."),
         column("active", BOOL, FINANCIAL, "False = closed, cleared or deleted in the practice system."),
     ),
-    indexes=(("institution_id", "patient_id"),),
+    indexes=(("institution_id", "patient_id"), ("location_id",)),
 )
 
 DECLARED: tuple[Collection, ...] = (

@@ -112,7 +112,7 @@ FEE_SCHEDULE_PROCEDURES = Collection(
         link("fee_schedule_id", "Price list."),
         updated(),
     ),
-    indexes=(("institution_id", "fee_schedule_id"), ("code",)),
+    indexes=(("institution_id", "fee_schedule_id"), ("location_id",), ("code",)),
 )
 
 DECLARED: tuple[Collection, ...] = (PAYMENT_TYPES, ADJUSTMENT_TYPES, FEE_SCHEDULES, FEE_SCHEDULE_PROCEDURES)
