@@ -254,7 +254,8 @@ def _location(client: NexHealthClient, text: str, places: dict[str, _Record]) ->
         return _failed("location", Group.API, f"location {key} is listed but cannot be read: {error}", fix)
     except ConfigurationError as error:
         problem = f"location {key} is listed but cannot be read: {error}"
-        return _failed("location", Group.SETTINGS, problem, _key_fix(error))
+        fix = _key_fix(error) if isinstance(error, MissingSetting) else "Correct the variable that it names."
+        return _failed("location", Group.SETTINGS, problem, fix)
     return _ok("location", Group.API, f"location {key} can be read")
 
 

@@ -62,7 +62,7 @@ _BUT = re.compile(r"\b(?:without|unless|except|other than)\b[^,]*", re.IGNORECAS
 _WORDS = (
     # What any sentence has; not `may` and `will`, which are names.
     """a about after again all alone already also an and another any are aren't as at be because been before being
-    between born both but by can can't cannot could did didn't do does doesn't don't each either else for from given
+    between born both but by can can't cannot could did didn't do does doesn't don't each either else except for from given
     had has hasn't have haven't here how if in into is isn't it its last least left less like longer many missing more
     most must need needs neither no nor not nothing of on once one only or other others out over own per please same
     set should since some such than that the their them then there these they this those to too under unless until up
@@ -70,17 +70,17 @@ _WORDS = (
     """
     # What is said of a request and its answer.
     """accept accepted accepts access account action address allowed api array ask asked authenticate authentication
-    authorization authorized bad belong belongs blank body boolean cancelled closed configured contact contain contains
-    content correct create created credentials cursor data date dates deactivated default deleted denied deprecated
-    disabled duplicate effect empty enable enabled endpoint endpoints enough error errors event events exceed exceeded
-    exist exists expected expired failed false field fields filter filters find following forbidden format found get
-    header headers ids ignore ignored ignores ignoring include included includes integer internal invalid json key
-    later limit limits list lists malformed match matches maximum method minimum minutes number numbers object occurred
-    offered omitted order page pages param parameter parameters params parsed past path perform permission permissions
+    application assigned associated authorization authorized bad belong belongs blank body boolean cancelled characters
+    closed configured connected connection contact contain contains content correct create created credentials cursor data
+    date dates day days deactivated default deleted denied deprecated disabled duplicate effect empty enable enabled endpoint endpoints enough equal error errors event events exceed exceeded
+    exist exists expected expired failed false field fields filter filters find following forbidden format found gateway get
+    greater header headers hour hours ids ignore ignored ignores ignoring include included includes integer internal invalid json key
+    integration later limit limits list lists maintenance malformed match matches maximum method minimum minutes month months number numbers object
+    occurred offered omitted order overloaded page pages param parameter parameters params parsed past path perform permission permissions
     permitted possible post present processed product provide provided query quota range rate reach reached read
     recognised recognized record records refresh refused removed request requested requests require required requires
     resource resources response retry returned revoked route row rows schema scope seconds see send sent server service
-    single size soon support supported sync temporarily time timed timeout timestamp token tokens true try type unable
+    short single size soon support supported sync taken temporarily time timed timeout timestamp token tokens true try type unable
     unauthorized unavailable unexpected unknown unpermitted unprocessable unrecognised unrecognized unsupported updated
     url valid value values version window write wrong yet zone
     """
@@ -93,8 +93,8 @@ _WORDS = (
     """
     # Parameters that are sent (`catalog`, `client.client`).
     """active appointment_id end end_cursor id ignore_past_dates ignored_parameters inactive include_deleted
-    include_disabled institution_id location_id location_strict patient_id per_page provider_id show_zero_balances sort
-    start target_url updated_since
+    include_disabled institution_id location_id location_strict new_endpoint_id patient_id per_page provider_id
+    resource_type show_zero_balances sort start target_url updated_since
     """
 )
 _VOCABULARY = frozenset(_WORDS.split())

@@ -180,7 +180,7 @@ class Receiver:
         Anybody can send one, and each costs hashes for every secret. Such bodies are checked beside the event loop, which
         others wait for, and one at a time; those of an event's usual size, which with very many secrets take long as well,
         wait for no larger one. Nobody is shut out for good, for behind a proxy a flood and NexHealth share an address: what
-        is refused here it posts again. Of the usual size none is refused for what its sender sent before.
+        is refused here it posts again, and below `_LARGE` none is refused for what its sender sent before.
         """
         given = (known.secrets, request.headers, body, datetime.now(UTC), self._window)
         long = len(known.secrets) * (len(body) + _EACH) > _AT_ONCE
@@ -189,10 +189,10 @@ class Receiver:
         if len(body) < _USUAL:
             return await self._in_turn(self._check, given)
         sender = neighbourhood(request.address)
-        if self._large_check.locked() and self._bad_large.is_spent(sender):
+        if len(body) >= _LARGE and self._large_check.locked() and self._bad_large.is_spent(sender):
             return None
         verdict = await self._in_turn(self._large_check, given)
-        if verdict is not None and not verdict.valid:
+        if len(body) >= _LARGE and verdict is not None and not verdict.valid:
             self._bad_large.take(sender)
         return verdict
 

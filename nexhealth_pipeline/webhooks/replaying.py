@@ -10,6 +10,7 @@ whatever the receiver stores together with that.
 from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 import psycopg
 
@@ -92,21 +93,26 @@ def rehearse(session: SyncSession, selection: Selection) -> Rehearsal:
     """
     found = Counter[str]()  # not the batches themselves: each names all rows that it changed
     with driver_errors("rehearsing webhook events"), session.pool.connection() as connection:
-        ids, practices = _chosen(connection, selection), session.practices()
+        ids = _chosen(connection, selection)
+        rehearsing = partial(_rehearsed, session, connection, session.practices(), Vouchers(connection, session.client))
         for at in range(0, len(ids), BATCH):
             if session.stop.is_set():
                 break
-            for batch in _rehearsed(session, connection, practices, selection, ids[at : at + BATCH]):
+            for batch in rehearsing(selection, ids[at : at + BATCH]):
                 failed = batch.failed + batch.parked
                 found.update(hints=len(batch.hints), applied=batch.applied, failed=failed, rows=batch.rows)
     return Rehearsal(len(ids), found["hints"], found["applied"], found["failed"], found["rows"])
 
 
 def _rehearsed(
-    session: SyncSession, connection: psycopg.Connection, practices: Practices, selection: Selection, ids: list[int]
+    session: SyncSession,
+    connection: psycopg.Connection,
+    practices: Practices,
+    vouchers: Vouchers,
+    selection: Selection,
+    ids: list[int],
 ) -> list[Batch]:
     """What applying these events did, which is undone."""
-    vouchers = Vouchers(connection, session.client)
     with connection.transaction(force_rollback=True):
         marked = _mark(connection, selection, ids, taken_by=session.run_id)
         return Batches(connection, practices, vouchers, run_id=session.run_id, most_attempts=1).apply(marked)

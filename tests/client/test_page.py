@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.client import page as page_module
 from nexhealth_pipeline.client.page import BodyMalformed, decode_envelope, records_of
 from nexhealth_pipeline.client.split import split_envelope
@@ -125,11 +126,34 @@ def test_a_nested_list_that_is_none_is_malformed():
             "The include parameter is not supported by this endpoint and was ignored",
             "The include parameter is not supported by this endpoint and was ignored",
         ),
+        ("Name has already been taken", "… has already been taken"),
+        ("must be less than or equal to 1000", "must be less than or equal to …"),
+        ("range cannot exceed 31 days", "range cannot exceed … days"),
         ("", ""),
     ],
 )
 def test_only_the_vendors_own_words_are_quoted(text, kept):
     assert vendor_words([text]) == kept
+
+
+def test_the_names_of_parameters_that_are_sent_are_quoted():
+    """A new collection's belong among the words."""
+    sent = {
+        "resource_type",
+        "new_endpoint_id",
+        "target_url",
+        "subdomain",
+        "location_id",
+        "per_page",
+        "end_cursor",
+        "page",
+    }
+    for one in DECLARED:
+        sent.update(name for pass_ in one.passes for name, _ in pass_.params)
+        sent.update(filter(None, (one.increment, one.patient_filter)))
+        sent.update((one.window.start, one.window.end) if one.window else ())
+    for name in sorted(name for name in sent if not name.endswith("[]")):
+        assert vendor_words([f"unknown parameter {name}"]) == f"unknown parameter {name}"
 
 
 def test_quotes_are_short():

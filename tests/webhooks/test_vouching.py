@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -60,6 +61,11 @@ class Two:
         assert row is not None
         return row
 
+    def key_of(self, institution: str) -> str:
+        """As endpoints are kept by."""
+        with open_session(self.settings) as session:
+            return session.client.key_hash(institution)
+
     def subscribe(self, endpoint: int, *subdomains: str) -> None:
         """Note that it is told of patients of these."""
         (known,) = (one for one in endpoints.known_endpoints(self.db) if one.endpoint_id == endpoint)
@@ -86,10 +92,8 @@ def shared(server_url: str, template: str, tmp_path_factory: pytest.TempPathFact
 def two(shared: Two) -> Two:
     """Without events, one endpoint for each key."""
     shared.db.execute("DELETE FROM nexhealth_webhook_events; DELETE FROM nexhealth_webhooks")
-    with open_session(shared.settings) as session:
-        for number, name in ((OF_WILLOW, WILLOW), (OF_HARBOR, HARBOR)):
-            key = session.client.key_hash(name)
-            endpoints.store(shared.db, key, number, target_url=URL, active=True, secret=b"sealed")
+    for number, name in ((OF_WILLOW, WILLOW), (OF_HARBOR, HARBOR)):
+        endpoints.store(shared.db, shared.key_of(name), number, target_url=URL, active=True, secret=b"sealed")
     return shared
 
 
@@ -121,6 +125,29 @@ def test_whom_the_endpoints_of_a_key_are_subscribed_for_they_tell_of(two: Two) -
     """An institution got a key of its own, and no set-up was run since: its events still come as before."""
     two.subscribe(OF_WILLOW, WILLOW, HARBOR)
     assert_believed(two, 4, OF_WILLOW)
+
+
+def test_what_a_removed_endpoint_was_subscribed_for_says_nothing_of_those_that_are_left(two: Two) -> None:
+    """The row of one that was removed keeps it, and the institution may have left the key since."""
+    number, name = two.patient(6)
+    endpoints.store(two.db, two.key_of(WILLOW), 3, target_url=URL, active=True, secret=b"sealed")
+    two.subscribe(3, WILLOW, HARBOR)
+    two.db.execute("UPDATE nexhealth_webhooks SET removed_at = now() WHERE endpoint_id = 3")
+    two.told(number, "Forged", OF_WILLOW)
+    assert two.applied() == ("applied", None)
+    assert two.name(number) == name
+
+
+def test_of_an_institution_whose_key_was_taken_away_nobody_elses_endpoint_tells(two: Two, tmp_path: Path) -> None:
+    """Its rows are still there, and the API cannot be asked for it."""
+    number, name = two.patient(7)
+    two.told(number, "Forged", OF_WILLOW)
+    file = tmp_path / "keys.toml"
+    settings = with_keys(two.box, two.settings.database_url, file, harbor="key-of-harbor")
+    file.write_text(f'{WILLOW} = "key-of-willow"\n')
+    apply_all(settings)
+    assert two.db.execute("SELECT status FROM nexhealth_webhook_events").fetchall() == [("pending",)]
+    assert two.name(number) == name
 
 
 def test_repeats_of_a_retired_endpoint_of_a_key_that_was_replaced_are_believed(two: Two) -> None:
