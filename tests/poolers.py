@@ -5,6 +5,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import cycle
 
 from psycopg.conninfo import conninfo_to_dict
 
@@ -16,37 +17,42 @@ _NOT_ITS_OWN = b"K" + struct.pack("!iii", 12, 2_000_000_001, 1)
 
 
 @contextmanager
-def pooler(server_url: str, *, sessions: bool) -> Iterator[str]:
-    """Address of the database of `server_url` by way of a pooler, which keeps `sessions` or gives them away."""
+def pooler(server_url: str, *, sessions: bool, many: int = 1) -> Iterator[str]:
+    """Address of the database of `server_url` by way of a pooler, which keeps `sessions` or gives them away.
+
+    Or of so many, whose turn it is one after the other.
+    """
     given = conninfo_to_dict(server_url)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        made = _Pooler(f"{given['host']}/.s.PGSQL.{given.get('port', 5432)}", str(given["user"]), str(given["dbname"]))
-        made.sessions = sessions
-        threading.Thread(target=made.accept, args=(listener,), daemon=True).start()
+        path = f"{given['host']}/.s.PGSQL.{given.get('port', 5432)}"
+        made = [_Pooler(path, str(given["user"]), str(given["dbname"]), sessions=sessions) for _ in range(many)]
+        threading.Thread(target=_accept, args=(listener, made), daemon=True).start()
         try:
             yield f"postgresql://{given['user']}@127.0.0.1:{listener.getsockname()[1]}/{given['dbname']}?sslmode=disable"
         finally:
             with suppress(OSError):
                 listener.shutdown(socket.SHUT_RDWR)
-            made.close()
+            for each in made:
+                each.close()
+
+
+def _accept(listener: socket.socket, poolers: "list[_Pooler]") -> None:
+    with suppress(OSError):
+        for each in cycle(poolers):
+            each.serve(listener.accept()[0])
 
 
 class _Pooler:
-    sessions = False
-
-    def __init__(self, path: str, user: str, database: str) -> None:
-        self._path, self._lock = path, threading.Lock()
+    def __init__(self, path: str, user: str, database: str, *, sessions: bool) -> None:
+        self._path, self._sessions, self._lock = path, sessions, threading.Lock()
         options = f"user\0{user}\0database\0{database}\0\0".encode()
         self._startup = struct.pack("!ii", len(options) + 8, 196608) + options
         self._idle: list[socket.socket] = []
         self._open: list[socket.socket] = []
 
-    def accept(self, listener: socket.socket) -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = listener.accept()
-                self._open.append(client)
-                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+    def serve(self, client: socket.socket) -> None:
+        self._open.append(client)
+        threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def close(self) -> None:
         for each in self._open:
@@ -62,7 +68,7 @@ class _Pooler:
             while (message := _message(client))[:1] not in (b"X", b""):
                 held = held or self._taken()
                 held.sendall(message)
-                if message[:1] in _ASKS and _answer(held, client) == b"I" and not self.sessions:
+                if message[:1] in _ASKS and _answer(held, client) == b"I" and not self._sessions:
                     self._idle.append(held)  # the last one is the next one's
                     held = None
 

@@ -6,25 +6,19 @@ The watchdog does it once a day; where no daemon runs, so does the first `nexhea
 import logging
 import threading
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
 
 import dagster as dg
-import psycopg
 
-from nexhealth_pipeline.errors import PipelineError, WarehouseError
+from nexhealth_pipeline.errors import MissingRights, PipelineError, WarehouseError
 from nexhealth_pipeline.orchestration.retention import remove_old_records, remove_void_checks
 from nexhealth_pipeline.orchestration.storage import database_of
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.warehouse.connect import connect, driver_errors
-from nexhealth_pipeline.warehouse.housekeeping import claim, make_partitions, note_done, remove_old
-from nexhealth_pipeline.warehouse.state import database_time
+from nexhealth_pipeline.warehouse.housekeeping import claim, make_partitions, note_done, remove_old, require_clock
 
 __all__ = ["dagster_database", "keep_house", "keep_house_beside", "keep_house_daily"]
 
 _LOG = logging.getLogger(__name__)
-_CLOCKS_DIFFER = timedelta(days=1)
-"""What is old is told by the database's clock. One that is so far from this host's is not believed: history, payloads and the
-change feed cannot be had again."""
 
 
 def dagster_database(instance: dg.DagsterInstance) -> str | None:
@@ -38,14 +32,12 @@ def keep_house(
     """Remove what is older than the settings keep; how many of each, where there were any.
 
     `warehouse` and `dagster` are the databases' addresses. Once `stop` is set, the rest is left. Raises WarehouseError,
-    what the one does not allow after the other was seen to; where clocks differ, before anything is removed.
+    what the one does not allow after the other was seen to; where clocks differ, before anything is removed from it.
     """
     removed: dict[str, int] = {}
-    with connect(warehouse, autocommit=True) as connection, driver_errors("removing what is old"):
-        if (why_not := _why_not(connection)) is not None:
-            raise WarehouseError(why_not)
     try:
         with connect(warehouse, autocommit=True) as connection, driver_errors("removing what is old"):
+            require_clock(connection)
             removed |= remove_old(connection, settings, stop)
     finally:
         if dagster is not None:
@@ -59,37 +51,31 @@ def keep_house_daily(
 ) -> None:
     """Make the partitions to come, remove what is old unless that was done today, and checks that were planned in vain.
 
-    What was not removed to its end is tried again an hour later. Where clocks differ, that is logged, and nothing removed.
-    Raises WarehouseError.
+    What was not removed to its end is tried again an hour later, and the next day where a right is missing. Where clocks
+    differ, that is logged, and nothing removed. Raises WarehouseError.
     """
     with connect(warehouse, autocommit=True) as connection, driver_errors("keeping house"):
         make_partitions(connection)
-        why_not = _why_not(connection)
-        due = why_not is None and claim(connection)
-    if why_not is not None:
-        _LOG.warning("nothing old is removed", extra={"nexhealth": {"reason": why_not}})
-    if due:
-        removed = keep_house(settings, warehouse, dagster, stop)
-        _LOG.info("old data was removed", extra={"nexhealth": removed})
-        if stop is None or not stop.is_set():
-            with connect(warehouse, autocommit=True) as connection, driver_errors("keeping house"):
+        try:
+            require_clock(connection)
+            due = claim(connection)
+        except WarehouseError as error:
+            _LOG.warning("nothing old is removed", extra={"nexhealth": {"reason": str(error)}})
+            due = False
+        if due:
+            try:
+                removed = keep_house(settings, warehouse, dagster, stop)
+            except MissingRights:
+                note_done(connection)
+                raise
+            _LOG.info("old data was removed", extra={"nexhealth": removed})
+            if stop is None or not stop.is_set():
                 note_done(connection)
     if dagster is not None:
         try:
             remove_void_checks(dagster)
         except PipelineError as error:  # what a check shows is not worth what else its caller has to do
             _LOG.warning("checks planned in vain could not be removed", extra={"nexhealth": {"reason": str(error)}})
-
-
-def _why_not(connection: psycopg.Connection) -> str | None:
-    """Why it cannot be told what is old, or None."""
-    theirs, ours = database_time(connection), datetime.now(UTC)
-    if abs(theirs - ours) <= _CLOCKS_DIFFER:
-        return None
-    return (
-        f"by the database's clock it is {theirs.astimezone(UTC):%Y-%m-%d %H:%M} UTC and by this host's"
-        f" {ours:%Y-%m-%d %H:%M} UTC, so what is old cannot be told: set the wrong one right"
-    )
 
 
 def keep_house_beside(settings: Settings, warehouse: str, dagster: str) -> dict[str, int]:

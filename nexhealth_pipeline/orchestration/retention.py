@@ -23,6 +23,7 @@ import psycopg
 from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.orchestration.storage import dagster_folder
 from nexhealth_pipeline.warehouse.connect import connect_to_dagster, driver_errors
+from nexhealth_pipeline.warehouse.housekeeping import require_clock
 from nexhealth_pipeline.warehouse.runs import lock_key
 
 __all__ = ["Removed", "remove_old_records", "remove_void_checks"]
@@ -154,6 +155,7 @@ def remove_old_records(url: str, days: int, stop: threading.Event | None = None)
         connect_to_dagster(url, application_name="nexhealth retention") as connection,
         driver_errors("removing Dagster's old records"),
     ):
+        require_clock(connection)
         row = connection.execute(
             "SELECT pg_try_advisory_lock(%s),"
             " clock_timestamp() AT TIME ZONE 'UTC' - %s * interval '1 day', to_regclass('event_logs') IS NOT NULL",

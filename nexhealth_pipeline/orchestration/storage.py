@@ -382,7 +382,7 @@ def _in_utc(connection: Any, _record: object) -> None:
 @engine_event.listens_for(Engine, "handle_error")
 def _let_go_of_a_standby(context: ExceptionContext) -> None:
     """A server that takes no rows any more answers all the same: who was connected to it stayed so for an hour."""
-    if getattr(context.original_exception, "pgcode", None) == _READ_ONLY:
+    if context.engine in _engines and getattr(context.original_exception, "pgcode", None) == _READ_ONLY:
         context.is_disconnect = True
 
 

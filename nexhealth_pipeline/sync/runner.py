@@ -6,14 +6,14 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from datetime import timedelta
+from datetime import date, timedelta
 from functools import partial
 from types import TracebackType
 
 from nexhealth_pipeline.catalog.collections import nested_in
 from nexhealth_pipeline.errors import PipelineError
 from nexhealth_pipeline.sync.children import ChildReader
-from nexhealth_pipeline.sync.months import utc_today
+from nexhealth_pipeline.sync.months import month_keys, utc_today
 from nexhealth_pipeline.sync.options import SyncOptions
 from nexhealth_pipeline.sync.order import Lane, Order, lane_of
 from nexhealth_pipeline.sync.reader import SliceReader
@@ -53,7 +53,7 @@ def run_slices(
     """
     slices = list(slices)
     session.refusals.clear()  # a right may have been granted since
-    options = replace(_since_lately(session, _sharing(slices, options)), today=options.today or utc_today())
+    options = replace(_since_lately(session, _sharing(slices, options)), today=options.today or _day_of(slices))
     for result in _read_all(session, slices, options):
         session.note(result)
         yield result
@@ -61,6 +61,14 @@ def run_slices(
     if indexes and not options.dry_run:
         read = {piece.collection for piece in slices}
         session.index({one for outer in read for one in (outer, *nested_in(outer))})
+
+
+def _day_of(slices: list[Slice]) -> date:
+    """Today, or the last day of the month before: whose months these are, if a run was planned then and begins on a first."""
+    today = utc_today()
+    before = today - timedelta(days=1)
+    newest = {piece.window_key for piece in slices} & {month_keys(before)[-1], month_keys(today)[-1]}
+    return before if newest == {month_keys(before)[-1]} and before.month != today.month else today
 
 
 def _since_lately(session: SyncSession, options: SyncOptions) -> SyncOptions:

@@ -10,20 +10,27 @@ import json
 import logging
 import threading
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
 import psycopg
 
 from nexhealth_pipeline.catalog.collections import DECLARED
+from nexhealth_pipeline.errors import WarehouseError
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.warehouse import changes, history, sync_log
+from nexhealth_pipeline.warehouse.runs import lock_key
+from nexhealth_pipeline.warehouse.state import database_time
 
-__all__ = ["claim", "expunge", "make_partitions", "note_done", "remove_old"]
+__all__ = ["claim", "expunge", "make_partitions", "note_done", "remove_old", "require_clock"]
 
 _log = logging.getLogger(__name__)
 _BATCH = 1000
+_LOCK = lock_key("housekeeping")
+_CLOCKS_DIFFER = timedelta(days=1)
+"""What is old is told by the database's clock. One that is so far from this host's is not believed: history, payloads and the
+change feed cannot be had again."""
 _Place = tuple[datetime, int]
 _PARKED_TIMES = 10
 """Payloads of parked events are kept so many times as long: somebody may still mend and replay them."""
@@ -140,11 +147,24 @@ _OLD_VERSIONS = """
     FROM old ORDER BY 2 DESC, 3 DESC, old.key DESC, 5 DESC, 6 DESC LIMIT 1"""
 
 
-def claim(connection: psycopg.Connection) -> bool:
-    """Whether nobody has removed what is old for 20 hours; who is told so does it now. Autocommit, or the caller commits.
+def require_clock(connection: psycopg.Connection) -> None:
+    """Raise WarehouseError where the database's clock is so far from this host's that it cannot be told what is old."""
+    theirs, ours = database_time(connection), datetime.now(UTC)
+    if abs(theirs - ours) > _CLOCKS_DIFFER:
+        raise WarehouseError(
+            f"by the clock of database {connection.info.dbname} it is {theirs.astimezone(UTC):%Y-%m-%d %H:%M} UTC and by this"
+            f" host's {ours:%Y-%m-%d %H:%M} UTC, so what is old cannot be told: set the wrong one right"
+        )
 
-    It holds for an hour, until `note_done` is called: whoever failed or was killed has not done it.
+
+def claim(connection: psycopg.Connection) -> bool:
+    """Whether nobody has removed what is old for 20 hours, nor does so now; who is told so does it, on this connection.
+
+    It holds for an hour, and for as long as the connection lives, until `note_done` is called: whoever failed or was killed
+    has not done it. Autocommit, or the caller commits.
     """
+    if connection.execute("SELECT pg_try_advisory_lock(%s)", (_LOCK,)).fetchone() != (True,):
+        return False
     row = connection.execute(
         "INSERT INTO nexhealth_housekeeping AS h (begun_at) VALUES (clock_timestamp() - interval '19 hours')"
         " ON CONFLICT (only_row) DO UPDATE SET begun_at = excluded.begun_at"
@@ -154,8 +174,9 @@ def claim(connection: psycopg.Connection) -> bool:
 
 
 def note_done(connection: psycopg.Connection) -> None:
-    """Note that what is old has been removed by now, which is enough for a day. Autocommit, or the caller commits."""
+    """Note on the connection of the claim that what is old has been removed by now, which is enough for a day."""
     connection.execute("UPDATE nexhealth_housekeeping SET begun_at = clock_timestamp()")
+    connection.execute("SELECT pg_advisory_unlock(%s)", (_LOCK,))
 
 
 def make_partitions(connection: psycopg.Connection) -> None:

@@ -5,7 +5,8 @@ taken in one session and asked for in the same by somebody else, who gets it too
 read one slice. Or it is given back in a session that does not have it, and waited for without an end.
 """
 
-from contextlib import nullcontext
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 
 import psycopg
 from psycopg.pq import ExecStatus
@@ -23,6 +24,8 @@ __all__ = ["keeps_sessions", "require_sessions"]
 
 _LOOKS = 5
 """One is enough where nobody else uses the pooler; else somebody may come in between, and get what is looked for."""
+_CLIENTS = 4
+"""Of as many poolers behind one address, less one, two are at the same."""
 _kept: set[str] = set()
 """Addresses of poolers that keep sessions: looked at once in a process."""
 
@@ -41,7 +44,7 @@ def keeps_sessions(url: str, connection: psycopg.Connection | None = None) -> bo
     """Whether connections to `url` have sessions of their own.
 
     One question on `connection` (or a new one) tells that the server itself is at the other end, and begins no
-    transaction; two connections more are made where it is not. Raises WarehouseUnreachable, WarehouseError.
+    transaction; four connections more are made where it is not. Raises WarehouseUnreachable, WarehouseError.
     """
     if url in _kept:
         return True
@@ -50,27 +53,28 @@ def keeps_sessions(url: str, connection: psycopg.Connection | None = None) -> bo
             # Poolers give their clients numbers of their own, by which these cancel what they do.
             if _process(asked) == asked.info.backend_pid:
                 return True
-        with _opened(url) as one, _opened(url) as other:
-            if _are_shared(one, other):
+        with ExitStack() as stack:
+            if _are_shared([stack.enter_context(_opened(url)) for _ in range(_CLIENTS)]):
                 return False
     _kept.add(url)
     return True
 
 
-def _are_shared(one: psycopg.Connection, other: psycopg.Connection) -> bool:
-    """Whether two connections, both open and in autocommit mode, get the same session, or one of them gets two.
+def _are_shared(clients: Sequence[psycopg.Connection]) -> bool:
+    """Whether two of these, all open and in autocommit mode, get the same session, or one of them gets two.
 
-    Mostly a session goes to who asks next: `other` is given that which `one` has just had, and then `one` a second.
+    Mostly a session goes to who asks next: to the second client that which the first has just had, and while that one is
+    in a transaction, another.
     """
-    of_one: set[int] = set()
-    of_other: set[int] = set()
-    for _ in range(_LOOKS):
-        of_one.add(_process(one))
-        with other.transaction():
-            of_other.add(_process(other))
-            if of_one.isdisjoint(of_other):  # else it may be the pooler's last one
-                of_one.add(_process(one))
-        if len(of_one) > 1 or len(of_other) > 1 or not of_one.isdisjoint(of_other):
+    of_each: list[set[int]] = [set() for _ in clients]
+    for look in range(_LOOKS):
+        for one, sessions in zip(clients, of_each, strict=True):
+            sessions.add(_process(one))
+        holder = look % len(clients)
+        with clients[holder].transaction():
+            for one, sessions in zip(clients, of_each, strict=True):
+                sessions.add(_process(one))
+        if len(set().union(*of_each)) != len(clients) or any(len(sessions) > 1 for sessions in of_each):
             return True
     return False
 
@@ -87,5 +91,7 @@ def _process(connection: psycopg.Connection) -> int:
     """Number of the server's process that answers; not by `execute`, which may begin a transaction."""
     done = connection.pgconn.exec_(b"SELECT pg_backend_pid()")
     if done.status != ExecStatus.TUPLES_OK:
-        raise WarehouseUnreachable("asking PostgreSQL for its sessions: the connection was lost")
+        raise WarehouseUnreachable(
+            "asking PostgreSQL for its sessions: the connection was lost, or its pooler has none left to give"
+        )
     return int(done.get_value(0, 0) or 0)

@@ -227,12 +227,13 @@ FROM nexhealth_webhooks w LEFT JOIN LATERAL (
     SELECT e.received_at AS at FROM nexhealth_webhook_events e
     WHERE e.endpoint_id = w.endpoint_id AND e.status <> 'rejected'
       AND e.received_at >= greatest(w.registered_at, statement_timestamp() - interval '7 days')
+      AND e.received_at <= statement_timestamp()
     ORDER BY e.received_at DESC LIMIT 1) last ON true
 WHERE w.removed_at IS NULL ORDER BY w.endpoint_id
 """
 _EVENTS: LiteralString = f"""
 SELECT (SELECT received_at FROM nexhealth_webhook_events WHERE status <> 'rejected'
-        AND received_at > statement_timestamp() - interval '7 days' ORDER BY received_at DESC LIMIT 1),
+        AND received_at BETWEEN statement_timestamp() - interval '7 days' AND statement_timestamp() ORDER BY received_at DESC LIMIT 1),
        waiting.events, waiting.oldest,
        (SELECT count(*) FROM nexhealth_webhook_events WHERE {GIVEN_UP}),
        (SELECT coalesce(sum(repeats), 0)::bigint FROM nexhealth_webhook_events

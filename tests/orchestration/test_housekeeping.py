@@ -7,10 +7,12 @@ from typing import Any
 import psycopg
 import pytest
 
-from nexhealth_pipeline.errors import WarehouseError
+from nexhealth_pipeline.errors import MissingRights, WarehouseError
 from nexhealth_pipeline.orchestration import housekeeping
 from nexhealth_pipeline.orchestration.housekeeping import keep_house, keep_house_daily
+from nexhealth_pipeline.orchestration.retention import remove_old_records
 from nexhealth_pipeline.settings import load_settings
+from nexhealth_pipeline.warehouse import housekeeping as kept
 from nexhealth_pipeline.warehouse.migrate import upgrade
 
 
@@ -57,6 +59,41 @@ def test_what_fails_is_tried_again_after_an_hour_and_what_is_done_the_next_day(
         _let_pass(warehouse, "61 minutes")
 
 
+def test_what_takes_long_is_not_begun_again_beside_it(warehouse: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second finds Dagster's part taken, would call all of it done, and the first may be killed."""
+    begun: list[int] = []
+
+    def takes_hours(*_: Any) -> dict[str, int]:
+        begun.append(1)
+        if len(begun) == 1:
+            _let_pass(warehouse, "3 hours")
+            keep_house_daily(load_settings(), warehouse, None)
+        return {}
+
+    monkeypatch.setattr(housekeeping, "remove_old", takes_hours)
+    keep_house_daily(load_settings(), warehouse, None)
+    assert begun == [1]
+
+
+def test_what_a_right_is_missing_for_is_told_once_a_day(warehouse: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It fails the watchdog's run, and an hour brings no right."""
+    tries: list[int] = []
+
+    def refused(*_: Any) -> dict[str, int]:
+        tries.append(1)
+        raise MissingRights("permission denied")
+
+    monkeypatch.setattr(housekeeping, "remove_old", refused)
+    with pytest.raises(MissingRights):
+        keep_house_daily(load_settings(), warehouse, None)
+    _let_pass(warehouse, "19 hours")
+    keep_house_daily(load_settings(), warehouse, None)
+    assert tries == [1]
+    _let_pass(warehouse, "61 minutes")
+    with pytest.raises(MissingRights):
+        keep_house_daily(load_settings(), warehouse, None)
+
+
 @pytest.mark.parametrize("days", [365, -365])
 def test_nothing_goes_by_a_database_s_clock_that_is_far_from_the_host_s(
     warehouse: str, monkeypatch: pytest.MonkeyPatch, days: int
@@ -68,10 +105,12 @@ def test_nothing_goes_by_a_database_s_clock_that_is_far_from_the_host_s(
         db.execute("INSERT INTO nexhealth_sweeps (mode, scope_hash, started_at) VALUES ('full', 'a', '2024-01-01')")
         with monkeypatch.context() as patch:
             wrong = datetime.now(UTC) + timedelta(days=days)
-            patch.setattr(housekeeping, "database_time", lambda _: wrong)
+            patch.setattr(kept, "database_time", lambda _: wrong)
             keep_house_daily(load_settings(), warehouse, None)
             with pytest.raises(WarehouseError) as refused:
                 keep_house(load_settings(), warehouse, None)
+            with pytest.raises(WarehouseError, match="what is old cannot be told"):
+                remove_old_records(warehouse, 30)  # Dagster's may be another server, with a clock of its own
         assert db.execute("SELECT count(*) FROM nexhealth_sweeps").fetchone() == (1,)
         (warning,) = told
         assert str(wrong.year) in warning["reason"]

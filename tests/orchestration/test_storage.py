@@ -223,7 +223,6 @@ def test_a_process_keeps_few_connections_and_outlives_their_loss(
         assert len(_run(instance, 3).asset_materializations_for_node("two_assets")) == 5
 
 
-@pytest.mark.dagster
 def test_a_process_lets_go_of_a_server_from_which_another_has_taken_over(
     instance: dg.DagsterInstance, empty_database_url: str
 ) -> None:
@@ -240,6 +239,7 @@ def test_a_process_lets_go_of_a_server_from_which_another_has_taken_over(
     assert instance.get_dynamic_partitions("test_locations") == ["demo.1"]
 
 
+@pytest.mark.dagster
 def test_a_process_with_nothing_set_writes_events_in_bulk(empty_database_url: str, tmp_path: Path) -> None:
     """Each event in a transaction of its own is what made a night's events cost minutes."""
     script = f"""

@@ -287,6 +287,25 @@ def test_an_office_whose_next_read_fails_still_has_what_stands_under_one_that_le
     assert rows("SELECT count(*) FROM nexhealth_seen_passes WHERE pass LIKE '%aside'") == [(0,)]
 
 
+def test_a_run_that_was_planned_before_midnight_goes_by_the_months_it_was_given(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waited in the queue until the first, and a month more is for the schedule of the next night."""
+    sync_all(settings, FULL, only=set())
+    first = datetime.now(UTC).date().replace(day=1)
+    last = first - timedelta(days=1)
+    with open_session(settings) as session:
+        for planned, begins, goes_by in (
+            (last, first, last),
+            (first, first, first),
+            (last, first + timedelta(days=1), first + timedelta(days=1)),
+        ):
+            monkeypatch.setattr(runner, "utc_today", lambda begins=begins: begins)
+            slices = due_slices([COLLECTIONS["appointments"]], session.practices(), {}, RECONCILE, planned)
+            assert runner._day_of(slices) == goes_by
+            assert runner._day_of([]) == begins
+
+
 def test_what_is_judged_on_the_first_of_a_month_is_what_was_read_on_the_last(
     settings: Settings, box: SandboxServer, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:

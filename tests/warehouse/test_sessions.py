@@ -29,11 +29,17 @@ def test_a_pooler_in_transaction_mode_is_refused(server_url: str) -> None:
             upgrade(url)
 
 
+def test_several_poolers_behind_one_address_are_refused_as_one_is(server_url: str) -> None:
+    """Risk: two connections that come to two of them share nothing, and the process takes it for session mode."""
+    with pooler(server_url, sessions=False, many=3) as url, pytest.raises(WarehouseError, match="in transaction mode"):
+        require_sessions(url)
+
+
 def test_a_pooler_in_session_mode_is_none(server_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is looked at once in a process."""
     with pooler(server_url, sessions=True) as url:
         require_sessions(url)
-        monkeypatch.setattr(sessions, "_are_shared", lambda *two: pytest.fail("asked again"))
+        monkeypatch.setattr(sessions, "_are_shared", lambda clients: pytest.fail("asked again"))
         with connect(url) as connection:
             require_sessions(url, connection)
 
@@ -49,5 +55,5 @@ def test_the_server_itself_is_told_by_one_question(server_url: str, monkeypatch:
 def test_a_session_that_two_connections_get_is_shared(server_url: str) -> None:
     """As two clients of a pooler with a single session to give see it."""
     with connect(server_url, autocommit=True) as one, connect(server_url, autocommit=True) as other:
-        assert _are_shared(one, one)
-        assert not _are_shared(one, other)
+        assert _are_shared([one, one])
+        assert not _are_shared([one, other])

@@ -29,6 +29,7 @@ class Two:
     """A warehouse that has read the patients of both."""
 
     box: SandboxServer
+    url: str
     settings: Settings
     db: psycopg.Connection
 
@@ -85,7 +86,7 @@ def shared(server_url: str, template: str, tmp_path_factory: pytest.TempPathFact
             settings = with_keys(box, url, file, harbor="key-of-harbor")
             with psycopg.connect(url, autocommit=True) as db:
                 sync_all(settings, only={"patients"})
-                yield Two(box, settings, db)
+                yield Two(box, url, settings, db)
 
 
 @pytest.fixture
@@ -143,7 +144,7 @@ def test_of_an_institution_whose_key_was_taken_away_nobody_elses_endpoint_tells(
     number, name = two.patient(7)
     two.told(number, "Forged", OF_WILLOW)
     file = tmp_path / "keys.toml"
-    settings = with_keys(two.box, two.settings.database_url, file, harbor="key-of-harbor")
+    settings = with_keys(two.box, two.url, file, harbor="key-of-harbor")
     file.write_text(f'{WILLOW} = "key-of-willow"\n')
     apply_all(settings)
     assert two.db.execute("SELECT status FROM nexhealth_webhook_events").fetchall() == [("pending",)]
