@@ -178,6 +178,8 @@ def test_what_a_deleted_claim_was_to_bring_is_not_shown(connection: psycopg.Conn
     assert "a claim that is not deleted" in rows(told)[0][0]
     for name, paid in (("claim_payouts", "insurance_payment"), ("claims", "totals_insurance_payment")):
         assert "payments has it too" in str(view_columns(connection, name)[paid])
+        written_off = view_columns(connection, name)[paid.replace("insurance_payment", "write_off")]
+        assert "others are rows of adjustments" in str(written_off)
 
 
 def test_how_fresh_it_is_and_what_is_not_to_be_had_is_shown(
