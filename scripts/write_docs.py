@@ -25,7 +25,8 @@ def collections() -> str:
         how += f", one request for each of the {one.per}" if one.per else ""
         how = f"with {one.inside}: `{one.records_at[0]}`" if one.inside else how
         partition = one.scope.value.replace("_", " x ") if one.is_asset else "-"
-        lines.append(f"| `{one.table}` | {one.doc} | {how} | {partition} |")
+        key = "" if one.key == ("institution_id", "id") else f" Key: {', '.join(f'`{name}`' for name in one.key)}."
+        lines.append(f"| `{one.table}` | {one.doc}{key} | {how} | {partition} |")
     return "\n".join(lines)
 
 

@@ -216,6 +216,10 @@ def test_the_rights_that_are_named_suffice(server_url: str, roles: dict[str, str
         connection.execute("CREATE TEMPORARY TABLE stage (x integer)")
         connection.execute(renamed(views, roles))
         connection.execute("CREATE VIEW nexhealth_current.added_later AS SELECT id FROM nexhealth_patients")
+        connection.execute(
+            "INSERT INTO nexhealth_capabilities (institution_id, location_id, collection, status, evidence)"
+            " VALUES (1, 2, 'charges', 'not_enabled', '')"
+        )
     with psycopg.connect(make_conninfo(database, user=roles["analyst"]), autocommit=True) as connection:
         names = connection.execute("SELECT viewname FROM pg_views WHERE schemaname = 'nexhealth_current'").fetchall()
         assert len(names) > len(DECLARED)
@@ -223,6 +227,15 @@ def test_the_rights_that_are_named_suffice(server_url: str, roles: dict[str, str
             connection.execute(sql.SQL("SELECT * FROM {}").format(sql.Identifier("nexhealth_current", name)))
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             connection.execute("SELECT FROM public.nexhealth_patients")
+        told = connection.execute("SELECT collection, capability FROM nexhealth_current.freshness").fetchall()
+        assert told == [("charges", "not_enabled")]
+        was = "SELECT FROM public.nexhealth_asof('patients', now())"
+        with psycopg.connect(database, autocommit=True) as administrator_again:
+            for rights in ("USAGE ON SCHEMA public", "SELECT ON nexhealth_patients", "SELECT ON nexhealth_history"):
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    connection.execute(was)
+                administrator_again.execute(renamed(f"GRANT {rights} TO analyst", roles))
+        connection.execute(was)
 
 
 def test_what_takes_the_room_is_listed_by_table(database_url: str) -> None:

@@ -6,9 +6,12 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from nexhealth_pipeline.catalog.collection import SqlType
+from nexhealth_pipeline.catalog.collection import Collection, SqlType
 from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
 from tests.test_docs import INSTITUTION, OTHER, PATIENT, add, statements
+
+ACCOUNT = 100
+"""What makes of a patient's number that of a row that names them as the guarantor alone."""
 
 
 def give(connection: psycopg.Connection, patient: int) -> None:
@@ -21,12 +24,11 @@ def give(connection: psycopg.Connection, patient: int) -> None:
         row |= {name: patient for name in ("patient_id", "guarantor_id") if name in numbers}
         named = {"patient_id", "guarantor_id", "charge_id", "coverage_id"} & row.keys()
         if named or collection.name == "patients":
-            add(connection, collection, **row)
-            connection.execute(
-                sql.SQL("UPDATE {} SET deleted_at = now() WHERE {} = {}").format(
-                    sql.Identifier(collection.table), sql.Identifier(next(iter(row))), patient
-                )
-            )
+            add_with_a_past(connection, collection, row)
+        if {"patient_id", "guarantor_id"} <= row.keys() or collection.name == "claim_payouts":
+            # Of an account, which is whose guarantor they are, and of no patient.
+            account = row | {next(iter(row)): ACCOUNT * patient}
+            add_with_a_past(connection, collection, account | ({"patient_id": None} if "patient_id" in row else {}))
     connection.execute(
         "INSERT INTO nexhealth_patient_locations (institution_id, patient_id, location_id, first_seen)"
         " VALUES (%s, %s, 1, now())",
@@ -43,6 +45,10 @@ def give(connection: psycopg.Connection, patient: int) -> None:
         ("patients", str(patient), "{}", "\0"),
         ("documents", f"{patient}9", f'{{"patient_id": {patient}}}', "{}"),
         ("coverage_subscribers", "", f'{{"coverage_id": {patient}}}', "{}"),
+        ("payments", f"{patient}8", "{}", f'{{"patient_id":null,"guarantor_id":{patient}}}'),
+        ("claim_payouts", "", f'{{"charge_id": {patient}}}', "{}"),
+        ("claim_payouts", "", f'{{"charge_id": {ACCOUNT * patient}}}', "{}"),
+        ("treatment_plan_procedures", "", f'{{"treatment_plan_id": {patient}}}', "{}"),
     ]
     for name, record, request, raw in notes:
         note(connection, name, request, raw, record)
@@ -50,9 +56,21 @@ def give(connection: psycopg.Connection, patient: int) -> None:
         ("Patient", [patient], "{}"),
         ("Charge", [1], f'{{"patient_id": "{patient}"}}'),
         ("Document", [patient], '{"document": "of theirs"}'),
+        ("Payment", [2], f'{{"guarantor_id": {patient}}}'),
     ]
     for kind, ids, payload in events:
         event(connection, kind, ids, payload)
+
+
+def add_with_a_past(connection: psycopg.Connection, collection: Collection, row: dict[str, object]) -> None:
+    """Insert a row, whose first column is of its key, and supersede it."""
+    add(connection, collection, **row)
+    name, value = next(iter(row.items()))
+    connection.execute(
+        sql.SQL("UPDATE {} SET deleted_at = now() WHERE {} = {}").format(
+            sql.Identifier(collection.table), sql.Identifier(name), sql.Literal(value)
+        )
+    )
 
 
 def note(connection: psycopg.Connection, collection: str, request: str, raw: str, record: str = "") -> None:
@@ -94,7 +112,40 @@ def test_a_patient_is_exported_and_erased_whole_and_nobody_else(database_url: st
         assert left == {name: count / 2 for name, count in before.items()}
         connection.execute(collect.encode())
         assert connection.execute(export.encode()).fetchall() == []
-        assert connection.execute("SELECT count(*) FROM nexhealth_webhook_events").fetchone() == (6,)
+        assert connection.execute("SELECT count(*) FROM nexhealth_webhook_events").fetchone() == (8,)
+
+
+def test_what_is_another_patients_is_not_given_away_with_who_pays_for_them(database_url: str) -> None:
+    """Risk: a grown child's records, as received, are exported to whoever pays for them, and erased."""
+    _, collect, export, erase = statements("Exporting or erasing one patient")
+    a_childs = {
+        "payments": f'{{"patient_id":{OTHER},"payment_amount":{{"amount":1}},"guarantor_id":{PATIENT}}}',
+        "patients": f'{{"id": {OTHER}, "guarantor_id": "{PATIENT}"}}',
+    }
+    person = f'{{"id": {PATIENT}, "name": "N"}}'
+    both = f'[{a_childs["payments"]}, {{"patient_id": null, "guarantor_id": {PATIENT}}}]'
+    with_name = f'{{"patient_id": {OTHER}, "guarantor_id": {PATIENT}, "guarantor": {person}}}'
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        for collection, raw in a_childs.items():
+            note(connection, collection, "{}", raw, str(OTHER))
+        note(connection, "patient_addresses", f'{{"patient_id": {OTHER}}}', a_childs["patients"])
+        for kind, payload in (("Payment", a_childs["payments"]), ("Patient", a_childs["patients"])):
+            event(connection, kind, [OTHER], payload)
+        kept = connection.execute(
+            "SELECT (SELECT count(*) FROM nexhealth_quarantine), count(payload) FROM nexhealth_webhook_events"
+        )
+        before = kept.fetchall()
+        # What is of both goes whole, and so does who they are.
+        for payload in (both, with_name):
+            note(connection, "payments", "{}", payload, str(OTHER))
+            event(connection, "Payment", [OTHER], payload)
+        connection.execute(collect.encode())
+        assert len(connection.execute(export.encode()).fetchall()) == 4
+        connection.execute(erase.encode())
+        left = connection.execute(
+            "SELECT (SELECT count(*) FROM nexhealth_quarantine), count(payload) FROM nexhealth_webhook_events"
+        )
+        assert left.fetchall() == before == [(3, 2)]
 
 
 def test_who_holds_somebody_elses_coverage_is_erased_there_too(database_url: str) -> None:

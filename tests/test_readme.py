@@ -16,6 +16,7 @@ import psycopg
 import pytest
 from dagster._cli import utils as cli_utils
 
+from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import load_settings, read_env_file
 from nexhealth_pipeline.warehouse import changes
@@ -43,6 +44,14 @@ def test_the_reference_sections_are_up_to_date() -> None:
     """Run `make docs` where this fails."""
     done = subprocess.run([sys.executable, "scripts/write_docs.py", "--check"], cwd=ROOT, check=False)
     assert done.returncode == 0
+
+
+def test_a_key_that_is_not_the_usual_one_is_told() -> None:
+    """Risk: a join by id alone, of rows that several have."""
+    described = dict(re.findall(r"^\| `(nexhealth_\w+)` \| (.*?) \|", TEXT, re.MULTILINE))
+    for one in DECLARED:
+        (told,) = re.findall(r"Key: (.*)\.$", described[one.table]) or ["`institution_id`, `id`"]
+        assert tuple(re.findall(r"`(\w+)`", told)) == one.key, one.name
 
 
 def test_what_is_run_elsewhere_is_in_readme() -> None:
@@ -79,10 +88,34 @@ def test_dagster_s_own_commands_let_dotenv_win(tmp_path: Path, monkeypatch: pyte
 def test_its_queries_run(database_url: str) -> None:
     """The first thing an analyst tries."""
     queries = re.findall(r"```sql\n(.*?)```", TEXT, re.DOTALL)
-    assert len(queries) == 4
+    assert len(queries) == 5
     with psycopg.connect(database_url) as connection:
         for query in queries:
             connection.execute(query)
+
+
+def test_payouts_of_charges_and_claims_that_were_deleted_then_are_not_added_up(database_url: str) -> None:
+    """Risk: the copy as it stood a month ago shows more paid than the views of that day did."""
+    (query,) = (one for one in re.findall(r"```sql\n(.*?)```", TEXT, re.DOTALL) if "'claim_payouts'" in one)
+    system = "institution_id, synced_at, source_read_at, row_hash"
+    stored = "7, now() - interval '60 days', now() - interval '60 days', ''"
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        for number, (charge_deleted, claim_deleted) in enumerate(((None, None), (60, None), (None, 60), (1, 1)), 1):
+            for table, days in (("charges", charge_deleted), ("claims", claim_deleted)):
+                connection.execute(
+                    f"INSERT INTO nexhealth_{table} ({system}, id, deleted_at)"
+                    f" VALUES ({stored}, %s, CASE WHEN %s THEN now() - interval '60 days' END)",
+                    (number, days == 60),
+                )
+                if days == 1:
+                    connection.execute(f"UPDATE nexhealth_{table} SET deleted_at = now() WHERE id = {number}".encode())
+            connection.execute(
+                f"INSERT INTO nexhealth_claim_payouts ({system}, charge_id, claim_id, insurance_payment)"
+                f" VALUES ({stored}, %(id)s, %(id)s, %(id)s * 10)",
+                {"id": number},
+            )
+        found = connection.execute(query.encode()).fetchall()
+    assert sorted(found) == [("1", 10), ("4", 40)]
 
 
 def test_tomorrow_s_visits_are_each_office_s_whatever_zones_the_rows_name(database_url: str) -> None:

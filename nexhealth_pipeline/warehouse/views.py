@@ -6,7 +6,8 @@ ends with a fingerprint of its definition, so that one that is up to date is lef
 keep their order and new ones follow, because only so can PostgreSQL replace it under grants and under views that others
 built on it.
 
-Migrations add the view `patient_locations`, whose table is no collection's.
+Beside them there is `freshness`, else nobody who has the views alone could tell how old they are, or whether a list that
+is empty was ever read. Migrations add the view `patient_locations`, whose table is no collection's either.
 
 Nothing is granted here; an owner's `GRANT SELECT` outlives every replacement but that of a column's removal.
 """
@@ -38,32 +39,28 @@ class _Field:
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """One view as the catalog wants it."""
+    """One view as it is wanted."""
 
-    shown: Shown
-    collection: Collection
+    name: str
+    doc: str
+    """What a row is."""
     fields: tuple[_Field, ...]
+    source: sql.Composable
+    """Where the rows come from, and which of them."""
 
     def query(self, order: list[str]) -> sql.Composed:
         """The SELECT, with the columns `order` names first and the others behind them."""
         ranks = {name: rank for rank, name in enumerate(order)}
         fields = sorted(self.fields, key=lambda field: ranks.get(field.name, len(ranks)))
-        conditions: list[sql.Composable] = [sql.SQL("t.deleted_at IS NULL")]
-        if self.shown.where:
-            conditions.append(sql.SQL(f"({self.shown.where})"))
-        if self.collection.inside:
-            conditions.append(_record_is_there(self.collection))
-        return sql.SQL("SELECT {} FROM {} t{} WHERE {}").format(
+        return sql.SQL("SELECT {} FROM {}").format(
             sql.SQL(", ").join(sql.SQL("{} AS {}").format(field.sql, sql.Identifier(field.name)) for field in fields),
-            sql.Identifier(self.collection.table),
-            sql.SQL("".join(f" {join}" for join in self.collection.current.joins)),
-            sql.SQL(" AND ").join(conditions),
+            self.source,
         )
 
     @property
     def identifier(self) -> sql.Identifier:
         """Schema and name."""
-        return sql.Identifier(SCHEMA, self.shown.name)
+        return sql.Identifier(SCHEMA, self.name)
 
     @property
     def comments(self) -> sql.Composed:
@@ -79,7 +76,54 @@ class _View:
     def comment(self) -> str:
         """What a row is, and the fingerprint of the definition."""
         definition = self.query([]).as_string() + self.comments.as_string()
-        return f"{self.shown.doc} (definition {hashlib.blake2b(definition.encode(), digest_size=8).hexdigest()})"
+        return f"{self.doc} (definition {hashlib.blake2b(definition.encode(), digest_size=8).hexdigest()})"
+
+
+_FRESHNESS = _View(
+    "freshness",
+    "How fresh a collection is at a location, and whether the practice has it at all. What is in no row was never read.",
+    tuple(
+        _Field(name, sql.SQL(source), phi, doc)
+        for name, source, phi, doc in (
+            ("institution_id", "t.institution_id", Phi.ID, "Institution it is about; 0 = all."),
+            ("location_id", "t.location_id", Phi.NONE, "Location it is about; 0 = institution-wide."),
+            ("location_name", "office.name", Phi.NONE, "Name of the location."),
+            ("collection", "t.collection", Phi.NONE, "Collection it is about."),
+            (
+                "complete_through",
+                "f.complete_through",
+                Phi.NONE,
+                "Every change that NexHealth had by then is here; null = never read completely.",
+            ),
+            ("last_full_at", "f.last_full_at", Phi.NONE, "When all of it was last read."),
+            ("last_change_at", "f.last_change_at", Phi.NONE, "When a row of it last changed here."),
+            (
+                "source_read_status",
+                "f.source_read_status",
+                Phi.NONE,
+                "Of the office when the list was read: green, or red while NexHealth could not read it.",
+            ),
+            (
+                "source_read_status_at",
+                "f.source_read_status_at",
+                Phi.NONE,
+                "When NexHealth had last read the office then.",
+            ),
+            (
+                "capability",
+                "c.status",
+                Phi.NONE,
+                "supported, empty, or not to be had (not_enabled, unsupported): then no rows say nothing; null = not known.",
+            ),
+            ("capability_since", "c.since", Phi.NONE, "Since when that is known."),
+        )
+    ),
+    sql.SQL(
+        "nexhealth_freshness f FULL JOIN nexhealth_capabilities c USING (institution_id, location_id, collection) AS t"
+        " LEFT JOIN nexhealth_locations office"
+        " ON office.institution_id = t.institution_id AND office.id = t.location_id"
+    ),
+)
 
 
 def ensure_views(connection: psycopg.Connection, visible: Mapping[Collection, tuple[Column, ...]]) -> None:
@@ -89,12 +133,14 @@ def ensure_views(connection: psycopg.Connection, visible: Mapping[Collection, tu
     view of somebody else is built.
     """
     present = _present(connection)
-    for collection, columns in visible.items():
-        for view in _views(collection, columns):
-            comment, order = present.get(view.shown.name, (None, []))
-            wanted = view.comment
-            if comment != wanted:
-                _make(connection, view, order, wanted)
+    views = [view for collection, columns in visible.items() for view in _views(collection, columns)]
+    if any(collection.name == "locations" for collection in visible):
+        views.append(_FRESHNESS)
+    for view in views:
+        comment, order = present.get(view.name, (None, []))
+        wanted = view.comment
+        if comment != wanted:
+            _make(connection, view, order, wanted)
 
 
 def _views(collection: Collection, columns: tuple[Column, ...]) -> Iterator[_View]:
@@ -103,7 +149,21 @@ def _views(collection: Collection, columns: tuple[Column, ...]) -> Iterator[_Vie
     for derived in collection.current.columns:
         fields[derived.name] = _Field(derived.name, sql.SQL(derived.sql), derived.phi, derived.doc)
     for shown in collection.current.views or (Shown(collection.name, collection.doc),):
-        yield _View(shown, collection, tuple(fields.values()))
+        yield _View(shown.name, shown.doc, tuple(fields.values()), _rows_of(collection, shown))
+
+
+def _rows_of(collection: Collection, shown: Shown) -> sql.Composed:
+    """The collection's rows as `t` that a view shows, with what is joined to them."""
+    conditions: list[sql.Composable] = [sql.SQL("t.deleted_at IS NULL")]
+    if shown.where:
+        conditions.append(sql.SQL(f"({shown.where})"))
+    if collection.inside:
+        conditions.append(_record_is_there(collection))
+    return sql.SQL("{} t{} WHERE {}").format(
+        sql.Identifier(collection.table),
+        sql.SQL("".join(f" {join}" for join in collection.current.joins)),
+        sql.SQL(" AND ").join(conditions),
+    )
 
 
 def _record_is_there(collection: Collection) -> sql.Composed:
@@ -151,6 +211,6 @@ def _drop(connection: psycopg.Connection, view: _View) -> None:
             connection.execute(sql.SQL("DROP VIEW {}").format(view.identifier))
     except errors.DependentObjectsStillExist:
         raise WarehouseError(
-            f"view {SCHEMA}.{view.shown.name} must lose a column, and other views are built on it: "
+            f"view {SCHEMA}.{view.name} must lose a column, and other views are built on it: "
             "drop those, run `nexhealth db upgrade`, and make them again"
         ) from None

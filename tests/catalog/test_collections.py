@@ -145,6 +145,35 @@ def test_every_declared_column_is_a_property_of_its_type(collection: Collection)
 
 
 @with_spec
+def test_what_not_every_practice_system_tells_is_said_to_be_so() -> None:
+    """Risk: nobody ever missed a visit, where that is not reported."""
+    unsure = {
+        f"{one.name}.{column.name}": column.doc
+        for one in DECLARED
+        for column in one.columns
+        if "Not supported by all" in str((property_at(one, column.path) or {}).get("description"))
+    }
+    assert "appointments.patient_missed" in unsure
+    assert not [name for name, doc in unsure.items() if "not every practice system tells" not in doc]
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "words"),
+    [
+        ("patient_recalls", "appointment_id", "perhaps cancelled, or to come"),
+        ("patient_recalls", "", "stale where the practice system does not mark recalls as done"),
+        ("locations", "insert_appt_client", "made through NexHealth are written into the practice system"),
+        ("claim_payouts", "", "also of deleted claims and voided charges"),
+        ("treatment_plan_procedures", "", "once for each plan it is in"),
+    ],
+)
+def test_no_more_is_promised_than_the_api_says(name: str, column: str, words: str) -> None:
+    """Risk: a recall counts as kept because it has a visit, or a payout as paid because it has a row."""
+    collection = COLLECTIONS[name]
+    assert words in next((one.doc for one in collection.columns if one.name == column), collection.doc)
+
+
+@with_spec
 @each
 def test_every_property_is_declared_or_has_a_reason(collection: Collection) -> None:
     """Risk: a field of the API is left out without anybody having decided so."""

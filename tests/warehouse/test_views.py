@@ -178,6 +178,36 @@ def test_what_a_deleted_claim_was_to_bring_is_not_shown(connection: psycopg.Conn
     assert "a claim that is not deleted" in rows(told)[0][0]
     for name, paid in (("claim_payouts", "insurance_payment"), ("claims", "totals_insurance_payment")):
         assert "payments has it too" in str(view_columns(connection, name)[paid])
+        written_off = view_columns(connection, name)[paid.replace("insurance_payment", "write_off")]
+        assert "others are rows of adjustments" in str(written_off)
+
+
+def test_how_fresh_it_is_and_what_is_not_to_be_had_is_shown(
+    connection: psycopg.Connection, rows: Rows, add: Any
+) -> None:
+    """Risk: who has the views alone takes a list that was never read, or is not enabled, for an empty one."""
+    add("locations", id=3, name="Harbour")
+    with connection.transaction(force_rollback=True):
+        connection.execute(
+            "INSERT INTO nexhealth_freshness (institution_id, location_id, collection, complete_through,"
+            " source_read_status) VALUES (7, 3, 'patients', %s, 'red'), (7, 0, 'providers', %s, NULL)",
+            (NOON, NOON),
+        )
+        connection.execute(
+            "INSERT INTO nexhealth_capabilities (institution_id, location_id, collection, status, evidence)"
+            " VALUES (7, 3, 'patients', 'supported', ''), (7, 3, 'charges', 'not_enabled', '403')"
+        )
+        shown = rows(
+            "SELECT institution_id, location_id, location_name, collection, complete_through IS NOT NULL,"
+            " source_read_status, capability FROM nexhealth_current.freshness ORDER BY collection"
+        )
+    assert shown == [
+        (7, 3, "Harbour", "charges", False, None, "not_enabled"),
+        (7, 3, "Harbour", "patients", True, "red", "supported"),
+        (7, 0, None, "providers", True, None, None),
+    ]
+    for field, comment in view_columns(connection, "freshness").items():
+        assert str(comment).endswith(f"PHI class: {'id' if field == 'institution_id' else 'none'}."), field
 
 
 def test_joins_keep_every_row_once(rows: Rows, add: Any) -> None:

@@ -61,7 +61,10 @@ _TOTALS = flatten(
     money(
         "insurance_payment", "What the insurer paid; payments has it too, in rows with claim_id and insurance_plan_id."
     ),
-    money("write_off", "Written off."),
+    money(
+        "write_off",
+        "Written off by way of the claim; others are rows of adjustments (adjustment_type_name says which).",
+    ),
 )
 
 _PAYMENT_TYPE_NAME, _PAYMENT_TYPE = name_of("payment_types", "payment_type_id", name="payment_type_name")
@@ -108,7 +111,7 @@ CHARGES = Collection(
 CLAIM_PAYOUTS = Collection(
     name="claim_payouts",
     group="ledger",
-    doc="What a claim brings for one charge: the link between claims and charges.",
+    doc="What a claim brings for one charge, also of deleted claims and voided charges: the link between claims and charges.",
     path="/charges",
     scope=Scope.LOCATION,
     inside="charges",

@@ -239,7 +239,7 @@ RECALL_TYPES = Collection(
 PATIENT_RECALLS = Collection(
     name="patient_recalls",
     group="patients",
-    doc="A patient's next regular visit that is due.",
+    doc="A patient's next regular visit that is due; stale where the practice system does not mark recalls as done.",
     path="/patient_recalls",
     scope=Scope.LOCATION,
     increment="updated_since",
@@ -249,7 +249,7 @@ PATIENT_RECALLS = Collection(
     may_be_disabled=True,
     columns=flatten(
         identifier(),
-        link("appointment_id", "Appointment that fulfils it."),
+        link("appointment_id", "Appointment associated with it; perhaps cancelled, or to come."),
         column("date_due", DATE, CLINICAL, "Day the patient is due."),
         foreign(),
         link("recall_id", "Kind of recall."),

@@ -77,7 +77,12 @@ LOCATIONS = Collection(
         column("email", TEXT, NONE, "E-mail address of the office."),
         column("tz", TEXT, NONE, "IANA time zone of the office."),
         last_sync(),
-        column("insert_appt_client", BOOL, NONE, "Appointments are inserted by a client in the office."),
+        column(
+            "insert_appt_client",
+            BOOL,
+            NONE,
+            "Appointments made through NexHealth are written into the practice system.",
+        ),
         column("map_by_operatory", BOOL, NONE, "Bookings are mapped by operatory."),
         column("set_availability_by_operatory", BOOL, NONE, "Availability is set by operatory."),
         column("inactive", BOOL, NONE, "The office is switched off in NexHealth."),
