@@ -111,23 +111,26 @@ def _scope_of(piece: Slice) -> Scope:
 
 
 def fresh_after(context: Context, session: SyncSession) -> datetime:
-    """Since when a complete slice need not be read again: the start of the run, or of the one it goes on with."""
+    """Since when a complete slice need not be read again: the start of the run, or of the first it goes on with.
+
+    A run that failed before it held its lock, as while the warehouse was away, has no row: those after it did the work.
+    """
+    runs = [run.run_id for run in _attempts(context.instance, context.run, _GOES_ON)]
     with session.pool.connection() as connection:
         row = connection.execute(
-            "SELECT coalesce((SELECT started_at FROM nexhealth_runs WHERE run_id = %s), clock_timestamp())",
-            (_first_attempt(context.instance, context.run, _GOES_ON).run_id,),
+            "SELECT coalesce(min(started_at), clock_timestamp()) FROM nexhealth_runs WHERE run_id = ANY(%s)", (runs,)
         ).fetchone()
     assert row is not None
     moment: datetime = row[0]
     return moment
 
 
-def _first_attempt(instance: dg.DagsterInstance, run: dg.DagsterRun, links: frozenset[str]) -> dg.DagsterRun:
-    """The run that `run` repeats in the end, by way of runs with one of the tags `links`."""
+def _attempts(instance: dg.DagsterInstance, run: dg.DagsterRun, links: frozenset[str]) -> list[dg.DagsterRun]:
+    """The run and all that it repeats by way of runs with one of the tags `links`, the first of them last."""
     if not run.tags.keys() & links:
-        return run
+        return [run]
     parent = instance.get_run_by_id(run.tags.get(PARENT_RUN_ID_TAG, ""))
-    return run if parent is None else _first_attempt(instance, parent, links)
+    return [run] if parent is None else [run, *_attempts(instance, parent, links)]
 
 
 def require_in_time(context: Context) -> None:
@@ -139,7 +142,7 @@ def require_in_time(context: Context) -> None:
     run = context.run
     if SCHEDULE_NAME_TAG not in run.tags or RETRY_NUMBER_TAG not in run.tags:
         return
-    first = context.instance.get_run_record_by_id(_first_attempt(context.instance, run, _BY_THE_DAEMON).run_id)
+    first = context.instance.get_run_record_by_id(_attempts(context.instance, run, _BY_THE_DAEMON)[-1].run_id)
     if first is not None and first.start_time is not None and time.time() - first.start_time > TWO_DAYS_SECONDS:
         raise dg.Failure(
             description=f"run {first.dagster_run.run_id}, which this one repeats, began more than "

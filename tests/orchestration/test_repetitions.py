@@ -1,4 +1,4 @@
-"""What the daemon repeats of the runs that schedules ask for: nothing, once the next nights have waited long enough."""
+"""What goes on with a run: it reads what is still to be read, and not once the next nights have waited long enough."""
 
 import dagster as dg
 import psycopg
@@ -10,7 +10,7 @@ from nexhealth_pipeline.orchestration.code_location import DEFINITIONS
 from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, CHANGES_OP, SCOPE_JOBS
 from nexhealth_pipeline.orchestration.partitions import partition_tags
 
-from .kit import PIER, House
+from .kit import ISLAND, PIER, House
 
 OF_A_SCHEDULE = {"dagster/schedule_name": "nexhealth_nightly_locations"}
 BY_THE_DAEMON = {"dagster/retry_number": "1"}
@@ -91,3 +91,27 @@ def test_the_daemon_repeats_a_persons_run(nights: Nights) -> None:
     monday = nights.failed(80, OF_A_SCHEDULE)
     thursday = nights.failed(1, {**OF_A_SCHEDULE, **BY_A_PERSON, **parent(monday)})
     assert nights.repeated(thursday, {**OF_A_SCHEDULE, **BY_THE_DAEMON, **BY_A_PERSON}).success
+
+
+def test_what_goes_on_with_a_run_that_never_began_reads_what_failed_since(known: House, nights: Nights) -> None:
+    """The warehouse was away as the night began; each repetition of what one office failed for read all others again."""
+    first = nights.failed(1, {})
+    keys, chain = [PIER, ISLAND], [first]
+    known.box.faults.add("status", path="/operatories", location_id=348622, status=403)
+    asked = []
+    for _ in range(3):
+        known.box.requests.clear()
+        result = known.run(
+            Scope.LOCATION,
+            keys,
+            assets=["operatories"],
+            tags={
+                **partition_tags(known.instance, PARTITIONS[Scope.LOCATION], keys),
+                **BY_A_PERSON,
+                **parent(chain[-1]),
+            },
+        )
+        assert not result.success
+        chain.append(result.run_id)
+        asked.append({one.param("location_id") for one in known.box.requests.matching("/operatories")})
+    assert asked == [{"348621", "348622"}, {"348622"}, {"348622"}]
