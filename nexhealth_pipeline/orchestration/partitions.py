@@ -9,6 +9,7 @@ later for every location.
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import product
 
 from dagster import (
     DagsterInstance,
@@ -30,7 +31,7 @@ __all__ = [
     "LOCATION_MONTHS",
     "MONTHS",
     "add_keys",
-    "count_between",
+    "keys_between",
     "location_month_key",
     "partition_tags",
 ]
@@ -90,27 +91,26 @@ def partition_tags(
     return {ASSET_PARTITION_RANGE_START_TAG: first, ASSET_PARTITION_RANGE_END_TAG: last}
 
 
-def count_between(
+def keys_between(
     instance: DagsterInstance, definition: PartitionsDefinition[str], first: str, last: str
-) -> int | None:
-    """How many partitions the range from `first` to `last` has (of two dimensions: the box); None where an end is none."""
+) -> set[str] | None:
+    """The keys from `first` to `last` (of two dimensions: of the box); None where an end is none."""
     with partition_loading_context(dynamic_partitions_store=instance):
         if not isinstance(definition, MultiPartitionsDefinition):
-            return _length(definition.get_partition_keys(), first, last)
+            return set(_between(definition.get_partition_keys(), first, last)) or None
         ends = zip(first.partition("|")[::2], last.partition("|")[::2], strict=True)
-        lengths = [
-            _length(dimension.partitions_def.get_partition_keys(), *pair)
+        sides = [
+            _between(dimension.partitions_def.get_partition_keys(), *pair)
             for dimension, pair in zip(definition.partitions_defs, ends, strict=True)
         ]
-    return None if lengths[0] is None or lengths[1] is None else lengths[0] * lengths[1]
+    return {"|".join(pair) for pair in product(*sides)} or None
 
 
-def _length(known: Sequence[str], first: str, last: str) -> int | None:
-    """How many of `known` there are from `first` to `last`, or None."""
+def _between(known: Sequence[str], first: str, last: str) -> Sequence[str]:
+    """Those of `known` from `first` to `last`; none where one of these is not there."""
     if first not in known or last not in known:
-        return None
-    length = known.index(last) - known.index(first) + 1
-    return length if length > 0 else None
+        return ()
+    return known[known.index(first) : known.index(last) + 1]
 
 
 def _box(definition: PartitionsDefinition[str], wanted: set[str]) -> tuple[str, str] | None:

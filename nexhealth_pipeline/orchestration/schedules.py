@@ -6,7 +6,7 @@ default; without a key they skip and say so.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +18,9 @@ from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
     PARTITION_NAME_TAG,
+    RUN_KEY_TAG,
     SCHEDULE_NAME_TAG,
+    SCHEDULED_EXECUTION_TIME_TAG,
 )
 from dagster._utils.schedules import get_latest_completed_cron_tick
 
@@ -29,7 +31,7 @@ from nexhealth_pipeline.orchestration.crons import check_crons
 from nexhealth_pipeline.orchestration.dead_runs import end_dead_runs
 from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, CHANGES_OP, JOBS, SCOPE_JOBS
 from nexhealth_pipeline.orchestration.nightly import Due, due_at_night, due_in_the_morning
-from nexhealth_pipeline.orchestration.partitions import INSTITUTIONS, LOCATIONS, add_keys, count_between, partition_tags
+from nexhealth_pipeline.orchestration.partitions import INSTITUTIONS, LOCATIONS, add_keys, keys_between, partition_tags
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
 from nexhealth_pipeline.orchestration.webhook_names import MOST_TWO_DAYS
 from nexhealth_pipeline.settings import Settings, load_settings
@@ -94,46 +96,70 @@ def _tick(
     if not (keys or gone) and target is not _PRACTICE:
         chosen = f" of NEXHEALTH_SUBDOMAINS ({', '.join(settings.subdomains)})" if settings.subdomains else ""
         return dg.SkipReason(f"nothing{chosen} is due; a location is known once nexhealth_practice has read it")
-    busy = _in_the_way(context.instance, target, len(keys) + len(gone))
+    living = [
+        run
+        for run in context.instance.get_runs(dg.RunsFilter(job_name=target.job, statuses=_BUSY))
+        if not _is_of_this_tick(context, run, _name(timetable, target))
+    ]
+    busy, others = _in_the_way(context.instance, living, target, {*keys, *gone})
     if busy is not None:
         return dg.SkipReason(f"run {busy.run_id} of {target.job} is still going; the next tick takes up the rest")
+    keys, gone = ([key for key in some if key not in others] for some in (keys, gone))
     if not gone:
         return _request(context, target, keys)
     reconcile = _request(context, target, gone, Mode.RECONCILE)
     return [_request(context, target, keys, Mode.INCREMENTAL), reconcile] if keys else [reconcile]
 
 
-def _in_the_way(instance: dg.DagsterInstance, target: _Target, due: int) -> dg.DagsterRun | None:
-    """A living run of the job that stands in the way of one over so many partitions, or None.
+def _is_of_this_tick(context: dg.ScheduleEvaluationContext, run: dg.DagsterRun, schedule: str) -> bool:
+    """Whether this tick has asked for the run already: the daemon was killed in it, and evaluates it once more.
 
-    Those of schedules do, and others where they are together about half of what is due. A few locations that somebody
-    reads by hand must not cost all others their night: of a slice that both want the second read waits, and is skipped.
+    It starts none twice that has the same key, and what was still to be asked for must not be lost.
     """
-    covered = 0
-    for run in instance.get_runs(dg.RunsFilter(job_name=target.job, statuses=_BUSY)):
-        partitions = _partitions_of(instance, run, target)
-        if partitions is None:
-            return run
-        covered += partitions
-        if 2 * covered >= due:
-            return run
-    return None
+    return (
+        run.tags.get(SCHEDULE_NAME_TAG) == schedule
+        and RUN_KEY_TAG in run.tags
+        and run.tags.get(SCHEDULED_EXECUTION_TIME_TAG) == context.scheduled_execution_time.astimezone(UTC).isoformat()
+    )
 
 
-def _partitions_of(instance: dg.DagsterInstance, run: dg.DagsterRun, target: _Target) -> int | None:
-    """How many partitions a run covers that somebody started; None = of a schedule, or all there are, or unknown ones."""
+def _in_the_way(
+    instance: dg.DagsterInstance, living: Sequence[dg.DagsterRun], target: _Target, due: set[str]
+) -> tuple[dg.DagsterRun | None, set[str]]:
+    """A run of `living` that stands in the way of one over what is `due`, or None; and what of that is left to others.
+
+    Those of schedules do. What somebody reads by hand must not cost other locations their night. A few of `due` are asked
+    for all the same: of a slice that both want the second read waits, and is skipped. Half of them and more are left to
+    whoever reads them, since a run over them would do little but wait; only where that is all there is no run.
+    """
+    covered: set[str] = set()
+    last = None
+    for run in living:
+        keys = _keys_of(instance, run, target)
+        if keys is None:
+            return run, set()
+        if not due.isdisjoint(keys):
+            covered |= due & keys
+            last = run
+    if 2 * len(covered) < len(due):
+        return None, set()
+    return last if covered == due else None, covered
+
+
+def _keys_of(instance: dg.DagsterInstance, run: dg.DagsterRun, target: _Target) -> set[str] | None:
+    """Keys of a run that somebody started; None = it is of a schedule, or reads all there are, or unknown ones."""
     if SCHEDULE_NAME_TAG in run.tags:  # repetitions of such a run have it as well
         return None
     ops: Any = run.run_config.get("ops") or {}
     chosen = ((ops.get(target.step) or {}).get("config") or {}).get("partitions")
     if chosen:
-        return len(chosen)
+        return set(chosen)
     if PARTITION_NAME_TAG in run.tags:
-        return 1
+        return {run.tags[PARTITION_NAME_TAG]}
     first, last = (run.tags.get(tag) for tag in (ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG))
     if not (first and last and target.partitions):
         return None
-    return count_between(instance, target.partitions, first, last)
+    return keys_between(instance, target.partitions, first, last)
 
 
 def _request(
@@ -182,9 +208,13 @@ def _partitions(instance: dg.DagsterInstance, target: _Target, keys: list[str]) 
     return set(instance.get_dynamic_partitions(str(definition.name)))
 
 
+def _name(timetable: _Timetable, target: _Target) -> str:
+    return f"{timetable.name}_{target.job.removeprefix('nexhealth_')}"
+
+
 def _schedule(timetable: _Timetable, target: _Target, timezone: str) -> dg.ScheduleDefinition:
     @dg.schedule(
-        name=f"{timetable.name}_{target.job.removeprefix('nexhealth_')}",
+        name=_name(timetable, target),
         cron_schedule=timetable.cron,
         execution_timezone=timezone,
         job=next(job for job in JOBS if job.name == target.job),

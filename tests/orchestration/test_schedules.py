@@ -7,11 +7,13 @@ from zoneinfo import ZoneInfo
 import dagster as dg
 import psycopg
 import pytest
+from dagster._core.storage.tags import SCHEDULED_EXECUTION_TIME_TAG
 
 from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.definitions import defs
 from nexhealth_pipeline.orchestration import schedules
 from nexhealth_pipeline.orchestration.command_runs import COMMAND_TAGS
+from nexhealth_pipeline.orchestration.nightly import Due
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
 from nexhealth_pipeline.sync.months import CHANGES, month_keys
 from nexhealth_pipeline.warehouse.knowledge import record_freshness
@@ -139,32 +141,124 @@ def _living(instance: dg.DagsterInstance, keys: list[str], tags: dict[str, str] 
     )
 
 
-def test_a_few_locations_read_by_hand_cost_nobody_the_night(three: dg.DagsterInstance) -> None:
-    """One office's backfill at two o'clock; what both read is read once. Half of all is no few any more."""
-    _living(three, [], {"dagster/partition": "acme.1"})
-    answer = _tick(three, "nexhealth_nightly_locations")
+def _asked(answer: dg.RunRequest | dg.SkipReason, step: str = "read_locations") -> list[str]:
+    """The keys that a tick asks for."""
     assert isinstance(answer, dg.RunRequest)
-    assert answer.tags["nexhealth/partitions"] == "3"
+    keys: list[str] = answer.run_config["ops"][step]["config"]["partitions"]
+    return keys
+
+
+def test_a_few_locations_read_by_hand_cost_nobody_the_night(three: dg.DagsterInstance) -> None:
+    """One office's backfill at two o'clock; what both read is read once. Half of all is left to who reads it."""
+    _living(three, [], {"dagster/partition": "acme.1"})
+    _living(three, ["acme.1"])
+    assert len(_asked(_tick(three, "nexhealth_nightly_locations"))) == 3
     second = _living(three, ["acme.2"], dict(COMMAND_TAGS))
-    assert isinstance(_tick(three, "nexhealth_nightly_locations"), dg.SkipReason)
+    assert _asked(_tick(three, "nexhealth_nightly_locations")) == ["bond.3"]
     three.report_run_canceled(second)
-    assert isinstance(_tick(three, "nexhealth_nightly_locations"), dg.RunRequest)
+    assert len(_asked(_tick(three, "nexhealth_nightly_locations"))) == 3
+
+
+def test_one_of_two_locations_read_by_hand_for_long_costs_the_other_no_night(
+    with_key: dg.DagsterInstance, environment: dict[str, str]
+) -> None:
+    """A small practice's first load of a second office: the first one grew a day older each night."""
+    with psycopg.connect(environment["DATABASE_URL"], autocommit=True) as db:
+        add_locations(db, 10, "acme", [1, 2])
+    with_key.add_dynamic_partitions("nexhealth_locations", ["acme.1", "acme.2"])
+    _living(with_key, ["acme.2"])
+    assert _asked(_tick(with_key, "nexhealth_nightly_locations")) == ["acme.1"]
+    months = {"ops": {"read_appointments": {"config": {"partitions": [f"acme.2|{key}" for key in _months()]}}}}
+    job = defs.resolve_job_def("nexhealth_appointments")
+    with_key.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED, run_config=months)
+    assert _asked(_tick(with_key, "nexhealth_nightly_appointments"), "read_appointments") == [
+        f"acme.1|{key}" for key in _months()
+    ]
+
+
+def _months() -> list[str]:
+    return month_keys(datetime.now(UTC).date())
+
+
+def test_the_catch_up_of_one_location_does_not_wait_for_others(three: dg.DagsterInstance) -> None:
+    """One office failed at night; a run of another that somebody started counted for it, and it stayed a day older."""
+    due = schedules._Timetable("nexhealth_catchup", "30 9 * * *", lambda *_: Due(locations=["bond.3"]), "")
+    (target,) = (one for one in schedules._TARGETS if one.job == "nexhealth_locations")
+    morning = schedules._schedule(due, target, "UTC")
+    context = dg.build_schedule_context(
+        instance=three, resources={"nexhealth": NexHealthResource()}, repository_def=REPOSITORY
+    )
+    _living(three, [], {"dagster/partition": "acme.1"})
+    (request,) = morning.evaluate_tick(context).run_requests or ()
+    assert _asked(request) == ["bond.3"]
+    run = _living(three, [], {"dagster/partition": "bond.3"})
+    assert run.run_id in str(morning.evaluate_tick(context).skip_message)
 
 
 @pytest.mark.parametrize(
     ("keys", "tags"),
     [
         (["acme.1"], {"dagster/schedule_name": "nexhealth_nightly_locations"}),
-        (["acme.1", "bond.3"], dict(COMMAND_TAGS)),
-        ([], {"dagster/asset_partition_range_start": "acme.1", "dagster/asset_partition_range_end": "acme.2"}),
+        (["acme.1", "acme.2", "bond.3"], dict(COMMAND_TAGS)),
+        ([], {"dagster/asset_partition_range_start": "acme.1", "dagster/asset_partition_range_end": "bond.3"}),
     ],
 )
-def test_a_run_that_covers_much_is_waited_for(three: dg.DagsterInstance, keys: list[str], tags: dict[str, str]) -> None:
-    """Another night's, with all that repeats it; a command's of most; a range of most."""
+def test_a_run_that_leaves_nothing_is_waited_for(
+    three: dg.DagsterInstance, keys: list[str], tags: dict[str, str]
+) -> None:
+    """Another night's, with all that repeats it; a command's of all; a range of all."""
     run = _living(three, keys, tags)
     answer = _tick(three, "nexhealth_nightly_locations")
     assert isinstance(answer, dg.SkipReason)
     assert run.run_id in str(answer.skip_message)
+
+
+@pytest.mark.parametrize(
+    ("keys", "tags"),
+    [
+        (["acme.1", "bond.3"], dict(COMMAND_TAGS)),
+        ([], {"dagster/asset_partition_range_start": "acme.1", "dagster/asset_partition_range_end": "acme.2"}),
+    ],
+)
+def test_what_a_run_of_most_leaves_is_read(three: dg.DagsterInstance, keys: list[str], tags: dict[str, str]) -> None:
+    """Reads of others by hand, however many, are no reason to be a day older."""
+    _living(three, keys, tags)
+    assert _asked(_tick(three, "nexhealth_nightly_locations")) == ["acme.2" if keys else "bond.3"]
+
+
+def test_a_tick_that_is_resumed_between_its_two_runs_asks_for_both(
+    three: dg.DagsterInstance, environment: dict[str, str]
+) -> None:
+    """The daemon was killed after the first: the tick met its own run, and the night had no reconcile."""
+    with psycopg.connect(environment["DATABASE_URL"], autocommit=True) as db:
+        db.execute(
+            "INSERT INTO nexhealth_freshness (institution_id, location_id, collection, complete_through)"
+            " VALUES (10, 2, 'patients', now())"
+        )
+    night = datetime(2026, 11, 30, 2, tzinfo=ZoneInfo("America/New_York"))
+    context = dg.build_schedule_context(
+        instance=three,
+        scheduled_execution_time=night,
+        resources={"nexhealth": NexHealthResource()},
+        repository_def=REPOSITORY,
+    )
+    schedule = REPOSITORY.get_schedule_def("nexhealth_nightly_locations")
+    first, _ = schedule.evaluate_tick(context).run_requests or ()
+    tags = {**first.tags, "dagster/schedule_name": schedule.name, "dagster/run_key": str(first.run_key)}
+    run = three.create_run_for_job(
+        LOCATIONS_JOB,
+        status=dg.DagsterRunStatus.STARTING,
+        tags={**tags, SCHEDULED_EXECUTION_TIME_TAG: "2026-11-30T07:00:00+00:00"},
+    )
+    again = schedule.evaluate_tick(context).run_requests or ()
+    assert [one.run_key for one in again] == ["incremental", "reconcile"]
+    three.report_run_canceled(run)
+    yesterday = three.create_run_for_job(
+        LOCATIONS_JOB,
+        status=dg.DagsterRunStatus.STARTING,
+        tags={**tags, SCHEDULED_EXECUTION_TIME_TAG: "2026-11-29T07:00:00+00:00"},
+    )
+    assert yesterday.run_id in str(schedule.evaluate_tick(context).skip_message)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +272,7 @@ def test_a_run_that_covers_much_is_waited_for(three: dg.DagsterInstance, keys: l
         ("appointments", "acme.1", "acme.2", True),
     ],
 )
-def test_a_range_counts_for_as_many_as_it_has(
+def test_a_range_counts_for_what_it_has(
     three: dg.DagsterInstance, environment: dict[str, str], scope: str, first: str, last: str, waits: bool
 ) -> None:
     """Dagit launches two neighbours as a range in one run; it took the night from all others."""
