@@ -33,7 +33,7 @@ from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, CHANGES_OP, JOBS,
 from nexhealth_pipeline.orchestration.nightly import Due, due_at_night, due_in_the_morning
 from nexhealth_pipeline.orchestration.partitions import INSTITUTIONS, LOCATIONS, add_keys, keys_between, partition_tags
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
-from nexhealth_pipeline.orchestration.webhook_names import MOST_TWO_DAYS
+from nexhealth_pipeline.orchestration.webhook_names import MOST_TWO_DAYS, NIGHT_TAGS
 from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.sync.options import Mode
 from nexhealth_pipeline.sync.slices import place_of
@@ -175,7 +175,7 @@ def _request(
         run_key=None if mode is None else mode.value,
         run_config=config,
         # What a first load of that long has not read is taken up by the next night.
-        tags={**tags, "nexhealth/partitions": str(len(keys) or 1), **MOST_TWO_DAYS},
+        tags={**tags, "nexhealth/partitions": str(len(keys) or 1), **MOST_TWO_DAYS, **NIGHT_TAGS},
     )
 
 

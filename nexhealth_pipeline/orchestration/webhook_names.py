@@ -10,6 +10,7 @@ __all__ = [
     "BULK_TAGS",
     "EVENTS_ASSET",
     "MOST_TWO_DAYS",
+    "NIGHT_TAGS",
     "REPLAY_JOB",
     "REPLAY_OP",
     "SETUP_JOB",
@@ -37,8 +38,11 @@ EVENTS_ASSET = "nexhealth_webhook_events"
 """The table of events: no run materializes it, the receiver fills it."""
 
 BULK_TAG = "nexhealth/bulk"
-"""On runs that read long: `dagster.yaml` lets only some of them go on at once, so that webhook runs find room."""
+"""On runs that read long: `dagster.yaml` lets only some of each value go on at once, so that webhook runs find room."""
 BULK_TAGS = {BULK_TAG: "true"}
+"""Of the jobs, and so on what somebody starts."""
+NIGHT_TAGS = {BULK_TAG: "night"}
+"""On runs of schedules instead: what somebody reads for days must not keep the night in the queue."""
 TWO_DAYS_SECONDS = 48 * 3600
 """So long may a run go on that the next ones wait for; no repetition of it begins later."""
 MOST_TWO_DAYS = {"dagster/max_runtime": str(TWO_DAYS_SECONDS)}

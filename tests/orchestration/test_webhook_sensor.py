@@ -16,10 +16,13 @@ from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import Queued
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.definitions import defs
 from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, SCOPE_JOBS
-from nexhealth_pipeline.orchestration.webhook_names import APPLY_JOB, BULK_TAG, WEBHOOK_SENSOR
+from nexhealth_pipeline.orchestration.resource import NexHealthResource
+from nexhealth_pipeline.orchestration.webhook_names import APPLY_JOB, BULK_TAG, NIGHT_TAGS, WEBHOOK_SENSOR
+from nexhealth_pipeline.sync.months import month_keys
 from nexhealth_pipeline.warehouse.runs import RunLock
-from tests.webhooks.kit import patient, store, updated
+from tests.webhooks.kit import INSTITUTION, LOCATION, patient, store, updated
 
+from .practices import complete_months
 from .webhook_kit import Post
 
 REPO = Path(__file__).resolve().parents[2]
@@ -172,13 +175,14 @@ def test_whatever_fills_the_queue_webhook_work_starts_at_once(post: Post) -> Non
     """Backfills and nights take hours; an event must not wait for their end."""
     for _ in range(8):
         _run(post, Status.QUEUED, LONG_JOBS[0])
+        _run(post, Status.QUEUED, LONG_JOBS[1], **NIGHT_TAGS)
         _run(post, Status.QUEUED, "__ASSET_JOB", **{"dagster/backfill": "abcdefgh"})
         _run(post, Status.QUEUED, "__ASSET_JOB", **{"dagster/from_ui": "true"})
     started = _next(post)
-    assert len(started) == 3 + 2 + 4
+    assert len(started) == 3 + 3 + 2 + 4
+    of_jobs = {"__ASSET_JOB": {"dagster/backfill": "abcdefgh", "dagster/from_ui": "true"}, LONG_JOBS[1]: NIGHT_TAGS}
     for job in started:
-        tags = {"dagster/backfill": "abcdefgh", "dagster/from_ui": "true"} if job == "__ASSET_JOB" else {}
-        _run(post, Status.STARTED, job, **tags)
+        _run(post, Status.STARTED, job, **of_jobs.get(job, {}))
     for job in LONG_JOBS:  # a command's runs are not queued
         _run(post, Status.STARTED, job)
     assert _next(post) == []
@@ -196,6 +200,24 @@ def test_a_run_that_waits_for_others_is_not_in_the_way(post: Post) -> None:
     assert isinstance(post.tick(WEBHOOK_SENSOR), dg.RunRequest)
     run = _run(post, Status.QUEUED)
     assert run.run_id in str(post.tick(WEBHOOK_SENSOR))
+
+
+@pytest.mark.parametrize("name", [f"nexhealth_nightly_{one.removeprefix('nexhealth_')}" for one in LONG_JOBS])
+def test_the_night_waits_for_no_long_run_of_somebodys(post: Post, name: str) -> None:
+    """Three offices' first loads, started by hand, kept it in the queue for days, and nothing was red."""
+    schedule = defs.get_repository_def().get_schedule_def(name)
+    if schedule.job_name == CHANGES_JOB:  # due where a month has been read
+        complete_months(post.db, INSTITUTION, [LOCATION], month_keys(datetime.now(UTC).date()))
+    context = dg.build_schedule_context(
+        instance=post.instance, resources={"nexhealth": NexHealthResource()}, repository_def=defs.get_repository_def()
+    )
+    (request,) = schedule.evaluate_tick(context).run_requests or ()
+    for job in LONG_JOBS:
+        _run(post, Status.STARTED, job)
+    _run(post, Status.QUEUED, LONG_JOBS[0])
+    assert _next(post) == []
+    _run(post, Status.QUEUED, schedule.job_name, **request.tags)
+    assert _next(post) == [schedule.job_name]
 
 
 def test_discovery_waits_for_no_long_run(post: Post) -> None:
