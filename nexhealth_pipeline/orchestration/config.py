@@ -24,10 +24,10 @@ class SyncConfig(Config):
         description="incremental (since the watermark), full (read all again) or reconcile (full, then mark what is gone)",
     )
     concurrency: int | None = Field(
-        default=None, ge=1, le=64, description="slices read at once; default NEXHEALTH_CONCURRENCY"
+        default=None, description="slices read at once, 1 to 64; default NEXHEALTH_CONCURRENCY"
     )
     batch_pages: int | None = Field(
-        default=None, ge=1, le=100, description="pages a transaction, at most; default NEXHEALTH_BATCH_PAGES"
+        default=None, description="pages a transaction, at most, 1 to 100; default NEXHEALTH_BATCH_PAGES"
     )
     start: str | None = Field(
         default=None, description="first day (YYYY-MM-DD) of a window of appointments: only months in it are read"
@@ -78,6 +78,8 @@ class SyncConfig(Config):
             mode = Mode(self.mode)
         except ValueError:
             raise InvalidSetting(f"mode {self.mode!r}: use one of {', '.join(Mode)}") from None
+        _require_within("concurrency", self.concurrency, 1, 64)
+        _require_within("batch_pages", self.batch_pages, 1, 100)
         start, end = _day("start", self.start), _day("end", self.end)
         if start and end and start > end:
             raise InvalidSetting(f"start {start} is after end {end}")
@@ -109,21 +111,33 @@ class SyncConfig(Config):
 class PatientConfig(Config):
     """Which patient to refresh."""
 
-    patient_id: int = Field(ge=1, description="NexHealth's id of the patient")
+    patient_id: int = Field(description="NexHealth's id of the patient")
+
+    def patient(self) -> int:
+        """`patient_id`. Raises InvalidSetting."""
+        if self.patient_id < 1:
+            raise InvalidSetting(f"patient_id {self.patient_id}: write NexHealth's id of the patient")
+        return self.patient_id
 
 
 class ApplyConfig(Config):
     """How long a run that applies webhook events stays."""
 
     linger_seconds: float = Field(
-        default=30.0, ge=0.1, le=600, description="wait so long for more events before the run ends"
+        default=30.0, description="wait so long for more events before the run ends, 0.1 to 600"
     )
-    # With the longest wait, and a batch, it ends before the job's `dagster/max_runtime` does: that kills.
-    turn_seconds: float = Field(default=600.0, gt=0, le=2400, description="end after so long in any case")
+    turn_seconds: float = Field(default=600.0, description="end after so long in any case, 0.001 to 2400")
     due_only: bool = Field(
         default=False,
         description="instead of both: end when every event that was due when the run began has been tried",
     )
+
+    def stay(self) -> tuple[float, float]:
+        """`linger_seconds` and `turn_seconds`. Raises InvalidSetting."""
+        # With the longest wait, and a batch, a run ends before the job's `dagster/max_runtime` does: that kills.
+        _require_within("linger_seconds", self.linger_seconds, 0.1, 600)
+        _require_within("turn_seconds", self.turn_seconds, 0.001, 2400)
+        return self.linger_seconds, self.turn_seconds
 
 
 class ReplayConfig(Config):
@@ -157,6 +171,12 @@ class SetupConfig(Config):
         default=False, description="delete another's endpoint with this URL whose secret NexHealth does not show"
     )
     dry_run: bool = Field(default=False, description="say what would be changed, change nothing")
+
+
+def _require_within(name: str, given: float | None, least: float, most: float) -> None:
+    """Refuse what is out of bounds. Pydantic would as it builds the config, before the step: by a traceback."""
+    if given is not None and not least <= given <= most:
+        raise InvalidSetting(f"{name} {given}: write a number from {least} to {most}")
 
 
 def _day(name: str, text: str | None) -> date | None:

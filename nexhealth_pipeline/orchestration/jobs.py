@@ -146,16 +146,18 @@ def _months(changes: Iterable[Change]) -> Counter[tuple[int, str]]:
 
 @dg.op(name=PATIENT_OP, description="Reads everything about one patient, now.")
 def _read_patient(context: dg.OpExecutionContext, config: PatientConfig, nexhealth: NexHealthResource) -> None:
-    with step(context) as stop, nexhealth.session(context.run.run_id, stop) as session:
-        results = read(
-            context,
-            session,
-            lambda: refresh_patient(session, session.practices(), config.patient_id),
-            0,
-            lambda result: [dg.AssetObservation(result.slice.collection.table, metadata=result_metadata(result))],
-        )
-        if not stop.is_set():
-            raise_failures(results)
+    with step(context) as stop:
+        patient = config.patient()
+        with nexhealth.session(context.run.run_id, stop) as session:
+            results = read(
+                context,
+                session,
+                lambda: refresh_patient(session, session.practices(), patient),
+                0,
+                lambda result: [dg.AssetObservation(result.slice.collection.table, metadata=result_metadata(result))],
+            )
+            if not stop.is_set():
+                raise_failures(results)
 
 
 @dg.job(

@@ -57,9 +57,10 @@ def _tell(result: dict[str, Any]) -> None:
 
 @dg.op(name=APPLY_OP, description="Applies events until none comes any more, or those that are due are done.")
 def _apply(context: dg.OpExecutionContext, config: ApplyConfig, nexhealth: NexHealthResource) -> None:
-    with step(context) as stop, nexhealth.session(context.run.run_id, stop, retry=PATIENCE) as session:
-        stay = None if config.due_only else Stay(config.linger_seconds, config.turn_seconds)
-        _tell(_counted(apply_and_report(context, session, stay=stay)))
+    with step(context) as stop:
+        stay = None if config.due_only else Stay(*config.stay())
+        with nexhealth.session(context.run.run_id, stop, retry=PATIENCE) as session:
+            _tell(_counted(apply_and_report(context, session, stay=stay)))
 
 
 def _counted(tally: Tally) -> dict[str, Any]:

@@ -5,16 +5,18 @@ from typing import Any
 
 import msgspec
 import pytest
-from annotated_types import Le
-from pydantic import ValidationError
 
+from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.errors import InvalidSetting
 from nexhealth_pipeline.orchestration.config import ApplyConfig, PatientConfig, SyncConfig
-from nexhealth_pipeline.orchestration.webhook_names import WEBHOOK_TAGS
+from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, CHANGES_OP, PATIENT_JOB, PATIENT_OP, SCOPE_JOBS
+from nexhealth_pipeline.orchestration.webhook_names import APPLY_JOB, APPLY_OP, WEBHOOK_TAGS
 from nexhealth_pipeline.settings import load_settings
 from nexhealth_pipeline.sync.filters import Filters
 from nexhealth_pipeline.sync.options import Mode
 from nexhealth_pipeline.sync.practice import Practices
+
+from .kit import House
 
 SETTINGS = load_settings({"NEXHEALTH_CONCURRENCY": "3", "NEXHEALTH_BATCH_PAGES": "7"}, environ={}, env_file=None)
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
@@ -96,20 +98,39 @@ def test_practices_are_taken_of_a_dry_run_only_and_refused_in_words_where_they_c
 @pytest.mark.parametrize("value", [0, -1, 65])
 def test_numbers_have_bounds(value: int) -> None:
     """Zero threads would wait for ever."""
-    with pytest.raises(ValidationError):
-        SyncConfig(concurrency=value)
+    with pytest.raises(InvalidSetting, match=f"^concurrency {value}: write a number from 1 to 64$"):
+        SyncConfig(concurrency=value).options(SETTINGS, NOW)
+    with pytest.raises(InvalidSetting, match=f"^batch_pages {2 * value}: write a number from 1 to 100$"):
+        SyncConfig(batch_pages=2 * value).options(SETTINGS, NOW)
     if value < 1:
-        with pytest.raises(ValidationError):
-            PatientConfig(patient_id=value)
+        with pytest.raises(InvalidSetting, match=f"^patient_id {value}: "):
+            PatientConfig(patient_id=value).patient()
+
+
+@pytest.mark.parametrize(
+    ("name", "op", "config", "says"),
+    [
+        (SCOPE_JOBS[Scope.PRACTICE], "read_practice", {"concurrency": 0}, "write a number from 1 to 64"),
+        (CHANGES_JOB, CHANGES_OP, {"batch_pages": 101}, "write a number from 1 to 100"),
+        (PATIENT_JOB, PATIENT_OP, {"patient_id": 0}, "write NexHealth's id of the patient"),
+        (APPLY_JOB, APPLY_OP, {"turn_seconds": 2401.0}, "write a number from 0.001 to 2400"),
+    ],
+)
+def test_a_number_out_of_bounds_ends_a_run_by_one_line(
+    house: House, name: str, op: str, config: dict[str, object], says: str
+) -> None:
+    """Dagit's launchpad lets it pass, and a traceback of pydantic's names no fix."""
+    result = house.job(name, op, config=config)
+    ((field, value),) = config.items()
+    assert house.failure(result) == f"{field} {value}: {says}"
 
 
 def test_the_longest_turn_ends_by_itself_before_the_run_is_killed() -> None:
     """Whoever lets a run stay long would see it fail, and the next one kept waiting as after an error."""
-    linger, turn = (
-        float(str(limit.le))
-        for name in ("linger_seconds", "turn_seconds")
-        for limit in ApplyConfig.model_fields[name].metadata
-        if isinstance(limit, Le)
-    )
-    ApplyConfig(linger_seconds=linger, turn_seconds=turn)
+    linger, turn = ApplyConfig(linger_seconds=600, turn_seconds=2400).stay()
     assert linger + turn <= int(WEBHOOK_TAGS["dagster/max_runtime"]) - 600, "its last batch takes a while"
+    with pytest.raises(InvalidSetting, match=r"^linger_seconds 600\.1: write a number from 0\.1 to 600$"):
+        ApplyConfig(linger_seconds=600.1).stay()
+    for wrong in (0.0, -1.0, 2400.1, float("nan")):
+        with pytest.raises(InvalidSetting, match=rf"^turn_seconds {wrong}: write a number from 0\.001 to 2400$"):
+            ApplyConfig(turn_seconds=wrong).stay()
