@@ -284,7 +284,7 @@ def tables(today: date) -> Iterator[str]:
         )
     cores, mib = reserved()
     yield ""
-    yield f"At any of these sizes at most {RUNS_AT_ONCE} long runs, and discovery, go on at a time in a night, each with a core of its own, and in a cluster with a pod."
+    yield f"At any of these sizes at most {RUNS_AT_ONCE} long runs of schedules, and discovery, go on at a time in a night, each with a core of its own, and in a cluster with a pod."
     yield f"The application takes {memory() / 1024:.1f} GiB of memory then (what stands all the time as measured with one location), and what pods"
     yield f"reserve of a cluster is {cores:g} cores and {mib / 1024:.1f} GiB."
 

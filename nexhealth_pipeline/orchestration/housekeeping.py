@@ -10,7 +10,11 @@ from dataclasses import asdict
 import dagster as dg
 
 from nexhealth_pipeline.errors import MissingRights, PipelineError, WarehouseError
-from nexhealth_pipeline.orchestration.retention import remove_old_records, remove_void_checks
+from nexhealth_pipeline.orchestration.retention import (
+    remove_old_records,
+    remove_void_checks,
+    require_dagsters_clock,
+)
 from nexhealth_pipeline.orchestration.storage import database_of
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.warehouse.connect import connect, driver_errors
@@ -32,17 +36,24 @@ def keep_house(
     """Remove what is older than the settings keep; how many of each, where there were any.
 
     `warehouse` and `dagster` are the databases' addresses. Once `stop` is set, the rest is left. Raises WarehouseError,
-    what the one does not allow after the other was seen to; where clocks differ, before anything is removed from it.
+    what the one does not allow after the other was seen to; where clocks differ, nothing is removed from that one.
     """
     removed: dict[str, int] = {}
+    failure: PipelineError | None = None
     try:
         with connect(warehouse, autocommit=True) as connection, driver_errors("removing what is old"):
             require_clock(connection)
             removed |= remove_old(connection, settings, stop)
-    finally:
-        if dagster is not None:
+    except PipelineError as error:
+        failure = error
+    if dagster is not None:
+        try:
             records = asdict(remove_old_records(dagster, settings.dagster_days, stop))
             removed |= {f"dagster_{name}": count for name, count in records.items() if count}
+        except PipelineError as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure
     return removed
 
 
@@ -58,6 +69,8 @@ def keep_house_daily(
         make_partitions(connection)
         try:
             require_clock(connection)
+            if dagster is not None:
+                require_dagsters_clock(dagster)
             due = claim(connection)
         except WarehouseError as error:
             _LOG.warning("nothing old is removed", extra={"nexhealth": {"reason": str(error)}})

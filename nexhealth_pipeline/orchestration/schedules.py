@@ -128,9 +128,8 @@ def _in_the_way(
 ) -> tuple[dg.DagsterRun | None, set[str]]:
     """A run of `living` that stands in the way of one over what is `due`, or None; and what of that is left to others.
 
-    Those of schedules do. What somebody reads by hand must not cost other locations their night. A few of `due` are asked
-    for all the same: of a slice that both want the second read waits, and is skipped. Half of them and more are left to
-    whoever reads them, since a run over them would do little but wait; only where that is all there is no run.
+    Those of schedules do. What somebody reads by hand is left to them, since a run that reads it as well waits for theirs,
+    for days if that is a first load; and it must not cost other locations their night.
     """
     covered: set[str] = set()
     last = None
@@ -141,8 +140,6 @@ def _in_the_way(
         if not due.isdisjoint(keys):
             covered |= due & keys
             last = run
-    if 2 * len(covered) < len(due):
-        return None, set()
     return last if covered == due else None, covered
 
 
@@ -174,8 +171,13 @@ def _request(
     return dg.RunRequest(
         run_key=None if mode is None else mode.value,
         run_config=config,
-        # What a first load of that long has not read is taken up by the next night.
-        tags={**tags, "nexhealth/partitions": str(len(keys) or 1), **MOST_TWO_DAYS, **NIGHT_TAGS},
+        # What a first load of that long has not read is taken up by the next night. Discovery waits for no long run.
+        tags={
+            **tags,
+            "nexhealth/partitions": str(len(keys) or 1),
+            **MOST_TWO_DAYS,
+            **({} if target is _PRACTICE else NIGHT_TAGS),
+        },
     )
 
 

@@ -67,15 +67,18 @@ def _are_shared(clients: Sequence[psycopg.Connection]) -> bool:
     in a transaction, another.
     """
     of_each: list[set[int]] = [set() for _ in clients]
-    for look in range(_LOOKS):
+
+    def shared() -> bool:
         for one, sessions in zip(clients, of_each, strict=True):
             sessions.add(_process(one))
-        holder = look % len(clients)
-        with clients[holder].transaction():
-            for one, sessions in zip(clients, of_each, strict=True):
-                sessions.add(_process(one))
-        if len(set().union(*of_each)) != len(clients) or any(len(sessions) > 1 for sessions in of_each):
+        return len(set().union(*of_each)) != len(clients) or any(len(sessions) > 1 for sessions in of_each)
+
+    for look in range(_LOOKS):
+        if shared():  # before the transaction: the session may be the only one there is
             return True
+        with clients[look % len(clients)].transaction():
+            if shared():
+                return True
     return False
 
 

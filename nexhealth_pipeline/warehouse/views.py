@@ -81,7 +81,8 @@ class _View:
 
 _FRESHNESS = _View(
     "freshness",
-    "How fresh a collection is at a location, and whether the practice has it at all. What is in no row was never read.",
+    "How fresh a collection is at a location, and whether the practice has it at all. What is in no row was never read, but"
+    " for what comes with another's records: claim_payouts with charges, treatment_plan_procedures with treatment_plans.",
     tuple(
         _Field(name, sql.SQL(source), phi, doc)
         for name, source, phi, doc in (

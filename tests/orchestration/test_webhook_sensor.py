@@ -224,8 +224,14 @@ def test_discovery_waits_for_no_long_run(post: Post) -> None:
     """A few requests: without them a new office stays unknown, and nobody knows who is offline, for days."""
     for job in LONG_JOBS[:3]:
         _run(post, Status.STARTED, job)
+        _run(post, Status.STARTED, job, **NIGHT_TAGS)
     _run(post, Status.QUEUED, LONG_JOBS[0])
-    _run(post, Status.QUEUED, DISCOVERY)
+    context = dg.build_schedule_context(
+        instance=post.instance, resources={"nexhealth": NexHealthResource()}, repository_def=defs.get_repository_def()
+    )
+    nightly = defs.get_repository_def().get_schedule_def("nexhealth_nightly_practice")
+    (request,) = nightly.evaluate_tick(context).run_requests or ()
+    _run(post, Status.QUEUED, DISCOVERY, **request.tags)
     assert _next(post) == [DISCOVERY]
 
 
