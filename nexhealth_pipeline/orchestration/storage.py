@@ -43,7 +43,7 @@ from sqlalchemy.engine import URL, ExceptionContext, make_url
 
 from nexhealth_pipeline.errors import MissingRights, WarehouseUnreachable
 from nexhealth_pipeline.settings import load_settings
-from nexhealth_pipeline.warehouse.connect import SCHEMA_IN_USE, connection_options, dagster_url, home_folder
+from nexhealth_pipeline.warehouse.connect import SCHEMA_IN_USE, WATCH, connection_options, dagster_url, home_folder
 from nexhealth_pipeline.warehouse.sessions import require_sessions
 
 __all__ = [
@@ -372,10 +372,15 @@ def _in_utc(connection: Any, _record: object) -> None:
     """Dagster keeps times without a zone, and takes what it finds for UTC: of a server of another zone all were hours off.
 
     For all engines, since it makes some of its own. Not in the address: poolers refuse options that they do not know.
+    And a host that vanished in the midst of a transaction would keep the assets' rows from all other runs for two hours.
     """
     if type(connection).__module__.startswith("psycopg2"):
         with connection.cursor() as cursor:
-            cursor.execute(_AS_DAGSTER_MEANS)
+            try:
+                cursor.execute(_AS_DAGSTER_MEANS + ("" if connection.info.host.startswith("/") else f";{WATCH}"))
+            except connection.Error:  # a server that is not on Linux knows less of TCP
+                connection.rollback()
+                cursor.execute(_AS_DAGSTER_MEANS)
         connection.commit()
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "OLDEST_SERVER",
     "SCHEMA_IN_USE",
     "WAREHOUSE_DATABASE",
+    "WATCH",
     "Pool",
     "connect",
     "connect_to_dagster",
@@ -62,11 +63,11 @@ _CONNECT_SECONDS = 10
 _POOL_WAIT_SECONDS = 30.0
 _ALIVE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
 """A server that vanished is noticed within a minute; the systems' own default is two hours."""
-_WATCH = b"""
+WATCH = """
 SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3;
 SET tcp_user_timeout = 60000
 """
-"""A client that vanished is noticed within a minute: the server then gives back its locks."""
+"""By this the server notices within a minute that a client vanished, and gives back its locks. For TCP alone."""
 _MEANING = {
     "timezone": "UTC",
     "datestyle": "ISO",
@@ -287,7 +288,7 @@ def watch(connection: psycopg.Connection) -> None:
     # Not as options of the connection themselves: poolers refuse those that they do not know.
     statements = [f"SET {name} = '{value}'".encode() for name, value in our_settings(connection.info).items()]
     if not connection.info.host.startswith("/"):
-        statements.append(_WATCH)
+        statements.append(WATCH.encode())
     done = connection.pgconn.exec_(b";".join(statements))
     if done.status == ExecStatus.FATAL_ERROR:  # a server that is not on Linux knows less of TCP
         for statement in statements:

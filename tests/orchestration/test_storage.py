@@ -22,12 +22,14 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import InternalError
 
 from nexhealth_pipeline.errors import MissingRights, WarehouseError, WarehouseUnreachable
+from nexhealth_pipeline.orchestration import storage as module
 from nexhealth_pipeline.orchestration.storage import (
     NexHealthDagsterStorage,
     _PooledEventLogStorage,
     database_of,
     psycopg2_url,
 )
+from nexhealth_pipeline.warehouse.embedded import ensure
 from tests.poolers import pooler
 
 from .kit import event_transactions
@@ -138,6 +140,24 @@ def test_no_connection_waits_for_ever(instance: dg.DagsterInstance) -> None:
             "tcp_user_timeout": "60000",
         }
         instance.optimize_for_webserver(statement_timeout=0, pool_recycle=3600, max_overflow=5)
+
+
+@pytest.mark.parametrize(
+    ("words", "limit"), [(module.WATCH, "60000"), ("SET no_such_setting = 1", "0")], ids=["on Linux", "elsewhere"]
+)
+def test_a_host_that_vanishes_gives_the_assets_rows_back(
+    words: str, limit: str, own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the systems' own defaults the server would keep them for two hours, in which other runs hang at an event."""
+    monkeypatch.setattr(module, "WATCH", words)
+    url = ensure(own_home, durable=False, tcp=True).tcp_url("postgres")
+    engine = create_engine(psycopg2_url(url))
+    with engine.connect() as connection:
+        row = connection.exec_driver_sql(
+            "SELECT current_setting('tcp_user_timeout'), current_setting('TimeZone')"
+        ).one()
+    engine.dispose()
+    assert tuple(row) == (limit, "UTC")
 
 
 @pytest.mark.parametrize("zone", ["America/New_York", "Asia/Kolkata"])

@@ -307,12 +307,12 @@ LIMITS = ("statement_timeout", "idle_session_timeout", "idle_in_transaction_sess
 MEANING = {"TimeZone": "UTC", "DateStyle": "ISO, DMY", "IntervalStyle": "postgres", "client_encoding": "UTF8"}
 
 
-@pytest.mark.parametrize("words", [module._WATCH, b"SET no_such_setting = 1"], ids=["on Linux", "elsewhere"])
+@pytest.mark.parametrize("words", [module.WATCH, "SET no_such_setting = 1"], ids=["on Linux", "elsewhere"])
 def test_settings_that_a_role_has_for_other_work_are_not_those_of_transactions(
-    words: bytes, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+    words: str, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Risk: who reads what another run has just written, or waits while it makes an index, is ended, and the run with it."""
-    monkeypatch.setattr(module, "_WATCH", words)
+    monkeypatch.setattr(module, "WATCH", words)
     url = server.tcp_url("postgres")
     with connect(url, autocommit=True) as connection:
         role = connection.info.user
