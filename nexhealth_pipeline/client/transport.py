@@ -32,6 +32,9 @@ CONNECT_SECONDS = 10.0
 """Longest time to get a connection."""
 BODY_LIMIT = 64 * 1024 * 1024
 """Bytes of one answer after decompression (DESIGN 7); 1000 wide records are about 3 MB."""
+_IDLE_SECONDS = 50.0
+"""An idle connection that is older is not used again: firewalls forget flows without a word to either end, some after a minute,
+and the next request on such a one would wait in silence for the whole of its time."""
 _READ_SIZE = 64 * 1024
 _GONE = (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)
 
@@ -86,7 +89,7 @@ class Transport:
         self._answer_seconds = answer_seconds if answer_seconds is not None else max(120.0, 3 * timeout_seconds)
         self._body_limit = body_limit
         self._clock, self._stop, self._monotonic = clock, stop, monotonic
-        self._idle: list[tuple[requests.Session, Deadline]] = []
+        self._idle: list[tuple[requests.Session, Deadline, float]] = []
         self._closed = False
 
     def exchange(
@@ -177,18 +180,21 @@ class Transport:
         return b"".join(chunks)
 
     def _borrow(self) -> tuple[requests.Session, Deadline]:
-        try:
-            return self._idle.pop()
-        except IndexError:
-            deadline = Deadline(self._monotonic)
-            return _session(deadline, self._root), deadline
+        with suppress(IndexError):
+            while True:
+                session, deadline, since = self._idle.pop()
+                if self._monotonic() - since < _IDLE_SECONDS:
+                    return session, deadline
+                session.close()
+        deadline = Deadline(self._monotonic)
+        return _session(deadline, self._root), deadline
 
     def _give_back(self, session: requests.Session, deadline: Deadline) -> None:
         session.cookies.clear()
         if self._closed:
             session.close()
         else:
-            self._idle.append((session, deadline))
+            self._idle.append((session, deadline, self._monotonic()))
 
 
 def _session(deadline: Deadline, root: str) -> requests.Session:

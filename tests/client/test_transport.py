@@ -65,6 +65,27 @@ def test_silence_ends_as_no_answer_in_time(make_client, stub):
         make_client(timeout_seconds=0.05, retry={"attempts": 1}).get(ONE)
 
 
+def test_a_connection_that_was_idle_for_long_is_not_used_again(make_client, stub, naps):
+    """A firewall may have forgotten it: the next request would wait a minute in silence, and an apply run has no second try."""
+    naps.stop_clock()
+    threads = []  # of the stub, one a connection
+    stub.answer = lambda seen: threads.append(threading.current_thread().name) or GOOD
+    client = make_client()
+    for seconds in (0, 49, 49, 50):
+        naps.sleep(seconds)
+        client.get(ONE)
+    assert len(set(threads)) == 2
+    assert threads[0] == threads[2] != threads[3]
+    _until(lambda: not any(thread.name == threads[0] for thread in threading.enumerate()))
+
+
+def _until(true):
+    deadline = time.monotonic() + 5
+    while not true():
+        assert time.monotonic() < deadline, "the idle connection stays open"
+        time.sleep(0.01)
+
+
 def test_an_answer_that_drips_is_given_up_as_a_whole(make_client, stub):
     """A byte now and then resets every read timeout."""
     stub.script(Reply(200, headers={"Content-Length": "1000"}, chunks=[b"x"] * 10, pause=0.02))
