@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO, Any, Self
@@ -55,7 +55,8 @@ class Household:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._notes().close()
+        with suppress(BrokenPipeError):  # the keeper was killed, and never read the last group
+            self._notes().close()
         groups = [member.pid for member in self._members.values()]
         try:
             self._keeper.wait()
@@ -78,7 +79,10 @@ class Household:
         folder: Path | None = None,
         answers: bool = False,
     ) -> None:
-        """Start a process called `name` in `folder`; with `answers` its standard output is for :meth:`answer`."""
+        """Start a process called `name` in `folder`; with `answers` its standard output is for :meth:`answer`.
+
+        Raises PipelineError where the keeper was killed: what was started would outlive a command that is killed too.
+        """
         with _end_put_off():  # or one could come when the process runs and nobody knows its number
             member = subprocess.Popen(
                 list(command),
@@ -89,8 +93,13 @@ class Household:
                 start_new_session=True,
             )
             self._members[name] = member
-            self._notes().write(f"{member.pid}\n".encode())
-            self._notes().flush()
+            try:
+                self._notes().write(f"{member.pid}\n".encode())
+                self._notes().flush()
+            except BrokenPipeError:
+                raise PipelineError(
+                    f"the {name} is not started: the process that would end it was killed; start the command again"
+                ) from None
 
     def answer(self, name: str, within: float) -> str:
         """The first line that `name` prints. Raises PipelineError where it ends, or says nothing, within so many s."""

@@ -109,6 +109,18 @@ def test_a_killed_keeper_is_stood_in_for() -> None:
     assert not any(runs(pid) for pid in pids)
 
 
+def test_where_the_keeper_was_killed_nothing_more_is_started_and_what_runs_ends() -> None:
+    """What it was told last stays in the pipe: once more refused at the end, it kept every process from being ended."""
+    with pytest.raises(PipelineError, match="the second is not started"), Household(2.0) as household:  # noqa: PT012
+        household.start("family", family(), answers=True)
+        pids = pids_of(household)
+        household._keeper.kill()
+        household._keeper.wait()
+        household.start("second", family())
+    assert not any(runs(pid) for pid in pids)
+    assert all(member.returncode is not None for member in household._members.values())
+
+
 def test_a_process_that_ends_by_itself_is_named() -> None:
     """`dev` ends as a whole when one of its parts does, and says which."""
     with Household(1.0) as household:
