@@ -31,6 +31,11 @@ class Server:
         return ensure(self.home, durable=False)
 
     @property
+    def supervisor_lock(self) -> Path:
+        """Holds the number of the process that watches the server."""
+        return self.home / "postgres/server/supervisor.lock"
+
+    @property
     def pid(self) -> int:
         return int((self.home / "postgres/server/data/postmaster.pid").read_text().split()[0])
 
@@ -42,7 +47,11 @@ class Server:
         return [self.pid, *map(int, children.stdout.split())]
 
     def crash(self) -> None:
-        """Its processes end when they next wait for anything; until it is gone itself they go on, and might even be done."""
+        """Its processes end when they next wait for anything; until it is gone itself they go on, and might even be done.
+
+        It stays away until `up`: who would start it again goes first.
+        """
+        os.kill(int(self.supervisor_lock.read_text()), signal.SIGKILL)
         self._end(signal.SIGKILL)
 
     def restart(self, how: signal.Signals = signal.SIGINT) -> None:
@@ -54,7 +63,7 @@ class Server:
         pid = self.pid
         os.kill(pid, how)
         deadline = time.monotonic() + 120
-        while Path(f"/proc/{pid}").exists():
+        while _runs(pid):
             assert time.monotonic() < deadline, "the server does not end"
             time.sleep(0.02)
 
@@ -70,6 +79,14 @@ class Server:
         with psycopg.connect(self.up().url("postgres"), autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name} TEMPLATE ready {options} STRATEGY FILE_COPY")
         return self.up().url(name)
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process runs; one that ended and that nobody has collected does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def _signal(pids: list[int], how: signal.Signals) -> None:
@@ -92,8 +109,7 @@ def server_of_its_own() -> Iterator[Server]:
     migrate.upgrade(running.url("ready"))
     yield server
     server.up()
-    lock = server.home / "postgres/server/supervisor.lock"
-    supervisor = int(lock.read_text())
+    supervisor = int(server.supervisor_lock.read_text())
     release(server.home)
     deadline = time.monotonic() + 30
     while Path(f"/proc/{supervisor}").exists() and time.monotonic() < deadline:

@@ -6,7 +6,7 @@ supervisor process (`supervisor.py`) waits until no lease is left and stops the 
 trusts a process number: running means that the server answers.
 
     a user is killed            its lease is dropped by the kernel, nothing else happens
-    the server is killed        the supervisor ends; the next `ensure` starts both, PostgreSQL recovers
+    the server is killed        the supervisor starts it again while it is used, PostgreSQL recovers
     the supervisor is killed    the server goes on; the next `ensure`, or a user's exit, starts a new one
     all are killed              the next `ensure` adopts or restarts what it finds
 
@@ -45,6 +45,8 @@ _START_SECONDS = 180.0
 """Longest start: crash recovery may have 2 GB of log to replay."""
 _STARTS = 4
 """A server that was killed may leave processes that end a moment later; until then a start is refused."""
+_ANSWER_SECONDS = 5
+"""Longest wait for a sign of life of the server."""
 _PAUSE_SECONDS = 0.02
 _TRY_AGAIN_SECONDS = 0.5
 _UNUSED_SECONDS = 5.0
@@ -178,7 +180,9 @@ def _healthy(server: EmbeddedServer) -> bool:
 
 
 def _answers(server: EmbeddedServer) -> bool:
-    return pq.PGconn.ping(server.url("postgres").encode()) == pq.Ping.OK
+    # Without a limit a server that stands still would hold up whoever asks, Ctrl-C included: libpq waits in C.
+    address = f"{server.url('postgres')}&connect_timeout={_ANSWER_SECONDS}"
+    return pq.PGconn.ping(address.encode()) == pq.Ping.OK
 
 
 def _start(home: Path, *, durable: bool, tcp: bool) -> _Lease:

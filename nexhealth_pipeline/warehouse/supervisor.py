@@ -31,6 +31,11 @@ _POLL_SECONDS = 0.1
 _CLIENT_POLL_SECONDS = 2.0
 _FAST_STOP_SECONDS = 60.0
 _LAST_STOP_SECONDS = 20.0
+_STARTS_AGAIN = 5
+"""Of a server that is killed in use. What it leaves behind may live a moment longer, and until then a start is refused."""
+_TRY_AGAIN_SECONDS = 0.5
+_SETTLED_SECONDS = 60.0
+"""One that has run for so long is started again as often anew."""
 _LOG_BYTES = 5_000_000
 
 _SETTINGS = {
@@ -114,15 +119,32 @@ class _Server:
         self._data = Path(order.folder) / "data"
         self._child: subprocess.Popen[bytes] | None = None
         self._adopted = 0
+        self._started_at = 0.0
+        self._starts_left = _STARTS_AGAIN
         self._socket = socket_file(order.socket, order.port)
 
     def start(self) -> None:
         """Start the server, or adopt the one that listens already."""
+        self._started_at = time.monotonic()
         if accepts(self._socket):
-            self._adopted = self._pid()
+            self._child, self._adopted = None, self._pid()
             return
         self._clear_stale_pid()
         self._child = subprocess.Popen(self._command(), cwd="/", stdin=subprocess.DEVNULL, **self._account())
+
+    def start_again(self) -> bool:
+        """Start a server that was killed; False where it ended by itself, or is killed again and again.
+
+        Only one that was killed leaves its file behind: one that somebody stopped, or that cannot start, removes it.
+        """
+        if time.monotonic() - self._started_at > _SETTLED_SECONDS:
+            self._starts_left = _STARTS_AGAIN
+        if not self._starts_left or not self._pid():
+            return False
+        self._starts_left -= 1
+        time.sleep(_TRY_AGAIN_SECONDS)
+        self.start()
+        return True
 
     def _command(self) -> list[str]:
         order = self._order
@@ -263,11 +285,15 @@ def _supervise(order: Order) -> None:
     folder = Path(order.folder)
     users = _Users(folder)
     server = _Server(order)
-    server.start()
-    stopping = _Stopping()
+    stopping = _Stopping()  # first: nobody would stop a server that is started just before
     try:
-        while server.runs() and not stopping.asked:
-            if users.none_left():
+        server.start()
+        while not stopping.asked:
+            if not server.runs():
+                # A receiver that runs for weeks asks for no server again.
+                if users.none_left() or not server.start_again():
+                    break
+            elif users.none_left():
                 pause = _stays(server, folder)
                 if not pause:
                     break

@@ -98,7 +98,6 @@ def test_a_killed_server_comes_back_with_what_was_committed(home: Path) -> None:
     with psycopg.connect(url) as connection:
         connection.execute("CREATE TABLE kept AS SELECT generate_series(1, 1000) AS number")
     os.kill(postmaster(home), signal.SIGKILL)
-    until(lambda: not any("supervisor.py" in command for command in processes_of(home).values()), "its end was noticed")
     assert ensure(home).url("postgres") == url
     assert value(url, "SELECT count(*) FROM kept") == 1000
 
