@@ -26,7 +26,7 @@ from nexhealth_pipeline.log import places
 __all__ = ["Outcome", "run_side_by_side"]
 
 
-_STOP = (signal.SIGINT, signal.SIGTERM)
+_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Outcome(NamedTuple):
@@ -37,7 +37,7 @@ class Outcome(NamedTuple):
     status: int
     """Exit status of the child: 0 returned, an error's `exit_status`, 130 stopped, negative = killed by that signal.
 
-    One that a second Ctrl-C killed was stopped.
+    One that a second Ctrl-C killed was stopped; so was, of those that returned, one at least where Ctrl-C came.
     """
     message: str
     """The text of the PipelineError that ended it, else empty."""
@@ -61,7 +61,7 @@ def run_side_by_side(
         raise RuntimeError("fork before any thread is started: a lock held by a thread would stay locked in the child")
     alive = os.pipe()
     children: list[_Child] = []
-    with _signals_passed_to(children) as killed:
+    with _signals_passed_to(children) as received:
         with _signals_held():  # or one could come when a child is there and not yet in the list
             children.extend(_fork(task, alive) for task in tasks)
         os.close(alive[0])
@@ -69,7 +69,14 @@ def run_side_by_side(
             outcomes = _gather(children, tick, every)
         finally:
             os.close(alive[1])
-    return [_stopped(outcome) if killed() and outcome.status == -signal.SIGKILL else outcome for outcome in outcomes]
+    if received() > 1:
+        outcomes = [_stopped(outcome) if outcome.status == -signal.SIGKILL else outcome for outcome in outcomes]
+    if received():
+        # It may have come when no child was left that could say so: somebody must, or the command would go on.
+        done = next((place for place, outcome in enumerate(outcomes) if outcome.status == 0), None)
+        if done is not None:
+            outcomes[done] = _stopped(outcomes[done])
+    return outcomes
 
 
 def _fork(task: Callable[[], Any], alive: tuple[int, int]) -> _Child:
@@ -88,8 +95,8 @@ def _fork(task: Callable[[], Any], alive: tuple[int, int]) -> _Child:
         os.setpgrp()
         os.close(answer)
         os.close(alive[1])
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for number in _heeded():
+            signal.signal(number, signal.default_int_handler)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP)
         threading.Thread(target=_stop_with_parent, args=(alive[0],), daemon=True).start()
         status, text = _call(task)
@@ -166,6 +173,11 @@ def _ended(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+def _heeded() -> list[signal.Signals]:
+    """Those of `_STOP` that are heeded: a terminal that closes is no matter to what runs under `nohup`."""
+    return [one for one in _STOP if one != signal.SIGHUP or signal.getsignal(one) is not signal.SIG_IGN]
+
+
 def _stop_with_parent(alive: int) -> None:
     """In a child: wait until the parent is gone (its end of the pipe closes), then stop the run."""
     os.read(alive, 1)
@@ -173,10 +185,10 @@ def _stop_with_parent(alive: int) -> None:
 
 
 @contextmanager
-def _signals_passed_to(children: Sequence[_Child]) -> Iterator[Callable[[], bool]]:
-    """In the parent: the first SIGINT or SIGTERM stops the children gently, a second one kills them.
+def _signals_passed_to(children: Sequence[_Child]) -> Iterator[Callable[[], int]]:
+    """In the parent: the first signal of `_STOP` stops the children gently, a second one kills them.
 
-    Gives what tells whether it has.
+    Gives what tells how many came.
     """
     received = 0
 
@@ -186,9 +198,9 @@ def _signals_passed_to(children: Sequence[_Child]) -> Iterator[Callable[[], bool
         for child in children:
             _send(child.pid, signal.SIGINT if received == 1 else signal.SIGKILL)
 
-    before = {number: signal.signal(number, handle) for number in _STOP}
+    before = {number: signal.signal(number, handle) for number in _heeded()}
     try:
-        yield lambda: received > 1
+        yield lambda: received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

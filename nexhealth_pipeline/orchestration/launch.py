@@ -176,11 +176,11 @@ def pass_on(**choices: str) -> None:
 
 
 def raise_unless_answered(outcome: Outcome) -> None:
-    """Raise what ended a child that returned nothing."""
-    if outcome.result is not None:
-        return
+    """Raise what ended a child that returned nothing; of one that was stopped, even when it had returned."""
     if outcome.status == Cancelled.exit_status:
         raise Cancelled("stopped; what was committed stays")
+    if outcome.result is not None:
+        return
     if outcome.status < 0:
         raise PipelineError(_killed(outcome))
     kinds: dict[int, type[PipelineError]] = {4: WarehouseError, 3: TryLater}

@@ -72,9 +72,11 @@ def run_webhook_job(
     )
     run_id = str(uuid4())
     (outcome,) = run_side_by_side([partial(_execute, job, dict(config), run_id)])
-    raise_unless_answered(outcome)
+    if outcome.result is None:  # what one did that was stopped then is to be told
+        raise_unless_answered(outcome)
     answer = outcome.result
-    status = Cancelled.exit_status if answer["stopped"] else int(answer["failed"])
+    stopped = answer["stopped"] or outcome.status == Cancelled.exit_status
+    status = Cancelled.exit_status if stopped else int(answer["failed"])
     return WebhookRun(run_id, answer["result"], time.monotonic() - began, status)
 
 

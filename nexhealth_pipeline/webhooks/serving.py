@@ -69,11 +69,14 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT end the server and nothing else; a second SIGINT does not wait."""
+        """SIGTERM, SIGINT and, unless it is ignored, SIGHUP end the server and nothing else; a second SIGINT does not wait."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {one: signal.signal(one, self.handle_exit) for one in (signal.SIGTERM, signal.SIGINT)}
+        ending = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup`
+            ending.append(signal.SIGHUP)
+        before = {one: signal.signal(one, self.handle_exit) for one in ending}
         try:
             yield
         finally:

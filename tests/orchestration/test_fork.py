@@ -87,7 +87,7 @@ print([outcome.status for outcome in outcomes], outcomes[1].message)
     assert "Jane" not in errors, "what a driver says may quote a row"
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_the_parent_stops_every_child_gently(sent: signal.Signals) -> None:
     """SIGTERM reaches the parent alone: without passing it on, children would sync on unseen."""
     with _python(SLEEPER.format(stubborn=False)) as process:
@@ -95,6 +95,18 @@ def test_a_signal_to_the_parent_stops_every_child_gently(sent: signal.Signals) -
         process.send_signal(sent)
         output, errors = process.communicate(timeout=20)
     assert output.splitlines() == ["stopped", "stopped", "[130, 130]"], errors
+
+
+def test_a_terminal_that_closes_is_no_matter_under_nohup() -> None:
+    """`nohup nexhealth sync &` must outlive it, its children too."""
+    script = """
+import os, signal
+from nexhealth_pipeline.orchestration.fork import run_side_by_side
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+print(run_side_by_side([lambda: os.kill(os.getpid(), signal.SIGHUP)], tick=lambda: os.kill(os.getpid(), signal.SIGHUP)))
+"""
+    output, errors = _run(script)
+    assert "status=0" in output, errors
 
 
 def test_a_second_signal_ends_children_that_do_not_stop() -> None:
@@ -127,6 +139,30 @@ print(tuple(fork.run_side_by_side([lambda: None])[0]))
 """
     output, errors = _run(script)
     assert output == f"{outcome}\n", errors
+
+
+@pytest.mark.parametrize("sent", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_after_the_last_child_has_ended_is_not_swallowed(sent: str) -> None:
+    """It was counted, and nobody looked: the sync went on with its next part."""
+    script = f"""
+import os, signal
+from nexhealth_pipeline.orchestration import fork
+from nexhealth_pipeline.orchestration.launch import raise_unless_answered
+from nexhealth_pipeline.errors import Cancelled
+def ended(pid, ended=fork._ended):
+    try:
+        return ended(pid)
+    finally:
+        os.kill(os.getpid(), signal.{sent})
+fork._ended = ended
+outcome = fork.run_side_by_side([lambda: 7])[0]
+try:
+    raise_unless_answered(outcome)
+except Cancelled:
+    print(tuple(outcome))
+"""
+    output, errors = _run(script)
+    assert output == "(7, 130, '')\n", errors
 
 
 def test_children_stop_when_their_parent_is_killed() -> None:

@@ -74,6 +74,28 @@ def test_whatever_was_acknowledged_outlives_kill_9(no_events: str) -> None:
     _kills(no_events, 2)
 
 
+_ASKED = f"""
+import signal
+from nexhealth_pipeline.cli.household import end_like_interrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)
+end_like_interrupt()
+{_VICTIM}
+print("ended")
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_receiver_that_is_asked_to_end_does_so_in_order(no_events: str, sent: signal.Signals) -> None:
+    """A terminal that closes too: in the midst of anything, what was taken would go unanswered."""
+    command = [sys.executable, "-c", _ASKED, no_events, SECRET]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as receiver:
+        assert receiver.stdout is not None
+        receiver.stdout.readline()
+        receiver.send_signal(sent)
+        assert receiver.communicate(timeout=30)[0] == "ended\n"
+    assert receiver.returncode == 0
+
+
 @pytest.mark.soak
 def test_whatever_was_acknowledged_outlives_twenty_kills(no_events: str) -> None:
     """As above, longer."""
