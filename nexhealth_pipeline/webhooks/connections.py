@@ -1,7 +1,7 @@
-"""Connections that uvicorn would keep for ever: those whose request never begins, or whose headers never end.
+"""Connections that uvicorn would keep for ever: whose request never begins, whose headers never end, whose answer is not read.
 
-uvicorn bounds idle connections between requests, not the time or the size of headers. The classes here add
-that, and how many connections there may be, of all peers and of one.
+uvicorn bounds idle connections between requests, not the time or the size of headers, nor the time to read an answer. The
+classes here add that, and how many connections there may be, of all peers and of one.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ class Guard:
     of_one_peer: int = 500
     """A peer for which `is_proxy` says so may have all of them."""
     header_seconds: float = 10.0
-    """From the first moment a request is awaited to the end of its headers."""
+    """From the first moment a request is awaited to the end of its headers; and for a peer that does not read to go on."""
     header_bytes: int = 64 << 10
     is_proxy: Callable[[str], bool] = lambda peer: False  # noqa: ARG005 - nobody is
     peers: Counter[str] = field(default_factory=Counter)
@@ -35,6 +35,7 @@ class _Guarded(HttpToolsProtocol):
     guard: Guard
     _peer = ""
     _timer: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
     _pending = 0
     """Bytes received while no request was complete in its headers."""
 
@@ -49,6 +50,7 @@ class _Guarded(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
+        self._was_read()
         self.guard.peers[self._peer] -= 1
         if self.guard.peers[self._peer] <= 0:
             del self.guard.peers[self._peer]
@@ -58,6 +60,7 @@ class _Guarded(HttpToolsProtocol):
         super().data_received(data)
         if self.transport.is_closing():
             self._disarm()
+            self._must_be_read()
         elif not self._is_idle():
             self._disarm()
             self._pending = 0
@@ -66,6 +69,23 @@ class _Guarded(HttpToolsProtocol):
             self._pending += len(data)
             if self._pending > self.guard.header_bytes:
                 self.send_400_response("Headers too large.")
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._must_be_read()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self.transport.is_closing():  # else the rest of the last answer must be read as well
+            self._was_read()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._must_be_read()
+
+    def timeout_keep_alive_handler(self) -> None:
+        self.transport.abort()  # closing would wait until what is left of the answers was read
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # A trailer after the body would otherwise join the headers, which have been checked by then.
@@ -90,6 +110,15 @@ class _Guarded(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _must_be_read(self) -> None:
+        if self._unread is None:
+            self._unread = self.loop.call_later(self.guard.header_seconds, self.transport.abort)
+
+    def _was_read(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _too_late(self) -> None:
         self._timer = None
