@@ -142,7 +142,7 @@ class NexHealthClient:
             self._account(key_name).tokens.current(cost)
 
     def close(self) -> None:
-        """Close idle connections."""
+        """Close idle connections; whoever asks from now on, as a fetch that was given up does, gets Cancelled."""
         self._transport.close()
 
     def _accounted(self, request: ApiRequest, cursor: str, number: int, account: PageAccount) -> Page:

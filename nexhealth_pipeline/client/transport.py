@@ -102,7 +102,9 @@ class Transport:
         authorization: str,
         body: bytes | None = None,
     ) -> Answer | Fault:
-        """Send once. Raises Cancelled, and InvalidSetting for addresses and certificates that cannot be used."""
+        """Send once. Raises Cancelled, after :meth:`close` too; InvalidSetting for an address or certificate of no use."""
+        if self._closed:
+            raise Cancelled("stopped before a request to NexHealth was sent")
         session, deadline = self._borrow()
         deadline.start(self._answer_seconds)
         try:
@@ -112,7 +114,7 @@ class Transport:
             self._give_back(session, deadline)
 
     def close(self) -> None:
-        """Close idle connections; those in use close when their exchange ends."""
+        """Close idle connections and send nothing more; those in use close when their exchange ends."""
         self._closed = True
         while self._idle:
             self._idle.pop()[0].close()

@@ -267,6 +267,7 @@ class PostgresBudget:
         }
         self._inherited: list[psycopg.Connection] = []
         self._connection: psycopg.Connection | None = None
+        self._closed = False
         self._away_since: float | None = None
         self._begin_in_this_process()
 
@@ -309,7 +310,8 @@ class PostgresBudget:
         )
 
     def close(self) -> None:
-        """Close the connection; the next use opens another."""
+        """Close the connection. Whoever asks from now on, as a fetch that was given up does, gets Cancelled."""
+        self._closed = True
         with self._asking:
             if self._connection is not None and self._pid == os.getpid():
                 self._connection.close()
@@ -345,7 +347,7 @@ class PostgresBudget:
     def _connect(self) -> psycopg.Connection:
         """A new connection, sought for a while: by the first who finds none, for all others too. Raises BudgetUnavailable."""
         while True:
-            if self._stop is not None and self._stop.is_set():
+            if self._closed or (self._stop is not None and self._stop.is_set()):
                 raise Cancelled("stopped while the rate budget was sought")
             try:
                 connection = connect(self._conninfo, autocommit=True, application_name="nexhealth rate budget")

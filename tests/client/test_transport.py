@@ -14,6 +14,7 @@ from nexhealth_pipeline.client.deadline import Deadline
 from nexhealth_pipeline.client.request import ApiRequest
 from nexhealth_pipeline.client.transport import _session
 from nexhealth_pipeline.errors import (
+    Cancelled,
     InvalidSetting,
     ServerFailed,
     Unreachable,
@@ -84,6 +85,14 @@ def _until(true):
     while not true():
         assert time.monotonic() < deadline, "the idle connection stays open"
         time.sleep(0.01)
+
+
+def test_nothing_is_asked_once_the_client_is_closed(client, stub):
+    """A fetch ahead that was given up, because its answer did not come, would go on with the next try beside other runs."""
+    stub.answer = lambda seen: client.close() or refusal(503)
+    with pytest.raises(Cancelled):
+        client.get(ONE)
+    assert len(stub.data_requests) == 1
 
 
 def test_an_answer_that_drips_is_given_up_as_a_whole(make_client, stub):
