@@ -29,6 +29,7 @@ from nexhealth_pipeline.orchestration.storage import (
     database_of,
     psycopg2_url,
 )
+from nexhealth_pipeline.warehouse.connect import WATCH
 from nexhealth_pipeline.warehouse.embedded import ensure
 from tests.poolers import pooler
 
@@ -143,7 +144,7 @@ def test_no_connection_waits_for_ever(instance: dg.DagsterInstance) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "limit"), [(module.WATCH, "60000"), ("SET no_such_setting = 1", "0")], ids=["on Linux", "elsewhere"]
+    ("words", "limit"), [(WATCH, "60000"), ("SET no_such_setting = 1", "0")], ids=["on Linux", "elsewhere"]
 )
 def test_a_host_that_vanishes_gives_the_assets_rows_back(
     words: str, limit: str, own_home: Path, monkeypatch: pytest.MonkeyPatch
