@@ -22,6 +22,7 @@
     |   |-- WarehouseNewer       install a newer nexhealth_pipeline
     |   |-- WarehouseRefused     it holds the other kind of data (sandbox or real)
     |   |-- MissingRights        grant what the message names
+    |   |-- ClocksDiffer         the database's and this host's: set the wrong one right
     |   |-- ValueRefused         a column cannot hold a value: leave that row out, the others can be written
     |   |-- ChangesGone          the change feed does not go back so far: read the tables anew
     |   `-- BudgetUnavailable    the shared rate budget cannot be asked: nothing is sent
@@ -39,6 +40,7 @@ __all__ = [
     "BudgetUnavailable",
     "Cancelled",
     "ChangesGone",
+    "ClocksDiffer",
     "ConfigurationError",
     "CursorExpired",
     "InvalidSetting",
@@ -179,6 +181,10 @@ class WarehouseRefused(WarehouseError):
 
 class MissingRights(WarehouseError):
     """The database role lacks a right that the message names."""
+
+
+class ClocksDiffer(WarehouseError):
+    """By the clocks of the database and of this host it cannot be told what is old: set the wrong one right."""
 
 
 class ValueRefused(WarehouseError):

@@ -52,6 +52,7 @@ def test_every_class_says_when_it_is_raised_and_how_a_command_ends(kind: type[Pi
         ("RateLimited", 3),
         ("ProtocolBroken", 3),
         ("WarehouseUnreachable", 4),
+        ("ClocksDiffer", 4),
         ("MissingRights", 4),
         ("BudgetUnavailable", 4),
         ("Cancelled", 130),

@@ -188,12 +188,15 @@ def _stop_with_parent(alive: int) -> None:
 def _signals_passed_to(children: Sequence[_Child]) -> Iterator[Callable[[], int]]:
     """In the parent: the first signal of `_STOP` stops the children gently, a second one kills them.
 
-    Gives what tells how many came.
+    A terminal that closes is no second one: shell and kernel tell of it both, and service managers beside SIGTERM. Gives
+    what tells how many came.
     """
     received = 0
 
-    def handle(_signal: int, _frame: FrameType | None) -> None:
+    def handle(number: int, _frame: FrameType | None) -> None:
         nonlocal received
+        if received and number == signal.SIGHUP:
+            return
         received += 1
         for child in children:
             _send(child.pid, signal.SIGINT if received == 1 else signal.SIGKILL)

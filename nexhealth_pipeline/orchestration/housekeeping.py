@@ -9,11 +9,10 @@ from dataclasses import asdict
 
 import dagster as dg
 
-from nexhealth_pipeline.errors import MissingRights, PipelineError, WarehouseError
+from nexhealth_pipeline.errors import ClocksDiffer, MissingRights, PipelineError
 from nexhealth_pipeline.orchestration.retention import (
     remove_old_records,
     remove_void_checks,
-    require_dagsters_clock,
 )
 from nexhealth_pipeline.orchestration.storage import database_of
 from nexhealth_pipeline.settings import Settings
@@ -62,23 +61,22 @@ def keep_house_daily(
 ) -> None:
     """Make the partitions to come, remove what is old unless that was done today, and checks that were planned in vain.
 
-    What was not removed to its end is tried again an hour later, and the next day where a right is missing. Where clocks
-    differ, that is logged, and nothing removed. Raises WarehouseError.
+    What was not removed to its end is tried again an hour later, and the next day where a right is missing, or Dagster's
+    database has another time than this host. Where the warehouse has, that is logged, and nothing removed. Raises
+    WarehouseError.
     """
     with connect(warehouse, autocommit=True) as connection, driver_errors("keeping house"):
         make_partitions(connection)
         try:
             require_clock(connection)
-            if dagster is not None:
-                require_dagsters_clock(dagster)
             due = claim(connection)
-        except WarehouseError as error:
+        except ClocksDiffer as error:
             _LOG.warning("nothing old is removed", extra={"nexhealth": {"reason": str(error)}})
             due = False
         if due:
             try:
                 removed = keep_house(settings, warehouse, dagster, stop)
-            except MissingRights:
+            except (MissingRights, ClocksDiffer):
                 note_done(connection)
                 raise
             _LOG.info("old data was removed", extra={"nexhealth": removed})

@@ -135,10 +135,17 @@ def _execute(
     look_seconds: float,
     beside: Sequence[Callable[[], Any]] = (),
 ) -> list[Outcome]:
-    """Execute the runs of a plan side by side; with what else is to be done `beside` them, which has no outcome."""
+    """Execute the runs of a plan side by side; with what else is to be done `beside` them, which has no outcome.
+
+    Raises Cancelled where only that was left to be stopped.
+    """
     runs = [partial(execute, job) for job in plan["jobs"]]
     with _Watch(url, plan, on_progress) as watch:
-        return run_side_by_side([*runs, *beside], tick=watch.tick, every=look_seconds)[: len(runs)]
+        outcomes = run_side_by_side([*runs, *beside], tick=watch.tick, every=look_seconds)
+    if not runs:
+        for outcome in filter(_was_stopped, outcomes):
+            raise_unless_answered(outcome)
+    return outcomes[: len(runs)]
 
 
 def _undisturbed(outcomes: list[Outcome]) -> bool:

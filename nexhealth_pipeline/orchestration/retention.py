@@ -26,7 +26,7 @@ from nexhealth_pipeline.warehouse.connect import connect_to_dagster, driver_erro
 from nexhealth_pipeline.warehouse.housekeeping import require_clock
 from nexhealth_pipeline.warehouse.runs import lock_key
 
-__all__ = ["Removed", "remove_old_records", "remove_void_checks", "require_dagsters_clock"]
+__all__ = ["Removed", "remove_old_records", "remove_void_checks"]
 
 _BATCH = 2000
 _VACUUM_ROWS = 10_000
@@ -143,15 +143,6 @@ def remove_void_checks(url: str) -> int:
     ):
         there = connection.execute("SELECT to_regclass('asset_check_executions')").fetchone()
         return connection.execute(_VOID_CHECKS, (assets,)).rowcount if there and there[0] else 0
-
-
-def require_dagsters_clock(url: str) -> None:
-    """Raise WarehouseError where the clock of Dagster's database is so far from this host's that nothing can be called old."""
-    with (
-        connect_to_dagster(url, application_name="nexhealth retention") as connection,
-        driver_errors("asking Dagster's database for the time"),
-    ):
-        require_clock(connection)
 
 
 def remove_old_records(url: str, days: int, stop: threading.Event | None = None) -> Removed:

@@ -378,8 +378,10 @@ def _in_utc(connection: Any, _record: object) -> None:
         with connection.cursor() as cursor:
             try:
                 cursor.execute(_AS_DAGSTER_MEANS + ("" if connection.info.host.startswith("/") else f";{WATCH}"))
-            except connection.Error:  # a server that is not on Linux knows less of TCP
-                connection.rollback()
+            except connection.Error:
+                if connection.closed:
+                    raise
+                connection.rollback()  # a server that is not on Linux knows less of TCP
                 cursor.execute(_AS_DAGSTER_MEANS)
         connection.commit()
 

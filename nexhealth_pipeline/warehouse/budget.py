@@ -310,7 +310,10 @@ class PostgresBudget:
         )
 
     def close(self) -> None:
-        """Close the connection. Whoever asks from now on, as a fetch that was given up does, gets Cancelled."""
+        """Close the connection. Whoever asks from now on, as a fetch that was given up does, gets Cancelled.
+
+        What NexHealth tells such a one of its limits is lost: the next to ask is told again.
+        """
         self._closed = True
         with self._asking:
             if self._connection is not None and self._pid == os.getpid():

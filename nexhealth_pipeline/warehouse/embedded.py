@@ -210,7 +210,7 @@ def _start(home: Path, *, durable: bool, tcp: bool) -> _Lease:
 
 def _end_unused(place: Place) -> None:
     """Let a server that nobody uses end. Raises WarehouseError where somebody does."""
-    if not accepts(place.socket_file):
+    if _has_ended(place):
         return
     used = False
     with contextlib.suppress(WarehouseUnreachable):  # it is ending already
@@ -218,13 +218,22 @@ def _end_unused(place: Place) -> None:
     if not used:
         (place.folder / "linger").unlink(missing_ok=True)
         deadline = time.monotonic() + _UNUSED_SECONDS
-        while accepts(place.socket_file) and time.monotonic() < deadline:
+        while not _has_ended(place) and time.monotonic() < deadline:
             time.sleep(_PAUSE_SECONDS)
-    if accepts(place.socket_file):
+    if not _has_ended(place):
         raise WarehouseError(
             "the embedded PostgreSQL is in use and does not listen on 127.0.0.1 yet: "
             "end the other nexhealth processes, then ask for TCP again"
         )
+
+
+def _has_ended(place: Place) -> bool:
+    """Whether no server runs, nor will by itself: a supervisor starts one again that was killed, by what it knew of ports."""
+    lock = try_exclusive(place.supervisor_lock)
+    if lock is None:
+        return False
+    os.close(lock)
+    return not accepts(place.socket_file)
 
 
 def _make_data(place: Place, account: Account | None, *, durable: bool) -> None:
@@ -287,9 +296,6 @@ def _check_release(place: Place) -> None:
 
 def _bring_up(place: Place, account: Account | None, *, durable: bool) -> EmbeddedServer:
     """The server, once it answers and a supervisor watches it."""
-    if not accepts(place.socket_file):
-        (place.folder / "linger").unlink(missing_ok=True)
-        place = place.with_usable_port()
     server = EmbeddedServer(place)
     deadline = time.monotonic() + _START_SECONDS
     started = 0
@@ -302,6 +308,10 @@ def _bring_up(place: Place, account: Account | None, *, durable: bool) -> Embedd
         elif started < _STARTS:
             if started:
                 time.sleep(_TRY_AGAIN_SECONDS)
+            elif not accepts(place.socket_file):
+                (place.folder / "linger").unlink(missing_ok=True)
+                place = place.with_usable_port()
+                server = EmbeddedServer(place)
             _spawn_supervisor(place, lock, account, durable=durable)
             started += 1
         else:

@@ -17,7 +17,7 @@ from typing import Any
 import psycopg
 
 from nexhealth_pipeline.catalog.collections import DECLARED
-from nexhealth_pipeline.errors import WarehouseError
+from nexhealth_pipeline.errors import ClocksDiffer
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.warehouse import changes, history, sync_log
 from nexhealth_pipeline.warehouse.runs import lock_key
@@ -148,10 +148,10 @@ _OLD_VERSIONS = """
 
 
 def require_clock(connection: psycopg.Connection) -> None:
-    """Raise WarehouseError where the database's clock is so far from this host's that it cannot be told what is old."""
+    """Raise ClocksDiffer where the database's clock is so far from this host's that it cannot be told what is old."""
     theirs, ours = database_time(connection), datetime.now(UTC)
     if abs(theirs - ours) > _CLOCKS_DIFFER:
-        raise WarehouseError(
+        raise ClocksDiffer(
             f"by the clock of database {connection.info.dbname} it is {theirs.astimezone(UTC):%Y-%m-%d %H:%M} UTC and by this"
             f" host's {ours:%Y-%m-%d %H:%M} UTC, so what is old cannot be told: set the wrong one right"
         )

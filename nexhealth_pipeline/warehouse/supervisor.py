@@ -31,11 +31,12 @@ _POLL_SECONDS = 0.1
 _CLIENT_POLL_SECONDS = 2.0
 _FAST_STOP_SECONDS = 60.0
 _LAST_STOP_SECONDS = 20.0
-_STARTS_AGAIN = 5
-"""Of a server that is killed in use. What it leaves behind may live a moment longer, and until then a start is refused."""
-_TRY_AGAIN_SECONDS = 0.5
+_AWAY_SECONDS = 300.0
+"""For so long a server that was killed in use is started again: until what it left has ended its statement, a start is refused."""
+_TRY_AGAIN_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 30.0
+"""Before the first of these starts, which doubles with each."""
 _SETTLED_SECONDS = 60.0
-"""One that has run for so long is started again as often anew."""
+"""One that ran for so long is started again for as long anew."""
 _LOG_BYTES = 5_000_000
 
 _SETTINGS = {
@@ -120,7 +121,8 @@ class _Server:
         self._child: subprocess.Popen[bytes] | None = None
         self._adopted = 0
         self._started_at = 0.0
-        self._starts_left = _STARTS_AGAIN
+        self._away_since = 0.0
+        self._pause = 0.0
         self._socket = socket_file(order.socket, order.port)
 
     def start(self) -> None:
@@ -132,19 +134,20 @@ class _Server:
         self._clear_stale_pid()
         self._child = subprocess.Popen(self._command(), cwd="/", stdin=subprocess.DEVNULL, **self._account())
 
-    def start_again(self) -> bool:
-        """Start a server that was killed; False where it ended by itself, or is killed again and again.
+    def pause(self) -> float | None:
+        """Seconds until a server that is gone is to be started again; None where it ended by itself, or that was tried for long.
 
-        Only one that was killed leaves its file behind: one that somebody stopped, or that cannot start, removes it.
+        Only one that was killed leaves its file behind: one that somebody stopped, or that cannot start, removes it, and one
+        whose start is refused finds that of the one before.
         """
-        if time.monotonic() - self._started_at > _SETTLED_SECONDS:
-            self._starts_left = _STARTS_AGAIN
-        if not self._starts_left or not self._pid():
-            return False
-        self._starts_left -= 1
-        time.sleep(_TRY_AGAIN_SECONDS)
-        self.start()
-        return True
+        now, pid = time.monotonic(), self._pid()
+        killed = pid == (self._child.pid if self._child else self._adopted)
+        if killed and (not self._pause or now - self._started_at > _SETTLED_SECONDS):
+            self._away_since, self._pause = now, _TRY_AGAIN_SECONDS / 2
+        if not pid or not self._pause or now - self._away_since > _AWAY_SECONDS:
+            return None
+        self._pause = min(_LONGEST_PAUSE_SECONDS, 2 * self._pause)
+        return self._pause
 
     def _command(self) -> list[str]:
         order = self._order
@@ -291,9 +294,12 @@ def _supervise(order: Order) -> None:
         while not stopping.asked:
             if not server.runs():
                 # A receiver that runs for weeks asks for no server again.
-                if users.none_left() or not server.start_again():
+                pause = server.pause()
+                if users.none_left() or pause is None or stopping.within(pause):
                     break
-            elif users.none_left():
+                server.start()
+                continue
+            if users.none_left():
                 pause = _stays(server, folder)
                 if not pause:
                     break
@@ -312,6 +318,13 @@ class _Stopping:
     def __init__(self) -> None:
         self.asked = False
         signal.signal(signal.SIGTERM, self._ask)
+
+    def within(self, seconds: float) -> bool:
+        """Wait for so long at most; whether it came."""
+        deadline = time.monotonic() + seconds
+        while not self.asked and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        return self.asked
 
     def _ask(self, _number: int, _frame: FrameType | None) -> None:
         self.asked = True

@@ -97,6 +97,22 @@ def test_a_signal_to_the_parent_stops_every_child_gently(sent: signal.Signals) -
     assert output.splitlines() == ["stopped", "stopped", "[130, 130]"], errors
 
 
+@pytest.mark.parametrize("first", [signal.SIGHUP, signal.SIGTERM])
+def test_a_terminal_that_closes_kills_nobody_however_often_it_is_told(first: signal.Signals) -> None:
+    """By the shell, and by the kernel once that has ended: the page under way was lost, and runs stayed open."""
+    with _python(SLEEPER.format(stubborn=True)) as process:
+        assert process.stdout is not None
+        _children(process)
+        process.send_signal(first)
+        assert [process.stdout.readline() for _ in range(2)] == ["stays\n", "stays\n"]
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.5)
+        assert process.poll() is None, "no child was killed"
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=20)
+    assert output == "[130, 130]\n"
+
+
 def test_a_terminal_that_closes_is_no_matter_under_nohup() -> None:
     """`nohup nexhealth sync &` must outlive it, its children too."""
     script = """
