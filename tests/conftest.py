@@ -20,6 +20,10 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("ours", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ours")  # in a fresh clone the first examples wait until it has read all modules that are loaded
 
 TEMPLATE = "nexhealth_template"
 HOME_VARIABLE = "NEXHEALTH_TEST_HOME"

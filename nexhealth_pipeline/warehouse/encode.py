@@ -58,8 +58,11 @@ class Note:
 
     @property
     def fingerprint(self) -> bytes:
-        """The same for the same fault of the same content, so that a re-read adds no second note."""
-        digest = blake2b(self.raw, digest_size=16)
+        """The same for the same fault of the same record, so that a re-read adds no second note.
+
+        Not of its content, where it says which record it is: that has times that move with each look at the practice system.
+        """
+        digest = blake2b(self.record_id.encode() or self.raw, digest_size=16)
         digest.update(f"\0{self.field}\0{self.rule}".encode())
         if self.owner:
             digest.update(f"\0{self.owner}".encode())
@@ -127,7 +130,7 @@ class RecordEncoder:
         self._id_at = id_place(arranged(collection))
         self._version_at = next((at for at, one in enumerate(self._fields) if one.name == collection.version), None)
         self._deleted_if = collection.deleted_if
-        self._deleted = re.compile(rb'"%s"\s*:\s*true' % (collection.deleted_if or "").encode())
+        self._deleted = re.compile(rb'"%s"\s*:\s*(?!false|null)' % (collection.deleted_if or "").encode())
         # What only the request knows is content where the record may move: its bytes are the same in another list.
         self._told_at = [at for at, one in enumerate(self._request_columns) if one.name in collection.list_columns]
         hashed = ",".join((*self.stage_columns, *collection.list_columns))
@@ -204,15 +207,25 @@ class RecordEncoder:
         institution = self._institution or self._institution_of(record)
         self.drift.see(record, institution, absent, faults)
         self._usual.learn(record)
-        for fault in faults:
-            note = Note(_digits(record.get("id")), fault.field, fault.rule, loaded=True, raw=stored.encode())
-            encoded.notes.append(note)
-        id_ = None if self._id_at is None else texts[self._id_at]
-        found = Usual(fields, None if id_ is None else int(id_), absent, stored)
         deleted_at = None
-        if self._deleted_if is not None and record.get(self._deleted_if) is True:
+        if self._deleted_if is not None and self._is_deleted(record.get(self._deleted_if), faults):
             deleted_at = (None if self._version_at is None else texts[self._version_at]) or read_text
+        id_ = None if self._id_at is None else texts[self._id_at]
+        for fault in faults:
+            note = Note(id_ or _digits(record.get("id")), fault.field, fault.rule, loaded=True, raw=stored.encode())
+            encoded.notes.append(note)
+        found = Usual(fields, None if id_ is None else int(id_), absent, stored)
         return self._written(found, institution, known, read_text, encoded, deleted_at)
+
+    def _is_deleted(self, value: object, faults: list[RecordRefused]) -> bool:
+        """What the flag says, in whatever form other flags come; one that says nothing is a fault of the record."""
+        if value is None:
+            return False
+        try:
+            return CONVERTERS[SqlType.BOOLEAN](value) == "True"
+        except RecordRefused as refused:
+            faults.append(RecordRefused(self._deleted_if or "", refused.rule))
+            return False
 
     def _written(
         self,

@@ -2,7 +2,7 @@
 
 A note is open until its record is read later without the fault, or the row's own list that it stood in without the
 record (of one without an id: all of the place), until that row is found to be gone, or until a retry loads it or finds
-it out of date. The same fault of the same content is one note, however often it is read; one that comes back after it
+it out of date. The same fault of the same record is one note, however often it is read; one that comes back after it
 was resolved is open, and new, again. A record that could not be read at all may have been spoilt on its way, so what met
 one for the first time is asked once more by the next sync: its pass begins where that one began (:func:`met_unread`),
 and a row's own list is due again (`warehouse.child_reads`).
@@ -42,6 +42,7 @@ def quarantine(
             " coalesce(%(read_at)s, clock_timestamp()))"
             " ON CONFLICT (collection, institution_id, fingerprint) DO UPDATE"
             " SET read_at = greatest(q.read_at, excluded.read_at),"
+            " raw = CASE WHEN excluded.read_at < q.read_at THEN q.raw ELSE excluded.raw END,"
             # A document in another patient's list is that patient's now, by a retry as well; unless it was read earlier.
             " request = CASE WHEN excluded.read_at < q.read_at THEN q.request ELSE excluded.request END,"
             " location_id = CASE WHEN excluded.read_at < q.read_at THEN q.location_id ELSE excluded.location_id END,"

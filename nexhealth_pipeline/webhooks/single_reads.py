@@ -339,7 +339,7 @@ def _inside(record: bytes, path: tuple[str, ...]) -> list[bytes]:
 def _objects(value: bytes) -> list[bytes]:
     if value[:1] == b"[":
         return [bytes(one) for one in msgspec.json.decode(value, type=list[msgspec.Raw])]
-    return [] if value == b"null" else [value]
+    return [] if value in (b"null", b'""') else [value]
 
 
 def _member(record: bytes, name: str) -> bytes:

@@ -325,14 +325,14 @@ class TestProgress:
         import threading
 
         monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-        before = threading.active_count()
-        seen: list[int] = []
+        before = set(threading.enumerate())
+        seen: list[set[threading.Thread]] = []
         shown = showing_progress(json=False)
         with shown as show:
             assert show is not None
             show(Progress("patients acme.1", 2, 2000, 1, 7))
-            seen.append(threading.active_count())
-        assert seen == [before]
+            seen.append(set(threading.enumerate()) - before)
+        assert seen == [set()]
 
     def test_it_is_looked_for_as_often_as_it_is_shown(
         self, nexhealth: Run, ran: FakeRun, monkeypatch: pytest.MonkeyPatch

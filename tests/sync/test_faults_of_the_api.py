@@ -22,7 +22,7 @@ from .reconciled import DESERT
 from .spoiler import Spoiler, Steps, drip, spoiling
 
 FULL = SyncOptions(mode=Mode.FULL)
-IMPATIENT = RetryPolicy(attempts=2, sleep=lambda _: None)
+IMPATIENT = RetryPolicy(attempts=3, sleep=lambda _: None)
 ONLY = {"operatories", "patients", "working_hours"}
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 BEGUN = HEAD + b'Content-Length: 9000\r\n\r\n{"code":true,'

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from datetime import UTC, datetime
 from threading import Event
-from time import sleep
+from time import monotonic, sleep
 from typing import Any, cast
 
 import pytest
@@ -135,7 +135,9 @@ def test_what_is_under_way_when_one_ends_the_run_is_handed_out_first(
             raise error
         other.set()
         assert failed.wait(10)
-        sleep(0.1)
+        deadline = monotonic() + 10  # else this one may end before what ends the run is known
+        while not caplog.messages and monotonic() < deadline:
+            sleep(0.01)
         return SliceResult(piece, Status.SUCCEEDED, Counts(), 0.0)
 
     monkeypatch.setattr(runner, "read_slice", read)

@@ -17,7 +17,10 @@ from tests.poolers import pooler
 
 from .kit import open_session
 
-HELD_BY = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND (classid::bigint << 32 | objid::bigint) = %s"
+HELD_BY = (
+    "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND (classid::bigint << 32 | objid::bigint) = %s"
+    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+)
 
 
 def test_a_run_takes_its_lock_again_though_it_commits_nothing(

@@ -166,7 +166,7 @@ def test_the_wait_is_reported(budget_of):
     budget = budget_of(limits=only(1, 0.5))
     assert budget.acquire((PATIENTS,)) == 0.0
     began = time.monotonic()
-    assert 0.1 < budget.acquire((PATIENTS,)) <= time.monotonic() - began
+    assert 0.0 < budget.acquire((PATIENTS,)) <= time.monotonic() - began
 
 
 def test_throttle_stops_every_process_in_these_classes_only(budget_of):

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from nexhealth_pipeline.catalog.collection import Collection, Column, Phi, Scope, SqlType
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.warehouse.encode import Note, RecordEncoder
+from nexhealth_pipeline.warehouse.values import NULL
 
 from .kit import GADGETS, NOON, Table, gadget
 
@@ -369,7 +370,31 @@ def test_the_same_fault_has_the_same_fingerprint_and_another_one_another() -> No
         return Note(**(base | changes)).fingerprint
 
     assert note() == note()
-    assert len({note(), note(field="x"), note(rule="x"), note(raw=b"{ }")}) == 4
+    assert note() == note(raw=b"{ }"), "it says which record it is"
+    assert len({note(), note(field="x"), note(rule="x"), note(record_id="2"), note(owner="1")}) == 5
+    assert note(record_id="") != note(record_id="", raw=b"{ }")
+
+
+@pytest.mark.parametrize(
+    ("flag", "deleted", "noted"),
+    [("true", True, []), ('"true"', True, []), ("false", False, []), ("null", False, []), ("1", False, ["deleted"])],
+)
+def test_the_flag_of_a_deleted_record_is_read_as_others_are(flag: str, deleted: bool, noted: list[str]) -> None:
+    """A visit that was cancelled away stayed in the schedule, and nobody was told."""
+    visits = COLLECTIONS["appointments"]
+    assert visits.deleted_if == "deleted"
+    encoder = RecordEncoder(visits, 1)
+    record = b'{"id": 7, "updated_at": "2026-01-01T00:00:00Z", "deleted": %s}' % flag.encode()
+    encoded = encoder.encode([record], NOON, {})
+    at = encoder.stage_columns.index("deleted_at")
+    assert (encoded.lines[0].split("\t")[at] != NULL) == deleted
+    assert [(note.record_id, note.field) for note in encoded.notes] == [("7", field) for field in noted]
+
+
+def test_a_note_names_the_row_as_its_key_does() -> None:
+    """An id with zeros before it is the row's all the same, by which the note is closed."""
+    (note,) = RecordEncoder(GADGETS, 1).encode([b'{"id": "007", "born": "2024-02-30"}'], NOON, {}).notes
+    assert note.record_id == "7"
 
 
 def test_no_error_of_the_database_quotes_a_record(table: Table) -> None:

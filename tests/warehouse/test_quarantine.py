@@ -60,11 +60,27 @@ def test_an_older_answer_that_comes_late_says_neither_where_nor_whose_it_is(
     assert meet(2, 3, 77) == [(3, 77)]
 
 
-def test_another_institution_field_or_content_is_new(connection: psycopg.Connection) -> None:
+def test_another_institution_record_or_field_is_new(connection: psycopg.Connection) -> None:
     other_field = Note("12", "start_time", NOTE.rule, loaded=True, raw=NOTE.raw)
-    other_content = Note("12", "born", NOTE.rule, loaded=True, raw=b"{}")
-    assert store(connection, NOTE, other_field, other_content) == 3
+    other_record = Note("13", "born", NOTE.rule, loaded=True, raw=NOTE.raw)
+    assert store(connection, NOTE, other_field, other_record) == 3
     assert store(connection, NOTE, institution_id=8) == 1
+
+
+def test_what_does_not_say_which_record_it_is_is_told_by_its_content(connection: psycopg.Connection) -> None:
+    nameless = Note("", "", "not a JSON object", loaded=False, raw=b"{")
+    assert store(connection, nameless, replace(nameless, raw=b"[")) == 2
+    assert store(connection, nameless) == 0
+
+
+def test_a_faulty_record_whose_times_move_is_one_note_that_holds_the_newest(
+    connection: psycopg.Connection, rows: Rows
+) -> None:
+    """`last_sync_time` moves with each look at the practice system: every sync had something new, and read all again."""
+    at = (1, 2, 0)  # the last answer is late
+    notes = [replace(NOTE, raw=b'{"id": 12, "t": %d}' % minutes, read_at=NOON + minutes * MINUTE) for minutes in at]
+    assert [store(connection, note) for note in notes] == [1, 0, 0]
+    assert rows("SELECT convert_from(raw, 'UTF8') FROM nexhealth_quarantine") == [('{"id": 12, "t": 2}',)]
 
 
 def test_nothing_to_note_costs_nothing(connection: psycopg.Connection) -> None:
