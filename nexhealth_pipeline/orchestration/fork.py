@@ -15,6 +15,7 @@ import selectors
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -27,6 +28,8 @@ __all__ = ["Outcome", "run_side_by_side"]
 
 
 _STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_BESIDE_SECONDS = 1.0
+"""So long after SIGHUP a SIGTERM means the same."""
 
 
 class Outcome(NamedTuple):
@@ -188,14 +191,18 @@ def _stop_with_parent(alive: int) -> None:
 def _signals_passed_to(children: Sequence[_Child]) -> Iterator[Callable[[], int]]:
     """In the parent: the first signal of `_STOP` stops the children gently, a second one kills them.
 
-    A terminal that closes is no second one: shell and kernel tell of it both, and service managers beside SIGTERM. Gives
-    what tells how many came.
+    A terminal that closes is no second one: shell and kernel tell of it both, and service managers beside SIGTERM, which
+    may come to be handled after it. Gives what tells how many came.
     """
     received = 0
+    closed_at = -_BESIDE_SECONDS
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        nonlocal received
-        if received and number == signal.SIGHUP:
+        nonlocal received, closed_at
+        beside = number == signal.SIGTERM and time.monotonic() - closed_at < _BESIDE_SECONDS
+        if number == signal.SIGHUP:
+            closed_at = time.monotonic()
+        if received and (beside or number == signal.SIGHUP):
             return
         received += 1
         for child in children:

@@ -6,7 +6,7 @@ note is closed and nothing is loaded. Asks NexHealth nothing.
 """
 
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -183,12 +183,12 @@ def _retry_records(connection: psycopg.Connection, place: _Place, loader: Loader
     outdated = [record for record in records if _outdated(connection, place, record)]
     encoder = RecordEncoder(place.collection, place.institution_id or None)
     loadable: list[_Record] = []
-    closed: list[int] = []
+    closed: list[tuple[int, datetime]] = []
     for record in records:
         if record in outdated:
             continue
         faults = _faults(encoder, record)
-        mended = [] if faults is None else [note_id for note_id, name in record.notes if name not in faults]
+        mended = [] if faults is None else [(one, record.read_at) for one, name in record.notes if name not in faults]
         if mended:
             loadable.append(record)
             closed += mended
@@ -200,7 +200,7 @@ def _retry_records(connection: psycopg.Connection, place: _Place, loader: Loader
     _remember_members(connection, place, loadable, loaded.ids)
     done.rows.inserted, done.rows.updated = loaded.counts.inserted, loaded.counts.updated
     done.rows.unchanged, done.rows.records_read = loaded.counts.unchanged, len(loadable)
-    old = [note_id for record in outdated for note_id, _ in record.notes]
+    old = [(one, record.read_at) for record in outdated for one, _ in record.notes]
     _close(connection, [*closed, *old])
     done.loaded, done.outdated = len(closed), len(old)
     done.still_open = done.tried - done.loaded - done.outdated
@@ -308,9 +308,11 @@ def _changed(connection: psycopg.Connection, parent: Collection, place: _Place, 
     return connection.execute(query, values).fetchone() is not None
 
 
-def _close(connection: psycopg.Connection, ids: Iterable[int]) -> None:
+def _close(connection: psycopg.Connection, notes: Sequence[tuple[int, datetime]]) -> None:
+    """Close these notes, but for those of which the record was read once more since."""
     connection.execute(
         "UPDATE nexhealth_quarantine SET resolved_at = clock_timestamp() WHERE id IN"
-        " (SELECT id FROM nexhealth_quarantine WHERE id = ANY(%s) AND resolved_at IS NULL ORDER BY fingerprint FOR UPDATE)",
-        (list(ids),),
+        " (SELECT q.id FROM nexhealth_quarantine q JOIN unnest(%s::bigint[], %s::timestamptz[]) tried (id, read_at)"
+        " ON q.id = tried.id WHERE q.resolved_at IS NULL AND q.read_at <= tried.read_at ORDER BY q.fingerprint FOR UPDATE OF q)",
+        ([one for one, _ in notes], [read_at for _, read_at in notes]),
     )

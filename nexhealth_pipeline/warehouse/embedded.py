@@ -306,13 +306,16 @@ def _bring_up(place: Place, account: Account | None, *, durable: bool) -> Embedd
                 return server
             time.sleep(_PAUSE_SECONDS)
         elif started < _STARTS:
-            if started:
-                time.sleep(_TRY_AGAIN_SECONDS)
-            elif not accepts(place.socket_file):
-                (place.folder / "linger").unlink(missing_ok=True)
-                place = place.with_usable_port()
-                server = EmbeddedServer(place)
-            _spawn_supervisor(place, lock, account, durable=durable)
+            try:
+                if started:
+                    time.sleep(_TRY_AGAIN_SECONDS)
+                elif not accepts(place.socket_file):
+                    (place.folder / "linger").unlink(missing_ok=True)
+                    place = place.with_usable_port()
+                    server = EmbeddedServer(place)
+                _spawn_supervisor(place, lock, account, durable=durable)
+            finally:
+                os.close(lock)  # the supervisor has it now
             started += 1
         else:
             os.close(lock)
@@ -338,8 +341,6 @@ def _spawn_supervisor(place: Place, lock: int, account: Account | None, *, durab
         subprocess.run(command, check=True, cwd="/", env=_environment(), stdin=subprocess.DEVNULL, pass_fds=(lock,))
     except (OSError, subprocess.CalledProcessError):
         raise WarehouseError(f"the embedded PostgreSQL's supervisor does not start with {sys.executable}") from None
-    finally:
-        os.close(lock)
 
 
 def _environment() -> dict[str, str]:

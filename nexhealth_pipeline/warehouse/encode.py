@@ -54,6 +54,8 @@ class Note:
     """What the request knew of the record: all that is needed to load it later, and whose list it stood in."""
     owner: str = ""
     """The part of it that is in the row's key: the same bytes inside two charges are two records."""
+    key: str = ""
+    """What else is in the key, of a record without an id that could be read."""
     read_at: datetime | None = None
 
     @property
@@ -62,7 +64,8 @@ class Note:
 
         Not of its content, where it says which record it is: that has times that move with each look at the practice system.
         """
-        digest = blake2b(self.record_id.encode() or self.raw, digest_size=16)
+        which = self.record_id or self.key
+        digest = blake2b(f"of\0{which}".encode() if which else self.raw, digest_size=16)
         digest.update(f"\0{self.field}\0{self.rule}".encode())
         if self.owner:
             digest.update(f"\0{self.owner}".encode())
@@ -130,7 +133,7 @@ class RecordEncoder:
         self._id_at = id_place(arranged(collection))
         self._version_at = next((at for at, one in enumerate(self._fields) if one.name == collection.version), None)
         self._deleted_if = collection.deleted_if
-        self._deleted = re.compile(rb'"%s"\s*:\s*(?!false|null)' % (collection.deleted_if or "").encode())
+        self._deleted = re.compile(rb'"%s"\s*:\s*+(?!false|null)' % (collection.deleted_if or "").encode())
         # What only the request knows is content where the record may move: its bytes are the same in another list.
         self._told_at = [at for at, one in enumerate(self._request_columns) if one.name in collection.list_columns]
         hashed = ",".join((*self.stage_columns, *collection.list_columns))
@@ -205,15 +208,21 @@ class RecordEncoder:
         texts = self._values(record, absent, faults)
         fields = "\t".join([NULL if text is None else copy_text(text, escaped=True) for text in texts])
         institution = self._institution or self._institution_of(record)
-        self.drift.see(record, institution, absent, faults)
-        self._usual.learn(record)
         deleted_at = None
         if self._deleted_if is not None and self._is_deleted(record.get(self._deleted_if), faults):
             deleted_at = (None if self._version_at is None else texts[self._version_at]) or read_text
+        self.drift.see(record, institution, absent, faults)
+        self._usual.learn(record)
         id_ = None if self._id_at is None else texts[self._id_at]
-        for fault in faults:
-            note = Note(id_ or _digits(record.get("id")), fault.field, fault.rule, loaded=True, raw=stored.encode())
-            encoded.notes.append(note)
+        number = id_ or _digits(record.get("id"))
+        key = (
+            ""
+            if number
+            else "\0".join(text or "" for field, text in zip(self._fields, texts, strict=True) if field.in_key)
+        )
+        encoded.notes += [
+            Note(number, fault.field, fault.rule, loaded=True, raw=stored.encode(), key=key) for fault in faults
+        ]
         found = Usual(fields, None if id_ is None else int(id_), absent, stored)
         return self._written(found, institution, known, read_text, encoded, deleted_at)
 

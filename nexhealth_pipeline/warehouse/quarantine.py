@@ -42,7 +42,8 @@ def quarantine(
             " coalesce(%(read_at)s, clock_timestamp()))"
             " ON CONFLICT (collection, institution_id, fingerprint) DO UPDATE"
             " SET read_at = greatest(q.read_at, excluded.read_at),"
-            " raw = CASE WHEN excluded.read_at < q.read_at THEN q.raw ELSE excluded.raw END,"
+            # The old datum where it is the same: else a megabyte is written anew at each read.
+            " raw = CASE WHEN excluded.read_at < q.read_at OR excluded.raw = q.raw THEN q.raw ELSE excluded.raw END,"
             # A document in another patient's list is that patient's now, by a retry as well; unless it was read earlier.
             " request = CASE WHEN excluded.read_at < q.read_at THEN q.request ELSE excluded.request END,"
             " location_id = CASE WHEN excluded.read_at < q.read_at THEN q.location_id ELSE excluded.location_id END,"
@@ -64,9 +65,24 @@ def quarantine(
                 "read_at": note.read_at,
             },
         ).fetchone()
-        if row and row[0]:
+        if row and row[0] and not (note.record_id and _took_over(connection, note, collection, institution_id)):
             new.append(note)
     return new
+
+
+def _took_over(connection: psycopg.Connection, note: Note, collection: str, institution_id: int) -> bool:
+    """Close what an earlier release, which went by all of a record's bytes, noted of the same fault; whether it had."""
+    return bool(
+        connection.execute(
+            "UPDATE nexhealth_quarantine SET resolved_at = clock_timestamp()"
+            " WHERE collection = %s AND institution_id = %s AND record_id = %s AND resolved_at IS NULL"
+            " AND field = %s AND rule = %s AND request = %s AND fingerprint <> %s",
+            (
+                *(collection, institution_id, note.record_id),
+                *(note.field, note.rule, Jsonb(dict(note.request)), note.fingerprint),
+            ),
+        ).rowcount
+    )
 
 
 _OPEN = " WHERE collection = %s AND institution_id = %s AND location_id = %s AND resolved_at IS NULL"

@@ -23,7 +23,7 @@ _record = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _value = msgspec.json.Decoder().decode
 _DONE = ("", ".complete")
 """What events are called besides their names, but for those of writes that failed (API.md F.4)."""
-_NULL, _TRUE = msgspec.Raw(b"null"), msgspec.Raw(b"true")
+_NULL = msgspec.Raw(b"null")
 
 
 @dataclass(slots=True)
@@ -173,7 +173,7 @@ def _list_shape(collection: Collection, record: _Record) -> _Record:
 def _says_deleted(collection: Collection, record: _Record) -> bool:
     """Whether the record itself says that it is deleted, in a collection whose records can."""
     if collection.deleted_if is not None:
-        return record.get(collection.deleted_if, _NULL) == _TRUE
+        return _converted(record, collection.deleted_if, SqlType.BOOLEAN) == "True"
     return collection.soft_delete is not None and _moment(record, collection.soft_delete) is not None
 
 

@@ -106,6 +106,7 @@ def test_a_terminal_that_closes_kills_nobody_however_often_it_is_told(first: sig
         process.send_signal(first)
         assert [process.stdout.readline() for _ in range(2)] == ["stays\n", "stays\n"]
         process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGTERM)
         time.sleep(0.5)
         assert process.poll() is None, "no child was killed"
         process.send_signal(signal.SIGINT)

@@ -391,6 +391,18 @@ def test_the_flag_of_a_deleted_record_is_read_as_others_are(flag: str, deleted: 
     assert [(note.record_id, note.field) for note in encoded.notes] == [("7", field) for field in noted]
 
 
+def test_a_record_without_an_id_is_told_by_its_key() -> None:
+    """A source's status has times that move at every look: each sync had a new note of the same fault."""
+    encoder = RecordEncoder(COLLECTIONS["sync_status"], 1)
+
+    def note(source: str, at: str) -> bytes:
+        record = {"sync_source_type": source, "sync_source_name": "A", "read_status_at": at, "emr": {"id": "x"}}
+        return encoder.encode([json.dumps(record).encode()], NOON, {}).notes[0].fingerprint
+
+    assert note("Emr", "2026-01-01T00:00:00Z") == note("Emr", "2026-01-02T00:00:00Z")
+    assert note("Emr", "2026-01-01T00:00:00Z") != note("Other", "2026-01-01T00:00:00Z")
+
+
 def test_a_note_names_the_row_as_its_key_does() -> None:
     """An id with zeros before it is the row's all the same, by which the note is closed."""
     (note,) = RecordEncoder(GADGETS, 1).encode([b'{"id": "007", "born": "2024-02-30"}'], NOON, {}).notes

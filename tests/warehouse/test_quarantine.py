@@ -73,6 +73,24 @@ def test_what_does_not_say_which_record_it_is_is_told_by_its_content(connection:
     assert store(connection, nameless) == 0
 
 
+def test_notes_of_an_earlier_release_are_taken_over_and_nothing_is_new(
+    connection: psycopg.Connection, rows: Rows
+) -> None:
+    """They went by all of a record's bytes: one of each time that had moved, and no read closes that of an unreadable one."""
+    store(connection, NOTE)
+    connection.execute("UPDATE nexhealth_quarantine SET fingerprint = 'of all bytes'")
+    columns = "collection, institution_id, location_id, record_id, field, rule, loaded, raw, run_id, request, read_at"
+    connection.execute(
+        f"INSERT INTO nexhealth_quarantine ({columns}, fingerprint)"
+        f" SELECT {columns}, 'of others' FROM nexhealth_quarantine"
+    )
+    other = replace(NOTE, record_id="13")
+    assert store(connection, other) == 1
+    assert store(connection, NOTE) == 0
+    assert rows("SELECT count(*) FROM nexhealth_quarantine WHERE resolved_at IS NULL AND record_id = '12'") == [(1,)]
+    assert store(connection, NOTE, other) == 0
+
+
 def test_a_faulty_record_whose_times_move_is_one_note_that_holds_the_newest(
     connection: psycopg.Connection, rows: Rows
 ) -> None:
