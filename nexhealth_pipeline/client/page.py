@@ -17,7 +17,17 @@ from nexhealth_pipeline.client.split import split_envelope
 from nexhealth_pipeline.client.words import vendor_words
 from nexhealth_pipeline.errors import ServerFailed
 
-__all__ = ["NO_CONTENT", "BodyMalformed", "Envelope", "Page", "decode_envelope", "fields_of", "kept_page", "records_of"]
+__all__ = [
+    "NO_CONTENT",
+    "BodyMalformed",
+    "Envelope",
+    "Page",
+    "decode_envelope",
+    "elements_in",
+    "fields_of",
+    "kept_page",
+    "records_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,13 +185,20 @@ def records_of(envelope: Envelope, path: tuple[str, ...]) -> list[bytes]:
 
 def _children(parent: bytes, name: str) -> list[bytes]:
     try:
-        nested = bytes(_OBJECT.decode(parent).get(name, b"null")).strip()
-        if nested[:1] == b"[":
-            return [bytes(raw) for raw in _LIST.decode(nested)]
+        return elements_in(bytes(_OBJECT.decode(parent).get(name, b"null")).strip())
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise BodyMalformed from None
-    # Some practice systems write an empty text for nothing. What else is no object is a record that cannot be read.
-    return [] if nested in (b"null", b'""') else [nested]
+
+
+def elements_in(value: bytes) -> list[bytes]:
+    """The records in a record's field: a list's elements, else the value itself. Raises msgspec.DecodeError for bad JSON.
+
+    None where there is null, or an empty text, which some practice systems write for nothing. What else is no object is a
+    record that cannot be read.
+    """
+    if value[:1] == b"[":
+        return [bytes(raw) for raw in _LIST.decode(value)]
+    return [] if value in (b"null", b'""') else [value]
 
 
 def _decode_strict(body: bytes) -> tuple[_Frame, list[bytes] | bytes]:

@@ -10,10 +10,7 @@ from dataclasses import asdict
 import dagster as dg
 
 from nexhealth_pipeline.errors import ClocksDiffer, MissingRights, PipelineError
-from nexhealth_pipeline.orchestration.retention import (
-    remove_old_records,
-    remove_void_checks,
-)
+from nexhealth_pipeline.orchestration.retention import remove_old_records, remove_void_checks
 from nexhealth_pipeline.orchestration.storage import database_of
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.warehouse.connect import connect, driver_errors

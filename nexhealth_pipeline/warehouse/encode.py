@@ -55,7 +55,7 @@ class Note:
     owner: str = ""
     """The part of it that is in the row's key: the same bytes inside two charges are two records."""
     key: str = ""
-    """What else is in the key, of a record without an id that could be read."""
+    """Its own part of the row's key, where the record could be read; counts where it has no id."""
     read_at: datetime | None = None
 
     @property
@@ -214,15 +214,12 @@ class RecordEncoder:
         self.drift.see(record, institution, absent, faults)
         self._usual.learn(record)
         id_ = None if self._id_at is None else texts[self._id_at]
-        number = id_ or _digits(record.get("id"))
-        key = (
-            ""
-            if number
-            else "\0".join(text or "" for field, text in zip(self._fields, texts, strict=True) if field.in_key)
-        )
-        encoded.notes += [
-            Note(number, fault.field, fault.rule, loaded=True, raw=stored.encode(), key=key) for fault in faults
-        ]
+        if faults:
+            number = id_ or _digits(record.get("id"))
+            key = "\0".join(text or "" for field, text in zip(self._fields, texts, strict=True) if field.in_key)
+            encoded.notes += [
+                Note(number, fault.field, fault.rule, loaded=True, raw=stored.encode(), key=key) for fault in faults
+            ]
         found = Usual(fields, None if id_ is None else int(id_), absent, stored)
         return self._written(found, institution, known, read_text, encoded, deleted_at)
 

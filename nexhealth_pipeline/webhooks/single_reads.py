@@ -23,7 +23,7 @@ from psycopg import sql
 from nexhealth_pipeline.catalog.collection import Collection
 from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.client.account import id_of
-from nexhealth_pipeline.client.page import Page
+from nexhealth_pipeline.client.page import Page, elements_in
 from nexhealth_pipeline.client.request import ApiRequest
 from nexhealth_pipeline.errors import ApiError, Cancelled, KeyRefused, NoAccess, NotFound, TryLater
 from nexhealth_pipeline.sync.filters import NO_FILTERS
@@ -332,14 +332,8 @@ def _inside(record: bytes, path: tuple[str, ...]) -> list[bytes]:
     """The objects at `path` inside a record; none where there is null, or nothing."""
     found = [record]
     for name in path:
-        found = [one for parent in found for one in _objects(_member(parent, name))]
+        found = [one for parent in found for one in elements_in(_member(parent, name))]
     return found
-
-
-def _objects(value: bytes) -> list[bytes]:
-    if value[:1] == b"[":
-        return [bytes(one) for one in msgspec.json.decode(value, type=list[msgspec.Raw])]
-    return [] if value in (b"null", b'""') else [value]
 
 
 def _member(record: bytes, name: str) -> bytes:

@@ -98,15 +98,20 @@ def test_months_go_into_the_run_config_by_location_and_month(three: dg.DagsterIn
     assert isinstance(_tick(three, "nexhealth_nightly_appointment_changes"), dg.SkipReason)
 
 
-def test_what_is_reconciled_is_one_more_run_of_the_same_job(
-    three: dg.DagsterInstance, environment: dict[str, str]
-) -> None:
-    """The daemon starts two runs of one tick only if their keys differ."""
+def _one_is_reconciled(environment: dict[str, str]) -> None:
+    """A location that has been read is its database's turn tonight."""
     with psycopg.connect(environment["DATABASE_URL"], autocommit=True) as db:
         db.execute(
             "INSERT INTO nexhealth_freshness (institution_id, location_id, collection, complete_through)"
             " VALUES (10, 2, 'patients', now())"
         )
+
+
+def test_what_is_reconciled_is_one_more_run_of_the_same_job(
+    three: dg.DagsterInstance, environment: dict[str, str]
+) -> None:
+    """The daemon starts two runs of one tick only if their keys differ."""
+    _one_is_reconciled(environment)
     schedule = REPOSITORY.get_schedule_def("nexhealth_nightly_locations")
     context = dg.build_schedule_context(
         instance=three, resources={"nexhealth": NexHealthResource()}, repository_def=REPOSITORY
@@ -230,11 +235,7 @@ def test_a_tick_that_is_resumed_between_its_two_runs_asks_for_both(
     three: dg.DagsterInstance, environment: dict[str, str]
 ) -> None:
     """The daemon was killed after the first: the tick met its own run, and the night had no reconcile."""
-    with psycopg.connect(environment["DATABASE_URL"], autocommit=True) as db:
-        db.execute(
-            "INSERT INTO nexhealth_freshness (institution_id, location_id, collection, complete_through)"
-            " VALUES (10, 2, 'patients', now())"
-        )
+    _one_is_reconciled(environment)
     night = datetime(2026, 11, 30, 2, tzinfo=ZoneInfo("America/New_York"))
     context = dg.build_schedule_context(
         instance=three,
