@@ -23,6 +23,8 @@ _LEAP = 86_400.0
 """Seconds: further than that only one wrong answer, or a machine that slept, moves the time; the next answer shows which."""
 _AGREES = 60.0
 """Seconds within which two answers mean the same leap."""
+_TICK = 2e-6
+"""Seconds: the least that still differs once it is written in microseconds."""
 _NEVER = (float("-inf"), float("-inf"))
 
 
@@ -38,9 +40,11 @@ def http_date(text: str | None) -> float | None:
 
 
 class ApiClock:
-    """Maps local to API time; later local moments never map to earlier API moments. Thread-safe.
+    """Maps local to API time; a moment after the latest one asked for maps to a later one too. Thread-safe.
 
-    Only moments that were mapped before the first `Date`, or by one that proved to be days off, are no bound.
+    So no two answers of one slice were asked for at the same time, even while a clock that was ahead is waited for:
+    a record's rows are told from those of its older version by that time. Only moments that were mapped before the
+    first `Date`, or by one that proved to be days off, are no bound.
     """
 
     def __init__(
@@ -86,7 +90,7 @@ class ApiClock:
             latest_local, latest_api = self._latest
             api = local + (self._skew or 0.0)
             if local >= latest_local:
-                api = max(api, latest_api)
+                api = max(api, latest_api + _TICK if local > latest_local else latest_api)
                 self._latest = (local, api)
             else:
                 api = min(api, latest_api)
