@@ -38,6 +38,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # A shell starts `make test &` so; Dagster then gives SIGTERM the same treatment, and nothing could be ended.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup does so
     for name in [name for name in os.environ if name.startswith(("NEXHEALTH_", "DAGSTER_", "DATABASE_URL"))]:
         if name != HOME_VARIABLE or not hasattr(config, "workerinput"):
             del os.environ[name]

@@ -1,7 +1,7 @@
 """Doctor's questions to NexHealth: key, reach, institutions, locations, their offices, the clock."""
 
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -291,7 +291,7 @@ def _source(record: _Record) -> tuple[str, ...]:
 def _office_trouble(source: _Record, now: datetime) -> str | None:
     """What is wrong with one source, or None."""
     at = _time(source.get("read_status_at"))
-    since = f"since {at:%Y-%m-%d %H:%M} UTC" if at else "for an unknown time"
+    since = f"since {at.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if at else "for an unknown time"
     if source.get("read_status") != "green":
         return f"offline: NexHealth has not read the office {since}"
     if at is not None and now - at > STALE:

@@ -56,7 +56,8 @@ class _Timetable:
 
     name: str
     cron: str
-    due: Callable[[psycopg.Connection, tuple[str, ...]], Due]
+    due: Callable[[psycopg.Connection, tuple[str, ...], datetime], Due]
+    """Of these institutions (none named: all), as of the tick's time."""
     why: str
 
 
@@ -192,7 +193,7 @@ def _keys(
     with nexhealth.warehouse() as connection:
         require_release(connection)
         end_dead_runs(context.instance, connection)
-        due = timetable.due(connection, settings.subdomains)
+        due = timetable.due(connection, settings.subdomains, context.scheduled_execution_time)
     keys, gone = target.keys(due), [] if due.reconcile is None else target.keys(due.reconcile)
     known = _partitions(context.instance, target, [*keys, *gone])
     return [key for key in keys if place_of(key) in known], [key for key in gone if place_of(key) in known]
@@ -243,14 +244,18 @@ def _schedules() -> list[dg.ScheduleDefinition]:
     settings = _settings_for_crons()
     check_crons(settings)
 
-    def due_after_the_night(connection: psycopg.Connection, subdomains: tuple[str, ...]) -> Due:
-        night = get_latest_completed_cron_tick(settings.nightly, datetime.now(UTC), settings.timezone)
+    def due_tonight(connection: psycopg.Connection, subdomains: tuple[str, ...], _tick: datetime) -> Due:
+        return due_at_night(connection, subdomains)
+
+    def due_after_the_night(connection: psycopg.Connection, subdomains: tuple[str, ...], tick: datetime) -> Due:
+        # A daemon that was away comes to it late, perhaps after the next night's own tick.
+        night = get_latest_completed_cron_tick(settings.nightly, tick, settings.timezone)
         return due_in_the_morning(connection, subdomains, night)
 
     nightly = _Timetable(
         "nexhealth_nightly",
         settings.nightly,
-        due_at_night,
+        due_tonight,
         "Every location's changes, however old their date; what was never complete is read in full, and a seventh "
         "of all is reconciled: read whole to see what is gone. Lists under patients and coverages are read by a thirtieth.",
     )

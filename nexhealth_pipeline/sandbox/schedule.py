@@ -65,8 +65,11 @@ def _slot(desk: Desk, rng: Random, days: range) -> tuple[datetime, timedelta]:
 
 
 def _state(desk: Desk, rng: Random, start: datetime, blank: bool) -> tuple[Record, datetime, datetime]:
-    """What became of the appointment, when it was made and when last touched."""
-    past = start < desk.base
+    """What became of the appointment, when it was made and when last touched.
+
+    Past is what began before the base's day: were it the base's hour, another one would be another world.
+    """
+    past = start < desk.base.replace(hour=0, minute=0, second=0, microsecond=0)
     earliest = min(start, desk.base - timedelta(hours=1))
     created = earliest - timedelta(minutes=rng.randrange(60, 86400))
     cancelled = rng.random() < (0.03 if blank else 0.14)

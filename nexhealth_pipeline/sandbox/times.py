@@ -33,9 +33,9 @@ def parse_time(text: str, zone: tzinfo = UTC) -> str:
     moment = datetime.fromisoformat(text.strip())
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=zone)
-    if moment.microsecond % 1000:
-        moment += timedelta(microseconds=1000 - moment.microsecond % 1000)
     try:
+        if moment.microsecond % 1000:
+            moment += timedelta(microseconds=1000 - moment.microsecond % 1000)
         return stamp(moment)
     except OverflowError as error:
         raise ValueError(text) from error

@@ -4,6 +4,7 @@ NexHealth ignores a parameter that it does not know and answers with everything 
 So a filter is sent only where the collection's declaration has it, and is refused everywhere else.
 """
 
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -12,11 +13,13 @@ from typing import Literal
 
 from nexhealth_pipeline.catalog.collection import Collection, Pass
 from nexhealth_pipeline.errors import InvalidSetting
+from nexhealth_pipeline.warehouse.values import YEARS
 
 __all__ = ["NO_FILTERS", "STATUSES", "Filters", "Status", "choose", "filtered_passes", "moment_of", "narrowed_by"]
 
 Status = Literal["active", "inactive"]
 STATUSES: tuple[Status, ...] = ("active", "inactive")
+_DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _STATUS, _PROVIDER, _UPDATED = "status", "provider", "updated_since"
 
 
@@ -123,11 +126,17 @@ def _alternatives(collection: Collection, filters: Filters) -> list[tuple[tuple[
 
 
 def moment_of(name: str, text: str) -> datetime:
-    """An ISO 8601 time with a zone, or a day (its beginning in UTC), as UTC. Raises InvalidSetting naming `name`."""
+    """An ISO 8601 time with a zone, or a day (its beginning in UTC), as UTC. Raises InvalidSetting naming `name`.
+
+    Of years that no record can be of, as 0026 for 2026, none is taken: whoever reads it at the API may guess.
+    """
     with suppress(ValueError, OverflowError):  # in UTC it may be before the first year, or after the last
         moment = datetime.fromisoformat(text)
-        if len(text) == len("2026-01-31"):
+        if _DAY.fullmatch(text):
             moment = moment.replace(tzinfo=UTC)
-        if moment.tzinfo is not None:
-            return moment.astimezone(UTC)
-    raise InvalidSetting(f"{name} {text!r}: write a day (YYYY-MM-DD) or a time as ISO 8601 with a zone")
+        if moment.tzinfo is not None and (utc := moment.astimezone(UTC)).year in YEARS:
+            return utc
+    raise InvalidSetting(
+        f"{name} {text!r}: write a day (YYYY-MM-DD) or a time as ISO 8601 with a zone, "
+        f"of the years {YEARS[0]} to {YEARS[-1]}"
+    )

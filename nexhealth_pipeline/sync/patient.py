@@ -13,7 +13,7 @@ import msgspec
 import psycopg
 from psycopg import sql
 
-from nexhealth_pipeline.catalog.collection import Collection, Scope
+from nexhealth_pipeline.catalog.collection import Collection, Scope, SqlType
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.catalog.paging import Paging
 from nexhealth_pipeline.client.page import Page, fields_of
@@ -26,6 +26,7 @@ from nexhealth_pipeline.errors import (
     NoAccess,
     NotFound,
     PipelineError,
+    RecordRefused,
 )
 from nexhealth_pipeline.sync.filters import NO_FILTERS
 from nexhealth_pipeline.sync.heed import Heed
@@ -41,6 +42,7 @@ from nexhealth_pipeline.warehouse.connect import driver_errors
 from nexhealth_pipeline.warehouse.knowledge import record_locations
 from nexhealth_pipeline.warehouse.repeats import repeated
 from nexhealth_pipeline.warehouse.sync_log import Counts, SyncLog
+from nexhealth_pipeline.warehouse.values import CONVERTERS
 
 __all__ = ["refresh_patient"]
 
@@ -306,11 +308,11 @@ def _decoded(record: Mapping[str, msgspec.Raw], name: str) -> object:
 
 def _version(record: Mapping[str, msgspec.Raw]) -> datetime | None:
     """The record's `updated_at`; None where it has none that can be read."""
-    value = _decoded(record, "updated_at")
     try:
-        return datetime.fromisoformat(value) if isinstance(value, str) else None
-    except ValueError:
-        return None
+        text = CONVERTERS[SqlType.TIMESTAMPTZ](_decoded(record, "updated_at"))
+    except RecordRefused:
+        return None  # as the patient's own row has it
+    return None if text is None else datetime.fromisoformat(text)
 
 
 def _location_ids(record: Mapping[str, msgspec.Raw]) -> list[int] | None:

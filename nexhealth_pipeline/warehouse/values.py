@@ -16,12 +16,14 @@ import msgspec
 from nexhealth_pipeline.catalog.collection import SqlType
 from nexhealth_pipeline.errors import RecordRefused
 
-__all__ = ["CONVERTERS", "COPY_ESCAPES", "NULL", "Converter", "copy_text", "json_text", "replace_nul"]
+__all__ = ["CONVERTERS", "COPY_ESCAPES", "NULL", "YEARS", "Converter", "copy_text", "json_text", "replace_nul"]
 
 NULL = "None"
 """Null in COPY's text: what Python writes for None, so that nothing must be asked whether it is null."""
 COPY_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
+YEARS = range(1900, 2201)
+"""Those that a day or a time of a practice may be of; any other is a slip, or stands for none."""
 Converter = Callable[[object], str | None]
 
 _NUL, _NUL_SIGN = "\x00", "\u2400"
@@ -32,7 +34,6 @@ _NUMBER = re.compile(r"[+-]?\d{1,30}(\.\d{1,30})?", re.ASCII)
 _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 # Offsets up to 15:59, the widest that PostgreSQL takes.
 _TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)? ?(Z|UTC|[+-](0\d|1[0-5])(:?[0-5]\d)?)", re.ASCII)
-_YEARS = range(1900, 2201)
 _encode_json = msgspec.json.Encoder().encode
 
 
@@ -108,7 +109,7 @@ def _date(value: object) -> str | None:
         year = date.fromisoformat(value).year
     except ValueError:
         raise RecordRefused("", "no such day in the calendar") from None
-    if year not in _YEARS:
+    if year not in YEARS:
         raise RecordRefused("", "year outside 1900-2200")
     return value
 
@@ -127,7 +128,7 @@ def _timestamptz(value: object) -> str | None:
         year = datetime.fromisoformat(text).year
     except ValueError:
         raise RecordRefused("", "no such moment") from None
-    if year not in _YEARS:
+    if year not in YEARS:
         raise RecordRefused("", "year outside 1900-2200")
     return text
 

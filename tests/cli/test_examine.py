@@ -5,7 +5,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import psycopg
@@ -201,11 +201,14 @@ def test_an_office_that_was_not_read_for_long_is_a_warning(
     nexhealth: Run, settings: dict[str, str], online: SandboxServer
 ) -> None:
     """NexHealth reports an outage late or not at all: green with an old time is one."""
-    stamp = (datetime.now(UTC) - timedelta(days=3)).strftime("%Y-%m-%dT%H:%M:%S.000+00:00")
+    at = datetime.now(UTC) - timedelta(days=3)
+    stamp = at.astimezone(timezone(timedelta(hours=-5))).isoformat(timespec="milliseconds")
     online.state.update("sync_status", online.state.ids("sync_status")[0], {"read_status_at": stamp})
     ended = nexhealth("doctor", "--json", **settings)
     assert ended.status == 1
-    assert "said to be online" in findings(ended)["office"]["message"]
+    said = findings(ended)["office"]["message"]
+    assert "said to be online" in said
+    assert f"since {at:%Y-%m-%d %H:%M} UTC" in said
 
 
 @pytest.fixture(params=[700.0, -700.0, 3 * 86_400.0, -3 * 86_400.0])

@@ -25,12 +25,19 @@ REPOSITORY = defs.get_repository_def()
 NAMES = [one.name for one in REPOSITORY.schedule_defs]
 
 
+def _context(instance: dg.DagsterInstance, at: datetime | None = None) -> dg.ScheduleEvaluationContext:
+    """Of the tick at `at`, by default now."""
+    return dg.build_schedule_context(
+        instance=instance,
+        scheduled_execution_time=at or datetime.now(UTC),
+        resources={"nexhealth": NexHealthResource()},
+        repository_def=REPOSITORY,
+    )
+
+
 def _tick(instance: dg.DagsterInstance, name: str) -> dg.RunRequest | dg.SkipReason:
     schedule = REPOSITORY.get_schedule_def(name)
-    context = dg.build_schedule_context(
-        instance=instance, resources={"nexhealth": NexHealthResource()}, repository_def=REPOSITORY
-    )
-    data = schedule.evaluate_tick(context)
+    data = schedule.evaluate_tick(_context(instance))
     if data.skip_message:
         return dg.SkipReason(data.skip_message)
     (request,) = data.run_requests or ()
@@ -113,9 +120,7 @@ def test_what_is_reconciled_is_one_more_run_of_the_same_job(
     """The daemon starts two runs of one tick only if their keys differ."""
     _one_is_reconciled(environment)
     schedule = REPOSITORY.get_schedule_def("nexhealth_nightly_locations")
-    context = dg.build_schedule_context(
-        instance=three, resources={"nexhealth": NexHealthResource()}, repository_def=REPOSITORY
-    )
+    context = _context(three)
     found = {request.run_key: request for request in schedule.evaluate_tick(context).run_requests or ()}
     configs = {key: one.run_config["ops"]["read_locations"]["config"] for key, one in found.items()}
     assert configs == {
@@ -190,9 +195,7 @@ def test_the_catch_up_of_one_location_does_not_wait_for_others(three: dg.Dagster
     due = schedules._Timetable("nexhealth_catchup", "30 9 * * *", lambda *_: Due(locations=["bond.3"]), "")
     (target,) = (one for one in schedules._TARGETS if one.job == "nexhealth_locations")
     morning = schedules._schedule(due, target, "UTC")
-    context = dg.build_schedule_context(
-        instance=three, resources={"nexhealth": NexHealthResource()}, repository_def=REPOSITORY
-    )
+    context = _context(three)
     _living(three, [], {"dagster/partition": "acme.1"})
     (request,) = morning.evaluate_tick(context).run_requests or ()
     assert _asked(request) == ["bond.3"]
@@ -237,12 +240,7 @@ def test_a_tick_that_is_resumed_between_its_two_runs_asks_for_both(
     """The daemon was killed after the first: the tick met its own run, and the night had no reconcile."""
     _one_is_reconciled(environment)
     night = datetime(2026, 11, 30, 2, tzinfo=ZoneInfo("America/New_York"))
-    context = dg.build_schedule_context(
-        instance=three,
-        scheduled_execution_time=night,
-        resources={"nexhealth": NexHealthResource()},
-        repository_def=REPOSITORY,
-    )
+    context = _context(three, night)
     schedule = REPOSITORY.get_schedule_def("nexhealth_nightly_locations")
     first, _ = schedule.evaluate_tick(context).run_requests or ()
     tags = {**first.tags, "dagster/schedule_name": schedule.name, "dagster/run_key": str(first.run_key)}
@@ -325,11 +323,19 @@ def test_where_nothing_is_due_the_chosen_institutions_are_named(
     assert str(answer.skip_message).startswith("nothing of NEXHEALTH_SUBDOMAINS (Acme) is due")
 
 
-@pytest.mark.parametrize(("hours", "late"), [(13, False), (13.9, False), (18, True)])
+@pytest.mark.parametrize(("hours", "late", "ago"), [(13, False, 0), (13.9, False, 0), (18, True, 0), (20, False, 15)])
 def test_the_morning_goes_by_when_the_night_began(
-    hours: float, late: bool, three: dg.DagsterInstance, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    hours: float,
+    late: bool,
+    ago: float,
+    three: dg.DagsterInstance,
+    environment: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A night from eight in the evening to half past nine: nothing of it is to be read once more."""
+    """A night from eight in the evening to half past nine: nothing of it is to be read once more.
+
+    Nor where the daemon was away and comes to a morning of `ago` hours only after the next night's own tick.
+    """
     zone = ZoneInfo("America/New_York")
     night = (datetime.now(UTC) - timedelta(hours=14)).astimezone(zone)  # in hours gone by, whatever its clocks do
     monkeypatch.setenv("NEXHEALTH_NIGHTLY", f"{night.minute} {night.hour} * * *")
@@ -348,9 +354,7 @@ def test_the_morning_goes_by_when_the_night_began(
                     changed=False,
                 )
     (morning,) = (one for one in schedules._schedules() if one.name == "nexhealth_catchup_locations")
-    context = dg.build_schedule_context(
-        instance=three, resources={"nexhealth": NexHealthResource()}, repository_def=REPOSITORY
-    )
+    context = _context(three, datetime.now(UTC) - timedelta(hours=ago))
     assert bool(morning.evaluate_tick(context).run_requests) is late
 
 

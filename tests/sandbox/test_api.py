@@ -48,6 +48,7 @@ def test_an_unknown_foreign_or_closed_location_is_not_found(reader: Caller, plac
         ("/patients", {"inactive": "perhaps"}),
         ("/patients", {"updated_since": "yesterday"}),
         ("/patients", {"updated_since": "2026-13-01"}),
+        ("/patients", {"updated_since": "9999-12-31T23:59:59.9999Z"}),
         ("/patients", {"sort": "name"}),
         ("/patients", {"sort": "updated_at,name"}),
         ("/appointments", ALL_TIME | {"sort": "id"}),

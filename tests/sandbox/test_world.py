@@ -31,6 +31,16 @@ def test_the_same_seed_and_base_give_the_same_bytes() -> None:
     assert one.rows["patients"] != other.rows["patients"]
 
 
+def test_the_hour_of_the_base_changes_no_more_than_what_became_of_its_day() -> None:
+    """Risk: a test of a practice's visits that goes well in the morning alone."""
+
+    def visits(hour: int) -> list[tuple[object, ...]]:
+        world = build_world(1, base=BASE.replace(hour=hour), patients=40, appointments_per_patient=7.8)
+        return [(one["id"], one["patient_id"], one["location_id"]) for one in _records(world, "appointments")]
+
+    assert visits(1) == visits(23)
+
+
 def test_the_default_world_is_as_large_as_promised(world: World) -> None:
     """Risk: `nexhealth demo` promises these numbers."""
     counts = {name: len(rows) for name, rows in world.rows.items()}

@@ -110,6 +110,8 @@ class TestMoment:
         "text",
         [
             *("yesterday", "2026-02-30", "2026-01-02T03:00:00", "20260102Z", ""),
+            # Years that no record is of, and a week's day, which is as long as a day.
+            *("0026-01-31", "2300-01-01", "2026W05T05"),
             # In UTC these are before the first year and after the last.
             *("0001-01-01T00:00:00+05:00", "9999-12-31T23:59:59-05:00"),
         ],

@@ -16,7 +16,7 @@ from nexhealth_pipeline.errors import InvalidSetting, KeyRefused, MissingSetting
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
-from nexhealth_pipeline.sync.patient import _KNOWN, _location_ids, refresh_patient
+from nexhealth_pipeline.sync.patient import _KNOWN, _location_ids, _version, refresh_patient
 from nexhealth_pipeline.sync.slices import SliceResult
 from nexhealth_pipeline.warehouse.checks import CHECKS, run
 
@@ -233,6 +233,14 @@ def test_a_list_that_was_not_limited_to_the_patient_or_not_opened_is_not_taken(
 def test_locations_that_cannot_be_read_are_none_that_the_patient_left(said: bytes, ids: list[int] | None) -> None:
     """Ids are texts in some places of the API (API.md H)."""
     assert _location_ids({"location_ids": msgspec.Raw(said)}) == ids
+
+
+@pytest.mark.parametrize(
+    "said", ['"2026-03-01T10:00:00+20:00"', '"2026-03-01T10:00:00"', '"0026-03-01T10:00:00Z"', "7"]
+)
+def test_a_version_that_the_patients_own_row_has_not_is_none_of_its_lists(said: str) -> None:
+    """PostgreSQL refuses the first, and the whole patient with it."""
+    assert _version({"updated_at": msgspec.Raw(said.encode())}) is None
 
 
 def test_a_patient_nobody_knows_is_named(settings: Settings, box: SandboxServer) -> None:

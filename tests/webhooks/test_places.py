@@ -19,7 +19,6 @@ from tests.effort import counted
 from .kit import INSTITUTION, LOCATION, SUBDOMAIN, T0, complete_elsewhere, load_page, mark_complete
 
 OTHERS = range(71, 79)
-TODAY = datetime.now(UTC).date()
 
 
 @pytest.fixture
@@ -48,7 +47,8 @@ def test_only_slices_of_what_was_touched_are_made(
     practice: psycopg.Connection, practices: Practices, built: list[Slice]
 ) -> None:
     """All of a thousand locations are 53,000 months, at the end of each run for one event."""
-    month = months.month_keys(TODAY)[0]
+    all_months = months.month_keys(datetime.now(UTC).date())
+    month = all_months[0]
     mark_complete(practice, "appointments", month)
     key = f"{SUBDOMAIN}.{LOCATION}|{month}"
     touched = Touched(practices)
@@ -56,12 +56,12 @@ def test_only_slices_of_what_was_touched_are_made(
     (piece,) = touched.slices(practice)
     assert (piece.partition_key, piece.complete, piece.as_of) == (key, True, T0)
     assert {one.location_id for one in built} == {LOCATION}
-    assert len(built) == len(months.month_keys(TODAY))
+    assert len(built) == len(all_months)
 
 
 def test_watermarks_of_other_institutions_are_not_read(practice: psycopg.Connection, practices: Practices) -> None:
     """A thousand locations have 106,000 of months: half a second of work each time the doorbell rings."""
-    month = months.month_keys(TODAY)[0]
+    month = months.month_keys(datetime.now(UTC).date())[0]
     mark_complete(practice, "appointments", month)
     mark_complete(practice, "patients")
     for name in ("appointments", "patients"):
