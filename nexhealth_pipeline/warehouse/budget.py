@@ -5,16 +5,16 @@ processes share, so each grant is one call of a function there: it locks the row
 of the request, looks whether every one has room, and either counts the request in all of them or
 in none. Rows are locked in one order (no deadlock) and the clock is read after the locks.
 
-How a window is counted. The window is cut into `BUCKETS` buckets; the row holds one count per
-bucket, and a grant needs fewer than N grants in the current bucket and the `BUCKETS` before it.
-Any stretch as long as the window touches at most BUCKETS + 1 buckets, so no sliding window ever
+How a window is counted. The window is cut into `_BUCKETS` buckets; the row holds one count per
+bucket, and a grant needs fewer than N grants in the current bucket and the `_BUCKETS` before it.
+Any stretch as long as the window touches at most _BUCKETS + 1 buckets, so no sliding window ever
 holds more than N grants; the price is that a slot comes free up to one bucket (2 %) late. A list of
 the last N grant times would be exact to the microsecond, but it is 13 kB a row for 1,600 grants a
 minute, rewritten at each grant (here 0.3 ms and 0.3 kB of WAL a grant, measured with PostgreSQL
 18), and a changed share would have to resize it. Here the share only changes N.
 
 What the API counts is the arrival, and a request arrives some milliseconds after its grant, on a
-busy machine tenths of a second. Therefore the window is made `MARGIN` + `JITTER_SECONDS` longer than
+busy machine tenths of a second. Therefore the window is made `_MARGIN` + `_JITTER_SECONDS` longer than
 documented, and in windows of a second grants are also paced: eight at once that arrive late would
 meet the next eight in one window, eight spread over the second do not (tolerates 0.2 s at the
 default share of GET /appointments). Minutes are paced from the half of their share on: a small job has
@@ -39,25 +39,20 @@ from nexhealth_pipeline.errors import BudgetUnavailable, Cancelled, WarehouseErr
 from nexhealth_pipeline.warehouse.connect import connect
 
 __all__ = [
-    "BUCKETS",
     "BUDGET_DDL",
-    "JITTER_SECONDS",
-    "MARGIN",
-    "PACED_WINDOW",
     "PACE_SLACK",
-    "SHORT_SHARE",
     "PostgresBudget",
 ]
 
-BUCKETS = 50
+_BUCKETS = 50
 """Parts of a window. More waste less of the limit and make the row larger."""
-MARGIN = 0.01
+_MARGIN = 0.01
 """Part of a window added to it, for clocks that run differently."""
-JITTER_SECONDS = 0.02
+_JITTER_SECONDS = 0.02
 """Seconds added to each window for the unequal time between grant and arrival."""
-PACED_WINDOW = 1.0
+_PACED_WINDOW = 1.0
 """Windows up to these seconds are paced throughout, longer ones from half of their share on."""
-SHORT_SHARE = 0.9
+_SHORT_SHARE = 0.9
 """Most of a paced window that is used, whatever the share: of ten a second, eleven arrived within 0.88 s at load 10."""
 PACE_SLACK = 0.05
 """Part of a paced window that grants may come early, so that a late wake-up costs nothing."""
@@ -233,8 +228,8 @@ END $$;
 def _allowed(limit: Limit, share: float) -> int:
     """Requests that a window may hold."""
     allowed = int(limit.requests * share)
-    if limit.window_seconds <= PACED_WINDOW:
-        allowed = min(allowed, ceil(limit.requests * SHORT_SHARE))
+    if limit.window_seconds <= _PACED_WINDOW:
+        allowed = min(allowed, ceil(limit.requests * _SHORT_SHARE))
     return max(1, allowed)
 
 
@@ -257,12 +252,12 @@ class PostgresBudget:
         self._conninfo, self._key_hash, self._stop = conninfo, key_hash, stop
         self._allowed = {name: _allowed(limit, share) for name, limit in limits.items()}
         self._bucket_seconds = {
-            name: (limit.window_seconds * (1 + MARGIN) + JITTER_SECONDS) / BUCKETS for name, limit in limits.items()
+            name: (limit.window_seconds * (1 + _MARGIN) + _JITTER_SECONDS) / _BUCKETS for name, limit in limits.items()
         }
         self._paces = {name: limit.window_seconds / self._allowed[name] for name, limit in limits.items()}
         self._slacks = {name: limit.window_seconds * PACE_SLACK for name, limit in limits.items()}
         self._unpaced = {
-            name: 0 if limit.window_seconds <= PACED_WINDOW else self._allowed[name] // 2
+            name: 0 if limit.window_seconds <= _PACED_WINDOW else self._allowed[name] // 2
             for name, limit in limits.items()
         }
         self._inherited: list[psycopg.Connection] = []
@@ -286,7 +281,7 @@ class PostgresBudget:
             [str(name) for name in names],
             [self._allowed[name] for name in names],
             [self._bucket_seconds[name] for name in names],
-            BUCKETS,
+            _BUCKETS,
             [self._paces[name] for name in names],
             [self._slacks[name] for name in names],
             [self._unpaced[name] for name in names],
@@ -306,7 +301,7 @@ class PostgresBudget:
         names = sorted(classes)
         self._ask(
             "SELECT nexhealth_rate_throttle(%s, %s, %s, %s, %s)",
-            (self._key_hash, [str(n) for n in names], [self._bucket_seconds[n] for n in names], BUCKETS, seconds),
+            (self._key_hash, [str(n) for n in names], [self._bucket_seconds[n] for n in names], _BUCKETS, seconds),
         )
 
     def close(self) -> None:
