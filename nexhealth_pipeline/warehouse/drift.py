@@ -59,19 +59,6 @@ def is_plain_name(key: str) -> bool:
 class DriftWatch:
     """Looks at the records of one collection as they are encoded; made once per slice."""
 
-    __slots__ = (
-        *(
-            "_absent",
-            "_curious",
-            "_fields",
-            "_found",
-            "_known",
-            "_last_absent",
-            "_texts",
-            "_told",
-        ),
-    )
-
     def __init__(self, collection: Collection) -> None:
         self._known = known_keys(collection)
         self._fields = {column.name: field_of(column) for column in collection.columns}
