@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -35,7 +35,7 @@ from nexhealth_pipeline.warehouse.connect import driver_errors
 from nexhealth_pipeline.warehouse.knowledge import record_capability, record_freshness
 from nexhealth_pipeline.warehouse.quarantine import close_unnamed, met_unread
 from nexhealth_pipeline.warehouse.repeats import repeated
-from nexhealth_pipeline.warehouse.state import PassState, load_elsewhere, load_state, take_over
+from nexhealth_pipeline.warehouse.state import PassState, least, load_elsewhere, load_state, take_over
 from nexhealth_pipeline.warehouse.sync_log import Counts, SyncLog
 
 __all__ = ["SliceReader"]
@@ -130,12 +130,13 @@ class SliceReader:
             for plan in plans
         ]
         # Not since the passes read last: one that broke off has not asked again for what the last complete one met.
-        last = _least(reader.stored.fresh_at for reader in readers)
+        last = least(reader.stored.fresh_at for reader in readers)
         again, read = self._met_unread(connection, last), 0
         for reader in readers:
             reader.again = again
             self._had_rows |= reader.stored.records > 0
-            self._watermark_from = _earlier(self._watermark_from, reader.stored.watermark)
+            watermarks = filter(None, (self._watermark_from, reader.stored.watermark))
+            self._watermark_from = min(watermarks, default=None)
             if reader.fresh:
                 self.states.append(reader.stored)
                 continue
@@ -160,7 +161,7 @@ class SliceReader:
     def _close_unnamed(self, connection: psycopg.Connection, readers: list[PassReader], last: datetime | None) -> None:
         """Where all was asked for that may have held it: what has no id and did not come again was spoilt on its way."""
         content = [reader for reader in readers if not reader.lists_members]
-        began = _least(reader.state.pass_started_at for reader in content)
+        began = least(reader.state.pass_started_at for reader in content)
         if began is not None and all(reader.covers for reader in content):
             everything = all(reader.covers_all for reader in content)
             # A retry from the quarantine may close some of the same, in an order of its own.
@@ -279,7 +280,7 @@ class SliceReader:
 
     def _remember(self, connection: psycopg.Connection) -> None:
         """Freshness and capability of a slice that was read to its end."""
-        through, full = self.as_of(), _least(state.last_full_at for state in self.states)
+        through, full = self.as_of(), least(state.last_full_at for state in self.states)
         if self.slice.collection.window is not None:
             through, full = self._windowed_freshness(connection)
         record_freshness(
@@ -297,7 +298,7 @@ class SliceReader:
 
     def as_of(self) -> datetime | None:
         """Every change up to here is in the warehouse: the earliest start of the passes that bring its rows."""
-        return _least([*(state.watermark for state in self.states), *self._rows_through])
+        return least([*(state.watermark for state in self.states), *self._rows_through])
 
     def _windowed_freshness(self, connection: psycopg.Connection) -> tuple[datetime | None, datetime | None]:
         """Of all months of the location together; nothing while one of them was never complete."""
@@ -397,13 +398,3 @@ class _Committing:
                 reader._log_row.progress(self._connection, counts)
             reach("before_commit", reader.slice.collection.name)
         return counts
-
-
-def _earlier(left: datetime | None, right: datetime | None) -> datetime | None:
-    return right if left is None else left if right is None else min(left, right)
-
-
-def _least(moments: Iterable[datetime | None]) -> datetime | None:
-    """The earliest of `moments`; None where one is unknown or there is none."""
-    known = list(moments)
-    return None if not known or any(moment is None for moment in known) else min(filter(None, known))
