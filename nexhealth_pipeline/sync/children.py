@@ -122,10 +122,7 @@ class _Failures:
         alike = all(type(one) is type(first) for one in self._all)
         error = type(first)(text, status=first.status if alike and not self.offered else None)
         for one in self._all:
-            error.requests += one.requests
-            error.retries += one.retries
-            error.throttled_seconds += one.throttled_seconds
-            error.bytes += one.bytes
+            error.charge(one)
         return error
 
 

@@ -217,14 +217,7 @@ class SliceReader:
         )
 
     def _fail(self, connection: psycopg.Connection, failure: PipelineError) -> SliceResult:
-        self.counts.add(
-            Counts(
-                requests=failure.requests,
-                retries=failure.retries,
-                throttled_seconds=failure.throttled_seconds,
-                bytes=failure.bytes,
-            )
-        )
+        self.counts.add(Counts.of(failure))
         status = Status.CANCELLED if isinstance(failure, Cancelled) else Status.FAILED
         answered = getattr(failure, "status", None)
         lacking = _NOT_OFFERED.get(answered) if self.slice.collection.may_be_disabled else None
