@@ -301,7 +301,6 @@ class ChildReader(SliceReader):
     def _read_due(
         self, connection: psycopg.Connection, plans: list[PassPlan], due: Iterable[DueRow], failures: _Failures
     ) -> None:
-        committing = self.committing(connection)
         batch: list[_Read] = []
         last_commit = time.monotonic()
 
@@ -312,7 +311,7 @@ class ChildReader(SliceReader):
             batch.clear()
             reach("after_fetch", self.slice.collection.name)
             pages = [(one.row, self.loader.encode(page, self._known(one.row))) for one in taken for page in one.pages]
-            committing(partial(self._load, connection, taken, pages))
+            self.commit(connection, partial(self._load, connection, taken, pages))
 
         try:
             for answer in self._fetch(plans, failures.counting(due)):

@@ -122,7 +122,7 @@ class SliceReader:
     def passes(self, connection: psycopg.Connection) -> None:
         """Make every pass of the slice that is not fresh already."""
         self._require_owner(connection)
-        committing = self.committing(connection)
+        committing = partial(self.commit, connection)
         plans = passes_of(self.slice, self.today, self.options.filters, reconcile=self.options.reconciles)
         self._take_over(connection, plans)
         readers = [
@@ -172,9 +172,27 @@ class SliceReader:
         piece = self.slice
         return piece.collection.name, piece.institution_id, piece.location_id
 
-    def committing(self, connection: psycopg.Connection) -> "_Committing":
-        """Makes the transactions of the slice."""
-        return _Committing(self, connection)
+    def commit(self, connection: psycopg.Connection, work: Callable[[], Counts]) -> None:
+        """Commit what `work` does, which says what it counted, with the log's counts; then tell whoever watches.
+
+        A transaction that PostgreSQL ended because of somebody else's is made again: its failure would end the whole run.
+        """
+        once = partial(self._transaction, connection, work)
+        undo = partial(self.loader.go_back, self.loader.mark())
+        # A dry run's stage holds all that was read so far, and nobody else is in its way.
+        self.counts = once() if self.options.dry_run else repeated(once, undo=undo)
+        reach("after_commit", self.slice.collection.name)
+        self.session.progress(self.slice.label, self.counts.pages, self.counts.records_read)
+
+    def _transaction(self, connection: psycopg.Connection, work: Callable[[], Counts]) -> Counts:
+        """One try; returns what the slice has counted with it."""
+        with connection.transaction():
+            counts = replace(self.counts)
+            counts.add(work())
+            if self._log_row is not None:
+                self._log_row.progress(connection, counts)
+            reach("before_commit", self.slice.collection.name)
+        return counts
 
     def _take_over(self, connection: psycopg.Connection, plans: list[PassPlan]) -> None:
         """Where offices have come to share a database, its owner goes on from where the one least far had come."""
@@ -359,35 +377,3 @@ class SliceReader:
             records=self.records,
             new_notes=loader.new_notes if loader else 0,
         )
-
-
-class _Committing:
-    """Makes each transaction of a slice: what is done in it, then the log's counts; and progress for whoever watches.
-
-    One that PostgreSQL ended because of somebody else's is made again: its failure would end the whole run.
-    """
-
-    def __init__(self, reader: SliceReader, connection: psycopg.Connection) -> None:
-        self._reader = reader
-        self._connection = connection
-
-    def __call__(self, work: Callable[[], Counts]) -> None:
-        """Commit what `work` does; it says what it counted."""
-        reader = self._reader
-        once = partial(self._transaction, work)
-        undo = partial(reader.loader.go_back, reader.loader.mark())
-        # A dry run's stage holds all that was read so far, and nobody else is in its way.
-        reader.counts = once() if reader.options.dry_run else repeated(once, undo=undo)
-        reach("after_commit", reader.slice.collection.name)
-        reader.session.progress(reader.slice.label, reader.counts.pages, reader.counts.records_read)
-
-    def _transaction(self, work: Callable[[], Counts]) -> Counts:
-        """One try; returns what the slice has counted with it."""
-        reader = self._reader
-        with self._connection.transaction():
-            counts = replace(reader.counts)
-            counts.add(work())
-            if reader._log_row is not None:
-                reader._log_row.progress(self._connection, counts)
-            reach("before_commit", reader.slice.collection.name)
-        return counts
