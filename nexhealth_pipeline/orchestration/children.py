@@ -39,11 +39,11 @@ from nexhealth_pipeline.warehouse.migrate import prepare
 from nexhealth_pipeline.warehouse.state import database_time, load_watermarks
 from nexhealth_pipeline.warehouse.sweeps import SWEEP_LISTS, begin_sweep, finish_sweep, open_sweep
 
-__all__ = ["catch_up", "discover", "execute", "failure_of", "finish", "was_stopped"]
+__all__ = ["KINDS", "catch_up", "discover", "execute", "failure_of", "finish", "was_stopped"]
 
 Job = dict[str, Any]
 """One Dagster run to execute, as JSON: job, op, run_id, assets, config."""
-_KINDS: dict[object, type[PipelineError]] = {2: InvalidSetting, 3: TryLater, 4: WarehouseError}
+KINDS: dict[object, type[PipelineError]] = {2: InvalidSetting, 3: TryLater, 4: WarehouseError}
 """What to raise for an exit status that a run or a slice has told."""
 
 
@@ -207,7 +207,7 @@ def failure_of(outcome: dg.ExecuteInProcessResult) -> PipelineError | None:
         if FAILED_SLICES in told.metadata:
             return None
         if EXIT_STATUS in told.metadata:
-            kind = _KINDS.get(told.metadata[EXIT_STATUS].value, PipelineError)
+            kind = KINDS.get(told.metadata[EXIT_STATUS].value, PipelineError)
             return kind(told.description or "the run failed")
     errors = [error for detail in details if (error := getattr(detail, "error", None)) is not None]
     # Dagster wraps what a step raises.
@@ -250,7 +250,7 @@ def _require_practices(
 
 
 def _refused(row: dict[str, Any]) -> PipelineError:
-    return _KINDS.get(row["exit_status"], TryLater)(str(row["reason"]))
+    return KINDS.get(row["exit_status"], TryLater)(str(row["reason"]))
 
 
 def _plan(
