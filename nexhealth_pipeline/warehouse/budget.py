@@ -24,7 +24,6 @@ and those whose own limit is a second's (GET /appointments) are not crowded out 
 If the database cannot be asked, nothing is sent (BudgetUnavailable).
 """
 
-import os
 import threading
 import time
 from collections import deque
@@ -234,7 +233,7 @@ def _allowed(limit: Limit, share: float) -> int:
 
 
 class PostgresBudget:
-    """The shared budget of one API key. Implements `client.budget.Budget`; thread-safe and fork-safe.
+    """The shared budget of one API key. Implements `client.budget.Budget`; thread-safe.
 
     `share` is the part of each documented limit to use (at least one request a window).
     Setting `stop` ends a wait with Cancelled.
@@ -260,11 +259,11 @@ class PostgresBudget:
             name: 0 if limit.window_seconds <= _PACED_WINDOW else self._allowed[name] // 2
             for name, limit in limits.items()
         }
-        self._inherited: list[psycopg.Connection] = []
         self._connection: psycopg.Connection | None = None
         self._closed = False
         self._away_since: float | None = None
-        self._begin_in_this_process()
+        self._asking = threading.Lock()
+        self._lines: dict[tuple[RateClass, ...], _Line] = {}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._key_hash[:8]})"
@@ -274,7 +273,6 @@ class PostgresBudget:
 
         Raises BudgetUnavailable, Cancelled.
         """
-        self._after_fork()
         names = sorted(classes)
         question = (
             self._key_hash,
@@ -297,7 +295,6 @@ class PostgresBudget:
 
     def throttle(self, classes: tuple[RateClass, ...], seconds: float) -> None:
         """Let no process send in `classes` for `seconds` from now. Raises BudgetUnavailable."""
-        self._after_fork()
         names = sorted(classes)
         self._ask(
             "SELECT nexhealth_rate_throttle(%s, %s, %s, %s, %s)",
@@ -311,7 +308,7 @@ class PostgresBudget:
         """
         self._closed = True
         with self._asking:
-            if self._connection is not None and self._pid == os.getpid():
+            if self._connection is not None:
                 self._connection.close()
             self._connection = None
 
@@ -369,20 +366,6 @@ class PostgresBudget:
     def _line(self, names: tuple[RateClass, ...]) -> "_Line":
         with self._asking:
             return self._lines.setdefault(names, _Line())
-
-    def _begin_in_this_process(self) -> None:
-        self._pid = os.getpid()
-        self._away_since = None
-        self._asking = threading.Lock()
-        self._lines: dict[tuple[RateClass, ...], _Line] = {}
-
-    def _after_fork(self) -> None:
-        """A forked child must neither use nor close its parent's connection."""
-        if self._pid != os.getpid():
-            if self._connection is not None:
-                self._inherited.append(self._connection)
-            self._connection = None
-            self._begin_in_this_process()
 
 
 class _Line:
