@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -53,7 +52,7 @@ def discover(settings: Settings, url: str, request: SyncRequest, kind: str) -> d
     Raises ConfigurationError, ApiError where nothing could be read, WarehouseError.
     """
     prepare(url, kind, dry_run=request.dry_run)
-    with open_instance(settings, chosen=os.environ.get("DAGSTER_HOME")) as instance:
+    with open_instance(settings) as instance:
         with _warehouse(url, "planning a sync") as connection:
             end_dead_runs(instance, connection)
             began = database_time(connection)
@@ -70,7 +69,7 @@ def discover(settings: Settings, url: str, request: SyncRequest, kind: str) -> d
         if request.dry_run and not practices.institutions:
             practices = practices_of_records(found, settings.subdomains)
             # Dagster's keys are no data: without them it refuses the runs.
-            with open_instance(settings, chosen=os.environ.get("DAGSTER_HOME")) as instance:
+            with open_instance(settings) as instance:
                 add_partitions(instance, practices)
         _require_practices(practices, results, request, settings)
         sweep, swept_from = _sweep(connection, settings, request)
@@ -134,7 +133,7 @@ def catch_up(settings: Settings, url: str, request: SyncRequest, config: dict[st
 
 def execute(job: Job) -> dict[str, Any]:
     """Execute one Dagster run in this process: its slices' results, whether it was stopped, and what it broke off by."""
-    with open_instance(load_settings(), chosen=os.environ.get("DAGSTER_HOME")) as instance:
+    with open_instance(load_settings()) as instance:
         results, stopped, failure = _run(instance, job)
     return {"results": results, "stopped": stopped, "failure": failure and _broken_off(failure, results)}
 

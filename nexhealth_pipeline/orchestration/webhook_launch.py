@@ -4,7 +4,6 @@ It runs in a forked child, so that Ctrl-C stops it on a committed batch and the 
 connection of Dagster's.
 """
 
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -83,7 +82,7 @@ def run_webhook_job(
 def _execute(job: str, config: dict[str, Any], run_id: str) -> dict[str, Any]:
     """In the child: execute the run; what it said, and how it ended."""
     told: dict[str, Any] = {}
-    with open_instance(load_settings(), chosen=os.environ.get("DAGSTER_HOME")) as instance, heard(told.update):
+    with open_instance(load_settings()) as instance, heard(told.update):
         outcome = DEFINITIONS.resolve_job_def(job).execute_in_process(
             instance=instance,
             run_id=run_id,
