@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import date, datetime
@@ -38,7 +38,7 @@ from nexhealth_pipeline.warehouse.migrate import prepare
 from nexhealth_pipeline.warehouse.state import database_time, load_watermarks
 from nexhealth_pipeline.warehouse.sweeps import SWEEP_LISTS, begin_sweep, finish_sweep, open_sweep
 
-__all__ = ["KINDS", "catch_up", "discover", "execute", "failure_of", "finish", "was_stopped"]
+__all__ = ["KINDS", "catch_up", "discover", "execute", "failure_of", "finish", "run_job"]
 
 Job = dict[str, Any]
 """One Dagster run to execute, as JSON: job, op, run_id, assets, config."""
@@ -152,18 +152,9 @@ def finish(url: str, sweep: int) -> None:
 
 def _run(instance: dg.DagsterInstance, job: Job) -> tuple[list[dict[str, Any]], bool, PipelineError | None]:
     results: list[SliceResult] = []
+    tags = {**job["tags"], **partition_tags(instance, _definition(job), job["config"].get("partitions", ()))}
     with listen(results.append):
-        outcome = _definition_of(job).execute_in_process(
-            instance=instance,
-            run_id=job["run_id"],
-            run_config={
-                "ops": {job["op"]: {"config": job["config"]}},
-                "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
-            },
-            tags={**job["tags"], **partition_tags(instance, _definition(job), job["config"].get("partitions", ()))},
-            raise_on_error=False,
-        )
-    stopped = was_stopped(instance, job["run_id"])
+        outcome, stopped = run_job(instance, _definition_of(job), job["op"], job["config"], job["run_id"], tags)
     # What was read before it broke off is done, and counts.
     return [_as_json(result) for result in results], stopped, None if stopped else failure_of(outcome)
 
@@ -175,7 +166,29 @@ def _definition_of(job: Job) -> dg.JobDefinition:
     return whole.get_subset(asset_selection=assets, asset_check_selection=frozenset()) if assets else whole
 
 
-def was_stopped(instance: dg.DagsterInstance, run_id: str) -> bool:
+def run_job(
+    instance: dg.DagsterInstance,
+    job: dg.JobDefinition,
+    op: str,
+    config: Mapping[str, Any],
+    run_id: str,
+    tags: Mapping[str, str],
+) -> tuple[dg.ExecuteInProcessResult, bool]:
+    """Execute a job of one op in this process, without a word on the console; what came of it, and whether it was stopped."""
+    outcome = job.execute_in_process(
+        instance=instance,
+        run_id=run_id,
+        run_config={
+            "ops": {op: {"config": config}},
+            "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+        },
+        tags=dict(tags),
+        raise_on_error=False,
+    )
+    return outcome, _was_stopped(instance, run_id)
+
+
+def _was_stopped(instance: dg.DagsterInstance, run_id: str) -> bool:
     """Whether the run was canceled; one that a signal met before its first slice Dagster takes for failed."""
     run = instance.get_run_by_id(run_id)
     if run is None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from nexhealth_pipeline.errors import Cancelled
-from nexhealth_pipeline.orchestration.children import failure_of, was_stopped
+from nexhealth_pipeline.orchestration.children import failure_of, run_job
 from nexhealth_pipeline.orchestration.code_location import DEFINITIONS
 from nexhealth_pipeline.orchestration.command_runs import COMMAND_TAGS
 from nexhealth_pipeline.orchestration.fork import run_side_by_side
@@ -83,17 +83,8 @@ def _execute(job: str, config: dict[str, Any], run_id: str) -> dict[str, Any]:
     """In the child: execute the run; what it said, and how it ended."""
     told: dict[str, Any] = {}
     with open_instance(load_settings()) as instance, heard(told.update):
-        outcome = DEFINITIONS.resolve_job_def(job).execute_in_process(
-            instance=instance,
-            run_id=run_id,
-            run_config={
-                "ops": {_OPS[job]: {"config": config}},
-                "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
-            },
-            tags=COMMAND_TAGS,
-            raise_on_error=False,
-        )
-        stopped = was_stopped(instance, run_id)
+        definition = DEFINITIONS.resolve_job_def(job)
+        outcome, stopped = run_job(instance, definition, _OPS[job], config, run_id, COMMAND_TAGS)
         if not stopped and not told and (failure := failure_of(outcome)) is not None:
             raise failure
     return {"result": told, "stopped": stopped, "failed": not outcome.success or bool(told.get("failed"))}
