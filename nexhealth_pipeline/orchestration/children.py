@@ -22,7 +22,7 @@ from nexhealth_pipeline.orchestration.code_location import DEFINITIONS
 from nexhealth_pipeline.orchestration.command_runs import COMMAND_TAGS
 from nexhealth_pipeline.orchestration.dead_runs import end_dead_runs
 from nexhealth_pipeline.orchestration.instance import open_instance
-from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, CHANGES_OP, PATIENT_JOB, PATIENT_OP, SCOPE_JOBS
+from nexhealth_pipeline.orchestration.names import CHANGES_JOB, CHANGES_OP, PATIENT_JOB, PATIENT_OP, SCOPE_JOBS
 from nexhealth_pipeline.orchestration.partitions import partition_tags
 from nexhealth_pipeline.orchestration.request import SyncRequest
 from nexhealth_pipeline.orchestration.step import EXIT_STATUS, FAILED_SLICES, listen

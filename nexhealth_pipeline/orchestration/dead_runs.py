@@ -17,8 +17,14 @@ from dagster._core.events import RunFailureReason
 from dagster._core.storage.tags import RUN_FAILURE_REASON_TAG
 
 from nexhealth_pipeline.catalog.collections import DECLARED
-from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, CHECKS_JOB, PATIENT_JOB, SCOPE_JOBS
-from nexhealth_pipeline.orchestration.webhook_names import EVENTS_ASSET, WEBHOOK_JOBS
+from nexhealth_pipeline.orchestration.names import (
+    CHANGES_JOB,
+    CHECKS_JOB,
+    EVENTS_ASSET,
+    PATIENT_JOB,
+    SCOPE_JOBS,
+    WEBHOOK_JOBS,
+)
 from nexhealth_pipeline.warehouse.runs import close_dead_runs, close_if_dead, is_elsewhere, lock_key
 
 __all__ = ["end_dead_runs", "in_the_way", "met_no_error"]

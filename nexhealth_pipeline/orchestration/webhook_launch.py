@@ -18,8 +18,7 @@ from nexhealth_pipeline.orchestration.command_runs import COMMAND_TAGS
 from nexhealth_pipeline.orchestration.fork import run_side_by_side
 from nexhealth_pipeline.orchestration.instance import open_instance
 from nexhealth_pipeline.orchestration.launch import pass_on, raise_unless_answered
-from nexhealth_pipeline.orchestration.webhook_jobs import heard
-from nexhealth_pipeline.orchestration.webhook_names import (
+from nexhealth_pipeline.orchestration.names import (
     APPLY_JOB,
     APPLY_OP,
     REPLAY_JOB,
@@ -27,6 +26,7 @@ from nexhealth_pipeline.orchestration.webhook_names import (
     SETUP_JOB,
     SETUP_OP,
 )
+from nexhealth_pipeline.orchestration.webhook_jobs import heard
 from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.warehouse.connect import DAGSTER_DATABASE, WAREHOUSE_DATABASE
 from nexhealth_pipeline.warehouse.connect import dagster_url as find_dagster_url
@@ -58,7 +58,7 @@ def run_webhook_job(
     warehouse_database: str = WAREHOUSE_DATABASE,
     dagster_database: str = DAGSTER_DATABASE,
 ) -> WebhookRun:
-    """Run `job` (a name of :mod:`.webhook_names`) with the config of its step, and wait for its end.
+    """Run `job` (a name of :mod:`.names`) with the config of its step, and wait for its end.
 
     Must be called before any thread or connection is open. Raises PipelineError for what stopped it before it
     had done anything.
