@@ -26,7 +26,7 @@ from dagster._core.scheduler.instigation import InstigatorType, TickData, TickSt
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.definitions import defs
 from nexhealth_pipeline.orchestration.assets import collections_in, step_name
-from nexhealth_pipeline.orchestration.jobs import SCOPE_JOBS
+from nexhealth_pipeline.orchestration.names import SCOPE_JOBS
 from nexhealth_pipeline.orchestration.partitions import INSTITUTIONS, LOCATIONS, add_keys
 from nexhealth_pipeline.sync.months import month_keys
 

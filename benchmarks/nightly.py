@@ -244,7 +244,7 @@ def night_of(instance: "dg.DagsterInstance", begins: datetime) -> tuple["Sequenc
     """
     import dagster as dg
 
-    from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, SCOPE_JOBS
+    from nexhealth_pipeline.orchestration.names import CHANGES_JOB, SCOPE_JOBS
 
     peak = 0.0
     while True:

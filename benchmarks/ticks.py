@@ -120,8 +120,7 @@ def _runs(instance: Any, count: int) -> None:
     import dagster as dg
 
     from nexhealth_pipeline.definitions import defs
-    from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB
-    from nexhealth_pipeline.orchestration.webhook_names import WATCHDOG_JOB
+    from nexhealth_pipeline.orchestration.names import CHANGES_JOB, WATCHDOG_JOB
 
     for name in (CHANGES_JOB, WATCHDOG_JOB):
         job = defs.resolve_job_def(name)

@@ -23,7 +23,7 @@ from serving import daemon, environment
 
 from nexhealth_pipeline.cli.household import Household
 from nexhealth_pipeline.cli.loop import start_receiver
-from nexhealth_pipeline.orchestration.webhook_names import APPLY_JOB
+from nexhealth_pipeline.orchestration.names import APPLY_JOB
 from nexhealth_pipeline.sandbox.posting import sign
 
 SECRET = "benchmark-secret-of-no-endpoint"

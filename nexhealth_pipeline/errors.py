@@ -79,6 +79,13 @@ class PipelineError(Exception):
     throttled_seconds: float = 0.0
     bytes: int = 0
 
+    def charge(self, other: "PipelineError") -> None:
+        """Add what the read cost that `other` ended, where this error tells of several."""
+        self.requests += other.requests
+        self.retries += other.retries
+        self.throttled_seconds += other.throttled_seconds
+        self.bytes += other.bytes
+
 
 class ConfigurationError(PipelineError):
     """Correct a setting or the command line, then run again."""

@@ -51,7 +51,7 @@ def show_loop(household: Household, realm: Realm, say: Callable[[str], None]) ->
 
     To be called while this process has no thread and no connection. Raises PipelineError.
     """
-    from nexhealth_pipeline.orchestration.webhook_names import APPLY_JOB, SETUP_JOB
+    from nexhealth_pipeline.orchestration.names import APPLY_JOB, SETUP_JOB
 
     say("\nContinuous sync: a change at the practice, and what becomes of it")
     url = start_receiver(household)

@@ -40,7 +40,7 @@ def apply(*, as_json: bool, demo: bool) -> int:
 
     Exit status 1: an event failed, and is tried again later, or was parked, or still waits; `nexhealth status` says more.
     """
-    from nexhealth_pipeline.orchestration.webhook_names import APPLY_JOB
+    from nexhealth_pipeline.orchestration.names import APPLY_JOB
 
     with told_as_json(as_json):
         run = _run(APPLY_JOB, {"due_only": True}, demo=demo)
@@ -69,7 +69,7 @@ def replay(*, dry_run: bool, as_json: bool, demo: bool, **chosen: Any) -> int:
     untouched, so that replaying a week on a current copy changes nothing. Events whose payload was removed
     (NEXHEALTH_WEBHOOK_PAYLOAD_DAYS) are left out.
     """
-    from nexhealth_pipeline.orchestration.webhook_names import REPLAY_JOB
+    from nexhealth_pipeline.orchestration.names import REPLAY_JOB
 
     with told_as_json(as_json):
         config = _config(**chosen)

@@ -18,9 +18,8 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 
 from nexhealth_pipeline.errors import PipelineError
 from nexhealth_pipeline.orchestration.dead_runs import in_the_way, met_no_error
-from nexhealth_pipeline.orchestration.jobs import CHECKS_JOB
+from nexhealth_pipeline.orchestration.names import CHECKS_JOB, SHORT_TAGS, WEBHOOK_JOBS
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
-from nexhealth_pipeline.orchestration.webhook_names import SHORT_TAGS, WEBHOOK_JOBS
 from nexhealth_pipeline.sync.practice import load_practices
 from nexhealth_pipeline.warehouse.check_results import run_all
 from nexhealth_pipeline.warehouse.check_rules import Severity

@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import date, datetime
@@ -23,7 +22,7 @@ from nexhealth_pipeline.orchestration.code_location import DEFINITIONS
 from nexhealth_pipeline.orchestration.command_runs import COMMAND_TAGS
 from nexhealth_pipeline.orchestration.dead_runs import end_dead_runs
 from nexhealth_pipeline.orchestration.instance import open_instance
-from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, CHANGES_OP, PATIENT_JOB, PATIENT_OP, SCOPE_JOBS
+from nexhealth_pipeline.orchestration.names import CHANGES_JOB, CHANGES_OP, PATIENT_JOB, PATIENT_OP, SCOPE_JOBS
 from nexhealth_pipeline.orchestration.partitions import partition_tags
 from nexhealth_pipeline.orchestration.request import SyncRequest
 from nexhealth_pipeline.orchestration.step import EXIT_STATUS, FAILED_SLICES, listen
@@ -39,11 +38,11 @@ from nexhealth_pipeline.warehouse.migrate import prepare
 from nexhealth_pipeline.warehouse.state import database_time, load_watermarks
 from nexhealth_pipeline.warehouse.sweeps import SWEEP_LISTS, begin_sweep, finish_sweep, open_sweep
 
-__all__ = ["catch_up", "discover", "execute", "failure_of", "finish", "was_stopped"]
+__all__ = ["KINDS", "catch_up", "discover", "execute", "failure_of", "finish", "run_job"]
 
 Job = dict[str, Any]
 """One Dagster run to execute, as JSON: job, op, run_id, assets, config."""
-_KINDS: dict[object, type[PipelineError]] = {2: InvalidSetting, 3: TryLater, 4: WarehouseError}
+KINDS: dict[object, type[PipelineError]] = {2: InvalidSetting, 3: TryLater, 4: WarehouseError}
 """What to raise for an exit status that a run or a slice has told."""
 
 
@@ -53,7 +52,7 @@ def discover(settings: Settings, url: str, request: SyncRequest, kind: str) -> d
     Raises ConfigurationError, ApiError where nothing could be read, WarehouseError.
     """
     prepare(url, kind, dry_run=request.dry_run)
-    with open_instance(settings, chosen=os.environ.get("DAGSTER_HOME")) as instance:
+    with open_instance(settings) as instance:
         with _warehouse(url, "planning a sync") as connection:
             end_dead_runs(instance, connection)
             began = database_time(connection)
@@ -70,7 +69,7 @@ def discover(settings: Settings, url: str, request: SyncRequest, kind: str) -> d
         if request.dry_run and not practices.institutions:
             practices = practices_of_records(found, settings.subdomains)
             # Dagster's keys are no data: without them it refuses the runs.
-            with open_instance(settings, chosen=os.environ.get("DAGSTER_HOME")) as instance:
+            with open_instance(settings) as instance:
                 add_partitions(instance, practices)
         _require_practices(practices, results, request, settings)
         sweep, swept_from = _sweep(connection, settings, request)
@@ -134,7 +133,7 @@ def catch_up(settings: Settings, url: str, request: SyncRequest, config: dict[st
 
 def execute(job: Job) -> dict[str, Any]:
     """Execute one Dagster run in this process: its slices' results, whether it was stopped, and what it broke off by."""
-    with open_instance(load_settings(), chosen=os.environ.get("DAGSTER_HOME")) as instance:
+    with open_instance(load_settings()) as instance:
         results, stopped, failure = _run(instance, job)
     return {"results": results, "stopped": stopped, "failure": failure and _broken_off(failure, results)}
 
@@ -153,18 +152,9 @@ def finish(url: str, sweep: int) -> None:
 
 def _run(instance: dg.DagsterInstance, job: Job) -> tuple[list[dict[str, Any]], bool, PipelineError | None]:
     results: list[SliceResult] = []
+    tags = {**job["tags"], **partition_tags(instance, _definition(job), job["config"].get("partitions", ()))}
     with listen(results.append):
-        outcome = _definition_of(job).execute_in_process(
-            instance=instance,
-            run_id=job["run_id"],
-            run_config={
-                "ops": {job["op"]: {"config": job["config"]}},
-                "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
-            },
-            tags={**job["tags"], **partition_tags(instance, _definition(job), job["config"].get("partitions", ()))},
-            raise_on_error=False,
-        )
-    stopped = was_stopped(instance, job["run_id"])
+        outcome, stopped = run_job(instance, _definition_of(job), job["op"], job["config"], job["run_id"], tags)
     # What was read before it broke off is done, and counts.
     return [_as_json(result) for result in results], stopped, None if stopped else failure_of(outcome)
 
@@ -176,7 +166,29 @@ def _definition_of(job: Job) -> dg.JobDefinition:
     return whole.get_subset(asset_selection=assets, asset_check_selection=frozenset()) if assets else whole
 
 
-def was_stopped(instance: dg.DagsterInstance, run_id: str) -> bool:
+def run_job(
+    instance: dg.DagsterInstance,
+    job: dg.JobDefinition,
+    op: str,
+    config: Mapping[str, Any],
+    run_id: str,
+    tags: Mapping[str, str],
+) -> tuple[dg.ExecuteInProcessResult, bool]:
+    """Execute a job of one op in this process, without a word on the console; what came of it, and whether it was stopped."""
+    outcome = job.execute_in_process(
+        instance=instance,
+        run_id=run_id,
+        run_config={
+            "ops": {op: {"config": config}},
+            "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+        },
+        tags=dict(tags),
+        raise_on_error=False,
+    )
+    return outcome, _was_stopped(instance, run_id)
+
+
+def _was_stopped(instance: dg.DagsterInstance, run_id: str) -> bool:
     """Whether the run was canceled; one that a signal met before its first slice Dagster takes for failed."""
     run = instance.get_run_by_id(run_id)
     if run is None:
@@ -207,7 +219,7 @@ def failure_of(outcome: dg.ExecuteInProcessResult) -> PipelineError | None:
         if FAILED_SLICES in told.metadata:
             return None
         if EXIT_STATUS in told.metadata:
-            kind = _KINDS.get(told.metadata[EXIT_STATUS].value, PipelineError)
+            kind = KINDS.get(told.metadata[EXIT_STATUS].value, PipelineError)
             return kind(told.description or "the run failed")
     errors = [error for detail in details if (error := getattr(detail, "error", None)) is not None]
     # Dagster wraps what a step raises.
@@ -250,7 +262,7 @@ def _require_practices(
 
 
 def _refused(row: dict[str, Any]) -> PipelineError:
-    return _KINDS.get(row["exit_status"], TryLater)(str(row["reason"]))
+    return KINDS.get(row["exit_status"], TryLater)(str(row["reason"]))
 
 
 def _plan(

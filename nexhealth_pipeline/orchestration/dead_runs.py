@@ -17,8 +17,14 @@ from dagster._core.events import RunFailureReason
 from dagster._core.storage.tags import RUN_FAILURE_REASON_TAG
 
 from nexhealth_pipeline.catalog.collections import DECLARED
-from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, CHECKS_JOB, PATIENT_JOB, SCOPE_JOBS
-from nexhealth_pipeline.orchestration.webhook_names import EVENTS_ASSET, WEBHOOK_JOBS
+from nexhealth_pipeline.orchestration.names import (
+    CHANGES_JOB,
+    CHECKS_JOB,
+    EVENTS_ASSET,
+    PATIENT_JOB,
+    SCOPE_JOBS,
+    WEBHOOK_JOBS,
+)
 from nexhealth_pipeline.warehouse.runs import close_dead_runs, close_if_dead, is_elsewhere, lock_key
 
 __all__ = ["end_dead_runs", "in_the_way", "met_no_error"]
@@ -68,7 +74,9 @@ def _dead(instance: dg.DagsterInstance, connection: psycopg.Connection) -> list[
     """Runs of ours that Dagster takes for living, and nobody lives by."""
     records = instance.get_run_records(dg.RunsFilter(statuses=_LIVE))
     ours = [one for one in records if _is_ours(one.dagster_run)]
-    return [one.dagster_run for one in ours if _is_dead(connection, one.dagster_run.run_id, one.start_time)]
+    return [
+        one.dagster_run for one in ours if _is_dead(connection, one.dagster_run.run_id, one.start_time, _GRACE_SECONDS)
+    ]
 
 
 def _has_row(connection: psycopg.Connection, run_id: str) -> bool:
@@ -152,8 +160,7 @@ def _is_ours(run: dg.DagsterRun) -> bool:
     return run.job_name in _JOBS or (bool(chosen) and chosen <= _ASSETS)
 
 
-def _is_dead(connection: psycopg.Connection, run_id: str, started: float | None, grace: float | None = None) -> bool:
-    grace = _GRACE_SECONDS if grace is None else grace
+def _is_dead(connection: psycopg.Connection, run_id: str, started: float | None, grace: float) -> bool:
     row = connection.execute(
         "SELECT status = 'interrupted' OR finished_at < clock_timestamp() - make_interval(secs => %s)"
         " FROM nexhealth_runs WHERE run_id = %s",

@@ -46,12 +46,13 @@ def workspace_file(home: Path) -> Path:
     return beside if beside.is_file() else Path(str(files(__package__) / "workspace.yaml"))
 
 
-def open_instance(settings: Settings, *, chosen: str | None = None) -> DagsterInstance:
+def open_instance(settings: Settings) -> DagsterInstance:
     """The Dagster instance, for use as a context manager; sets `DAGSTER_HOME` for this process and its children.
 
+    It is that of the `DAGSTER_HOME` that is set, if one is.
     Open it after forking: it holds connections. Raises ConfigurationError, WarehouseError.
     """
-    home = dagster_home(settings, chosen=chosen)
+    home = dagster_home(settings, chosen=os.environ.get("DAGSTER_HOME"))
     os.environ["DAGSTER_HOME"] = str(home)
     return DagsterInstance.from_config(str(home))
 

@@ -27,11 +27,18 @@ from nexhealth_pipeline.orchestration.assets import (
 )
 from nexhealth_pipeline.orchestration.config import PatientConfig, SyncConfig
 from nexhealth_pipeline.orchestration.metadata import as_of_metadata, result_metadata
+from nexhealth_pipeline.orchestration.names import (
+    BULK_TAGS,
+    CHANGES_JOB,
+    CHANGES_OP,
+    PATIENT_JOB,
+    PATIENT_OP,
+    SCOPE_JOBS,
+)
 from nexhealth_pipeline.orchestration.nightly import complete_windows
 from nexhealth_pipeline.orchestration.partitions import location_month_key
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
 from nexhealth_pipeline.orchestration.step import Event, how_to_repeat, raise_failures, read, step
-from nexhealth_pipeline.orchestration.webhook_names import BULK_TAGS
 from nexhealth_pipeline.sync.filters import choose
 from nexhealth_pipeline.sync.months import CHANGES, month_keys, utc_today
 from nexhealth_pipeline.sync.patient import refresh_patient
@@ -41,31 +48,7 @@ from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice, SliceResult
 from nexhealth_pipeline.warehouse.merge import Change
 
-__all__ = [
-    "CHANGES_JOB",
-    "CHANGES_OP",
-    "CHECKS_JOB",
-    "JOBS",
-    "PATIENT_JOB",
-    "PATIENT_OP",
-    "SCOPE_JOBS",
-    "change_events",
-]
-
-CHANGES_JOB = "nexhealth_appointment_changes"
-CHANGES_OP = "read_appointment_changes"
-CHECKS_JOB = "nexhealth_checks"
-"""Made in `orchestration.checks`; named here for whoever looks after runs."""
-PATIENT_JOB = "nexhealth_patient"
-PATIENT_OP = "read_patient"
-
-SCOPE_JOBS: dict[Scope, str] = {
-    Scope.PRACTICE: "nexhealth_practice",
-    Scope.INSTITUTION: "nexhealth_institutions",
-    Scope.LOCATION: "nexhealth_locations",
-    Scope.LOCATION_MONTH: "nexhealth_appointments",
-}
-"""Name of the asset job of each scope."""
+__all__ = ["JOBS", "change_events"]
 
 
 @dg.op(name=CHANGES_OP, description="Reads what changed since the last read, however old its date.")

@@ -19,7 +19,7 @@ import psycopg
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.errors import Cancelled, ConfigurationError, PipelineError, TryLater, WarehouseError
-from nexhealth_pipeline.orchestration.children import catch_up, discover, execute, finish
+from nexhealth_pipeline.orchestration.children import KINDS, catch_up, discover, execute, finish
 from nexhealth_pipeline.orchestration.fork import Outcome, run_side_by_side
 from nexhealth_pipeline.orchestration.housekeeping import keep_house_beside
 from nexhealth_pipeline.orchestration.request import SyncRequest
@@ -190,10 +190,8 @@ def raise_unless_answered(outcome: Outcome) -> None:
         return
     if outcome.status < 0:
         raise PipelineError(_killed(outcome))
-    kinds: dict[int, type[PipelineError]] = {4: WarehouseError, 3: TryLater}
-    raise kinds.get(outcome.status, ConfigurationError if outcome.status == 2 else PipelineError)(
-        outcome.message or f"the first step ended with status {outcome.status}"
-    )
+    kind = KINDS.get(outcome.status, PipelineError)
+    raise kind(outcome.message or f"the first step ended with status {outcome.status}")
 
 
 class _Watch:

@@ -29,11 +29,11 @@ from nexhealth_pipeline.errors import InvalidSetting, PipelineError
 from nexhealth_pipeline.orchestration.assets import PARTITIONS, step_name
 from nexhealth_pipeline.orchestration.crons import check_crons
 from nexhealth_pipeline.orchestration.dead_runs import end_dead_runs
-from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, CHANGES_OP, JOBS, SCOPE_JOBS
+from nexhealth_pipeline.orchestration.jobs import JOBS
+from nexhealth_pipeline.orchestration.names import CHANGES_JOB, CHANGES_OP, MOST_TWO_DAYS, NIGHT_TAGS, SCOPE_JOBS
 from nexhealth_pipeline.orchestration.nightly import Due, due_at_night, due_in_the_morning
 from nexhealth_pipeline.orchestration.partitions import INSTITUTIONS, LOCATIONS, add_keys, keys_between, partition_tags
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
-from nexhealth_pipeline.orchestration.webhook_names import MOST_TWO_DAYS, NIGHT_TAGS
 from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.sync.options import Mode
 from nexhealth_pipeline.sync.slices import place_of

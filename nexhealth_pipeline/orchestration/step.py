@@ -42,7 +42,6 @@ __all__ = [
     "FAILED_SLICES",
     "Context",
     "Event",
-    "Listener",
     "Reporter",
     "chosen_partitions",
     "how_to_repeat",
@@ -59,9 +58,9 @@ FAILED_SLICES = "failed_slices"
 """Metadata of the Failure of a step that has read all it was to read, and names the slices that failed."""
 
 Event = dg.AssetMaterialization | dg.AssetObservation
-Listener = Callable[[SliceResult], None]
+_Listener = Callable[[SliceResult], None]
 
-_listeners: list[Listener] = []
+_listeners: list[_Listener] = []
 _DAGSTERS_OWN = (dg.Failure, dg.RetryRequested, dg.DagsterError, SQLAlchemyError, DagsterPostgresException)
 """How a step tells Dagster something, and what Dagster raises itself, of its own database as well."""
 _PROGRESS_SECONDS = 15.0
@@ -79,7 +78,7 @@ _SHOWN = 100
 
 
 @contextmanager
-def listen(listener: Listener) -> Iterator[None]:
+def listen(listener: _Listener) -> Iterator[None]:
     """Hand every result of runs in this process to `listener`: how a command learns what its run did."""
     _listeners.append(listener)
     try:

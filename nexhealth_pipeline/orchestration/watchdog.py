@@ -17,9 +17,9 @@ from nexhealth_pipeline.errors import ConfigurationError, PipelineError
 from nexhealth_pipeline.orchestration.dead_runs import in_the_way
 from nexhealth_pipeline.orchestration.holes import fill_holes
 from nexhealth_pipeline.orchestration.housekeeping import dagster_database, keep_house_daily
+from nexhealth_pipeline.orchestration.names import EVENTS_ASSET, SHORT_TAGS, WATCHDOG_JOB, WATCHDOG_STEP
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
 from nexhealth_pipeline.orchestration.step import step
-from nexhealth_pipeline.orchestration.webhook_names import EVENTS_ASSET, SHORT_TAGS, WATCHDOG_JOB, WATCHDOG_STEP
 from nexhealth_pipeline.orchestration.worker import done_aside
 from nexhealth_pipeline.sync.practice import load_practices
 from nexhealth_pipeline.sync.session import SyncSession

@@ -17,8 +17,8 @@ from typing import Any
 import dagster as dg
 import psycopg
 
+from nexhealth_pipeline.orchestration.names import EVENTS_ASSET
 from nexhealth_pipeline.orchestration.step import Event, Reporter
-from nexhealth_pipeline.orchestration.webhook_names import EVENTS_ASSET
 from nexhealth_pipeline.orchestration.worker import Context, Watch, Worker
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.warehouse.connect import connect

@@ -13,10 +13,7 @@ from typing import Any
 import dagster as dg
 
 from nexhealth_pipeline.orchestration.config import ApplyConfig, ReplayConfig, SetupConfig
-from nexhealth_pipeline.orchestration.resource import NexHealthResource
-from nexhealth_pipeline.orchestration.step import report, step
-from nexhealth_pipeline.orchestration.webhook_apply import Stay, Tally, apply_and_report
-from nexhealth_pipeline.orchestration.webhook_names import (
+from nexhealth_pipeline.orchestration.names import (
     APPLY_JOB,
     APPLY_OP,
     EVENTS_ASSET,
@@ -27,6 +24,9 @@ from nexhealth_pipeline.orchestration.webhook_names import (
     SHORT_TAGS,
     WEBHOOK_TAGS,
 )
+from nexhealth_pipeline.orchestration.resource import NexHealthResource
+from nexhealth_pipeline.orchestration.step import report, step
+from nexhealth_pipeline.orchestration.webhook_apply import Stay, Tally, apply_and_report
 from nexhealth_pipeline.orchestration.worker import Context, done_aside
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.warehouse.connect import driver_errors

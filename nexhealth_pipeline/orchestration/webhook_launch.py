@@ -4,7 +4,6 @@ It runs in a forked child, so that Ctrl-C stops it on a committed batch and the 
 connection of Dagster's.
 """
 
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,14 +12,13 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from nexhealth_pipeline.errors import Cancelled
-from nexhealth_pipeline.orchestration.children import failure_of, was_stopped
+from nexhealth_pipeline.orchestration.children import failure_of, run_job
 from nexhealth_pipeline.orchestration.code_location import DEFINITIONS
 from nexhealth_pipeline.orchestration.command_runs import COMMAND_TAGS
 from nexhealth_pipeline.orchestration.fork import run_side_by_side
 from nexhealth_pipeline.orchestration.instance import open_instance
 from nexhealth_pipeline.orchestration.launch import pass_on, raise_unless_answered
-from nexhealth_pipeline.orchestration.webhook_jobs import heard
-from nexhealth_pipeline.orchestration.webhook_names import (
+from nexhealth_pipeline.orchestration.names import (
     APPLY_JOB,
     APPLY_OP,
     REPLAY_JOB,
@@ -28,6 +26,7 @@ from nexhealth_pipeline.orchestration.webhook_names import (
     SETUP_JOB,
     SETUP_OP,
 )
+from nexhealth_pipeline.orchestration.webhook_jobs import heard
 from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.warehouse.connect import DAGSTER_DATABASE, WAREHOUSE_DATABASE
 from nexhealth_pipeline.warehouse.connect import dagster_url as find_dagster_url
@@ -59,7 +58,7 @@ def run_webhook_job(
     warehouse_database: str = WAREHOUSE_DATABASE,
     dagster_database: str = DAGSTER_DATABASE,
 ) -> WebhookRun:
-    """Run `job` (a name of :mod:`.webhook_names`) with the config of its step, and wait for its end.
+    """Run `job` (a name of :mod:`.names`) with the config of its step, and wait for its end.
 
     Must be called before any thread or connection is open. Raises PipelineError for what stopped it before it
     had done anything.
@@ -83,18 +82,9 @@ def run_webhook_job(
 def _execute(job: str, config: dict[str, Any], run_id: str) -> dict[str, Any]:
     """In the child: execute the run; what it said, and how it ended."""
     told: dict[str, Any] = {}
-    with open_instance(load_settings(), chosen=os.environ.get("DAGSTER_HOME")) as instance, heard(told.update):
-        outcome = DEFINITIONS.resolve_job_def(job).execute_in_process(
-            instance=instance,
-            run_id=run_id,
-            run_config={
-                "ops": {_OPS[job]: {"config": config}},
-                "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
-            },
-            tags=COMMAND_TAGS,
-            raise_on_error=False,
-        )
-        stopped = was_stopped(instance, run_id)
+    with open_instance(load_settings()) as instance, heard(told.update):
+        definition = DEFINITIONS.resolve_job_def(job)
+        outcome, stopped = run_job(instance, definition, _OPS[job], config, run_id, COMMAND_TAGS)
         if not stopped and not told and (failure := failure_of(outcome)) is not None:
             raise failure
     return {"result": told, "stopped": stopped, "failed": not outcome.success or bool(told.get("failed"))}

@@ -14,8 +14,8 @@ import psycopg
 
 from nexhealth_pipeline.errors import PipelineError
 from nexhealth_pipeline.orchestration.dead_runs import in_the_way, met_no_error
+from nexhealth_pipeline.orchestration.names import APPLY_JOB, WEBHOOK_SENSOR
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
-from nexhealth_pipeline.orchestration.webhook_names import APPLY_JOB, WEBHOOK_SENSOR
 from nexhealth_pipeline.warehouse.migrate import require_release
 from nexhealth_pipeline.webhooks.claiming import DUE
 

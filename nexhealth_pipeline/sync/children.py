@@ -122,10 +122,7 @@ class _Failures:
         alike = all(type(one) is type(first) for one in self._all)
         error = type(first)(text, status=first.status if alike and not self.offered else None)
         for one in self._all:
-            error.requests += one.requests
-            error.retries += one.retries
-            error.throttled_seconds += one.throttled_seconds
-            error.bytes += one.bytes
+            error.charge(one)
         return error
 
 
@@ -304,7 +301,6 @@ class ChildReader(SliceReader):
     def _read_due(
         self, connection: psycopg.Connection, plans: list[PassPlan], due: Iterable[DueRow], failures: _Failures
     ) -> None:
-        committing = self.committing(connection)
         batch: list[_Read] = []
         last_commit = time.monotonic()
 
@@ -315,7 +311,7 @@ class ChildReader(SliceReader):
             batch.clear()
             reach("after_fetch", self.slice.collection.name)
             pages = [(one.row, self.loader.encode(page, self._known(one.row))) for one in taken for page in one.pages]
-            committing(partial(self._load, connection, taken, pages))
+            self.commit(connection, partial(self._load, connection, taken, pages))
 
         try:
             for answer in self._fetch(plans, failures.counting(due)):

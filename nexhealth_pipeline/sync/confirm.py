@@ -75,14 +75,7 @@ class Confirmation:
         there = {row_id: page for row_id, page in answers.items() if isinstance(page, Page)}
         for gone in answers.values():
             if isinstance(gone, NotFound):
-                self.counts.add(
-                    Counts(
-                        requests=gone.requests,
-                        retries=gone.retries,
-                        throttled_seconds=gone.throttled_seconds,
-                        bytes=gone.bytes,
-                    )
-                )
+                self.counts.add(Counts.of(gone))
         # Before the transaction, which may be made again: a drift is told once only.
         encoded = [self._loader.encode(page, {}) for page in self._list_shapes(there)] if there else []
         gone_ids = [row_id for row_id in answers if row_id not in there]

@@ -55,8 +55,5 @@ def _as_one(refusals: dict[str, ApiError]) -> ApiError:
     error = type(first)("; ".join(texts), status=first.status)
     error.refused_keys = frozenset(refusals)
     for one in refusals.values():
-        error.requests += one.requests
-        error.retries += one.retries
-        error.throttled_seconds += one.throttled_seconds
-        error.bytes += one.bytes
+        error.charge(one)
     return error

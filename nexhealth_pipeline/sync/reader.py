@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -35,7 +35,7 @@ from nexhealth_pipeline.warehouse.connect import driver_errors
 from nexhealth_pipeline.warehouse.knowledge import record_capability, record_freshness
 from nexhealth_pipeline.warehouse.quarantine import close_unnamed, met_unread
 from nexhealth_pipeline.warehouse.repeats import repeated
-from nexhealth_pipeline.warehouse.state import PassState, load_elsewhere, load_state, take_over
+from nexhealth_pipeline.warehouse.state import PassState, least, load_elsewhere, load_state, take_over
 from nexhealth_pipeline.warehouse.sync_log import Counts, SyncLog
 
 __all__ = ["SliceReader"]
@@ -122,7 +122,7 @@ class SliceReader:
     def passes(self, connection: psycopg.Connection) -> None:
         """Make every pass of the slice that is not fresh already."""
         self._require_owner(connection)
-        committing = self.committing(connection)
+        committing = partial(self.commit, connection)
         plans = passes_of(self.slice, self.today, self.options.filters, reconcile=self.options.reconciles)
         self._take_over(connection, plans)
         readers = [
@@ -130,12 +130,13 @@ class SliceReader:
             for plan in plans
         ]
         # Not since the passes read last: one that broke off has not asked again for what the last complete one met.
-        last = _least(reader.stored.fresh_at for reader in readers)
+        last = least(reader.stored.fresh_at for reader in readers)
         again, read = self._met_unread(connection, last), 0
         for reader in readers:
             reader.again = again
             self._had_rows |= reader.stored.records > 0
-            self._watermark_from = _earlier(self._watermark_from, reader.stored.watermark)
+            watermarks = filter(None, (self._watermark_from, reader.stored.watermark))
+            self._watermark_from = min(watermarks, default=None)
             if reader.fresh:
                 self.states.append(reader.stored)
                 continue
@@ -160,7 +161,7 @@ class SliceReader:
     def _close_unnamed(self, connection: psycopg.Connection, readers: list[PassReader], last: datetime | None) -> None:
         """Where all was asked for that may have held it: what has no id and did not come again was spoilt on its way."""
         content = [reader for reader in readers if not reader.lists_members]
-        began = _least(reader.state.pass_started_at for reader in content)
+        began = least(reader.state.pass_started_at for reader in content)
         if began is not None and all(reader.covers for reader in content):
             everything = all(reader.covers_all for reader in content)
             # A retry from the quarantine may close some of the same, in an order of its own.
@@ -171,9 +172,27 @@ class SliceReader:
         piece = self.slice
         return piece.collection.name, piece.institution_id, piece.location_id
 
-    def committing(self, connection: psycopg.Connection) -> "_Committing":
-        """Makes the transactions of the slice."""
-        return _Committing(self, connection)
+    def commit(self, connection: psycopg.Connection, work: Callable[[], Counts]) -> None:
+        """Commit what `work` does, which says what it counted, with the log's counts; then tell whoever watches.
+
+        A transaction that PostgreSQL ended because of somebody else's is made again: its failure would end the whole run.
+        """
+        once = partial(self._transaction, connection, work)
+        undo = partial(self.loader.go_back, self.loader.mark())
+        # A dry run's stage holds all that was read so far, and nobody else is in its way.
+        self.counts = once() if self.options.dry_run else repeated(once, undo=undo)
+        reach("after_commit", self.slice.collection.name)
+        self.session.progress(self.slice.label, self.counts.pages, self.counts.records_read)
+
+    def _transaction(self, connection: psycopg.Connection, work: Callable[[], Counts]) -> Counts:
+        """One try; returns what the slice has counted with it."""
+        with connection.transaction():
+            counts = replace(self.counts)
+            counts.add(work())
+            if self._log_row is not None:
+                self._log_row.progress(connection, counts)
+            reach("before_commit", self.slice.collection.name)
+        return counts
 
     def _take_over(self, connection: psycopg.Connection, plans: list[PassPlan]) -> None:
         """Where offices have come to share a database, its owner goes on from where the one least far had come."""
@@ -216,14 +235,7 @@ class SliceReader:
         )
 
     def _fail(self, connection: psycopg.Connection, failure: PipelineError) -> SliceResult:
-        self.counts.add(
-            Counts(
-                requests=failure.requests,
-                retries=failure.retries,
-                throttled_seconds=failure.throttled_seconds,
-                bytes=failure.bytes,
-            )
-        )
+        self.counts.add(Counts.of(failure))
         status = Status.CANCELLED if isinstance(failure, Cancelled) else Status.FAILED
         answered = getattr(failure, "status", None)
         lacking = _NOT_OFFERED.get(answered) if self.slice.collection.may_be_disabled else None
@@ -279,7 +291,7 @@ class SliceReader:
 
     def _remember(self, connection: psycopg.Connection) -> None:
         """Freshness and capability of a slice that was read to its end."""
-        through, full = self.as_of(), _least(state.last_full_at for state in self.states)
+        through, full = self.as_of(), least(state.last_full_at for state in self.states)
         if self.slice.collection.window is not None:
             through, full = self._windowed_freshness(connection)
         record_freshness(
@@ -297,7 +309,7 @@ class SliceReader:
 
     def as_of(self) -> datetime | None:
         """Every change up to here is in the warehouse: the earliest start of the passes that bring its rows."""
-        return _least([*(state.watermark for state in self.states), *self._rows_through])
+        return least([*(state.watermark for state in self.states), *self._rows_through])
 
     def _windowed_freshness(self, connection: psycopg.Connection) -> tuple[datetime | None, datetime | None]:
         """Of all months of the location together; nothing while one of them was never complete."""
@@ -365,45 +377,3 @@ class SliceReader:
             records=self.records,
             new_notes=loader.new_notes if loader else 0,
         )
-
-
-class _Committing:
-    """Makes each transaction of a slice: what is done in it, then the log's counts; and progress for whoever watches.
-
-    One that PostgreSQL ended because of somebody else's is made again: its failure would end the whole run.
-    """
-
-    def __init__(self, reader: SliceReader, connection: psycopg.Connection) -> None:
-        self._reader = reader
-        self._connection = connection
-
-    def __call__(self, work: Callable[[], Counts]) -> None:
-        """Commit what `work` does; it says what it counted."""
-        reader = self._reader
-        once = partial(self._transaction, work)
-        undo = partial(reader.loader.go_back, reader.loader.mark())
-        # A dry run's stage holds all that was read so far, and nobody else is in its way.
-        reader.counts = once() if reader.options.dry_run else repeated(once, undo=undo)
-        reach("after_commit", reader.slice.collection.name)
-        reader.session.progress(reader.slice.label, reader.counts.pages, reader.counts.records_read)
-
-    def _transaction(self, work: Callable[[], Counts]) -> Counts:
-        """One try; returns what the slice has counted with it."""
-        reader = self._reader
-        with self._connection.transaction():
-            counts = replace(reader.counts)
-            counts.add(work())
-            if reader._log_row is not None:
-                reader._log_row.progress(self._connection, counts)
-            reach("before_commit", reader.slice.collection.name)
-        return counts
-
-
-def _earlier(left: datetime | None, right: datetime | None) -> datetime | None:
-    return right if left is None else left if right is None else min(left, right)
-
-
-def _least(moments: Iterable[datetime | None]) -> datetime | None:
-    """The earliest of `moments`; None where one is unknown or there is none."""
-    known = list(moments)
-    return None if not known or any(moment is None for moment in known) else min(filter(None, known))

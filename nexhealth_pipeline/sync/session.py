@@ -89,7 +89,7 @@ class SyncSession:
         self.lock = RunLock(self.url, self.run_id).__enter__()
         # One connection a slice in work and some to plan with, opened on demand: a run may be told another
         # concurrency than the settings', and a slice that waits for a connection longer than a while fails.
-        self.pool = pool(self.url, _MOST_CONNECTIONS, autocommit=True)
+        self.pool = pool(self.url, _MOST_CONNECTIONS)
         self.client = NexHealthClient(
             api_url=self.settings.api_url,
             api_keys=self._keys,

@@ -17,9 +17,9 @@ from nexhealth_pipeline.client.request import ApiRequest
 from nexhealth_pipeline.errors import BadRequest, ServerFailed, Unreachable
 from nexhealth_pipeline.sync.plan import api_time
 
-__all__ = ["NARROWEST", "pages_in_parts"]
+__all__ = ["pages_in_parts"]
 
-NARROWEST = timedelta(days=40)
+_NARROWEST = timedelta(days=40)
 """A window this narrow (a month and a day on both sides) is not halved: the refusal is not about its width."""
 _FORM = "%Y-%m-%dT%H:%M:%S%z"
 _log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def pages_in_parts(
 ) -> Iterator[Page]:
     """The pages of `request`, whose parameters `window.start` and `window.end` bound it.
 
-    Raises ApiError, as the client does, where a window of `NARROWEST` is refused as well.
+    Raises ApiError, as the client does, where a window of `_NARROWEST` is refused as well.
     """
     pages = client.pages(request, cursor=cursor, page=page, previous=previous)
     try:
@@ -67,7 +67,7 @@ def _bounds(request: ApiRequest, window: Window) -> tuple[datetime, datetime]:
 
 def _wide(request: ApiRequest, window: Window) -> bool:
     start, end = _bounds(request, window)
-    return end - start > NARROWEST
+    return end - start > _NARROWEST
 
 
 def _halves(request: ApiRequest, window: Window) -> tuple[ApiRequest, ApiRequest]:
@@ -80,7 +80,7 @@ def _halves(request: ApiRequest, window: Window) -> tuple[ApiRequest, ApiRequest
 def _probe(request: ApiRequest, window: Window) -> ApiRequest:
     """The request for one narrow window of today: whether the server answers that list at all."""
     today = datetime.now(UTC).replace(microsecond=0)
-    return replace(_bounded(request, window, today - NARROWEST, today), per_page=1)
+    return replace(_bounded(request, window, today - _NARROWEST, today), per_page=1)
 
 
 def _bounded(request: ApiRequest, window: Window, start: datetime, end: datetime) -> ApiRequest:

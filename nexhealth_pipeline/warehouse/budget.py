@@ -5,16 +5,16 @@ processes share, so each grant is one call of a function there: it locks the row
 of the request, looks whether every one has room, and either counts the request in all of them or
 in none. Rows are locked in one order (no deadlock) and the clock is read after the locks.
 
-How a window is counted. The window is cut into `BUCKETS` buckets; the row holds one count per
-bucket, and a grant needs fewer than N grants in the current bucket and the `BUCKETS` before it.
-Any stretch as long as the window touches at most BUCKETS + 1 buckets, so no sliding window ever
+How a window is counted. The window is cut into `_BUCKETS` buckets; the row holds one count per
+bucket, and a grant needs fewer than N grants in the current bucket and the `_BUCKETS` before it.
+Any stretch as long as the window touches at most _BUCKETS + 1 buckets, so no sliding window ever
 holds more than N grants; the price is that a slot comes free up to one bucket (2 %) late. A list of
 the last N grant times would be exact to the microsecond, but it is 13 kB a row for 1,600 grants a
 minute, rewritten at each grant (here 0.3 ms and 0.3 kB of WAL a grant, measured with PostgreSQL
 18), and a changed share would have to resize it. Here the share only changes N.
 
 What the API counts is the arrival, and a request arrives some milliseconds after its grant, on a
-busy machine tenths of a second. Therefore the window is made `MARGIN` + `JITTER_SECONDS` longer than
+busy machine tenths of a second. Therefore the window is made `_MARGIN` + `_JITTER_SECONDS` longer than
 documented, and in windows of a second grants are also paced: eight at once that arrive late would
 meet the next eight in one window, eight spread over the second do not (tolerates 0.2 s at the
 default share of GET /appointments). Minutes are paced from the half of their share on: a small job has
@@ -24,7 +24,6 @@ and those whose own limit is a second's (GET /appointments) are not crowded out 
 If the database cannot be asked, nothing is sent (BudgetUnavailable).
 """
 
-import os
 import threading
 import time
 from collections import deque
@@ -39,25 +38,20 @@ from nexhealth_pipeline.errors import BudgetUnavailable, Cancelled, WarehouseErr
 from nexhealth_pipeline.warehouse.connect import connect
 
 __all__ = [
-    "BUCKETS",
     "BUDGET_DDL",
-    "JITTER_SECONDS",
-    "MARGIN",
-    "PACED_WINDOW",
     "PACE_SLACK",
-    "SHORT_SHARE",
     "PostgresBudget",
 ]
 
-BUCKETS = 50
+_BUCKETS = 50
 """Parts of a window. More waste less of the limit and make the row larger."""
-MARGIN = 0.01
+_MARGIN = 0.01
 """Part of a window added to it, for clocks that run differently."""
-JITTER_SECONDS = 0.02
+_JITTER_SECONDS = 0.02
 """Seconds added to each window for the unequal time between grant and arrival."""
-PACED_WINDOW = 1.0
+_PACED_WINDOW = 1.0
 """Windows up to these seconds are paced throughout, longer ones from half of their share on."""
-SHORT_SHARE = 0.9
+_SHORT_SHARE = 0.9
 """Most of a paced window that is used, whatever the share: of ten a second, eleven arrived within 0.88 s at load 10."""
 PACE_SLACK = 0.05
 """Part of a paced window that grants may come early, so that a late wake-up costs nothing."""
@@ -233,13 +227,13 @@ END $$;
 def _allowed(limit: Limit, share: float) -> int:
     """Requests that a window may hold."""
     allowed = int(limit.requests * share)
-    if limit.window_seconds <= PACED_WINDOW:
-        allowed = min(allowed, ceil(limit.requests * SHORT_SHARE))
+    if limit.window_seconds <= _PACED_WINDOW:
+        allowed = min(allowed, ceil(limit.requests * _SHORT_SHARE))
     return max(1, allowed)
 
 
 class PostgresBudget:
-    """The shared budget of one API key. Implements `client.budget.Budget`; thread-safe and fork-safe.
+    """The shared budget of one API key. Implements `client.budget.Budget`; thread-safe.
 
     `share` is the part of each documented limit to use (at least one request a window).
     Setting `stop` ends a wait with Cancelled.
@@ -257,19 +251,19 @@ class PostgresBudget:
         self._conninfo, self._key_hash, self._stop = conninfo, key_hash, stop
         self._allowed = {name: _allowed(limit, share) for name, limit in limits.items()}
         self._bucket_seconds = {
-            name: (limit.window_seconds * (1 + MARGIN) + JITTER_SECONDS) / BUCKETS for name, limit in limits.items()
+            name: (limit.window_seconds * (1 + _MARGIN) + _JITTER_SECONDS) / _BUCKETS for name, limit in limits.items()
         }
         self._paces = {name: limit.window_seconds / self._allowed[name] for name, limit in limits.items()}
         self._slacks = {name: limit.window_seconds * PACE_SLACK for name, limit in limits.items()}
         self._unpaced = {
-            name: 0 if limit.window_seconds <= PACED_WINDOW else self._allowed[name] // 2
+            name: 0 if limit.window_seconds <= _PACED_WINDOW else self._allowed[name] // 2
             for name, limit in limits.items()
         }
-        self._inherited: list[psycopg.Connection] = []
         self._connection: psycopg.Connection | None = None
         self._closed = False
         self._away_since: float | None = None
-        self._begin_in_this_process()
+        self._asking = threading.Lock()
+        self._lines: dict[tuple[RateClass, ...], _Line] = {}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._key_hash[:8]})"
@@ -279,14 +273,13 @@ class PostgresBudget:
 
         Raises BudgetUnavailable, Cancelled.
         """
-        self._after_fork()
         names = sorted(classes)
         question = (
             self._key_hash,
             [str(name) for name in names],
             [self._allowed[name] for name in names],
             [self._bucket_seconds[name] for name in names],
-            BUCKETS,
+            _BUCKETS,
             [self._paces[name] for name in names],
             [self._slacks[name] for name in names],
             [self._unpaced[name] for name in names],
@@ -302,11 +295,10 @@ class PostgresBudget:
 
     def throttle(self, classes: tuple[RateClass, ...], seconds: float) -> None:
         """Let no process send in `classes` for `seconds` from now. Raises BudgetUnavailable."""
-        self._after_fork()
         names = sorted(classes)
         self._ask(
             "SELECT nexhealth_rate_throttle(%s, %s, %s, %s, %s)",
-            (self._key_hash, [str(n) for n in names], [self._bucket_seconds[n] for n in names], BUCKETS, seconds),
+            (self._key_hash, [str(n) for n in names], [self._bucket_seconds[n] for n in names], _BUCKETS, seconds),
         )
 
     def close(self) -> None:
@@ -316,7 +308,7 @@ class PostgresBudget:
         """
         self._closed = True
         with self._asking:
-            if self._connection is not None and self._pid == os.getpid():
+            if self._connection is not None:
                 self._connection.close()
             self._connection = None
 
@@ -374,20 +366,6 @@ class PostgresBudget:
     def _line(self, names: tuple[RateClass, ...]) -> "_Line":
         with self._asking:
             return self._lines.setdefault(names, _Line())
-
-    def _begin_in_this_process(self) -> None:
-        self._pid = os.getpid()
-        self._away_since = None
-        self._asking = threading.Lock()
-        self._lines: dict[tuple[RateClass, ...], _Line] = {}
-
-    def _after_fork(self) -> None:
-        """A forked child must neither use nor close its parent's connection."""
-        if self._pid != os.getpid():
-            if self._connection is not None:
-                self._inherited.append(self._connection)
-            self._connection = None
-            self._begin_in_this_process()
 
 
 class _Line:

@@ -14,9 +14,9 @@ from nexhealth_pipeline.catalog.collection import Collection
 from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
 from nexhealth_pipeline.warehouse.check_rules import RULES, Rule
 
-__all__ = ["CHECKS", "SAMPLES", "Check", "CheckResult", "checks_of", "run"]
+__all__ = ["CHECKS", "Check", "CheckResult", "run"]
 
-SAMPLES = 5
+_SAMPLES = 5
 """Most ids named per institution."""
 
 
@@ -66,7 +66,7 @@ class CheckResult:
         """One line for people."""
         if self.passed:
             return self.check.rule.doc
-        most = sorted(self.details.items(), key=lambda one: (-one[1], one[0]))[:SAMPLES]
+        most = sorted(self.details.items(), key=lambda one: (-one[1], one[0]))[:_SAMPLES]
         return f"{self.count:,} not so: {', '.join(f'{name} ({count:,})' for name, count in most)}"
 
 
@@ -77,7 +77,7 @@ def run(connection: psycopg.Connection, check: Check, institutions: Iterable[int
             "SELECT institution_id, detail, count(*), (array_agg(DISTINCT sample) FILTER (WHERE sample IS NOT NULL))[:{}]"
             " FROM ({}) fault WHERE {wanted} GROUP BY 1, 2 ORDER BY 1, 2"
         ).format(
-            sql.Literal(SAMPLES),
+            sql.Literal(_SAMPLES),
             check.faults,
             wanted=sql.SQL("true")
             if institutions is None
@@ -91,19 +91,14 @@ def run(connection: psycopg.Connection, check: Check, institutions: Iterable[int
         counts[institution] = counts.get(institution, 0) + count
         details[detail] = details.get(detail, 0) + count
         found = (*samples.get(institution, ()), *(f"{institution}/{one}" for one in ids or ()))
-        samples[institution] = tuple(dict.fromkeys(found))[:SAMPLES]
+        samples[institution] = tuple(dict.fromkeys(found))[:_SAMPLES]
     return CheckResult(check, counts, details, samples)
 
 
-def checks_of(collections: Iterable[Collection]) -> tuple[Check, ...]:
-    """Every rule that applies to each of `collections`."""
-    return tuple(
-        Check(collection, rule, faults)
-        for collection in collections
-        for rule in RULES
-        if (faults := rule.faults(collection)) is not None
-    )
-
-
-CHECKS: tuple[Check, ...] = checks_of(DECLARED)
-"""Every check of the catalog."""
+CHECKS: tuple[Check, ...] = tuple(
+    Check(collection, rule, faults)
+    for collection in DECLARED
+    for rule in RULES
+    if (faults := rule.faults(collection)) is not None
+)
+"""Every check of the catalog: each rule that applies to each collection."""

@@ -320,15 +320,15 @@ class Pool(ConnectionPool[psycopg.Connection]):
             raise WarehouseUnreachable(f"no connection to PostgreSQL at {_address(url)} came free in time") from None
 
 
-def pool(url: str, size: int, *, autocommit: bool = False) -> Pool:
-    """An open pool of up to `size` connections; dead ones are replaced before they are handed out.
+def pool(url: str, size: int) -> Pool:
+    """An open pool of up to `size` connections in autocommit mode; dead ones are replaced before they are handed out.
 
     Close it, or use it as a context manager. Raises WarehouseUnreachable at once where nothing answers.
     """
     connect(url).close()
     return Pool(
         url,
-        kwargs={"autocommit": autocommit, **connection_options(url, _NAME)},
+        kwargs={"autocommit": True, **connection_options(url, _NAME)},
         min_size=0,
         max_size=size,
         timeout=_POOL_WAIT_SECONDS,

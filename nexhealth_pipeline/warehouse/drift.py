@@ -59,19 +59,6 @@ def is_plain_name(key: str) -> bool:
 class DriftWatch:
     """Looks at the records of one collection as they are encoded; made once per slice."""
 
-    __slots__ = (
-        *(
-            "_absent",
-            "_curious",
-            "_fields",
-            "_found",
-            "_known",
-            "_last_absent",
-            "_texts",
-            "_told",
-        ),
-    )
-
     def __init__(self, collection: Collection) -> None:
         self._known = known_keys(collection)
         self._fields = {column.name: field_of(column) for column in collection.columns}
@@ -145,29 +132,25 @@ class DriftWatch:
         self._found.append(Drift(*drift, _sample_id(record)))
 
 
-def record_drift(connection: psycopg.Connection, collection: str, drifts: Iterable[Drift]) -> int:
-    """Note drifts, or that they were met again; returns how many are new. The caller commits."""
-    new = 0
+def record_drift(connection: psycopg.Connection, collection: str, drifts: Iterable[Drift]) -> None:
+    """Note drifts, or that they were met again. The caller commits."""
     # In one order for all, so that two slices of a collection wait for each other in no circle.
     for one in sorted(drifts, key=lambda one: (one.institution_id, one.field, one.kind)):
-        row = connection.execute(
+        connection.execute(
             "INSERT INTO nexhealth_schema_drift AS d (collection, institution_id, field, kind, sample_id)"
             " VALUES (%s, %s, %s, %s, %s) ON CONFLICT (collection, institution_id, field, kind) DO UPDATE"
-            " SET last_seen_at = clock_timestamp(), sample_id = coalesce(excluded.sample_id, d.sample_id)"
-            " RETURNING xmax = 0",
+            " SET last_seen_at = clock_timestamp(), sample_id = coalesce(excluded.sample_id, d.sample_id)",
             (collection, one.institution_id, one.field, one.kind, one.sample_id),
-        ).fetchone()
-        new += bool(row and row[0])
-    return new
+        )
 
 
 def record_missing(
     connection: psycopg.Connection, collection: Collection, institution_id: int, absent: Iterable[str]
-) -> int:
+) -> None:
     """After a complete read: note fields that no read of the institution met, forget those that one did.
 
     `absent` are the fields that no record of this read had; other passes and locations are asked for in
-    `nexhealth_sync_state`, where each keeps its own. Returns how many are newly missing. The caller commits.
+    `nexhealth_sync_state`, where each keeps its own. The caller commits.
     """
     key = {
         "collection": collection.name,
@@ -176,21 +159,19 @@ def record_missing(
         "seconds": collection.second_looks,
     }
     if not any(_lacking_and_met(connection, key)):
-        return 0
+        return
     # What one slice forgets another may be noting, and the other way round: whoever came second to the one and first to
     # the other would wait in a circle.
     connection.execute("SELECT pg_advisory_xact_lock(%s)", (lock_key("missing", collection.name, institution_id),))
     # Asked once more: whoever held the lock may have met one of the fields.
     lacking, _ = _lacking_and_met(connection, key)
     connection.execute(f"DELETE FROM nexhealth_schema_drift WHERE {_MET}", key)  # noqa: S608 - a constant
-    rows = connection.execute(
+    connection.execute(
         "INSERT INTO nexhealth_schema_drift (collection, institution_id, field, kind)"
         " SELECT %(collection)s, %(institution)s, field, 'missing' FROM unnest(%(lacking)s::text[]) field"
-        " ON CONFLICT (collection, institution_id, field, kind) DO UPDATE SET last_seen_at = clock_timestamp()"
-        " RETURNING xmax = 0",
+        " ON CONFLICT (collection, institution_id, field, kind) DO UPDATE SET last_seen_at = clock_timestamp()",
         key | {"lacking": lacking},
     )
-    return sum(row[0] for row in rows)
 
 
 def _lacking_and_met(connection: psycopg.Connection, key: Mapping[str, object]) -> tuple[list[str], bool]:

@@ -350,7 +350,7 @@ def _fields(collection: Collection) -> tuple[_Field, ...]:
     )
 
 
-def _converted(field: _Field, value: object, holder: object = None) -> str | None:
+def _converted(field: _Field, value: object, holder: object) -> str | None:
     """The text of a value that is neither null nor absent. Raises RecordRefused."""
     if value is holder:
         raise RecordRefused("", "the object around it is none")

@@ -86,14 +86,14 @@ def end_turns(connection: psycopg.Connection, collection: str, institution_id: i
     )
 
 
-def overtake(connection: psycopg.Connection, passes: Sequence[int]) -> int:
+def overtake(connection: psycopg.Connection, passes: Sequence[int]) -> None:
     """Leave lists under rows that these passes met to them: passes begun before do not judge them any more.
 
     A reconcile may judge hours after its reads. What a list lacked then and held when it was read and judged in turn
-    would be marked, as nothing tells of a record that is there and did not change. While the passes are held; returns
-    the lists left; the caller commits.
+    would be marked, as nothing tells of a record that is there and did not change. While the passes are held; the
+    caller commits.
     """
-    return connection.execute(
+    connection.execute(
         sql.SQL(
             # Locked as by whoever begins one anew: the pass before its keys.
             "WITH older AS (SELECT o.id FROM nexhealth_seen_passes p JOIN nexhealth_seen_passes o"
@@ -103,4 +103,4 @@ def overtake(connection: psycopg.Connection, passes: Sequence[int]) -> int:
             " AND n.pass_id = ANY(%(passes)s) AND starts_with(s.key, {})"
         ).format(sql.Literal(ANSWERED_MARK)),
         {"passes": list(passes)},
-    ).rowcount
+    )

@@ -26,9 +26,9 @@ from nexhealth_pipeline.errors import InvalidSetting
 from nexhealth_pipeline.warehouse.account import Account
 from nexhealth_pipeline.warehouse.supervisor import socket_file
 
-__all__ = ["SOCKET_PORT", "Place", "check_home", "find_place", "is_socket_of"]
+__all__ = ["Place", "check_home", "find_place", "is_socket_of"]
 
-SOCKET_PORT = 5432
+_SOCKET_PORT = 5432
 """In the socket's name as long as the server has no TCP port of its own."""
 
 _ELSEWHERE = Path("/var/lib/nexhealth-pipeline")
@@ -57,7 +57,7 @@ class Place:
     @property
     def port(self) -> int:
         """The number in the socket's name."""
-        return self.tcp_port or SOCKET_PORT
+        return self.tcp_port or _SOCKET_PORT
 
     @property
     def users_lock(self) -> Path:

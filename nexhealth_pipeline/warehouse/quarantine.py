@@ -107,18 +107,18 @@ def close_unnamed(
     location_id: int,
     before: datetime,
     met_since: datetime | None,
-) -> int:
-    """Close notes of records without an id that can be read that a read begun at `before` no longer met; how many.
+) -> None:
+    """Close notes of records without an id that can be read that a read begun at `before` no longer met.
 
     Only those first met after `met_since` (database time; None: all), which is what that read asked for. Nothing else
     could: such a record, of which a field may have been loaded as null, cannot be recognized when it comes well. The
     caller commits.
     """
-    return connection.execute(
+    connection.execute(
         f"UPDATE nexhealth_quarantine SET resolved_at = clock_timestamp(){_OPEN}"  # noqa: S608 - a constant
         " AND record_id = '' AND read_at < %s AND first_seen_at >= coalesce(%s::timestamptz, '-infinity')",
         (collection, institution_id, location_id, before, met_since),
-    ).rowcount
+    )
 
 
 class OpenNotes:
@@ -146,15 +146,15 @@ class OpenNotes:
         """The id in what a request knew that notes are found by: the patient whose address, or documents, they are."""
         return [request[self._owner]] if self._owner is not None and self._owner in request else []
 
-    def resolve(self, ids: Sequence[int], owners: Sequence[int], read_at: datetime) -> int:
-        """Close notes of records read before `read_at`; how many. The caller commits, after the new notes.
+    def resolve(self, ids: Sequence[int], owners: Sequence[int], read_at: datetime) -> None:
+        """Close notes of records read before `read_at`. The caller commits, after the new notes.
 
         Records are found by `owners` where the key holds what the request knew, else by their `ids`; and by their owner
         where its whole list was read: what that still holds has been noted again by then.
         """
         if not self.any or not (ids or owners):
-            return 0
-        return self._connection.execute(
+            return
+        self._connection.execute(
             "UPDATE nexhealth_quarantine SET resolved_at = clock_timestamp()"
             " WHERE collection = %(collection)s AND institution_id = %(institution)s AND resolved_at IS NULL"
             " AND read_at < %(read_at)s AND (record_id = ANY(%(ids)s)"
@@ -167,4 +167,4 @@ class OpenNotes:
                 "ids": [] if self._keyed else [str(one) for one in ids],
                 "owners": [str(one) for one in owners],
             },
-        ).rowcount
+        )

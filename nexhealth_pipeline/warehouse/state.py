@@ -15,6 +15,7 @@ __all__ = [
     "PassKey",
     "PassState",
     "database_time",
+    "least",
     "load_elsewhere",
     "load_fresh",
     "load_state",
@@ -82,17 +83,17 @@ class PassState:
         what the others list before its cursor.
         """
         states = [self, *others]
-        watermark = _least(one.watermark for one in states)
+        watermark = least(one.watermark for one in states)
         return replace(
             self,
             watermark=watermark,
             pass_started_at=watermark,
             cursor="",
             page_hashes=[],
-            since=_least(one.since for one in states),
-            last_full_at=_least(one.last_full_at for one in states),
-            fresh_at=_least(one.fresh_at for one in states),
-            full_at=_least(one.full_at for one in states),
+            since=least(one.since for one in states),
+            last_full_at=least(one.last_full_at for one in states),
+            fresh_at=least(one.fresh_at for one in states),
+            full_at=least(one.full_at for one in states),
         )
 
     def completed(self, now: datetime) -> "PassState":
@@ -202,6 +203,12 @@ def load_fresh(connection: psycopg.Connection, collections: list[str], after: da
     return {PassKey(*row) for row in rows}
 
 
+def least(moments: Iterable[datetime | None]) -> datetime | None:
+    """The earliest of `moments`; None where one is unknown or there is none."""
+    known = list(moments)
+    return None if not known or None in known else min(one for one in known if one is not None)
+
+
 def save_state(connection: psycopg.Connection, state: PassState) -> None:
     """Store a pass's state; the caller commits it together with its rows."""
     connection.execute(_UPSERT, (*astuple(state.key), *(getattr(state, name) for name in _FIELDS)))
@@ -213,9 +220,3 @@ def database_time(connection: psycopg.Connection) -> datetime:
     assert row is not None
     moment: datetime = row[0]
     return moment
-
-
-def _least(moments: Iterable[datetime | None]) -> datetime | None:
-    """The earliest of them; None where one is unknown."""
-    known = list(moments)
-    return None if None in known else min(one for one in known if one is not None)

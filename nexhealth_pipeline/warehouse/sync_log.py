@@ -9,6 +9,8 @@ from datetime import datetime
 
 import psycopg
 
+from nexhealth_pipeline.errors import PipelineError
+
 __all__ = ["Counts", "SyncLog", "make_partitions", "prune"]
 
 
@@ -27,6 +29,16 @@ class Counts:
     retries: int = 0
     throttled_seconds: float = 0.0
     bytes: int = 0
+
+    @classmethod
+    def of(cls, error: PipelineError) -> "Counts":
+        """What the read cost that `error` ended."""
+        return cls(
+            requests=error.requests,
+            retries=error.retries,
+            throttled_seconds=error.throttled_seconds,
+            bytes=error.bytes,
+        )
 
     def add(self, other: "Counts") -> None:
         """Add `other` to this."""

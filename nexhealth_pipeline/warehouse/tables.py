@@ -233,24 +233,24 @@ def _present(connection: psycopg.Connection, collections: tuple[Collection, ...]
     """Columns that exist, with their comments, by table; the table's own is under "", index and trigger under "name()"."""
     rows = connection.execute(
         """
-        SELECT c.relname::text, coalesce(a.attname::text, ''), d.description
-        FROM pg_class c
+        WITH c AS (
+            SELECT oid, relname::text AS name FROM pg_class
+            WHERE relnamespace = 'public'::regnamespace AND relname = ANY(%s)
+        )
+        SELECT c.name, coalesce(a.attname::text, ''), d.description
+        FROM c
         LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
         LEFT JOIN pg_description d ON d.objoid = c.oid AND d.objsubid = a.attnum AND d.classoid = 'pg_class'::regclass
-        WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY(%s)
         UNION ALL
-        SELECT c.relname, '', obj_description(c.oid, 'pg_class')
-        FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY(%s)
+        SELECT c.name, '', obj_description(c.oid, 'pg_class') FROM c
         UNION ALL
-        SELECT c.relname, i.relname || '()', NULL
-        FROM pg_class c JOIN pg_index x ON x.indrelid = c.oid JOIN pg_class i ON i.oid = x.indexrelid
-        WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY(%s)
+        SELECT c.name, i.relname || '()', NULL
+        FROM c JOIN pg_index x ON x.indrelid = c.oid JOIN pg_class i ON i.oid = x.indexrelid
         UNION ALL
-        SELECT c.relname, g.tgname || '()', NULL
-        FROM pg_class c JOIN pg_trigger g ON g.tgrelid = c.oid
-        WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY(%s)
+        SELECT c.name, g.tgname || '()', NULL
+        FROM c JOIN pg_trigger g ON g.tgrelid = c.oid
         """,
-        ([collection.table for collection in collections],) * 4,
+        ([collection.table for collection in collections],),
     ).fetchall()
     present: dict[str, dict[str, str | None]] = {}
     for table, name, comment in rows:

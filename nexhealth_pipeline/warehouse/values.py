@@ -101,9 +101,7 @@ def _double(value: object) -> str | None:
 def _date(value: object) -> str | None:
     if value is None or value == "":
         return None
-    if not isinstance(value, str):
-        raise RecordRefused("", "not a date of the form YYYY-MM-DD")
-    if not _DATE.fullmatch(value):
+    if not isinstance(value, str) or not _DATE.fullmatch(value):
         raise RecordRefused("", "not a date of the form YYYY-MM-DD")
     try:
         year = date.fromisoformat(value).year
@@ -117,9 +115,7 @@ def _date(value: object) -> str | None:
 def _timestamptz(value: object) -> str | None:
     if value is None or value == "":
         return None
-    if not isinstance(value, str):
-        raise RecordRefused("", "not an ISO 8601 time with a zone")
-    if not _TIME.fullmatch(value):
+    if not isinstance(value, str) or not _TIME.fullmatch(value):
         raise RecordRefused("", "not an ISO 8601 time with a zone")
     text = value
     if not value.endswith("Z") or value[-2] == " ":

@@ -11,7 +11,7 @@ import psycopg
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.orchestration.assets import PARTITIONS, step_name
 from nexhealth_pipeline.orchestration.code_location import DEFINITIONS
-from nexhealth_pipeline.orchestration.jobs import SCOPE_JOBS
+from nexhealth_pipeline.orchestration.names import SCOPE_JOBS
 from nexhealth_pipeline.orchestration.partitions import partition_tags
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.warehouse.sync_log import Counts

@@ -15,7 +15,7 @@ from nexhealth_pipeline.errors import WarehouseError
 from nexhealth_pipeline.orchestration import assets, step
 from nexhealth_pipeline.orchestration.assets import PARTITIONS, collections_in
 from nexhealth_pipeline.orchestration.command_runs import COMMAND_TAGS
-from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, CHANGES_OP, PATIENT_JOB, PATIENT_OP
+from nexhealth_pipeline.orchestration.names import CHANGES_JOB, CHANGES_OP, PATIENT_JOB, PATIENT_OP
 from nexhealth_pipeline.orchestration.partitions import partition_tags
 from nexhealth_pipeline.sync.months import month_keys
 from nexhealth_pipeline.sync.slices import SliceResult

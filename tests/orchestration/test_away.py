@@ -16,7 +16,7 @@ from sqlalchemy.exc import DataError, InternalError, OperationalError, Programmi
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.errors import WarehouseError
 from nexhealth_pipeline.orchestration import step, storage
-from nexhealth_pipeline.orchestration.webhook_names import EVENTS_ASSET
+from nexhealth_pipeline.orchestration.names import EVENTS_ASSET
 from tests.webhooks.kit import patient, store, updated
 
 from .kit import ISLAND, NORTH, PIER, House

@@ -18,9 +18,8 @@ from nexhealth_pipeline.definitions import defs
 from nexhealth_pipeline.orchestration import dead_runs
 from nexhealth_pipeline.orchestration.checks import CHECKS_SENSOR
 from nexhealth_pipeline.orchestration.dead_runs import end_dead_runs
-from nexhealth_pipeline.orchestration.jobs import CHECKS_JOB, SCOPE_JOBS
+from nexhealth_pipeline.orchestration.names import CHECKS_JOB, EVENTS_ASSET, SCOPE_JOBS
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
-from nexhealth_pipeline.orchestration.webhook_names import EVENTS_ASSET
 from nexhealth_pipeline.warehouse.checks import CHECKS
 from tests.webhooks.kit import free_locks
 

@@ -9,8 +9,16 @@ import pytest
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.errors import InvalidSetting
 from nexhealth_pipeline.orchestration.config import ApplyConfig, PatientConfig, SyncConfig
-from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, CHANGES_OP, PATIENT_JOB, PATIENT_OP, SCOPE_JOBS
-from nexhealth_pipeline.orchestration.webhook_names import APPLY_JOB, APPLY_OP, WEBHOOK_TAGS
+from nexhealth_pipeline.orchestration.names import (
+    APPLY_JOB,
+    APPLY_OP,
+    CHANGES_JOB,
+    CHANGES_OP,
+    PATIENT_JOB,
+    PATIENT_OP,
+    SCOPE_JOBS,
+    WEBHOOK_TAGS,
+)
 from nexhealth_pipeline.settings import load_settings
 from nexhealth_pipeline.sync.filters import Filters
 from nexhealth_pipeline.sync.options import Mode

@@ -6,7 +6,7 @@ import dagster as dg
 import pytest
 
 from nexhealth_pipeline.catalog.collection import Scope
-from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, CHANGES_OP
+from nexhealth_pipeline.orchestration.names import CHANGES_JOB, CHANGES_OP
 from nexhealth_pipeline.sync.months import month_keys
 
 from .kit import DESERT, HARBOR, ISLAND, NORTH, PIER, SOUTH, WILLOW, House

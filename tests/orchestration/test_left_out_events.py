@@ -2,8 +2,8 @@
 
 import pytest
 
+from nexhealth_pipeline.orchestration.names import WEBHOOK_SENSOR
 from nexhealth_pipeline.orchestration.webhook_jobs import heard
-from nexhealth_pipeline.orchestration.webhook_names import WEBHOOK_SENSOR
 from tests.webhooks.kit import SUBDOMAIN, load_page, patient, store, updated
 
 from .webhook_kit import Post

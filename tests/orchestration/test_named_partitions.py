@@ -7,7 +7,7 @@ import pytest
 
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.orchestration.assets import PARTITIONS
-from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, CHANGES_OP
+from nexhealth_pipeline.orchestration.names import CHANGES_JOB, CHANGES_OP
 from nexhealth_pipeline.orchestration.partitions import MONTHS, partition_tags
 from nexhealth_pipeline.sync.months import month_keys
 

@@ -9,7 +9,7 @@ from nexhealth_pipeline.orchestration import housekeeping
 from nexhealth_pipeline.orchestration.assets import PARTITIONS
 from nexhealth_pipeline.orchestration.code_location import DEFINITIONS
 from nexhealth_pipeline.orchestration.housekeeping import keep_house_daily
-from nexhealth_pipeline.orchestration.jobs import CHECKS_JOB
+from nexhealth_pipeline.orchestration.names import CHECKS_JOB
 from nexhealth_pipeline.orchestration.partitions import partition_tags
 from nexhealth_pipeline.orchestration.retention import remove_void_checks
 from nexhealth_pipeline.settings import load_settings

@@ -7,7 +7,7 @@ import pytest
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.orchestration.assets import PARTITIONS
 from nexhealth_pipeline.orchestration.code_location import DEFINITIONS
-from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, CHANGES_OP, SCOPE_JOBS
+from nexhealth_pipeline.orchestration.names import CHANGES_JOB, CHANGES_OP, SCOPE_JOBS
 from nexhealth_pipeline.orchestration.partitions import partition_tags
 
 from .kit import ISLAND, PIER, House

@@ -10,9 +10,9 @@ import pytest
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.definitions import defs
 from nexhealth_pipeline.orchestration.housekeeping import dagster_database
+from nexhealth_pipeline.orchestration.names import EVENTS_ASSET, SETUP_JOB, SETUP_OP, WATCHDOG_JOB
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
 from nexhealth_pipeline.orchestration.watchdog import watchdog_schedule
-from nexhealth_pipeline.orchestration.webhook_names import EVENTS_ASSET, SETUP_JOB, SETUP_OP, WATCHDOG_JOB
 from nexhealth_pipeline.warehouse.check_results import failed_checks
 from tests.webhooks.kit import patient, store, updated
 

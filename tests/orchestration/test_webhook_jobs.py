@@ -15,8 +15,7 @@ import pytest
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.orchestration import webhook_apply, worker
 from nexhealth_pipeline.orchestration.command_runs import COMMAND_TAGS
-from nexhealth_pipeline.orchestration.webhook_jobs import heard
-from nexhealth_pipeline.orchestration.webhook_names import (
+from nexhealth_pipeline.orchestration.names import (
     APPLY_JOB,
     APPLY_OP,
     EVENTS_ASSET,
@@ -24,6 +23,7 @@ from nexhealth_pipeline.orchestration.webhook_names import (
     REPLAY_OP,
     WEBHOOK_SENSOR,
 )
+from nexhealth_pipeline.orchestration.webhook_jobs import heard
 from nexhealth_pipeline.sync.months import month_keys
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.warehouse.runs import RunLock
@@ -346,7 +346,7 @@ KILLED = """
 import json
 from nexhealth_pipeline.errors import PipelineError
 from nexhealth_pipeline.orchestration.webhook_launch import run_webhook_job
-from nexhealth_pipeline.orchestration.webhook_names import APPLY_JOB, REPLAY_JOB
+from nexhealth_pipeline.orchestration.names import APPLY_JOB, REPLAY_JOB
 from nexhealth_pipeline.settings import load_settings
 try:
     run_webhook_job(load_settings(), APPLY_JOB, {"due_only": True}, kind="sandbox")

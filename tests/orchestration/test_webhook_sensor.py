@@ -15,9 +15,15 @@ from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import Queued
 
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.definitions import defs
-from nexhealth_pipeline.orchestration.jobs import CHANGES_JOB, SCOPE_JOBS
+from nexhealth_pipeline.orchestration.names import (
+    APPLY_JOB,
+    BULK_TAG,
+    CHANGES_JOB,
+    NIGHT_TAGS,
+    SCOPE_JOBS,
+    WEBHOOK_SENSOR,
+)
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
-from nexhealth_pipeline.orchestration.webhook_names import APPLY_JOB, BULK_TAG, NIGHT_TAGS, WEBHOOK_SENSOR
 from nexhealth_pipeline.sync.months import month_keys
 from nexhealth_pipeline.warehouse.runs import RunLock
 from tests.webhooks.kit import INSTITUTION, LOCATION, patient, store, updated

@@ -8,8 +8,8 @@ import dagster as dg
 import psycopg
 
 from nexhealth_pipeline.definitions import defs
+from nexhealth_pipeline.orchestration.names import APPLY_JOB, APPLY_OP
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
-from nexhealth_pipeline.orchestration.webhook_names import APPLY_JOB, APPLY_OP
 
 QUIET = {"console": {"config": {"log_level": "CRITICAL"}}}
 

@@ -5,7 +5,6 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -402,24 +401,6 @@ def test_the_definition_may_run_again(url, budget_of):
     with psycopg.connect(url, autocommit=True) as db:
         db.execute(BUDGET_DDL)
         assert db.execute("SELECT count(*) FROM nexhealth_rate_budget").fetchone() == (1,)
-
-
-def test_a_forked_child_opens_a_connection_of_its_own(budget_of, url, tmp_path: Path):
-    """Two processes on one socket would read each other's answers."""
-    budget = budget_of()
-    budget.acquire((PATIENTS,))
-    child = os.fork()
-    if child == 0:
-        try:
-            budget.acquire((PATIENTS,))
-            (tmp_path / "done").touch()
-        finally:
-            os._exit(0)
-    os.waitpid(child, 0)
-    assert (tmp_path / "done").exists()
-    assert budget.acquire((PATIENTS,)) == 0.0
-    with psycopg.connect(url) as db:
-        assert db.execute("SELECT sum(n) FROM nexhealth_rate_budget, unnest(counts) n").fetchone() == (3,)
 
 
 def test_a_second_is_filled_evenly_so_that_late_arrivals_do_not_meet_the_next_ones(budget_of):

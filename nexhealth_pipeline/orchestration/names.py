@@ -1,18 +1,26 @@
-"""What continuous sync is called in Dagster, and the tags by which runs get their place in the queue, and their end.
+"""What jobs and their ops are called in Dagster, and the tags by which runs get their place in the queue, and their end.
 
 Renaming a job, the sensor or the schedule switches the old one off for everybody.
 """
+
+from nexhealth_pipeline.catalog.collection import Scope
 
 __all__ = [
     "APPLY_JOB",
     "APPLY_OP",
     "BULK_TAG",
     "BULK_TAGS",
+    "CHANGES_JOB",
+    "CHANGES_OP",
+    "CHECKS_JOB",
     "EVENTS_ASSET",
     "MOST_TWO_DAYS",
     "NIGHT_TAGS",
+    "PATIENT_JOB",
+    "PATIENT_OP",
     "REPLAY_JOB",
     "REPLAY_OP",
+    "SCOPE_JOBS",
     "SETUP_JOB",
     "SETUP_OP",
     "SHORT_TAGS",
@@ -23,6 +31,19 @@ __all__ = [
     "WEBHOOK_SENSOR",
     "WEBHOOK_TAGS",
 ]
+
+SCOPE_JOBS: dict[Scope, str] = {
+    Scope.PRACTICE: "nexhealth_practice",
+    Scope.INSTITUTION: "nexhealth_institutions",
+    Scope.LOCATION: "nexhealth_locations",
+    Scope.LOCATION_MONTH: "nexhealth_appointments",
+}
+"""Name of the asset job of each scope."""
+CHANGES_JOB = "nexhealth_appointment_changes"
+CHANGES_OP = "read_appointment_changes"
+PATIENT_JOB = "nexhealth_patient"
+PATIENT_OP = "read_patient"
+CHECKS_JOB = "nexhealth_checks"
 
 APPLY_JOB = "nexhealth_webhook_apply"
 APPLY_OP = "apply_webhook_events"
