@@ -276,6 +276,16 @@ def test_probes_ask_pages_that_exist() -> None:
     assert ingress["spec"]["tls"][0]["hosts"] == [rule["host"]]
 
 
+def test_receivers_that_are_not_ready_hold_no_node() -> None:
+    """Without a secret none is, and then each may be all that the budget lets go: a drain would wait for ever."""
+    (budget,) = (one["spec"] for one in manifests() if one["kind"] == "PodDisruptionBudget")
+    assert budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+    (pod,) = (one for one in manifests() if one["kind"] == "Deployment")
+    assert budget["selector"] == pod["spec"]["selector"]
+    before, _, _ = GUIDE.partition("\n## In a cluster\n")[2].partition("\n```\n")
+    assert "without webhooks take `receiver.yaml` out" in before
+
+
 def test_dagster_s_pages_are_asked_where_they_are() -> None:
     """The chart's own probe stays at port 80: then no pod is ever ready."""
     webserver = VALUES["dagsterWebserver"]
