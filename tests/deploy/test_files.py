@@ -179,7 +179,11 @@ def test_the_instance_differs_where_a_cluster_does() -> None:
     """Queue, retries and retention were tried out with the repository's file; a copy that drifts loses that."""
     home = yaml.safe_load((ROOT / "dagster.yaml").read_text())
     differing = {name for name in home.keys() | INSTANCE.keys() if home.get(name) != INSTANCE.get(name)}
-    assert differing == {"run_launcher", "compute_logs"}
+    assert differing == {"run_launcher", "compute_logs", "run_monitoring"}
+    # A pod waits for room and its image, a process for nothing: three failed starts, and the night is over.
+    ours, here = INSTANCE["run_monitoring"], home["run_monitoring"]
+    assert ours | {"start_timeout_seconds": here["start_timeout_seconds"]} == here
+    assert 3600 <= ours["start_timeout_seconds"] < 86400 / (1 + INSTANCE["run_retries"]["max_retries"])
     assert re.search(r"^COPY .*\bdagster\.yaml .*/opt/nexhealth/instance/$", DOCKERFILE, re.MULTILINE)
 
 
