@@ -261,6 +261,18 @@ def test_the_restart_reaches_whoever_got_a_secret_at_its_start() -> None:
     assert line.endswith(" rollout restart deployment"), "of all, not of some"
 
 
+def test_a_secret_is_changed_by_what_changes_it() -> None:
+    """`create` alone refuses one that is there; and with half of its keys, pods find the others missing at their next start."""
+    (line,) = (one for one in GUIDE.splitlines() if "--dry-run=client" in one)
+    assert "--from-env-file=" in line
+    assert line.endswith(" -o yaml | kubectl -n nexhealth apply -f -")
+    before, _, after = GUIDE.partition(line)
+    assert "All its keys have to stand there" in before
+    assert "rollout restart" in after
+    keys = (ROOT / "docs" / "operations.md").read_text().partition("\n## Keys\n")[2]
+    assert keys.index("[how one is changed](../deploy/README.md#in-a-cluster)") < keys.index("**The API key.**")
+
+
 def _all_text() -> str:
     return "".join(path.read_text() for path in DEPLOY.rglob("*.yaml"))
 
