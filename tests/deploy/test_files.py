@@ -214,6 +214,16 @@ def test_the_secret_of_a_private_registry_goes_where_its_comments_are() -> None:
         assert workload["spec"]["template"]["spec"]["imagePullSecrets"] == ours
 
 
+def test_images_that_are_not_ours_are_named() -> None:
+    """Of the chart's own first containers: without them, webserver and daemon never start, and nobody knows of the images."""
+    text = (DEPLOY / "helm" / "values.yaml").read_text()
+    named = yaml.safe_load(re.sub(r"^( *)# (busybox:|  image:|image:)", r"\1\2", text, flags=re.MULTILINE))
+    for part in ("postgresql", "busybox"):
+        assert f"`{part}.image`" in GUIDE.partition("\n## In a cluster\n")[2].partition("\n```\n")[0]
+        assert named[part]["image"].keys() == {"repository", "tag"}
+    assert named["postgresql"]["enabled"] is False
+
+
 def test_what_is_to_be_changed_is_said_before_the_first_command() -> None:
     """Who goes by it line by line else has pods without an image, nights in the afternoon, and databases that are not there."""
     host, cluster = (
