@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 from urllib.parse import quote
@@ -14,7 +15,7 @@ import click
 
 from nexhealth_pipeline.cli.realm import Realm, account
 from nexhealth_pipeline.cli.realm import demo as demo_realm
-from nexhealth_pipeline.errors import ConfigurationError
+from nexhealth_pipeline.errors import ConfigurationError, WarehouseError
 
 __all__ = ["database"]
 
@@ -130,12 +131,11 @@ def _psql(realm: Realm) -> Path:
         return Path(found)
     from nexhealth_pipeline.warehouse.binaries import bin_folder
 
-    program = bin_folder() / "psql"
-    if not program.is_file():
-        raise ConfigurationError(
-            "psql: not found; install PostgreSQL's client, or use the address of `nexhealth db url`"
-        )
-    return program
+    with suppress(WarehouseError):  # without the wheel, as in the image: its advice, DATABASE_URL, has been taken
+        program = bin_folder() / "psql"
+        if program.is_file():
+            return program
+    raise ConfigurationError("psql: not found; install PostgreSQL's client, or use the address of `nexhealth db url`")
 
 
 def _without_passwords(

@@ -13,7 +13,7 @@ from psycopg import conninfo
 
 from nexhealth_pipeline.cli import database
 from nexhealth_pipeline.cli.embedded_warning import EMBEDDED_WARNING
-from nexhealth_pipeline.warehouse import connect, embedded
+from nexhealth_pipeline.warehouse import binaries, connect, embedded
 from nexhealth_pipeline.warehouse.connect import database_and_server
 from tests.cli.conftest import REAL_KEY, Run
 
@@ -192,3 +192,15 @@ def test_psql_of_a_database_url_is_the_systems_or_the_embedded_one(
     ended = nexhealth("db", "psql", "-c", "SELECT 1 AS one", DATABASE_URL=database_url)
     assert ended.status == 0
     assert "one" in ended.out
+
+
+def test_without_any_psql_it_is_told_what_to_install(
+    nexhealth: Run, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the image. Nobody should be told to set DATABASE_URL, which is set, or to look for a server that is there."""
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr(binaries, "_PACKAGE", "no_such_wheel")
+    ended = nexhealth("db", "psql", "-c", "SELECT 1", DATABASE_URL=database_url)
+    assert ended.status == 2
+    assert "psql: not found; install PostgreSQL's client" in ended.err
+    assert "DATABASE_URL" not in ended.err

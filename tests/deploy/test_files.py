@@ -179,7 +179,11 @@ def test_the_instance_differs_where_a_cluster_does() -> None:
     """Queue, retries and retention were tried out with the repository's file; a copy that drifts loses that."""
     home = yaml.safe_load((ROOT / "dagster.yaml").read_text())
     differing = {name for name in home.keys() | INSTANCE.keys() if home.get(name) != INSTANCE.get(name)}
-    assert differing == {"run_launcher", "compute_logs"}
+    assert differing == {"run_launcher", "compute_logs", "run_monitoring"}
+    # A pod waits for room and its image, a process for nothing: three failed starts, and the night is over.
+    ours, here = INSTANCE["run_monitoring"], home["run_monitoring"]
+    assert ours | {"start_timeout_seconds": here["start_timeout_seconds"]} == here
+    assert 3600 <= ours["start_timeout_seconds"] < 86400 / (1 + INSTANCE["run_retries"]["max_retries"])
     assert re.search(r"^COPY .*\bdagster\.yaml .*/opt/nexhealth/instance/$", DOCKERFILE, re.MULTILINE)
 
 
@@ -208,6 +212,16 @@ def test_the_secret_of_a_private_registry_goes_where_its_comments_are() -> None:
     for name in ("receiver", "migrate"):
         workload, *_ = with_pull_secrets(f"kubernetes/{name}.yaml")
         assert workload["spec"]["template"]["spec"]["imagePullSecrets"] == ours
+
+
+def test_images_that_are_not_ours_are_named() -> None:
+    """Of the chart's own first containers: without them, webserver and daemon never start, and nobody knows of the images."""
+    text = (DEPLOY / "helm" / "values.yaml").read_text()
+    named = yaml.safe_load(re.sub(r"^( *)# (busybox:|  image:|image:)", r"\1\2", text, flags=re.MULTILINE))
+    for part in ("postgresql", "busybox"):
+        assert f"`{part}.image`" in GUIDE.partition("\n## In a cluster\n")[2].partition("\n```\n")[0]
+        assert named[part]["image"].keys() == {"repository", "tag"}
+    assert named["postgresql"]["enabled"] is False
 
 
 def test_what_is_to_be_changed_is_said_before_the_first_command() -> None:
@@ -257,6 +271,18 @@ def test_the_restart_reaches_whoever_got_a_secret_at_its_start() -> None:
     assert line.endswith(" rollout restart deployment"), "of all, not of some"
 
 
+def test_a_secret_is_changed_by_what_changes_it() -> None:
+    """`create` alone refuses one that is there; and with half of its keys, pods find the others missing at their next start."""
+    (line,) = (one for one in GUIDE.splitlines() if "--dry-run=client" in one)
+    assert "--from-env-file=" in line
+    assert line.endswith(" -o yaml | kubectl -n nexhealth apply -f -")
+    before, _, after = GUIDE.partition(line)
+    assert "All its keys have to stand there" in before
+    assert "rollout restart" in after
+    keys = (ROOT / "docs" / "operations.md").read_text().partition("\n## Keys\n")[2]
+    assert keys.index("[how one is changed](../deploy/README.md#in-a-cluster)") < keys.index("**The API key.**")
+
+
 def _all_text() -> str:
     return "".join(path.read_text() for path in DEPLOY.rglob("*.yaml"))
 
@@ -274,6 +300,16 @@ def test_probes_ask_pages_that_exist() -> None:
     (rule,) = ingress["spec"]["rules"]
     assert [(one["path"], one["pathType"]) for one in rule["http"]["paths"]] == [(WEBHOOK_PATH, "Exact")]
     assert ingress["spec"]["tls"][0]["hosts"] == [rule["host"]]
+
+
+def test_receivers_that_are_not_ready_hold_no_node() -> None:
+    """Without a secret none is, and then each may be all that the budget lets go: a drain would wait for ever."""
+    (budget,) = (one["spec"] for one in manifests() if one["kind"] == "PodDisruptionBudget")
+    assert budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+    (pod,) = (one for one in manifests() if one["kind"] == "Deployment")
+    assert budget["selector"] == pod["spec"]["selector"]
+    before, _, _ = GUIDE.partition("\n## In a cluster\n")[2].partition("\n```\n")
+    assert "without webhooks take `receiver.yaml` out" in before
 
 
 def test_dagster_s_pages_are_asked_where_they_are() -> None:

@@ -3,8 +3,8 @@
 import json
 import logging
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from dagster._core.launcher import LaunchRunContext
 from dagster._core.origin import DEFAULT_DAGSTER_ENTRY_POINT, JobPythonOrigin, RepositoryPythonOrigin
 from dagster._core.test_utils import create_run_for_test
 from dagster._daemon.monitoring.run_monitoring import monitor_started_run
+from dagster_k8s.client import DagsterKubernetesClient
 
 from nexhealth_pipeline.orchestration.command_runs import COMMAND_TAGS
 
@@ -25,36 +26,43 @@ from .files import INSTANCE, code_location, policies_of, with_pull_secrets
 IMAGE = "{repository}:{tag}".format(**code_location()["image"])
 
 
-@contextmanager
-def cluster() -> Iterator[tuple[str, list[tuple[str, Any]]]]:
-    """Takes what is sent to a cluster's API, and holds nothing: address, and path and body of each object."""
-    taken: list[tuple[str, Any]] = []
+class Cluster(ThreadingHTTPServer):
+    """A cluster's API that holds nothing: it takes what is sent, and answers each question with `status`."""
 
-    class Api(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            taken.append((self.path, json.loads(body)))
-            self.send_response(201)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Api)
+        self.taken: list[tuple[str, Any]] = []
+        """Path and body of each object."""
+        self.status = HTTPStatus.NOT_FOUND
+        self._thread = threading.Thread(target=self.serve_forever)
+        self._thread.start()
 
-        def do_GET(self) -> None:
-            self.send_error(404)
+    def close(self) -> None:
+        """From now on connections are refused. May be called twice."""
+        self.shutdown()
+        self._thread.join()
+        self.server_close()
 
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Api)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", taken
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+class Api(BaseHTTPRequestHandler):
+    """What it answers."""
+
+    server: Cluster
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.taken.append((self.path, json.loads(body)))
+        self.send_response(201)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        self.send_error(self.server.status)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
 
 
 def kubeconfig(address: str) -> str:
@@ -78,33 +86,37 @@ def configured() -> dict[str, Any]:
 
 
 @pytest.fixture
-def daemon(
-    configured: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[DagsterInstance, list[tuple[str, Any]]]]:
-    """The instance with our launcher, and what that sends to the cluster."""
-    monkeypatch.setenv("DAGSTER_K8S_PIPELINE_RUN_NAMESPACE", "nexhealth")  # the chart sets it
-    with cluster() as (address, taken):
-        (tmp_path / "kubeconfig").write_text(kubeconfig(address))
-        launcher = json.loads(json.dumps(configured["run_launcher"]))
-        launcher["config"] |= {"load_incluster_config": False, "kubeconfig_file": str(tmp_path / "kubeconfig")}
-        (tmp_path / "dagster.yaml").write_text(
-            yaml.safe_dump({"run_launcher": launcher, "telemetry": {"enabled": False}})
-        )
-        with DagsterInstance.from_config(str(tmp_path)) as instance:
-            yield instance, taken
+def cluster() -> Iterator[Cluster]:
+    """The cluster that Dagster talks to."""
+    server = Cluster()
+    yield server
+    server.close()
 
 
 @pytest.fixture
-def job(daemon: tuple[DagsterInstance, list[tuple[str, Any]]]) -> Any:
+def instance(
+    configured: dict[str, Any], cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[DagsterInstance]:
+    """The instance with our launcher."""
+    monkeypatch.setenv("DAGSTER_K8S_PIPELINE_RUN_NAMESPACE", "nexhealth")  # the chart sets it
+    (tmp_path / "kubeconfig").write_text(kubeconfig(f"http://127.0.0.1:{cluster.server_port}"))
+    launcher = json.loads(json.dumps(configured["run_launcher"]))
+    launcher["config"] |= {"load_incluster_config": False, "kubeconfig_file": str(tmp_path / "kubeconfig")}
+    (tmp_path / "dagster.yaml").write_text(yaml.safe_dump({"run_launcher": launcher, "telemetry": {"enabled": False}}))
+    with DagsterInstance.from_config(str(tmp_path)) as configured_so:
+        yield configured_so
+
+
+@pytest.fixture
+def job(instance: DagsterInstance, cluster: Cluster) -> Any:
     """What is sent when a run is launched."""
-    instance, taken = daemon
     pointer = ModuleCodePointer("nexhealth_pipeline.definitions", "defs")
     repository = RepositoryPythonOrigin("python", pointer, IMAGE, DEFAULT_DAGSTER_ENTRY_POINT)
     run = create_run_for_test(
         instance, "nexhealth_locations", job_code_origin=JobPythonOrigin("nexhealth_locations", repository)
     )
     instance.run_launcher.launch_run(LaunchRunContext(dagster_run=run, workspace=None))
-    ((path, body),) = taken
+    ((path, body),) = cluster.taken
     assert path.endswith("/namespaces/nexhealth/jobs")
     return body
 
@@ -163,13 +175,30 @@ def test_a_run_s_image_may_come_from_a_private_registry(job: dict[str, Any]) -> 
     ids=["a command's", "the daemon's"],
 )
 def test_a_run_without_a_job_has_failed_unless_it_is_a_command_s(
-    daemon: tuple[DagsterInstance, list[tuple[str, Any]]], tags: dict[str, str], status: DagsterRunStatus
+    instance: DagsterInstance, tags: dict[str, str], status: DagsterRunStatus
 ) -> None:
     """A command works in the pod it was given in: failed, it would go on, and a schedule begin beside it."""
-    instance, _ = daemon
+    assert after_a_look(instance, tags) is status
+
+
+@pytest.mark.parametrize("answer", [HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.TOO_MANY_REQUESTS, None])
+def test_a_cluster_that_cannot_be_asked_fails_no_run(
+    instance: DagsterInstance, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, answer: HTTPStatus | None
+) -> None:
+    """A control plane is away for minutes when it is upgraded, and pods work on. None = it refuses connections."""
+    monkeypatch.setattr(DagsterKubernetesClient.get_job_status, "__defaults__", (0.0,))  # else ten seconds a question
+    if answer is None:
+        cluster.close()
+    else:
+        cluster.status = answer
+    assert after_a_look(instance, {}) is DagsterRunStatus.STARTED
+
+
+def after_a_look(instance: DagsterInstance, tags: Mapping[str, str]) -> DagsterRunStatus:
+    """The status of a run that is going on, once Dagster's monitor has looked at it."""
     run = create_run_for_test(instance, "nexhealth_locations", status=DagsterRunStatus.STARTED, tags=dict(tags))
     (record,) = instance.get_run_records()
     monitor_started_run(instance, None, record, logging.getLogger(__name__))  # type: ignore[arg-type]
     after = instance.get_run_by_id(run.run_id)
     assert after is not None
-    assert after.status is status
+    return after.status
