@@ -5,9 +5,10 @@ first. Reads that do not judge (for a webhook, for one patient, by a full sync) 
 follows from how long ago each was judged, and not from how often a sync runs: as many as must be read now so that,
 at an even pace, none gets older than that. So hourly syncs share a day's lot, and a lot that was missed is made up for.
 
-A location's slice holds the patients whose lowest-id active location it is; patients that no active
-location lists fall to the institution's lowest-id active location. Rows of institution-wide collections
-all belong to the institution's slice.
+A location's slice holds the patients whose lowest-id active location it is. An office that is read no more counts as
+the lowest-id active one that shares its EHR database, by which its patients still change; where there is none, the lists
+of whom it alone has rest until it is read again. Patients that no location at all lists fall to the institution's
+lowest-id active location. Rows of institution-wide collections all belong to the institution's slice.
 """
 
 import time
@@ -46,27 +47,29 @@ class ChildRead:
     """When it was asked for, or earlier, by `time.monotonic`: it lacks what has come since."""
 
 
-_HOME = """(
-    SELECT min(o.location_id) FROM nexhealth_patient_locations o
-    WHERE o.institution_id = %(institution)s AND o.patient_id = {} AND o.gone_at IS NULL
-        AND o.location_id IN (SELECT id FROM active))
-"""
-_PATIENTS = f"""
+_PATIENTS = """
     SELECT p.* FROM (
-        SELECT patient_id FROM nexhealth_patient_locations
-        WHERE institution_id = %(institution)s AND location_id = %(location)s AND gone_at IS NULL OFFSET 0
+        SELECT DISTINCT o.patient_id FROM read CROSS JOIN LATERAL (
+            SELECT patient_id FROM nexhealth_patient_locations
+            WHERE institution_id = %(institution)s AND location_id = read.id AND gone_at IS NULL OFFSET 0
+        ) o WHERE read.reader = %(location)s
     ) l CROSS JOIN LATERAL (
         SELECT institution_id, id, updated_at FROM nexhealth_patients
         WHERE institution_id = %(institution)s AND id = l.patient_id AND deleted_at IS NULL LIMIT 1
-    ) p WHERE {_HOME.format("l.patient_id")} = %(location)s
+    ) p WHERE (
+        SELECT min(o.location_id) FILTER (WHERE o.location_id IN (SELECT id FROM read WHERE reader < %(location)s))
+        FROM nexhealth_patient_locations o
+        WHERE o.institution_id = %(institution)s AND o.patient_id = l.patient_id AND o.gone_at IS NULL) IS NULL
     UNION ALL
     SELECT institution_id, id, updated_at FROM nexhealth_patients p
     WHERE (SELECT min(id) FROM active) = %(location)s AND institution_id = %(institution)s AND deleted_at IS NULL
-        AND {_HOME.format("p.id")} IS NULL
-"""  # noqa: S608 - constants
-"""Patients of a location. From the location to its patients and of each to its locations, by the keys' indexes, whatever
-PostgreSQL knows of the tables: as joins this took seconds of 5,000 patients, and minutes of 40,000, until they were
-analyzed; OFFSET and LIMIT keep it from making joins of it."""
+        AND (SELECT min(o.location_id) FROM nexhealth_patient_locations o
+            WHERE o.institution_id = %(institution)s AND o.patient_id = p.id AND o.gone_at IS NULL) IS NULL
+"""
+"""Patients of a location: those it has and no lower one has; and of the lowest those whom none has. From the location to
+its patients and of each to its locations, by the keys' indexes, whatever PostgreSQL knows of the tables: as joins this
+took seconds of 5,000 patients, and minutes of 40,000, until they were analyzed. OFFSET and LIMIT keep it from making joins
+of it, and so do least ids that are null where NOT EXISTS would do, by which it also expects few rows."""
 _ROWS = """
     SELECT institution_id, id, updated_at FROM {parents} WHERE institution_id = %(institution)s AND deleted_at IS NULL
 """
@@ -74,6 +77,20 @@ _MINE = """
 WITH active AS (
     SELECT id FROM nexhealth_locations
     WHERE institution_id = %(institution)s AND NOT coalesce(inactive, false) AND deleted_at IS NULL
+), shared AS (
+    -- Offices of each database, with the lowest that is active.
+    SELECT place.id, min(active.id) OVER (PARTITION BY s.sync_source_type, s.sync_source_name) AS reader
+    FROM nexhealth_sync_status s
+    CROSS JOIN jsonb_array_elements(CASE jsonb_typeof(s.locations) WHEN 'array' THEN s.locations ELSE '[]' END) l
+    CROSS JOIN LATERAL (SELECT (l->>'id')::bigint AS id WHERE l->>'id' ~ '^[0-9]{{1,18}}$') place
+    LEFT JOIN active ON active.id = place.id
+    WHERE s.institution_id = %(institution)s AND s.deleted_at IS NULL
+), read AS (
+    -- Offices whose patients are read, and in whose slice.
+    SELECT id, id AS reader FROM active
+    UNION ALL
+    SELECT id, min(reader) FROM shared
+    WHERE reader IS NOT NULL AND id NOT IN (SELECT id FROM active) GROUP BY id
 ), mine AS (
     SELECT p.id, p.updated_at, r.patient_version, coalesce(r.rows, 0) AS had, r.patient_id IS NULL AS unread,
         -- Later than now is by a clock that was ahead then: as long ago as can be.

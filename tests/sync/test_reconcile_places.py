@@ -20,6 +20,9 @@ from .reconciled import DESERT, FULL, NORTH, OFFLINE, PIER, RECONCILE, SOUTH, at
 pytestmark = pytest.mark.small_box(visits=2)
 
 QUICK = RetryPolicy(sleep=lambda _: None)
+OF_DESERT = (
+    f"SELECT patient_id FROM nexhealth_patient_locations GROUP BY 1 HAVING array_agg(location_id) = '{{{DESERT}}}'"
+)
 
 
 @pytest.fixture
@@ -114,15 +117,26 @@ def test_a_read_that_failed_in_part_tells_nothing_of_its_database(
 
 
 def test_rows_of_an_inactive_location_are_not_judged(settings: Settings, box: SandboxServer, rows: Rows) -> None:
-    """Nobody reads it any more: everything it had would vanish."""
-    names = {"patients", "operatories", "appointment_types"}
+    """Nobody reads it any more: everything it had would vanish. Nor do lists of its patients fall to another office."""
+    names = {"patients", "operatories", "appointment_types", "documents"}
     sync_all(settings, FULL, only=names)
     box.state.update("locations", DESERT, {"inactive": True})
     for number in at(rows, "operatories", DESERT):
         box.state.delete("operatories", number, hard=True)
-    box.state.delete("patients", at_patient(rows, DESERT), hard=True)
+    vanished = at_patient(rows, DESERT)
+    box.state.delete("patients", vanished, hard=True)
+    papers = f"SELECT min(id) FROM nexhealth_documents JOIN ({OF_DESERT}) mine USING (patient_id)"
+    victim = int(str(rows(f"{papers} WHERE patient_id <> {vanished}")[0][0]))
+    box.state.delete("documents", victim, hard=True)
+    box.requests.clear()
     sync_all(settings, replace(RECONCILE, allow_mass_delete=True), only=names)
-    assert [gone(rows, name) for name in sorted(names)] == [set()] * 3
+    assert [gone(rows, name) for name in sorted(names)] == [set()] * 4
+    asked = {int(one.path.split("/")[2]) for one in box.requests if one.path.endswith("/documents")}
+    assert asked
+    assert not asked & {number for (number,) in rows(OF_DESERT)}
+    box.state.update("locations", DESERT, {"inactive": False})
+    sync_all(settings, RECONCILE, only={"patients", "documents"})
+    assert victim in gone(rows, "documents"), "it is read again"
 
 
 def test_an_office_that_is_said_to_be_gone_holds_up_no_absence_of_the_others(
