@@ -24,7 +24,7 @@ NOT_COPIED: dict[str, str] = {
         "a request for each visit; the location's list has all descriptors, but not which of them a visit has"
     ),
     "/appointment_types/{}/appointment_descriptors": (
-        "a request for each type and location; the location's list has all descriptors, but not which of them a type has"
+        "the same as `descriptors` of the types' own list, with a request for each type and location"
     ),
     "/available_slots": "computed for each question, nothing to keep",
     "/onboardings": _ACCOUNTS,
@@ -34,15 +34,17 @@ NOT_COPIED: dict[str, str] = {
 """Lists that no collection reads, and why; `{}` stands for an id."""
 
 NOT_ASKED: dict[tuple[str, str], str] = {
+    ("/appointment_types", "descriptors"): (
+        "which of the location's descriptors a kind of visit has: that differs by location, and a type is one row for all"
+    ),
     ("/appointments/{}", "booking_details"): (
         "how a visit was booked online, and by which campaign: a request for each visit"
     ),
     ("/insurance_plans/{}", "fee_schedule"): "which price list a plan goes by: a request for each plan",
-    ("/operatories", "appointment_types"): (
-        "which kinds of visit a room is for; `nexhealth_working_hours` has them by provider, room and time"
-    ),
     ("/operatories", "appt_categories"): "the API does not say what it would bring",
-    ("/providers", "appointment_types"): "which kinds of visit a provider takes: as for rooms",
+    ("/providers", "appointment_types"): (
+        "which kinds of visit a provider takes; `nexhealth_working_hours` has them by provider, room and time"
+    ),
 }
 """What only a value of `include[]` brings that no sync sends, and why; the others repeat what tables of their own hold."""
 
@@ -392,9 +394,10 @@ def _records_at(collection: Collection) -> tuple[str, ...]:
 
 
 def _left_out(collection: Collection) -> set[tuple[str, ...]]:
-    """Fields that no column holds on purpose: the key, what is too sensitive, lists that are tables of their own."""
+    """Fields that no column holds on purpose: the key, what is too sensitive, tables of their own, what must be included."""
     children = (one.records_at for one in DECLARED if one.inside == collection.name)
-    return {("institution_id",), *collection.sensitive, *children}
+    included = ((name,) for name in KNOWN_INCLUDES.get(_bare(collection.path), ()))
+    return {("institution_id",), *collection.sensitive, *children, *included}
 
 
 def _holds(type_: SqlType, node: Node) -> bool:

@@ -29,9 +29,11 @@ UNDECLARED: dict[str, dict[str, str]] = {
     "sync_status": {"institution_id": "is the key column institution_id, read by institution_at"},
     "providers": {
         "tin": "too sensitive to keep",
+        "availabilities": "comes only where it is included, and is a table of its own",
         "institution_id": "is the key column institution_id; the request names it",
     },
     "patients": {"institution_id": "is the key column institution_id; the request names it"},
+    "appointment_types": {"descriptors": "comes only where it is included, and differs by location"},
     "charges": {"claim_payouts": "is a table of its own"},
     "treatment_plans": {"procedures": "is a table of its own"},
     "appointments": {"institution_id": "is the key column institution_id; the request names it"},

@@ -85,16 +85,31 @@ def test_every_event_is_heard_or_has_a_reason(spec: Node) -> None:
     assert {*offered} == heard | NOT_HEARD.keys()
 
 
-def test_what_is_not_asked_for_no_declaration_asks_for() -> None:
-    asked = {
+def included() -> set[tuple[str, str]]:
+    """What passes ask for by `include[]`, by path."""
+    return {
         (re.sub(r"\{\w+\}", "{}", one.path), value)
         for one in DECLARED
         for each in one.passes
         for name, value in each.params
         if name == "include[]"
     }
-    assert ("/charges", "claim_payouts") in asked
-    assert not asked & NOT_ASKED.keys()
+
+
+def test_what_is_not_asked_for_no_declaration_asks_for() -> None:
+    assert ("/charges", "claim_payouts") in included()
+    assert not included() & NOT_ASKED.keys()
+
+
+REPEATED = {("/providers", "locations"): "comes unasked", ("/providers", "availabilities"): "are the working hours"}
+"""What lists can include that no sync asks for, as it has it already."""
+
+
+def test_what_lists_can_include_is_asked_for_or_has_a_reason() -> None:
+    """README tells the reasons: nobody else would tell what could be had."""
+    lists = {re.sub(r"\{\w+\}", "{}", one.path) for one in DECLARED if one.is_asset and not one.per}
+    offered = {(path, name) for path in lists for name in KNOWN_INCLUDES.get(path, ())}
+    assert offered - included() - NOT_ASKED.keys() == REPEATED.keys()
 
 
 def _new_list(spec: Node) -> None:
