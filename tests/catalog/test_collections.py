@@ -252,6 +252,15 @@ def test_a_default_that_hides_rows_is_listed(collection: Collection) -> None:
 
 
 @with_spec
+@each_asked
+def test_a_list_that_can_be_asked_by_status_says_so(collection: Collection) -> None:
+    """The help of `--status` says that it works for all of them; what a sync begins with is always read whole."""
+    offered = parameters(collection).keys() & {"active", "inactive"}
+    if collection.scope is not Scope.PRACTICE:
+        assert {parameter for name, parameter in collection.filters if name == "status"} == offered
+
+
+@with_spec
 @pytest.mark.parametrize(
     "collection",
     [one for one in DECLARED if one.events and one.events.snapshots],

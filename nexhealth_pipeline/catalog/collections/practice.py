@@ -202,6 +202,7 @@ NEX_STAFF = Collection(
     legacy_accept=True,
     version="updated_at",
     after=("locations",),
+    filters=(("status", "inactive"),),
     may_be_disabled=True,
     columns=flatten(
         identifier(),
@@ -271,6 +272,7 @@ WORKING_HOUR_LABELS = Collection(
     path="/working_hour_labels",
     scope=Scope.INSTITUTION,
     references=(("location_id", "locations"),),
+    filters=(("status", "active"),),
     may_be_disabled=True,
     columns=flatten(
         identifier(),
