@@ -342,7 +342,7 @@ def _asked(collection: Collection) -> dict[str, set[str]]:
         asked["sort"] = {collection.sort}
     window = (collection.window.start, collection.window.end) if collection.window else ()
     by_filter = [parameter for _, parameter in collection.filters]
-    for name in (collection.increment, collection.patient_filter, *window, *by_filter):
+    for name in (collection.increment, collection.patient_filter, collection.guarantor_filter, *window, *by_filter):
         if name is not None:
             asked.setdefault(name, set())
     if collection.paging is Paging.CURSOR:

@@ -214,7 +214,7 @@ def test_what_a_pass_asks_exists_and_what_is_required_is_asked(collection: Colle
     """Risk: a parameter the API does not know is ignored in silence, and rows stay hidden."""
     known = parameters(collection)
     asked = {name for pass_ in collection.passes for name, _ in pass_.params}
-    asked |= {name for name in (collection.increment, collection.patient_filter) if name}
+    asked |= {name for name in (collection.increment, collection.patient_filter, collection.guarantor_filter) if name}
     asked |= {"sort"} if collection.sort else set()
     asked |= {collection.window.start, collection.window.end} if collection.window else set()
     assert asked <= set(known)

@@ -305,6 +305,7 @@ GUARANTOR_BALANCES = Collection(
     sort="updated_at",
     version="updated_at",
     may_be_disabled=True,
+    guarantor_filter="guarantor_id",
     references=(("guarantor_id", "patients"), ("location_id", "locations")),
     columns=flatten(
         identifier(),
