@@ -224,6 +224,8 @@ class Collection:
     window: Window | None = None
     patient_filter: str | None = None
     """Query parameter that limits the list to one patient; used when one patient is refreshed."""
+    guarantor_filter: str | None = None
+    """The same of a list that is of who pays, and knows no patient."""
     soft_delete: str | None = None
     """The API's own deletion time, where it has one; with `deleted_if` what is taken for it."""
     deleted_if: str | None = None

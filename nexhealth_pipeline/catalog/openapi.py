@@ -24,7 +24,7 @@ NOT_COPIED: dict[str, str] = {
         "a request for each visit; the location's list has all descriptors, but not which of them a visit has"
     ),
     "/appointment_types/{}/appointment_descriptors": (
-        "a request for each type and location; the location's list has all descriptors, but not which of them a type has"
+        "the same as `descriptors` of the types' own list, with a request for each type and location"
     ),
     "/available_slots": "computed for each question, nothing to keep",
     "/onboardings": _ACCOUNTS,
@@ -34,15 +34,17 @@ NOT_COPIED: dict[str, str] = {
 """Lists that no collection reads, and why; `{}` stands for an id."""
 
 NOT_ASKED: dict[tuple[str, str], str] = {
+    ("/appointment_types", "descriptors"): (
+        "which of the location's descriptors a kind of visit has: that differs by location, and a type is one row for all"
+    ),
     ("/appointments/{}", "booking_details"): (
         "how a visit was booked online, and by which campaign: a request for each visit"
     ),
     ("/insurance_plans/{}", "fee_schedule"): "which price list a plan goes by: a request for each plan",
-    ("/operatories", "appointment_types"): (
-        "which kinds of visit a room is for; `nexhealth_working_hours` has them by provider, room and time"
-    ),
     ("/operatories", "appt_categories"): "the API does not say what it would bring",
-    ("/providers", "appointment_types"): "which kinds of visit a provider takes: as for rooms",
+    ("/providers", "appointment_types"): (
+        "which kinds of visit a provider takes; `nexhealth_working_hours` has them by provider, room and time"
+    ),
 }
 """What only a value of `include[]` brings that no sync sends, and why; the others repeat what tables of their own hold."""
 
@@ -112,6 +114,7 @@ _OF_PAGES = {"end_cursor", "page", "per_page", "sort", "start_cursor"}
 """Parameters whose default hides no row of a list that is read to its end."""
 _SUBSCRIPTIONS = "/webhook_endpoints/{}/webhook_subscriptions"
 _EITHER = ("anyOf", "oneOf")
+_REFUSED = "the API refuses requests without it"
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT")
 _DEEPEST = 30
 """References followed in a row: a file may hold a circle."""
@@ -299,9 +302,16 @@ def _events(file: _File) -> Iterator[Difference]:
         yield Difference("event new", name, name, "nothing subscribes to it")
     for name in sorted(heard.keys() - offered) if offered else ():
         yield Difference("event missing", heard[name], name, "it is subscribed to, and no longer offered")
+    kinds = _enum(file, file.parameters(_SUBSCRIPTIONS).get("resource_type", {}))
+    for one in DECLARED if kinds else ():
+        if one.events and one.events.resource_type not in kinds:
+            told = "subscriptions name it, and it is no longer allowed"
+            yield Difference("value missing", one.name, f"resource_type={one.events.resource_type}", told)
 
 
 def _of_collection(file: _File, collection: Collection) -> Iterator[Difference]:
+    if collection.by_id is not None:
+        yield from _confirming(file, collection.name, _bare(collection.by_id))
     path = _bare(collection.path)
     if path not in file.reads:
         yield Difference("endpoint missing", collection.name, path, "the collection cannot be read any more")
@@ -310,6 +320,16 @@ def _of_collection(file: _File, collection: Collection) -> Iterator[Difference]:
         yield from _parameters(file, collection, path)
         yield from _includes(file, collection.name, path)
     yield from _fields(file, collection, path)
+
+
+def _confirming(file: _File, name: str, path: str) -> Iterator[Difference]:
+    """Of the single read whose 404 says that a row is gone."""
+    if path not in file.reads:
+        yield Difference("endpoint missing", name, path, "it would answer 404 for every row, as if all were gone")
+        return
+    for parameter, said in sorted(file.parameters(path).items()):
+        if said.get("required") and parameter != "subdomain":
+            yield Difference("parameter required", path, parameter, _REFUSED)
 
 
 def _asked(collection: Collection) -> dict[str, set[str]]:
@@ -322,7 +342,7 @@ def _asked(collection: Collection) -> dict[str, set[str]]:
         asked["sort"] = {collection.sort}
     window = (collection.window.start, collection.window.end) if collection.window else ()
     by_filter = [parameter for _, parameter in collection.filters]
-    for name in (collection.increment, collection.patient_filter, *window, *by_filter):
+    for name in (collection.increment, collection.patient_filter, collection.guarantor_filter, *window, *by_filter):
         if name is not None:
             asked.setdefault(name, set())
     if collection.paging is Paging.CURSOR:
@@ -343,13 +363,19 @@ def _parameters(file: _File, collection: Collection, path: str) -> Iterator[Diff
         )
     for name in sorted(known.keys() - asked.keys() - {"subdomain"}):
         if known[name].get("required"):
-            yield Difference("parameter required", collection.name, name, "the API refuses requests without it")
-        elif name not in _OF_PAGES and file.resolved(known[name].get("schema", {})).get("default") is not None:
-            yield Difference("parameter new", collection.name, name, "its default may hide rows")
+            yield Difference("parameter required", collection.name, name, _REFUSED)
+        elif name not in _OF_PAGES and _may_hide(name, file.resolved(known[name].get("schema", {}))):
+            yield Difference("parameter new", collection.name, name, "without it rows may be hidden")
     for name in sorted(asked.keys() & known.keys()):
         allowed = _enum(file, known[name])
         for value in sorted(asked[name] - allowed) if allowed else ():
             yield Difference("value missing", collection.name, f"{name}={value}", "it is sent, and no longer allowed")
+
+
+def _may_hide(name: str, schema: Node) -> bool:
+    """Whether a list may leave out rows where the parameter is not sent: not every such one says its default."""
+    by_name = name.startswith(("include_", "show_")) and _kinds(schema) == {"boolean"}
+    return by_name or schema.get("default") is not None
 
 
 def _includes(file: _File, where: str, path: str) -> Iterator[Difference]:
@@ -392,9 +418,10 @@ def _records_at(collection: Collection) -> tuple[str, ...]:
 
 
 def _left_out(collection: Collection) -> set[tuple[str, ...]]:
-    """Fields that no column holds on purpose: the key, what is too sensitive, lists that are tables of their own."""
+    """Fields that no column holds on purpose: the key, what is too sensitive, tables of their own, what must be included."""
     children = (one.records_at for one in DECLARED if one.inside == collection.name)
-    return {("institution_id",), *collection.sensitive, *children}
+    included = ((name,) for name in KNOWN_INCLUDES.get(_bare(collection.path), ()))
+    return {("institution_id",), *collection.sensitive, *children, *included}
 
 
 def _holds(type_: SqlType, node: Node) -> bool:

@@ -92,7 +92,7 @@ _WORDS = (
     subscription subscriptions treatment types webhook webhooks
     """
     # Parameters that are sent (`catalog`, `client.client`).
-    """active appointment_id end end_cursor id ignore_past_dates ignored_parameters inactive include_deleted
+    """active appointment_id end end_cursor guarantor_id id ignore_past_dates ignored_parameters inactive include_deleted
     include_disabled institution_id location_id location_strict new_endpoint_id patient_id per_page provider_id
     resource_type show_zero_balances sort start target_url updated_since
     """

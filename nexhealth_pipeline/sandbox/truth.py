@@ -17,7 +17,12 @@ __all__ = ["truth"]
 _TOLD = ("location_ids", "database", "patient_id", "location_id", "charge_id", "appointment_type_id")
 _OF_A_PATIENT = frozenset({"documents", "alerts"})
 """Collections that are listed under each patient only."""
-_WIDEST = {"providers": ("locations",), "charges": ("claim_payouts",), "working_hours": ("appointment_types",)}
+_WIDEST = {
+    "providers": ("locations",),
+    "operatories": ("appointment_types",),
+    "charges": ("claim_payouts",),
+    "working_hours": ("appointment_types",),
+}
 
 
 def truth(state: State, collection: str) -> list[Record]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
 
-from nexhealth_pipeline.catalog.collection import Collection, Pass
+from nexhealth_pipeline.catalog.collection import Collection, Pass, Scope
 from nexhealth_pipeline.errors import InvalidSetting
 from nexhealth_pipeline.warehouse.values import YEARS
 
@@ -80,9 +80,12 @@ def choose(
 
 def _refusal(collection: Collection, name: str, known: Iterable[Collection]) -> str:
     having = ", ".join(one.name for one in known if name in narrowed_by(one))
+    why = "NexHealth would ignore the filter and answer with everything"
+    if collection.scope is Scope.PRACTICE:
+        why = "every sync begins by reading all of it"
     return (
-        f"{collection.name} cannot be filtered by {name.replace('_', ' ')}: NexHealth would ignore the filter and"
-        f" answer with everything{f'; the collections that can: {having}' if having else ''}"
+        f"{collection.name} cannot be filtered by {name.replace('_', ' ')}: {why}"
+        f"{f'; the collections that can: {having}' if having else ''}"
     )
 
 

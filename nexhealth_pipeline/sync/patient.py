@@ -1,5 +1,6 @@
-"""One patient, now: the record, its address, guarantor, and every list that can be limited to it.
+"""One patient, now: the record, its address, guarantor, and every list that can be limited to it, or to who pays.
 
+Rows of the ledger that name nobody but who pays are left to the next sync: each list would have to be asked twice.
 A partial read: it moves no watermark, completes no slice and materializes nothing.
 """
 
@@ -113,6 +114,7 @@ class _Refresh:
         record = fields_of(page.records[0])
         locations = self._locations(record)
         home = locations[0] if locations else None
+        payer, offices = _guarantor(record) or self.patient_id, self._offices(locations)
         results = [self._read(_PATIENTS, home, partial(self._people, page, record))]
         self._remember_locations(record, page.requested_at)
         results.append(self._read(_ADDRESSES, home, partial(self._address, page, record)))
@@ -120,7 +122,11 @@ class _Refresh:
             if collection.per and collection is not _ADDRESSES:
                 results.append(self._read(collection, home, partial(self._children, collection, home)))
             elif collection.patient_filter:
-                results.append(self._read(collection, home, partial(self._filtered, collection, locations)))
+                only = (collection.patient_filter, str(self.patient_id))
+                results.append(self._read(collection, home, partial(self._filtered, collection, only, locations)))
+            elif collection.guarantor_filter:
+                only = (collection.guarantor_filter, str(payer))
+                results.append(self._read(collection, home, partial(self._filtered, collection, only, offices)))
         return results
 
     def _locations(self, record: Mapping[str, msgspec.Raw]) -> list[Location]:
@@ -129,11 +135,16 @@ class _Refresh:
         active = self.practices.active(self.institution.id)
         return [location for location in active if location.id in ids] or list(active)
 
+    def _offices(self, locations: list[Location]) -> list[Location]:
+        """Active locations of the same databases: a balance is at the one that keeps the account."""
+        ids = {id_ for location in locations for id_ in (location.id, *location.members)}
+        return [location for location in self.practices.active(self.institution.id) if location.id in ids]
+
     def _people(self, page: Page, record: Mapping[str, msgspec.Raw]) -> _Answers:
         """The patient and the guarantor, both cut to the shape that lists give."""
         answers: _Answers = [(_list_shape(page, record), {})]
-        guarantor = _decoded(record, "guarantor_id")
-        if isinstance(guarantor, int) and guarantor > 0 and guarantor != self.patient_id:
+        guarantor = _guarantor(record)
+        if guarantor is not None and guarantor != self.patient_id:
             try:
                 other = self.session.client.get(_single(self.institution, guarantor))
             except NotFound:
@@ -195,23 +206,22 @@ class _Refresh:
             left=loaded.left,
         )
 
-    def _filtered(self, collection: Collection, locations: list[Location]) -> _Answers:
-        """A list limited to the patient; where it is a location's, at each of the patient's locations."""
+    def _filtered(self, collection: Collection, only: tuple[str, str], locations: list[Location]) -> _Answers:
+        """A list limited by the parameter `only`; where it is a location's, at each of the locations."""
         pieces = [Slice(collection, self.institution)]
         if collection.scope is not Scope.INSTITUTION:
             window = CHANGES if collection.window else ""
             pieces = [Slice(collection, self.institution, location, window) for location in locations]
-        return self._where_offered(collection, [partial(self._piece, piece) for piece in pieces])
+        return self._where_offered(collection, [partial(self._piece, piece, only) for piece in pieces])
 
-    def _piece(self, piece: Slice) -> _Answers:
-        only = (piece.collection.patient_filter or "", str(self.patient_id))
+    def _piece(self, piece: Slice, only: tuple[str, str]) -> _Answers:
         heed = Heed(piece.label, NO_FILTERS)
         answers: _Answers = []
         for plan in passes_of(piece, self._today()):
             request, window = replace(plan.request, params=(*plan.request.params, only)), piece.collection.window
             client = self.session.client
             pages = client.pages(request) if window is None else pages_in_parts(client, request, window)
-            # What limits the list to the patient is one of the parameters without which it is another list.
+            # What limits the list is one of the parameters without which it is another list.
             limited = replace(plan, pass_=replace(plan.pass_, params=(*plan.pass_.params, only)))
             answers += [(page, {"location_id": piece.location_id}) for page in _heeded(heed, limited, pages)]
         return answers
@@ -304,6 +314,12 @@ def _decoded(record: Mapping[str, msgspec.Raw], name: str) -> object:
         return msgspec.json.decode(record.get(name, msgspec.Raw(b"null")))
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
+
+
+def _guarantor(record: Mapping[str, msgspec.Raw]) -> int | None:
+    """Who pays for the patient, where the record names somebody: 0 stands for the patient."""
+    guarantor = _decoded(record, "guarantor_id")
+    return guarantor if type(guarantor) is int and 0 < guarantor <= _LARGEST_ID else None
 
 
 def _version(record: Mapping[str, msgspec.Raw]) -> datetime | None:

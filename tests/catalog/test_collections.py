@@ -29,9 +29,11 @@ UNDECLARED: dict[str, dict[str, str]] = {
     "sync_status": {"institution_id": "is the key column institution_id, read by institution_at"},
     "providers": {
         "tin": "too sensitive to keep",
+        "availabilities": "comes only where it is included, and is a table of its own",
         "institution_id": "is the key column institution_id; the request names it",
     },
     "patients": {"institution_id": "is the key column institution_id; the request names it"},
+    "appointment_types": {"descriptors": "comes only where it is included, and differs by location"},
     "charges": {"claim_payouts": "is a table of its own"},
     "treatment_plans": {"procedures": "is a table of its own"},
     "appointments": {"institution_id": "is the key column institution_id; the request names it"},
@@ -145,6 +147,14 @@ def test_every_declared_column_is_a_property_of_its_type(collection: Collection)
 
 
 @with_spec
+@each
+def test_an_object_whose_fields_are_known_is_flattened(collection: Collection) -> None:
+    """As README says of nested fields. Risk: an id inside a JSON object, which no check follows."""
+    objects = [one for one in collection.columns if one.type is SqlType.JSONB]
+    assert [one.name for one in objects if (property_at(collection, one.path) or {}).get("properties")] == []
+
+
+@with_spec
 def test_what_not_every_practice_system_tells_is_said_to_be_so() -> None:
     """Risk: nobody ever missed a visit, where that is not reported."""
     unsure = {
@@ -204,7 +214,7 @@ def test_what_a_pass_asks_exists_and_what_is_required_is_asked(collection: Colle
     """Risk: a parameter the API does not know is ignored in silence, and rows stay hidden."""
     known = parameters(collection)
     asked = {name for pass_ in collection.passes for name, _ in pass_.params}
-    asked |= {name for name in (collection.increment, collection.patient_filter) if name}
+    asked |= {name for name in (collection.increment, collection.patient_filter, collection.guarantor_filter) if name}
     asked |= {"sort"} if collection.sort else set()
     asked |= {collection.window.start, collection.window.end} if collection.window else set()
     assert asked <= set(known)
@@ -239,6 +249,15 @@ def test_a_default_that_hides_rows_is_listed(collection: Collection) -> None:
         if parameter["schema"].get("type") == "boolean" and "default" in parameter["schema"]
     }
     assert filters <= set(HIDDEN.get(collection.name, {}))
+
+
+@with_spec
+@each_asked
+def test_a_list_that_can_be_asked_by_status_says_so(collection: Collection) -> None:
+    """The help of `--status` says that it works for all of them; what a sync begins with is always read whole."""
+    offered = parameters(collection).keys() & {"active", "inactive"}
+    if collection.scope is not Scope.PRACTICE:
+        assert {parameter for name, parameter in collection.filters if name == "status"} == offered
 
 
 @with_spec

@@ -164,7 +164,7 @@ def test_the_names_of_parameters_that_are_sent_are_quoted():
     }
     for one in DECLARED:
         sent.update(name for pass_ in one.passes for name, _ in pass_.params)
-        sent.update(filter(None, (one.increment, one.patient_filter)))
+        sent.update(filter(None, (one.increment, one.patient_filter, one.guarantor_filter)))
         sent.update((one.window.start, one.window.end) if one.window else ())
     for name in sorted(name for name in sent if not name.endswith("[]")):
         assert vendor_words([f"unknown parameter {name}"]) == f"unknown parameter {name}"

@@ -82,6 +82,11 @@ class TestChoice:
             choose(named, Filters("active"), named=True, known=DECLARED)
         assert "appointments" not in str(caught.value)
 
+    def test_a_list_that_everything_begins_with_is_read_whole(self) -> None:
+        """NexHealth can filter locations; a sync that knew only some of them would leave the others unread."""
+        with pytest.raises(InvalidSetting, match=r"locations cannot be .* by status: every sync begins by reading all"):
+            choose([COLLECTIONS["locations"]], Filters("active"), named=True, known=DECLARED)
+
     def test_without_names_those_are_left_that_have_all_filters(self) -> None:
         filters = Filters(providers=(5,), updated_since=SINCE)
         names = [one.name for one in choose(DECLARED, filters, named=False, known=DECLARED)]

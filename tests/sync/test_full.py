@@ -151,6 +151,12 @@ def test_every_typed_column_holds_what_the_record_says(read: Read) -> None:
             assert read.rows(query) == [(0,)], f"{collection.name}.{column.name}"
 
 
+def test_no_column_waits_for_what_nobody_asks_for(read: Read) -> None:
+    """Risk: one that only an `include[]` fills is noted as missing for every institution, for ever."""
+    noted = "SELECT DISTINCT collection, field FROM nexhealth_schema_drift WHERE kind = 'missing'"
+    assert read.rows(noted) == []
+
+
 def test_a_second_full_sync_asks_the_same_and_writes_no_row(synced: Settings, box: SandboxServer, rows: Rows) -> None:
     asked = len(box.requests)
     before = writes(rows)

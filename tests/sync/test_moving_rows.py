@@ -70,6 +70,20 @@ def test_a_row_that_becomes_active_between_the_halves_is_not_gone(
     assert rows(f"SELECT id FROM {table} WHERE deleted_by = 'absence'") == []
 
 
+@pytest.mark.parametrize("name", ["insurance_coverages", "fee_schedules"])
+def test_a_row_that_is_neither_active_nor_inactive_is_not_gone(
+    settings: Settings, box: SandboxServer, rows: Rows, name: str
+) -> None:
+    """The API declares that `active` may be null there: such a row is in no half, and answered by its id."""
+    only = {"patients", name}
+    sync_all(settings, FULL, only=only)
+    ((victim,),) = rows(f"SELECT min(id) FROM nexhealth_{name}")
+    box.state.update(name, victim, {"active": None})
+    results = sync_all(settings, RECONCILE, only=only)
+    assert {str(one.status) for one in results} <= {"succeeded", "skipped"}, [one.reason for one in results]
+    assert rows(f"SELECT deleted_by, active FROM nexhealth_{name} WHERE id = {victim}") == [(None, None)]
+
+
 def test_a_visit_that_is_taken_back_between_the_lists_is_asked_for_by_id(
     settings: Settings, box: SandboxServer, rows: Rows
 ) -> None:

@@ -39,6 +39,8 @@ def test_one_patient_is_refreshed_with_everything_about_it(settings: Settings, b
     state = rows("SELECT * FROM nexhealth_sync_state ORDER BY 1, 2, 3, 4, 5")
     box.state.update("patients", int(str(patient)), {"first_name": "Changed"})
     box.state.update("patients", int(str(guarantor)), {"first_name": "Payer"})
+    ((balance,),) = rows(f"SELECT id FROM nexhealth_guarantor_balances WHERE guarantor_id = {guarantor}")
+    box.state.update("guarantor_balances", balance, {"foreign_id": "changed"})
     box.state.create("documents", subdomain=subdomain_of(rows, "patients", int(str(patient))), patient_id=patient)
     appointment = rows(f"SELECT id FROM nexhealth_appointments WHERE patient_id = {patient} LIMIT 1")[0][0]
     box.state.update("appointments", int(str(appointment)), {"note": "changed"})
@@ -46,10 +48,35 @@ def test_one_patient_is_refreshed_with_everything_about_it(settings: Settings, b
     assert results["patients"].counts.updated == 2
     assert results["documents"].counts.inserted == 1
     assert results["appointments"].counts.updated == 1
+    assert results["guarantor_balances"].counts.updated == 1
     assert {str(result.status) for result in results.values()} == {"succeeded"}
     assert results["patient_addresses"].counts.records_read == 1
     assert rows("SELECT * FROM nexhealth_sync_state ORDER BY 1, 2, 3, 4, 5") == state
     assert_equal(box, rows)
+
+
+def test_a_balance_is_found_at_whichever_office_keeps_the_account(
+    settings: Settings, box: SandboxServer, rows: Rows
+) -> None:
+    """It need not be one that lists the patient; of offices that share no database with it none is asked."""
+    sync_all(settings, only=set())
+    ((offices,),) = rows(
+        "SELECT ARRAY(SELECT (l ->> 'id')::bigint FROM jsonb_array_elements(locations) l ORDER BY 1)"
+        " FROM nexhealth_sync_status ORDER BY jsonb_array_length(locations) DESC LIMIT 1"
+    )
+    home, other = offices
+    patient, payer = next(
+        (int(row.id), int(row.facts["guarantor_id"] or row.id))
+        for row in box.state.world.rows["patients"]
+        if row.facts["location_ids"] == [home]
+    )
+    for number in box.state.ids("guarantor_balances"):
+        if box.state.row("guarantor_balances", number).value("guarantor_id") == payer:
+            box.state.update("guarantor_balances", number, {"location_id": other})
+    assert refresh(settings, patient)["guarantor_balances"].counts.inserted == 1
+    assert rows("SELECT guarantor_id, location_id FROM nexhealth_guarantor_balances") == [(payer, other)]
+    asked = {one.param("location_id") for one in box.requests.matching("/guarantor_balances")}
+    assert asked == {str(home), str(other)}
 
 
 def test_whose_patient_it_is_is_looked_up_by_the_whole_key(oldest_database_url: str) -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from nexhealth_pipeline.catalog.collection import Collection, Events, Scope, SqlType, column, flatten, nested
+from nexhealth_pipeline.catalog.collection import Collection, Events, Pass, Scope, SqlType, column, flatten, nested
 from nexhealth_pipeline.catalog.collections.words import (
     ACTIVE_PASSES,
     BIGINT,
@@ -159,7 +159,6 @@ PROVIDERS = Collection(
         column("specialty_code", TEXT, NONE, "Taxonomy code."),
         column("locations", JSON, NONE, "Locations the provider works at."),
         column("provider_requestables", JSON, NONE, "Locations where the provider can be booked."),
-        column("availabilities", JSON, NONE, "Working hours, where included."),
     ),
     indexes=(("last_name",),),
 )
@@ -171,6 +170,7 @@ OPERATORIES = Collection(
     doc="A treatment room or chair.",
     path="/operatories",
     scope=Scope.LOCATION,
+    passes=(Pass("all", (("include[]", "appointment_types"),), dispensable=("include[]",)),),
     increment="updated_since",
     version="updated_at",
     references=(("location_id", "locations"),),
@@ -184,7 +184,7 @@ OPERATORIES = Collection(
         column("display_name", TEXT, NONE, "Name as shown to patients."),
         column("active", BOOL, NONE, "In use."),
         column("bookable_online", BOOL, NONE, "Can be booked online."),
-        column("appointment_types", JSON, NONE, "Appointment types done here, where included."),
+        column("appointment_types", JSON, NONE, "Kinds of visit done here."),
     ),
     indexes=(("location_id",),),
 )
@@ -202,6 +202,7 @@ NEX_STAFF = Collection(
     legacy_accept=True,
     version="updated_at",
     after=("locations",),
+    filters=(("status", "inactive"),),
     may_be_disabled=True,
     columns=flatten(
         identifier(),
@@ -271,6 +272,7 @@ WORKING_HOUR_LABELS = Collection(
     path="/working_hour_labels",
     scope=Scope.INSTITUTION,
     references=(("location_id", "locations"),),
+    filters=(("status", "active"),),
     may_be_disabled=True,
     columns=flatten(
         identifier(),

@@ -74,6 +74,8 @@ FEE_SCHEDULES = Collection(
     passes=ACTIVE_PASSES,
     increment="updated_since",
     version="updated_at",
+    # `active` may be null, and then it is in neither half.
+    by_id="/fee_schedules/{id}",
     may_be_disabled=True,
     references=(("location_id", "locations"),),
     filters=(("status", "active"),),

@@ -57,7 +57,6 @@ APPOINTMENT_TYPES = Collection(
         column("parent_id", BIGINT, NONE, "Id of that institution or location."),
         column("minutes", BIGINT, NONE, "Planned length in minutes."),
         column("bookable_online", BOOL, NONE, "Can be booked online."),
-        column("descriptors", JSON, NONE, "What the type is called in the practice system, where delivered."),
     ),
 )
 
