@@ -25,8 +25,8 @@ _STORAGE = ("nexhealth_pipeline.orchestration.storage", "NexHealthDagsterStorage
 def dagster_home(settings: Settings, *, start: Path | None = None, chosen: str | None = None) -> Path:
     """The folder to use as `DAGSTER_HOME`; the packaged files are written there if it is our own.
 
-    `chosen` is what the user set (pass None to ignore it, as `demo` does), `start` where the search
-    upward begins (the working folder). Raises InvalidSetting where `chosen` holds no `dagster.yaml`.
+    `chosen` is what the user set, `start` where the search upward begins (the working folder).
+    Raises InvalidSetting where `chosen` holds no `dagster.yaml`.
     """
     if chosen:
         folder = _chosen_home(chosen)

@@ -7,7 +7,7 @@ at an even pace, none gets older than that. So hourly syncs share a day's lot, a
 
 A location's slice holds the patients whose lowest-id active location it is. An office that is read no more counts as
 the lowest-id active one that shares its EHR database, by which its patients still change; where there is none, the lists
-of whom it alone has rest until it is read again. Patients that no location at all lists fall to the institution's
+of whom it alone has rest until it is read again. Patients that no known location lists fall to the institution's
 lowest-id active location. Rows of institution-wide collections all belong to the institution's slice.
 """
 
@@ -63,10 +63,11 @@ _PATIENTS = """
     UNION ALL
     SELECT institution_id, id, updated_at FROM nexhealth_patients p
     WHERE (SELECT min(id) FROM active) = %(location)s AND institution_id = %(institution)s AND deleted_at IS NULL
-        AND (SELECT min(o.location_id) FROM nexhealth_patient_locations o
+        AND (SELECT min(o.location_id) FILTER (WHERE o.location_id IN (SELECT id FROM known))
+            FROM nexhealth_patient_locations o
             WHERE o.institution_id = %(institution)s AND o.patient_id = p.id AND o.gone_at IS NULL) IS NULL
 """
-"""Patients of a location: those it has and no lower one has; and of the lowest those whom none has. From the location to
+"""Patients of a location: those it has and no lower one has; and of the lowest those whom none has that is known. From the location to
 its patients and of each to its locations, by the keys' indexes, whatever PostgreSQL knows of the tables: as joins this
 took seconds of 5,000 patients, and minutes of 40,000, until they were analyzed. OFFSET and LIMIT keep it from making joins
 of it, and so do least ids that are null where NOT EXISTS would do, by which it also expects few rows."""
@@ -91,6 +92,8 @@ WITH active AS (
     UNION ALL
     SELECT id, min(reader) FROM shared
     WHERE reader IS NOT NULL AND id NOT IN (SELECT id FROM active) GROUP BY id
+), known AS (
+    SELECT id FROM nexhealth_locations WHERE institution_id = %(institution)s UNION SELECT id FROM shared
 ), mine AS (
     SELECT p.id, p.updated_at, r.patient_version, coalesce(r.rows, 0) AS had, r.patient_id IS NULL AS unread,
         -- Later than now is by a clock that was ahead then: as long ago as can be.
