@@ -34,7 +34,7 @@ from nexhealth_pipeline.sync.filters import choose
 from nexhealth_pipeline.sync.months import utc_today
 from nexhealth_pipeline.sync.options import SyncOptions
 from nexhealth_pipeline.sync.plan import in_window, slices_of
-from nexhealth_pipeline.sync.practice import Practices
+from nexhealth_pipeline.sync.practice import Location, Practices
 from nexhealth_pipeline.sync.runner import run_slices
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice, SliceResult, place_of
@@ -250,7 +250,7 @@ def require_partitions(instance: dg.DagsterInstance, scope: Scope, keys: Sequenc
     for key in keys:
         place, bar, month = key.partition("|")
         if place not in places:
-            raise unreached(key, _FORMS[scope] + months_there)
+            raise unreached(key, _FORMS[scope] + months_there, practices)
         if bar + month not in ends:
             wrong = "its month is missing, or none that there is" if months else "nothing of this job is kept by month"
             raise ConfigurationError(f"partition {key!r}: {wrong}; write {_FORMS[scope]}{months_there}")
@@ -275,7 +275,7 @@ def _slices(
             )
         known = {one.subdomain for one in practices.institutions} | {one.key for one in practices.locations}
         if not any(place_of(key) in known for key in wanted):
-            raise unreached(keys[0], _FORMS[scope])
+            raise unreached(keys[0], _FORMS[scope], practices)
     slices = {
         collection.table: [
             piece
@@ -325,11 +325,14 @@ def require_reached(practices: Practices, subdomains: Iterable[str]) -> None:
         )
 
 
-def unreached(key: str, form: str) -> ConfigurationError:
+def unreached(key: str, form: str, practices: Practices) -> ConfigurationError:
     """Why a run is refused that names no partition of anything known, `key` first: it would read nothing and be green.
 
     `form` is how such keys are written.
     """
+    if (location := _renamed(key, _by_id(practices))) is not None:
+        name, now = location.institution.subdomain, key.replace(place_of(key), location.key, 1)
+        return ConfigurationError(f"partition {key!r}: its institution is called {name} now; write {now}")
     return ConfigurationError(
         f"partition {key!r}: the API key, or NEXHEALTH_SUBDOMAINS, reaches nothing of that name; write {form}"
     )
@@ -347,7 +350,24 @@ def warn_of_skipped(context: Context, practices: Practices, keys: Sequence[str])
 def _why_skipped(practices: Practices, keys: Iterable[str]) -> dict[str, str]:
     reasons = {location.key: "its location is inactive" for location in practices.locations if location.inactive}
     reasons |= {one.subdomain: "none of its locations is active" for one in practices.institutions}
-    return {key: reasons.get(place_of(key), _NOT_REACHED) for key in keys}
+    by_id = _by_id(practices)
+    return {key: reasons.get(place_of(key)) or _why_unknown(key, by_id) for key in keys}
+
+
+def _why_unknown(key: str, by_id: Mapping[str, Location]) -> str:
+    location = _renamed(key, by_id)
+    return _NOT_REACHED if location is None else f"its institution is called {location.institution.subdomain} now"
+
+
+def _by_id(practices: Practices) -> dict[str, Location]:
+    return {str(location.id): location for location in practices.locations}
+
+
+def _renamed(key: str, by_id: Mapping[str, Location]) -> Location | None:
+    """The location that had this key before its institution got another subdomain, or it another institution."""
+    subdomain, _, number = place_of(key).rpartition(".")
+    location = by_id.get(number) if subdomain else None
+    return None if location is None or location.key == place_of(key) else location
 
 
 def _tell_skipped(

@@ -13,6 +13,8 @@ from dataclasses import replace
 from datetime import date, datetime
 from functools import partial
 
+import psycopg
+
 from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.orchestration.assets import events_of
 from nexhealth_pipeline.orchestration.jobs import change_events
@@ -39,7 +41,8 @@ def fill_holes(context: Context, session: SyncSession) -> list[int]:
     """Read what endpoints that are active again may have missed; ids of those whose hole is closed now.
 
     A hole stays open where a slice of an institution subscribed there could not be read: the next look tries that
-    slice again. Raises WarehouseError.
+    slice again. And where no institution is called as one subscribed there, until a set-up has noted its name of now.
+    Raises WarehouseError.
     """
     with driver_errors("looking for lost events"), session.pool.connection() as connection:
         known = known_endpoints(connection)
@@ -49,19 +52,33 @@ def fill_holes(context: Context, session: SyncSession) -> list[int]:
             return []
         over = max(one.seen_active_at or database_time(connection) for one in holes)
         fresh = load_fresh(connection, _NAMES, over)
+        unknown = _unknown(connection, {name for one in holes for name in _subdomains(one)})
     slices = _slices(session, {name for one in holes for name in _subdomains(one)}, fresh)
     context.log.info(f"events of {len(holes)} endpoints may be missing: reading {len(slices)} slices since")
+    if unknown:
+        context.log.warning(
+            f"no institution is called {', '.join(sorted(unknown))}: what its endpoint has missed is read once"
+            " `nexhealth webhooks setup URL` has noted what it is called now"
+        )
     options = replace(SyncOptions.of(session.settings), fresh_after=over)
     results = read(context, session, lambda: run_slices(session, slices, options), len(slices), partial(_told, session))
     if session.stop.is_set():
         return []
-    closed = [one for one in holes if not _failed(results, _subdomains(one))]
+    closed = [one for one in holes if not _failed(results, _subdomains(one)) and unknown.isdisjoint(_subdomains(one))]
     with driver_errors("closing a hole"), session.pool.connection() as connection:
         return [one.endpoint_id for one in closed if filled(connection, one)]
 
 
 def _subdomains(endpoint: Endpoint) -> set[str]:
     return {one.subdomain for one in endpoint.subscribed}
+
+
+def _unknown(connection: psycopg.Connection, subdomains: AnySet[str]) -> set[str]:
+    """Those that no institution has: it is called otherwise now. One that has left, as somebody has said, has its own."""
+    rows = connection.execute(
+        "SELECT subdomain FROM nexhealth_institutions WHERE subdomain = ANY(%s)", (list(subdomains),)
+    )
+    return set(subdomains) - {name for (name,) in rows}
 
 
 def _slices(session: SyncSession, subdomains: set[str], fresh: AnySet[PassKey]) -> list[Slice]:

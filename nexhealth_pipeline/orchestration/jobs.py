@@ -86,7 +86,7 @@ def _locations(context: dg.OpExecutionContext, practices: Practices, keys: Seque
     wanted = set(keys)
     known = [location for location in practices.locations if location.key in wanted]
     if not known:
-        raise unreached(keys[0], "<subdomain>.<location id>")
+        raise unreached(keys[0], "<subdomain>.<location id>", practices)
     active = [location for location in known if not location.inactive]
     warn_of_skipped(context, practices, sorted(wanted - {location.key for location in active}))
     return active

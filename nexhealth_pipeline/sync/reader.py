@@ -294,6 +294,9 @@ class SliceReader:
         through, full = self.as_of(), least(state.last_full_at for state in self.states)
         if self.slice.collection.window is not None:
             through, full = self._windowed_freshness(connection)
+        if self.slice.institution_id and self.read_anything and self.slice.window_key != CHANGES:
+            has_rows = self.counts.records_read or self._had_rows or any(state.records for state in self.states)
+            self._capability(connection, *(("supported", "rows") if has_rows else ("empty", "no rows")))
         record_freshness(
             connection,
             institution_id=self.slice.institution_id,
@@ -303,9 +306,6 @@ class SliceReader:
             last_full_at=full,
             changed=bool(self.counts.inserted or self.counts.updated or self.loader.nested_changes),
         )
-        if self.slice.institution_id and self.read_anything and self.slice.window_key != CHANGES:
-            has_rows = self.counts.records_read or self._had_rows or any(state.records for state in self.states)
-            self._capability(connection, *(("supported", "rows") if has_rows else ("empty", "no rows")))
 
     def as_of(self) -> datetime | None:
         """Every change up to here is in the warehouse: the earliest start of the passes that bring its rows."""

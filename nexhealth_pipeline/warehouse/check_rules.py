@@ -230,21 +230,23 @@ def _same_foreign_id(collection: Collection) -> sql.Composed | None:
     ).format(_table(collection), sql.SQL(told_apart), sql.SQL(", ").join(map(sql.Identifier, group)))
 
 
-_NOT_OFFERED = """
-EXISTS (SELECT FROM nexhealth_capabilities c WHERE c.institution_id = place.institution_id
-    AND c.location_id = place.location_id AND c.collection = {name} AND c.status IN ('not_enabled', 'unsupported'))
-"""
 _STALE = """
 SELECT place.institution_id, place.location_id::text AS sample,
     place.key || CASE
         WHEN f.complete_through IS NULL THEN ' was never read completely'
+        WHEN refused.since IS NOT NULL THEN ' is no longer offered (' || refused.evidence || ' since '
+            || to_char(refused.since AT TIME ZONE 'UTC', 'YYYY-MM-DD') || ')'
         ELSE ' is stale' END AS detail
 FROM ({places}) place
 LEFT JOIN nexhealth_freshness f ON f.institution_id = place.institution_id AND f.location_id = place.location_id
     AND f.collection = {name}
+LEFT JOIN nexhealth_capabilities refused ON refused.institution_id = place.institution_id
+    AND refused.location_id = place.location_id AND refused.collection = {name}
+    AND refused.status IN ('not_enabled', 'unsupported')
 WHERE NOT coalesce(f.complete_through >= clock_timestamp() - make_interval(hours => {fresh}), false)
-    AND NOT {not_offered}
+    AND (refused.since IS NULL OR f.complete_through IS NOT NULL)
 """
+"""What a practice never had is not late. What it had and has no more is: its rows stay, and nothing else tells of it."""
 _ASKED = """
     AND (NOT EXISTS (SELECT FROM nexhealth_institutions i WHERE i.id = place.institution_id AND i.{flag})
         OR EXISTS (SELECT FROM nexhealth_locations l WHERE l.institution_id = place.institution_id
@@ -255,7 +257,8 @@ _UNREAD = """
 SELECT place.institution_id FROM ({places}) place
 WHERE NOT EXISTS (SELECT FROM nexhealth_freshness f WHERE f.institution_id = place.institution_id
         AND f.location_id = place.location_id AND f.collection = {name} AND f.complete_through IS NOT NULL)
-    AND NOT {not_offered}
+    AND NOT EXISTS (SELECT FROM nexhealth_capabilities c WHERE c.institution_id = place.institution_id
+        AND c.location_id = place.location_id AND c.collection = {name} AND c.status IN ('not_enabled', 'unsupported'))
 """
 _PLACES = {
     Scope.PRACTICE: "SELECT 0 AS institution_id, 0 AS location_id, 'everything' AS key",
@@ -284,9 +287,7 @@ def _unread(collection: Collection) -> sql.Composed:
 
 def _over_places(query: str, collection: Collection, **more: sql.Composable) -> sql.Composed:
     scope = Scope.LOCATION if collection.scope is Scope.LOCATION_MONTH else collection.scope
-    name = sql.Literal(collection.name)
-    not_offered = sql.SQL(_NOT_OFFERED.strip()).format(name=name)
-    return sql.SQL(query).format(places=sql.SQL(_PLACES[scope]), name=name, not_offered=not_offered, **more)
+    return sql.SQL(query).format(places=sql.SQL(_PLACES[scope]), name=sql.Literal(collection.name), **more)
 
 
 def _offline(collection: Collection) -> sql.Composed | None:
@@ -348,7 +349,7 @@ RULES: tuple[Rule, ...] = (
     Rule("ends_after_start", _WARNING, "What has a start ends after it.", _backwards),
     Rule("money_readable", _WARNING, "Every amount of money is a number with a currency.", _unreadable_money),
     Rule("foreign_ids_unique", _WARNING, "No two rows have one key of the practice system.", _same_foreign_id),
-    Rule("fresh", _WARNING, f"Read within {FRESH_HOURS} hours wherever the practice has it.", _stale),
+    Rule("fresh", _WARNING, f"Read within {FRESH_HOURS} hours wherever the practice has it, or had it.", _stale),
     Rule("offices_online", _WARNING, f"NexHealth has read every office within {SOURCE_HOURS} hours.", _offline),
     Rule("schema_as_declared", _WARNING, "The API delivers the declared fields and no others.", _drifted),
     Rule("quarantine_empty", _WARNING, "Nothing waits in quarantine.", _quarantined),

@@ -4,7 +4,7 @@ Each is written in the transaction of the rows it speaks of; the caller commits.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Set
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import psycopg
 from psycopg import errors, sql
@@ -26,6 +26,11 @@ __all__ = [
 
 NOT_OFFERED = ("not_enabled", "unsupported")
 """Statuses of a collection that a practice does not have."""
+_FOR_LONG = timedelta(days=2)
+"""After so long a refusal is no trouble of NexHealth's or of a key: whoever offers the list again may have filled it anew.
+
+Two nights fit in, which is as long as somebody needs to mend a right that was taken away by mistake.
+"""
 
 
 def record_freshness(
@@ -95,8 +100,9 @@ def record_capability(
 ) -> None:
     """Note whether a practice offers a collection, at a moment of the API's time; `since` moves only when that changes.
 
-    "empty" never replaces "supported": a list that held rows once is supported. What is not offered
-    (any more) has no state: should it be offered again, it is read in full.
+    "empty" never replaces "supported": a list that held rows once is supported. What is refused for long has no state:
+    should it be offered again, it is read in full. Minutes of refusals leave it: else every patient's list would be asked
+    for again, and once more a day later. Of what is offered for the first time this is noted before its freshness.
     """
     connection.execute(
         """
@@ -104,17 +110,24 @@ def record_capability(
         VALUES (%(institution)s, %(location)s, %(collection)s, %(status)s, %(evidence)s)
         ON CONFLICT (institution_id, location_id, collection) DO UPDATE
             SET status = excluded.status, evidence = excluded.evidence, since = clock_timestamp(),
-                enabled_at = CASE WHEN c.status IN ('not_enabled', 'unsupported') THEN %(at)s::timestamptz
-                                  ELSE c.enabled_at END
+                enabled_at = CASE WHEN c.status IN ('not_enabled', 'unsupported') AND (
+                        c.since < clock_timestamp() - %(long)s OR NOT EXISTS (
+                            SELECT FROM nexhealth_freshness f WHERE f.institution_id = c.institution_id
+                                AND f.location_id = c.location_id AND f.collection = c.collection
+                                AND f.complete_through IS NOT NULL))
+                    THEN %(at)s::timestamptz ELSE c.enabled_at END
             WHERE c.status <> excluded.status AND NOT (c.status = 'supported' AND excluded.status = 'empty')
         """,
         {"institution": institution_id, "location": location_id, "collection": collection}
-        | {"status": status, "evidence": evidence, "at": at},
+        | {"status": status, "evidence": evidence, "at": at, "long": _FOR_LONG},
     )
     if status in NOT_OFFERED:
         connection.execute(
-            "DELETE FROM nexhealth_sync_state WHERE collection = %s AND institution_id = %s AND location_id = %s",
-            (collection, institution_id, location_id),
+            "DELETE FROM nexhealth_sync_state s USING nexhealth_capabilities c"
+            " WHERE (s.collection, s.institution_id, s.location_id) = (%s, %s, %s)"
+            " AND (c.collection, c.institution_id, c.location_id) = (s.collection, s.institution_id, s.location_id)"
+            " AND c.since < clock_timestamp() - %s",
+            (collection, institution_id, location_id, _FOR_LONG),
         )
 
 

@@ -1,7 +1,7 @@
 """Whether continuous sync works, asked of the warehouse: what the watchdog checks, what `nexhealth status` shows.
 
-Results hold counts and NexHealth's ids only. They are kept where the checks of the copy are kept. Ages are counted from
-`statement_timestamp()`: with a volatile clock no index would be asked, and events are kept for years.
+Results hold counts, NexHealth's ids and subdomains only. They are kept where the checks of the copy are kept. Ages are
+counted from `statement_timestamp()`: with a volatile clock no index would be asked, and events are kept for years.
 """
 
 from collections.abc import Iterable
@@ -85,19 +85,21 @@ HEALTH_RULES = (
     HealthRule(
         "events_arrive",
         Severity.WARNING,
-        "Every institution subscribed to has sent an event in the last hours (NEXHEALTH_WEBHOOK_SILENCE_HOURS).",
-        "SELECT i.id AS institution, i.id::text AS sample FROM ("
+        "Every institution subscribed to has sent an event in the last hours (NEXHEALTH_WEBHOOK_SILENCE_HOURS), and is"
+        " still called by that subdomain.",
+        "SELECT coalesce(i.id, 0) AS institution, coalesce(i.id::text, told.subdomain) AS sample FROM ("
         # An institution may have joined an endpoint that is years old.
         "  SELECT s.value ->> 'subdomain' AS subdomain,"
         "   min(coalesce((s.value ->> 'since')::timestamptz, registered_at)) AS since"
         "  FROM nexhealth_webhooks, jsonb_array_elements(subscriptions) s"
         "  WHERE removed_at IS NULL AND (s.value ->> 'active')::boolean GROUP BY 1) told"
-        " JOIN nexhealth_institutions i ON i.subdomain = told.subdomain AND i.deleted_at IS NULL"
-        " WHERE told.since < statement_timestamp() - make_interval(secs => %(silence_seconds)s) AND NOT EXISTS ("
+        # Who was renamed sends under another name, and is subscribed to by the old one until the next set-up.
+        " LEFT JOIN nexhealth_institutions i ON i.subdomain = told.subdomain WHERE i.deleted_at IS NULL"
+        " AND told.since < statement_timestamp() - make_interval(secs => %(silence_seconds)s) AND (i.id IS NULL OR NOT EXISTS ("
         "  SELECT FROM nexhealth_webhook_events e WHERE e.subdomain = told.subdomain AND e.status <> 'rejected'"
         # One that came later than now, by a clock that was ahead then, would be the last one until that time.
         "  AND e.received_at > statement_timestamp() - make_interval(secs => %(silence_seconds)s)"
-        "  AND e.received_at <= statement_timestamp())",
+        "  AND e.received_at <= statement_timestamp()))",
     ),
     HealthRule(
         "nothing_waits",

@@ -54,7 +54,7 @@ class Batch:
     """Tried in vain: tried again later, unless parked."""
     parked: int = 0
     waiting: int = 0
-    """Not tried: the API cannot be read now."""
+    """Not tried: the API cannot be read now, or their institution is not known yet."""
     rows: int = 0
     """Rows changed."""
     hints: list[int] = field(default_factory=list)

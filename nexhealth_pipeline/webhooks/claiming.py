@@ -42,7 +42,7 @@ NOT_LEFT = "(subdomain = ANY(%(leaving)s)) IS NOT TRUE"
 _BACKOFF = [timedelta(seconds=30), timedelta(minutes=2), timedelta(minutes=10), LONGEST_PAUSE]
 """Wait after the first, second, ... failed try; the last one after all further."""
 _PATIENCE = timedelta(minutes=2)
-"""Wait after a try that failed through no fault of the event."""
+"""Wait where the API cannot be read now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class Outcome(StrEnum):
     FAILED = "failed"
     """Counts as a try; after the last one it is parked."""
     WAITING = "waiting"
-    """The API cannot be read now: no try of the event's."""
+    """The API cannot be read now, or whose event it is is not known yet: no try of the event's."""
     PARKED = "parked"
     """Can never be applied."""
 
@@ -110,6 +110,8 @@ class Verdict:
     reason: str | None = None
     """Collection, field and rule; never a value."""
     institution_id: int | None = None
+    pause: timedelta = _PATIENCE
+    """How long it waits, where that is its outcome."""
 
 
 def claim(connection: psycopg.Connection, ids: Sequence[int], run_id: str) -> list[StoredEvent]:
@@ -147,7 +149,7 @@ def mark(connection: psycopg.Connection, verdicts: Sequence[Verdict], *, run_id:
             next_attempt_at = CASE v.outcome
                 WHEN 'failed' THEN CASE WHEN e.attempts + 1 < %(most)s THEN clock_timestamp()
                     + (%(backoff)s::interval[])[least(e.attempts + 1, cardinality(%(backoff)s::interval[]))] END
-                WHEN 'waiting' THEN clock_timestamp() + %(patience)s END,
+                WHEN 'waiting' THEN clock_timestamp() + v.pause END,
             status_before = CASE WHEN v.outcome IN ('failed', 'waiting') THEN e.status_before END,
             applied_at = CASE WHEN v.outcome IN ('applied', 'superseded') AND NOT v.idle THEN clock_timestamp()
                 ELSE e.applied_at END,
@@ -155,20 +157,21 @@ def mark(connection: psycopg.Connection, verdicts: Sequence[Verdict], *, run_id:
         FROM (
             -- A replay that finds the row as this event left it changes nothing about it.
             SELECT u.*, u.outcome = 'superseded' AND b.status_before IS NOT DISTINCT FROM 'applied' AS idle
-            FROM unnest(%(ids)s::bigint[], %(outcomes)s::text[], %(reasons)s::text[], %(institutions)s::bigint[])
-                AS u(id, outcome, reason, institution_id) JOIN nexhealth_webhook_events b ON b.id = u.id
+            FROM unnest(%(ids)s::bigint[], %(outcomes)s::text[], %(reasons)s::text[], %(institutions)s::bigint[],
+                    %(pauses)s::interval[]) AS u(id, outcome, reason, institution_id, pause)
+                JOIN nexhealth_webhook_events b ON b.id = u.id
         ) v
         WHERE e.id = v.id RETURNING e.status = 'parked'
         """,
         {
             "most": most_attempts,
             "backoff": _BACKOFF,
-            "patience": _PATIENCE,
             "run": run_id,
             "ids": [one.event_id for one in verdicts],
             "outcomes": [one.outcome.value for one in verdicts],
             "reasons": [one.reason for one in verdicts],
             "institutions": [one.institution_id for one in verdicts],
+            "pauses": [one.pause for one in verdicts],
         },
     ).fetchall()
     return sum(parked for (parked,) in rows)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 
@@ -11,7 +11,7 @@ from nexhealth_pipeline.errors import RecordRefused
 from nexhealth_pipeline.sync.practice import Institution, Practices
 from nexhealth_pipeline.warehouse.history import Cause
 from nexhealth_pipeline.warehouse.values import CONVERTERS
-from nexhealth_pipeline.webhooks.claiming import Outcome, StoredEvent, Verdict
+from nexhealth_pipeline.webhooks.claiming import LONGEST_PAUSE, Outcome, StoredEvent, Verdict
 from nexhealth_pipeline.webhooks.events import EventMalformed, parse, why_parked
 from nexhealth_pipeline.webhooks.feeds import FEEDS, Feed
 from nexhealth_pipeline.webhooks.snapshots import Deletion, Snapshot
@@ -24,6 +24,9 @@ _value = msgspec.json.Decoder().decode
 _DONE = ("", ".complete")
 """What events are called besides their names, but for those of writes that failed (API.md F.4)."""
 _NULL = msgspec.Raw(b"null")
+_DISCOVERED = timedelta(hours=26)
+"""Within so long a sync has read a new institution, or a new name of one: the next night, and two hours for its length."""
+_SHORTEST_PAUSE = timedelta(minutes=1)
 
 
 @dataclass(slots=True)
@@ -72,7 +75,7 @@ def read_event(event: StoredEvent, practices: Practices) -> Told | Verdict:
     if institution is None and parsed.subdomain in practices.left_out:
         return Verdict(event.id, Outcome.SUPERSEDED, "its institution is left out by NEXHEALTH_SUBDOMAINS")
     if institution is None:
-        return Verdict(event.id, Outcome.FAILED, "subdomain: no institution that has been read")
+        return _unknown(event)
     happened = min(parsed.event_time or event.received_at, event.received_at)
     feed = FEEDS[parsed.base_name]
     creates = not feed.deletes and parsed.event_name.removeprefix(parsed.base_name) in _DONE
@@ -83,6 +86,17 @@ def read_event(event: StoredEvent, practices: Practices) -> Told | Verdict:
         name = told.feed.collection.name
         return Verdict(event.id, Outcome.FAILED, f"{name}: {refused}", institution.id)
     return told
+
+
+def _unknown(event: StoredEvent) -> Verdict:
+    """Of an event whose institution is not known: the next discovery may bring it, and all tries would be over by then.
+
+    It waits as long as it has waited already: whoever reads a practice for the first time knows it in minutes.
+    """
+    age = abs(datetime.now(UTC) - event.received_at)
+    outcome = Outcome.WAITING if age < _DISCOVERED else Outcome.FAILED
+    pause = min(max(age, _SHORTEST_PAUSE), LONGEST_PAUSE)
+    return Verdict(event.id, outcome, "subdomain: no institution that has been read", pause=pause)
 
 
 def _read_records(told: Told, records: list[bytes], happened: datetime) -> None:

@@ -77,3 +77,26 @@ def test_what_can_no_longer_be_read_is_a_partition_all_the_same(known: House, mo
     assert result.success, known.failure(result)
     observed = known.partitions(result, dg.DagsterEventType.ASSET_OBSERVATION)
     assert observed == {("appointments", key) for key in months[1:]}
+
+
+def test_the_keys_of_who_was_renamed_say_so(known: House, month: str) -> None:
+    """Risk: the night that a practice gets another subdomain, whoever looks for the reason looks at API key and settings."""
+    number = PIER.rpartition(".")[2]
+    known.instance.add_dynamic_partitions("nexhealth_locations", [f"old.{number}", "gone.1"])
+    result = known.run(Scope.LOCATION, [PIER, f"old.{number}", "gone.1"], assets=["operatories"])
+    assert result.success, known.failure(result)
+    reasons = {
+        event.partition: event.event_specific_data.asset_observation.metadata["skipped"].value
+        for event in known.events(result, dg.DagsterEventType.ASSET_OBSERVATION)
+    }
+    assert reasons == {
+        f"old.{number}": f"its institution is called {HARBOR} now",
+        "gone.1": "the API key, or NEXHEALTH_SUBDOMAINS, does not reach it",
+    }
+    for scope, more in ((Scope.LOCATION, ""), (Scope.LOCATION_MONTH, f"|{month}")):
+        alone = known.run(scope, [f"old.{number}{more}"])
+        assert known.failure(alone) == (
+            f"partition 'old.{number}{more}': its institution is called {HARBOR} now; write {PIER}{more}"
+        )
+    alone = known.job(CHANGES_JOB, CHANGES_OP, config={"partitions": [f"old.{number}"]})
+    assert f"its institution is called {HARBOR} now" in known.failure(alone)

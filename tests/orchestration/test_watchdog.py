@@ -142,6 +142,19 @@ def test_a_hole_stays_open_while_it_is_not_noted_what_its_endpoint_was_subscribe
     assert registered.one("SELECT hole_since FROM nexhealth_webhooks") is None
 
 
+def test_a_hole_stays_open_while_its_institution_is_noted_by_a_name_that_it_has_no_more(registered: House) -> None:
+    """Risk: nothing is read of who was renamed while its endpoint was off, and the hole passes for filled."""
+    _switch_off(registered)
+    renamed = f"replace(subscriptions::text, '\"{WILLOW}\"', '\"old-willow\"')::jsonb"
+    registered.warehouse.execute(f"UPDATE nexhealth_webhooks SET subscriptions = {renamed}")
+    looked = _watch(registered.instance)
+    assert set(_read_by(registered, looked)) == {"sync_status"}
+    assert set(_failed(looked)) == OFFLINE | {"holes_filled"}
+    assert run_job(registered.instance, SETUP_JOB, SETUP_OP, url=URL).success
+    assert f"patients {WILLOW}.{SERVED[0]}" in _read_by(registered, _watch(registered.instance))
+    assert registered.one("SELECT hole_since FROM nexhealth_webhooks") is None
+
+
 def test_what_the_warehouse_shows_is_told_with_ids_only(post: Post) -> None:
     """Who looks at a check must not see a patient."""
     ids = store(post.db, *(updated(patient(number, 5, last_name="canary-77")) for number in (1, 2, 3)))

@@ -243,6 +243,39 @@ def test_a_practice_that_loses_a_list_is_told_so_after_a_few_requests(
     assert rows("SELECT status FROM nexhealth_capabilities WHERE collection = 'alerts'") == [("not_enabled",)]
 
 
+def test_minutes_of_refusals_have_nothing_read_again(office: Office, database_url: str, rows: Rows) -> None:
+    """Risk: every list under every patient is asked for twice because four of them were refused one night."""
+    settings = settings_of(office, database_url)
+    office.alerts, office.enabled = 200, True
+
+    def synced() -> tuple[list[str], int, list[str | None]]:
+        results = sync_all(settings, SyncOptions(overlap=timedelta(0)), only={"patients", "alerts", "charges"})
+        read = [one.status.value for one in results if one.slice.collection.may_be_disabled]
+        lists = sum(seen.path.endswith("/alerts") for seen in office.data_requests)
+        return read, lists, office.asked("/charges")
+
+    assert synced() == (["succeeded", "succeeded"], 30, ["1970-01-01T00:00:00+0000"])
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("UPDATE nexhealth_child_reads SET patient_version = NULL WHERE patient_id <= 5")
+        office.alerts, office.enabled = 403, False
+        assert synced()[:2] == (["skipped", "skipped"], 1 + 3)
+        office.alerts, office.enabled = 200, True
+        status, lists, charges = synced()
+        assert (status, 5 <= lists <= 5 + 2) == (["succeeded", "succeeded"], True), lists
+        assert charges != ["1970-01-01T00:00:00+0000"]
+        assert rows("SELECT status, enabled_at FROM nexhealth_capabilities WHERE collection = 'charges'") == [
+            ("supported", None)
+        ]
+        # And where it lasts, as a practice's loss does:
+        office.alerts, office.enabled = 403, False
+        connection.execute("UPDATE nexhealth_child_reads SET patient_version = NULL")
+        synced()
+        connection.execute("UPDATE nexhealth_capabilities SET since = since - interval '3 days'")
+        synced()
+    office.alerts, office.enabled = 200, True
+    assert synced() == (["succeeded", "succeeded"], 30, ["1970-01-01T00:00:00+0000"])
+
+
 def test_a_filter_that_the_api_does_not_know_says_nothing_of_the_list(
     office: Office, database_url: str, rows: Rows
 ) -> None:

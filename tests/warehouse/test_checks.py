@@ -269,8 +269,11 @@ def test_two_rows_with_one_key_of_the_practice_system(house: Warehouse) -> None:
 
 
 def test_a_stale_copy_names_its_locations(house: Warehouse) -> None:
-    """Inactive locations and what a practice does not have are not late."""
-    house.office(ACME, "acme", 1, 2, 3, 4, 5)
+    """Inactive locations and what a practice never had are not late; what it had, and is refused now, is told.
+
+    Risk: the vendor switches finance off, and a month later somebody finds that the ledger ends there.
+    """
+    house.office(ACME, "acme", 1, 2, 3, 4, 5, 7, 8)
     house.add("locations", id=6, inactive=True)
     house.fresh("operatories", 1, hours=1)
     house.fresh("operatories", 2, hours=30)
@@ -291,18 +294,19 @@ def test_a_stale_copy_names_its_locations(house: Warehouse) -> None:
         read_status_at=NOW - timedelta(days=2),
         locations=[{"id": 1}, {"id": 6}],
     )
-    record_capability(
-        house.connection,
-        institution_id=ACME,
-        location_id=5,
-        collection="operatories",
-        status="not_enabled",
-        evidence="403",
-        at=NOW,
-    )
+    house.fresh("operatories", 7, hours=30)
+    house.fresh("operatories", 8, hours=1)
+    for location in (5, 7, 8):
+        where = {"institution_id": ACME, "location_id": location, "collection": "operatories"}
+        record_capability(house.connection, **where, status="not_enabled", evidence="403", at=NOW)  # type: ignore[arg-type]
+    house.connection.execute("UPDATE nexhealth_capabilities SET since = '2026-03-01T23:00:00Z'")
     result = house.check("operatories", "fresh")
-    assert result.details == {"acme.2 is stale": 1, "acme.4 was never read completely": 1}
-    assert result.institutions == {ACME: 2}
+    assert result.details == {
+        "acme.2 is stale": 1,
+        "acme.4 was never read completely": 1,
+        "acme.7 is no longer offered (403 since 2026-03-01)": 1,
+    }
+    assert result.institutions == {ACME: 3}
     result = house.check("sync_status", "offices_online")
     assert result.details == {"acme.1 was not read by NexHealth for long": 1, "acme.3 is offline": 1}
     assert [one.collection.name for one in CHECKS if one.rule.name == "offices_online"] == ["sync_status"]

@@ -93,25 +93,35 @@ def test_a_capability_keeps_its_date_until_it_changes(connection: psycopg.Connec
     assert note("not_enabled")[0] == "not_enabled"
 
 
-def test_what_is_enabled_later_is_known_with_its_time_and_has_no_state(
-    connection: psycopg.Connection, rows: Rows
-) -> None:
-    """Risk: what was read before a practice lost a collection counts as read when it has it again."""
-    slice_of = {"institution_id": 7, "location_id": 3, "collection": "charges"}
+CHARGES: dict[str, Any] = {"institution_id": 7, "location_id": 3, "collection": "charges"}
 
-    def note(status: str) -> datetime | None:
-        record_capability(connection, **slice_of, status=status, evidence="e", at=NOON)  # type: ignore[arg-type]
-        return enabled_at(connection, **slice_of)  # type: ignore[arg-type]
 
-    save_state(connection, PassState(PassKey("charges", 7, 3, "", "all"), watermark=NOON))
-    save_state(connection, PassState(PassKey("charges", 7, 4, "", "all"), watermark=NOON))
-    assert note("supported") is None, "it always was"
-    assert note("not_enabled") is None
-    assert rows("SELECT location_id FROM nexhealth_sync_state") == [(4,)]
-    began = note("supported")
+def note_charges(connection: psycopg.Connection, status: str) -> datetime | None:
+    """Note it; when they were enabled."""
+    record_capability(connection, **CHARGES, status=status, evidence="e", at=NOON)
+    return enabled_at(connection, **CHARGES)
+
+
+def test_what_is_enabled_later_is_known_with_its_time(connection: psycopg.Connection) -> None:
+    assert note_charges(connection, "not_enabled") is None
+    began = note_charges(connection, "supported")
     assert began == NOON
-    assert note("supported") == began == enabled_at(connection, **slice_of)  # type: ignore[arg-type]
-    assert note("not_enabled") is None
+    assert note_charges(connection, "supported") == began == enabled_at(connection, **CHARGES)
+    assert note_charges(connection, "not_enabled") is None
+
+
+def test_what_is_refused_for_long_has_no_state_and_is_enabled_anew(connection: psycopg.Connection, rows: Rows) -> None:
+    """Risk: what was read before a practice lost a list counts as read when it has it again, or minutes count as a loss."""
+    for location in (3, 4):
+        save_state(connection, PassState(PassKey("charges", 7, location, "", "all"), watermark=NOON))
+    assert note_charges(connection, "supported") is None, "it always was"
+    record_freshness(connection, **CHARGES, complete_through=NOON, last_full_at=NOON, changed=True)
+    for hours, kept, enabled in ((0, [(3,), (4,)], None), (47, [(3,), (4,)], None), (49, [(4,)], NOON)):
+        note_charges(connection, "not_enabled")
+        connection.execute("UPDATE nexhealth_capabilities SET since = since - %s * interval '1 hour'", (hours,))
+        note_charges(connection, "not_enabled")
+        assert rows("SELECT location_id FROM nexhealth_sync_state ORDER BY 1") == kept
+        assert note_charges(connection, "supported") == enabled
 
 
 def members(

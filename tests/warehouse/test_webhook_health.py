@@ -110,6 +110,32 @@ def test_an_event_by_a_clock_that_was_ahead_does_not_pass_for_the_last_one(conne
         assert silent() == {}, "one of this very moment counts"
 
 
+def test_who_was_renamed_is_told_until_a_set_up_has_noted_the_new_name(connection: psycopg.Connection) -> None:
+    """Risk: subscriptions by a name that no institution has are nobody's silence, for ever."""
+
+    def silent() -> tuple[dict[int, int], dict[int, tuple[str, ...]]]:
+        (found,) = (one for one in examine(connection, silence_hours=24) if one.rule.name == "events_arrive")
+        return found.institutions, found.sample_ids
+
+    with connection.transaction(force_rollback=True):
+        connection.execute("DELETE FROM nexhealth_webhook_events; DELETE FROM nexhealth_webhooks")
+        connection.execute(OFFLINE_OFFICE)
+        connection.execute(
+            "INSERT INTO nexhealth_webhooks"
+            " (key_hash, endpoint_id, target_url, active, secret, subscriptions, registered_at) VALUES"
+            """ ('k', 12, 'https://a.example', true, '', '[{"subdomain": "acme", "active": true}]', '2026-01-01')"""
+        )
+        connection.execute(
+            "INSERT INTO nexhealth_webhook_events (received_at, subdomain, verdict, status) VALUES"
+            " (now(), 'acme', 'valid', 'applied')"
+        )
+        assert silent() == ({}, {})
+        connection.execute("UPDATE nexhealth_institutions SET subdomain = 'apex'")
+        assert silent() == ({0: 1}, {0: ("acme",)})
+        connection.execute("UPDATE nexhealth_institutions SET subdomain = 'acme', deleted_at = now()")
+        assert silent() == ({}, {}), "it has left, as somebody has said"
+
+
 def test_no_condition_goes_by_a_clock_that_no_index_is_asked_by() -> None:
     queries = [one.faults for one in HEALTH_RULES] + [webhook_health._ENDPOINTS, webhook_health._EVENTS]
     assert not [one for one in queries if "clock_timestamp" in one]

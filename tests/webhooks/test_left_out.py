@@ -10,7 +10,7 @@ from nexhealth_pipeline.webhooks.claiming import Backlog
 from nexhealth_pipeline.webhooks.replaying import Selection, replay
 from tests.sync.kit import open_session
 
-from .kit import SUBDOMAIN, apply_all, load_page, patient, settings_for, store, updated
+from .kit import SUBDOMAIN, apply_all, due_again, load_page, patient, settings_for, store, updated
 
 OTHER = "harbor"
 
@@ -61,8 +61,36 @@ def test_who_is_to_leave_them_does_not_touch_them(
     assert (backlog.left(two_practices), Backlog.now(two_practices).left(two_practices)) == (0, 1)
 
 
-def test_an_institution_that_nobody_knows_is_still_a_failure(practice: psycopg.Connection, practice_url: str) -> None:
-    """It may be read soon."""
+def test_events_of_an_institution_that_nobody_knows_wait_for_the_next_discovery(
+    practice: psycopg.Connection, practice_url: str
+) -> None:
+    """Risk: a practice is renamed in the morning, and the day's events are given up hours before the night reads its name."""
+    store(practice, updated(patient(1, 5), subdomain=OTHER))
+    waits = []
+    for age in (0, 5, 30, 60, 120):
+        practice.execute(
+            "UPDATE nexhealth_webhook_events SET next_attempt_at = NULL, received_at = now() - %s * interval '1 minute'",
+            (age,),
+        )
+        _, total = apply_all(settings_for(practice_url))
+        assert (total.waiting, total.failed, total.parked) == (1, 0, 0)
+        (row,) = practice.execute(
+            "SELECT max(extract(epoch FROM next_attempt_at - clock_timestamp())) FROM nexhealth_webhook_events"
+        )
+        waits.append(round(float(row[0]) / 60))
+    assert waits == [1, 5, 30, 60, 60]
+    assert ends(practice) == [(OTHER, "pending", 0, "subdomain: no institution that has been read")]
+    load_page(practice, "institutions", [{"id": 8, "subdomain": OTHER, "name": "Harbor"}], institution=False)
+    due_again(practice)
+    apply_all(settings_for(practice_url))
+    assert ends(practice) == [(OTHER, "applied", 0, None)]
+
+
+def test_events_of_an_institution_that_no_discovery_has_brought_are_failures(
+    practice: psycopg.Connection, practice_url: str
+) -> None:
+    """Nobody will ever read it, and somebody should be told."""
     store(practice, updated(patient(2, 5), subdomain="stranger"))
+    practice.execute("UPDATE nexhealth_webhook_events SET received_at = received_at - interval '27 hours'")
     apply_all(settings_for(practice_url, NEXHEALTH_SUBDOMAINS=SUBDOMAIN))
     assert ends(practice) == [("stranger", "pending", 1, "subdomain: no institution that has been read")]

@@ -49,6 +49,18 @@ def test_a_second_set_up_only_looks(account: Account) -> None:
     assert account.is_right()
 
 
+def test_a_copy_of_a_warehouse_leaves_the_endpoints_alone_that_it_was_told_are_not_its_own(account: Account) -> None:
+    """Risk: a backup restored for tests deletes what production is sent its events by. The statement is operations.md's."""
+    account.set_up()
+    account.db.execute("UPDATE nexhealth_webhooks SET removed_at = now()")
+    before = account.vendor.topics(16001)
+    assert account.set_up("https://tests.example.com/x", prune=True).keys[0].endpoints_removed == []
+    assert (account.vendor.topics(16001), account.vendor.topics(16002)) == (before, before)
+    assert [number for number, _ in account.secrets()] == [16002]
+    assert account.remove(None).removed == [(16002, "https://tests.example.com/x")]
+    assert (account.vendor.endpoints().keys(), account.vendor.topics(16001)) == ({16001}, before)
+
+
 def test_a_dry_run_says_what_it_would_do_and_does_nothing(account: Account) -> None:
     done = account.set_up(dry_run=True)
     assert account.vendor.changes() == []
