@@ -95,7 +95,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(home, ignore_errors=True)
 
 
-def _await_end(lock: Path) -> None:
+def _await_end(lock: Path) -> bool:
+    """Whether the server whose supervisor holds `lock` has ended, which is waited for."""
     deadline = time.monotonic() + 30
     while lock.exists() and time.monotonic() < deadline:
         with lock.open() as file:
@@ -104,7 +105,8 @@ def _await_end(lock: Path) -> None:
             except BlockingIOError:
                 time.sleep(0.05)
             else:
-                return
+                return True
+    return not lock.exists()
 
 
 @contextmanager
@@ -179,8 +181,9 @@ def own_home() -> Iterator[Path]:
     # `nexhealth db url` asked it to stay for ten minutes more.
     (root / "a home" / "postgres" / "server" / "linger").unlink(missing_ok=True)
     embedded.release(root / "a home")
-    _await_end(root / "a home" / "postgres" / "server" / "supervisor.lock")
-    shutil.rmtree(root)
+    ended = _await_end(root / "a home" / "postgres" / "server" / "supervisor.lock")
+    shutil.rmtree(root, ignore_errors=True)
+    assert ended, "the server does not end"
 
 
 def _installed_programs() -> Path:

@@ -144,7 +144,7 @@ def test_tomorrow_s_visits_are_each_office_s_whatever_zones_the_rows_name(databa
 def test_the_change_feed_s_example_hands_out_what_changed_since(database_url: str) -> None:
     """The statements as they stand, and a change between them."""
     begin, go_on = (one.encode() for one in re.findall(r"```sql\n(.*?)```", TEXT, re.DOTALL) if "my_cursor" in one)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 150
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute(begin)
         assert connection.execute(go_on).fetchall() == []

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
@@ -38,10 +39,16 @@ HTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
 
 
 @pytest.fixture(autouse=True)
-def _nobody_elses_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The default is everybody's: tests beside this one would take it between its choice and its use."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        monkeypatch.setattr(dev, "_PORT", free.getsockname()[1])
+def _nobody_elses_port(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The default is everybody's: tests beside this one would take it between its choice and its use.
+
+    While it is held like this, nobody who asks for any port is given it, and who asks for it by number can have it.
+    """
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(dev, "_PORT", held.getsockname()[1])
+        yield
 
 
 def standing_in(monkeypatch: pytest.MonkeyPatch, program: str) -> list[object]:
@@ -71,9 +78,11 @@ def test_it_prints_its_address_and_ends_with_0_when_asked_to(nexhealth: Run, mon
     """SIGTERM (a service manager) is Ctrl-C; no key means the demo."""
     realms = standing_in(monkeypatch, PAGES)
     interrupt_when_ready(monkeypatch)
-    ended = nexhealth("dev", "--port", str(dev._free_port("127.0.0.1")))
+    port = dev._usable_port("127.0.0.1")
+    monkeypatch.setattr(dev, "_PORT", 0)  # another than is asked for
+    ended = nexhealth("dev", "--port", str(port))
     assert ended.status == 0
-    assert "Dagster is at http://127.0.0.1:" in ended.out
+    assert f"Dagster is at http://127.0.0.1:{port} " in ended.out
     assert "ended, with everything it had started" in ended.err
     assert realms == [None]
 

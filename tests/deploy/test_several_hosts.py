@@ -29,6 +29,8 @@ from nexhealth_pipeline.warehouse.binaries import bin_folder_for
 from .hosts import Host, hosts, why_none
 
 SHARE = 0.8
+SHARE_OF_A_SECOND = 0.6
+"""Where the limit is that of a second: an API that waited 0.3 s for the processor saw more than ten arrive within one."""
 PATIENTS = 400
 PIER, ISLAND, NORTH = "harbor-smiles.348621", "harbor-smiles.348622", "willow-dental.348511"
 ONE_LOCATION = ("--location", PIER, "--resource", "appointments")
@@ -65,7 +67,7 @@ class Scene:
         """The warehouse for this test, which lives on no host."""
         return f"postgresql://nexhealth@/nexhealth?host={self.folder / 'socket'}"
 
-    def sync(self, host: Host, *arguments: str, short: bool = False) -> "subprocess.Popen[str]":
+    def sync(self, host: Host, *arguments: str, short: bool = False, share: float = SHARE) -> "subprocess.Popen[str]":
         """Start a sync on a host; a short one has eight months."""
         home = self.folder / host.namespace
         home.mkdir(exist_ok=True)
@@ -75,7 +77,7 @@ class Scene:
             "NEXHEALTH_API_URL": f"http://{self.hub.address}:8089",
             "NEXHEALTH_DATA_KIND": "sandbox",
             "NEXHEALTH_HOME": str(home),
-            "NEXHEALTH_RATE_SHARE": str(SHARE),
+            "NEXHEALTH_RATE_SHARE": str(share),
         }
         program = [sys.executable, "-c", _SHORT] if short else [str(Path(sys.executable).with_name("nexhealth"))]
         command = [*program, "sync", "--mode", "full", "--json", *arguments]
@@ -211,7 +213,7 @@ def nothing_was_read_twice(asked: list[dict[str, Any]], at_least: int = 100) -> 
     assert [page for page, count in pages.items() if count > 1] == []
 
 
-def limits_were_kept(asked: list[dict[str, Any]], felt: RateClass) -> None:
+def limits_were_kept(asked: list[dict[str, Any]], felt: RateClass, share: float = SHARE) -> None:
     """No limit was exceeded in any window, and `felt` was in the way."""
     assert {one["status"] for one in asked} <= {200, 201, 403}  # 403: finance, where it is not enabled
     most = {
@@ -219,18 +221,19 @@ def limits_were_kept(asked: list[dict[str, Any]], felt: RateClass) -> None:
         for name, limit in LIMITS.items()
     }
     assert {name: most[name] for name, limit in LIMITS.items() if most[name] > limit.requests} == {}
-    assert most[felt] > LIMITS[felt].requests * SHARE / 2, "the limit was never felt"
+    assert most[felt] > LIMITS[felt].requests * share / 2, "the limit was never felt"
 
 
 def test_two_hosts_share_the_limit_of_a_second_and_what_both_are_to_read(scene: Scene) -> None:
     """They begin at once, on a warehouse without a table: each reads a location of its own and one of both."""
+    both = ("--location", ISLAND, "--resource", "appointments")
     running = [
-        scene.sync(host, "--location", own, "--location", ISLAND, "--resource", "appointments", short=True)
+        scene.sync(host, "--location", own, *both, short=True, share=SHARE_OF_A_SECOND)
         for host, own in zip(scene.others, (PIER, NORTH), strict=False)
     ]
     answers = [summary(process) for process in running]
     asked = scene.asked()
-    limits_were_kept(asked, RateClass.APPOINTMENT_LIST)
+    limits_were_kept(asked, RateClass.APPOINTMENT_LIST, SHARE_OF_A_SECOND)
     nothing_was_read_twice(asked, 40)
     assert min(scene.pages_of(answer, "appointments") for answer in answers) > 10
 

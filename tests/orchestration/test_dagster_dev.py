@@ -91,9 +91,11 @@ def test_a_backfill_of_two_locations_by_six_months_runs_from_the_ui(checkout: Pa
     server = embedded.ensure(checkout / ".nexhealth", durable=False)
     server.create_database("ware")
     addresses = {"DATABASE_URL": server.url("ware"), "DAGSTER_HOME": str(checkout)}
+    half_a_day_away = f"0 {(datetime.now(UTC).hour + 12) % 24} * * *"  # else at two the night would begin
+    timetable = dict.fromkeys(("NEXHEALTH_NIGHTLY", "NEXHEALTH_CATCHUP"), half_a_day_away)
     with SandboxServer(patients=20, limits=False) as box:
         settings = {"NEXHEALTH_API_URL": box.url, "NEXHEALTH_API_KEY": box.api_key, "NEXHEALTH_DATA_KIND": "sandbox"}
-        settings |= addresses | _impatient(tmp_path, checkout)
+        settings |= addresses | timetable | _impatient(tmp_path, checkout)
         for visit in box.state.ids("appointments"):
             box.state.update("appointments", visit, {"note": CANARY, "provider_name": CANARY})
         with _started(checkout, _webserver_and_daemon, **settings) as (session, port):

@@ -275,6 +275,8 @@ def test_a_sync_that_is_killed_and_then_stopped_by_its_user_is_gone_on_with(shel
     assert [label for label, _ in killed["failures"]] == ["run"]
     assert shell.runs([dead]) == {"nexhealth_locations": "STARTED"}
 
+    shell.box.faults.clear()  # slower from here on: the next run must still be reading once all this has been looked at
+    shell.box.faults.add("hang", path="/patients/[0-9]+/documents", seconds=1.0)
     command = shell.start("full", **asked)
     run_id, _ = shell.wait_until_reading("documents", other_than=dead)
     assert shell.runs([dead]) == {"nexhealth_locations": "FAILURE"}

@@ -336,8 +336,8 @@ def test_the_morning_goes_by_when_the_night_began(
 
     Nor where the daemon was away and comes to a morning of `ago` hours only after the next night's own tick.
     """
-    zone = ZoneInfo("America/New_York")
-    night = (datetime.now(UTC) - timedelta(hours=14)).astimezone(zone)  # in hours gone by, whatever its clocks do
+    zone = ZoneInfo("America/Phoenix")  # whose clocks are never changed
+    night = (datetime.now(UTC) - timedelta(hours=14)).astimezone(zone)
     monkeypatch.setenv("NEXHEALTH_NIGHTLY", f"{night.minute} {night.hour} * * *")
     monkeypatch.setenv("NEXHEALTH_TIMEZONE", zone.key)
     read = datetime.now(UTC) - timedelta(hours=hours)

@@ -238,9 +238,12 @@ def test_a_process_keeps_few_connections_and_outlives_their_loss(
         others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
         others += " AND backend_type = 'client backend'"
         _run(instance, 3)
-        count = db.execute(f"SELECT count(*) {others}").fetchone()
+        deadline = time.monotonic() + 10  # one that was closed is there until the server has noticed
+        while (count := db.execute(f"SELECT count(*) {others}").fetchone()) and count[0] > 3:
+            assert time.monotonic() < deadline, f"{count[0]} connections"
+            time.sleep(0.05)
         assert count is not None
-        assert 1 <= count[0] <= 3
+        assert count[0] >= 1
         db.execute(f"SELECT pg_terminate_backend(pid) {others}")
         assert len(_run(instance, 3).asset_materializations_for_node("two_assets")) == 5
 

@@ -26,7 +26,7 @@ from nexhealth_pipeline.orchestration.names import (
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
 from nexhealth_pipeline.sync.months import month_keys
 from nexhealth_pipeline.warehouse.runs import RunLock
-from tests.webhooks.kit import INSTITUTION, LOCATION, patient, store, updated
+from tests.webhooks.kit import INSTITUTION, LOCATION, free_locks, patient, store, updated
 
 from .practices import complete_months
 from .webhook_kit import Post
@@ -106,6 +106,7 @@ def test_a_living_run_is_in_the_way_and_a_killed_one_is_failed_at_once(post: Pos
     run = _run(post, Status.STARTED)
     with RunLock(environment["DATABASE_URL"], run.run_id):
         assert run.run_id in str(post.tick(WEBHOOK_SENSOR))
+    free_locks(post.db)
     assert isinstance(post.tick(WEBHOOK_SENSOR), dg.RunRequest)
     assert _status(post, run) is Status.FAILURE
 
@@ -155,6 +156,7 @@ def test_runs_that_were_killed_do_not_keep_fresh_events_waiting(post: Post, envi
         killed = _run(post, Status.STARTED)
         with RunLock(environment["DATABASE_URL"], killed.run_id):
             pass
+        free_locks(post.db)
         assert isinstance(post.tick(WEBHOOK_SENSOR), dg.RunRequest)
         assert _status(post, killed) is Status.FAILURE
 

@@ -133,7 +133,9 @@ class Detour:
     def __enter__(self) -> Self:
         self._stopped = False
         self._selector = selectors.DefaultSelector()
-        self._open(0)
+        self._listener = _hold(0)
+        self.port = self._listener.getsockname()[1]
+        self._listen()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
         return self
@@ -142,6 +144,7 @@ class Detour:
         self._stopped = True
         self._thread.join()
         self.cut()
+        self._listener.close()
         self._selector.close()
 
     @property
@@ -155,21 +158,18 @@ class Detour:
         with contextlib.suppress(KeyError):
             self._selector.unregister(self._listener)
         self._listener.close()
+        self._listener = _hold(self.port)
         for one in list(self._pairs):
             self._close(one)
 
     def mend(self) -> None:
         """Let everything through again."""
         self.frozen = False
-        if self._listener.fileno() < 0:
-            self._open(self.port)
+        if self._listener not in self._selector.get_map():
+            self._listen()
 
-    def _open(self, port: int) -> None:
-        self._listener = socket.socket()
-        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._listener.bind(("127.0.0.1", port))
+    def _listen(self) -> None:
         self._listener.listen()
-        self.port = self._listener.getsockname()[1]
         self._selector.register(self._listener, selectors.EVENT_READ)
 
     def _run(self) -> None:
@@ -204,3 +204,11 @@ class Detour:
         one.close()
         if other is not None:
             self._close(other)
+
+
+def _hold(port: int) -> socket.socket:
+    """A port (0: any) that is taken: nothing connects to it until it is listened at, and nobody else gets it."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", port))
+    return held

@@ -89,10 +89,13 @@ def test_a_receiver_that_is_asked_to_end_does_so_in_order(no_events: str, sent: 
     """A terminal that closes too: in the midst of anything, what was taken would go unanswered."""
     command = [sys.executable, "-c", _ASKED, no_events, SECRET]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as receiver:
-        assert receiver.stdout is not None
-        receiver.stdout.readline()
-        receiver.send_signal(sent)
-        assert receiver.communicate(timeout=30)[0] == "ended\n"
+        try:
+            assert receiver.stdout is not None
+            receiver.stdout.readline()
+            receiver.send_signal(sent)
+            assert receiver.communicate(timeout=30)[0] == "ended\n"
+        finally:
+            receiver.kill()  # else what fails above waits for it, and leaves it behind
     assert receiver.returncode == 0
 
 

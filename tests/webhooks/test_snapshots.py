@@ -122,8 +122,11 @@ def test_what_was_found_absent_while_an_event_was_applied_stays_so(
 
 def await_lock(connection: psycopg.Connection) -> None:
     """Until somebody waits for a row of another's transaction."""
-    question = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"
-    for _ in range(200):
+    question = (  # in this database: other tests have theirs on the same server
+        "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid)"
+        " WHERE NOT granted AND locktype = 'transactionid' AND datname = current_database()"
+    )
+    for _ in range(600):
         if connection.execute(question).fetchall() != [(0,)]:
             return
         time.sleep(0.05)
