@@ -35,6 +35,7 @@ _ROOM = 2 * 1024**3
 
 def pytest_configure(config: pytest.Config) -> None:
     """The controlling process names the session's home and hands it to its workers; settings stay out."""
+    config.pluginmanager.import_plugin("tests.crashes")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # A shell starts `make test &` so; Dagster then gives SIGTERM the same treatment, and nothing could be ended.
         signal.signal(signal.SIGINT, signal.default_int_handler)
