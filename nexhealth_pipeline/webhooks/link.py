@@ -101,6 +101,8 @@ class Link:
     async def _bounded(self, connection: _Connection, statement: str, values: Mapping[str, Any]) -> list[TupleRow]:
         """Run one statement; a connection that may be of no more use is cut."""
         work = asyncio.create_task(_run(connection, statement, values))
+        # Whoever waits may be cancelled, and what becomes of it is nobody's: asyncio would log it with its traceback.
+        work.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         done, _ = await asyncio.wait({work}, timeout=self._seconds)
         if not done:
             await _end(connection, work)
@@ -178,8 +180,6 @@ async def _end(connection: _Connection, work: asyncio.Task[list[TupleRow]]) -> N
     """End the connection, and what is done on it."""
     cut(connection)
     await asyncio.wait({work}, timeout=1.0)
-    if work.done() and not work.cancelled():
-        work.exception()  # seen
     await connection.close()
 
 

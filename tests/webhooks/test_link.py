@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -96,3 +97,22 @@ def test_secrets_that_cannot_be_read_say_so_as_well(courier: Courier, caplog: py
     assert [f"has no role {courier.name}" in record.__dict__["nexhealth"]["error"] for record in caplog.records] == [
         True
     ]
+
+
+def test_a_statement_whose_caller_gave_up_is_nobodys_traceback(no_events: str) -> None:
+    """A receiver that ended beside one that hung logged it, outside of our own format."""
+    said: list[str] = []
+
+    async def give_up() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context["message"]))
+        async with opened(no_events) as link:
+            hanging = asyncio.create_task(link.execute("SELECT pg_sleep(60)", {}))
+            await asyncio.sleep(0.2)
+            hanging.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await hanging
+        await asyncio.sleep(0.2)
+        gc.collect()
+
+    asyncio.run(give_up())
+    assert said == []
