@@ -217,7 +217,10 @@ def test_the_night_waits_for_no_long_run_of_somebodys(post: Post, name: str) -> 
     if schedule.job_name == CHANGES_JOB:  # due where a month has been read
         complete_months(post.db, INSTITUTION, [LOCATION], month_keys(datetime.now(UTC).date()))
     context = dg.build_schedule_context(
-        instance=post.instance, resources={"nexhealth": NexHealthResource()}, repository_def=defs.get_repository_def()
+        instance=post.instance,
+        scheduled_execution_time=datetime.now(UTC),
+        resources={"nexhealth": NexHealthResource()},
+        repository_def=defs.get_repository_def(),
     )
     (request,) = schedule.evaluate_tick(context).run_requests or ()
     for job in LONG_JOBS:
@@ -235,7 +238,10 @@ def test_discovery_waits_for_no_long_run(post: Post) -> None:
         _run(post, Status.STARTED, job, **NIGHT_TAGS)
     _run(post, Status.QUEUED, LONG_JOBS[0])
     context = dg.build_schedule_context(
-        instance=post.instance, resources={"nexhealth": NexHealthResource()}, repository_def=defs.get_repository_def()
+        instance=post.instance,
+        scheduled_execution_time=datetime.now(UTC),
+        resources={"nexhealth": NexHealthResource()},
+        repository_def=defs.get_repository_def(),
     )
     nightly = defs.get_repository_def().get_schedule_def("nexhealth_nightly_practice")
     (request,) = nightly.evaluate_tick(context).run_requests or ()
