@@ -22,7 +22,8 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, settings
 
-settings.register_profile("ours", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# The same examples in each run: a rare one that fails must not stop whoever comes upon it. `make soak` draws new ones.
+settings.register_profile("ours", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ours")  # in a fresh clone the first examples wait until it has read all modules that are loaded
 
 TEMPLATE = "nexhealth_template"

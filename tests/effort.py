@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, LiteralString, TypeVar
 
 import psycopg
 import pytest
+from psycopg import sql
 from sqlalchemy import Engine, event
 
 Done = TypeVar("Done")
@@ -61,6 +62,25 @@ def counted() -> Iterator[Effort]:
                 sys.setprofile(before)
     finally:
         event.remove(Engine, "after_cursor_execute", by_sqlalchemy)
+
+
+def pages_looked_at(
+    connection: psycopg.Connection, statement: LiteralString | sql.Composable, values: Any = None
+) -> int:
+    """How many pages a statement looks at; what it writes is undone.
+
+    The smaller number of two: others' work lets the server forget its catalog, and what it looks up anew there counts.
+    """
+    counts = []
+    for _ in range(2):
+        with connection.transaction(force_rollback=True):
+            explain = sql.SQL("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) ")
+            asked = explain + (sql.SQL(statement) if isinstance(statement, str) else statement)
+            row = connection.execute(asked, values, prepare=False).fetchone()
+        assert row is not None
+        plan = row[0][0]["Plan"]
+        counts.append(int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]))
+    return min(counts)
 
 
 def peak(work: Callable[[], Done]) -> tuple[int, Done]:

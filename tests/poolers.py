@@ -68,9 +68,13 @@ class _Pooler:
             while (message := _message(client))[:1] not in (b"X", b""):
                 held = held or self._taken()
                 held.sendall(message)
-                if message[:1] in _ASKS and _answer(held, client) == b"I" and not self._sessions:
-                    self._idle.append(held)  # the last one is the next one's
+                if message[:1] not in _ASKS:
+                    continue
+                ready = _answer(held, client)
+                if ready[-1:] == b"I" and not self._sessions:
+                    self._idle.append(held)  # the last one is the next one's, and before the client may go on
                     held = None
+                client.sendall(ready)
 
     def _welcome(self, client: socket.socket) -> bool:
         """Let anybody in, with what the server says of itself."""
@@ -103,12 +107,10 @@ class _Pooler:
 
 
 def _answer(server: socket.socket, client: socket.socket) -> bytes:
-    """Hand on what the server says until it is ready; whether in a transaction."""
-    message = b""
-    while message[:1] != b"Z":
-        message = _message(server)
+    """Hand on what the server says until it is ready; that last message, which ends with whether in a transaction."""
+    while (message := _message(server))[:1] != b"Z":
         client.sendall(message)
-    return message[-1:]
+    return message
 
 
 def _message(source: socket.socket) -> bytes:

@@ -1,6 +1,7 @@
 """Tokens without a network: lifetimes, renewal, one failure for all who wait."""
 
 import base64
+import itertools
 import json
 import threading
 
@@ -67,6 +68,21 @@ def test_a_token_that_was_taken_before_says_nothing_of_the_key_when_it_is_refuse
     assert keeper.refused(keeper.current(Cost())), "this one nobody took"
 
 
+class Door:
+    """A lock that opens `when_all` once five have come to it."""
+
+    def __init__(self, lock, when_all):
+        self._lock, self._when_all, self._came = lock, when_all, itertools.count(1)
+
+    def __enter__(self):
+        if next(self._came) == 5:
+            self._when_all.set()
+        return self._lock.__enter__()
+
+    def __exit__(self, *failure):
+        self._lock.__exit__(*failure)
+
+
 def test_those_in_line_get_the_failure_of_the_first_without_trying_again():
     """64 threads that each use up every retry would take an hour to say that the host is down."""
     begun, asked = threading.Event(), []
@@ -74,11 +90,12 @@ def test_those_in_line_get_the_failure_of_the_first_without_trying_again():
     def ask(cost: Cost) -> Token:
         asked.append(1)
         begun.set()
-        line.wait(5)
+        line.wait(20)
         raise Unreachable("down")
 
     keeper = TokenKeeper(ask, monotonic=lambda: 0.0)
     line = threading.Event()
+    keeper._lock = Door(keeper._lock, line)  # type: ignore[assignment]
     failures = []
 
     def current() -> None:
@@ -92,12 +109,10 @@ def test_those_in_line_get_the_failure_of_the_first_without_trying_again():
     begun.wait(5)
     for thread in threads[1:]:
         thread.start()
-    threading.Timer(1.0, line.set).start()
     for thread in threads:
         thread.join()
     assert len(failures) == 5
     assert len(asked) == 1
-    line.set()
     with pytest.raises(Unreachable):
         keeper.current(Cost())
     assert len(asked) == 2

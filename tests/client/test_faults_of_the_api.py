@@ -119,8 +119,9 @@ def test_an_answer_that_does_not_end_is_given_up(
 def test_a_connection_in_use_before_has_the_same_deadline(make_client: Callable, stub: Stub) -> None:
     """Kept alive, it must neither have what was left of the last answer's time nor have no limit."""
     with wire(stub, HEAD + b"Content-Length: 900\r\n\r\n", *drip(b" ", 0.02, 500)):
-        client = make_client(answer_seconds=1.0, retry={"attempts": 1})
-        client.authenticate()
+        client = make_client(retry={"attempts": 1})
+        client.authenticate()  # as above
+        client._transport._answer_seconds = 1.0
         time.sleep(0.5)
         began = time.monotonic()
         with pytest.raises(Unreachable, match="too long"):

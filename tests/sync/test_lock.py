@@ -164,11 +164,13 @@ def test_a_reader_that_waits_can_be_stopped(
 @contextmanager
 def held(other: psycopg.Connection, piece: Slice, session: SyncSession) -> Iterator[None]:
     """Another run reads a slice; whoever waits for it all the same is stopped."""
-    give_up = threading.Timer(10, session.stop.set)
+    give_up = threading.Timer(60, session.stop.set)
     give_up.start()
-    with SliceLock(other, piece, threading.Event()):
-        yield
-    give_up.cancel()
+    try:
+        with SliceLock(other, piece, threading.Event()):
+            yield
+    finally:
+        give_up.cancel()
 
 
 def test_a_slice_that_another_run_reads_lets_all_behind_it_go_first(settings: Settings, database_url: str) -> None:

@@ -1,11 +1,15 @@
 """Promise 9: what a load holds does not grow with the number of records."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
+from typing import Any
 
 import pytest
 
+from nexhealth_pipeline.client.client import NexHealthClient
+from nexhealth_pipeline.client.page import Page
+from nexhealth_pipeline.client.request import ApiRequest
 from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.sync import confirm
 from nexhealth_pipeline.sync.loader import EncodedPage, Loaded, Loader
@@ -30,6 +34,8 @@ class Office(Stub):
         super().__init__()
         self.pages, self.first = 0, 1
         self.a_page, self.width = a_page, width
+        self.fetched = self.encoded = 0
+        """Pages of the list that is being read, as the client has them and as the database takes them."""
         self.gone: int | None = None
         """Every so many patients one is not listed any more, nor found by its id."""
         self.answer = self.serve
@@ -56,22 +62,39 @@ class Office(Stub):
 
 
 @pytest.fixture
-def loads_take_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that meanwhile all is fetched that may be: else it is chance how much of it waits at once."""
-    load = Loader.load
-
-    def slow(self: Loader, pages: list[EncodedPage], not_before: datetime | None) -> Loaded:
-        time.sleep(0.05)
-        return load(self, pages, not_before)
-
-    monkeypatch.setattr(Loader, "load", slow)
-
-
-@pytest.fixture
 def office() -> Iterator[Office]:
     with running(Office()) as stub:
         assert isinstance(stub, Office)
         yield stub
+
+
+@pytest.fixture
+def loads_wait(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until all is fetched and encoded that may be meanwhile: else it is chance how much of it is held at once."""
+    pages, encode, load = NexHealthClient.pages, Loader.encode, Loader.load
+
+    def fetching(client: NexHealthClient, request: ApiRequest, **more: Any) -> Iterator[Page]:
+        for page in pages(client, request, **more):
+            office.fetched = int(page.end_cursor or 0)
+            yield page
+
+    def encoding(loader: Loader, page: Page, request: Mapping[str, int]) -> EncodedPage:
+        encoded = encode(loader, page, request)
+        office.encoded = int(page.end_cursor or 0)
+        return encoded
+
+    def waiting(loader: Loader, batch: list[EncodedPage], not_before: datetime | None) -> Loaded:
+        loaded, deadline = int(batch[-1].page.end_cursor or 0), time.monotonic() + 60
+        if loaded:
+            # Two encoded, of which one waits to be handed over, and behind them as many that are not.
+            while office.encoded < min(loaded + 2, office.pages) or office.fetched < min(loaded + 4, office.pages):
+                assert time.monotonic() < deadline, "less is fetched ahead than there was room for"
+                time.sleep(0.002)
+        return load(loader, batch, not_before)
+
+    monkeypatch.setattr(NexHealthClient, "pages", fetching)
+    monkeypatch.setattr(Loader, "encode", encoding)
+    monkeypatch.setattr(Loader, "load", waiting)
 
 
 def settings_of(office: Office, database_url: str) -> Settings:
@@ -88,7 +111,7 @@ def load(office: Office, database_url: str, pages: int) -> int:
     return held
 
 
-@pytest.mark.usefixtures("loads_take_a_while")
+@pytest.mark.usefixtures("loads_wait")
 def test_a_load_of_five_times_as_many_pages_holds_no_more_at_once(office: Office, database_url: str) -> None:
     """A million patients must not need more memory than ten thousand."""
     load(office, database_url, 3)  # what is imported, compiled and cached by the first load stays
@@ -108,13 +131,13 @@ def reconcile(office: Office, database_url: str, pages: int) -> int:
     return held
 
 
+@pytest.mark.usefixtures("loads_wait")
 def test_a_reconcile_of_three_times_as_many_pages_holds_no_more_at_once(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
+    office: Office, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has to know of each patient whether it was met, and whether it is gone: the database does."""
     monkeypatch.setattr(confirm, "_AT_ONCE", 20)  # as above, so that twenty pages lack more than are asked for at once
-    office = Office(a_page=160, width=50)
-    with running(office):
-        reconcile(office, database_url, 2)
-        few, many = reconcile(office, database_url, 20), reconcile(office, database_url, 60)
+    office.a_page, office.width = 160, 50
+    reconcile(office, database_url, 2)
+    few, many = reconcile(office, database_url, 20), reconcile(office, database_url, 60)
     assert many < 1.25 * few, f"{few:,} bytes at 20 pages, {many:,} at 60"

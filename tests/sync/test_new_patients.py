@@ -113,7 +113,7 @@ def test_others_that_are_gone_say_nothing_of_those_that_were_not_asked_for(
 ) -> None:
     sync_all(settings, FULL, only={"patients"})
     hide(box, people)
-    others = [number for (number,) in rows(f"SELECT id FROM nexhealth_patients WHERE {PLACED} LIMIT 7")]
+    others = [number for (number,) in rows(f"SELECT id FROM nexhealth_patients WHERE {PLACED} ORDER BY id LIMIT 7")]
     for patient in others:
         box.state.delete("patients", patient, hard=True)
     monkeypatch.setattr(verdict, "MOST_AT_ONCE", 8)

@@ -114,7 +114,7 @@ def test_what_moved_or_is_hidden_by_a_filter_is_not_gone(settings: Settings, box
     box.state.delete("appointments", deleted, hard=True)
     room = at(rows, "operatories", NORTH)[0]
     box.state.update("operatories", room, {"location_id": SOUTH})
-    only_north = "GROUP BY 1 HAVING array_agg(location_id) = ARRAY[348511::bigint] LIMIT 1"
+    only_north = "GROUP BY 1 HAVING array_agg(location_id) = ARRAY[348511::bigint] ORDER BY 1 LIMIT 1"
     patient = rows(f"SELECT patient_id FROM nexhealth_patient_locations {only_north}")[0][0]
     box.state.update("patients", int(str(patient)), {}, about={"location_ids": [SOUTH]})
     box.requests.clear()

@@ -1,6 +1,7 @@
 """A made-up collection of every column type, and a table of it that a test loads records into."""
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -140,3 +141,12 @@ class Table:
         return self.connection.execute(
             f"SELECT ctid, xmin, xmax, id FROM {self.collection.table} ORDER BY id"
         ).fetchall()
+
+
+def until_it_waits(connection: psycopg.Connection, other: psycopg.Connection) -> None:
+    """Until the other connection waits for a lock."""
+    waits = "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s"
+    deadline = time.monotonic() + 60
+    while connection.execute(waits, (other.info.backend_pid,)).fetchone() != (True,):
+        assert time.monotonic() < deadline, "it does not wait"
+        connection.execute("SELECT pg_stat_clear_snapshot()")

@@ -101,7 +101,7 @@ def _work(url: str, limits: dict[RateClass, Limit], begin, seconds: float, out) 
     lost = 0.0
     while now < began + seconds:
         time.sleep(0.01)
-        lost += max(0.0, time.monotonic() - now - 0.05)
+        lost += max(0.0, time.monotonic() - now - 0.015)
         now = time.monotonic()
     stop.set()
     for thread in threads:
@@ -162,10 +162,10 @@ def _until_cancelled(budget: PostgresBudget, classes: tuple[RateClass, ...]) -> 
 
 
 def test_the_wait_is_reported(budget_of):
-    budget = budget_of(limits=only(1, 0.5))
-    assert budget.acquire((PATIENTS,)) == 0.0
+    budget, answers = budget_of(), iter([0.1, 0.0])
+    budget._ask = lambda *_: next(answers)  # a busy machine might ask a real window when it is over
     began = time.monotonic()
-    assert 0.0 < budget.acquire((PATIENTS,)) <= time.monotonic() - began
+    assert 0.1 <= budget.acquire((PATIENTS,)) <= time.monotonic() - began
 
 
 def test_throttle_stops_every_process_in_these_classes_only(budget_of):

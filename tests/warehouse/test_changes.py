@@ -3,6 +3,7 @@
 import json
 import time
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Any
 
 import psycopg
@@ -28,6 +29,8 @@ from nexhealth_pipeline.warehouse.tables import ensure_tables
 
 from .conftest import Rows
 from .kit import GADGETS, MINUTE, NOON, UNVERSIONED, Table, gadget
+
+pytestmark = pytest.mark.timeout(900)  # `settled` may wait for minutes
 
 LATER = "2026-03-01T11:00:00Z"
 TEN = datetime(2026, 3, 1, 10, tzinfo=UTC)
@@ -240,7 +243,7 @@ def test_listeners_are_told_after_the_commit_and_once_a_transaction(table: Table
         table.load(gadget(1))
         table.load(gadget(2))
         assert next(heard) == frozenset()
-    assert next(heard) == {"gadgets"}
+    assert next(filter(None, islice(heard, 1200))) == {"gadgets"}
     assert next(heard) == frozenset()
     table.load(gadget(1), gadget(2), read_at=NOON + MINUTE)
     assert next(heard) == frozenset(), "nothing was changed"

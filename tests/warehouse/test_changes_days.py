@@ -1,6 +1,5 @@
 """Days of the change feed: made ahead and removed beside whoever writes or follows, and nothing of them is lost."""
 
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -12,8 +11,10 @@ from nexhealth_pipeline.errors import ChangesGone
 from nexhealth_pipeline.warehouse.changes import changes_since, make_partitions, prune
 
 from .conftest import Rows
-from .kit import Table, gadget
+from .kit import Table, gadget, until_it_waits
 from .test_changes import LATER, OLD_DAY, followed, old_day, written
+
+pytestmark = pytest.mark.timeout(900)  # as there: `followed` may wait for minutes
 
 
 @pytest.fixture
@@ -101,15 +102,6 @@ def test_a_change_that_comes_while_others_move_to_their_days_partition_costs_no_
         assert loaded.result() == (1, 0)
         assert made.result() == [day]
     assert sorted(id_ for (id_,) in written(table.connection, "id")) == [1, 2]
-
-
-def until_it_waits(connection: psycopg.Connection, other: psycopg.Connection) -> None:
-    """Until the other connection waits for a lock."""
-    waits = "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s"
-    deadline = time.monotonic() + 60
-    while connection.execute(waits, (other.info.backend_pid,)).fetchone() != (True,):
-        assert time.monotonic() < deadline, "it does not wait"
-        connection.execute("SELECT pg_stat_clear_snapshot()")
 
 
 def test_an_old_day_that_is_being_removed_keeps_no_run_from_starting(table: Table, other: psycopg.Connection) -> None:

@@ -15,7 +15,7 @@ from nexhealth_pipeline.warehouse.encode import RecordEncoder
 from nexhealth_pipeline.warehouse.state import PassKey, PassState, save_state
 
 from .conftest import Rows
-from .kit import GADGETS, INSTITUTION, NOON, gadget
+from .kit import GADGETS, INSTITUTION, NOON, gadget, until_it_waits
 
 CANARY = "canary-5550100"
 
@@ -194,9 +194,9 @@ def test_slices_that_end_together_wait_for_each_other_in_no_circle(
         with connection.transaction():
             connection.execute("SELECT FROM nexhealth_schema_drift WHERE field = 'born' FOR UPDATE")
             first = pool.submit(end, other, "note")
-            _until_it_waits(connection, other)
+            until_it_waits(connection, other)
             second = pool.submit(end, third, "born")
-            _until_it_waits(connection, third)
+            until_it_waits(connection, third)
         first.result()
         second.result()
     missing = connection.execute("SELECT field FROM nexhealth_schema_drift WHERE kind = 'missing'").fetchall()
@@ -219,14 +219,6 @@ def test_what_another_slice_meets_just_now_is_not_noted_as_missing_again(
         with connection.transaction():
             end_read(connection, 1)
             late = pool.submit(end)
-            _until_it_waits(connection, other)
+            until_it_waits(connection, other)
         late.result()
     assert rows("SELECT field FROM nexhealth_schema_drift WHERE kind = 'missing'") == []
-
-
-def _until_it_waits(connection: psycopg.Connection, other: psycopg.Connection) -> None:
-    for _ in range(10_000):
-        row = connection.execute("SELECT cardinality(pg_blocking_pids(%s))", (other.info.backend_pid,)).fetchone()
-        if row and row[0]:
-            return
-    raise AssertionError("it does not wait")

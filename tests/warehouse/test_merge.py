@@ -10,7 +10,7 @@ import pytest
 from nexhealth_pipeline.catalog.collection import Collection
 from nexhealth_pipeline.warehouse.merge import Change, Merged
 
-from .kit import GADGETS, MINUTE, NOON, SOFT_DELETED, UNVERSIONED, WINDOWED, Table, gadget
+from .kit import GADGETS, MINUTE, NOON, SOFT_DELETED, UNVERSIONED, WINDOWED, Table, gadget, until_it_waits
 
 NEWER, OLDER = "2026-03-01T10:00:01Z", "2026-03-01T09:59:59Z"
 EVERY_KIND = [GADGETS, UNVERSIONED, WINDOWED, SOFT_DELETED]
@@ -254,19 +254,10 @@ def test_two_connections_that_merge_the_same_new_row_leave_the_newest(
         assert stages[0].merge(None) == Merged(1, 0)
         waiting = threading.Thread(target=lambda: done.append(stages[1].merge(None)))
         waiting.start()
-        _wait_until_blocked(connection, other)
+        until_it_waits(connection, other)
     waiting.join(10)
     assert done == [Merged(0, 0 if newest_first else 1)]
     assert first.value("note") == "new"
-
-
-def _wait_until_blocked(connection: psycopg.Connection, other: psycopg.Connection) -> None:
-    pid = other.info.backend_pid
-    for _ in range(10_000):
-        row = connection.execute("SELECT cardinality(pg_blocking_pids(%s))", (pid,)).fetchone()
-        if row and row[0]:
-            return
-    raise AssertionError("the second merge did not wait for the first")
 
 
 def test_a_row_marked_absent_while_a_merge_waits_stays_marked(
@@ -280,7 +271,7 @@ def test_a_row_marked_absent_while_a_merge_waits_stays_marked(
         table.bury(1, NOON + 5 * MINUTE)
         waiting = threading.Thread(target=lambda: done.append(stage.merge(None)))
         waiting.start()
-        _wait_until_blocked(connection, other)
+        until_it_waits(connection, other)
     waiting.join(10)
     assert done == [Merged(0, 0)]
     assert table.value("deleted_by") == "absence"
