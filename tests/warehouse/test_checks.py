@@ -341,8 +341,9 @@ def test_drift_fails_a_check_but_not_a_field_that_never_came(house: Warehouse) -
     assert result.sample_ids == {ACME: ("10/5",), BOND: ()}
 
 
-def test_a_field_that_a_later_release_declares_is_no_longer_new(house: Warehouse) -> None:
-    """It was noted when there was no column for it, and no read says of it that it is not new."""
+def test_a_field_that_a_later_release_declares_or_gives_up_is_no_longer_new_or_missing(house: Warehouse) -> None:
+    """It was noted by what was declared then, and no read says of it that it is not so."""
+    house.missing("patients", "given_up")
     new = [Drift("new", ACME, name, 5) for name in ("email", "bio", "bio.city", "bio.shoe_size", "city")]
     record_drift(house.connection, "patients", new)
     assert set(house.check("patients", "schema_as_declared").details) == {"new bio.shoe_size", "new city"}
