@@ -229,11 +229,13 @@ def test_nothing_is_an_orphan_while_some_location_is_still_to_be_read(house: War
 
 
 def test_an_orphan_in_a_list_inside_records_has_the_whole_key_as_its_sample(house: Warehouse) -> None:
-    house.add("claim_payouts", charge_id=5, claim_id=6)
+    """The price list entry is no reference: one that had left its list before the first sync would be an orphan for ever."""
+    house.add("claim_payouts", charge_id=5, claim_id=6, fee_schedule_procedure_code_id=7)
     house.fresh("claims", location=1)
+    house.fresh("fee_schedule_procedures", location=1)
     result = house.check("claim_payouts", "no_orphans")
     assert (result.check.asset, result.check.name) == ("nexhealth_charges", "claim_payouts_no_orphans")
-    assert result.sample_ids == {ACME: ("10/5/6",)}
+    assert (result.details, result.sample_ids) == ({"claim_id": 1}, {ACME: ("10/5/6",)})
 
 
 def test_a_visit_ends_after_its_start(house: Warehouse) -> None:
