@@ -53,7 +53,7 @@ def fill_holes(context: Context, session: SyncSession) -> list[int]:
         over = max(one.seen_active_at or database_time(connection) for one in holes)
         fresh = load_fresh(connection, _NAMES, over)
         unknown = _unknown(connection, {name for one in holes for name in _subdomains(one)})
-    slices = _slices(session, {name for one in holes for name in _subdomains(one)}, fresh)
+    slices = _slices(session, {name for one in holes for name in _subdomains(one)} - unknown, fresh)
     context.log.info(f"events of {len(holes)} endpoints may be missing: reading {len(slices)} slices since")
     if unknown:
         context.log.warning(

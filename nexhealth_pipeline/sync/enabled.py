@@ -1,4 +1,4 @@
-"""Collections that the vendor enables per practice: read in full when they appear, and once more a day later.
+"""Collections that the vendor enables per practice: read in full when they appear or reappear, and once more a day later.
 
 Once finance is enabled, NexHealth takes up to a day to fill it from the practice system (API.md K).
 """
@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 import psycopg
 
 from nexhealth_pipeline.catalog.collection import Collection
-from nexhealth_pipeline.warehouse.knowledge import enabled_at
+from nexhealth_pipeline.warehouse.knowledge import enabled_at, refused_for_long
 from nexhealth_pipeline.warehouse.state import PassState
 
 __all__ = ["FILLED_AFTER", "full_read_due"]
@@ -18,13 +18,17 @@ FILLED_AFTER = timedelta(hours=24)
 
 
 def full_read_due(connection: psycopg.Connection, collection: Collection, stored: PassState, now: datetime) -> bool:
-    """Whether the second full read, after the vendor has filled the collection, is still to be made (`now`: API's time)."""
+    """Whether the collection is to be read in full by what is known of its being offered (`now`: API's time).
+
+    It was refused for long until now, or the second full read, after the vendor has filled it, is still to be made.
+    """
     if not collection.may_be_disabled:
         return False
     key = stored.key
-    enabled = enabled_at(
-        connection, institution_id=key.institution_id, location_id=key.location_id, collection=collection.name
-    )
+    where = {"institution_id": key.institution_id, "location_id": key.location_id}
+    if refused_for_long(connection, **where, collection=collection.name):
+        return True
+    enabled = enabled_at(connection, **where, collection=collection.name)
     if enabled is None or now < enabled + FILLED_AFTER:
         return False
     return stored.last_full_at is None or stored.last_full_at < enabled + FILLED_AFTER

@@ -152,7 +152,8 @@ def _rows(connection: psycopg.Connection, collection: Collection, pieces: list[S
     """Rows the warehouse holds of each list that `pieces` read.
 
     Of locations' lists that no index tells apart each is taken to be an even part of the institution's. Rows marked as
-    gone are counted as well: to leave those few out, of millions each would be looked at, and not only an index.
+    gone are counted as well, and there those of offices that are read no more: to leave those few out, of millions each
+    would be looked at, and not only an index.
     """
     by_location = collection.scope is Scope.LOCATION and ("location_id",) in collection.indexes
     place = "location_id" if by_location else "institution_id"

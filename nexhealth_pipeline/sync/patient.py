@@ -318,8 +318,11 @@ def _decoded(record: Mapping[str, msgspec.Raw], name: str) -> object:
 
 def _guarantor(record: Mapping[str, msgspec.Raw]) -> int | None:
     """Who pays for the patient, where the record names somebody: 0 stands for the patient."""
-    guarantor = _decoded(record, "guarantor_id")
-    return guarantor if type(guarantor) is int and 0 < guarantor <= _LARGEST_ID else None
+    try:
+        text = CONVERTERS[SqlType.BIGINT](_decoded(record, "guarantor_id"))
+    except RecordRefused:
+        return None  # as the patient's own row has it
+    return int(text) if text is not None and int(text) > 0 else None
 
 
 def _version(record: Mapping[str, msgspec.Raw]) -> datetime | None:

@@ -149,8 +149,27 @@ class SliceReader:
                     self._log_row.resumed(connection, reader.resumed_at)
             self.records += reader.records
             self.states.append(reader.state)
+        quiet = not self.counts.records_read and any(one.since is not None for one in self.states)
+        if quiet and self.slice.collection.window is None and not self.options.partial:
+            self._had_rows |= self._holds_rows(connection)
         if self.loader.has_open_notes and read == len(readers):
             self._close_unnamed(connection, readers, last)
+
+    def _holds_rows(self, connection: psycopg.Connection) -> bool:
+        """Whether the table has live rows of the place: a quiet list brings none of those that it holds.
+
+        Of any office of its database, since a row says but one; where rows say none, of the institution.
+        """
+        collection, location = self.slice.collection, self.slice.location
+        query = "SELECT EXISTS (SELECT FROM {} WHERE institution_id = %s AND deleted_at IS NULL"
+        values: list[object] = [self.slice.institution_id]
+        if location is not None and "location_id" in {
+            one.name for one in (*collection.from_request, *collection.columns)
+        }:
+            query += " AND location_id = ANY(%s)"
+            values.append([location.id, *location.members])
+        row = connection.execute(sql.SQL(query + ")").format(sql.Identifier(collection.table)), values).fetchone()
+        return row is not None and bool(row[0])
 
     def _met_unread(self, connection: psycopg.Connection, last: datetime | None) -> bool:
         """Whether records could not be read since: who asks again finds out if they were spoilt on the way."""

@@ -307,7 +307,8 @@ def _offline(collection: Collection) -> sql.Composed | None:
 def _drifted(collection: Collection) -> sql.Composed | None:
     """A declared field that never came says nothing; one whose column holds values has gone.
 
-    What was new to an earlier release is no fault any more once this one declares it.
+    What was new to an earlier release is no fault any more once this one declares it, nor is that missing which it has
+    given up.
     """
     known = [".".join((*place, key)) for place, keys in known_keys(collection).items() for key in sorted(keys)]
     held = [
@@ -321,7 +322,7 @@ def _drifted(collection: Collection) -> sql.Composed | None:
     ]
     return sql.SQL(
         "SELECT institution_id, sample_id::text AS sample, concat_ws(' ', kind, field) AS detail"
-        " FROM nexhealth_schema_drift d WHERE collection = {} AND CASE kind WHEN 'missing' THEN CASE field {} ELSE true END"
+        " FROM nexhealth_schema_drift d WHERE collection = {} AND CASE kind WHEN 'missing' THEN CASE field {} ELSE false END"
         " WHEN 'new' THEN field <> ALL({}::text[]) ELSE true END"
     ).format(sql.Literal(collection.name), sql.SQL(" ").join(held), sql.Literal(known))
 

@@ -21,6 +21,7 @@ __all__ = [
     "record_freshness",
     "record_locations",
     "record_membership",
+    "refused_for_long",
 ]
 
 
@@ -141,6 +142,19 @@ def enabled_at(
         (institution_id, location_id, collection, list(NOT_OFFERED)),
     ).fetchone()
     return row[0] if row else None
+
+
+def refused_for_long(connection: psycopg.Connection, *, institution_id: int, location_id: int, collection: str) -> bool:
+    """Whether a collection was refused when it was asked for last, and first so long ago that it may be another by now.
+
+    Its state may still be there: the last refusal may have come when it was not long yet.
+    """
+    row = connection.execute(
+        "SELECT FROM nexhealth_capabilities WHERE (institution_id, location_id, collection) = (%s, %s, %s)"
+        " AND status = ANY(%s) AND since < clock_timestamp() - %s",
+        (institution_id, location_id, collection, list(NOT_OFFERED), _FOR_LONG),
+    ).fetchone()
+    return row is not None
 
 
 def record_membership(

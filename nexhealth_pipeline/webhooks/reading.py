@@ -27,6 +27,9 @@ _NULL = msgspec.Raw(b"null")
 _DISCOVERED = timedelta(hours=26)
 """Within so long a sync has read a new institution, or a new name of one: the next night, and two hours for its length."""
 _SHORTEST_PAUSE = timedelta(minutes=1)
+_ANY_BEAT = datetime(2000, 1, 1, tzinfo=UTC)
+_CLOCK = timedelta(minutes=10)
+"""From beat to beat. All that wait are tried at one: thousands, each at a minute of its own, kept a run busy all day."""
 
 
 @dataclass(slots=True)
@@ -91,11 +94,14 @@ def read_event(event: StoredEvent, practices: Practices) -> Told | Verdict:
 def _unknown(event: StoredEvent) -> Verdict:
     """Of an event whose institution is not known: the next discovery may bring it, and all tries would be over by then.
 
-    It waits as long as it has waited already: whoever reads a practice for the first time knows it in minutes.
+    It waits as long as it has waited already, and on to the next beat: whoever reads a practice for the first time knows it
+    in minutes.
     """
-    age = abs(datetime.now(UTC) - event.received_at)
+    now = datetime.now(UTC)
+    age = abs(now - event.received_at)
     outcome = Outcome.WAITING if age < _DISCOVERED else Outcome.FAILED
-    pause = min(max(age, _SHORTEST_PAUSE), LONGEST_PAUSE)
+    pause = min(max(age, _SHORTEST_PAUSE), LONGEST_PAUSE - _CLOCK)
+    pause += (_ANY_BEAT - now - pause) % _CLOCK
     return Verdict(event.id, outcome, "subdomain: no institution that has been read", pause=pause)
 
 

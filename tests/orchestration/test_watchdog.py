@@ -142,13 +142,20 @@ def test_a_hole_stays_open_while_it_is_not_noted_what_its_endpoint_was_subscribe
     assert registered.one("SELECT hole_since FROM nexhealth_webhooks") is None
 
 
-def test_a_hole_stays_open_while_its_institution_is_noted_by_a_name_that_it_has_no_more(registered: House) -> None:
+@pytest.mark.parametrize(
+    ("renamed", "read"), [(WILLOW, {"sync_status"}), (f"{WILLOW}|harbor-smiles", set())], ids=["one", "all"]
+)
+def test_a_hole_stays_open_while_its_institution_is_noted_by_a_name_that_it_has_no_more(
+    registered: House, renamed: str, read: set[str]
+) -> None:
     """Risk: nothing is read of who was renamed while its endpoint was off, and the hole passes for filled."""
     _switch_off(registered)
-    renamed = f"replace(subscriptions::text, '\"{WILLOW}\"', '\"old-willow\"')::jsonb"
-    registered.warehouse.execute(f"UPDATE nexhealth_webhooks SET subscriptions = {renamed}")
+    registered.warehouse.execute(
+        "UPDATE nexhealth_webhooks SET subscriptions = regexp_replace(subscriptions::text, %s, %s, 'g')::jsonb",
+        (f'"({renamed})"', r'"old-\1"'),
+    )
     looked = _watch(registered.instance)
-    assert set(_read_by(registered, looked)) == {"sync_status"}
+    assert set(_read_by(registered, looked)) == read
     assert set(_failed(looked)) == OFFLINE | {"holes_filled"}
     assert run_job(registered.instance, SETUP_JOB, SETUP_OP, url=URL).success
     assert f"patients {WILLOW}.{SERVED[0]}" in _read_by(registered, _watch(registered.instance))

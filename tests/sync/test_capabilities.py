@@ -19,6 +19,7 @@ from .test_new_collection import cursor_page
 
 REFUSED = Reply(403, b'{"code": false, "error": ["You don\'t have access to perform this action"], "data": null}')
 UNKNOWN = Reply(404, b'{"code": false, "error": ["no such path"], "data": null, "description": ""}')
+EVERYTHING = "1970-01-01T00:00:00+0000"
 CAPABILITY = "SELECT status, enabled_at IS NOT NULL FROM nexhealth_capabilities WHERE collection = 'charges'"
 
 
@@ -53,7 +54,8 @@ class Office(Stub):
                 return UNKNOWN
             case ["charges"]:
                 charge = {"id": 5, "location_id": 11, "updated_at": "2026-03-01T10:00:00Z", "claim_payouts": []}
-                return cursor_page([charge], "c") if self.enabled else REFUSED
+                known = str(charge["updated_at"]) < seen.query.get("updated_since", "")
+                return cursor_page([] if known else [charge], "c") if self.enabled else REFUSED
         return UNKNOWN
 
     def asked(self, path: str) -> list[str | None]:
@@ -66,6 +68,14 @@ class Office(Stub):
 def settings_of(office: Office, database_url: str) -> Settings:
     given = {"NEXHEALTH_API_URL": office.url, "NEXHEALTH_API_KEY": "k", "DATABASE_URL": database_url}
     return load_settings(given, environ={}, env_file=None)
+
+
+def alerts_and_charges(settings: Settings, office: Office) -> tuple[list[str], int, list[str | None]]:
+    """How a sync of them ended, how many lists of alerts it asked for, and since when for charges."""
+    results = sync_all(settings, SyncOptions(overlap=timedelta(0)), only={"patients", "alerts", "charges"})
+    read = [one.status.value for one in results if one.slice.collection.may_be_disabled]
+    lists = sum(seen.path.endswith("/alerts") for seen in office.data_requests)
+    return read, lists, office.asked("/charges")
 
 
 @pytest.fixture
@@ -85,21 +95,20 @@ def test_finance_that_is_enabled_later_is_read_in_full_and_again_a_day_later(
         results = sync_all(settings, SyncOptions(overlap=timedelta(0)), only={"charges"})
         return results[-1].status.value, office.asked("/charges")
 
-    everything = "1970-01-01T00:00:00+0000"
-    assert charges() == ("skipped", [everything])
+    assert charges() == ("skipped", [EVERYTHING])
     assert rows(CAPABILITY) == [("not_enabled", False)]
-    assert charges() == ("skipped", [everything]), "it is probed again"
+    assert charges() == ("skipped", [EVERYTHING]), "it is probed again"
     office.enabled = True
-    assert charges() == ("succeeded", [everything])
+    assert charges() == ("succeeded", [EVERYTHING])
     assert rows(CAPABILITY) == [("supported", True)]
-    assert charges()[1] != [everything]
+    assert charges()[1] != [EVERYTHING]
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute("UPDATE nexhealth_capabilities SET enabled_at = enabled_at - %s", (FILLED_AFTER,))
         connection.execute(
             "UPDATE nexhealth_sync_state SET last_full_at = last_full_at - %s", (FILLED_AFTER + timedelta(minutes=1),)
         )
-    assert charges() == ("succeeded", [everything]), "filled by now: all of it once more"
-    assert charges()[1] != [everything]
+    assert charges() == ("succeeded", [EVERYTHING]), "filled by now: all of it once more"
+    assert charges()[1] != [EVERYTHING]
 
 
 def test_an_institutions_list_that_is_enabled_later_is_read_in_full_and_again_a_day_later(
@@ -249,12 +258,10 @@ def test_minutes_of_refusals_have_nothing_read_again(office: Office, database_ur
     office.alerts, office.enabled = 200, True
 
     def synced() -> tuple[list[str], int, list[str | None]]:
-        results = sync_all(settings, SyncOptions(overlap=timedelta(0)), only={"patients", "alerts", "charges"})
-        read = [one.status.value for one in results if one.slice.collection.may_be_disabled]
-        lists = sum(seen.path.endswith("/alerts") for seen in office.data_requests)
-        return read, lists, office.asked("/charges")
+        return alerts_and_charges(settings, office)
 
-    assert synced() == (["succeeded", "succeeded"], 30, ["1970-01-01T00:00:00+0000"])
+    assert synced() == (["succeeded", "succeeded"], 30, [EVERYTHING])
+    assert synced()[0] == ["succeeded", "succeeded"]  # of charges nothing has changed
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute("UPDATE nexhealth_child_reads SET patient_version = NULL WHERE patient_id <= 5")
         office.alerts, office.enabled = 403, False
@@ -262,7 +269,7 @@ def test_minutes_of_refusals_have_nothing_read_again(office: Office, database_ur
         office.alerts, office.enabled = 200, True
         status, lists, charges = synced()
         assert (status, 5 <= lists <= 5 + 2) == (["succeeded", "succeeded"], True), lists
-        assert charges != ["1970-01-01T00:00:00+0000"]
+        assert charges != [EVERYTHING]
         assert rows("SELECT status, enabled_at FROM nexhealth_capabilities WHERE collection = 'charges'") == [
             ("supported", None)
         ]
@@ -273,7 +280,24 @@ def test_minutes_of_refusals_have_nothing_read_again(office: Office, database_ur
         connection.execute("UPDATE nexhealth_capabilities SET since = since - interval '3 days'")
         synced()
     office.alerts, office.enabled = 200, True
-    assert synced() == (["succeeded", "succeeded"], 30, ["1970-01-01T00:00:00+0000"])
+    assert synced() == (["succeeded", "succeeded"], 30, [EVERYTHING])
+
+
+def test_what_was_refused_last_when_that_was_not_long_yet_is_read_in_full_all_the_same(
+    office: Office, database_url: str
+) -> None:
+    """Refused once, and then nothing ran for a week: what came meanwhile is not all newer than the old watermark."""
+    settings = settings_of(office, database_url)
+    office.alerts, office.enabled = 200, True
+    alerts_and_charges(settings, office)
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("UPDATE nexhealth_child_reads SET patient_version = NULL WHERE patient_id <= 5")
+        office.alerts, office.enabled = 403, False
+        assert alerts_and_charges(settings, office)[0] == ["skipped", "skipped"]
+        connection.execute("UPDATE nexhealth_capabilities SET since = since - interval '3 days'")
+    office.alerts, office.enabled = 200, True
+    assert alerts_and_charges(settings, office) == (["succeeded", "succeeded"], 30, [EVERYTHING])
+    assert alerts_and_charges(settings, office)[2] != [EVERYTHING]
 
 
 def test_a_filter_that_the_api_does_not_know_says_nothing_of_the_list(

@@ -16,7 +16,7 @@ from nexhealth_pipeline.errors import InvalidSetting, KeyRefused, MissingSetting
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
-from nexhealth_pipeline.sync.patient import _KNOWN, _location_ids, _version, refresh_patient
+from nexhealth_pipeline.sync.patient import _KNOWN, _guarantor, _location_ids, _version, refresh_patient
 from nexhealth_pipeline.sync.slices import SliceResult
 from nexhealth_pipeline.warehouse.checks import CHECKS, run
 from tests.effort import pages_looked_at
@@ -259,6 +259,18 @@ def test_a_list_that_was_not_limited_to_the_patient_or_not_opened_is_not_taken(
 def test_locations_that_cannot_be_read_are_none_that_the_patient_left(said: bytes, ids: list[int] | None) -> None:
     """Ids are texts in some places of the API (API.md H)."""
     assert _location_ids({"location_ids": msgspec.Raw(said)}) == ids
+
+
+@pytest.mark.parametrize(
+    ("said", "guarantor"),
+    [
+        *((b"515", 515), (b'"515"', 515), (b"0", None), (b'"0"', None), (b'""', None), (b"null", None)),
+        *((b"true", None), (b'"x"', None), (b"-5", None), (b"%d" % 2**63, None)),
+    ],
+)
+def test_who_pays_is_who_the_patients_own_row_says(said: bytes, guarantor: int | None) -> None:
+    """Risk: an id that came as text is in the row, and the patient's own balance is asked for instead."""
+    assert _guarantor({"guarantor_id": msgspec.Raw(said)}) == guarantor
 
 
 @pytest.mark.parametrize(

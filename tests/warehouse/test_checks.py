@@ -229,11 +229,13 @@ def test_nothing_is_an_orphan_while_some_location_is_still_to_be_read(house: War
 
 
 def test_an_orphan_in_a_list_inside_records_has_the_whole_key_as_its_sample(house: Warehouse) -> None:
-    house.add("claim_payouts", charge_id=5, claim_id=6)
+    """The price list entry is no reference: one that had left its list before the first sync would be an orphan for ever."""
+    house.add("claim_payouts", charge_id=5, claim_id=6, fee_schedule_procedure_code_id=7)
     house.fresh("claims", location=1)
+    house.fresh("fee_schedule_procedures", location=1)
     result = house.check("claim_payouts", "no_orphans")
     assert (result.check.asset, result.check.name) == ("nexhealth_charges", "claim_payouts_no_orphans")
-    assert result.sample_ids == {ACME: ("10/5/6",)}
+    assert (result.details, result.sample_ids) == ({"claim_id": 1}, {ACME: ("10/5/6",)})
 
 
 def test_a_visit_ends_after_its_start(house: Warehouse) -> None:
@@ -341,8 +343,9 @@ def test_drift_fails_a_check_but_not_a_field_that_never_came(house: Warehouse) -
     assert result.sample_ids == {ACME: ("10/5",), BOND: ()}
 
 
-def test_a_field_that_a_later_release_declares_is_no_longer_new(house: Warehouse) -> None:
-    """It was noted when there was no column for it, and no read says of it that it is not new."""
+def test_a_field_that_a_later_release_declares_or_gives_up_is_no_longer_new_or_missing(house: Warehouse) -> None:
+    """It was noted by what was declared then, and no read says of it that it is not so."""
+    house.missing("patients", "given_up")
     new = [Drift("new", ACME, name, 5) for name in ("email", "bio", "bio.city", "bio.shoe_size", "city")]
     record_drift(house.connection, "patients", new)
     assert set(house.check("patients", "schema_as_declared").details) == {"new bio.shoe_size", "new city"}

@@ -14,6 +14,7 @@ from nexhealth_pipeline.warehouse.knowledge import (
     record_freshness,
     record_locations,
     record_membership,
+    refused_for_long,
 )
 from nexhealth_pipeline.warehouse.seen import begin_seen, mark_unreadable, record_seen
 from nexhealth_pipeline.warehouse.state import PassKey, PassState, save_state
@@ -122,6 +123,20 @@ def test_what_is_refused_for_long_has_no_state_and_is_enabled_anew(connection: p
         note_charges(connection, "not_enabled")
         assert rows("SELECT location_id FROM nexhealth_sync_state ORDER BY 1") == kept
         assert note_charges(connection, "supported") == enabled
+
+
+@pytest.mark.parametrize(
+    ("status", "hours", "for_long"),
+    [("not_enabled", 47, False), ("not_enabled", 49, True), ("unsupported", 49, True), ("supported", 49, False)],
+)
+def test_a_refusal_lasts_until_it_is_answered_whenever_it_was_noted_last(
+    connection: psycopg.Connection, status: str, hours: int, for_long: bool
+) -> None:
+    """Risk: of three nights the last is two minutes short of 48 hours, and the fourth goes on from the old watermark."""
+    assert not refused_for_long(connection, **CHARGES)
+    note_charges(connection, status)
+    connection.execute("UPDATE nexhealth_capabilities SET since = since - %s * interval '1 hour'", (hours,))
+    assert refused_for_long(connection, **CHARGES) is for_long
 
 
 def members(

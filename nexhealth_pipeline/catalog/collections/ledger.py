@@ -116,10 +116,10 @@ CLAIM_PAYOUTS = Collection(
     inside="charges",
     records_at=("claim_payouts",),
     key=("institution_id", "charge_id", "claim_id"),
+    # The price list entry itself is none: it may have left its list before that was ever read, and the payout names it on.
     references=(
         ("charge_id", "charges"),
         ("claim_id", "claims"),
-        ("fee_schedule_procedure_code_id", "fee_schedule_procedures"),
         ("fee_schedule_procedure_code_fee_schedule_id", "fee_schedules"),
         ("fee_schedule_procedure_code_location_id", "locations"),
     ),
