@@ -22,7 +22,8 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, settings
 
-# The same examples in each run: a rare one that fails must not stop whoever comes upon it. `make soak` draws new ones.
+# The same examples in each run: a rare one that fails must not stop whoever comes upon it. Of records, which are most of
+# them, `make soak` draws new ones.
 settings.register_profile("ours", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ours")  # in a fresh clone the first examples wait until it has read all modules that are loaded
 
@@ -99,7 +100,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 def _await_end(lock: Path) -> bool:
     """Whether the server whose supervisor holds `lock` has ended, which is waited for."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while lock.exists() and time.monotonic() < deadline:
         with lock.open() as file:
             try:

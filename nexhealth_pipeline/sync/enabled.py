@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 import psycopg
 
 from nexhealth_pipeline.catalog.collection import Collection
-from nexhealth_pipeline.warehouse.knowledge import enabled_at, refused_for_long
+from nexhealth_pipeline.warehouse.knowledge import FOR_LONG, enabled_at, refused_since
 from nexhealth_pipeline.warehouse.state import PassState
 
 __all__ = ["FILLED_AFTER", "full_read_due"]
@@ -26,8 +26,10 @@ def full_read_due(connection: psycopg.Connection, collection: Collection, stored
         return False
     key = stored.key
     where = {"institution_id": key.institution_id, "location_id": key.location_id}
-    if refused_for_long(connection, **where, collection=collection.name):
-        return True
+    refused = refused_since(connection, **where, collection=collection.name)
+    if refused is not None and now - refused > FOR_LONG:
+        # Its state may still be there. What has asked for everything since is not made again for one list that fails.
+        return stored.last_full_at is None or stored.last_full_at < refused
     enabled = enabled_at(connection, **where, collection=collection.name)
     if enabled is None or now < enabled + FILLED_AFTER:
         return False

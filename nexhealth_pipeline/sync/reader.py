@@ -32,7 +32,7 @@ from nexhealth_pipeline.sync.plan import PassPlan, owner_keys, passes_of
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice, SliceResult, Status
 from nexhealth_pipeline.warehouse.connect import driver_errors
-from nexhealth_pipeline.warehouse.knowledge import record_capability, record_freshness
+from nexhealth_pipeline.warehouse.knowledge import record_capability, record_freshness, refused_since
 from nexhealth_pipeline.warehouse.quarantine import close_unnamed, met_unread
 from nexhealth_pipeline.warehouse.repeats import repeated
 from nexhealth_pipeline.warehouse.state import PassState, least, load_elsewhere, load_state, take_over
@@ -150,15 +150,23 @@ class SliceReader:
             self.records += reader.records
             self.states.append(reader.state)
         quiet = not self.counts.records_read and any(one.since is not None for one in self.states)
-        if quiet and self.slice.collection.window is None and not self.options.partial:
-            self._had_rows |= self._holds_rows(connection)
+        if quiet and not self._had_rows and self._was_refused(connection):
+            self._had_rows = self._holds_rows(connection)
         if self.loader.has_open_notes and read == len(readers):
             self._close_unnamed(connection, readers, last)
+
+    def _was_refused(self, connection: psycopg.Connection) -> bool:
+        """Whether a list that is no part of one is offered again; what it held was forgotten when it was refused."""
+        if not self.slice.collection.may_be_disabled or self.options.partial:
+            return False
+        collection, institution_id, location_id = self._place
+        place = {"institution_id": institution_id, "location_id": location_id}
+        return refused_since(connection, **place, collection=collection) is not None
 
     def _holds_rows(self, connection: psycopg.Connection) -> bool:
         """Whether the table has live rows of the place: a quiet list brings none of those that it holds.
 
-        Of any office of its database, since a row says but one; where rows say none, of the institution.
+        Of any office of its database, since a row says but one, or none; where no row says any, of the institution.
         """
         collection, location = self.slice.collection, self.slice.location
         query = "SELECT EXISTS (SELECT FROM {} WHERE institution_id = %s AND deleted_at IS NULL"
@@ -166,7 +174,7 @@ class SliceReader:
         if location is not None and "location_id" in {
             one.name for one in (*collection.from_request, *collection.columns)
         }:
-            query += " AND location_id = ANY(%s)"
+            query += " AND (location_id = ANY(%s) OR location_id IS NULL)"
             values.append([location.id, *location.members])
         row = connection.execute(sql.SQL(query + ")").format(sql.Identifier(collection.table)), values).fetchone()
         return row is not None and bool(row[0])

@@ -13,6 +13,7 @@ from nexhealth_pipeline.catalog import collection as catalog
 from nexhealth_pipeline.warehouse.unlisted import may_leave
 
 __all__ = [
+    "FOR_LONG",
     "NOT_OFFERED",
     "close_membership",
     "enabled_at",
@@ -21,13 +22,13 @@ __all__ = [
     "record_freshness",
     "record_locations",
     "record_membership",
-    "refused_for_long",
+    "refused_since",
 ]
 
 
 NOT_OFFERED = ("not_enabled", "unsupported")
 """Statuses of a collection that a practice does not have."""
-_FOR_LONG = timedelta(days=2)
+FOR_LONG = timedelta(days=2)
 """After so long a refusal is no trouble of NexHealth's or of a key: whoever offers the list again may have filled it anew.
 
 Two nights fit in, which is as long as somebody needs to mend a right that was taken away by mistake.
@@ -120,7 +121,7 @@ def record_capability(
             WHERE c.status <> excluded.status AND NOT (c.status = 'supported' AND excluded.status = 'empty')
         """,
         {"institution": institution_id, "location": location_id, "collection": collection}
-        | {"status": status, "evidence": evidence, "at": at, "long": _FOR_LONG},
+        | {"status": status, "evidence": evidence, "at": at, "long": FOR_LONG},
     )
     if status in NOT_OFFERED:
         connection.execute(
@@ -128,7 +129,7 @@ def record_capability(
             " WHERE (s.collection, s.institution_id, s.location_id) = (%s, %s, %s)"
             " AND (c.collection, c.institution_id, c.location_id) = (s.collection, s.institution_id, s.location_id)"
             " AND c.since < clock_timestamp() - %s",
-            (collection, institution_id, location_id, _FOR_LONG),
+            (collection, institution_id, location_id, FOR_LONG),
         )
 
 
@@ -144,17 +145,16 @@ def enabled_at(
     return row[0] if row else None
 
 
-def refused_for_long(connection: psycopg.Connection, *, institution_id: int, location_id: int, collection: str) -> bool:
-    """Whether a collection was refused when it was asked for last, and first so long ago that it may be another by now.
-
-    Its state may still be there: the last refusal may have come when it was not long yet.
-    """
+def refused_since(
+    connection: psycopg.Connection, *, institution_id: int, location_id: int, collection: str
+) -> datetime | None:
+    """Since when (the database's time) a collection is refused; None where it was answered when it was asked for last."""
     row = connection.execute(
-        "SELECT FROM nexhealth_capabilities WHERE (institution_id, location_id, collection) = (%s, %s, %s)"
-        " AND status = ANY(%s) AND since < clock_timestamp() - %s",
-        (institution_id, location_id, collection, list(NOT_OFFERED), _FOR_LONG),
+        "SELECT since FROM nexhealth_capabilities"
+        " WHERE (institution_id, location_id, collection) = (%s, %s, %s) AND status = ANY(%s)",
+        (institution_id, location_id, collection, list(NOT_OFFERED)),
     ).fetchone()
-    return row is not None
+    return row[0] if row else None
 
 
 def record_membership(

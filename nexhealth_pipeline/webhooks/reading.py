@@ -94,14 +94,15 @@ def read_event(event: StoredEvent, practices: Practices) -> Told | Verdict:
 def _unknown(event: StoredEvent) -> Verdict:
     """Of an event whose institution is not known: the next discovery may bring it, and all tries would be over by then.
 
-    It waits as long as it has waited already, and on to the next beat: whoever reads a practice for the first time knows it
-    in minutes.
+    It waits as long as it has waited already, for whoever reads a practice for the first time knows it in minutes; after
+    ten on to the next beat, so that thousands share a run.
     """
     now = datetime.now(UTC)
     age = abs(now - event.received_at)
     outcome = Outcome.WAITING if age < _DISCOVERED else Outcome.FAILED
     pause = min(max(age, _SHORTEST_PAUSE), LONGEST_PAUSE - _CLOCK)
-    pause += (_ANY_BEAT - now - pause) % _CLOCK
+    if age > _CLOCK:
+        pause += (_ANY_BEAT - now - pause) % _CLOCK
     return Verdict(event.id, outcome, "subdomain: no institution that has been read", pause=pause)
 
 

@@ -78,6 +78,12 @@ def alerts_and_charges(settings: Settings, office: Office) -> tuple[list[str], i
     return read, lists, office.asked("/charges")
 
 
+def days_pass(connection: psycopg.Connection) -> None:
+    """Three days in which nothing runs."""
+    for table, moment in (("capabilities", "since"), ("sync_state", "last_full_at")):
+        connection.execute(f"UPDATE nexhealth_{table} SET {moment} = {moment} - interval '3 days'")
+
+
 @pytest.fixture
 def office() -> Iterator[Office]:
     with running(Office()) as stub:
@@ -294,10 +300,29 @@ def test_what_was_refused_last_when_that_was_not_long_yet_is_read_in_full_all_th
         connection.execute("UPDATE nexhealth_child_reads SET patient_version = NULL WHERE patient_id <= 5")
         office.alerts, office.enabled = 403, False
         assert alerts_and_charges(settings, office)[0] == ["skipped", "skipped"]
-        connection.execute("UPDATE nexhealth_capabilities SET since = since - interval '3 days'")
+        days_pass(connection)
     office.alerts, office.enabled = 200, True
     assert alerts_and_charges(settings, office) == (["succeeded", "succeeded"], 30, [EVERYTHING])
     assert alerts_and_charges(settings, office)[2] != [EVERYTHING]
+
+
+def test_one_list_that_fails_has_no_other_read_again_however_long_all_were_refused(
+    office: Office, database_url: str
+) -> None:
+    """A request a patient each night, for as long as it fails: nothing says that they are offered until all are read."""
+    settings = settings_of(office, database_url)
+    office.alerts, office.enabled = 200, True
+    alerts_and_charges(settings, office)
+    office.alerts = 403
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("UPDATE nexhealth_child_reads SET patient_version = NULL WHERE patient_id <= 5")
+        assert alerts_and_charges(settings, office)[0] == ["succeeded", "skipped"]
+        days_pass(connection)
+        office.alerts, office.closed = 200, {"3"}
+        assert alerts_and_charges(settings, office)[:2] == (["succeeded", "failed"], 30)
+        connection.execute("UPDATE nexhealth_sync_state SET pass_started_at = pass_started_at - interval '25 hours'")
+        ended, lists, _ = alerts_and_charges(settings, office)
+    assert (ended[1], lists < 10) == ("failed", True), lists
 
 
 def test_a_filter_that_the_api_does_not_know_says_nothing_of_the_list(

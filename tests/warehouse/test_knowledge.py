@@ -14,7 +14,7 @@ from nexhealth_pipeline.warehouse.knowledge import (
     record_freshness,
     record_locations,
     record_membership,
-    refused_for_long,
+    refused_since,
 )
 from nexhealth_pipeline.warehouse.seen import begin_seen, mark_unreadable, record_seen
 from nexhealth_pipeline.warehouse.state import PassKey, PassState, save_state
@@ -125,18 +125,16 @@ def test_what_is_refused_for_long_has_no_state_and_is_enabled_anew(connection: p
         assert note_charges(connection, "supported") == enabled
 
 
-@pytest.mark.parametrize(
-    ("status", "hours", "for_long"),
-    [("not_enabled", 47, False), ("not_enabled", 49, True), ("unsupported", 49, True), ("supported", 49, False)],
-)
+@pytest.mark.parametrize(("status", "refused"), [("not_enabled", True), ("unsupported", True), ("supported", False)])
 def test_a_refusal_lasts_until_it_is_answered_whenever_it_was_noted_last(
-    connection: psycopg.Connection, status: str, hours: int, for_long: bool
+    connection: psycopg.Connection, status: str, refused: bool
 ) -> None:
     """Risk: of three nights the last is two minutes short of 48 hours, and the fourth goes on from the old watermark."""
-    assert not refused_for_long(connection, **CHARGES)
-    note_charges(connection, status)
-    connection.execute("UPDATE nexhealth_capabilities SET since = since - %s * interval '1 hour'", (hours,))
-    assert refused_for_long(connection, **CHARGES) is for_long
+    assert refused_since(connection, **CHARGES) is None
+    for _ in range(2):
+        note_charges(connection, status)
+    since = connection.execute("SELECT since FROM nexhealth_capabilities").fetchone()
+    assert refused_since(connection, **CHARGES) == (since[0] if since and refused else None)
 
 
 def members(

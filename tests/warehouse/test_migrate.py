@@ -116,7 +116,7 @@ def test_an_upgrade_that_waits_for_a_run_does_not_keep_the_receiver_waiting(data
             upgrade.start()
             while not receiver.execute(waiting).fetchone():
                 assert upgrade.is_alive()
-            receiver.execute("SET statement_timeout = '20s'")  # the upgrade waits for two at a time
+            receiver.execute("SET statement_timeout = '8s'")  # the upgrade waits for two at a time
             receiver.execute(write)
             assert receiver.execute(index).fetchone() == (0,)
         upgrade.join(30)
