@@ -204,7 +204,10 @@ def plain_columns(collection: Collection) -> list[Column]:
     return [
         one
         for one in collection.columns
-        if one.type in PLAIN and one.name not in OWN_TIMES and one.name not in collection.key and not is_read_by(one)
+        if one.type in PLAIN
+        and one.path[-1] not in OWN_TIMES
+        and one.name not in collection.key
+        and not is_read_by(one)
     ]
 
 
