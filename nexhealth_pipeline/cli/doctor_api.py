@@ -133,7 +133,7 @@ def _no_answer(settings: Settings, error: ApiError) -> Finding:
         return _failed(
             "reach",
             Group.API,
-            f"{settings.api_url} does not answer",
+            f"{settings.api_url} cannot be asked: {error}",
             "Check NEXHEALTH_API_URL, this machine's network, and a proxy or firewall between.",
         )
     return _failed(

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from nexhealth_pipeline.cli.tables import number, seconds, table
-from nexhealth_pipeline.errors import Cancelled
+from nexhealth_pipeline.errors import Cancelled, WarehouseError
 from nexhealth_pipeline.warehouse.sync_log import Counts
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ def summary_lines(summary: "SyncSummary", *, dry_run: bool = False) -> list[str]
     lines += [f"failed: {label}: {reason}" for label, reason in summary.failures]
     if summary.exit_status == Cancelled.exit_status:
         lines.append("stopped on a committed page: the next sync goes on from there")
+    if summary.exit_status == WarehouseError.exit_status and not dry_run:
+        lines.append("what was committed stays: run it again once the database can be used, and it goes on from there")
     if summary.new_notes:
         lines.append(
             f"{summary.new_notes:,} new notes in nexhealth_quarantine: fields or records that could not be read;"

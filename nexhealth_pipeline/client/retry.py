@@ -106,8 +106,16 @@ AUTH_STATUS: Mapping[int, Rule] = {
 """What differs for `/authenticates`: a missing token must never look like a missing record."""
 
 FAULTS: Mapping[Fault, Rule] = {
-    Fault.NO_CONNECTION: Rule(Action.RETRY, Unreachable, "no connection: check NEXHEALTH_API_URL and the network", 7),
-    Fault.NO_TLS: Rule(Action.RETRY, Unreachable, "no secure connection (TLS): check NEXHEALTH_API_URL and proxies", 3),
+    Fault.NO_CONNECTION: Rule(
+        Action.RETRY, Unreachable, "no connection: check NEXHEALTH_API_URL, the network and proxies", 7
+    ),
+    Fault.NO_TLS: Rule(
+        Action.RETRY,
+        Unreachable,
+        "no secure connection (TLS): check NEXHEALTH_API_URL and proxies, or name the certificates of your company's proxy "
+        "in REQUESTS_CA_BUNDLE",
+        3,
+    ),
     Fault.TIMEOUT: Rule(Action.RETRY, Unreachable, "no answer in time"),
     Fault.TOO_SLOW: Rule(Action.RETRY, Unreachable, "the answer took too long to arrive as a whole", 3),
     Fault.CUT: Rule(Action.RETRY, ServerFailed, "the answer ended before its end"),

@@ -14,11 +14,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
+from urllib.request import getproxies_environment
 
 import requests
 import urllib3.exceptions
 from requests.auth import AuthBase
-from requests.utils import select_proxy
+from requests.utils import get_environ_proxies, select_proxy
 
 from nexhealth_pipeline.client.clock import ApiClock
 from nexhealth_pipeline.client.deadline import BoundedAdapter, Deadline
@@ -214,11 +215,12 @@ def _heed_environment(session: requests.Session, root: str) -> None:
 
     `requests` would with each request, going through every variable there is.
     """
-    found = session.merge_environment_settings(root, {}, None, None, None)
-    # A proxy's own 127.0.0.1 is not ours, as that of `nexhealth demo` is.
-    session.proxies = {} if is_loopback(urlsplit(root).hostname or "") else found["proxies"]
-    session.verify = found["verify"]
     session.trust_env = False
+    session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
+    # A proxy's own 127.0.0.1 is not ours, as that of `nexhealth demo` is. Without a variable `requests` would ask the
+    # system: on macOS that ends a process that was forked, as those of a sync are.
+    if not is_loopback(urlsplit(root).hostname or "") and getproxies_environment():
+        session.proxies = get_environ_proxies(root)
     if root.lower().startswith("https:") and isinstance(session.verify, str):
         _require_certificates(session.verify)
 

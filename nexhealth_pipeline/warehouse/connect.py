@@ -190,13 +190,29 @@ def normalised_url(url: str, setting: str) -> str:
         )
     url = "postgresql" + url.strip()[len(match["scheme"]) :]
     try:
-        conninfo.conninfo_to_dict(url)
+        port = conninfo.conninfo_to_dict(url).get("port") or ""
     except psycopg.ProgrammingError:
+        port = None
+    # Where the @ before the host was forgotten, the password is the port, and that is shown as well.
+    if port is None or not re.fullmatch(r"[0-9,]*", str(port)) or _is_misread(match):
         raise InvalidSetting(
-            f"{setting}: cannot be read as an address: percent-encode special characters of the password "
-            "(@ is %40, / is %2F, % is %25), and check the options after the question mark"
-        ) from None
+            f"{setting}: cannot be read as an address: percent-encode special characters of user, password and database "
+            "(@ is %40, / is %2F, ? is %3F, % is %25), and check the port, and the options after the question mark"
+        )
     return url
+
+
+def _is_misread(match: re.Match[str]) -> bool:
+    """Whether there is an @, / or ? in the password, or in the name of the user or the database.
+
+    libpq takes such an address: it ends the password at the first @, and the server at the first /. The rest of the
+    password is then the name of a host or a database, and those are shown to anybody.
+    """
+    server, database, query = match["server"], match["database"], match["query"] or ""
+    if server.count("@") > 1 or "@" in (database or ""):
+        return True
+    # To libpq a ? before the @ is of the password, where no / comes sooner; here the server ends there.
+    return "@" not in server and database is None and "@" in query.partition("/")[0]
 
 
 def _with_database(url: str, name: str) -> str:

@@ -57,6 +57,22 @@ def test_an_address_means_the_same_in_every_encoding(nexhealth: Run, password: s
     assert (told["password"], told["host"]) == (unquote(password), "db.example")
 
 
+@pytest.mark.parametrize("password", ["Sec@ret9", "Sec/ret9"])
+@pytest.mark.parametrize("setting", ["DATABASE_URL", "DAGSTER_DATABASE_URL"])
+@pytest.mark.parametrize("command", [["db", "upgrade"], ["db", "prune"], ["doctor", "--json"]], ids=" ".join)
+def test_a_password_that_is_not_encoded_is_told_as_such_and_not_shown(
+    nexhealth: Run, database_url: str, command: list[str], setting: str, password: str
+) -> None:
+    """The half of it was printed as the host's name, and whoever read that looked for the mistake in the network."""
+    address = f"postgresql://sync:{password}@db.example.com:5432/nexhealth"
+    ended = nexhealth(*command, **{"DATABASE_URL": database_url} | {setting: address})
+    told = ended.out + ended.err
+    assert ("Sec" in told, "ret9" in told) == (False, False)
+    if (command[-1], setting) != ("upgrade", "DAGSTER_DATABASE_URL"):  # which asks for Dagster's database not at all
+        assert f"{setting}: cannot be read as an address: percent-encode" in told
+        assert ended.status != 0
+
+
 def test_the_embedded_server_stays_up_for_whoever_asked_and_listens_if_asked_to(nexhealth: Run, own_home: Path) -> None:
     """The command ends at once; a BI tool that got the address comes minutes later."""
     ended = nexhealth("db", "url", "--tcp", **{HOME: str(own_home)})

@@ -85,7 +85,9 @@ def test_an_unreachable_host_is_named(nexhealth: Run, settings: dict[str, str], 
     url = f"http://127.0.0.1:{closed_port}"
     ended = nexhealth("doctor", "--json", **settings | {"NEXHEALTH_API_URL": url})
     assert ended.status == 3
-    assert findings(ended)["reach"]["message"] == f"{url} does not answer"
+    said = findings(ended)["reach"]["message"]
+    assert said.startswith(f"{url} cannot be asked: ")
+    assert "no connection: check NEXHEALTH_API_URL, the network and proxies" in said
 
 
 @pytest.mark.parametrize(

@@ -211,6 +211,16 @@ def test_the_runs_status_is_the_commands(nexhealth: Run, ran: FakeRun, status: i
     assert ("stopped on a committed page" in ended.out) == (status == 130)
 
 
+def test_a_sync_that_lost_the_database_says_that_it_can_be_gone_on_with(nexhealth: Run, ran: FakeRun) -> None:
+    """After hours of a first load, who reads "the connection to PostgreSQL was lost" wonders whether all is to be read again."""
+    word = "run it again once the database can be used, and it goes on from there"
+    ran.end = summary(4, failures=[("run", "loading nexhealth_patients: the connection to PostgreSQL was lost")])
+    assert word in nexhealth("sync", **KEY).out
+    assert word not in nexhealth("sync", "--dry-run", **KEY).out, "nothing was committed"
+    ran.end = summary(3)
+    assert word not in nexhealth("sync", **KEY).out
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [

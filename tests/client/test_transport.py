@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import socket
 import threading
 import time
@@ -153,6 +154,28 @@ def test_no_proxy_is_used_for_this_machine(client, stub, monkeypatch, root):
     client.get(ONE)
     assert stub.data_requests
     assert not _session(Deadline(time.monotonic), root).proxies
+
+
+@pytest.mark.parametrize("root", ["https://nexhealth.invalid", "http://127.0.0.1:8090"])
+def test_without_a_variable_the_system_is_not_asked_for_a_proxy(monkeypatch, root):
+    """On macOS that ends a process that was forked, and a sync's are: by the first request it sends."""
+
+    def ask(*_):
+        raise AssertionError("the system was asked")
+
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("requests.utils.proxy_bypass", ask)
+    monkeypatch.setattr("requests.utils.getproxies", ask)
+    session = _session(Deadline(time.monotonic), root)
+    assert (session.proxies, session.trust_env) == ({}, False)
+
+
+@pytest.mark.parametrize(("exempt", "proxied"), [("10.0.0.0/8", False), ("10.0.0.7", False), ("10.1.0.0/16", True)])
+def test_addresses_and_networks_can_be_exempt_from_a_proxy(monkeypatch, exempt, proxied):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", exempt)
+    assert bool(_session(Deadline(time.monotonic), "http://10.0.0.7").proxies) is proxied
 
 
 def test_the_environment_is_looked_at_once(client, stub, monkeypatch):

@@ -74,6 +74,13 @@ def test_the_usual_spellings_of_an_address_are_taken(scheme: str) -> None:
         f"host=here password={SECRET}",
         f"postgresql://me:{SECRET}%zz@host/db",
         f"postgresql://me:{SECRET}@host/db?nonsense=1",
+        f"postgresql://me:odd@{SECRET}@host:5432/db",
+        f"postgresql://me:odd/{SECRET}@host:5432/db",
+        f"postgresql://me:odd@or/{SECRET}@host/db",
+        f"postgresql://me:odd?{SECRET}@host/db",
+        f"postgresql://host?user=me&password=odd@{SECRET}",
+        f"postgresql://me:{SECRET}/db",
+        f"postgresql://me:odd@one:5432,me:{SECRET}@two:5432/db",
     ],
 )
 def test_what_is_no_address_is_refused_by_setting_and_never_shown(address: str) -> None:
