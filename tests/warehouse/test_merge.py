@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from nexhealth_pipeline.catalog.collection import Collection
-from nexhealth_pipeline.warehouse.merge import Change, Merged
+from nexhealth_pipeline.warehouse.merge import Change, Merged, Stage
 
 from .kit import GADGETS, MINUTE, NOON, SOFT_DELETED, UNVERSIONED, WINDOWED, Table, gadget, until_it_waits
 
@@ -262,7 +262,7 @@ def test_two_connections_that_merge_the_same_new_row_leave_the_newest(
     first.load(gadget(2, updated_at=OLDER))
     new: dict[str, Any] = {"note": "new", "updated_at": NEWER, "read_at": NOON + MINUTE}
     old: dict[str, Any] = {"note": "old", "updated_at": OLDER, "read_at": NOON}
-    stages = []
+    stages: list[Stage] = []
     for table, fields in ((first, new), (second, old)) if newest_first else ((first, old), (second, new)):
         others = beside if stages else []
         own = gadget(note=fields["note"], updated_at=fields["updated_at"])
