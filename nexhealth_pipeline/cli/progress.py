@@ -64,7 +64,7 @@ def _bar() -> Iterator["Show"]:
     task = bar.add_task("", total=None, slices="")
 
     def show(progress: "Progress") -> None:
-        done = f"{progress.done:>{len(str(progress.planned))}}/{progress.planned} slices"
+        done = f"{progress.done:>{len(str(progress.planned))}}/{progress.planned} slices" if progress.planned else ""
         bar.update(
             task,
             completed=progress.done,
@@ -91,9 +91,16 @@ class BarlessLines:
         now = self._clock()
         if now < self._next:
             return
-        waits = "" if progress != self._last else " (waiting for the rate limits, or for an answer)"
-        click.echo(f"{progress.done} of {progress.planned} slices, {_totals(progress)}{waits}")
+        slices = f"{progress.done} of {progress.planned} slices, " if progress.planned else ""
+        stands = _why_it_stands(progress) if progress == self._last else ""
+        click.echo(f"{slices}{_totals(progress)}{stands}")
         self._last, self._next = progress, now + self._every
+
+
+def _why_it_stands(progress: "Progress") -> str:
+    if progress.by_page:
+        return " (waiting for the rate limits, or for an answer)"
+    return " (each slice is counted when it ends)"
 
 
 def _totals(progress: "Progress") -> str:

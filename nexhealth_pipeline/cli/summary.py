@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["summary_lines"]
 
+_STOPPED_DRY = "stopped before its end: a dry run keeps nothing, the next one begins anew"
 _COUNTED = ("records_read", "inserted", "updated", "unchanged", "quarantined", "pages", "requests", "retries")
 _HEAD = (
     "collection",
@@ -38,7 +39,7 @@ def summary_lines(summary: "SyncSummary", *, dry_run: bool = False) -> list[str]
     lines += _absence_lines(summary)
     lines += [f"failed: {label}: {reason}" for label, reason in summary.failures]
     if summary.exit_status == Cancelled.exit_status:
-        lines.append("stopped on a committed page: the next sync goes on from there")
+        lines.append(_STOPPED_DRY if dry_run else "stopped on a committed page: the next sync goes on from there")
     if summary.new_notes:
         lines.append(
             f"{summary.new_notes:,} new notes in nexhealth_quarantine: fields or records that could not be read;"

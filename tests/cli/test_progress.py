@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from nexhealth_pipeline.cli.progress import showing_progress
+from nexhealth_pipeline.cli.progress import BarlessLines, showing_progress
 from nexhealth_pipeline.orchestration.launch import Progress
 
 
@@ -39,3 +39,15 @@ def test_slices_and_time_are_seen_on_a_narrow_terminal(monkeypatch: pytest.Monke
     assert line.startswith("reading ━")
     assert " 123/3402 slices 0:00:00 1,204,331" in line
     assert len(line) <= width
+
+
+def test_where_nobody_knows_how_many_there_will_be_no_slices_are_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of one patient "0 of 0 slices, 35 records on 30 pages" was told."""
+    progress = Progress("alerts", 30, 35, 0, 0)
+    BarlessLines(0.0)(progress)
+    assert capsys.readouterr().out == "35 records on 30 pages; alerts\n"
+    (line,) = drawn(monkeypatch, 80, progress)
+    assert "0:00:00 35 records on 30 pages; alerts" in line
+    assert "slices" not in line

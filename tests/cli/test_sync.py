@@ -211,6 +211,16 @@ def test_the_runs_status_is_the_commands(nexhealth: Run, ran: FakeRun, status: i
     assert ("stopped on a committed page" in ended.out) == (status == 130)
 
 
+def test_a_dry_run_that_was_stopped_promises_nothing(nexhealth: Run, ran: FakeRun) -> None:
+    """The next one begins anew, after hours perhaps: nothing was written from which it could go on."""
+    ran.end = summary(130)
+    ended = nexhealth("sync", "--dry-run", **KEY)
+    assert ended.status == 130
+    assert "stopped before its end: a dry run keeps nothing, the next one begins anew" in ended.out
+    assert "goes on" not in ended.out
+    assert "committed" not in ended.out
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
