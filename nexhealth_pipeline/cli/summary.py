@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from nexhealth_pipeline.cli.tables import number, seconds, table
+from nexhealth_pipeline.cli.tables import beside_seconds, number, seconds, table
 from nexhealth_pipeline.errors import Cancelled
 from nexhealth_pipeline.warehouse.sync_log import Counts
 
@@ -96,6 +96,7 @@ def _total(summary: "SyncSummary") -> list[str]:
 
 def _time(summary: "SyncSummary") -> str:
     return (
-        f"{summary.seconds:,.1f} s in all; at an even rate the API's limits allow these requests in {summary.floor_seconds:,.1f} s "
-        "(a collection's seconds add up over slices that were read side by side)"
+        f"{summary.seconds:,.1f} s{beside_seconds(summary.seconds)} in all; at an even rate the API's limits allow these"
+        f" requests in {summary.floor_seconds:,.1f} s{beside_seconds(summary.floor_seconds)};"
+        " a collection's seconds add up over slices that were read side by side"
     )

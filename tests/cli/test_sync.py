@@ -186,6 +186,13 @@ def test_the_table_has_a_row_a_collection_a_total_and_the_floor(nexhealth: Run, 
     assert "3 new notes in nexhealth_quarantine" in ended.out
 
 
+def test_hours_are_told_beside_their_seconds(nexhealth: Run, ran: FakeRun) -> None:
+    ran.end = summary(seconds=4_520.4, floor_seconds=4_500.0)
+    out = nexhealth("sync", **KEY).out
+    assert "4,520.4 s (1 h 15 min) in all; at" in out
+    assert "requests in 4,500.0 s (1 h 15 min); a collection's seconds" in out
+
+
 def test_json_is_one_object_and_nothing_else_on_stdout(nexhealth: Run, ran: FakeRun) -> None:
     """A script parses stdout as a whole."""
     ended = nexhealth("sync", "--json", **KEY)
