@@ -6,7 +6,7 @@ from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from nexhealth_pipeline.cli.realm import Realm
-from nexhealth_pipeline.cli.tables import number, table
+from nexhealth_pipeline.cli.tables import beside_seconds, number, table
 from nexhealth_pipeline.errors import InvalidSetting
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _figures(found: dict[str, Any]) -> str:
     about = "at least" if found["unknown"] else "about"
     return (
         f"{about} {found['requests']:,} requests; NexHealth's rate limits, of which {found['rate_share']:.0%} are used, "
-        f"allow them in {found['floor_seconds']:,.0f} s at an even rate"
+        f"allow them in {found['floor_seconds']:,.0f} s{beside_seconds(found['floor_seconds'])} at an even rate"
     )
 
 

@@ -44,24 +44,34 @@ def showing_progress(*, json: bool) -> Iterator["Show | None"]:
 @contextmanager
 def _bar() -> Iterator["Show"]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
+    from rich.table import Column
 
+    # All of 80 columns are little for this. What gives way is the end of the sums: a column that may wrap would be
+    # squeezed to nothing first.
     bar = Bar(
         TextColumn("reading"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("slices"),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=10),
+        TextColumn("{task.fields[slices]}"),
+        TimeElapsedColumn(table_column=Column(no_wrap=True)),
+        TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
         console=Console(stderr=True),
         auto_refresh=False,
         transient=True,
+        expand=True,
     )
-    task = bar.add_task("", total=None)
+    task = bar.add_task("", total=None, slices="")
 
     def show(progress: "Progress") -> None:
-        bar.update(task, completed=progress.done, total=progress.planned or None, description=_totals(progress))
+        done = f"{progress.done:>{len(str(progress.planned))}}/{progress.planned} slices" if progress.planned else ""
+        bar.update(
+            task,
+            completed=progress.done,
+            total=progress.planned or None,
+            description=_totals(progress),
+            slices=done,
+        )
         bar.refresh()
 
     with bar:
@@ -81,9 +91,16 @@ class BarlessLines:
         now = self._clock()
         if now < self._next:
             return
-        waits = "" if progress != self._last else " (waiting for the rate limits, or for an answer)"
-        click.echo(f"{progress.done} of {progress.planned} slices, {_totals(progress)}{waits}")
+        slices = f"{progress.done} of {progress.planned} slices, " if progress.planned else ""
+        stands = _why_it_stands(progress) if progress == self._last else ""
+        click.echo(f"{slices}{_totals(progress)}{stands}")
         self._last, self._next = progress, now + self._every
+
+
+def _why_it_stands(progress: "Progress") -> str:
+    if progress.by_page:
+        return " (waiting for the rate limits, or for an answer)"
+    return " (each slice is counted when it ends)"
 
 
 def _totals(progress: "Progress") -> str:

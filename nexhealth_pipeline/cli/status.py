@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -114,26 +115,50 @@ def watch(connection: "psycopg.Connection", *, as_json: bool, sleep: Callable[[f
 
 
 def _watch_on_terminal(connection: "psycopg.Connection", sleep: Callable[[float], None]) -> None:
+    from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
-    with Live(auto_refresh=False, screen=True) as live:
+    with Live(console=Console(), auto_refresh=False, screen=True) as live:
         while True:
-            live.update(Text("\n".join(status_lines(read_report(connection)))), refresh=True)
+            size = live.console.size
+            lines = _screen_lines(read_report(connection), size.width, size.height)
+            live.update(Text("\n".join(lines), no_wrap=True, overflow="ellipsis"), refresh=True)
             sleep(_EVERY_SECONDS)
+
+
+def _screen_lines(report: Report, width: int, height: int) -> list[str]:
+    """What of the report a terminal of that size has room for, the least fresh first.
+
+    Freshness is what it is watched for, so it has half of the screen, or what it needs of that.
+    """
+    news = "\n".join(_news_lines(report)).split("\n")
+    fresh = sorted(report.fresh, key=lambda one: (one.complete_through is not None, one.complete_through))
+    below = ["", *_fresh_lines(replace(report, fresh=fresh[:height]), width)]
+    room = max(height, 3) - 1
+    left_out = len(news) + len(below) + len(fresh[height:]) - room
+    if left_out <= 0:
+        return [*news, *below]
+    room -= 1
+    above = min(len(news), max(room // 2, room - len(below)))
+    shown = [*news[:above], *below[: room - above]]
+    return [*shown, f"... {left_out + 1:,} lines more: `nexhealth status` without --watch shows them"]
 
 
 def status_lines(report: Report) -> list[str]:
     """The report for people: what happens now first, what is long first seen last."""
+    return [*_news_lines(report), "", *_fresh_lines(report)]
+
+
+def _news_lines(report: Report) -> list[str]:
+    """All but freshness."""
     lines = _run_lines(report)
     lines += ["", *_reading_lines(report)]
     lines += [f"{one.status}: {one.slice} at {moment(one.at)}: {one.error}" for one in report.problems]
     if report.open_notes:
         lines.append(f"in quarantine: {report.open_notes:,} (`nexhealth quarantine list` shows which records, and why)")
     lines += _webhook_lines(report)
-    lines += _check_lines(report)
-    lines += ["", *_fresh_lines(report)]
-    return lines
+    return lines + _check_lines(report)
 
 
 def _webhook_lines(report: Report) -> list[str]:
@@ -202,7 +227,8 @@ def _reading_lines(report: Report) -> list[str]:
     ]
 
 
-def _fresh_lines(report: Report) -> list[str]:
+def _fresh_lines(report: Report, width: int | None = None) -> list[str]:
+    """A row a collection and place; without the places' names where they would push the ages off a screen of `width`."""
     if not report.fresh:
         return ["no collection was read completely yet"]
     rows = [
@@ -219,7 +245,10 @@ def _fresh_lines(report: Report) -> list[str]:
         for one in report.fresh
     ]
     head = ("location", "name", "collection", "current to (UTC)", "age", "last read in full", "last change", "office")
-    return table(head, rows, right="    >")
+    lines = table(head, rows, right="    >")
+    if width is None or len(lines[1]) <= width:
+        return lines
+    return table((head[0], *head[2:]), [[row[0], *row[2:]] for row in rows], right="   >")
 
 
 def _source(read_status: str | None, since: str) -> str:

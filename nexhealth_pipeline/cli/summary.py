@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from nexhealth_pipeline.cli.tables import number, seconds, table
+from nexhealth_pipeline.cli.tables import beside_seconds, number, seconds, table
 from nexhealth_pipeline.errors import Cancelled, WarehouseError
 from nexhealth_pipeline.warehouse.sync_log import Counts
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["summary_lines"]
 
+_STOPPED_DRY = "stopped before its end: a dry run keeps nothing, the next one begins anew"
 _COUNTED = ("records_read", "inserted", "updated", "unchanged", "quarantined", "pages", "requests", "retries")
 _HEAD = (
     "collection",
@@ -38,7 +39,7 @@ def summary_lines(summary: "SyncSummary", *, dry_run: bool = False) -> list[str]
     lines += _absence_lines(summary)
     lines += [f"failed: {label}: {reason}" for label, reason in summary.failures]
     if summary.exit_status == Cancelled.exit_status:
-        lines.append("stopped on a committed page: the next sync goes on from there")
+        lines.append(_STOPPED_DRY if dry_run else "stopped on a committed page: the next sync goes on from there")
     if summary.exit_status == WarehouseError.exit_status and not dry_run:
         lines.append("what was committed stays: run it again once the database can be used, and it goes on from there")
     if summary.new_notes:
@@ -97,6 +98,7 @@ def _total(summary: "SyncSummary") -> list[str]:
 
 def _time(summary: "SyncSummary") -> str:
     return (
-        f"{summary.seconds:,.1f} s in all; at an even rate the API's limits allow these requests in {summary.floor_seconds:,.1f} s "
-        "(a collection's seconds add up over slices that were read side by side)"
+        f"{summary.seconds:,.1f} s{beside_seconds(summary.seconds)} in all; at an even rate the API's limits allow these"
+        f" requests in {summary.floor_seconds:,.1f} s{beside_seconds(summary.floor_seconds)};"
+        " a collection's seconds add up over slices that were read side by side"
     )

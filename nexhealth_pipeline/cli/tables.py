@@ -5,7 +5,9 @@ from datetime import UTC, datetime
 
 from nexhealth_pipeline.log import printable
 
-__all__ = ["age", "moment", "number", "seconds", "table"]
+__all__ = ["age", "beside_seconds", "moment", "number", "seconds", "table"]
+
+_LONG_SECONDS = 120
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, right: str = "") -> list[str]:
@@ -39,6 +41,17 @@ def number(value: float) -> str:
 def seconds(value: float) -> str:
     """A duration in seconds, one decimal."""
     return f"{value:,.1f}"
+
+
+def beside_seconds(value: float) -> str:
+    """What to say behind a duration in seconds of two minutes or more, ` (2 d 14 h)`: nobody divides by 86,400."""
+    if value < _LONG_SECONDS:
+        return ""
+    for unit, length, part, short in (("d", 86_400, "h", 3_600), ("h", 3_600, "min", 60), ("min", 60, "s", 1)):
+        whole, rest = divmod(round(value / short) * short, length)
+        if whole:
+            return f" ({whole} {unit} {rest // short} {part})" if rest else f" ({whole} {unit})"
+    return ""
 
 
 def moment(value: datetime | None) -> str:

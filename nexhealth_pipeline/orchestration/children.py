@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from datetime import date, datetime
 from typing import Any
@@ -84,6 +84,7 @@ def discover(settings: Settings, url: str, request: SyncRequest, kind: str) -> d
         "results": results,
         "jobs": jobs,
         "planned": planned,
+        "dry_run": request.dry_run,
         "sweep": sweep,
         "catch_up": _fresh(began, lists_from) if full_from < began else None,
     }
@@ -131,9 +132,12 @@ def catch_up(settings: Settings, url: str, request: SyncRequest, config: dict[st
     return {"jobs": jobs, "planned": planned}
 
 
-def execute(job: Job) -> dict[str, Any]:
-    """Execute one Dagster run in this process: its slices' results, whether it was stopped, and what it broke off by."""
-    with open_instance(load_settings()) as instance:
+def execute(job: Job, tell: Callable[[SliceResult], None] | None = None) -> dict[str, Any]:
+    """Execute one Dagster run in this process: its slices' results, whether it was stopped, and what it broke off by.
+
+    Each result goes to `tell` as it comes, too.
+    """
+    with open_instance(load_settings()) as instance, listen(tell) if tell else nullcontext():
         results, stopped, failure = _run(instance, job)
     return {"results": results, "stopped": stopped, "failure": failure and _broken_off(failure, results)}
 

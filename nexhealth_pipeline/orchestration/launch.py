@@ -2,7 +2,8 @@
 
 The jobs of a sync run side by side in forked children that share one start-up. A first child reads the
 practice collections and plans the rest, because a parent that is to fork must hold no connection; while
-the others run, the parent looks into `nexhealth_sync_logs` to show how far they are.
+the others run, the parent looks into `nexhealth_sync_logs` to show how far they are; a dry run has no rows there, so
+its children count into memory that they share with the parent.
 """
 
 import os
@@ -23,6 +24,7 @@ from nexhealth_pipeline.orchestration.children import KINDS, catch_up, discover,
 from nexhealth_pipeline.orchestration.fork import Outcome, run_side_by_side
 from nexhealth_pipeline.orchestration.housekeeping import keep_house_beside
 from nexhealth_pipeline.orchestration.request import SyncRequest
+from nexhealth_pipeline.orchestration.tally import Tally
 from nexhealth_pipeline.settings import INTERNAL_PREFIX, Settings
 from nexhealth_pipeline.sync.explain import floor_seconds
 from nexhealth_pipeline.warehouse.connect import DAGSTER_DATABASE, WAREHOUSE_DATABASE, connect
@@ -52,6 +54,9 @@ class Progress:
     done: int
     """Slices ended."""
     planned: int
+    """0 where nobody knows how many there will be, as of one patient."""
+    by_page: bool = True
+    """Whether pages and records are counted as they come; else a slice's when it ends, as in a dry run."""
 
 
 @dataclass(slots=True)
@@ -140,7 +145,11 @@ def _execute(
     Raises Cancelled where only that was left to be stopped.
     """
     runs = [partial(execute, job) for job in plan["jobs"]]
-    with _Watch(url, plan, on_progress) as watch:
+    tally = None
+    if plan.get("dry_run"):
+        tally = Tally(len(runs))
+        runs = [partial(execute, job, partial(tally.count, place)) for place, job in enumerate(plan["jobs"])]
+    with _Watch(url, plan, on_progress, tally) as watch:
         outcomes = run_side_by_side([*runs, *beside], tick=watch.tick, every=look_seconds)
     if not runs:
         for outcome in filter(_was_stopped, outcomes):
@@ -195,14 +204,20 @@ def raise_unless_answered(outcome: Outcome) -> None:
 
 
 class _Watch:
-    """Tells how far the runs are, from the log they keep.
+    """Tells how far the runs are, from the log they keep; those of a dry run, which keep none, from their `tally`.
 
     Over one connection of its own, made at the first look, when everything is forked; closed with the context, before
     anything else is.
     """
 
-    def __init__(self, url: str, plan: dict[str, Any], on_progress: Callable[[Progress], None] | None) -> None:
-        self._url, self._plan, self._on_progress = url, plan, on_progress
+    def __init__(
+        self,
+        url: str,
+        plan: dict[str, Any],
+        on_progress: Callable[[Progress], None] | None,
+        tally: Tally | None = None,
+    ) -> None:
+        self._url, self._plan, self._on_progress, self._tally = url, plan, on_progress, tally
         self._runs = [job["run_id"] for job in plan["jobs"]]
         self._connection: psycopg.Connection | None = None
 
@@ -235,6 +250,10 @@ class _Watch:
             self._connection = None
 
     def _look(self) -> Progress:
+        if self._tally is not None:
+            done, pages, records = self._tally.sums()
+            # A run may read lists beside those planned: all of its lists at each of its places.
+            return Progress("", pages, records, min(done, self._plan["planned"]), self._plan["planned"], by_page=False)
         if self._connection is None:
             self._connection = connect(self._url, autocommit=True, application_name="nexhealth progress")
         row = self._connection.execute(

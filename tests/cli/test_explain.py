@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from nexhealth_pipeline.cli.explain import _figures
 from nexhealth_pipeline.sandbox import SANDBOX_API_KEY, SandboxServer
 from tests.cli.conftest import Run
 
@@ -248,3 +249,9 @@ def test_it_starts_without_dagster(account: dict[str, str], tmp_path: Path) -> N
         text=True,
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_days_are_told_as_days() -> None:
+    """The figure for scripts stays in seconds."""
+    found = {"unknown": [], "requests": 3_000_000, "rate_share": 0.8, "floor_seconds": 225_000.0}
+    assert _figures(found).endswith("allow them in 225,000 s (2 d 14 h) at an even rate")

@@ -1,6 +1,8 @@
 """`nexhealth status`: freshness, what is being read, what went wrong; and never a dead run as a live one."""
 
+import io
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 
 from nexhealth_pipeline.cli import report
 from nexhealth_pipeline.cli.report import read_report
-from nexhealth_pipeline.cli.status import watch
+from nexhealth_pipeline.cli.status import status_lines, watch
 from nexhealth_pipeline.warehouse.runs import RunLock
 from tests.cli.conftest import Run
 
@@ -231,6 +233,61 @@ def test_watching_on_a_terminal_draws_and_ends_alike(
     assert watch(connection, as_json=False, sleep=nap) == 0
 
 
+class Terminal(io.StringIO):
+    """A stream that says that it is one."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def screen(connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch, width: int, height: int) -> list[str]:
+    """The lines that `--watch` draws on a terminal of that size."""
+    for name, value in {"COLUMNS": str(width), "LINES": str(height), "TERM": "xterm"}.items():
+        monkeypatch.setenv(name, value)
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+    drawn: list[str] = []
+
+    def nap(_seconds: float) -> None:
+        drawn.append(terminal.getvalue())
+        raise KeyboardInterrupt
+
+    assert watch(connection, as_json=False, sleep=nap) == 0
+    return [line.rstrip() for line in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", drawn[0]).rstrip().split("\n")]
+
+
+def test_freshness_is_seen_on_a_terminal_of_80_columns_and_24_lines(
+    connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch, busy: str
+) -> None:
+    """Wide lines were folded and all below the last line was cut off unsaid: it was never seen."""
+    connection.execute(
+        "UPDATE nexhealth_institutions SET subdomain = 'willow-dental';"
+        " INSERT INTO nexhealth_freshness (institution_id, location_id, collection, complete_through)"
+        " SELECT 7, 12, 'a_collection_' || n, now() - n * interval '30 minutes' FROM generate_series(1, 60) n"
+    )
+    for number in range(20):
+        _failed_check(connection, number, f"check_{number}")
+    lines = screen(connection, monkeypatch, 80, 24)
+    assert len(lines) == 23, "the last line is left free"
+    assert max(map(len, lines)) <= 80
+    assert lines[0].startswith("latest runs")
+    head = next(place for place, line in enumerate(lines) if line.startswith("location "))
+    assert head == 12, "half of the screen for what happens, half for freshness"
+    oldest = [line.split() for line in lines[head + 2 : -1]]
+    assert (len(oldest), oldest[0]) == (8, ["willow-dental.12", "appointments", "not", "yet", "complete"])
+    assert (oldest[1][:2], oldest[1][4:6]) == (["willow-dental", "providers"], ["3", "d"])
+    assert (oldest[2][:2], oldest[2][4:6]) == (["willow-dental.12", "a_collection_60"], ["30", "h"])
+    whole = len(status_lines(read_report(connection)))
+    assert lines[-1] == f"... {whole - 22} lines more: `nexhealth status` without --watch shows them"
+
+
+def test_a_screen_that_has_room_shows_all(
+    connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch, busy: str
+) -> None:
+    lines = screen(connection, monkeypatch, 200, 40)
+    assert sorted(lines) == sorted(status_lines(read_report(connection)))
+
+
 @pytest.mark.parametrize("option", ["--check", "--acknowledge"])
 def test_watching_does_nothing_else(nexhealth: Run, database_url: str, option: str) -> None:
     """Left out unsaid, what was to be acknowledged would wake somebody again."""
@@ -239,12 +296,12 @@ def test_watching_does_nothing_else(nexhealth: Run, database_url: str, option: s
     assert option in ended.err
 
 
-def _failed_check(connection: psycopg.Connection, faults: int) -> None:
+def _failed_check(connection: psycopg.Connection, faults: int, name: str = "no_orphans") -> None:
     connection.execute(
         "INSERT INTO nexhealth_check_results (collection, check_name, institution_id, severity, faults, sample_ids,"
-        " failing_since) VALUES ('patients', 'no_orphans', 7, 'warning', %s, '{7/5}', now())"
+        " failing_since) VALUES ('patients', %s, 7, 'warning', %s, '{7/5}', now())"
         " ON CONFLICT (collection, check_name, institution_id) DO UPDATE SET faults = excluded.faults",
-        (faults,),
+        (name, faults),
     )
 
 

@@ -186,6 +186,13 @@ def test_the_table_has_a_row_a_collection_a_total_and_the_floor(nexhealth: Run, 
     assert "3 new notes in nexhealth_quarantine" in ended.out
 
 
+def test_hours_are_told_beside_their_seconds(nexhealth: Run, ran: FakeRun) -> None:
+    ran.end = summary(seconds=4_520.4, floor_seconds=4_500.0)
+    out = nexhealth("sync", **KEY).out
+    assert "4,520.4 s (1 h 15 min) in all; at" in out
+    assert "requests in 4,500.0 s (1 h 15 min); a collection's seconds" in out
+
+
 def test_json_is_one_object_and_nothing_else_on_stdout(nexhealth: Run, ran: FakeRun) -> None:
     """A script parses stdout as a whole."""
     ended = nexhealth("sync", "--json", **KEY)
@@ -219,6 +226,16 @@ def test_a_sync_that_lost_the_database_says_that_it_can_be_gone_on_with(nexhealt
     assert word not in nexhealth("sync", "--dry-run", **KEY).out, "nothing was committed"
     ran.end = summary(3)
     assert word not in nexhealth("sync", **KEY).out
+
+
+def test_a_dry_run_that_was_stopped_promises_nothing(nexhealth: Run, ran: FakeRun) -> None:
+    """The next one begins anew, after hours perhaps: nothing was written from which it could go on."""
+    ran.end = summary(130)
+    ended = nexhealth("sync", "--dry-run", **KEY)
+    assert ended.status == 130
+    assert "stopped before its end: a dry run keeps nothing, the next one begins anew" in ended.out
+    assert "goes on" not in ended.out
+    assert "committed" not in ended.out
 
 
 @pytest.mark.parametrize(

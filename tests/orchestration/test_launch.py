@@ -209,6 +209,8 @@ def test_a_full_sync_then_an_incremental_one_are_runs_in_dagsters_history(shell:
     first = shell.sync("full", dry_run=True, resources=["operatories", "patients", "documents"])
     assert first["exit_status"] == 0
     assert shell.old_rows() == (1, 1), "a dry run changes nothing"
+    done, expected = first["progress"][-1]
+    assert done == expected > 3, "its children tell how far they are"
     counted = {one["name"]: one["counts"]["inserted"] for one in first["collections"]}
     assert counted["documents"] == len(shell.box.state.ids("documents"))
     assert shell.rows("SELECT count(*) FROM nexhealth_institutions") == [(0,)]
