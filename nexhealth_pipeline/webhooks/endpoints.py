@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, LiteralString, Protocol
+from typing import Any, LiteralString
 
 import msgspec
 import psycopg
@@ -25,7 +25,6 @@ __all__ = [
     "OVERLAP",
     "SECRETS_CHANNEL",
     "Endpoint",
-    "Holed",
     "LiveSecret",
     "Subscription",
     "adopt",
@@ -105,25 +104,6 @@ class Endpoint:
     def label(self) -> str:
         """How messages name it."""
         return f"endpoint {self.endpoint_id}"
-
-
-class Holed(Protocol):
-    """An endpoint, as far as its hole is concerned."""
-
-    @property
-    def key_hash(self) -> str:
-        """Which API key it belongs to."""
-        ...
-
-    @property
-    def endpoint_id(self) -> int:
-        """NexHealth's id."""
-        ...
-
-    @property
-    def hole_since(self) -> datetime | None:
-        """Since when events may be missing; None = none are."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,7 +313,7 @@ def _pass_on(
     )
 
 
-def filled(connection: psycopg.Connection, endpoint: Holed) -> bool:
+def filled(connection: psycopg.Connection, endpoint: Endpoint) -> bool:
     """The changes since `endpoint.hole_since` were read: close the hole unless it has grown since; whether it did."""
     done = connection.execute(
         "UPDATE nexhealth_webhooks SET hole_since = NULL WHERE key_hash = %s AND endpoint_id = %s AND hole_since = %s",
