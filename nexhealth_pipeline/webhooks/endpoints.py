@@ -51,8 +51,8 @@ OVERLAP = timedelta(hours=49)
 _POLL_SECONDS = 0.2
 _LOG = logging.getLogger(__name__)
 _COLUMNS = (
-    "key_hash, endpoint_id, target_url, active, secret, old_secret, old_secret_until, subscriptions, registered_at,"
-    " checked_at, seen_active_at, hole_since, retire_at, coalesce(retire_at <= clock_timestamp(), false) AS due"
+    "key_hash, endpoint_id, target_url, active, secret, old_secret, subscriptions, registered_at, checked_at,"
+    " seen_active_at, hole_since, retire_at, coalesce(retire_at <= clock_timestamp(), false) AS due"
 )
 
 
@@ -81,7 +81,6 @@ class Endpoint:
     """Sealed."""
     old_secret: bytes | None = field(repr=False)
     """Sealed; the secret before this one."""
-    old_secret_until: datetime | None
     subscriptions: list[dict[str, object]] = field(repr=False)
     """As :class:`Subscription`, undecoded; :attr:`subscribed` has them."""
     registered_at: datetime
