@@ -50,7 +50,7 @@ def _examine(locations: tuple[str, ...], *, as_json: bool) -> int:
     found = list(_shown(examine(realm, locations), as_json=as_json))
     status = exit_status(found)
     if as_json:
-        click.echo(json_line({"findings": [one.as_json() for one in found], "exit_status": status}))
+        click.echo(json_line({"findings": [asdict(one) for one in found], "exit_status": status}))
     return status
 
 

@@ -1,6 +1,6 @@
 """What `nexhealth status` knows: read from the warehouse in a few queries, changes nothing."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -89,10 +89,6 @@ class Report:
     def has_news(self) -> bool:
         """Whether a check found something that nobody has acknowledged."""
         return any(check.is_new for check in self.checks)
-
-    def as_json(self) -> dict[str, Any]:
-        """For `--json`; times are ISO 8601."""
-        return asdict(self)
 
 
 _FRESH = """

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -98,7 +99,7 @@ def _acknowledge(connection: "psycopg.Connection", shown: Report) -> None:
 
 
 def _print(report: Report, *, as_json: bool) -> None:
-    click.echo(json_line(report.as_json()) if as_json else "\n".join(status_lines(report)))
+    click.echo(json_line(asdict(report)) if as_json else "\n".join(status_lines(report)))
 
 
 def watch(connection: "psycopg.Connection", *, as_json: bool, sleep: Callable[[float], None] = time.sleep) -> int:
