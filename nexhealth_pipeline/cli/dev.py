@@ -4,7 +4,6 @@ import os
 import socket
 import sys
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -214,7 +213,7 @@ def _until_ready(household: Household, host: str, port: int) -> None:
         try:
             with direct.open(address, timeout=2):
                 return
-        except (urllib.error.URLError, OSError):
+        except OSError:
             time.sleep(_LOOK_SECONDS)
     raise PipelineError(f"Dagster's pages do not answer at {address}: see the messages above")
 

@@ -149,16 +149,16 @@ def read_report(connection: "psycopg.Connection") -> Report:
     """The state of the warehouse behind `connection` (autocommit). Raises WarehouseError."""
     from nexhealth_pipeline.warehouse.check_results import failed_checks
     from nexhealth_pipeline.warehouse.connect import driver_errors
+    from nexhealth_pipeline.warehouse.state import database_time
     from nexhealth_pipeline.warehouse.webhook_health import webhook_state
 
     with driver_errors("reading the warehouse's status"):
-        now = connection.execute("SELECT clock_timestamp()").fetchone()
+        now = database_time(connection)
         kind = connection.execute("SELECT kind FROM nexhealth_warehouse").fetchone()
         held = {row[0] for row in connection.execute(_HELD)}
-        assert now is not None
         webhooks = webhook_state(connection)
         return Report(
-            now=now[0],
+            now=now,
             kind=kind[0] if kind else None,
             runs=[_run(row, held) for row in connection.execute(_RUNS)],
             reading=[_reading(row, held) for row in connection.execute(_READING)],

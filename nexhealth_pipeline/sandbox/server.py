@@ -97,7 +97,7 @@ def build_app(
     return App(
         state=state,
         auth=Auth(api_keys or {SANDBOX_API_KEY: None}, secret, token_seconds, clock),
-        limits=Limits(clock, enabled=limits, scale=limit_scale),
+        limits=Limits(enabled=limits, scale=limit_scale),
         faults=Faults(world.seed),
         requests=RequestLog(),
         clock=clock,

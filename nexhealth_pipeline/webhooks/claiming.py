@@ -12,6 +12,8 @@ from enum import StrEnum
 import psycopg
 from psycopg.rows import class_row
 
+from nexhealth_pipeline.warehouse.state import database_time
+
 __all__ = [
     "BATCH",
     "DUE",
@@ -71,9 +73,7 @@ class Backlog:
     @classmethod
     def now(cls, connection: psycopg.Connection, *, leaving: Iterable[str] = ()) -> "Backlog":
         """What is due now, but for events of these subdomains."""
-        row = connection.execute("SELECT clock_timestamp()").fetchone()
-        assert row is not None
-        return cls(row[0], newest_id(connection), tuple(leaving))
+        return cls(database_time(connection), newest_id(connection), tuple(leaving))
 
     def left(self, connection: psycopg.Connection) -> int:
         """How many of them nobody has tried since; one that a process is working on counts."""

@@ -9,9 +9,9 @@ import pytest
 
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.webhooks import registration
-from nexhealth_pipeline.webhooks.checking import EndpointState, Verdict
+from nexhealth_pipeline.webhooks.checking import EndpointState, Verdict, check_endpoints
 from nexhealth_pipeline.webhooks.endpoints import OVERLAP, filled, known_endpoints, live_secrets
-from nexhealth_pipeline.webhooks.registration import check_endpoints, set_up
+from nexhealth_pipeline.webhooks.registration import set_up
 from nexhealth_pipeline.webhooks.sealing import Sealer
 from nexhealth_pipeline.webhooks.subscribing import declared_topics
 from tests.client.stub import refusal
