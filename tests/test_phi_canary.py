@@ -19,7 +19,7 @@ from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import load_settings
 from nexhealth_pipeline.warehouse.connect import dagster_url, warehouse_url
-from nexhealth_pipeline.webhooks.receiver import WEBHOOK_PATH
+from nexhealth_pipeline.webhooks.target import WEBHOOK_PATH
 from tests.commands import Commands, commands
 from tests.webhooks.receiving import Running, signed, until
 

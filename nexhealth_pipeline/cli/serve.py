@@ -77,7 +77,7 @@ def _address(listener: "socket.socket") -> str:
 
 
 def _announce(address: str) -> None:
-    from nexhealth_pipeline.webhooks.receiver import WEBHOOK_PATH
+    from nexhealth_pipeline.webhooks.target import WEBHOOK_PATH
 
     click.echo(address)
     sys.stdout.flush()

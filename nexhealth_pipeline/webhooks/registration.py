@@ -27,7 +27,7 @@ from nexhealth_pipeline.webhooks.registering import Counter, Institutions, KeySe
 from nexhealth_pipeline.webhooks.remote import Remote
 from nexhealth_pipeline.webhooks.sealing import Sealer
 from nexhealth_pipeline.webhooks.subscribing import declared_topics
-from nexhealth_pipeline.webhooks.target import DEFAULT_PATH, needs_proxy, usable_url
+from nexhealth_pipeline.webhooks.target import WEBHOOK_PATH, needs_proxy, usable_url
 
 __all__ = ["Removal", "SetUp", "remove", "set_up"]
 
@@ -52,7 +52,7 @@ class SetUp:
         """What may keep events away although everything was set up."""
         if not needs_proxy(self.url):
             return []
-        return [f"the receiver answers 404 to any path but {DEFAULT_PATH}: your proxy has to pass this one on as that"]
+        return [f"the receiver answers 404 to any path but {WEBHOOK_PATH}: your proxy has to pass this one on as that"]
 
     def as_json(self) -> dict[str, Any]:
         """All of it, for programs."""

@@ -19,8 +19,8 @@ import uvicorn
 from nexhealth_pipeline.sandbox.posting import sign
 from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.webhooks import serving
-from nexhealth_pipeline.webhooks.receiver import WEBHOOK_PATH
 from nexhealth_pipeline.webhooks.sealing import Sealer
+from nexhealth_pipeline.webhooks.target import WEBHOOK_PATH
 
 SECRET = "secret-of-the-tests-that-no-log-may-hold"
 

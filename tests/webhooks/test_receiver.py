@@ -16,9 +16,10 @@ import pytest
 
 from nexhealth_pipeline.webhooks import serving
 from nexhealth_pipeline.webhooks.body import BodyLimits
-from nexhealth_pipeline.webhooks.receiver import WEBHOOK_PATH, Limits
+from nexhealth_pipeline.webhooks.receiver import Limits
 from nexhealth_pipeline.webhooks.sealing import Sealer
 from nexhealth_pipeline.webhooks.serving import Plan
+from nexhealth_pipeline.webhooks.target import WEBHOOK_PATH
 from tests.conftest import _fresh
 from tests.webhooks.receiving import SECRET, Detour, Running, event, events, receiver, settings, signed, until
 

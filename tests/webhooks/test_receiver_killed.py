@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nexhealth_pipeline.webhooks.receiver import WEBHOOK_PATH
+from nexhealth_pipeline.webhooks.target import WEBHOOK_PATH
 from tests.webhooks.receiving import SECRET, event, events, signed, until
 
 _VICTIM = """
