@@ -57,7 +57,7 @@ def take_new(
     without: Iterable[int],
     retried: bool,
     limit: int,
-    leaving: Iterable[str] = (),
+    leaving: Iterable[str],
 ) -> list[int]:
     """Take due events by id that were never tried (or, `retried`, failed before), but `without`.
 
@@ -80,7 +80,7 @@ def take_abandoned(
     times: int,
     dead: Sequence[str],
     limit: int,
-    leaving: Iterable[str] = (),
+    leaving: Iterable[str],
 ) -> list[int]:
     """Take due events again that were taken so many times in vain, last by one of the `dead` runs; none of `leaving`."""
     given = {"upto": upto, "times": times, "dead": list(dead), "leaving": list(leaving)}
