@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 
-from nexhealth_pipeline.cli.host import HOST
 from nexhealth_pipeline.cli.household import Household, end_like_interrupt
+from nexhealth_pipeline.cli.options import HOST
 from nexhealth_pipeline.cli.realm import Realm, account, demo_environment, real_environment, usable_demo_home
 from nexhealth_pipeline.cli.realm import demo as demo_realm
 from nexhealth_pipeline.errors import InvalidSetting, MissingSetting, PipelineError

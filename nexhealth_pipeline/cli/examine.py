@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nexhealth_pipeline.cli.json_output import json_line, told_as_json
+from nexhealth_pipeline.cli.options import json_option
 from nexhealth_pipeline.errors import InvalidSetting
 from nexhealth_pipeline.log import printable
 
@@ -20,7 +21,7 @@ _MARKS = {"ok": ("ok     ", "green"), "warning": ("WARNING", "yellow"), "failed"
 
 @click.command()
 @click.option("--location", "locations", metavar="KEY", multiple=True, help="Check this location, too; repeatable.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else on stdout.")
+@json_option
 @click.option(
     "--openapi", metavar="FILE", help="Only compare a newer OpenAPI file of the vendor's (JSON) with what is synced."
 )
