@@ -12,8 +12,9 @@ import pytest
 
 from nexhealth_pipeline.warehouse.embedded import release
 from tests.conftest import _fresh, room_for_databases
+from tests.waiting import until
 
-from .embedded_kit import processes_of, until
+from .embedded_kit import processes_of
 
 Rows = Callable[[str], list[tuple[Any, ...]]]
 _SYSTEM = (

@@ -21,7 +21,8 @@ from nexhealth_pipeline.webhooks.sealing import Sealer
 from nexhealth_pipeline.webhooks.serving import Plan
 from nexhealth_pipeline.webhooks.target import WEBHOOK_PATH
 from tests.conftest import _fresh
-from tests.webhooks.receiving import SECRET, Detour, Running, event, events, receiver, settings, signed, until
+from tests.waiting import until
+from tests.webhooks.receiving import SECRET, Detour, Running, event, events, receiver, settings, signed
 
 SMALL = Plan(
     limits=Limits(BodyLimits(size=4096, all_sizes=16_384, drain_seconds=0.5), refusals=10_000), audit_seconds=0.05
