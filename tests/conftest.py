@@ -145,6 +145,12 @@ def other_database_url(server_url: str, template: str) -> Iterator[str]:
     yield from _fresh(server_url, template)
 
 
+@pytest.fixture(scope="module")
+def shared_url(server_url: str, template: str) -> Iterator[str]:
+    """One warehouse for all tests of a module that use it: a fresh one each would cost more than all else."""
+    yield from _fresh(server_url, template)
+
+
 @pytest.fixture
 def empty_database_url(server_url: str) -> Iterator[str]:
     """A database without any table, for tests of migrations."""

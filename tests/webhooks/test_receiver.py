@@ -40,7 +40,7 @@ HURRIED = Plan(
 
 @pytest.fixture(scope="module")
 def warehouse(server_url: str, template: str) -> Iterator[str]:
-    """The database of the tests that share a receiver and only add events."""
+    """The database of the tests that share a receiver and only add events; others empty the one that they share."""
     yield from _fresh(server_url, template)
 
 
