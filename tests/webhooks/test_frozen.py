@@ -15,18 +15,11 @@ from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.webhooks.live import Live
 from nexhealth_pipeline.webhooks.sealing import Sealer
 from nexhealth_pipeline.webhooks.serving import Plan
-from tests.servers import Server, server_of_its_own
+from tests.servers import Server
 from tests.waiting import until
 from tests.webhooks.receiving import Running, event, events, receiver, settings, signed
 
 HURRIED = Plan(statement_seconds=1.0, answer_seconds=1.5, secrets_seconds=0.2)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    """One for these tests alone: others use the session's."""
-    with server_of_its_own() as server:
-        yield server
 
 
 @pytest.fixture
