@@ -112,7 +112,7 @@ class App:
 
     def __init__(self, practices: Practices, latency: float) -> None:
         self.practices, self.latency = practices, latency
-        self.limits = Limits(time.time, enabled=False)  # type: ignore[arg-type]  # only `arrived` is read
+        self.limits = Limits(enabled=False)
         self.arrivals: list[tuple[float, str, int]] = []
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: object, send: Send) -> None:
@@ -141,7 +141,7 @@ class App:
             return self.practices.change(int(query["every"]))
         if path == "/bench/begin":
             self.arrivals.clear()
-            self.limits = Limits(time.time, enabled=query["limits"] == "1")  # type: ignore[arg-type]  # as above
+            self.limits = Limits(enabled=query["limits"] == "1")
             return []
         return self.arrivals
 

@@ -37,7 +37,7 @@ from serving import reported
 from nexhealth_pipeline.sandbox.posting import sign
 from nexhealth_pipeline.settings import load_settings
 from nexhealth_pipeline.warehouse.connect import warehouse_url
-from nexhealth_pipeline.webhooks.receiver import WEBHOOK_PATH
+from nexhealth_pipeline.webhooks.target import WEBHOOK_PATH
 
 SECRET = "benchmark-secret-of-no-endpoint"
 LADDER = (100, 300, 500, 750, 1000, 1500, 2000, 3000, 4000, 6000, 8000)

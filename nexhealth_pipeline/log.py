@@ -43,8 +43,9 @@ def set_up(level: str = "INFO", *, stream: TextIO | None = None, terminal: bool 
     what it set up before.
     """
     stream = stream or sys.stderr
+    terminal = stream.isatty() if terminal is None else terminal
     handler = _Handler(stream)
-    handler.setFormatter(TerminalLines() if _is_terminal(stream, terminal) else JsonLines())
+    handler.setFormatter(TerminalLines() if terminal else JsonLines())
     handler.addFilter(WithoutDriverText())
     handler.setLevel(level)  # Dagster lowers the logger's own during a run
     root, room = logging.getLogger(), logging.getLogger(_ROOM)
@@ -86,10 +87,6 @@ def printable(text: str, *, lines: bool = False) -> str:
     if lines:
         return "\n".join(map(printable, text.split("\n")))
     return _COMMANDS.sub(lambda found: " " if found[0].isspace() else "\ufffd", text)
-
-
-def _is_terminal(stream: TextIO, told: bool | None) -> bool:
-    return stream.isatty() if told is None else told
 
 
 class WithoutDriverText(logging.Filter):

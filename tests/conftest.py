@@ -17,10 +17,14 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from tests.servers import Server
 
 # The same examples in each run: a rare one that fails must not stop whoever comes upon it. Of records, which are most of
 # them, `make soak` draws new ones.
@@ -145,6 +149,12 @@ def other_database_url(server_url: str, template: str) -> Iterator[str]:
     yield from _fresh(server_url, template)
 
 
+@pytest.fixture(scope="module")
+def shared_url(server_url: str, template: str) -> Iterator[str]:
+    """One warehouse for all tests of a module that use it: a fresh one each would cost more than all else."""
+    yield from _fresh(server_url, template)
+
+
 @pytest.fixture
 def empty_database_url(server_url: str) -> Iterator[str]:
     """A database without any table, for tests of migrations."""
@@ -167,6 +177,15 @@ def oldest_server_url() -> str:
 def oldest_database_url(oldest_server_url: str) -> Iterator[str]:
     """Like `database_url`, on the oldest supported PostgreSQL that is installed on this machine."""
     yield from _fresh(oldest_server_url, _make_template(oldest_server_url))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator["Server"]:
+    """A server for a module's tests alone, which they may hurt: others use the session's."""
+    from tests.servers import server_of_its_own
+
+    with server_of_its_own() as server:
+        yield server
 
 
 @pytest.fixture

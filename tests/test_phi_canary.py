@@ -19,9 +19,10 @@ from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import load_settings
 from nexhealth_pipeline.warehouse.connect import dagster_url, warehouse_url
-from nexhealth_pipeline.webhooks.receiver import WEBHOOK_PATH
+from nexhealth_pipeline.webhooks.target import WEBHOOK_PATH
 from tests.commands import Commands, commands
-from tests.webhooks.receiving import Running, signed, until
+from tests.waiting import until
+from tests.webhooks.receiving import Running, signed
 
 CANARY = "Zanzibarcanary"
 KEY = "canary-key-4711"
@@ -126,7 +127,7 @@ def receive(nexhealth: Commands, patients: list[int]) -> list[str]:
     """Post good events, refused ones and poison to a receiver; what it and its pages say."""
     pid, output = nexhealth.start("serve", "--port", "0")
     try:
-        until(lambda: output.exists() and ADDRESS.search(output.read_text()), 60)
+        until(lambda: output.exists() and ADDRESS.search(output.read_text()), seconds=60)
         receiver = Running(int(ADDRESS.findall(output.read_text())[0]))
         told = {"last_name": CANARY, "email": f"{CANARY}@example.com", "bio": {"date_of_birth": PLAIN[SqlType.DATE]}}
         good, other = (patient_event(one, **told) for one in patients[:2])

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import click
 
+from nexhealth_pipeline.cli.options import demo_option
 from nexhealth_pipeline.cli.realm import Realm, account
 from nexhealth_pipeline.cli.realm import demo as demo_realm
 from nexhealth_pipeline.errors import ConfigurationError, WarehouseError
@@ -22,8 +23,6 @@ __all__ = ["database"]
 _LINGER_SECONDS = 600.0
 """How long the embedded server stays up after its address was asked for, and then while a client is connected."""
 
-_demo_option = click.option("--demo", is_flag=True, help="The demo's warehouse instead of the account's.")
-
 
 @click.group("db")
 def database() -> None:
@@ -32,7 +31,7 @@ def database() -> None:
 
 @database.command()
 @click.option("--tcp", is_flag=True, help="An address on 127.0.0.1 with a password, for tools that know no socket.")
-@_demo_option
+@demo_option
 def url(*, tcp: bool, demo: bool) -> None:
     """Print the warehouse's address.
 
@@ -44,7 +43,7 @@ def url(*, tcp: bool, demo: bool) -> None:
 
 
 @database.command()
-@_demo_option
+@demo_option
 def upgrade(*, demo: bool) -> None:
     """Bring the warehouse's tables up to this release."""
     from nexhealth_pipeline.cli.embedded_warning import warn_once
@@ -59,7 +58,7 @@ def upgrade(*, demo: bool) -> None:
 
 
 @database.command()
-@_demo_option
+@demo_option
 def prune(*, demo: bool) -> None:
     """Remove what is older than the settings keep, now.
 
@@ -78,7 +77,7 @@ def prune(*, demo: bool) -> None:
 
 
 @database.command(context_settings={"ignore_unknown_options": True})
-@_demo_option
+@demo_option
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def psql(args: tuple[str, ...], *, demo: bool) -> int:
     """Open a SQL shell on the warehouse.

@@ -7,6 +7,7 @@ import click
 
 from nexhealth_pipeline.cli.household import Household, end_like_interrupt
 from nexhealth_pipeline.cli.json_output import told_as_json
+from nexhealth_pipeline.cli.options import json_option
 from nexhealth_pipeline.cli.realm import Realm, shut_in_demo, usable_demo_home
 from nexhealth_pipeline.cli.realm import demo as demo_realm
 
@@ -19,7 +20,7 @@ _GRACE_SECONDS = 3.0
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else on stdout.")
+@json_option
 def demo(*, as_json: bool) -> int:
     """Try everything without an account.
 

@@ -4,14 +4,13 @@ import os
 import socket
 import sys
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
 import click
 
-from nexhealth_pipeline.cli.host import HOST
 from nexhealth_pipeline.cli.household import Household, end_like_interrupt
+from nexhealth_pipeline.cli.options import HOST
 from nexhealth_pipeline.cli.realm import Realm, account, demo_environment, real_environment, usable_demo_home
 from nexhealth_pipeline.cli.realm import demo as demo_realm
 from nexhealth_pipeline.errors import InvalidSetting, MissingSetting, PipelineError
@@ -214,7 +213,7 @@ def _until_ready(household: Household, host: str, port: int) -> None:
         try:
             with direct.open(address, timeout=2):
                 return
-        except (urllib.error.URLError, OSError):
+        except OSError:
             time.sleep(_LOOK_SECONDS)
     raise PipelineError(f"Dagster's pages do not answer at {address}: see the messages above")
 

@@ -6,10 +6,9 @@ A finding's group decides the exit status: settings 2, API 3, database 4; warnin
 
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from nexhealth_pipeline.cli.embedded_warning import EMBEDDED_WARNING, holds_real_data_embedded
 from nexhealth_pipeline.cli.realm import Realm
@@ -49,10 +48,6 @@ class Finding:
     group: Group
     message: str
     fix: str = ""
-
-    def as_json(self) -> dict[str, Any]:
-        """For `--json`."""
-        return asdict(self)
 
 
 def examine(realm: Realm, locations: tuple[str, ...] = ()) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from nexhealth_pipeline.cli.doctor import Finding, Group, Level
 from nexhealth_pipeline.cli.doctor_api import doctors_client
 from nexhealth_pipeline.cli.realm import Realm
 from nexhealth_pipeline.client.client import NexHealthClient
-from nexhealth_pipeline.errors import ApiError, ConfigurationError, InvalidSetting, PipelineError
+from nexhealth_pipeline.errors import ApiError, ConfigurationError, PipelineError
 from nexhealth_pipeline.warehouse.connect import connect, driver_errors
 from nexhealth_pipeline.warehouse.migrate import HEAD, current_revision
 from nexhealth_pipeline.webhooks.endpoints import Endpoint, known_endpoints
@@ -47,7 +47,7 @@ def _secrets(realm: Realm, known: list[Endpoint]) -> Iterator[Finding]:
         sealer = Sealer.of(realm.settings)
         for endpoint in known:
             sealer.open(endpoint.secret, f"the secret of {endpoint.label}")
-    except (ConfigurationError, InvalidSetting) as error:
+    except ConfigurationError as error:
         fix = "The receiver cannot check signatures until then and answers 503."
         yield Finding("webhook_key", Level.FAILED, Group.SETTINGS, str(error), fix)
 

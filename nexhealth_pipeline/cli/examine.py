@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nexhealth_pipeline.cli.json_output import json_line, told_as_json
+from nexhealth_pipeline.cli.options import json_option
 from nexhealth_pipeline.errors import InvalidSetting
 from nexhealth_pipeline.log import printable
 
@@ -20,7 +21,7 @@ _MARKS = {"ok": ("ok     ", "green"), "warning": ("WARNING", "yellow"), "failed"
 
 @click.command()
 @click.option("--location", "locations", metavar="KEY", multiple=True, help="Check this location, too; repeatable.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else on stdout.")
+@json_option
 @click.option(
     "--openapi", metavar="FILE", help="Only compare a newer OpenAPI file of the vendor's (JSON) with what is synced."
 )
@@ -50,7 +51,7 @@ def _examine(locations: tuple[str, ...], *, as_json: bool) -> int:
     found = list(_shown(examine(realm, locations), as_json=as_json))
     status = exit_status(found)
     if as_json:
-        click.echo(json_line({"findings": [one.as_json() for one in found], "exit_status": status}))
+        click.echo(json_line({"findings": [asdict(one) for one in found], "exit_status": status}))
     return status
 
 

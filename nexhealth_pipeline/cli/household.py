@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import IO, Any, Self
 
 from nexhealth_pipeline.cli import keeper
@@ -52,9 +52,7 @@ class Household:
         )
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         with suppress(BrokenPipeError):  # the keeper was killed, and never read the last group
             self._notes().close()
         groups = [member.pid for member in self._members.values()]

@@ -39,7 +39,7 @@ def start_receiver(
 
     Raises PipelineError where it does not start.
     """
-    from nexhealth_pipeline.webhooks.receiver import WEBHOOK_PATH
+    from nexhealth_pipeline.webhooks.target import WEBHOOK_PATH
 
     command = nexhealth_command("serve", "--port", str(port))
     household.start("receiver", command, answers=True, environment=environment, folder=folder)

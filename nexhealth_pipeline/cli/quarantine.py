@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nexhealth_pipeline.cli.json_output import json_line, told_as_json
+from nexhealth_pipeline.cli.options import demo_option, json_option
 from nexhealth_pipeline.cli.realm import Realm, account
 from nexhealth_pipeline.cli.realm import demo as demo_realm
 from nexhealth_pipeline.cli.tables import moment, table
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from nexhealth_pipeline.sync.retry_quarantine import Retried
 
 __all__ = ["NoteLine", "notes_of", "quarantine"]
-
-_demo_option = click.option("--demo", is_flag=True, help="The demo's warehouse instead of the account's.")
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else on stdout.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +50,8 @@ def quarantine() -> None:
 @click.option("--collection", metavar="NAME", help="Only notes of this collection.")
 @click.option("--institution", metavar="KEY", help="Only notes of this institution, by subdomain or id.")
 @click.option("--open/--all", "only_open", default=True, help="Those not resolved (default), or all there ever were.")
-@_json_option
-@_demo_option
+@json_option
+@demo_option
 def show(*, collection: str | None, institution: str | None, only_open: bool, as_json: bool, demo: bool) -> int:
     """List what could not be loaded, and why.
 
@@ -77,8 +75,8 @@ def show(*, collection: str | None, institution: str | None, only_open: bool, as
 @quarantine.command()
 @click.argument("ids", metavar="[ID]...", nargs=-1, type=click.IntRange(1))
 @click.option("--collection", metavar="NAME", help="All open notes of this collection.")
-@_json_option
-@_demo_option
+@json_option
+@demo_option
 def retry(*, ids: tuple[int, ...], collection: str | None, as_json: bool, demo: bool) -> int:
     """Load what passes the rules of this release.
 

@@ -160,11 +160,7 @@ def _written(value: object) -> str:
 
 
 def _without_settings(environ: Mapping[str, str]) -> dict[str, str]:
-    from nexhealth_pipeline.settings import Settings
+    from nexhealth_pipeline.settings import INTERNAL_PREFIX, Settings
 
     ours = {field.alias for field in Settings.model_fields.values()} | {"DAGSTER_HOME"}
-    return {
-        name: value
-        for name, value in environ.items()
-        if name not in ours and not name.startswith("NEXHEALTH_INTERNAL_")
-    }
+    return {name: value for name, value in environ.items() if name not in ours and not name.startswith(INTERNAL_PREFIX)}

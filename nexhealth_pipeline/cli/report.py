@@ -1,6 +1,6 @@
 """What `nexhealth status` knows: read from the warehouse in a few queries, changes nothing."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -90,10 +90,6 @@ class Report:
         """Whether a check found something that nobody has acknowledged."""
         return any(check.is_new for check in self.checks)
 
-    def as_json(self) -> dict[str, Any]:
-        """For `--json`; times are ISO 8601."""
-        return asdict(self)
-
 
 _FRESH = """
 SELECT CASE WHEN f.location_id <> 0 THEN concat_ws('.', i.subdomain, f.location_id)
@@ -153,16 +149,16 @@ def read_report(connection: "psycopg.Connection") -> Report:
     """The state of the warehouse behind `connection` (autocommit). Raises WarehouseError."""
     from nexhealth_pipeline.warehouse.check_results import failed_checks
     from nexhealth_pipeline.warehouse.connect import driver_errors
+    from nexhealth_pipeline.warehouse.state import database_time
     from nexhealth_pipeline.warehouse.webhook_health import webhook_state
 
     with driver_errors("reading the warehouse's status"):
-        now = connection.execute("SELECT clock_timestamp()").fetchone()
+        now = database_time(connection)
         kind = connection.execute("SELECT kind FROM nexhealth_warehouse").fetchone()
         held = {row[0] for row in connection.execute(_HELD)}
-        assert now is not None
         webhooks = webhook_state(connection)
         return Report(
-            now=now[0],
+            now=now,
             kind=kind[0] if kind else None,
             runs=[_run(row, held) for row in connection.execute(_RUNS)],
             reading=[_reading(row, held) for row in connection.execute(_READING)],

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import click
 
-from nexhealth_pipeline.cli.host import HOST
 from nexhealth_pipeline.cli.household import Household, nexhealth_command
+from nexhealth_pipeline.cli.options import HOST
 from nexhealth_pipeline.errors import InvalidSetting
 
 __all__ = ["sandbox", "start_sandbox", "state_folder"]

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nexhealth_pipeline.cli.host import HOST
 from nexhealth_pipeline.cli.household import end_like_interrupt
+from nexhealth_pipeline.cli.options import HOST
 from nexhealth_pipeline.cli.realm import Realm, account
 from nexhealth_pipeline.cli.realm import demo as demo_realm
 from nexhealth_pipeline.errors import InvalidSetting, WarehouseNewer
@@ -77,7 +77,7 @@ def _address(listener: "socket.socket") -> str:
 
 
 def _announce(address: str) -> None:
-    from nexhealth_pipeline.webhooks.receiver import WEBHOOK_PATH
+    from nexhealth_pipeline.webhooks.target import WEBHOOK_PATH
 
     click.echo(address)
     sys.stdout.flush()

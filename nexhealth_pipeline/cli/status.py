@@ -3,12 +3,13 @@
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import click
 
 from nexhealth_pipeline.cli.json_output import json_line, told_as_json
+from nexhealth_pipeline.cli.options import demo_option
 from nexhealth_pipeline.cli.realm import Realm, account
 from nexhealth_pipeline.cli.realm import demo as demo_realm
 from nexhealth_pipeline.cli.report import Report, read_report
@@ -30,7 +31,7 @@ _EVERY_SECONDS = 2.0
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object (with --watch one a line).")
 @click.option("--check", "checking", is_flag=True, help="Run the checks now; otherwise those of the last night count.")
 @click.option("--acknowledge", is_flag=True, help="Note that the failed checks shown have been seen.")
-@click.option("--demo", is_flag=True, help="The demo's warehouse instead of the account's.")
+@demo_option
 def status(*, watching: bool, as_json: bool, checking: bool, acknowledge: bool, demo: bool) -> int:
     """Show how fresh each collection is.
 
@@ -99,7 +100,7 @@ def _acknowledge(connection: "psycopg.Connection", shown: Report) -> None:
 
 
 def _print(report: Report, *, as_json: bool) -> None:
-    click.echo(json_line(report.as_json()) if as_json else "\n".join(status_lines(report)))
+    click.echo(json_line(asdict(report)) if as_json else "\n".join(status_lines(report)))
 
 
 def watch(connection: "psycopg.Connection", *, as_json: bool, sleep: Callable[[float], None] = time.sleep) -> int:

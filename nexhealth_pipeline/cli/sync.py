@@ -9,6 +9,7 @@ import click
 
 from nexhealth_pipeline.cli.json_output import json_line, told_as_json
 from nexhealth_pipeline.cli.loading import loading
+from nexhealth_pipeline.cli.options import json_option
 from nexhealth_pipeline.cli.progress import look_seconds, showing_progress
 from nexhealth_pipeline.cli.realm import Realm, account
 from nexhealth_pipeline.errors import InvalidSetting
@@ -137,7 +138,7 @@ class _Options:
 @click.option(
     "--explain", is_flag=True, help="Only say which requests it would send, how many, and how long they take."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else on stdout.")
+@json_option
 @click.option(
     "--allow-mass-delete",
     is_flag=True,

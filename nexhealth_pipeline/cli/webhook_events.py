@@ -10,6 +10,7 @@ import click
 from nexhealth_pipeline.cli.household import Household, end_like_interrupt
 from nexhealth_pipeline.cli.json_output import json_line, told_as_json
 from nexhealth_pipeline.cli.loading import loading
+from nexhealth_pipeline.cli.options import json_option
 from nexhealth_pipeline.cli.realm import Realm, account, shut_in_demo, usable_demo_home
 from nexhealth_pipeline.cli.realm import demo as demo_realm
 from nexhealth_pipeline.cli.sandbox import start_sandbox
@@ -22,14 +23,13 @@ __all__ = ["apply", "replay"]
 
 _GRACE_SECONDS = 3.0
 _OUTCOMES = ("applied", "superseded", "failed", "waiting", "parked")
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else on stdout.")
 _demo_option = click.option(
     "--demo", is_flag=True, help="The demo's warehouse, with its local NexHealth, instead of the account's."
 )
 
 
 @click.command()
-@_json_option
+@json_option
 @_demo_option
 def apply(*, as_json: bool, demo: bool) -> int:
     """Apply the events that wait.
@@ -60,7 +60,7 @@ def apply(*, as_json: bool, demo: bool) -> int:
 )
 @click.option("--id", "ids", type=click.IntRange(1), metavar="N", multiple=True, help="This event; repeatable.")
 @click.option("--dry-run", is_flag=True, help="Apply them, say what changed, and roll it back. Asks the API nothing.")
-@_json_option
+@json_option
 @_demo_option
 def replay(*, dry_run: bool, as_json: bool, demo: bool, **chosen: Any) -> int:
     """Apply stored events once more.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nexhealth_pipeline.cli.json_output import json_line, told_as_json
+from nexhealth_pipeline.cli.options import demo_option, json_option
 from nexhealth_pipeline.cli.realm import Realm, account
 from nexhealth_pipeline.cli.realm import demo as demo_realm
 from nexhealth_pipeline.cli.tables import moment, table
@@ -28,7 +29,6 @@ __all__ = ["EndpointLine", "endpoint_lines", "webhooks"]
 
 _LINE_SECONDS = 5.0
 """Between two lines of progress where there is no terminal."""
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else on stdout.")
 
 
 @click.group()
@@ -44,7 +44,7 @@ def webhooks() -> None:
     "--replace", is_flag=True, help="Delete another's endpoint with this URL whose secret NexHealth does not show."
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would be changed.")
-@_json_option
+@json_option
 def setup(url: str, *, rotate: bool, prune: bool, replace: bool, dry_run: bool, as_json: bool) -> int:
     """Let NexHealth post events to URL.
 
@@ -71,8 +71,8 @@ def setup(url: str, *, rotate: bool, prune: bool, replace: bool, dry_run: bool, 
 
 
 @webhooks.command("list")
-@_json_option
-@click.option("--demo", is_flag=True, help="The demo's warehouse instead of the account's.")
+@json_option
+@demo_option
 def show(*, as_json: bool, demo: bool) -> int:
     """Show our endpoints.
 
@@ -92,7 +92,7 @@ def show(*, as_json: bool, demo: bool) -> int:
 @click.argument("url", required=False)
 @click.option("--all", "everything", is_flag=True, help="All our endpoints, whatever their URL.")
 @click.option("--forget", is_flag=True, help="Delete none, but forget those whose API key is not among the settings.")
-@_json_option
+@json_option
 def remove(url: str | None, *, everything: bool, forget: bool, as_json: bool) -> int:
     """Delete our endpoint with URL.
 

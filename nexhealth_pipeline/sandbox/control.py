@@ -38,7 +38,7 @@ from .control_webhooks import (
 from .faults import RETRY_FORMS, FaultRule
 from .params import Query
 from .reply import ApiError, Reply, failure
-from .state import Change, NoSuchRowError, State
+from .state import Change, State
 from .truth import truth
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def control(app: "App", method: str, path: str, raw_query: str, body: bytes) -> 
         return failure(404, [f"No route matches {method} {path}"])
     try:
         return handler(app, parts[1:], Query.parse(raw_query), orjson.loads(body) if body else {})
-    except (NoSuchRowError, LookupError) as error:
+    except LookupError as error:
         return failure(404, [str(error)])
     except (ValueError, TypeError) as error:
         return failure(400, [str(error)])

@@ -7,8 +7,6 @@ import threading
 from collections import deque
 from collections.abc import Iterable
 
-from .times import Clock
-
 __all__ = ["LIMITS", "Limits", "limit_names", "peak"]
 
 LIMITS: dict[str, tuple[int, float]] = {
@@ -32,10 +30,9 @@ def limit_names(path: str) -> tuple[str, ...]:
 class Limits:
     """The windows of all keys. Switch off with `enabled = False`; `retry_after` is what a 429 says (see Faults)."""
 
-    def __init__(self, clock: Clock, *, enabled: bool = True, scale: float = 1.0) -> None:
+    def __init__(self, *, enabled: bool = True, scale: float = 1.0) -> None:
         self.enabled = enabled
         self.retry_after = "seconds"
-        self._clock = clock
         self._limits = {name: (max(1, int(count * scale)), window) for name, (count, window) in LIMITS.items()}
         self._arrivals: dict[tuple[str, str], deque[float]] = {}
         self._lock = threading.Lock()

@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import uvicorn
@@ -98,7 +97,7 @@ def build_app(
     return App(
         state=state,
         auth=Auth(api_keys or {SANDBOX_API_KEY: None}, secret, token_seconds, clock),
-        limits=Limits(clock, enabled=limits, scale=limit_scale),
+        limits=Limits(enabled=limits, scale=limit_scale),
         faults=Faults(world.seed),
         requests=RequestLog(),
         clock=clock,
@@ -294,9 +293,7 @@ class SandboxServer:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.stop()
 
 

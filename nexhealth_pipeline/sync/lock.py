@@ -2,7 +2,6 @@
 
 import logging
 import threading
-from types import TracebackType
 
 import psycopg
 
@@ -45,9 +44,7 @@ class SliceLock:
                     raise Cancelled(f"{self._label}: stopped while waiting for another run")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if not self._connection.closed and not self._connection.broken:
             self._connection.execute("SELECT pg_advisory_unlock(%s)", (self._key,))
 

@@ -8,7 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import date, timedelta
 from functools import partial
-from types import TracebackType
 
 from nexhealth_pipeline.catalog.collections import nested_in
 from nexhealth_pipeline.errors import PipelineError
@@ -142,9 +141,7 @@ class _Lanes:
     def __enter__(self) -> "_Lanes":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
         for pool in self._pools.values():
             pool.shutdown()

@@ -8,7 +8,6 @@ import hashlib
 import os
 import socket
 import threading
-from types import TracebackType
 
 import psycopg
 
@@ -40,9 +39,7 @@ class RunLock:
         self._take()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None

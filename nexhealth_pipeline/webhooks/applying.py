@@ -123,7 +123,6 @@ class _Applier:
         self._most_takings = max(session.settings.webhook_attempts, LEAST_TAKINGS)
         self._fared_well = False
         """Whether it has applied any event."""
-        self._practices = practices
         self._hints: list[int] = []
         """Events that wait until those with records are done."""
         self._changed: dict[tuple[str, Institution], set[int]] = {}

@@ -61,42 +61,31 @@ class Room:
         self.taken -= size
 
 
-class _Reader:
-    def __init__(self, receive: Receive, limits: BodyLimits, room: Room) -> None:
-        self.receive, self.limits, self.room = receive, limits, room
-        self.size = 0
-
-    async def read(self) -> bytes | Unread:
-        parts: list[bytes] = []
-        while True:
-            message = await self.receive()
-            if message["type"] == "http.disconnect":
-                return Unread.GONE
-            part: bytes = message.get("body", b"")
-            if self.size + len(part) > self.limits.size:
-                return Unread.TOO_LARGE
-            if not self.room.take(len(part), self.size):
-                return Unread.NO_ROOM
-            self.size += len(part)
-            parts.append(part)
-            if not message.get("more_body", False):
-                return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
 async def read_body(receive: Receive, limits: BodyLimits, room: Room) -> bytes | Unread:
     """The whole body; its bytes stay taken in `room` until the caller gives them back. Nothing is where it is Unread."""
-    reader = _Reader(receive, limits, room)
+    parts: list[bytes] = []
+    size = 0
+    whole: bytes | None = None
     try:
-        async with asyncio.timeout(limits.seconds):
-            body = await reader.read()
-    except TimeoutError:
-        body = Unread.TOO_SLOW
-    except BaseException:
-        room.give_back(reader.size)
-        raise
-    if isinstance(body, Unread):
-        room.give_back(reader.size)
-    return body
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limits.seconds):
+                while whole is None:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return Unread.GONE
+                    part: bytes = message.get("body", b"")
+                    if size + len(part) > limits.size:
+                        return Unread.TOO_LARGE
+                    if not room.take(len(part), size):
+                        return Unread.NO_ROOM
+                    size += len(part)
+                    parts.append(part)
+                    if not message.get("more_body", False):
+                        whole = parts[0] if len(parts) == 1 else b"".join(parts)
+    finally:
+        if whole is None:
+            room.give_back(size)
+    return Unread.TOO_SLOW if whole is None else whole
 
 
 async def drain(receive: Receive, limits: BodyLimits) -> None:

@@ -61,7 +61,6 @@ class Verdict(StrEnum):
 class EndpointState:
     """One endpoint of ours, as it was found."""
 
-    key_hash: str
     endpoint_id: int
     target_url: str
     verdict: Verdict
@@ -201,4 +200,4 @@ def _abridged(shown: str, stored: str) -> bool:
 
 
 def _state(known: Endpoint, verdict: Verdict, reason: str = "", hole: datetime | None = None) -> EndpointState:
-    return EndpointState(known.key_hash, known.endpoint_id, known.target_url, verdict, hole or known.hole_since, reason)
+    return EndpointState(known.endpoint_id, known.target_url, verdict, hole or known.hole_since, reason)

@@ -12,7 +12,10 @@ from enum import StrEnum
 import psycopg
 from psycopg.rows import class_row
 
+from nexhealth_pipeline.warehouse.state import database_time
+
 __all__ = [
+    "BACKOFF",
     "BATCH",
     "DUE",
     "LONGEST_PAUSE",
@@ -39,7 +42,7 @@ DUE = (
 """SQL of whether an event's next try may be made now; without one it may."""
 NOT_LEFT = "(subdomain = ANY(%(leaving)s)) IS NOT TRUE"
 """SQL of whether an event is of none of the institutions whose events are left as they are."""
-_BACKOFF = [timedelta(seconds=30), timedelta(minutes=2), timedelta(minutes=10), LONGEST_PAUSE]
+BACKOFF = [timedelta(seconds=30), timedelta(minutes=2), timedelta(minutes=10), LONGEST_PAUSE]
 """Wait after the first, second, ... failed try; the last one after all further."""
 _PATIENCE = timedelta(minutes=2)
 """Wait where the API cannot be read now."""
@@ -71,9 +74,7 @@ class Backlog:
     @classmethod
     def now(cls, connection: psycopg.Connection, *, leaving: Iterable[str] = ()) -> "Backlog":
         """What is due now, but for events of these subdomains."""
-        row = connection.execute("SELECT clock_timestamp()").fetchone()
-        assert row is not None
-        return cls(row[0], newest_id(connection), tuple(leaving))
+        return cls(database_time(connection), newest_id(connection), tuple(leaving))
 
     def left(self, connection: psycopg.Connection) -> int:
         """How many of them nobody has tried since; one that a process is working on counts."""
@@ -165,7 +166,7 @@ def mark(connection: psycopg.Connection, verdicts: Sequence[Verdict], *, run_id:
         """,
         {
             "most": most_attempts,
-            "backoff": _BACKOFF,
+            "backoff": BACKOFF,
             "run": run_id,
             "ids": [one.event_id for one in verdicts],
             "outcomes": [one.outcome.value for one in verdicts],

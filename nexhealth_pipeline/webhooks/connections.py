@@ -19,13 +19,13 @@ __all__ = ["Guard", "protocol_class"]
 class Guard:
     """What all connections of one server may take together."""
 
-    connections: int = 1000
-    of_one_peer: int = 500
+    connections: int
+    of_one_peer: int
     """A peer for which `is_proxy` says so may have all of them."""
-    header_seconds: float = 10.0
+    header_seconds: float
     """From the first moment a request is awaited to the end of its headers; and for a peer that does not read to go on."""
+    is_proxy: Callable[[str], bool]
     header_bytes: int = 64 << 10
-    is_proxy: Callable[[str], bool] = lambda peer: False  # noqa: ARG005 - nobody is
     peers: Counter[str] = field(default_factory=Counter)
 
 

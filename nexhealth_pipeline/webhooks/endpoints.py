@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, LiteralString, Protocol
+from typing import Any, LiteralString
 
 import msgspec
 import psycopg
@@ -25,7 +25,6 @@ __all__ = [
     "OVERLAP",
     "SECRETS_CHANNEL",
     "Endpoint",
-    "Holed",
     "LiveSecret",
     "Subscription",
     "adopt",
@@ -52,8 +51,8 @@ OVERLAP = timedelta(hours=49)
 _POLL_SECONDS = 0.2
 _LOG = logging.getLogger(__name__)
 _COLUMNS = (
-    "key_hash, endpoint_id, target_url, active, secret, old_secret, old_secret_until, subscriptions, registered_at,"
-    " checked_at, seen_active_at, hole_since, retire_at, coalesce(retire_at <= clock_timestamp(), false) AS due"
+    "key_hash, endpoint_id, target_url, active, secret, old_secret, subscriptions, registered_at, checked_at,"
+    " seen_active_at, hole_since, retire_at, coalesce(retire_at <= clock_timestamp(), false) AS due"
 )
 
 
@@ -82,7 +81,6 @@ class Endpoint:
     """Sealed."""
     old_secret: bytes | None = field(repr=False)
     """Sealed; the secret before this one."""
-    old_secret_until: datetime | None
     subscriptions: list[dict[str, object]] = field(repr=False)
     """As :class:`Subscription`, undecoded; :attr:`subscribed` has them."""
     registered_at: datetime
@@ -105,25 +103,6 @@ class Endpoint:
     def label(self) -> str:
         """How messages name it."""
         return f"endpoint {self.endpoint_id}"
-
-
-class Holed(Protocol):
-    """An endpoint, as far as its hole is concerned."""
-
-    @property
-    def key_hash(self) -> str:
-        """Which API key it belongs to."""
-        ...
-
-    @property
-    def endpoint_id(self) -> int:
-        """NexHealth's id."""
-        ...
-
-    @property
-    def hole_since(self) -> datetime | None:
-        """Since when events may be missing; None = none are."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,7 +312,7 @@ def _pass_on(
     )
 
 
-def filled(connection: psycopg.Connection, endpoint: Holed) -> bool:
+def filled(connection: psycopg.Connection, endpoint: Endpoint) -> bool:
     """The changes since `endpoint.hole_since` were read: close the hole unless it has grown since; whether it did."""
     done = connection.execute(
         "UPDATE nexhealth_webhooks SET hole_since = NULL WHERE key_hash = %s AND endpoint_id = %s AND hole_since = %s",

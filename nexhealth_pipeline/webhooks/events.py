@@ -17,11 +17,11 @@ from typing import TypeVar
 
 import msgspec
 
-from nexhealth_pipeline.catalog.collection import Collection
+from nexhealth_pipeline.catalog.collection import Events
 from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.webhooks.moment import moment_of
 
-__all__ = ["Event", "EventMalformed", "collection_of", "dedup_hash", "parse", "why_parked"]
+__all__ = ["Event", "EventMalformed", "dedup_hash", "parse", "why_parked"]
 
 _T = TypeVar("_T")
 _NULL = msgspec.Raw(b"null")
@@ -30,7 +30,7 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.:-]{0,99}")
 _SUBDOMAIN = re.compile(r"[A-Za-z0-9_.-]{1,255}")
 _ID = re.compile(r"[0-9]{1,19}")
 _LARGEST_ID = 2**63 - 1
-_BY_EVENT: dict[str, Collection] = {name: one for one in DECLARED if one.events for name in one.events.names}
+_DECLARED: dict[str, Events] = {name: one.events for one in DECLARED if one.events for name in one.events.names}
 
 
 class EventMalformed(ValueError):
@@ -97,7 +97,7 @@ def parse(body: bytes) -> Event:
     if not _NAME.fullmatch(name):
         raise EventMalformed("event_name: missing, or not a name")
     base_name = name.split(".", 1)[0]
-    declared = _BY_EVENT.get(base_name)
+    declared = _DECLARED.get(base_name)
     records = _records(bytes(wire.data), declared)
     return Event(
         event_name=name,
@@ -122,17 +122,10 @@ def dedup_hash(event: Event | None, body: bytes) -> bytes:
     return digest.digest()
 
 
-def collection_of(event: Event) -> Collection | None:
-    """The collection whose declaration names this event and resource type, None where none does."""
-    declared = _BY_EVENT.get(event.base_name)
-    if declared is None or declared.events is None:
-        return None
-    return declared if _plain(event.resource_type) == _plain(declared.events.resource_type) else None
-
-
 def why_parked(event: Event) -> str | None:
     """Why `event` can never be applied, whatever the tables hold; None where it may be."""
-    if collection_of(event) is None:
+    declared = _DECLARED.get(event.base_name)
+    if declared is None or _plain(event.resource_type) != _plain(declared.resource_type):
         return f"no collection is fed by event {event.event_name} of resource type {event.resource_type or '(none)'}"
     return None if event.subdomain else "subdomain: missing, or not a name"
 
@@ -153,11 +146,11 @@ def _text(raw: msgspec.Raw) -> str:
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else ""
 
 
-def _resource_type(raw: msgspec.Raw, declared: Collection | None) -> str:
+def _resource_type(raw: msgspec.Raw, declared: Events | None) -> str:
     name = _text(raw)
     if _NAME.fullmatch(name):
         return name
-    return declared.events.resource_type if not name and declared is not None and declared.events is not None else ""
+    return declared.resource_type if not name and declared is not None else ""
 
 
 def _subdomain(raw: msgspec.Raw) -> str:
@@ -165,7 +158,7 @@ def _subdomain(raw: msgspec.Raw) -> str:
     return name if _SUBDOMAIN.fullmatch(name) else ""
 
 
-def _records(data: bytes, declared: Collection | None) -> list[bytes]:
+def _records(data: bytes, declared: Events | None) -> list[bytes]:
     """The records in `data`: a list, under one of the declared keys, or `data` itself."""
     if data == b"null":
         return []
@@ -174,7 +167,7 @@ def _records(data: bytes, declared: Collection | None) -> list[bytes]:
     if data[:1] != b"{":
         raise EventMalformed("data: neither an object nor a list")
     members = _decode(_keys, data)
-    for key in declared.events.keys if declared is not None and declared.events is not None else ():
+    for key in declared.keys if declared is not None else ():
         # `user` or `patients` may also be a field of the record: a record never is text, a number or null.
         if (value := bytes(members.get(key, b""))[:1]) == b"{":
             return [bytes(members[key])]

@@ -8,7 +8,7 @@ try of those events alone that asked for it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import cache
 
@@ -45,6 +45,8 @@ _LIST_LAGS = timedelta(days=1)
 """Longest that a list may lack what an event has told of."""
 _Ready = dict[int, dict[int, Slice]]
 """Slices of one collection by institution and location; 0 where it is none in particular."""
+_Asked = dict[Slice, dict[int, str]]
+"""Slices, and of each the events that ask for it, with the subdomain of their institution."""
 _GRAVITY = (Outcome.PARKED, Outcome.FAILED, Outcome.WAITING, Outcome.APPLIED, Outcome.SUPERSEDED)
 """Of an event that several slices were read for, the first of these holds."""
 
@@ -55,15 +57,6 @@ class _Answer:
 
     outcome: Outcome
     reason: str | None = None
-
-
-@dataclass(slots=True)
-class _Asked:
-    """Events by the slice they ask for."""
-
-    piece: Slice
-    events: dict[int, str] = field(default_factory=dict)
-    """Each with the subdomain of its institution."""
 
 
 class HintReader:
@@ -193,7 +186,7 @@ class HintReader:
                 groups.setdefault(one.feed.collection.name, []).append(one)
         institutions = {0} | {one.institution.id for group in groups.values() for one in group}
         watermarks = load_watermarks(self._connection, sorted(groups), institutions)
-        asked: dict[Slice, _Asked] = {}
+        asked: _Asked = {}
         for name, group in groups.items():
             # Once for all of them: it looks at every month of every location.
             ready = self._ready(group, watermarks)
@@ -204,7 +197,7 @@ class HintReader:
                 if not pieces:
                     yield one.event.id, _Answer(Outcome.SUPERSEDED, f"{name}: {_NOT_READ_YET}")
                 for piece in pieces:
-                    asked.setdefault(piece, _Asked(piece)).events[one.event.id] = one.institution.subdomain
+                    asked.setdefault(piece, {})[one.event.id] = one.institution.subdomain
         yield from self._read_slices(asked)
 
     def _ready(self, told: Sequence[Told], watermarks: Mapping[PassKey, datetime]) -> _Ready:
@@ -240,13 +233,13 @@ class HintReader:
         owners = {self._owners[id_] for id_ in told.locations if id_ in self._owners} if owned else set()
         return told.locations | owners
 
-    def _read_slices(self, asked: Mapping[Slice, _Asked]) -> Iterator[tuple[int, _Answer]]:
+    def _read_slices(self, asked: _Asked) -> Iterator[tuple[int, _Answer]]:
         for result in self._results(asked):
             answer = _answer(result)
             if answer is None:
                 continue
-            self._note(result, asked[result.slice].events)
-            for event_id, subdomain in asked[result.slice].events.items():
+            self._note(result, asked[result.slice])
+            for event_id, subdomain in asked[result.slice].items():
                 # A list that several keys were asked for: another institution's is refused, and this one's was read.
                 read = was_read_for(self._session.client, result, subdomain)
                 yield event_id, _Answer(Outcome.APPLIED) if read else answer

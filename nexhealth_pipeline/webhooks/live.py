@@ -61,8 +61,8 @@ class Live:
         settings: Settings,
         sealer: Sealer | None,
         *,
-        every_seconds: float = 10.0,
-        seconds: float = 4.0,
+        every_seconds: float,
+        seconds: float,
     ) -> None:
         """A look is taken every `every_seconds`, and given up after `seconds`; to connect may take as long before it."""
         self._conninfo = receivers_conninfo(url, "nexhealth-receiver-secrets")

@@ -30,12 +30,10 @@ from nexhealth_pipeline.webhooks.metrics import Metrics
 from nexhealth_pipeline.webhooks.rows import Row, array_of
 from nexhealth_pipeline.webhooks.signature import VALID_URLSAFE, Verdict, Window, verify
 from nexhealth_pipeline.webhooks.sources import Address, Buckets, Sources, neighbourhood
+from nexhealth_pipeline.webhooks.target import WEBHOOK_PATH
 from nexhealth_pipeline.webhooks.withheld import before_sensitive, without_sensitive
 
-__all__ = ["WEBHOOK_PATH", "Limits", "Receiver"]
-
-WEBHOOK_PATH = "/api/nexhealth-webhook"
-"""Where NexHealth posts to."""
+__all__ = ["Limits", "Receiver"]
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]

@@ -21,15 +21,15 @@ from nexhealth_pipeline.errors import ApiError, InvalidSetting, KeyRefused, Miss
 from nexhealth_pipeline.sync.practice import load_practices
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.warehouse.connect import driver_errors
-from nexhealth_pipeline.webhooks.checking import KEY_GONE, check_endpoints
+from nexhealth_pipeline.webhooks.checking import KEY_GONE
 from nexhealth_pipeline.webhooks.endpoints import alone, known_endpoints, record_deleted, record_removed, reseal
 from nexhealth_pipeline.webhooks.registering import Counter, Institutions, KeySetUp, KeyWork, Order
 from nexhealth_pipeline.webhooks.remote import Remote
 from nexhealth_pipeline.webhooks.sealing import Sealer
 from nexhealth_pipeline.webhooks.subscribing import declared_topics
-from nexhealth_pipeline.webhooks.target import DEFAULT_PATH, needs_proxy, usable_url
+from nexhealth_pipeline.webhooks.target import WEBHOOK_PATH, needs_proxy, usable_url
 
-__all__ = ["Removal", "SetUp", "check_endpoints", "remove", "set_up"]
+__all__ = ["Removal", "SetUp", "remove", "set_up"]
 
 
 @dataclass(slots=True)
@@ -52,7 +52,7 @@ class SetUp:
         """What may keep events away although everything was set up."""
         if not needs_proxy(self.url):
             return []
-        return [f"the receiver answers 404 to any path but {DEFAULT_PATH}: your proxy has to pass this one on as that"]
+        return [f"the receiver answers 404 to any path but {WEBHOOK_PATH}: your proxy has to pass this one on as that"]
 
     def as_json(self) -> dict[str, Any]:
         """All of it, for programs."""

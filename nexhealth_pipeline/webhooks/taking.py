@@ -8,12 +8,11 @@ run and nothing behind it would ever be reached.
 """
 
 from collections.abc import Iterable, Sequence
-from datetime import timedelta
 
 import psycopg
 
 from nexhealth_pipeline.warehouse.runs import is_dead
-from nexhealth_pipeline.webhooks.claiming import DUE, LONGEST_PAUSE, NOT_LEFT
+from nexhealth_pipeline.webhooks.claiming import BACKOFF, DUE, NOT_LEFT
 
 __all__ = [
     "LEAST_TAKINGS",
@@ -30,8 +29,6 @@ _SIZES = (100, 10)
 """Events taken at once that were taken once, twice before; later ones alone."""
 LEAST_TAKINGS = len(_SIZES) + 2
 """Takings after which an event may be given up: not before it was taken alone."""
-_PAUSES = [timedelta(seconds=30), timedelta(minutes=2), timedelta(minutes=10), LONGEST_PAUSE]
-"""How long an event that is taken alone is left alone, should that end its process; the last for all further times."""
 _TAKE = f"""
 WITH chosen AS MATERIALIZED (
     SELECT id FROM nexhealth_webhook_events
@@ -41,6 +38,7 @@ _HINTS = "id = ANY(%(ids)s) AND taken_by IS NULL ORDER BY id"
 # In turn: one that breaks its run off each time must not stand before others that are alone, too.
 _ABANDONED = f"""id <= %(upto)s AND {NOT_LEFT} AND taken = %(times)s AND (taken_by IS NULL OR taken_by = ANY(%(dead)s))
     ORDER BY next_attempt_at NULLS FIRST, id"""
+# One taken alone is left alone as after a failed try, should it end its process.
 # Chosen once: as a subquery of the UPDATE it may be asked again for each row that it joins, and takes the next ones.
 _CHOSEN = """ LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 )
@@ -59,7 +57,7 @@ def take_new(
     without: Iterable[int],
     retried: bool,
     limit: int,
-    leaving: Iterable[str] = (),
+    leaving: Iterable[str],
 ) -> list[int]:
     """Take due events by id that were never tried (or, `retried`, failed before), but `without`.
 
@@ -82,7 +80,7 @@ def take_abandoned(
     times: int,
     dead: Sequence[str],
     limit: int,
-    leaving: Iterable[str] = (),
+    leaving: Iterable[str],
 ) -> list[int]:
     """Take due events again that were taken so many times in vain, last by one of the `dead` runs; none of `leaving`."""
     given = {"upto": upto, "times": times, "dead": list(dead), "leaving": list(leaving)}
@@ -139,5 +137,5 @@ def _most_at_once(times: int) -> int:
 
 
 def _take(connection: psycopg.Connection, statement: str, run_id: str, given: dict[str, object]) -> list[int]:
-    given |= {"run": run_id, "alone": len(_SIZES) + 1, "pauses": _PAUSES}
+    given |= {"run": run_id, "alone": len(_SIZES) + 1, "pauses": BACKOFF}
     return sorted(id_ for (id_,) in connection.execute(statement, given, prepare=False))

@@ -6,12 +6,12 @@ from urllib.parse import SplitResult, urlsplit
 from nexhealth_pipeline.client.loopback import is_loopback
 from nexhealth_pipeline.errors import InvalidSetting
 
-__all__ = ["DEFAULT_PATH", "needs_proxy", "usable_url"]
+__all__ = ["WEBHOOK_PATH", "needs_proxy", "usable_url"]
 
-DEFAULT_PATH = "/api/nexhealth-webhook"
+WEBHOOK_PATH = "/api/nexhealth-webhook"
 """Where the receiver listens."""
 _CHARACTERS = re.compile(r"[\x21-\x7e]+")
-_EXAMPLE = f"write for example https://hooks.example.com{DEFAULT_PATH}"
+_EXAMPLE = f"write for example https://hooks.example.com{WEBHOOK_PATH}"
 
 
 def usable_url(text: str) -> str:
@@ -34,13 +34,13 @@ def usable_url(text: str) -> str:
     shown = f"[{host}]" if ":" in host else host
     address = shown if port is None else f"{shown}:{port}"
     # A slash behind it is a slip of the hand, and to the receiver another path; of others the proxy knows.
-    path = DEFAULT_PATH if parts.path.rstrip("/") in {"", DEFAULT_PATH} else parts.path
+    path = WEBHOOK_PATH if parts.path.rstrip("/") in {"", WEBHOOK_PATH} else parts.path
     return parts._replace(netloc=address, path=path).geturl()
 
 
 def needs_proxy(url: str) -> bool:
     """Whether what is posted to `url` reaches the receiver only where a proxy gives it another path."""
-    return urlsplit(url).path != DEFAULT_PATH
+    return urlsplit(url).path != WEBHOOK_PATH
 
 
 def _parts(text: str) -> tuple[SplitResult, int | None]:

@@ -5,11 +5,12 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
+
+from tests.http_servers import QuietHandler, serving
 
 KEY = "sk-canary-key-5550100"
 
@@ -109,7 +110,7 @@ class Stub:
 def running(stub: Stub) -> Iterator[Stub]:
     """Serve `stub` on a free port."""
 
-    class HandlerClass(BaseHTTPRequestHandler):
+    class HandlerClass(QuietHandler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
 
@@ -142,21 +143,5 @@ def running(stub: Stub) -> Iterator[Stub]:
             self.send_response_only(code, message)
             self.send_header("Date", self.date_time_string())
 
-        def log_message(self, *args: object) -> None:
-            pass
-
-        def handle(self) -> None:
-            with suppress(ConnectionError):
-                super().handle()
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), HandlerClass)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    stub.url = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with serving(HandlerClass) as stub.url:
         yield stub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -15,7 +15,7 @@ from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.webhooks import serving
 from nexhealth_pipeline.webhooks.metrics import Metrics
 from nexhealth_pipeline.webhooks.pages import pages
-from nexhealth_pipeline.webhooks.receiver import WEBHOOK_PATH
+from nexhealth_pipeline.webhooks.target import WEBHOOK_PATH
 from tests.command_lines import parse
 
 from .files import (

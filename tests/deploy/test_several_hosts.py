@@ -8,9 +8,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from nexhealth_pipeline.catalog.limits import LIMITS, RateClass, rate_classes
 from nexhealth_pipeline.sandbox import SANDBOX_API_KEY
 from nexhealth_pipeline.warehouse.account import Account, server_account
 from nexhealth_pipeline.warehouse.binaries import bin_folder_for
+from tests.waiting import until
 
 from .hosts import Host, hosts, why_none
 
@@ -139,7 +139,7 @@ def database(hub: Host, folder: Path, account: Account, password: str) -> Iterat
     settings = {"listen_addresses": hub.address, "unix_socket_directories": socket, "fsync": "off"}
     options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
     hub.start([str(programs / "postgres"), "-D", str(data), *options], as_user=(account.uid, account.gid))
-    until(lambda: _made(f"postgresql://nexhealth@/postgres?host={socket}"), 60)
+    until(lambda: _made(f"postgresql://nexhealth@/postgres?host={socket}"), seconds=60)
     yield
 
 
@@ -150,15 +150,6 @@ def _made(admin: str) -> bool:
     except psycopg.OperationalError:
         return False
     return True
-
-
-def until(true: Callable[[], bool], seconds: float) -> float:
-    """Wait until it is true; how many seconds that took."""
-    began = time.monotonic()
-    while not true():
-        assert time.monotonic() - began < seconds
-        time.sleep(0.1)
-    return time.monotonic() - began
 
 
 @pytest.fixture(scope="module")
@@ -270,8 +261,12 @@ def test_a_host_that_vanishes_is_not_waited_for(scene: Scene) -> None:
     )
     done = "SELECT count(*) >= 4 FROM nexhealth_sync_logs WHERE collection = 'appointments' AND status = 'succeeded'"
     scene.sync(gone, *ONE_LOCATION)
-    until(lambda: scene.query("SELECT to_regclass('nexhealth_sync_logs') IS NOT NULL") == [(True,)], 120)
-    until(lambda: scene.query(done) == [(True,)], 120)
+    until(
+        lambda: scene.query("SELECT to_regclass('nexhealth_sync_logs') IS NOT NULL") == [(True,)],
+        seconds=120,
+        pause=0.1,
+    )
+    until(lambda: scene.query(done) == [(True,)], seconds=120, pause=0.1)
     gone.vanish()
     assert scene.query(held, gone.address)[0][0] > 1, "the run's lock and those of slices"
     answer = summary(scene.sync(heir, *ONE_LOCATION))

@@ -14,10 +14,9 @@ from psycopg.conninfo import conninfo_to_dict
 
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.sandbox import SandboxServer
-from nexhealth_pipeline.sync import months
 from nexhealth_pipeline.sync.session import SyncSession
 from tests.conftest import _fresh
-from tests.sync.kit import Unlimited, first_test_month
+from tests.sync.kit import Unlimited, use_few_months
 from tests.webhooks.kit import know_practice
 
 from .kit import BATCH_SIZE, House
@@ -136,12 +135,6 @@ def instance(environment: dict[str, str]) -> Iterator[dg.DagsterInstance]:
 @pytest.fixture
 def few_months(monkeypatch: pytest.MonkeyPatch) -> None:
     use_few_months(monkeypatch)
-
-
-def use_few_months(patch: pytest.MonkeyPatch) -> None:
-    """Eight months instead of fifty."""
-    patch.setattr(months, "FIRST_MONTH", first_test_month())
-    patch.setattr(months, "MONTHS_AHEAD", 3)
 
 
 @pytest.fixture

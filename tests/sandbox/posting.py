@@ -3,15 +3,17 @@
 import base64
 import hashlib
 import hmac
-import time
 from collections.abc import Callable
+from functools import partial
 
 from nexhealth_pipeline.sandbox import EVENTS, Delivery, SandboxServer
+from tests import waiting
 
 from .receiving import Got
 
 FAST = 1e-7
 """Two days in 17 ms."""
+until = partial(waiting.until, pause=0.002)
 
 
 def hear(server: SandboxServer, url: str, *events: str, home: int = 11201) -> int:
@@ -28,13 +30,6 @@ def hear(server: SandboxServer, url: str, *events: str, home: int = 11201) -> in
 def settled(server: SandboxServer) -> list[Delivery]:
     assert server.webhooks.wait_idle(30)
     return server.webhooks.log()
-
-
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.002)
 
 
 def secret_of(server: SandboxServer) -> bytes:

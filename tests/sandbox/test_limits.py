@@ -28,8 +28,7 @@ def test_every_path_counts_in_the_documented_limits(path: str, names: tuple[str,
 
 def test_the_window_slides_and_refused_requests_do_not_count() -> None:
     """Risk: fixed windows would let twice the limit through at their border."""
-    clock = HandClock(1000.0)
-    limits = Limits(clock)
+    limits = Limits()
     for step in range(10):
         assert limits.admit("key", "/appointments", 1000 + step * 0.05) == 0
     assert limits.admit("key", "/appointments", 1000.9) == pytest.approx(0.1)
@@ -41,7 +40,7 @@ def test_the_window_slides_and_refused_requests_do_not_count() -> None:
 
 def test_patients_and_appointments_share_a_thousand_a_minute() -> None:
     """Risk: two budgets of 1,000 where there is one."""
-    limits = Limits(HandClock())
+    limits = Limits()
     moments = [index * 0.05 for index in range(1000)]
     assert not any(limits.admit("k", "/patients" if i % 2 else "/appointments/1", t) for i, t in enumerate(moments))
     assert limits.admit("k", "/patients/1/documents", 50.0) == pytest.approx(10.0)

@@ -9,21 +9,14 @@ import pytest
 
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import Settings, load_settings
-from nexhealth_pipeline.sync import months
 
-from .kit import Rows, first_test_month
+from .kit import Rows, use_few_months
 
 
 @pytest.fixture(autouse=True)
 def _few_months(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight months instead of fifty: the code is the same, the tests are not about how many there are."""
     use_few_months(monkeypatch)
-
-
-def use_few_months(patch: pytest.MonkeyPatch) -> None:
-    """For fixtures that live longer than a test."""
-    patch.setattr(months, "FIRST_MONTH", first_test_month())
-    patch.setattr(months, "MONTHS_AHEAD", 3)
 
 
 @contextmanager

@@ -10,7 +10,8 @@ import pytest
 
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.catalog.collections import DECLARED
-from nexhealth_pipeline.settings import Settings
+from nexhealth_pipeline.settings import Settings, load_settings
+from nexhealth_pipeline.sync import months
 from nexhealth_pipeline.sync.filters import NO_FILTERS
 from nexhealth_pipeline.sync.loader import Loader
 from nexhealth_pipeline.sync.options import SyncOptions
@@ -19,6 +20,7 @@ from nexhealth_pipeline.sync.runner import run_slices
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import SliceResult
 from nexhealth_pipeline.warehouse.state import database_time
+from tests.client.stub import Stub
 
 
 class Unlimited:
@@ -29,6 +31,12 @@ class Unlimited:
 
     def throttle(self, classes: object, seconds: float) -> None:
         return None
+
+
+def settings_of(office: Stub, database_url: str) -> Settings:
+    """Of a sync of an office that a test makes up."""
+    given = {"NEXHEALTH_API_URL": office.url, "NEXHEALTH_API_KEY": "k", "DATABASE_URL": database_url}
+    return load_settings(given, environ={}, env_file=None)
 
 
 def open_session(settings: Settings, **more: object) -> SyncSession:
@@ -63,6 +71,12 @@ def first_test_month() -> date:
     today = datetime.now(UTC).date()
     index = today.year * 12 + today.month - 1 - 4
     return date(index // 12, index % 12 + 1, 1)
+
+
+def use_few_months(patch: pytest.MonkeyPatch) -> None:
+    """Eight months instead of fifty."""
+    patch.setattr(months, "FIRST_MONTH", first_test_month())
+    patch.setattr(months, "MONTHS_AHEAD", 3)
 
 
 def noting_loads(patch: pytest.MonkeyPatch, database_url: str, name: str) -> dict[int, datetime]:

@@ -11,8 +11,7 @@ from nexhealth_pipeline.sync.options import Mode, SyncOptions
 from nexhealth_pipeline.sync.slices import Absence, SliceResult
 from tests.conftest import _fresh
 
-from .conftest import use_few_months
-from .kit import Rows, sync_all
+from .kit import Rows, sync_all, use_few_months
 
 FULL, RECONCILE = SyncOptions(mode=Mode.FULL), SyncOptions(mode=Mode.RECONCILE)
 NORTH, SOUTH, DESERT = 348511, 348512, 348513

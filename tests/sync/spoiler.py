@@ -4,8 +4,9 @@ import http.client
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
+
+from tests.http_servers import QuietHandler, serving
 
 Steps = list[bytes | float]
 """Bytes to send and seconds to wait, in turn; then the connection is closed."""
@@ -30,7 +31,7 @@ def spoiling(api_url: str) -> Iterator[Spoiler]:
     spoiler = Spoiler()
     target = urlsplit(api_url).netloc
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_GET(self) -> None:
             parts = urlsplit(self.path)
             steps = spoiler.spoilt.get((parts.path, parse_qs(parts.query).get("location_id", [None])[0]))
@@ -69,22 +70,8 @@ def spoiling(api_url: str) -> Iterator[Spoiler]:
                     else:
                         self.wfile.write(step)
 
-        def log_message(self, *args: object) -> None:
-            pass
-
-        def handle(self) -> None:
-            with suppress(ConnectionError):
-                super().handle()
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    spoiler.url = f"http://127.0.0.1:{server.server_port}"
-    try:
-        yield spoiler
-    finally:
-        spoiler.ending.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(Handler) as spoiler.url:
+        try:
+            yield spoiler
+        finally:
+            spoiler.ending.set()

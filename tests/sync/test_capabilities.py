@@ -7,14 +7,14 @@ import psycopg
 import pytest
 
 from nexhealth_pipeline.sandbox import SandboxServer
-from nexhealth_pipeline.settings import Settings, load_settings
+from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.sync.enabled import FILLED_AFTER
 from nexhealth_pipeline.sync.filters import Filters
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
 from nexhealth_pipeline.warehouse import child_reads
 from tests.client.stub import Reply, Seen, Stub, envelope, running
 
-from .kit import Rows, sync_all
+from .kit import Rows, settings_of, sync_all
 from .test_new_collection import cursor_page
 
 REFUSED = Reply(403, b'{"code": false, "error": ["You don\'t have access to perform this action"], "data": null}')
@@ -63,11 +63,6 @@ class Office(Stub):
         found = [seen.query.get("updated_since") for seen in self.data_requests if seen.path == path]
         self.seen.clear()
         return found
-
-
-def settings_of(office: Office, database_url: str) -> Settings:
-    given = {"NEXHEALTH_API_URL": office.url, "NEXHEALTH_API_KEY": "k", "DATABASE_URL": database_url}
-    return load_settings(given, environ={}, env_file=None)
 
 
 def alerts_and_charges(settings: Settings, office: Office) -> tuple[list[str], int, list[str | None]]:

@@ -35,19 +35,13 @@ from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import SliceResult, Status
 from nexhealth_pipeline.warehouse import budget
 from nexhealth_pipeline.warehouse.absence import Missing
-from tests.servers import Server, server_of_its_own
+from tests.servers import Server
 
 from .killed import open_rows
 from .test_full import expected
 
 READ = COLLECTIONS["patients"]
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="a disk of its own needs root: mount -t tmpfs")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with server_of_its_own() as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

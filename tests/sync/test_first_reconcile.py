@@ -2,10 +2,9 @@
 
 import time
 
-from nexhealth_pipeline.settings import load_settings
 from tests.client.stub import running
 
-from .kit import Rows, sync_all
+from .kit import Rows, settings_of, sync_all
 from .reconciled import RECONCILE
 from .test_memory import Office
 
@@ -26,8 +25,7 @@ def test_who_is_missing_is_found_without_comparing_each_patient_with_every_other
     office = Office(a_page=500, width=10)
     office.pages = 4  # a table that is smaller is read as a whole, whatever is known of it
     with running(office):
-        given = {"NEXHEALTH_API_URL": office.url, "NEXHEALTH_API_KEY": "k", "DATABASE_URL": database_url}
-        results = sync_all(load_settings(given, environ={}, env_file=None), RECONCILE, only={"patients"})
+        results = sync_all(settings_of(office, database_url), RECONCILE, only={"patients"})
     patients = office.pages * office.a_page
     assert [one.absence.seen for one in results if one.absence is not None] == [patients, 0]
     assert rows_looked_at(rows, "nexhealth_patient_locations") < 20 * patients

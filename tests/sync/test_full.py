@@ -18,8 +18,8 @@ from nexhealth_pipeline.warehouse.usual import UsualRecords
 from tests.conftest import _fresh
 from tests.effort import counted
 
-from .conftest import settings_for, use_few_months, whole_box
-from .kit import Rows, sync_all
+from .conftest import settings_for, whole_box
+from .kit import Rows, sync_all, use_few_months
 from .reconciled import gone, practice
 
 MARKED = ("patients", "operatories", "providers", "documents", "appointments")

@@ -10,14 +10,13 @@ import pytest
 from nexhealth_pipeline.client.client import NexHealthClient
 from nexhealth_pipeline.client.page import Page
 from nexhealth_pipeline.client.request import ApiRequest
-from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.sync import confirm
 from nexhealth_pipeline.sync.loader import EncodedPage, Loaded, Loader
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
 from tests.client.stub import Reply, Seen, Stub, envelope, refusal, running
 from tests.effort import peak
 
-from .kit import sync_all
+from .kit import settings_of, sync_all
 from .test_new_collection import cursor_page
 
 A_PAGE = 40
@@ -95,11 +94,6 @@ def loads_wait(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(NexHealthClient, "pages", fetching)
     monkeypatch.setattr(Loader, "encode", encoding)
     monkeypatch.setattr(Loader, "load", waiting)
-
-
-def settings_of(office: Office, database_url: str) -> Settings:
-    given = {"NEXHEALTH_API_URL": office.url, "NEXHEALTH_API_KEY": "k", "DATABASE_URL": database_url}
-    return load_settings(given, environ={}, env_file=None)
 
 
 def load(office: Office, database_url: str, pages: int) -> int:

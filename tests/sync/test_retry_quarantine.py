@@ -23,7 +23,6 @@ from nexhealth_pipeline.sync.slices import Slice
 from nexhealth_pipeline.warehouse import encode
 from nexhealth_pipeline.warehouse.child_reads import ChildRead, DueRow, record_child_reads
 from nexhealth_pipeline.warehouse.values import CONVERTERS
-from tests.conftest import _fresh
 
 from .ended import ended_once
 from .kit import Rows, sync_all
@@ -68,12 +67,6 @@ class Desk:
     def retry(self, **which: Any) -> tuple[int, int, int, int]:
         done = retry_quarantine(self.url, **which)
         return done.tried, done.loaded, done.outdated, done.still_open
-
-
-@pytest.fixture(scope="module")
-def shared_url(server_url: str, template: str) -> Iterator[str]:
-    """One warehouse for the tests of this module: a fresh one each would cost more than all else."""
-    yield from _fresh(server_url, template)
 
 
 @pytest.fixture

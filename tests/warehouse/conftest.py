@@ -11,9 +11,10 @@ import psycopg
 import pytest
 
 from nexhealth_pipeline.warehouse.embedded import release
-from tests.conftest import _fresh, room_for_databases
+from tests.conftest import room_for_databases
+from tests.waiting import until
 
-from .embedded_kit import processes_of, until
+from .embedded_kit import processes_of
 
 Rows = Callable[[str], list[tuple[Any, ...]]]
 _SYSTEM = (
@@ -27,12 +28,6 @@ _CLEAN = "; ".join(
     ["DROP TABLE IF EXISTS nexhealth_gadgets CASCADE", *(f"DELETE FROM nexhealth_{name}" for name in _SYSTEM)]
 )
 """Not TRUNCATE: that makes new files for each table, and costs a test more than all else."""
-
-
-@pytest.fixture(scope="module")
-def shared_url(server_url: str, template: str) -> Iterator[str]:
-    """A warehouse at the newest migration, for the tests of one module."""
-    yield from _fresh(server_url, template)
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +51,6 @@ class User:
         self.input.close()
         self.process.wait(timeout=30)
         self.output.close()
-
-
-def until(condition: Callable[[], object], what: str, seconds: float = 45) -> None:
-    """Wait until `condition` holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"after {seconds} s still not: {what}"
-        time.sleep(0.05)
 
 
 def processes_of(folder: Path) -> dict[int, str]:

@@ -22,8 +22,9 @@ from nexhealth_pipeline.warehouse import supervisor as supervisor_module
 from nexhealth_pipeline.warehouse.connect import connect
 from nexhealth_pipeline.warehouse.embedded import ensure, release
 from nexhealth_pipeline.warehouse.place import Place
+from tests.waiting import until
 
-from .embedded_kit import User, copied_programs, postmaster, processes_of, until, value
+from .embedded_kit import User, copied_programs, postmaster, processes_of, value
 
 
 def supervisor(home: Path) -> int:

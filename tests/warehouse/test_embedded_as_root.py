@@ -15,8 +15,9 @@ from nexhealth_pipeline.errors import InvalidSetting
 from nexhealth_pipeline.warehouse import binaries, place
 from nexhealth_pipeline.warehouse.account import Account, server_account
 from nexhealth_pipeline.warehouse.embedded import ensure, release
+from tests.waiting import until
 
-from .embedded_kit import USER, copied_programs, postmaster, processes_of, until, value
+from .embedded_kit import USER, copied_programs, postmaster, processes_of, value
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 

@@ -12,8 +12,9 @@ import pytest
 from nexhealth_pipeline.warehouse import embedded, supervisor
 from nexhealth_pipeline.warehouse.embedded import ensure
 from nexhealth_pipeline.warehouse.supervisor import Order
+from tests.waiting import until
 
-from .embedded_kit import postmaster, processes_of, until, value
+from .embedded_kit import postmaster, processes_of, value
 
 
 def answers(url: str) -> bool:

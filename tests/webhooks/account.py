@@ -9,6 +9,7 @@ import pytest
 
 from nexhealth_pipeline.client.client import NexHealthClient
 from nexhealth_pipeline.sync.session import SyncSession
+from nexhealth_pipeline.webhooks.checking import EndpointState, check_endpoints
 from nexhealth_pipeline.webhooks.endpoints import Endpoint, known_endpoints, live_secrets
 from nexhealth_pipeline.webhooks.registration import Removal, SetUp, remove, set_up
 from nexhealth_pipeline.webhooks.sealing import Sealer
@@ -76,6 +77,12 @@ class Account:
             and subscribed == sorted((names[number], event) for number, event in topics)
             and self.secrets() == self.true_secrets()
         )
+
+
+def looked_at(account: Account) -> list[EndpointState]:
+    """What the watchdog finds."""
+    with account.opened() as session:
+        return check_endpoints(session, SEALER)
 
 
 def subscribing(seen: Seen) -> bool:

@@ -13,7 +13,6 @@ from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.webhooks import receiver, registration
 from nexhealth_pipeline.webhooks.sources import Buckets
-from tests.conftest import _fresh
 from tests.sync.kit import open_session
 
 from .account import TOPICS, Account, Opened
@@ -22,18 +21,12 @@ from .kit import empty, know_practice
 from .vendor import HARBOR, KEY, SEALING_KEY, WILLOW, Vendor, vendor
 
 
-@pytest.fixture(scope="module")
-def receivers_warehouse(server_url: str, template: str) -> Iterator[str]:
-    """One database for a module's tests: making one costs more than most of them."""
-    yield from _fresh(server_url, template)
-
-
 @pytest.fixture
-def no_events(receivers_warehouse: str) -> str:
+def no_events(shared_url: str) -> str:
     """The module's database, without events and endpoints."""
-    with psycopg.connect(receivers_warehouse, autocommit=True) as connection:
+    with psycopg.connect(shared_url, autocommit=True) as connection:
         connection.execute("TRUNCATE nexhealth_webhook_events, nexhealth_webhooks, nexhealth_webhook_attempts")
-    return receivers_warehouse
+    return shared_url
 
 
 @pytest.fixture
@@ -82,18 +75,18 @@ def opened(nexhealth_account: Vendor, no_events: str, db: psycopg.Connection) ->
 
 
 @pytest.fixture
-def practice(receivers_warehouse: str) -> Iterator[psycopg.Connection]:
+def practice(shared_url: str) -> Iterator[psycopg.Connection]:
     """The module's database, empty but for one institution with one location."""
-    with psycopg.connect(receivers_warehouse, autocommit=True) as connection:
+    with psycopg.connect(shared_url, autocommit=True) as connection:
         empty(connection)
         know_practice(connection)
         yield connection
 
 
 @pytest.fixture
-def practice_url(receivers_warehouse: str, practice: psycopg.Connection) -> str:
+def practice_url(shared_url: str, practice: psycopg.Connection) -> str:
     """Its address."""
-    return receivers_warehouse
+    return shared_url
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -19,8 +19,8 @@ import uvicorn
 from nexhealth_pipeline.sandbox.posting import sign
 from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.webhooks import serving
-from nexhealth_pipeline.webhooks.receiver import WEBHOOK_PATH
 from nexhealth_pipeline.webhooks.sealing import Sealer
+from nexhealth_pipeline.webhooks.target import WEBHOOK_PATH
 
 SECRET = "secret-of-the-tests-that-no-log-may-hold"
 
@@ -111,15 +111,6 @@ def events(url: str, where: str = "true") -> list[dict[str, Any]]:
     """Rows of the table, oldest first."""
     with psycopg.connect(url, row_factory=psycopg.rows.dict_row) as connection:
         return connection.execute(f"SELECT * FROM nexhealth_webhook_events WHERE {where} ORDER BY id").fetchall()
-
-
-def until(look: Callable[[], Any], seconds: float = 30.0) -> Any:
-    """What `look` returns as soon as it is true."""
-    end = time.monotonic() + seconds
-    while not (found := look()):
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
-    return found
 
 
 @dataclass

@@ -18,7 +18,7 @@ from nexhealth_pipeline.webhooks import applying, batches, hints
 from nexhealth_pipeline.webhooks.batches import Answered, Batches
 from nexhealth_pipeline.webhooks.claiming import Outcome, StoredEvent, Verdict
 from nexhealth_pipeline.webhooks.reading import Told, read_event
-from tests.servers import Server, server_of_its_own
+from tests.servers import Server
 from tests.sync.kit import open_session
 
 from .kit import LOCATION, apply_all, body, due_again, know_practice, patient, settings_for, store, updated
@@ -36,12 +36,6 @@ CREATE TRIGGER crash BEFORE INSERT OR UPDATE ON nexhealth_patients FOR EACH ROW
     WHEN (new.first_name = 'Deadly') EXECUTE FUNCTION crash();
 """
 """What the kernel does to a server process that takes too much memory."""
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with server_of_its_own() as server:
-        yield server
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 import pytest
 
 from nexhealth_pipeline.catalog.collections import DECLARED
-from nexhealth_pipeline.webhooks.events import EventMalformed, collection_of, dedup_hash, parse, why_parked
+from nexhealth_pipeline.webhooks.events import EventMalformed, dedup_hash, parse, why_parked
+from nexhealth_pipeline.webhooks.feeds import FEEDS
 
 RECORD = {"id": 42, "updated_at": "2026-11-23T10:00:00.000Z"}
 
@@ -50,14 +51,15 @@ def test_every_declared_event_feeds_its_collection(collection: object) -> None:
     for name in events.names:
         for key in events.keys:
             event = parse(body(event_name=name, resource_type=events.resource_type, data={key: [RECORD, RECORD]}))
-            assert collection_of(event) is collection
+            assert why_parked(event) is None
+            assert FEEDS[event.base_name].collection is collection
             assert event.resource_ids == (42, 42)
 
 
 def test_the_suffix_and_the_other_name_of_the_name_are_understood() -> None:
     hint = parse(body(event_name="appointment_insertion.failed", resource_type="Appointment", data={"appointment": {}}))
     assert (hint.event_name, hint.base_name) == ("appointment_insertion.failed", "appointment_insertion")
-    assert collection_of(hint) is not None
+    assert why_parked(hint) is None
     assert parse(body(event_name=None, event="patient_created")).event_name == "patient_created"
     assert parse(body(resource_type=None)).resource_type == "Patient"
 

@@ -15,17 +15,11 @@ from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.webhooks.live import Live
 from nexhealth_pipeline.webhooks.sealing import Sealer
 from nexhealth_pipeline.webhooks.serving import Plan
-from tests.servers import Server, server_of_its_own
-from tests.webhooks.receiving import Running, event, events, receiver, settings, signed, until
+from tests.servers import Server
+from tests.waiting import until
+from tests.webhooks.receiving import Running, event, events, receiver, settings, signed
 
 HURRIED = Plan(statement_seconds=1.0, answer_seconds=1.5, secrets_seconds=0.2)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    """One for these tests alone: others use the session's."""
-    with server_of_its_own() as server:
-        yield server
 
 
 @pytest.fixture
@@ -103,7 +97,7 @@ def test_new_secrets_are_learnt_although_the_connection_for_them_is_frozen(wareh
         with frozen([backend(warehouse)]):
             register(warehouse, sealer, "another secret")
             new = signed(event(1), secret="another secret")
-            until(lambda: one.ask(event(1), new).status == 200, 15)
+            until(lambda: one.ask(event(1), new).status == 200, seconds=15)
         assert readiness(one) == (200, {"ready": True, "database": True, "schema": True, "secrets": 2})
     assert len(events(warehouse, "status = 'pending'")) == 1
 

@@ -9,7 +9,8 @@ import pytest
 
 from nexhealth_pipeline.warehouse.migrate import HEAD
 from nexhealth_pipeline.webhooks.endpoints import SECRETS_CHANNEL
-from tests.webhooks.receiving import Running, event, events, receiver, until
+from tests.waiting import until
+from tests.webhooks.receiving import Running, event, events, receiver
 
 
 @pytest.fixture

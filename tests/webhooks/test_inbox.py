@@ -28,7 +28,8 @@ def row(number: int, **changes: Any) -> Row:
 
 def inbox(url: str, answered_within: float = 4.0, **given: Any) -> Inbox:
     """An inbox that gives a statement as long as the receiver does; less only for a way to the server that is frozen."""
-    return Inbox(Link(url, seconds=answered_within, on_change=lambda up: None), Audit(), Metrics(), **given)
+    link = Link(url, seconds=answered_within, on_change=lambda up: None)
+    return Inbox(link, Audit(), Metrics(), **{"seconds": 5.0, "audit_seconds": 1.0} | given)
 
 
 def run(story: Coroutine[Any, Any, Any]) -> Any:

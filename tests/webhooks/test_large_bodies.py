@@ -13,8 +13,9 @@ from nexhealth_pipeline.webhooks import receiver as receiver_module
 from nexhealth_pipeline.webhooks.receiver import Limits
 from nexhealth_pipeline.webhooks.serving import Plan
 from nexhealth_pipeline.webhooks.signature import Verdict, verify
+from tests.waiting import until
 
-from .receiving import SECRET, Running, event, events, receiver, settings, signed, until
+from .receiving import SECRET, Running, event, events, receiver, settings, signed
 
 LARGE = 100_000
 SECRETS = ",".join([*(f"secret-number-{number}" for number in range(20)), SECRET])

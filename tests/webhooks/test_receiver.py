@@ -16,11 +16,13 @@ import pytest
 
 from nexhealth_pipeline.webhooks import serving
 from nexhealth_pipeline.webhooks.body import BodyLimits
-from nexhealth_pipeline.webhooks.receiver import WEBHOOK_PATH, Limits
+from nexhealth_pipeline.webhooks.receiver import Limits
 from nexhealth_pipeline.webhooks.sealing import Sealer
 from nexhealth_pipeline.webhooks.serving import Plan
+from nexhealth_pipeline.webhooks.target import WEBHOOK_PATH
 from tests.conftest import _fresh
-from tests.webhooks.receiving import SECRET, Detour, Running, event, events, receiver, settings, signed, until
+from tests.waiting import until
+from tests.webhooks.receiving import SECRET, Detour, Running, event, events, receiver, settings, signed
 
 SMALL = Plan(
     limits=Limits(BodyLimits(size=4096, all_sizes=16_384, drain_seconds=0.5), refusals=10_000), audit_seconds=0.05
@@ -38,7 +40,7 @@ HURRIED = Plan(
 
 @pytest.fixture(scope="module")
 def warehouse(server_url: str, template: str) -> Iterator[str]:
-    """The database of the tests that share a receiver and only add events."""
+    """The database of the tests that share a receiver and only add events; others empty the one that they share."""
     yield from _fresh(server_url, template)
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from nexhealth_pipeline.webhooks.receiver import WEBHOOK_PATH
-from tests.webhooks.receiving import SECRET, event, events, signed, until
+from nexhealth_pipeline.webhooks.target import WEBHOOK_PATH
+from tests.waiting import until
+from tests.webhooks.receiving import SECRET, event, events, signed
 
 _VICTIM = """
 import sys

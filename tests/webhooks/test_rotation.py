@@ -9,12 +9,12 @@ from psycopg import sql
 
 from nexhealth_pipeline.errors import InvalidSetting
 from nexhealth_pipeline.warehouse.webhook_health import examine
-from nexhealth_pipeline.webhooks.checking import EndpointState, Verdict, check_endpoints
+from nexhealth_pipeline.webhooks.checking import Verdict
 from nexhealth_pipeline.webhooks.endpoints import OVERLAP
 from nexhealth_pipeline.webhooks.registration import Removal
 from tests.client.stub import refusal
 
-from .account import EVENTS, EVERYTHING, SEALER, URL, Account
+from .account import EVENTS, EVERYTHING, URL, Account, looked_at
 from .vendor import HARBOR, WILLOW, without_secrets
 
 
@@ -53,11 +53,6 @@ def test_a_server_that_ends_idle_transactions_does_not_end_ours(account: Account
 def time_is_over(account: Account) -> None:
     """The retired endpoint may be deleted."""
     account.db.execute("UPDATE nexhealth_webhooks SET retire_at = retire_at - %s", (OVERLAP,))
-
-
-def looked_at(account: Account) -> list[EndpointState]:
-    with account.opened() as session:
-        return check_endpoints(session, SEALER)
 
 
 def watched(account: Account) -> list[tuple[int, Verdict]]:

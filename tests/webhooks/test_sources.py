@@ -7,7 +7,8 @@ import pytest
 from nexhealth_pipeline.settings import load_settings
 from nexhealth_pipeline.webhooks.serving import Plan
 from nexhealth_pipeline.webhooks.sources import Buckets, Sources, neighbourhood
-from tests.webhooks.receiving import event, events, receiver, settings, signed, until
+from tests.waiting import until
+from tests.webhooks.receiving import event, events, receiver, settings, signed
 
 PROXIED = Sources(proxies=["10.0.0.0/8", "fd00::/8"])
 

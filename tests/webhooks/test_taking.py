@@ -70,7 +70,7 @@ def test_no_more_are_taken_than_asked_for_however_it_is_planned(practice: psycop
     with practice.transaction(force_rollback=True):
         for setting in others if method else []:
             practice.execute(f"SET LOCAL {setting} = off")
-        taken = take_new(practice, "a run", upto=newest_id(practice), without=(), retried=False, limit=10)
+        taken = take_new(practice, "a run", upto=newest_id(practice), without=(), retried=False, limit=10, leaving=())
     assert len(taken) == 10
 
 

@@ -6,12 +6,12 @@ from datetime import datetime, timedelta
 import pytest
 
 from nexhealth_pipeline.warehouse.webhook_health import examine
-from nexhealth_pipeline.webhooks.checking import EndpointState, Verdict, check_endpoints
+from nexhealth_pipeline.webhooks.checking import Verdict
 from nexhealth_pipeline.webhooks.registering import KeyWork
 from nexhealth_pipeline.webhooks.sealing import Sealer
 from tests.client.stub import Reply, Seen, refusal
 
-from .account import EVERYTHING, SEALER, URL, Account, Killed, killed_after, subscribing
+from .account import EVERYTHING, URL, Account, Killed, killed_after, looked_at, subscribing
 from .vendor import HARBOR, without_secrets
 
 OLD = "https://old.example.com/hook"
@@ -22,11 +22,6 @@ AGAIN = timedelta(microseconds=1)
 def holes(account: Account) -> dict[int, datetime | None]:
     """Since when events may be missing, by endpoint."""
     return {one.endpoint_id: one.hole_since for one in account.rows}
-
-
-def looked_at(account: Account) -> list[EndpointState]:
-    with account.opened() as session:
-        return check_endpoints(session, SEALER)
 
 
 def refuse_harbor(account: Account) -> None:

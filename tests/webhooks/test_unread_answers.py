@@ -11,7 +11,8 @@ import pytest
 
 from nexhealth_pipeline.webhooks import connections, serving
 from nexhealth_pipeline.webhooks.serving import Plan
-from tests.webhooks.receiving import Running, receiver, until
+from tests.waiting import until
+from tests.webhooks.receiving import Running, receiver
 
 ASK = b"GET /metrics HTTP/1.1\r\nhost: here\r\n\r\n"
 LAST = ASK.replace(b"host", b"connection: close\r\nhost")
@@ -59,7 +60,7 @@ def test_who_does_not_read_his_answers_is_sent_away(
     monkeypatch.setattr(serving, "_KEEP_ALIVE_SECONDS", 1)
     with receiver(no_events, plan=Plan(header_seconds=0.5)) as running, asking(running, 200 * ASK, end):
         until(lambda: guards)
-        until(lambda: not guards[0].peers, 15)
+        until(lambda: not guards[0].peers, seconds=15)
 
 
 def test_who_reads_late_but_in_time_gets_all(no_events: str) -> None:

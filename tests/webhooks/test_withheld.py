@@ -9,9 +9,10 @@ import pytest
 from nexhealth_pipeline.webhooks.events import dedup_hash, parse
 from nexhealth_pipeline.webhooks.serving import Plan
 from nexhealth_pipeline.webhooks.withheld import before_sensitive, without_sensitive
+from tests.waiting import until
 
 from .kit import apply_all, body, moment, patient, settings_for, updated
-from .receiving import events, receiver, signed, until
+from .receiving import events, receiver, signed
 
 NUMBER = "078-05-1120"
 PERSON = {"id": 5, "bio": {"ssn": NUMBER, "city": "Malmö"}}

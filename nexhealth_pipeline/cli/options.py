@@ -1,8 +1,13 @@
-"""The address that a command listens on, as `serve`, `dev` and `sandbox` take it."""
+"""Options that several commands take in the same words, and the type of the address that some listen on."""
 
 import click
 
-__all__ = ["HOST"]
+__all__ = ["HOST", "demo_option", "json_option"]
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else on stdout.")
+"""The option --json; a command gets it as `as_json`."""
+demo_option = click.option("--demo", is_flag=True, help="The demo's warehouse instead of the account's.")
+"""The option --demo of commands that need a warehouse alone."""
 
 
 class _Host(click.ParamType[str]):
@@ -22,4 +27,4 @@ class _Host(click.ParamType[str]):
 
 
 HOST = _Host()
-"""Type of the option --host."""
+"""Type of the option --host of `serve`, `dev` and `sandbox`."""
