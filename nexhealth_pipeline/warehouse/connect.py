@@ -89,7 +89,10 @@ _UNTOLD = {"log_parameter_max_length_on_error": "0"}
 """What a server may write into its own log of a statement that fails: what it was given may be a patient's record."""
 _OURS_SINCE_17 = {"transaction_timeout": "0"}
 _SCHEMES = ("postgresql", "postgres", "postgresql+psycopg2", "postgresql+psycopg")
-_URL = re.compile(r"(?P<scheme>[a-z0-9+]+)://(?P<server>[^/?]*)(?:/(?P<database>[^?]*))?(?P<query>\?.*)?", re.DOTALL)
+_URL = re.compile(
+    r"(?P<scheme>[a-z0-9+]+)://(?P<server>(?:[^/@]*@)?[^/?]*)(?:/(?P<database>[^?]*))?(?P<query>\?.*)?", re.DOTALL
+)
+"""As libpq takes an address apart: what stands before an @ is user and password, a ? as well, where no / comes sooner."""
 
 _NO_PRIMARY = "takes no rows now: wait until one of its servers has taken over, or name the primary server too"
 _REASONS = (
@@ -203,16 +206,16 @@ def normalised_url(url: str, setting: str) -> str:
 
 
 def _is_misread(match: re.Match[str]) -> bool:
-    """Whether there is an @, / or ? in the password, or in the name of the user or the database.
+    """Whether there is an @ or / in the password, or an @ in the name of the user or the database or in the first option.
 
     libpq takes such an address: it ends the password at the first @, and the server at the first /. The rest of the
     password is then the name of a host or a database, and those are shown to anybody.
     """
-    server, database, query = match["server"], match["database"], match["query"] or ""
-    if server.count("@") > 1 or "@" in (database or ""):
+    login, _, host = match["server"].partition("@")
+    if "@" in host or "@" in (match["database"] or ""):
         return True
-    # To libpq a ? before the @ is of the password, where no / comes sooner; here the server ends there.
-    return "@" not in server and database is None and "@" in query.partition("/")[0]
+    # Options whose @ libpq takes for the one before the host. A ? alone is of the password, and stays in it.
+    return "=" in login.partition("?")[2]
 
 
 def _with_database(url: str, name: str) -> str:

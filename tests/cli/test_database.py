@@ -48,7 +48,7 @@ def test_an_address_of_the_settings_is_given_back_as_it_is(nexhealth: Run) -> No
     assert (ended.status, ended.out) == (0, "postgresql://me:word@db.example/ware\n")
 
 
-@pytest.mark.parametrize("password", ["pässwört", "geh€im%40"])
+@pytest.mark.parametrize("password", ["pässwört", "geh€im%40", "odd?x9"])
 def test_an_address_means_the_same_in_every_encoding(nexhealth: Run, password: str) -> None:
     """Where stdout lacks a letter, a program would read `?` and be refused, or try another password."""
     ended = nexhealth("db", "url", DATABASE_URL=f"postgresql://me:{password}@db.example/ware")

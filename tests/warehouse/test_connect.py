@@ -77,8 +77,8 @@ def test_the_usual_spellings_of_an_address_are_taken(scheme: str) -> None:
         f"postgresql://me:odd@{SECRET}@host:5432/db",
         f"postgresql://me:odd/{SECRET}@host:5432/db",
         f"postgresql://me:odd@or/{SECRET}@host/db",
-        f"postgresql://me:odd?{SECRET}@host/db",
         f"postgresql://host?user=me&password=odd@{SECRET}",
+        f"postgresql://host:5432?user=me&password=odd@{SECRET}",
         f"postgresql://me:{SECRET}/db",
         f"postgresql://me:odd@one:5432,me:{SECRET}@two:5432/db",
     ],
@@ -129,6 +129,7 @@ def test_dagsters_own_address_wins() -> None:
         ("postgresql:///ware?host=/run/pg", "postgresql:///dagster?host=/run/pg"),
         ("postgresql://h1:1,h2:2", "postgresql://h1:1,h2:2/dagster"),
         ("postgresql://h?dbname=ware&user=u", "postgresql://h/dagster?user=u"),
+        ("postgresql://me:odd?x9@h:5432/ware?dbname=no", "postgresql://me:odd?x9@h:5432/dagster"),
     ],
 )
 def test_the_second_database_has_the_address_of_the_first(
