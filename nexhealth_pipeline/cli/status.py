@@ -4,6 +4,8 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from datetime import datetime
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 import click
@@ -20,10 +22,14 @@ if TYPE_CHECKING:
     import psycopg
 
     from nexhealth_pipeline.settings import Settings
+    from nexhealth_pipeline.warehouse.check_results import FailedCheck
+    from nexhealth_pipeline.warehouse.webhook_health import EndpointState
 
 __all__ = ["status", "status_lines", "watch"]
 
 _EVERY_SECONDS = 2.0
+_RUNS_ON_SCREEN = 3
+"""Of a screen of 24 lines all five, with their head, would leave three lines for what is wrong and what is read."""
 
 
 @click.command()
@@ -131,19 +137,38 @@ def _watch_on_terminal(connection: "psycopg.Connection", sleep: Callable[[float]
 def _screen_lines(report: Report, width: int, height: int) -> list[str]:
     """What of the report a terminal of that size has room for, the least fresh first.
 
-    Freshness is what it is watched for, so it has half of the screen, or what it needs of that.
+    Freshness is what it is watched for, so it has half of the screen, or what it needs of that. What is read no more
+    never gets fresher, so it comes last: else an office that was closed would be first for ever.
     """
     news = "\n".join(_news_lines(report)).split("\n")
-    fresh = sorted(report.fresh, key=lambda one: (one.complete_through is not None, one.complete_through))
+    fresh = sorted(report.fresh, key=lambda one: (one.closed, one.complete_through is not None, one.complete_through))
     below = ["", *_fresh_lines(replace(report, fresh=fresh[:height]), width)]
     room = max(height, 3) - 1
-    left_out = len(news) + len(below) + len(fresh[height:]) - room
-    if left_out <= 0:
+    whole = len(news) + len(below) + len(fresh[height:])
+    if whole <= room:
         return [*news, *below]
+    news = "\n".join(_pressing_lines(report)).split("\n")
     room -= 1
     above = min(len(news), max(room // 2, room - len(below)))
     shown = [*news[:above], *below[: room - above]]
-    return [*shown, f"... {left_out + 1:,} lines more: `nexhealth status` without --watch shows them"]
+    return [*shown, f"... {whole - len(shown):,} lines more: `nexhealth status` without --watch shows them"]
+
+
+def _pressing_lines(report: Report) -> list[str]:
+    """The same as `_news_lines`, for a screen that has no room for all: few runs, and what is wrong before what is read.
+
+    Of what is wrong the first of each kind comes first: a hundred failed slices hide no endpoint that is off.
+    """
+    endpoints = report.webhooks.endpoints if report.webhooks else []
+    kinds = (
+        [_endpoint_line(one, report.now) for one in endpoints if not one.active],
+        _problem_lines(report),
+        [_check_line(one) for one in report.checks if one.is_new],
+        _quarantine_lines(report),
+    )
+    wrong = [line for firsts in zip_longest(*kinds) for line in firsts if line is not None]
+    told = set(wrong)
+    return [*_run_lines(report, _RUNS_ON_SCREEN), "", *wrong, *(one for one in _now_lines(report) if one not in told)]
 
 
 def status_lines(report: Report) -> list[str]:
@@ -153,13 +178,23 @@ def status_lines(report: Report) -> list[str]:
 
 def _news_lines(report: Report) -> list[str]:
     """All but freshness."""
-    lines = _run_lines(report)
-    lines += ["", *_reading_lines(report)]
-    lines += [f"{one.status}: {one.slice} at {moment(one.at)}: {one.error}" for one in report.problems]
-    if report.open_notes:
-        lines.append(f"in quarantine: {report.open_notes:,} (`nexhealth quarantine list` shows which records, and why)")
-    lines += _webhook_lines(report)
-    return lines + _check_lines(report)
+    return [*_run_lines(report), "", *_now_lines(report)]
+
+
+def _now_lines(report: Report) -> list[str]:
+    """All but freshness and runs."""
+    lines = [*_reading_lines(report), *_problem_lines(report), *_quarantine_lines(report), *_webhook_lines(report)]
+    return [*lines, *map(_check_line, report.checks)]
+
+
+def _problem_lines(report: Report) -> list[str]:
+    return [f"{one.status}: {one.slice} at {moment(one.at)}: {one.error}" for one in report.problems]
+
+
+def _quarantine_lines(report: Report) -> list[str]:
+    if not report.open_notes:
+        return []
+    return [f"in quarantine: {report.open_notes:,} (`nexhealth quarantine list` shows which records, and why)"]
 
 
 def _webhook_lines(report: Report) -> list[str]:
@@ -167,20 +202,7 @@ def _webhook_lines(report: Report) -> list[str]:
     state = report.webhooks
     if state is None:
         return []
-    lines = []
-    for one in state.endpoints:
-        facts = [
-            f"{'active' if one.active else 'INACTIVE'}, as NexHealth said {age(one.checked_at, report.now)} ago",
-            f"{one.subscriptions:,} subscriptions",
-            f"last event {age(one.last_event_at, report.now)} ago"
-            if one.last_event_at
-            else f"no event in {age(one.looked_since, report.now)}",
-        ]
-        if one.hole_since is not None:
-            facts.append(f"events since {moment(one.hole_since)} may be missing")
-        if one.retire_at is not None:
-            facts.append(f"to be deleted at {moment(one.retire_at)}")
-        lines.append(f"webhook endpoint {one.endpoint_id} ({one.target_url}): {', '.join(facts)}")
+    lines = [_endpoint_line(one, report.now) for one in state.endpoints]
     oldest = f" (the oldest for {age(state.oldest_pending_at, report.now)})" if state.oldest_pending_at else ""
     last = "" if state.last_event_at is None else f"last {age(state.last_event_at, report.now)} ago, "
     lines.append(
@@ -190,18 +212,31 @@ def _webhook_lines(report: Report) -> list[str]:
     return lines
 
 
-def _check_lines(report: Report) -> list[str]:
-    """Failed checks, those that nobody has acknowledged first."""
-    return [
+def _endpoint_line(one: "EndpointState", now: datetime) -> str:
+    facts = [
+        f"{'active' if one.active else 'INACTIVE'}, as NexHealth said {age(one.checked_at, now)} ago",
+        f"{one.subscriptions:,} subscriptions",
+        f"last event {age(one.last_event_at, now)} ago"
+        if one.last_event_at
+        else f"no event in {age(one.looked_since, now)}",
+    ]
+    if one.hole_since is not None:
+        facts.append(f"events since {moment(one.hole_since)} may be missing")
+    if one.retire_at is not None:
+        facts.append(f"to be deleted at {moment(one.retire_at)}")
+    return f"webhook endpoint {one.endpoint_id} ({one.target_url}): {', '.join(facts)}"
+
+
+def _check_line(one: "FailedCheck") -> str:
+    return (
         f"check {'failed' if one.is_new else 'acknowledged'} ({one.severity}): nexhealth_{one.collection} {one.check},"
         f" {f'institution {one.institution_id}' if one.institution_id else 'everything'}: {one.faults:,} fault{'s'[: one.faults > 1]}"
         + (f", for example {', '.join(one.sample_ids)}" if one.sample_ids else "")
-        for one in report.checks
-    ]
+    )
 
 
-def _run_lines(report: Report) -> list[str]:
-    """The latest runs, those that run first."""
+def _run_lines(report: Report, most: int | None = None) -> list[str]:
+    """The latest runs, those that run first; `most` of them."""
     if not report.runs:
         return ["Nothing was synced yet: run `nexhealth sync` (the demo's warehouse is shown with --demo)."]
     rows = [
@@ -213,7 +248,7 @@ def _run_lines(report: Report) -> list[str]:
             f"{run.done} of {run.slices}",
             *map(number, (run.records, run.inserted, run.updated, run.requests)),
         ]
-        for run in sorted(report.runs, key=lambda run: run.finished_at is not None)
+        for run in sorted(report.runs, key=lambda run: run.finished_at is not None)[:most]
     ]
     head = ("latest runs", "status", "began (UTC)", "ended", "slices", "read", "inserted", "updated", "requests")
     return table(head, rows, right="    >>>>>")

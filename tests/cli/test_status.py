@@ -281,6 +281,56 @@ def test_freshness_is_seen_on_a_terminal_of_80_columns_and_24_lines(
     assert lines[-1] == f"... {whole - 22} lines more: `nexhealth status` without --watch shows them"
 
 
+def test_what_is_read_no_more_does_not_hold_the_top_of_the_screen(
+    connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of a closed office, and of a list that is not offered any more, stay for ever as old as they are."""
+    connection.execute(
+        ROWS + "INSERT INTO nexhealth_institutions (institution_id, id, subdomain, synced_at, source_read_at, row_hash)"
+        " VALUES (8, 8, 'shut', now(), now(), '');"
+        " INSERT INTO nexhealth_locations (institution_id, id, inactive, deleted_at, synced_at, source_read_at, row_hash)"
+        " VALUES (7, 13, true, NULL, now(), now(), ''), (7, 14, false, now(), now(), now(), ''),"
+        " (8, 15, true, NULL, now(), now(), '');"
+        " INSERT INTO nexhealth_capabilities (institution_id, location_id, collection, status, evidence)"
+        " VALUES (7, 12, 'payments', 'not_enabled', '403'), (7, 12, 'patients', 'supported', '200');"
+        " INSERT INTO nexhealth_freshness (institution_id, location_id, collection, complete_through)"
+        " SELECT *, now() - interval '90 days' FROM (VALUES (7, 13, 'patients'), (7, 14, 'patients'), (8, 0, 'providers'),"
+        " (7, 12, 'payments')) closed"
+    )
+    assert {(one.place, one.collection) for one in read_report(connection).fresh if one.closed} == {
+        *(("acme.13", "patients"), ("acme.14", "patients"), ("shut", "providers"), ("acme.12", "payments"))
+    }
+    lines = screen(connection, monkeypatch, 80, 40)
+    head = next(place for place, line in enumerate(lines) if line.startswith("location "))
+    ages = [line[line.index(":") + 3 :].strip() if ":" in line else "" for line in lines[head + 2 :]]
+    assert [age.split("  ")[0] for age in ages] == ["", "3 d", "5 h", "5 min", *["90 d"] * 4]
+
+
+def test_what_is_wrong_is_seen_on_a_small_screen_while_much_is_read(
+    connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch, busy: str
+) -> None:
+    """Five runs and a dozen slices that are read filled the half of the screen; what went wrong was below it."""
+    connection.execute(
+        "INSERT INTO nexhealth_runs (run_id, host, pid) SELECT 'many-' || n, 'h', 1 FROM generate_series(1, 5) n;"
+        " INSERT INTO nexhealth_sync_logs (run_id, asset, collection, institution_id, location_id, partition_key, mode,"
+        " status) SELECT 'run-1', 'a', 'patients', 7, n, 'acme.' || n, 'full', 'running' FROM generate_series(20, 31) n;"
+        " INSERT INTO nexhealth_sync_logs (run_id, asset, collection, institution_id, location_id, partition_key, mode,"
+        " status, error) SELECT 'old', 'a', 'claims', 7, n, 'acme.' || n, 'full', 'failed', 'no' FROM generate_series(40, 50) n;"
+        " INSERT INTO nexhealth_freshness (institution_id, location_id, collection) SELECT 7, 12, 'c' || n"
+        " FROM generate_series(1, 60) n;"
+        " INSERT INTO nexhealth_webhooks (key_hash, endpoint_id, target_url, active, secret, registered_at)"
+        " VALUES ('k', 12, 'https://a.example/hook', false, 's', now());"
+        " INSERT INTO nexhealth_quarantine (collection, institution_id, location_id, record_id, field, rule, loaded,"
+        " raw, fingerprint, run_id) VALUES ('patients', 7, 12, '5', 'bio', 'date', true, '', '', 'run-1')"
+    )
+    _failed_check(connection, 2)
+    lines = screen(connection, monkeypatch, 80, 24)
+    firsts = [line.split()[0] for line in lines[6 : lines.index("", 6)]]
+    assert firsts == ["webhook", "failed:", "check", "in", "failed:"]
+    whole = len(status_lines(read_report(connection)))
+    assert lines[-1].startswith(f"... {whole - 22} lines more: ")
+
+
 def test_a_screen_that_has_room_shows_all(
     connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch, busy: str
 ) -> None:
