@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
 __all__ = ["summary_lines"]
 
-_STOPPED_DRY = "stopped before its end: a dry run keeps nothing, the next one begins anew"
 _COUNTED = ("records_read", "inserted", "updated", "unchanged", "quarantined", "pages", "requests", "retries")
 _HEAD = (
     "collection",
@@ -27,8 +26,8 @@ _HEAD = (
 )
 
 
-def summary_lines(summary: "SyncSummary", *, dry_run: bool = False) -> list[str]:
-    """Everything to print about a sync that ended."""
+def summary_lines(summary: "SyncSummary", *, dry_run: bool = False, partial: bool = False) -> list[str]:
+    """Everything to print about a sync that ended; `partial`: that read part of its slices, see `SyncRequest.partial`."""
     lines = ["Nothing was written: a dry run. What it would have done:", ""] if dry_run else []
     lines += table(
         (*_HEAD, "retries", "seconds"),
@@ -38,16 +37,29 @@ def summary_lines(summary: "SyncSummary", *, dry_run: bool = False) -> list[str]
     lines += ["", _time(summary)]
     lines += _absence_lines(summary)
     lines += [f"failed: {label}: {reason}" for label, reason in summary.failures]
-    if summary.exit_status == Cancelled.exit_status:
-        lines.append(_STOPPED_DRY if dry_run else "stopped on a committed page: the next sync goes on from there")
-    if summary.exit_status == WarehouseError.exit_status and not dry_run:
-        lines.append("what was committed stays: run it again once the database can be used, and it goes on from there")
+    lines += _next_lines(summary, dry_run=dry_run, partial=partial)
     if summary.new_notes:
         lines.append(
             f"{summary.new_notes:,} new notes in nexhealth_quarantine: fields or records that could not be read;"
             " `nexhealth quarantine list` shows them"
         )
     return lines
+
+
+def _next_lines(summary: "SyncSummary", *, dry_run: bool, partial: bool) -> list[str]:
+    """What the next sync makes of one that was stopped, or ended by the database."""
+    if summary.exit_status == Cancelled.exit_status:
+        if dry_run:
+            return ["stopped before its end: a dry run keeps nothing, the next one begins anew"]
+        if partial:
+            return ["stopped on a committed page: what was committed stays; run it again, and it is read anew"]
+        return ["stopped on a committed page: the next sync goes on from there"]
+    if summary.exit_status == WarehouseError.exit_status and not dry_run:
+        # A slice alone also ends so by a value that the database refuses.
+        lost = any(label == "run" for label, _ in summary.failures)
+        again = f"run it again{' once the database can be used' if lost else ''}"
+        return [f"what was committed stays: {again}, and it {'is read anew' if partial else 'goes on from there'}"]
+    return []
 
 
 _ABSENCE = ("seen", "missing", "confirmed", "found", "tombstoned", "revived")

@@ -258,7 +258,7 @@ def run(realm: Realm, request: "SyncRequest", *, as_json: bool, then: Callable[[
 
     summary = _run(realm, request, as_json=as_json)
     if not as_json:
-        click.echo("\n".join(summary_lines(summary, dry_run=request.dry_run)))
+        click.echo("\n".join(summary_lines(summary, dry_run=request.dry_run, partial=request.partial)))
     if then is not None and summary.exit_status in (0, 1):
         then()
     if as_json:

@@ -25,3 +25,8 @@ class SyncRequest:
     allow_mass_delete: bool = False
     """In a reconcile: mark absences past the brake as well."""
     patient: int | None = None
+
+    @property
+    def partial(self) -> bool:
+        """Whether only part of its slices is read: what was read of it is read anew by the next one, not gone on with."""
+        return bool(self.start or self.end or self.filters) or self.patient is not None

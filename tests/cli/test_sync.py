@@ -228,6 +228,39 @@ def test_a_sync_that_lost_the_database_says_that_it_can_be_gone_on_with(nexhealt
     assert word not in nexhealth("sync", **KEY).out
 
 
+def test_where_the_database_refused_a_value_nobody_is_told_to_wait_for_the_database(
+    nexhealth: Run, ran: FakeRun
+) -> None:
+    """It can be used: only the slices that hold the value fail, by the same exit status."""
+    ran.end = summary(
+        4, failures=[("patients acme.1", "loading nexhealth_patients: PostgreSQL refused a value (22003)")]
+    )
+    out = nexhealth("sync", **KEY).out
+    assert "what was committed stays: run it again, and it goes on from there" in out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--start 2026-01-01",
+        "--end 2026-01-31",
+        "--status active",
+        "--provider 5",
+        "--updated-since 2026-01-02",
+        "--patient 7",
+    ],
+)
+def test_a_read_of_a_part_says_that_it_is_read_anew(nexhealth: Run, ran: FakeRun, words: str) -> None:
+    """It keeps no place to go on from: who was promised one would take the second hour for a fault."""
+    ran.end = summary(130)
+    out = nexhealth("sync", *words.split(), **KEY).out
+    assert "stopped on a committed page: what was committed stays; run it again, and it is read anew" in out
+    ran.end = summary(4, failures=[("run", "loading nexhealth_patients: the connection to PostgreSQL was lost")])
+    ended_by_database = nexhealth("sync", *words.split(), **KEY).out
+    assert "run it again once the database can be used, and it is read anew" in ended_by_database
+    assert "goes on" not in out + ended_by_database
+
+
 def test_a_dry_run_that_was_stopped_promises_nothing(nexhealth: Run, ran: FakeRun) -> None:
     """The next one begins anew, after hours perhaps: nothing was written from which it could go on."""
     ran.end = summary(130)
