@@ -74,7 +74,7 @@ def replay(*, dry_run: bool, as_json: bool, demo: bool, **chosen: Any) -> int:
     with told_as_json(as_json):
         config = _config(**chosen)
         run = _run(REPLAY_JOB, {**config, "dry_run": dry_run}, demo=demo)
-    return _print(run, as_json=as_json, lines=_rehearsed_lines if dry_run else _replayed_lines)
+    return _print(run, as_json=as_json, lines=_rehearsed_lines if dry_run else _replayed_lines, dry_run=dry_run)
 
 
 def _config(
@@ -144,7 +144,9 @@ def _has_news(run: "WebhookRun") -> bool:
     return any(run.result.get(name) for name in ("failed", "parked", "waiting", "still_due"))
 
 
-def _print(run: "WebhookRun", *, as_json: bool, lines: Callable[[dict[str, Any]], list[str]]) -> int:
+def _print(
+    run: "WebhookRun", *, as_json: bool, lines: Callable[[dict[str, Any]], list[str]], dry_run: bool = False
+) -> int:
     """Say what was done; the command's exit status."""
     status = run.exit_status or int(_has_news(run))
     if as_json:
@@ -153,7 +155,8 @@ def _print(run: "WebhookRun", *, as_json: bool, lines: Callable[[dict[str, Any]]
         return status
     is_stopped = status == Cancelled.exit_status
     said = lines(run.result) if run.result or not is_stopped else []  # it may have done much, and not told
-    click.echo("\n".join([*said, "stopped: what was committed stays"] if is_stopped else said))
+    stopped = f"stopped: {'a dry run keeps nothing' if dry_run else 'what was committed stays'}"
+    click.echo("\n".join([*said, stopped] if is_stopped else said))
     return status
 
 

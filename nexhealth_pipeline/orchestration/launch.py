@@ -114,7 +114,7 @@ def run_sync(
     dagster_url = find_dagster_url(settings, database_name=dagster_database)
     pass_on(DATABASE_URL=url, DAGSTER_DATABASE_URL=dagster_url, NEXHEALTH_DATA_KIND=kind)
     first = run_side_by_side([partial(discover, settings, url, request, kind)])[0]
-    raise_unless_answered(first)
+    raise_unless_answered(first, dry_run=request.dry_run)
     plan: dict[str, Any] = first.result
     beside = [] if request.dry_run else [partial(keep_house_beside, settings, url, dagster_url)]
     outcomes = _execute(url, plan, on_progress, look_seconds, beside)
@@ -166,7 +166,7 @@ def _was_stopped(outcome: Outcome) -> bool:
     return outcome.status == Cancelled.exit_status or bool(outcome.result and outcome.result["stopped"])
 
 
-def _broken_by(outcome: Outcome) -> dict[str, Any] | None:
+def _broken_by(outcome: Outcome, *, dry_run: bool = False) -> dict[str, Any] | None:
     """What a run broke off by, as `message` and `exit_status`, with slices unread.
 
     None where it came to its end, or was stopped.
@@ -177,12 +177,13 @@ def _broken_by(outcome: Outcome) -> dict[str, Any] | None:
     if outcome.status == Cancelled.exit_status:
         return None
     if outcome.status < 0:
-        return {"message": _killed(outcome), "exit_status": PipelineError.exit_status}
+        return {"message": _killed(outcome, dry_run=dry_run), "exit_status": PipelineError.exit_status}
     return {"message": outcome.message or f"ended with status {outcome.status}", "exit_status": outcome.status}
 
 
-def _killed(outcome: Outcome) -> str:
-    return f"the run was ended by signal {-outcome.status}: what it has committed stays, run it again"
+def _killed(outcome: Outcome, *, dry_run: bool) -> str:
+    kept = "a dry run keeps nothing" if dry_run else "what it has committed stays"
+    return f"the run was ended by signal {-outcome.status}: {kept}, run it again"
 
 
 def pass_on(**choices: str) -> None:
@@ -191,14 +192,17 @@ def pass_on(**choices: str) -> None:
         os.environ[INTERNAL_PREFIX + name] = value
 
 
-def raise_unless_answered(outcome: Outcome) -> None:
-    """Raise what ended a child that returned nothing; of one that was stopped, even when it had returned."""
+def raise_unless_answered(outcome: Outcome, *, dry_run: bool = False) -> None:
+    """Raise what ended a child that returned nothing; of one that was stopped, even when it had returned.
+
+    `dry_run`: it commits nothing, so that nothing is promised to stay.
+    """
     if outcome.status == Cancelled.exit_status:
-        raise Cancelled("stopped; what was committed stays")
+        raise Cancelled(f"stopped; {'a dry run keeps nothing' if dry_run else 'what was committed stays'}")
     if outcome.result is not None:
         return
     if outcome.status < 0:
-        raise PipelineError(_killed(outcome))
+        raise PipelineError(_killed(outcome, dry_run=dry_run))
     kind = KINDS.get(outcome.status, PipelineError)
     raise kind(outcome.message or f"the first step ended with status {outcome.status}")
 
@@ -294,7 +298,8 @@ def _summarise(
     for name, summary in by_name.items():
         requests[COLLECTIONS[name].path] += summary.counts.requests
     failures = [(row["label"], row["reason"]) for row in results if row["status"] == "failed"]
-    broken = [broken for outcome in outcomes if (broken := _broken_by(outcome)) is not None]
+    ends = [_broken_by(outcome, dry_run=request.dry_run) for outcome in outcomes]
+    broken = [one for one in ends if one is not None]
     failures += [("run", one["message"]) for one in broken]
     new_notes = sum(row["new_notes"] for row in results)
     return SyncSummary(

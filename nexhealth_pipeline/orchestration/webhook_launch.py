@@ -72,7 +72,7 @@ def run_webhook_job(
     run_id = str(uuid4())
     (outcome,) = run_side_by_side([partial(_execute, job, dict(config), run_id)])
     if outcome.result is None:  # what one did that was stopped then is to be told
-        raise_unless_answered(outcome)
+        raise_unless_answered(outcome, dry_run=config.get("dry_run", False))
     answer = outcome.result
     stopped = answer["stopped"] or outcome.status == Cancelled.exit_status
     status = Cancelled.exit_status if stopped else int(answer["failed"])

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from nexhealth_pipeline.errors import PipelineError, TryLater
+from nexhealth_pipeline.errors import Cancelled, PipelineError, TryLater
 from nexhealth_pipeline.orchestration import launch
 from nexhealth_pipeline.orchestration.fork import Outcome
 from nexhealth_pipeline.orchestration.request import SyncRequest
@@ -32,11 +32,13 @@ def row(collection: str, scope: str, *, failed: bool = False) -> Row:
     }
 
 
-def summary(resources: tuple[str, ...], practice: list[Row], *outcomes: Outcome) -> launch.SyncSummary:
+def summary(
+    resources: tuple[str, ...], practice: list[Row], *outcomes: Outcome, dry_run: bool = False
+) -> launch.SyncSummary:
     plan = {"run_id": "r0", "jobs": [{"run_id": f"r{number}"} for number, _ in enumerate(outcomes, 1)]}
     results = practice + [one for outcome in outcomes if outcome.result for one in outcome.result["results"]]
     settings = load_settings({}, environ={}, env_file=None)
-    request = SyncRequest(Mode.INCREMENTAL, resources)
+    request = SyncRequest(Mode.INCREMENTAL, resources, dry_run=dry_run)
     return launch._summarise(settings, request, plan, results, list(outcomes), 1.0)
 
 
@@ -98,3 +100,19 @@ def test_a_run_that_was_killed_is_told_so() -> None:
     with pytest.raises(PipelineError, match=sentence) as caught:
         launch.raise_unless_answered(Outcome(None, -9, ""))
     assert caught.value.exit_status == 1
+
+
+def test_of_a_dry_run_that_was_killed_or_stopped_nothing_is_said_to_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It commits nothing; who reads that it stays looks for the rows."""
+    sentence = "the run was ended by signal 9: a dry run keeps nothing, run it again"
+    assert summary((), READ, Outcome(None, -9, ""), dry_run=True).failures == [("run", sentence)]
+    for name in ("find_warehouse_url", "find_dagster_url", "pass_on"):
+        monkeypatch.setattr(launch, name, lambda *_, **__: "")
+    for end, words in ((-9, sentence), (Cancelled.exit_status, "stopped; a dry run keeps nothing")):
+        monkeypatch.setattr(launch, "run_side_by_side", lambda _, end=end: [Outcome(None, end, "")])
+        with pytest.raises(PipelineError, match=words):
+            launch.run_sync(
+                load_settings({}, environ={}, env_file=None),
+                SyncRequest(Mode.INCREMENTAL, dry_run=True),
+                kind="sandbox",
+            )
