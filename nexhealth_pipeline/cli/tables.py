@@ -47,11 +47,15 @@ def beside_seconds(value: float) -> str:
     """What to say behind a duration in seconds of two minutes or more, ` (2 d 14 h)`: nobody divides by 86,400."""
     if value < _LONG_SECONDS:
         return ""
-    for unit, length, part, short in (("d", 86_400, "h", 3_600), ("h", 3_600, "min", 60), ("min", 60, "s", 1)):
-        whole, rest = divmod(round(value / short) * short, length)
-        if whole:
-            return f" ({whole} {unit} {rest // short} {part})" if rest else f" ({whole} {unit})"
-    return ""
+    # By what is told of it: a day less a second is told in hours and minutes, which are a day then.
+    if round(value) < 3_600:
+        unit, length, part, short = "min", 60, "s", 1
+    elif round(value / 60) < 24 * 60:
+        unit, length, part, short = "h", 3_600, "min", 60
+    else:
+        unit, length, part, short = "d", 86_400, "h", 3_600
+    whole, rest = divmod(round(value / short) * short, length)
+    return f" ({whole} {unit} {rest // short} {part})" if rest else f" ({whole} {unit})"
 
 
 def moment(value: datetime | None) -> str:
