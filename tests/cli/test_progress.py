@@ -37,7 +37,7 @@ def test_slices_and_time_are_seen_on_a_narrow_terminal(monkeypatch: pytest.Monke
     progress = Progress("appointments harbor-smiles.348621|2024-06", 1822, 1_204_331, 123, 3402)
     (line,) = drawn(monkeypatch, width, progress)
     assert line.startswith("reading ━")
-    assert " 123/3402 slices 0:00:00 1,204,331" in line
+    assert re.search(r" 123/3402 slices 0:00:0\d 1,204,331", line)
     assert len(line) <= width
 
 
@@ -49,5 +49,5 @@ def test_where_nobody_knows_how_many_there_will_be_no_slices_are_told(
     BarlessLines(0.0)(progress)
     assert capsys.readouterr().out == "35 records on 30 pages; alerts\n"
     (line,) = drawn(monkeypatch, 80, progress)
-    assert "0:00:00 35 records on 30 pages; alerts" in line
+    assert re.search(r"0:00:0\d 35 records on 30 pages; alerts", line)
     assert "slices" not in line
