@@ -1,12 +1,14 @@
 """What passes keep of what they met once absences were judged by them, and what that says of rows of other locations."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import psycopg
 
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
-from nexhealth_pipeline.warehouse.absence import Ground, Missing
+from nexhealth_pipeline.warehouse.absence import Ground, Missing, never_had
 from nexhealth_pipeline.warehouse.judgements import judged
+from nexhealth_pipeline.warehouse.knowledge import record_capability, record_freshness
 from nexhealth_pipeline.warehouse.seen import SeenPass, begin_seen, complete_seen, find_seen, record_seen
 from nexhealth_pipeline.warehouse.state import PassKey, database_time
 
@@ -67,3 +69,36 @@ def test_a_row_that_only_another_location_lists_moves_there_unless_that_one_is_c
     assert [missing.relocate() for _ in range(2)] == [1, 0]
     assert rows("SELECT id, location_id FROM nexhealth_payment_types ORDER BY 1") == [(1, 4), (2, 3)]
     connection.execute("DELETE FROM nexhealth_payment_types")
+
+
+def test_who_never_had_a_collection_has_neither_read_it_nor_a_row_of_it(connection: psycopg.Connection) -> None:
+    """Risk: rows of no location are judged without an office that lists them too, or for ever wait for one that does not."""
+    types = COLLECTIONS["payment_types"]
+
+    def refused(location: int, collection: str = types.name, institution: int = INSTITUTION) -> dict[str, Any]:
+        place = {"institution_id": institution, "location_id": location, "collection": collection}
+        record_capability(connection, **place, status="not_enabled", evidence="403", at=NOON)
+        return place
+
+    def read(place: dict[str, Any], complete: bool = True) -> None:
+        through = NOON if complete else None
+        record_freshness(connection, **place, complete_through=through, last_full_at=through, changed=False)
+
+    refused(3)
+    read(refused(4))
+    read(refused(5), complete=False)
+    refused(6)
+    Table(connection, types, {"location_id": 6}).load({"id": 6, "updated_at": "2026-03-01T10:00:00Z"})
+    record_capability(
+        connection,
+        institution_id=INSTITUTION,
+        location_id=7,
+        collection=types.name,
+        status="supported",
+        evidence="rows",
+        at=NOON,
+    )
+    # What others have read, or this office of other collections, is no word of it.
+    read(refused(3, "charges"))
+    read(refused(3, institution=INSTITUTION + 1))
+    assert never_had(connection, types, INSTITUTION) == {3, 5}

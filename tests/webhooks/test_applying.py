@@ -207,6 +207,12 @@ def test_what_cannot_be_applied_is_parked_with_a_reason_and_holds_nobody_up(
         "SELECT id, status, attempts, error FROM nexhealth_webhook_events WHERE status <> 'applied' ORDER BY id"
     ).fetchall()
     assert [(id_, status) for id_, status, _, _ in rows] == [(one, "parked") for one in ids.values()]
+    applied = practice.execute(
+        "SELECT count(*), count(applied_at) FROM nexhealth_webhook_events GROUP BY status = 'applied'"
+    )
+    assert sorted(applied.fetchall()) == [(len(POISON), 0), (len(POISON), len(POISON))], (
+        "only what was applied says when"
+    )
     for _, _, attempts, error in rows:
         assert 1 <= attempts <= 3
         assert error
