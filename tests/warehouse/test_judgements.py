@@ -76,7 +76,7 @@ def test_who_never_had_a_collection_has_neither_read_it_nor_a_row_of_it(connecti
     types = COLLECTIONS["payment_types"]
 
     def refused(location: int, collection: str = types.name, institution: int = INSTITUTION) -> dict[str, Any]:
-        place = {"institution_id": institution, "location_id": location, "collection": collection}
+        place: dict[str, Any] = {"institution_id": institution, "location_id": location, "collection": collection}
         record_capability(connection, **place, status="not_enabled", evidence="403", at=NOON)
         return place
 
