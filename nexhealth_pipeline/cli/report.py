@@ -27,8 +27,10 @@ class Fresh:
     source_read_status: str | None
     source_read_status_at: datetime | None
     closed: bool
-    """Whether it need not get any fresher: the place is inactive or deleted, as an institution is with all of its
-    locations, or NexHealth does not offer the list there."""
+    """Whether it need not get any fresher: the place is inactive or deleted, or NexHealth does not offer the list there.
+
+    Lists of an institution are read although none of its locations is active.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +102,6 @@ SELECT CASE WHEN f.location_id <> 0 THEN concat_ws('.', i.subdomain, f.location_
        coalesce(l.name, i.name, ''), f.collection, f.complete_through, f.last_full_at, f.last_change_at,
        f.source_read_status, f.source_read_status_at,
        coalesce(l.inactive, false) OR l.deleted_at IS NOT NULL OR i.deleted_at IS NOT NULL OR refused.since IS NOT NULL
-       OR (f.location_id = 0 AND f.institution_id <> 0 AND NOT EXISTS (
-           SELECT FROM nexhealth_locations o WHERE o.institution_id = f.institution_id AND o.deleted_at IS NULL
-               AND NOT coalesce(o.inactive, false)))
 FROM nexhealth_freshness f
 LEFT JOIN nexhealth_institutions i ON i.id = f.institution_id
 LEFT JOIN nexhealth_locations l ON l.institution_id = f.institution_id AND l.id = f.location_id

@@ -54,11 +54,11 @@ def _next_lines(summary: "SyncSummary", *, dry_run: bool, partial: bool) -> list
         if partial:
             return ["stopped on a committed page: what was committed stays; run it again, and it is read anew"]
         return ["stopped on a committed page: the next sync goes on from there"]
-    if summary.exit_status == WarehouseError.exit_status and not dry_run:
-        # A slice alone also ends so by a value that the database refuses.
-        lost = any(label == "run" for label, _ in summary.failures)
-        again = f"run it again{' once the database can be used' if lost else ''}"
-        return [f"what was committed stays: {again}, and it {'is read anew' if partial else 'goes on from there'}"]
+    # A slice alone also ends so, by a value that the database refuses or a right that is missing: what to do stands there.
+    lost = any(label == "run" for label, _ in summary.failures)
+    if summary.exit_status == WarehouseError.exit_status and lost and not dry_run:
+        again = "is read anew" if partial else "goes on from there"
+        return [f"what was committed stays: run it again once the database can be used, and it {again}"]
     return []
 
 

@@ -214,8 +214,9 @@ def _is_misread(match: re.Match[str]) -> bool:
     login, _, host = match["server"].partition("@")
     if "@" in host or "@" in (match["database"] or ""):
         return True
-    # Options whose @ libpq takes for the one before the host. A ? alone is of the password, and stays in it.
-    return "=" in login.partition("?")[2]
+    # Options whose @ libpq takes for the one before the host, or a ? in place of the colon: the password is the user's name
+    # then. A ? alone is of the password, and stays in it.
+    return "=" in login.partition("?")[2] or "?" in login.partition(":")[0]
 
 
 def _with_database(url: str, name: str) -> str:

@@ -77,6 +77,7 @@ def test_the_usual_spellings_of_an_address_are_taken(scheme: str) -> None:
         f"postgresql://me:odd@{SECRET}@host:5432/db",
         f"postgresql://me:odd/{SECRET}@host:5432/db",
         f"postgresql://me:odd@or/{SECRET}@host/db",
+        f"postgresql://me?{SECRET}@host/db",
         f"postgresql://host?user=me&password=odd@{SECRET}",
         f"postgresql://host:5432?user=me&password=odd@{SECRET}",
         f"postgresql://me:{SECRET}/db",
