@@ -20,6 +20,13 @@ INSERT INTO nexhealth_sync_status (institution_id, sync_source_type, sync_source
                                    synced_at, source_read_at, row_hash)
 VALUES (7, 'a', 'b', 'red', '[{"id": 70}]', now(), now(), '')
 """
+SUBSCRIBED = (
+    "DELETE FROM nexhealth_webhook_events; DELETE FROM nexhealth_webhooks;"
+    f" {OFFLINE_OFFICE};"
+    " INSERT INTO nexhealth_webhooks (key_hash, endpoint_id, target_url, active, secret, subscriptions, registered_at)"
+    """ VALUES ('k', 12, 'https://a.example', true, '', '[{"subdomain": "acme", "active": true}]', '2026-01-01')"""
+)
+"""That office, one endpoint that hears of it, and no event."""
 VALUES = {"asked_hours": 2, "silence_seconds": 86_400.0, "waiting_minutes": 15}
 
 
@@ -95,13 +102,7 @@ def test_an_event_by_a_clock_that_was_ahead_does_not_pass_for_the_last_one(conne
 
     store = "INSERT INTO nexhealth_webhook_events (received_at, subdomain, verdict, status) VALUES "
     with connection.transaction(force_rollback=True):
-        connection.execute("DELETE FROM nexhealth_webhook_events; DELETE FROM nexhealth_webhooks")
-        connection.execute(OFFLINE_OFFICE)
-        connection.execute(
-            "INSERT INTO nexhealth_webhooks"
-            " (key_hash, endpoint_id, target_url, active, secret, subscriptions, registered_at) VALUES"
-            """ ('k', 12, 'https://a.example', true, '', '[{"subdomain": "acme", "active": true}]', '2026-01-01')"""
-        )
+        connection.execute(SUBSCRIBED)
         connection.execute(store + "(now() + interval '60 days', 'acme', 'valid', 'applied')")
         assert silent() == {7: 1}
         connection.execute(store + "(clock_timestamp(), 'acme', 'valid', 'applied')")
@@ -116,13 +117,7 @@ def test_who_was_renamed_is_told_until_a_set_up_has_noted_the_new_name(connectio
         return found.institutions, found.sample_ids
 
     with connection.transaction(force_rollback=True):
-        connection.execute("DELETE FROM nexhealth_webhook_events; DELETE FROM nexhealth_webhooks")
-        connection.execute(OFFLINE_OFFICE)
-        connection.execute(
-            "INSERT INTO nexhealth_webhooks"
-            " (key_hash, endpoint_id, target_url, active, secret, subscriptions, registered_at) VALUES"
-            """ ('k', 12, 'https://a.example', true, '', '[{"subdomain": "acme", "active": true}]', '2026-01-01')"""
-        )
+        connection.execute(SUBSCRIBED)
         connection.execute(
             "INSERT INTO nexhealth_webhook_events (received_at, subdomain, verdict, status) VALUES"
             " (now(), 'acme', 'valid', 'applied')"
