@@ -150,7 +150,7 @@ def sync(*, explain: bool, as_json: bool, **asked: Any) -> int:
     Filters add up. A filtered sync brings the rows asked for and leaves all else as it is: the next sync without filters
     reads as if it had not been.
 
-    Runs through Dagster, whose pages show it as well. Ctrl-C ends it on a committed page (exit status 130); the next sync goes on from there. Exit status 0: done;
+    Runs through Dagster, whose pages show it as well. Ctrl-C ends it on a committed page (exit status 130); the next sync goes on from there, but for one of a part (filters, days, one patient), which is read anew. Exit status 0: done;
     1: done, with a failed slice or a refused record to look at; 2: wrong use; 3: nothing could be read;
     4: the database could not be used.
     """
