@@ -13,7 +13,7 @@ from nexhealth_pipeline.errors import ApiError, ConfigurationError, PipelineErro
 from nexhealth_pipeline.warehouse.connect import connect, driver_errors
 from nexhealth_pipeline.warehouse.migrate import HEAD, current_revision
 from nexhealth_pipeline.webhooks.endpoints import Endpoint, known_endpoints
-from nexhealth_pipeline.webhooks.remote import Remote
+from nexhealth_pipeline.webhooks.registering.remote import Remote
 from nexhealth_pipeline.webhooks.sealing import Sealer
 
 __all__ = ["webhook_findings"]

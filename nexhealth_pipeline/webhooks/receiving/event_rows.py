@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-__all__ = ["INSERT", "Row", "array_of", "columns_of"]
+__all__ = ["INSERT", "EventRow", "array_of", "columns_of"]
 
 INSERT = """
 WITH given AS (
@@ -45,7 +45,7 @@ Notifies channel `nexhealth_webhook_events` where some of them wait to be applie
 
 
 @dataclass(slots=True)
-class Row:
+class EventRow:
     """One request. Texts, "" for NULL; arrays in PostgreSQL's text form."""
 
     verdict: str
@@ -68,10 +68,10 @@ class Row:
     """Seconds since it came."""
 
 
-_NAMES = tuple(one.name for one in fields(Row))
+_NAMES = tuple(one.name for one in fields(EventRow))
 
 
-def columns_of(rows: Sequence[Row]) -> dict[str, list[Any]]:
+def columns_of(rows: Sequence[EventRow]) -> dict[str, list[Any]]:
     """Values of :data:`INSERT` for `rows`."""
     return {name: [getattr(row, name) for row in rows] for name in _NAMES}
 

@@ -17,19 +17,19 @@ from nexhealth_pipeline.sync.fault_points import reach
 from nexhealth_pipeline.sync.practice import Institution, Practices
 from nexhealth_pipeline.warehouse.history import Cause
 from nexhealth_pipeline.warehouse.repeats import repeated
-from nexhealth_pipeline.webhooks.blame import in_words, may_be_at_fault
-from nexhealth_pipeline.webhooks.claiming import Outcome, StoredEvent, Verdict, claim, mark
-from nexhealth_pipeline.webhooks.reading import Told, read_event
-from nexhealth_pipeline.webhooks.single_reads import SinglesRead
-from nexhealth_pipeline.webhooks.snapshots import Group, GroupLoaded, SnapshotLoader
-from nexhealth_pipeline.webhooks.taking import give_back
-from nexhealth_pipeline.webhooks.vouching import Vouchers
+from nexhealth_pipeline.webhooks.applying.failures import in_words, may_be_at_fault
+from nexhealth_pipeline.webhooks.applying.pending import Mark, Outcome, StoredEvent, claim, mark
+from nexhealth_pipeline.webhooks.applying.reading import Told, read_event
+from nexhealth_pipeline.webhooks.applying.single_reads import ListsRead
+from nexhealth_pipeline.webhooks.applying.snapshots import Group, GroupLoaded, SnapshotLoader
+from nexhealth_pipeline.webhooks.applying.taking import give_back
+from nexhealth_pipeline.webhooks.applying.vouching import Vouchers
 
 __all__ = ["Answered", "Batch", "Batches", "Loaded"]
 
 _log = logging.getLogger(__name__)
 _ORDER = {one.name: at for at, one in enumerate(DECLARED)}
-Answered = tuple[list[Verdict], int, list[SinglesRead]]
+Answered = tuple[list[Mark], int, list[ListsRead]]
 """What to note about events that the API was asked because of, how many rows changed, and which lists were read."""
 
 
@@ -59,7 +59,7 @@ class Batch:
     """Rows changed."""
     hints: list[int] = field(default_factory=list)
     """Events left pending because the API is to be asked."""
-    lists: list[SinglesRead] = field(default_factory=list)
+    lists: list[ListsRead] = field(default_factory=list)
     """Lists under single rows that were read."""
     loaded: list[Loaded] = field(default_factory=list)
     troubles: list[tuple[int, str]] = field(default_factory=list)
@@ -70,7 +70,7 @@ class Batch:
         for one in fields(self):
             setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
 
-    def count(self, verdicts: Iterable[Verdict], parked: int) -> None:
+    def count(self, verdicts: Iterable[Mark], parked: int) -> None:
         """Add what was marked, `parked` events of it for good."""
         for one in verdicts:
             name = "failed" if one.outcome is Outcome.PARKED else one.outcome.value
@@ -148,7 +148,7 @@ class Batches:
         with self._connection.transaction():
             events = claim(self._connection, ids, self._run_id)
             batch.claimed = len(events)
-            self._mark(batch, [Verdict(one.id, outcome, reason) for one in events])
+            self._mark(batch, [Mark(one.id, outcome, reason) for one in events])
         self._tell(batch)
         return batch
 
@@ -172,13 +172,13 @@ class Batches:
         if self.after_commit is not None and batch.claimed:
             self.after_commit(batch)
 
-    def _mark(self, batch: Batch, verdicts: Sequence[Verdict]) -> None:
+    def _mark(self, batch: Batch, verdicts: Sequence[Mark]) -> None:
         parked = mark(self._connection, verdicts, run_id=self._run_id, most_attempts=self._most_attempts)
         batch.count(verdicts, parked)
 
-    def _load(self, batch: Batch, events: Sequence[StoredEvent]) -> list[Verdict]:
+    def _load(self, batch: Batch, events: Sequence[StoredEvent]) -> list[Mark]:
         read = [self._read(one) for one in events]
-        verdicts = [one for one in read if isinstance(one, Verdict)]
+        verdicts = [one for one in read if isinstance(one, Mark)]
         told = [one for one in read if isinstance(one, Told)]
         batch.hints = [one.event.id for one in told if one.hint]
         told = [one for one in told if not one.hint]
@@ -191,10 +191,10 @@ class Batches:
         for one in told:
             outcome = Outcome.APPLIED if one.event.id in applied else Outcome.SUPERSEDED
             outcome = Outcome.PARKED if one.fault else outcome
-            verdicts.append(Verdict(one.event.id, outcome, one.fault, one.institution.id))
+            verdicts.append(Mark(one.event.id, outcome, one.fault, one.institution.id))
         return verdicts
 
-    def _read(self, event: StoredEvent) -> Told | Verdict:
+    def _read(self, event: StoredEvent) -> Told | Mark:
         """What it tells; only a hint where another API key's endpoint signed it."""
         told = read_event(event, self._practices)
         if isinstance(told, Told) and not self._vouchers.vouches(event.endpoint_id, told.institution):

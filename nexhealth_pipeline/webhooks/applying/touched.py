@@ -14,7 +14,7 @@ from nexhealth_pipeline.sync.practice import Institution, Practices
 from nexhealth_pipeline.sync.slices import Slice, SliceResult, place_of
 from nexhealth_pipeline.warehouse.knowledge import record_change
 from nexhealth_pipeline.warehouse.state import PassKey, load_watermarks
-from nexhealth_pipeline.webhooks.batches import Loaded
+from nexhealth_pipeline.webhooks.applying.batches import Loaded
 
 __all__ = ["AppliedSlice", "Touched"]
 

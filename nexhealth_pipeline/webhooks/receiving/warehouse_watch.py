@@ -19,10 +19,10 @@ from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.warehouse.connect import connecting, driver_errors, watch
 from nexhealth_pipeline.warehouse.migrate import HEAD, current_revision
 from nexhealth_pipeline.webhooks.endpoints import SECRETS_CHANNEL, LiveSecret, live_secrets
-from nexhealth_pipeline.webhooks.link import SERVERS_PART, cut, receivers_conninfo
+from nexhealth_pipeline.webhooks.receiving.link import SERVERS_PART, cut, receivers_conninfo
 from nexhealth_pipeline.webhooks.sealing import Sealer
 
-__all__ = ["Known", "Live", "secrets_of"]
+__all__ = ["Known", "WarehouseWatch", "secrets_of"]
 
 _LOG = logging.getLogger(__name__)
 _SOONEST_SECONDS = 1.0
@@ -49,7 +49,7 @@ def secrets_of(settings: Settings) -> tuple[LiveSecret, ...]:
     return tuple(LiveSecret(None, one.strip()) for one in given.split(",") if one.strip())
 
 
-class Live:
+class WarehouseWatch:
     """Keeps :attr:`known` up to date; use it as a context manager.
 
     `sealer` None: only the settings' secrets count.
@@ -73,7 +73,7 @@ class Live:
         self._connection: psycopg.Connection | None = None
         self._thread = threading.Thread(target=self._run, name="receiver knowledge", daemon=True)
 
-    def __enter__(self) -> "Live":
+    def __enter__(self) -> "WarehouseWatch":
         self.look()
         self._thread.start()
         return self

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.errors import BadRequest, NoAccess, NotFound, ServerFailed, TryLater
 from nexhealth_pipeline.webhooks.endpoints import Subscription
-from nexhealth_pipeline.webhooks.remote import Remote, RemoteSubscription
+from nexhealth_pipeline.webhooks.registering.remote import Remote, RemoteSubscription
 
 __all__ = ["LOOKS", "Outage", "Subscribed", "Subscriber", "Topic", "declared_topics"]
 

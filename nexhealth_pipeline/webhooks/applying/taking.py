@@ -3,7 +3,7 @@
 A process that is killed leaves that note. Its events are taken again few at a time, then alone, so that the one that
 ends its process each time is found and given up, and its neighbours are applied. Whatever ends in another way than
 with its process takes the note back, so that a database that is away is no event's fault. But where the work broke off
-in a way that an event can cause (`webhooks.blame`), the note is left as well, or its batch would be the first of every
+in a way that an event can cause (`failures`), the note is left as well, or its batch would be the first of every
 run and nothing behind it would ever be reached.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import psycopg
 
 from nexhealth_pipeline.warehouse.runs import is_dead
-from nexhealth_pipeline.webhooks.claiming import BACKOFF, DUE, NOT_LEFT
+from nexhealth_pipeline.webhooks.applying.pending import BACKOFF, DUE, NOT_LEFT
 
 __all__ = [
     "LEAST_TAKINGS",
@@ -61,7 +61,8 @@ def take_new(
 ) -> list[int]:
     """Take due events by id that were never tried (or, `retried`, failed before), but `without`.
 
-    Nor any of the subdomains in `leaving`. As every taking: for `connection` in autocommit mode; what another process takes just now is left out.
+    Nor any of the subdomains in `leaving`. As every taking: for `connection` in autocommit mode; what another process takes
+    just now is left out.
     """
     given = {"upto": upto, "without": list(without), "retried": retried, "limit": limit, "leaving": list(leaving)}
     return _take(connection, _TAKE + _NEW + _CHOSEN, run_id, given)

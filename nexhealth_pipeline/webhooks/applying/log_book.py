@@ -3,7 +3,7 @@
 import psycopg
 
 from nexhealth_pipeline.warehouse.sync_log import Counts, SyncLog
-from nexhealth_pipeline.webhooks.batches import Batch, Loaded
+from nexhealth_pipeline.webhooks.applying.batches import Batch, Loaded
 
 __all__ = ["LogBook"]
 

@@ -13,7 +13,7 @@ from psycopg import sql
 
 from nexhealth_pipeline.errors import BudgetUnavailable, WarehouseError, WarehouseUnreachable
 from nexhealth_pipeline.sync.fault_points import POINTS
-from nexhealth_pipeline.webhooks import applying
+from nexhealth_pipeline.webhooks.applying import apply
 from tests.forks import Forks
 from tests.sync.kit import open_session
 
@@ -280,11 +280,11 @@ def test_a_run_that_is_stopped_ends_between_two_batches(
     practice: psycopg.Connection, practice_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C: what is committed is reported, the rest is the next run's."""
-    monkeypatch.setattr(applying, "BATCH", 10)
+    monkeypatch.setattr(apply, "BATCH", 10)
     store(practice, *(updated(patient(number, 1)) for number in range(1, 31)))
     stop = threading.Event()
     with open_session(settings_for(practice_url), stop=stop) as session:
-        pieces = list(applying.apply_pending(session, on_batch=lambda _: stop.set()))
+        pieces = list(apply.apply_pending(session, on_batch=lambda _: stop.set()))
     assert [piece.rows for piece in pieces] == [10]
     assert practice.execute("SELECT count(*) FROM nexhealth_patients").fetchall() == [(10,)]
     _, total = apply_all(settings_for(practice_url), limit=15)
@@ -298,7 +298,7 @@ def test_a_run_keeps_one_log_row_however_often_it_looks_for_events(
     with open_session(settings_for(practice_url)) as session:
         for at in (1, 2, 3):
             store(practice, updated(patient(1, at)))
-            assert len(list(applying.apply_pending(session))) == 1
+            assert len(list(apply.apply_pending(session))) == 1
     assert practice.execute("SELECT status, records_read, inserted, updated FROM nexhealth_sync_logs").fetchall() == [
         ("succeeded", 3, 1, 2)
     ]
@@ -308,11 +308,11 @@ def test_a_caller_that_fails_is_heard_and_no_event_is_blamed(practice: psycopg.C
     """What is told after a commit has nothing to do with the events."""
     store(practice, updated(patient(1, 1)))
 
-    def fails(_: applying.Batch) -> None:
+    def fails(_: apply.Batch) -> None:
         raise ValueError("the caller's own")
 
     with pytest.raises(ValueError, match="own"), open_session(settings_for(practice_url)) as session:
-        list(applying.apply_pending(session, on_batch=fails))
+        list(apply.apply_pending(session, on_batch=fails))
     assert practice.execute("SELECT status, attempts FROM nexhealth_webhook_events").fetchall() == [("applied", 0)]
 
 
@@ -336,11 +336,11 @@ def test_what_was_applied_before_a_failure_is_told(
     def fails(_: object) -> None:
         raise failure
 
-    monkeypatch.setattr(applying._Applier, "_ask_again", fails)
+    monkeypatch.setattr(apply._Applier, "_ask_again", fails)
     store(practice, updated(patient(1, 1)))
-    told: list[applying.AppliedSlice] = []
+    told: list[apply.AppliedSlice] = []
     with pytest.raises(heard), open_session(settings_for(practice_url)) as session:
-        told.extend(applying.apply_pending(session))
+        told.extend(apply.apply_pending(session))
     assert [(piece.collection.name, piece.rows) for piece in told] == [("patients", 1)]
     assert practice.execute("SELECT status, inserted FROM nexhealth_sync_logs").fetchall() == [("succeeded", 1)]
 
@@ -349,16 +349,16 @@ def test_a_lost_connection_loses_no_event(
     practice: psycopg.Connection, practice_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PostgreSQL is restarted in the middle: nothing is blamed, the next run goes on."""
-    monkeypatch.setattr(applying, "BATCH", 10)
+    monkeypatch.setattr(apply, "BATCH", 10)
     store(practice, *(updated(patient(number, 1)) for number in range(1, 31)))
 
-    def restart(_: applying.Batch) -> None:
+    def restart(_: apply.Batch) -> None:
         practice.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
 
     with pytest.raises(WarehouseUnreachable), open_session(settings_for(practice_url)) as session:
-        list(applying.apply_pending(session, on_batch=restart))
+        list(apply.apply_pending(session, on_batch=restart))
     assert practice.execute(
         "SELECT status, attempts, taken, count(*) FROM nexhealth_webhook_events GROUP BY 1, 2, 3 ORDER BY 1"
     ).fetchall() == [("applied", 0, 0, 10), ("pending", 0, 0, 20)]

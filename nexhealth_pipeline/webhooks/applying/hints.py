@@ -3,8 +3,8 @@
 What was never read completely is left alone: its first full read will bring the change. That is not true of lists under
 single rows once one of them was read: it may be that one. So they are searched, and what they lack is left to the first
 read if that still has lists to read. What somebody reads just now waits for the next run, and this one not for it: a full
-read may last, and records of other events must not wait. What the database refuses, for a right that one table lacks say, is a failed
-try of those events alone that asked for it.
+read may last, and records of other events must not wait. What the database refuses, for a right that one table lacks
+say, is a failed try of those events alone that asked for it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,13 +25,13 @@ from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice, SliceResult, Status
 from nexhealth_pipeline.warehouse.state import PassKey, load_watermarks
 from nexhealth_pipeline.warehouse.sync_log import Counts
-from nexhealth_pipeline.webhooks.batches import Answered
-from nexhealth_pipeline.webhooks.blame import in_words, is_the_tables, may_be_at_fault
-from nexhealth_pipeline.webhooks.claiming import Outcome, Verdict
-from nexhealth_pipeline.webhooks.owners import Found, OwnerSearch
-from nexhealth_pipeline.webhooks.places import Touched
-from nexhealth_pipeline.webhooks.reading import Told
-from nexhealth_pipeline.webhooks.single_reads import Failure, SingleReads, SinglesRead
+from nexhealth_pipeline.webhooks.applying.batches import Answered
+from nexhealth_pipeline.webhooks.applying.failures import in_words, is_the_tables, may_be_at_fault
+from nexhealth_pipeline.webhooks.applying.owners import Found, OwnerSearch
+from nexhealth_pipeline.webhooks.applying.pending import Mark, Outcome
+from nexhealth_pipeline.webhooks.applying.reading import Told
+from nexhealth_pipeline.webhooks.applying.single_reads import Failure, ListsRead, SingleReads
+from nexhealth_pipeline.webhooks.applying.touched import Touched
 
 __all__ = ["HintReader"]
 
@@ -77,7 +77,7 @@ class HintReader:
         self._touched = touched
         self._single_reads = single_reads
         self._rows = 0
-        self._lists: list[SinglesRead] = []
+        self._lists: list[ListsRead] = []
 
     def read(self, told: Sequence[Told]) -> Answered:
         """Read what the events tell of; what to note about each, but those whose read was stopped, and what was read."""
@@ -87,7 +87,7 @@ class HintReader:
         for event_id, answer in (*self._slices(told), *self._own_lists(told)):
             answers[event_id].append(answer)
         verdicts = [
-            Verdict(one.event.id, worst.outcome, worst.reason, one.institution.id)
+            Mark(one.event.id, worst.outcome, worst.reason, one.institution.id)
             for one in told
             if (worst := min(answers[one.event.id], key=_gravity, default=None)) is not None
         ]

@@ -25,10 +25,10 @@ from nexhealth_pipeline.webhooks.endpoints import (
     record_inactive,
     record_removed,
 )
-from nexhealth_pipeline.webhooks.remote import Remote, RemoteEndpoint
+from nexhealth_pipeline.webhooks.registering.remote import Remote, RemoteEndpoint
 from nexhealth_pipeline.webhooks.sealing import Sealer
 
-__all__ = ["KEY_GONE", "EndpointState", "Verdict", "check_endpoints", "delete_if_due", "learn_secret"]
+__all__ = ["KEY_GONE", "CheckedEndpoint", "EndpointVerdict", "check_endpoints", "delete_if_due", "learn_secret"]
 
 KEY_GONE = (
     "its API key is not among the settings: add it; or, with the key that replaced it, run `nexhealth webhooks setup URL`;"
@@ -37,7 +37,7 @@ KEY_GONE = (
 """Why nothing can be done about an endpoint whose key is not set (any more)."""
 
 
-class Verdict(StrEnum):
+class EndpointVerdict(StrEnum):
     """What a look at an endpoint found."""
 
     OK = "ok"
@@ -58,12 +58,12 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class EndpointState:
+class CheckedEndpoint:
     """One endpoint of ours, as it was found."""
 
     endpoint_id: int
     target_url: str
-    verdict: Verdict
+    verdict: EndpointVerdict
     hole_since: datetime | None
     """Since when events may be missing."""
     reason: str = ""
@@ -71,10 +71,15 @@ class EndpointState:
     @property
     def fine(self) -> bool:
         """Whether nobody has to do anything."""
-        return self.verdict not in {Verdict.INACTIVE, Verdict.MISSING, Verdict.OVERDUE, Verdict.UNKNOWN}
+        return self.verdict not in {
+            EndpointVerdict.INACTIVE,
+            EndpointVerdict.MISSING,
+            EndpointVerdict.OVERDUE,
+            EndpointVerdict.UNKNOWN,
+        }
 
 
-def check_endpoints(session: SyncSession, sealer: Sealer) -> list[EndpointState]:
+def check_endpoints(session: SyncSession, sealer: Sealer) -> list[CheckedEndpoint]:
     """Ask NexHealth about each endpoint, switch on what is off, delete what has retired; by endpoint id.
 
     Sends nothing where nothing is registered. An API that cannot be asked is a verdict; raises WarehouseError, Cancelled.
@@ -85,7 +90,7 @@ def check_endpoints(session: SyncSession, sealer: Sealer) -> list[EndpointState]
         with alone(connection, session.stop):
             known = known_endpoints(connection)
             names = {session.client.key_hash(name): name for name in session.client.key_names()}
-            states: list[EndpointState] = []
+            states: list[CheckedEndpoint] = []
             for key_hash in dict.fromkeys(one.key_hash for one in known):
                 mine = [one for one in known if one.key_hash == key_hash]
                 remote = Remote(session.client, names[key_hash]) if key_hash in names else None
@@ -95,63 +100,63 @@ def check_endpoints(session: SyncSession, sealer: Sealer) -> list[EndpointState]
 
 def _check_key(
     connection: psycopg.Connection, remote: Remote | None, sealer: Sealer, known: Iterable[Endpoint]
-) -> list[EndpointState]:
+) -> list[CheckedEndpoint]:
     if remote is None:
-        return [_state(one, Verdict.UNKNOWN, KEY_GONE) for one in known]
+        return [_state(one, EndpointVerdict.UNKNOWN, KEY_GONE) for one in known]
     try:
         listed = {one.id: one for one in remote.endpoints()}
     except ApiError as error:
-        return [_state(one, Verdict.UNKNOWN, str(error)) for one in known]
+        return [_state(one, EndpointVerdict.UNKNOWN, str(error)) for one in known]
     return [_check(connection, remote, sealer, one, listed.get(one.endpoint_id)) for one in known]
 
 
 def _check(
     connection: psycopg.Connection, remote: Remote, sealer: Sealer, known: Endpoint, found: RemoteEndpoint | None
-) -> EndpointState:
+) -> CheckedEndpoint:
     if found is not None:
         learn_secret(connection, sealer, known, found.secret)
     if known.retire_at is not None and not known.subscriptions:
         return _check_retired(connection, remote, known, found)
     if found is None:
         hole = record_inactive(connection, known)
-        return _state(known, Verdict.MISSING, _missing(known), hole)
+        return _state(known, EndpointVerdict.MISSING, _missing(known), hole)
     state = _kept_active(connection, remote, known, found)
     if known.retire_at is None:
         return state
     # Events are still posted to it alone.
     if state.fine and known.due:
-        return replace(state, verdict=Verdict.OVERDUE, reason=_overdue(known))
-    return replace(state, verdict=Verdict.RETIRING) if state.verdict is Verdict.OK else state
+        return replace(state, verdict=EndpointVerdict.OVERDUE, reason=_overdue(known))
+    return replace(state, verdict=EndpointVerdict.RETIRING) if state.verdict is EndpointVerdict.OK else state
 
 
 def _kept_active(
     connection: psycopg.Connection, remote: Remote, known: Endpoint, found: RemoteEndpoint
-) -> EndpointState:
+) -> CheckedEndpoint:
     """Switch it on again if it is off."""
     if found.active:
         record_active(connection, known)
-        return _state(known, Verdict.OK)
+        return _state(known, EndpointVerdict.OK)
     hole = record_inactive(connection, known)
     try:
         remote.activate(known.endpoint_id)
     except ApiError as error:
-        return _state(known, Verdict.INACTIVE, str(error), hole)
+        return _state(known, EndpointVerdict.INACTIVE, str(error), hole)
     record_active(connection, known)
-    return _state(known, Verdict.REACTIVATED, "", hole)
+    return _state(known, EndpointVerdict.REACTIVATED, "", hole)
 
 
 def _check_retired(
     connection: psycopg.Connection, remote: Remote, known: Endpoint, found: RemoteEndpoint | None
-) -> EndpointState:
+) -> CheckedEndpoint:
     """One that nothing is posted to any more."""
     if found is None:
         record_deleted(connection, known)
-        return _state(known, Verdict.REMOVED)
+        return _state(known, EndpointVerdict.REMOVED)
     try:
         removed = delete_if_due(connection, remote, known)
     except ApiError as error:
-        return _state(known, Verdict.RETIRING, str(error))
-    return _state(known, Verdict.REMOVED if removed else Verdict.RETIRING)
+        return _state(known, EndpointVerdict.RETIRING, str(error))
+    return _state(known, EndpointVerdict.REMOVED if removed else EndpointVerdict.RETIRING)
 
 
 def _missing(known: Endpoint) -> str:
@@ -199,5 +204,7 @@ def _abridged(shown: str, stored: str) -> bool:
     return 2 * len(shown) < len(stored) or stored.startswith(shown) or stored.endswith(shown)
 
 
-def _state(known: Endpoint, verdict: Verdict, reason: str = "", hole: datetime | None = None) -> EndpointState:
-    return EndpointState(known.endpoint_id, known.target_url, verdict, hole or known.hole_since, reason)
+def _state(
+    known: Endpoint, verdict: EndpointVerdict, reason: str = "", hole: datetime | None = None
+) -> CheckedEndpoint:
+    return CheckedEndpoint(known.endpoint_id, known.target_url, verdict, hole or known.hole_since, reason)

@@ -7,8 +7,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from nexhealth_pipeline.webhooks.live import Known
-from nexhealth_pipeline.webhooks.metrics import CONTENT_TYPE, Metrics
+from nexhealth_pipeline.webhooks.receiving.metrics import CONTENT_TYPE, Metrics
+from nexhealth_pipeline.webhooks.receiving.warehouse_watch import Known
 
 __all__ = ["pages"]
 

@@ -1,7 +1,7 @@
 """Pending events: claimed under row locks, and marked in the transaction of the rows they changed.
 
 A claim lasts as long as its transaction. A process that is killed drops it, and its events are pending as
-before, but for the note that they were taken (`webhooks.taking`), by which other processes pass over them.
+before, but for the note that they were taken (`taking`), by which other processes pass over them.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,9 +21,9 @@ __all__ = [
     "LONGEST_PAUSE",
     "NOT_LEFT",
     "Backlog",
+    "Mark",
     "Outcome",
     "StoredEvent",
-    "Verdict",
     "claim",
     "mark",
     "newest_id",
@@ -103,7 +103,7 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Mark:
     """What to note about one event."""
 
     event_id: int
@@ -134,7 +134,7 @@ def newest_id(connection: psycopg.Connection) -> int:
     return int(row[0]) if row and row[0] else 0
 
 
-def mark(connection: psycopg.Connection, verdicts: Sequence[Verdict], *, run_id: str, most_attempts: int) -> int:
+def mark(connection: psycopg.Connection, verdicts: Sequence[Mark], *, run_id: str, most_attempts: int) -> int:
     """Note what became of claimed events; returns how many of them were parked. The caller commits."""
     if not verdicts:
         return 0
@@ -154,7 +154,8 @@ def mark(connection: psycopg.Connection, verdicts: Sequence[Verdict], *, run_id:
             status_before = CASE WHEN v.outcome IN ('failed', 'waiting') THEN e.status_before END,
             applied_at = CASE WHEN v.outcome IN ('applied', 'superseded') AND NOT v.idle THEN clock_timestamp()
                 ELSE e.applied_at END,
-            error = v.reason, run_id = CASE WHEN v.idle THEN e.run_id ELSE %(run)s END, institution_id = coalesce(v.institution_id, e.institution_id)
+            error = v.reason, run_id = CASE WHEN v.idle THEN e.run_id ELSE %(run)s END,
+            institution_id = coalesce(v.institution_id, e.institution_id)
         FROM (
             -- A replay that finds the row as this event left it changes nothing about it.
             SELECT u.*, u.outcome = 'superseded' AND b.status_before IS NOT DISTINCT FROM 'applied' AS idle

@@ -21,12 +21,12 @@ from nexhealth_pipeline.errors import ApiError, InvalidSetting, KeyRefused, Miss
 from nexhealth_pipeline.sync.practice import load_practices
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.warehouse.connect import driver_errors
-from nexhealth_pipeline.webhooks.checking import KEY_GONE
 from nexhealth_pipeline.webhooks.endpoints import alone, known_endpoints, record_deleted, record_removed, reseal
-from nexhealth_pipeline.webhooks.registering import Counter, Institutions, KeySetUp, KeyWork, Order
-from nexhealth_pipeline.webhooks.remote import Remote
+from nexhealth_pipeline.webhooks.registering.checking import KEY_GONE
+from nexhealth_pipeline.webhooks.registering.one_key import Institutions, KeySetUp, KeyWork, Order, Progress
+from nexhealth_pipeline.webhooks.registering.remote import Remote
+from nexhealth_pipeline.webhooks.registering.subscribing import declared_topics
 from nexhealth_pipeline.webhooks.sealing import Sealer
-from nexhealth_pipeline.webhooks.subscribing import declared_topics
 from nexhealth_pipeline.webhooks.target import WEBHOOK_PATH, needs_proxy, usable_url
 
 __all__ = ["Removal", "SetUp", "remove", "set_up"]
@@ -103,13 +103,13 @@ def set_up(
     `replace` deletes another's endpoint with this URL whose secret nobody knows, after its subscriptions have moved;
     `dry_run` asks and changes nothing. `on_progress` is told of subscriptions settled and planned, from any thread.
 
-    Raises InvalidSetting for a URL that cannot be used or that another's endpoint has, MissingSetting without a key to seal with, ApiError where
-    nothing can be done with the only API key, WarehouseError, Cancelled.
+    Raises InvalidSetting for a URL that cannot be used or that another's endpoint has, MissingSetting without a key to seal
+    with, ApiError where nothing can be done with the only API key, WarehouseError, Cancelled.
     """
     url = usable_url(url)
     sealer = sealer or Sealer.of(session.settings)
     with driver_errors("registering webhooks"), session.pool.connection() as connection:
-        topics, counter = declared_topics(), Counter(on_progress)
+        topics, counter = declared_topics(), Progress(on_progress)
         order = Order(
             *(session, connection, sealer, url, topics, counter),
             prune=prune,

@@ -11,10 +11,10 @@ from nexhealth_pipeline.errors import RecordRefused
 from nexhealth_pipeline.sync.practice import Institution, Practices
 from nexhealth_pipeline.warehouse.history import Cause
 from nexhealth_pipeline.warehouse.values import CONVERTERS
-from nexhealth_pipeline.webhooks.claiming import LONGEST_PAUSE, Outcome, StoredEvent, Verdict
+from nexhealth_pipeline.webhooks.applying.feeds import FEEDS, Feed
+from nexhealth_pipeline.webhooks.applying.pending import LONGEST_PAUSE, Mark, Outcome, StoredEvent
+from nexhealth_pipeline.webhooks.applying.snapshots import Deletion, Snapshot
 from nexhealth_pipeline.webhooks.events import EventMalformed, parse, why_parked
-from nexhealth_pipeline.webhooks.feeds import FEEDS, Feed
-from nexhealth_pipeline.webhooks.snapshots import Deletion, Snapshot
 
 __all__ = ["Told", "read_event"]
 
@@ -64,19 +64,19 @@ class Told:
         return Cause.REPLAY if self.event.replays else Cause.WEBHOOK
 
 
-def read_event(event: StoredEvent, practices: Practices) -> Told | Verdict:
+def read_event(event: StoredEvent, practices: Practices) -> Told | Mark:
     """What `event` tells, or why it tells nothing that can be used."""
     if event.payload is None:
-        return Verdict(event.id, Outcome.PARKED, "its payload was removed")
+        return Mark(event.id, Outcome.PARKED, "its payload was removed")
     try:
         parsed = parse(event.payload.encode())
     except EventMalformed as malformed:
-        return Verdict(event.id, Outcome.PARKED, str(malformed))
+        return Mark(event.id, Outcome.PARKED, str(malformed))
     if (reason := why_parked(parsed)) is not None:
-        return Verdict(event.id, Outcome.PARKED, reason)
+        return Mark(event.id, Outcome.PARKED, reason)
     institution = next((one for one in practices.institutions if one.subdomain == parsed.subdomain), None)
     if institution is None and parsed.subdomain in practices.left_out:
-        return Verdict(event.id, Outcome.SUPERSEDED, "its institution is left out by NEXHEALTH_SUBDOMAINS")
+        return Mark(event.id, Outcome.SUPERSEDED, "its institution is left out by NEXHEALTH_SUBDOMAINS")
     if institution is None:
         return _unknown(event)
     happened = min(parsed.event_time or event.received_at, event.received_at)
@@ -87,11 +87,11 @@ def read_event(event: StoredEvent, practices: Practices) -> Told | Verdict:
         _read_records(told, parsed.records, happened)
     except RecordRefused as refused:
         name = told.feed.collection.name
-        return Verdict(event.id, Outcome.FAILED, f"{name}: {refused}", institution.id)
+        return Mark(event.id, Outcome.FAILED, f"{name}: {refused}", institution.id)
     return told
 
 
-def _unknown(event: StoredEvent) -> Verdict:
+def _unknown(event: StoredEvent) -> Mark:
     """Of an event whose institution is not known: the next discovery may bring it, and all tries would be over by then.
 
     It waits as long as it has waited already, for whoever reads a practice for the first time knows it in minutes; after
@@ -103,7 +103,7 @@ def _unknown(event: StoredEvent) -> Verdict:
     pause = min(max(age, _SHORTEST_PAUSE), LONGEST_PAUSE - _CLOCK)
     if age > _CLOCK:
         pause += (_ANY_BEAT - now - pause) % _CLOCK
-    return Verdict(event.id, outcome, "subdomain: no institution that has been read", pause=pause)
+    return Mark(event.id, outcome, "subdomain: no institution that has been read", pause=pause)
 
 
 def _read_records(told: Told, records: list[bytes], happened: datetime) -> None:

@@ -2,14 +2,14 @@
 
 An event may be at fault where PostgreSQL or Python objects to what is loaded: halving its batch finds it, and it counts
 a failed try. So does one that the API is asked for because of a table that PostgreSQL lets nobody write to (42501): the
-reads of other tables are as good as ever. Nobody is at fault where the database or the API is away, has no room or lets nobody in, and where somebody wished
-to stop: the events are as before, however often that happens.
+reads of other tables are as good as ever. Nobody is at fault where the database or the API is away, has no room or lets
+nobody in, and where somebody wished to stop: the events are as before, however often that happens.
 
 Between the two is work that broke off. No memory was left: whether the system then ends a process or Python raises
 MemoryError is a matter of its settings, so both mean the same here. Or the connection ended without a word, which is
 what a server process leaves that crashed or was killed for its memory; one that was sent away says so (57P01). An
-event may cause that, so it counts as if the run's own process had been killed (`webhooks.taking`), within the bounds
-that `webhooks.applying` sets.
+event may cause that, so it counts as if the run's own process had been killed (`taking`), within the bounds that
+`apply` sets.
 """
 
 import psycopg

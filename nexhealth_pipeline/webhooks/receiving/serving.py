@@ -16,16 +16,16 @@ import uvicorn
 import uvloop
 
 from nexhealth_pipeline.settings import Settings
-from nexhealth_pipeline.webhooks.audit import Audit
-from nexhealth_pipeline.webhooks.connections import Guard, protocol_class
-from nexhealth_pipeline.webhooks.inbox import Inbox
-from nexhealth_pipeline.webhooks.link import Link
-from nexhealth_pipeline.webhooks.live import Live
-from nexhealth_pipeline.webhooks.metrics import Metrics
-from nexhealth_pipeline.webhooks.pages import pages
-from nexhealth_pipeline.webhooks.receiver import Limits, Receiver
+from nexhealth_pipeline.webhooks.receiving.audit import Audit
+from nexhealth_pipeline.webhooks.receiving.connections import Guard, protocol_class
+from nexhealth_pipeline.webhooks.receiving.health import pages
+from nexhealth_pipeline.webhooks.receiving.inbox import Inbox
+from nexhealth_pipeline.webhooks.receiving.link import Link
+from nexhealth_pipeline.webhooks.receiving.metrics import Metrics
+from nexhealth_pipeline.webhooks.receiving.receiver import Limits, Receiver
+from nexhealth_pipeline.webhooks.receiving.sources import Sources
+from nexhealth_pipeline.webhooks.receiving.warehouse_watch import WarehouseWatch
 from nexhealth_pipeline.webhooks.sealing import Sealer
-from nexhealth_pipeline.webhooks.sources import Sources
 
 __all__ = ["Plan", "Server", "bind", "serve"]
 
@@ -108,7 +108,9 @@ def serve(
         header_seconds=plan.header_seconds,
         is_proxy=lambda peer: bool(settings.webhook_proxies) and proxies.allows(proxies.address_of(peer, ())),
     )
-    with Live(url, settings, sealer, every_seconds=plan.secrets_seconds, seconds=plan.statement_seconds) as live:
+    with WarehouseWatch(
+        url, settings, sealer, every_seconds=plan.secrets_seconds, seconds=plan.statement_seconds
+    ) as live:
         metrics, audit = Metrics(), Audit()
 
         async def run() -> None:

@@ -1,10 +1,10 @@
 """Applying stored events: everything that is pending, batch after batch, each in one transaction with its marks.
 
 Events that hold their record are loaded; those that only tell of a change have the API asked again
-(`webhooks.hints`). Several processes may do so at once: each passes over what another has taken.
+(`hints`). Several processes may do so at once: each passes over what another has taken.
 
-A run whose work broke off (`webhooks.blame`) leaves its events counted, so that they are taken again few at a time, then
-alone (`webhooks.taking`). Two things keep innocent ones from being given up for that. The same server must answer: one
+A run whose work broke off (`failures`) leaves its events counted, so that they are taken again few at a time, then
+alone (`taking`). Two things keep innocent ones from being given up for that. The same server must answer: one
 that was started anew is why its connections ended. And an event comes to its last taking only by a run that has
 applied others: where nothing can be applied, the host or the server is to blame, for however many runs. That MemoryError
 counts so, although it may be nobody's fault, is decided with that in mind: the kernel's way to say the same always did.
@@ -25,14 +25,13 @@ from nexhealth_pipeline.errors import PipelineError, WarehouseError
 from nexhealth_pipeline.sync.practice import Institution
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.warehouse.connect import driver_errors
-from nexhealth_pipeline.webhooks.batches import Batch, Batches
-from nexhealth_pipeline.webhooks.blame import broke_off, in_words
-from nexhealth_pipeline.webhooks.claiming import BATCH, Outcome, newest_id
-from nexhealth_pipeline.webhooks.hints import HintReader
-from nexhealth_pipeline.webhooks.log_book import LogBook
-from nexhealth_pipeline.webhooks.places import AppliedSlice, Touched
-from nexhealth_pipeline.webhooks.single_reads import SingleReads, children_of
-from nexhealth_pipeline.webhooks.taking import (
+from nexhealth_pipeline.webhooks.applying.batches import Batch, Batches
+from nexhealth_pipeline.webhooks.applying.failures import broke_off, in_words
+from nexhealth_pipeline.webhooks.applying.hints import HintReader
+from nexhealth_pipeline.webhooks.applying.log_book import LogBook
+from nexhealth_pipeline.webhooks.applying.pending import BATCH, Outcome, newest_id
+from nexhealth_pipeline.webhooks.applying.single_reads import SingleReads, children_of
+from nexhealth_pipeline.webhooks.applying.taking import (
     LEAST_TAKINGS,
     abandoned,
     dead_takers,
@@ -42,7 +41,8 @@ from nexhealth_pipeline.webhooks.taking import (
     take_hints,
     take_new,
 )
-from nexhealth_pipeline.webhooks.vouching import Vouchers
+from nexhealth_pipeline.webhooks.applying.touched import AppliedSlice, Touched
+from nexhealth_pipeline.webhooks.applying.vouching import Vouchers
 
 __all__ = ["PATIENCE", "AppliedSlice", "Batch", "apply_pending"]
 
@@ -74,7 +74,8 @@ def apply_pending(
     """Apply pending events, at most `limit`; the slices they changed, once all are done.
 
     Events that come meanwhile are applied as well; those of the subdomains in `leaving` are left as they are, for another
-    process. Without that, one whose institution the settings leave out is superseded. `on_batch` is told of each transaction after its commit.
+    process. Without that, one whose institution the settings leave out is superseded. `on_batch` is told of each transaction
+    after its commit.
     Setting the session's `stop` ends it between two batches. Raises WarehouseError; an event that cannot be
     applied raises nothing, it is tried again later and parked in the end.
     """

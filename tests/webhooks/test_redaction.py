@@ -7,8 +7,8 @@ import psycopg
 import pytest
 
 from nexhealth_pipeline.webhooks.events import dedup_hash, parse
-from nexhealth_pipeline.webhooks.serving import Plan
-from nexhealth_pipeline.webhooks.withheld import before_sensitive, without_sensitive
+from nexhealth_pipeline.webhooks.receiving.redaction import before_sensitive, without_sensitive
+from nexhealth_pipeline.webhooks.receiving.serving import Plan
 from tests.waiting import until
 
 from .kit import apply_all, body, moment, patient, settings_for, updated

@@ -12,8 +12,8 @@ from nexhealth_pipeline.sync import months
 from nexhealth_pipeline.sync.plan import slices_of
 from nexhealth_pipeline.sync.practice import Practices, load_practices
 from nexhealth_pipeline.sync.slices import Slice
-from nexhealth_pipeline.webhooks import places
-from nexhealth_pipeline.webhooks.places import Touched
+from nexhealth_pipeline.webhooks.applying import touched
+from nexhealth_pipeline.webhooks.applying.touched import Touched
 from tests.effort import counted
 
 from .kit import INSTITUTION, LOCATION, SUBDOMAIN, T0, complete_elsewhere, load_page, mark_complete
@@ -31,7 +31,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[Slice]:
             made.append(piece)
             yield piece
 
-    monkeypatch.setattr(places, "slices_of", noted)
+    monkeypatch.setattr(touched, "slices_of", noted)
     return made
 
 

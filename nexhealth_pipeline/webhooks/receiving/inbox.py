@@ -14,10 +14,10 @@ from enum import Enum
 
 from nexhealth_pipeline.errors import WarehouseError, WarehouseUnreachable
 from nexhealth_pipeline.log import described, places
-from nexhealth_pipeline.webhooks.audit import Audit
-from nexhealth_pipeline.webhooks.link import Link
-from nexhealth_pipeline.webhooks.metrics import Metrics
-from nexhealth_pipeline.webhooks.rows import INSERT, Row, columns_of
+from nexhealth_pipeline.webhooks.receiving.audit import Audit
+from nexhealth_pipeline.webhooks.receiving.event_rows import INSERT, EventRow, columns_of
+from nexhealth_pipeline.webhooks.receiving.link import Link
+from nexhealth_pipeline.webhooks.receiving.metrics import Metrics
 
 __all__ = ["Inbox", "Outcome"]
 
@@ -38,7 +38,7 @@ class Outcome(Enum):
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    row: Row
+    row: EventRow
     size: int
     outcome: asyncio.Future[Outcome]
 
@@ -92,7 +92,7 @@ class Inbox:
         """Whether the warehouse can be written to, as far as is known."""
         return self._link.is_up
 
-    async def store(self, row: Row, size: int) -> Outcome:
+    async def store(self, row: EventRow, size: int) -> Outcome:
         """Store `row`, whose payload has `size` bytes; returns after the commit, or after `seconds`."""
         if not self._link.is_up:
             return Outcome.AWAY

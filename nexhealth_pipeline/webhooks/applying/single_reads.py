@@ -38,9 +38,9 @@ from nexhealth_pipeline.warehouse.child_reads import ChildRead, DueRow, record_c
 from nexhealth_pipeline.warehouse.knowledge import record_locations
 from nexhealth_pipeline.warehouse.repeats import repeated
 from nexhealth_pipeline.warehouse.sync_log import Counts, SyncLog
-from nexhealth_pipeline.webhooks.blame import in_words, is_the_tables, may_be_at_fault
+from nexhealth_pipeline.webhooks.applying.failures import in_words, is_the_tables, may_be_at_fault
 
-__all__ = ["Failure", "SingleReads", "SinglesRead", "children_of"]
+__all__ = ["Failure", "ListsRead", "SingleReads", "children_of"]
 
 _GIVE_UP_AFTER = 3
 """Failures in a row after which the rest is left to a later try: each costs all its retries."""
@@ -66,7 +66,7 @@ class Failure:
 
 
 @dataclass(slots=True)
-class SinglesRead:
+class ListsRead:
     """What came of reading some rows' lists."""
 
     collection: Collection
@@ -162,9 +162,9 @@ class SingleReads:
         )
         return [id_ for (id_,) in found]
 
-    def read(self, collection: Collection, institution: Institution, rows: Sequence[int]) -> SinglesRead:
+    def read(self, collection: Collection, institution: Institution, rows: Sequence[int]) -> ListsRead:
         """Read and load the lists of these rows; where the API is away or refuses all, the rest is not asked for."""
-        done, account = SinglesRead(collection), _Account()
+        done, account = ListsRead(collection), _Account()
         if not rows:
             return done
         answers: list[_Answer] = []
@@ -252,7 +252,7 @@ class SingleReads:
         return _Answer(row, [replace(page, records=inside)], asked, locations)
 
     def _load(
-        self, collection: Collection, institution: Institution, answers: Sequence[_Answer], done: SinglesRead
+        self, collection: Collection, institution: Institution, answers: Sequence[_Answer], done: ListsRead
     ) -> Counts:
         """Load all of these answers but those that cannot be, which are noted in `done`."""
         try:

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 from psycopg.rows import TupleRow
 
 from nexhealth_pipeline.errors import ValueRefused, WarehouseError
-from nexhealth_pipeline.webhooks.rows import INSERT, Row, columns_of
-from nexhealth_pipeline.webhooks.sources import Buckets
+from nexhealth_pipeline.webhooks.receiving.event_rows import INSERT, EventRow, columns_of
+from nexhealth_pipeline.webhooks.receiving.sources import Buckets
 
 __all__ = ["Audit"]
 
@@ -43,7 +43,7 @@ class _Tally:
     rows: int = 0
     more: int = 0
     """Not written down yet."""
-    row: Row | None = None
+    row: EventRow | None = None
     """Stands for the rest."""
     row_id: int | None = None
 
@@ -59,9 +59,9 @@ class Audit:
         self._rows, self._most, self._clock = rows, most, clock
         self._room = Buckets(_ROWS_OF_ALL / _MINUTE, _ROWS_OF_ALL, clock=clock)
         self._tallies: dict[tuple[str | None, str], _Tally] = {}  # sender None = all that get no row
-        self._waiting: deque[tuple[float, Row]] = deque()
+        self._waiting: deque[tuple[float, EventRow]] = deque()
 
-    def note(self, sender: str, row: Row) -> None:
+    def note(self, sender: str, row: EventRow) -> None:
         """Remember the refusal `row` of `sender`."""
         now = self._clock()
         key = (sender, row.verdict)
@@ -152,7 +152,7 @@ class Audit:
             tally = self._tallies[key] = _Tally(now)
         return tally
 
-    def _shared(self, row: Row, now: float) -> _Tally:
+    def _shared(self, row: EventRow, now: float) -> _Tally:
         """Of all that get no row, for the reason of `row`."""
         key = (None, row.verdict)
         tally = self._current(key, now)
@@ -177,11 +177,11 @@ def _written(tally: _Tally, count: int, reasons: Counter[str]) -> None:
         reasons[tally.row.verdict] += count
 
 
-def _bare(row: Row) -> Row:
+def _bare(row: EventRow) -> EventRow:
     """Of `row` what our own words say."""
-    return Row(row.verdict, row.status)
+    return EventRow(row.verdict, row.status)
 
 
-def _tell(row: Row, error: ValueRefused) -> None:
+def _tell(row: EventRow, error: ValueRefused) -> None:
     seen = {"reason": row.verdict, "error": str(error)}
     _LOG.warning("a refusal could not be written down as it came", extra={"nexhealth": seen})

@@ -18,20 +18,20 @@ from typing import Any
 
 from nexhealth_pipeline.log import places
 from nexhealth_pipeline.settings import Settings
-from nexhealth_pipeline.webhooks import answers
-from nexhealth_pipeline.webhooks.answers import Answer
-from nexhealth_pipeline.webhooks.audit import Audit
-from nexhealth_pipeline.webhooks.body import BodyLimits, Receive, Room, Unread, drain, read_body
 from nexhealth_pipeline.webhooks.endpoints import LiveSecret
 from nexhealth_pipeline.webhooks.events import Event, EventMalformed, dedup_hash, parse, why_parked
-from nexhealth_pipeline.webhooks.inbox import Inbox, Outcome
-from nexhealth_pipeline.webhooks.live import Known, Live
-from nexhealth_pipeline.webhooks.metrics import Metrics
-from nexhealth_pipeline.webhooks.rows import Row, array_of
-from nexhealth_pipeline.webhooks.signature import VALID_URLSAFE, Verdict, Window, verify
-from nexhealth_pipeline.webhooks.sources import Address, Buckets, Sources, neighbourhood
+from nexhealth_pipeline.webhooks.receiving import answers
+from nexhealth_pipeline.webhooks.receiving.answers import Answer
+from nexhealth_pipeline.webhooks.receiving.audit import Audit
+from nexhealth_pipeline.webhooks.receiving.body import BodyLimits, Receive, Room, Unread, drain, read_body
+from nexhealth_pipeline.webhooks.receiving.event_rows import EventRow, array_of
+from nexhealth_pipeline.webhooks.receiving.inbox import Inbox, Outcome
+from nexhealth_pipeline.webhooks.receiving.metrics import Metrics
+from nexhealth_pipeline.webhooks.receiving.redaction import before_sensitive, without_sensitive
+from nexhealth_pipeline.webhooks.receiving.signature import VALID_URLSAFE, Verdict, Window, verify
+from nexhealth_pipeline.webhooks.receiving.sources import Address, Buckets, Sources, neighbourhood
+from nexhealth_pipeline.webhooks.receiving.warehouse_watch import Known, WarehouseWatch
 from nexhealth_pipeline.webhooks.target import WEBHOOK_PATH
-from nexhealth_pipeline.webhooks.withheld import before_sensitive, without_sensitive
 
 __all__ = ["Limits", "Receiver"]
 
@@ -100,7 +100,7 @@ class Receiver:
     def __init__(
         self,
         settings: Settings,
-        live: Live,
+        live: WarehouseWatch,
         inbox: Inbox,
         audit: Audit,
         metrics: Metrics,
@@ -235,7 +235,7 @@ class Receiver:
         hashed = before_sensitive(body) if body is not None and len(body) < _LARGE else None
         self._audit.note(
             sender,
-            Row(
+            EventRow(
                 verdict=reason,
                 status="rejected",
                 source=str(request.address or ""),
@@ -271,7 +271,7 @@ class Receiver:
             await send({"type": "http.response.body", "body": answer.body})
 
 
-def _row(body: bytes, known: Known) -> Row:
+def _row(body: bytes, known: Known) -> EventRow:
     """The row of a signed body: an event that waits, or one that is parked with its reason.
 
     Its hashes are of what is kept as well: beside the rest, one over nine digits more would give them back.
@@ -283,7 +283,7 @@ def _row(body: bytes, known: Known) -> Row:
         return _parked(kept, str(error))
     assert event is not None
     reason = why_parked(event)
-    return Row(
+    return EventRow(
         verdict="",
         status="parked" if reason else "pending",
         event_name=event.event_name,
@@ -299,13 +299,13 @@ def _row(body: bytes, known: Known) -> Row:
     )
 
 
-def _parked(kept: bytes, reason: str) -> Row:
+def _parked(kept: bytes, reason: str) -> EventRow:
     """A signed body that is no event; kept where a text column can hold it."""
     try:
         payload = kept.decode()
     except UnicodeDecodeError:
         payload = ""
-    return Row(
+    return EventRow(
         verdict="",
         status="parked",
         payload="" if "\0" in payload else payload,

@@ -14,7 +14,7 @@ from psycopg import sql
 from nexhealth_pipeline.catalog.collection import Collection
 from nexhealth_pipeline.sync.practice import Institution
 from nexhealth_pipeline.warehouse.state import database_time
-from nexhealth_pipeline.webhooks.single_reads import Failure, SingleReads, SinglesRead
+from nexhealth_pipeline.webhooks.applying.single_reads import Failure, ListsRead, SingleReads
 
 __all__ = ["Found", "OwnerSearch"]
 
@@ -74,7 +74,7 @@ class Found:
 
     records: set[int] = field(default_factory=set)
     """Records that are in the table now."""
-    lists: list[SinglesRead] = field(default_factory=list)
+    lists: list[ListsRead] = field(default_factory=list)
     """What was read for it."""
     exhausted: bool = False
     """Nobody's list is left to be read."""

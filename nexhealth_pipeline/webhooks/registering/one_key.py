@@ -23,8 +23,6 @@ from nexhealth_pipeline.errors import (
     TryLater,
 )
 from nexhealth_pipeline.sync.session import SyncSession
-from nexhealth_pipeline.webhooks.attempts import adopt_attempts, attempt_begins, attempt_over, ours_among
-from nexhealth_pipeline.webhooks.checking import delete_if_due, learn_secret
 from nexhealth_pipeline.webhooks.endpoints import (
     Endpoint,
     Subscription,
@@ -37,11 +35,13 @@ from nexhealth_pipeline.webhooks.endpoints import (
     retire,
     store,
 )
-from nexhealth_pipeline.webhooks.remote import DryRemote, Remote, RemoteEndpoint
+from nexhealth_pipeline.webhooks.registering.attempts import adopt_attempts, attempt_begins, attempt_over, ours_among
+from nexhealth_pipeline.webhooks.registering.checking import delete_if_due, learn_secret
+from nexhealth_pipeline.webhooks.registering.remote import DryRemote, Remote, RemoteEndpoint
+from nexhealth_pipeline.webhooks.registering.subscribing import LOOKS, Outage, Subscribed, Subscriber, Topic
 from nexhealth_pipeline.webhooks.sealing import Sealer
-from nexhealth_pipeline.webhooks.subscribing import LOOKS, Outage, Subscribed, Subscriber, Topic
 
-__all__ = ["Counter", "Institutions", "KeySetUp", "KeyWork", "Order"]
+__all__ = ["Institutions", "KeySetUp", "KeyWork", "Order", "Progress"]
 
 Institutions = list[tuple[int, str]]
 """Id and subdomain of each."""
@@ -80,7 +80,7 @@ class KeySetUp:
         return self.created + self.reactivated + sum(counted) + removed
 
 
-class Counter:
+class Progress:
     """Adds up the subscriptions that the threads have settled; `tell` is called with them and :attr:`planned`."""
 
     def __init__(self, tell: Callable[[int, int], None] | None) -> None:
@@ -105,7 +105,7 @@ class Order:
     sealer: Sealer
     url: str
     topics: Sequence[Topic]
-    counter: Counter
+    counter: Progress
     prune: bool = False
     rotate: bool = False
     replace: bool = False

@@ -18,10 +18,10 @@ from nexhealth_pipeline.errors import InvalidSetting
 from nexhealth_pipeline.sync.practice import Practices
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.warehouse.connect import driver_errors
-from nexhealth_pipeline.webhooks.batches import Batch, Batches
-from nexhealth_pipeline.webhooks.claiming import BATCH
-from nexhealth_pipeline.webhooks.feeds import event_names
-from nexhealth_pipeline.webhooks.vouching import Vouchers
+from nexhealth_pipeline.webhooks.applying.batches import Batch, Batches
+from nexhealth_pipeline.webhooks.applying.feeds import event_names
+from nexhealth_pipeline.webhooks.applying.pending import BATCH
+from nexhealth_pipeline.webhooks.applying.vouching import Vouchers
 
 __all__ = ["STATUSES", "Rehearsal", "Selection", "rehearse", "replay"]
 
