@@ -5,8 +5,8 @@ Where nothing was registered there is nothing to find: webhooks are optional, th
 
 from collections.abc import Iterator
 
-from nexhealth_pipeline.cli.doctor import Finding, Group, Level
 from nexhealth_pipeline.cli.doctor_api import doctors_client
+from nexhealth_pipeline.cli.findings import Finding, Group, Level
 from nexhealth_pipeline.cli.realm import Realm
 from nexhealth_pipeline.client.client import NexHealthClient
 from nexhealth_pipeline.errors import ApiError, ConfigurationError, PipelineError

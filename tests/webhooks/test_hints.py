@@ -13,9 +13,9 @@ from pydantic import SecretStr
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import Settings
-from nexhealth_pipeline.sync.lock import SliceLock
 from nexhealth_pipeline.sync.practice import load_practices
 from nexhealth_pipeline.sync.runner import run_slices
+from nexhealth_pipeline.sync.slice_lock import SliceLock
 from nexhealth_pipeline.sync.slices import Slice, SliceResult
 from nexhealth_pipeline.webhooks.applying import apply, hints
 

@@ -1,6 +1,6 @@
 """Ends the processes that a command started once that command is gone, even after `kill -9`.
 
-Run as `python -I -S keeper.py`, with a pipe for standard input whose other end only the command (and what
+Run as `python -I -S reaper.py`, with a pipe for standard input whose other end only the command (and what
 it forked) holds. Each line names a process group. When the pipe closes, every group is asked to end and,
 after a grace, killed. A command that ends in good order closes the pipe and waits: one way for all ends.
 Standard library only, so that it starts in milliseconds and needs little memory.

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from nexhealth_pipeline.cli import keeper
+from nexhealth_pipeline.cli import reaper
 from nexhealth_pipeline.cli.household import Household, _end_put_off, end_like_interrupt, nexhealth_command
 from nexhealth_pipeline.errors import PipelineError
 
@@ -92,7 +92,7 @@ def owner() -> Iterator[tuple["subprocess.Popen[str]", list[int]]]:
 def test_nothing_is_left_after_the_command_was_ended(
     owner: tuple["subprocess.Popen[str]", list[int]], number: signal.Signals
 ) -> None:
-    """`kill -9` runs no code of ours: the keeper sees its pipe close."""
+    """`kill -9` runs no code of ours: the reaper sees its pipe close."""
     process, pids = owner
     assert all(runs(pid) for pid in pids)
     process.send_signal(number)
@@ -100,22 +100,22 @@ def test_nothing_is_left_after_the_command_was_ended(
     assert soon(lambda: not any(runs(pid) for pid in pids))
 
 
-def test_a_killed_keeper_is_stood_in_for() -> None:
+def test_a_killed_reaper_is_stood_in_for() -> None:
     """The command ends its processes itself then."""
     with Household(2.0) as household:
         household.start("family", family(), answers=True)
         pids = pids_of(household)
-        household._keeper.kill()
+        household._reaper.kill()
     assert not any(runs(pid) for pid in pids)
 
 
-def test_where_the_keeper_was_killed_nothing_more_is_started_and_what_runs_ends() -> None:
+def test_where_the_reaper_was_killed_nothing_more_is_started_and_what_runs_ends() -> None:
     """What it was told last stays in the pipe: once more refused at the end, it kept every process from being ended."""
     with pytest.raises(PipelineError, match="the second is not started"), Household(2.0) as household:  # noqa: PT012
         household.start("family", family(), answers=True)
         pids = pids_of(household)
-        household._keeper.kill()
-        household._keeper.wait()
+        household._reaper.kill()
+        household._reaper.wait()
         household.start("second", family())
     assert not any(runs(pid) for pid in pids)
     assert all(member.returncode is not None for member in household._members.values())
@@ -209,7 +209,7 @@ def test_a_signal_that_is_ignored_stays_so(monkeypatch: pytest.MonkeyPatch) -> N
 def test_without_proc_a_group_is_judged_by_asking_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """macOS has no /proc."""
     monkeypatch.setattr(Path, "exists", lambda self: False)
-    assert keeper.lives(os.getpgid(0))
+    assert reaper.lives(os.getpgid(0))
     with subprocess.Popen([sys.executable, "-S", "-c", ""], start_new_session=True) as gone:
         gone.wait()
-    assert not keeper.lives(gone.pid)
+    assert not reaper.lives(gone.pid)

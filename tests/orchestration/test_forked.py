@@ -11,8 +11,9 @@ from sqlalchemy.exc import OperationalError
 
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.errors import InvalidSetting, TryLater, WarehouseError, WarehouseOutdated, WarehouseUnreachable
-from nexhealth_pipeline.orchestration import children
-from nexhealth_pipeline.orchestration.children import (
+from nexhealth_pipeline.orchestration import forked
+from nexhealth_pipeline.orchestration.config import SyncConfig
+from nexhealth_pipeline.orchestration.forked import (
     _config,
     _require_practices,
     _sweep,
@@ -21,7 +22,6 @@ from nexhealth_pipeline.orchestration.children import (
     failure_of,
     finish,
 )
-from nexhealth_pipeline.orchestration.config import SyncConfig
 from nexhealth_pipeline.orchestration.request import SyncRequest
 from nexhealth_pipeline.settings import load_settings
 from nexhealth_pipeline.sync.filters import Filters
@@ -157,6 +157,6 @@ def test_a_warehouse_that_is_lost_on_the_way_is_told_as_such(
         connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
 
     monkeypatch.setenv("DAGSTER_HOME", str(REPO))
-    monkeypatch.setattr(children, step, lose)
+    monkeypatch.setattr(forked, step, lose)
     with pytest.raises(WarehouseUnreachable, match="ing a sync: the connection to PostgreSQL was lost"):
         act(environment["DATABASE_URL"])

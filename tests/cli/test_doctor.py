@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from nexhealth_pipeline.cli.doctor import Finding, Group, Level, exit_status
+from nexhealth_pipeline.cli.findings import Finding, Group, Level, exit_status
 from nexhealth_pipeline.sandbox import SANDBOX_API_KEY, SandboxServer
 from tests.cli.conftest import REAL_KEY, Run, findings, read_every_office
 

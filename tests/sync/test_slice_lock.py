@@ -13,12 +13,12 @@ from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.sync import fault_points, runner
-from nexhealth_pipeline.sync.lock import SliceLock
 from nexhealth_pipeline.sync.months import utc_today
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
 from nexhealth_pipeline.sync.plan import due_slices
 from nexhealth_pipeline.sync.runner import run_slices
 from nexhealth_pipeline.sync.session import SyncSession
+from nexhealth_pipeline.sync.slice_lock import SliceLock
 from nexhealth_pipeline.sync.slices import Slice, SliceResult
 
 from .kit import Rows, open_session, sync_all
