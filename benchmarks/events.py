@@ -20,7 +20,7 @@ from serving import environment, server
 
 REPO = Path(__file__).resolve().parents[1]
 STOCK = "Dagster's PostgreSQL storage"
-OURS = "ours (`orchestration/storage.py`)"
+OURS = "ours (`orchestration/event_log.py`)"
 
 
 def materialize(partitions: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from nexhealth_pipeline.cli.household import Household
 from nexhealth_pipeline.warehouse import embedded
-from nexhealth_pipeline.warehouse.locks import try_exclusive
+from nexhealth_pipeline.warehouse.file_locks import try_exclusive
 
 HERE = Path(__file__).parent
 

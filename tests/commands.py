@@ -67,7 +67,7 @@ if __name__ == "__main__":
     import nexhealth_pipeline.definitions
     import nexhealth_pipeline.orchestration.launch
     import nexhealth_pipeline.orchestration.webhook_launch
-    import nexhealth_pipeline.webhooks.serving  # noqa: F401 - imported once, before the forks
+    import nexhealth_pipeline.webhooks.receiving.serving  # noqa: F401 - imported once, before the forks
     from nexhealth_pipeline.sync import months
     from tests.sync.kit import first_test_month
 

@@ -109,6 +109,21 @@ def test_imports_go_one_way() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_the_packages_of_webhooks_meet_in_tables_alone() -> None:
+    """A receiver that knew how events are applied would need the API to answer."""
+    packages = {"receiving", "registering", "applying"}
+    folder = ROOT / "webhooks"
+    assert {path.name for path in folder.iterdir() if (path / "__init__.py").exists()} == packages
+    wrong = []
+    for path in folder.rglob("*.py"):
+        own = path.relative_to(folder).parts[0]
+        for name in sorted(imports_of(path)[0]):
+            room, *target = name.removeprefix(f"{PACKAGE}.").split(".")
+            if room == "webhooks" and target and target[0] in packages - {own}:
+                wrong.append(f"{shown(path)} must not import {name}")
+    assert not wrong, "\n".join(wrong)
+
+
 def test_dagster_stays_above_and_heavy_libraries_inside_functions() -> None:
     """`sync` must work from a plain script; pandas costs every run process 70 MB and seconds."""
     wrong = []

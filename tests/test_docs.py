@@ -23,8 +23,8 @@ from nexhealth_pipeline.warehouse import binaries
 from nexhealth_pipeline.warehouse.checks import CHECKS
 from nexhealth_pipeline.warehouse.migrate import HEAD, check, upgrade
 from nexhealth_pipeline.warehouse.webhook_health import HEALTH_RULES
-from nexhealth_pipeline.webhooks.body import BodyLimits
-from nexhealth_pipeline.webhooks.metrics import Metrics
+from nexhealth_pipeline.webhooks.receiving.body import BodyLimits
+from nexhealth_pipeline.webhooks.receiving.metrics import Metrics
 from tests.command_lines import OURS, parse
 
 ROOT = Path(__file__).parents[1]

@@ -19,7 +19,7 @@ import click
 from nexhealth_pipeline.cli.database import database
 from nexhealth_pipeline.cli.demo import demo
 from nexhealth_pipeline.cli.dev import dev
-from nexhealth_pipeline.cli.examine import doctor
+from nexhealth_pipeline.cli.doctor import doctor
 from nexhealth_pipeline.cli.quarantine import quarantine
 from nexhealth_pipeline.cli.sandbox import sandbox
 from nexhealth_pipeline.cli.serve import serve

@@ -110,7 +110,7 @@ def _receiver(
     """Start the receiver, and let the demo's NexHealth post to it; what to tell."""
     from nexhealth_pipeline.cli.loop import start_receiver
     from nexhealth_pipeline.sync.session import SyncSession
-    from nexhealth_pipeline.webhooks.registration import set_up
+    from nexhealth_pipeline.webhooks.registering.registration import set_up
     from nexhealth_pipeline.webhooks.sealing import Sealer
 
     try:

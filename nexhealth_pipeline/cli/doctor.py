@@ -1,99 +1,78 @@
-"""The checks of `nexhealth doctor`: each state that keeps a sync from working, told apart, with its fix.
+"""`nexhealth doctor`: prints the findings of :mod:`.findings`."""
 
-Each check asks the real thing (the API, the database) as little as possible and changes nothing there.
-A finding's group decides the exit status: settings 2, API 3, database 4; warnings alone give 1.
-"""
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
-from enum import StrEnum
-from pathlib import Path
+import click
 
-from nexhealth_pipeline.cli.embedded_warning import EMBEDDED_WARNING, holds_real_data_embedded
-from nexhealth_pipeline.cli.realm import Realm
-from nexhealth_pipeline.settings import read_env_file
+from nexhealth_pipeline.cli.json_output import json_line, told_as_json
+from nexhealth_pipeline.cli.options import json_option
+from nexhealth_pipeline.errors import InvalidSetting
+from nexhealth_pipeline.log import printable
 
-__all__ = ["Finding", "Group", "Level", "examine", "exit_status"]
+if TYPE_CHECKING:
+    from nexhealth_pipeline.cli.findings import Finding
 
+__all__ = ["doctor"]
 
-class Level(StrEnum):
-    """How bad a finding is."""
-
-    OK = "ok"
-    WARNING = "warning"
-    FAILED = "failed"
+_MARKS = {"ok": ("ok     ", "green"), "warning": ("WARNING", "yellow"), "failed": ("FAILED ", "red")}
 
 
-class Group(StrEnum):
-    """What a finding is about; a failure's exit status."""
+@click.command()
+@click.option("--location", "locations", metavar="KEY", multiple=True, help="Check this location, too; repeatable.")
+@json_option
+@click.option(
+    "--openapi", metavar="FILE", help="Only compare a newer OpenAPI file of the vendor's (JSON) with what is synced."
+)
+def doctor(locations: tuple[str, ...], openapi: str | None, *, as_json: bool) -> int:
+    """Check key, reach, clock and database.
 
-    SETTINGS = "settings"
-    API = "api"
-    DATABASE = "database"
+    Says of everything that is wrong how to put it right.
 
-    @property
-    def exit_status(self) -> int:
-        """Exit status of a failure of this group."""
-        return {Group.SETTINGS: 2, Group.API: 3, Group.DATABASE: 4}[self]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """The result of one check."""
-
-    check: str
-    """Short name that scripts may rely on: `key`, `reach`, `clock`, ..."""
-    level: Level
-    group: Group
-    message: str
-    fix: str = ""
+    Exit status 0: all good; 1: warnings only, or a difference to the OpenAPI file; else by what failed first:
+    2 settings, 3 the API, 4 the database.
+    """
+    with told_as_json(as_json):
+        if openapi is None:
+            return _examine(locations, as_json=as_json)
+        if locations:
+            raise InvalidSetting("--openapi only compares a file with what is synced: leave out --location")
+        return _compare(openapi, as_json=as_json)
 
 
-def examine(realm: Realm, locations: tuple[str, ...] = ()) -> Iterator[Finding]:
-    """All findings, in the order of their checks, each as soon as it is known. Raises InvalidSetting."""
-    from nexhealth_pipeline.cli.doctor_api import api_findings
-    from nexhealth_pipeline.cli.doctor_database import database_findings
-    from nexhealth_pipeline.cli.doctor_webhooks import webhook_findings
-    from nexhealth_pipeline.orchestration.crons import check_crons
+def _examine(locations: tuple[str, ...], *, as_json: bool) -> int:
+    from nexhealth_pipeline.cli.findings import examine, exit_status
+    from nexhealth_pipeline.cli.realm import account
+    from nexhealth_pipeline.log import set_up_for
 
-    check_crons(realm.settings)
-    yield from _env_file()
-    yield from api_findings(realm.settings, locations)
-    yield from database_findings(realm)
-    yield from webhook_findings(realm)
-    if holds_real_data_embedded(realm):
-        yield Finding(
-            "encryption",
-            Level.WARNING,
-            Group.DATABASE,
-            EMBEDDED_WARNING.split(". Set")[0],
-            "Set DATABASE_URL to a PostgreSQL server of yours with encrypted disks and sslmode=verify-full.",
-        )
+    realm = account()
+    set_up_for(realm.settings, quiet=True)
+    found = list(_shown(examine(realm, locations), as_json=as_json))
+    status = exit_status(found)
+    if as_json:
+        click.echo(json_line({"findings": [asdict(one) for one in found], "exit_status": status}))
+    return status
 
 
-def _env_file() -> Iterator[Finding]:
-    """What `.env` sets otherwise than the environment: which of the two counts depends on whose command it is."""
-    differing = [
-        name
-        for name, value in read_env_file(Path(".env")).items()
-        if name == "DATABASE_URL" or name.startswith(("NEXHEALTH_", "DAGSTER_"))
-        if value is not None and os.environ.get(name, "") not in ("", value)
-    ]
-    if differing:
-        yield Finding(
-            "env_file",
-            Level.WARNING,
-            Group.SETTINGS,
-            f"`.env` and the environment differ in {', '.join(sorted(differing))}: `nexhealth` goes by the environment, "
-            "dagster-daemon, dagster-webserver and `dagster` by `.env`",
-            "Keep each setting in one of the two.",
-        )
+def _compare(openapi: str, *, as_json: bool) -> int:
+    from nexhealth_pipeline.cli.doctor_openapi import difference_lines, differences
+
+    found = differences(openapi)
+    status = 1 if found else 0
+    if as_json:
+        click.echo(json_line({"differences": [asdict(one) for one in found], "exit_status": status}))
+    else:
+        click.echo("\n".join(difference_lines(found)))
+    return status
 
 
-def exit_status(findings: list[Finding]) -> int:
-    """0 all good, 1 warnings only, else that of the first failing group: settings, API, database."""
-    failed = [finding.group.exit_status for finding in findings if finding.level is Level.FAILED]
-    if failed:
-        return min(failed)
-    return 1 if any(finding.level is Level.WARNING for finding in findings) else 0
+def _shown(findings: "Iterable[Finding]", *, as_json: bool) -> "Iterator[Finding]":
+    """Pass findings on, printing each as it comes: a check may take seconds."""
+    for finding in findings:
+        if not as_json:
+            mark, colour = _MARKS[finding.level]
+            click.echo(f"{click.style(mark, fg=colour)} {printable(finding.message, lines=True)}")
+            if finding.fix:
+                click.echo(f"        {printable(finding.fix, lines=True)}")
+        yield finding

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from nexhealth_pipeline.catalog.paging import Paging
-from nexhealth_pipeline.cli.doctor import Finding, Group, Level
+from nexhealth_pipeline.cli.findings import Finding, Group, Level
 from nexhealth_pipeline.cli.realm import is_sandbox_key
 from nexhealth_pipeline.client.budget import LocalBudget
 from nexhealth_pipeline.client.client import NexHealthClient

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 import psycopg
 from psycopg import sql
 
-from nexhealth_pipeline.cli.doctor import Finding, Group, Level
+from nexhealth_pipeline.cli.findings import Finding, Group, Level
 from nexhealth_pipeline.cli.realm import Realm
 from nexhealth_pipeline.errors import PipelineError, WarehouseError, WarehouseNewer, WarehouseOutdated
 from nexhealth_pipeline.warehouse.connect import SCHEMA_IN_USE, connect, connect_to_dagster, driver_errors

@@ -5,15 +5,15 @@ Where nothing was registered there is nothing to find: webhooks are optional, th
 
 from collections.abc import Iterator
 
-from nexhealth_pipeline.cli.doctor import Finding, Group, Level
 from nexhealth_pipeline.cli.doctor_api import doctors_client
+from nexhealth_pipeline.cli.findings import Finding, Group, Level
 from nexhealth_pipeline.cli.realm import Realm
 from nexhealth_pipeline.client.client import NexHealthClient
 from nexhealth_pipeline.errors import ApiError, ConfigurationError, PipelineError
 from nexhealth_pipeline.warehouse.connect import connect, driver_errors
 from nexhealth_pipeline.warehouse.migrate import HEAD, current_revision
 from nexhealth_pipeline.webhooks.endpoints import Endpoint, known_endpoints
-from nexhealth_pipeline.webhooks.remote import Remote
+from nexhealth_pipeline.webhooks.registering.remote import Remote
 from nexhealth_pipeline.webhooks.sealing import Sealer
 
 __all__ = ["webhook_findings"]

@@ -1,7 +1,7 @@
 """The processes that a command starts beside itself, and their common end.
 
 Each is the head of a process group of its own, so that Ctrl-C in a terminal reaches only the command,
-which then ends them in order; grandchildren end with their group. See :mod:`.keeper` for the end.
+which then ends them in order; grandchildren end with their group. See :mod:`.reaper` for the end.
 """
 
 import os
@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any, Self
 
-from nexhealth_pipeline.cli import keeper
+from nexhealth_pipeline.cli import reaper
 from nexhealth_pipeline.errors import PipelineError
 
 _STDERR = 2
@@ -44,8 +44,8 @@ class Household:
         self._members: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Self:
-        self._keeper = subprocess.Popen(
-            [sys.executable, "-I", "-S", keeper.__file__, str(self._grace)],
+        self._reaper = subprocess.Popen(
+            [sys.executable, "-I", "-S", reaper.__file__, str(self._grace)],
             stdin=subprocess.PIPE,
             cwd="/",
             start_new_session=True,
@@ -53,16 +53,16 @@ class Household:
         return self
 
     def __exit__(self, *error: object) -> None:
-        with suppress(BrokenPipeError):  # the keeper was killed, and never read the last group
+        with suppress(BrokenPipeError):  # the reaper was killed, and never read the last group
             self._notes().close()
         groups = [member.pid for member in self._members.values()]
         try:
-            self._keeper.wait()
+            self._reaper.wait()
         except KeyboardInterrupt:  # the user does not want to wait
-            keeper.end_groups(groups, 0)
-            self._keeper.wait()
-        if self._keeper.returncode:  # it was killed
-            keeper.end_groups(groups, self._grace)
+            reaper.end_groups(groups, 0)
+            self._reaper.wait()
+        if self._reaper.returncode:  # it was killed
+            reaper.end_groups(groups, self._grace)
         for member in self._members.values():
             member.wait()
             if member.stdout is not None:
@@ -79,7 +79,7 @@ class Household:
     ) -> None:
         """Start a process called `name` in `folder`; with `answers` its standard output is for :meth:`answer`.
 
-        Raises PipelineError where the keeper was killed: what was started would outlive a command that is killed too.
+        Raises PipelineError where the reaper was killed: what was started would outlive a command that is killed too.
         """
         with _end_put_off():  # or one could come when the process runs and nobody knows its number
             member = subprocess.Popen(
@@ -118,8 +118,8 @@ class Household:
         return next((name for name, member in self._members.items() if member.poll() is not None), None)
 
     def _notes(self) -> IO[bytes]:
-        assert self._keeper.stdin is not None
-        return self._keeper.stdin
+        assert self._reaper.stdin is not None
+        return self._reaper.stdin
 
 
 @contextmanager

@@ -63,7 +63,7 @@ def _prepared(realm: Realm) -> str:
 
 
 def _listener(host: str, port: int) -> "socket.socket":
-    from nexhealth_pipeline.webhooks.serving import bind
+    from nexhealth_pipeline.webhooks.receiving.serving import bind
 
     try:
         return bind(host, port)

@@ -81,7 +81,7 @@ def _config(
     since: str | None, until: str | None, resources: tuple[str, ...], statuses: tuple[str, ...], ids: tuple[int, ...]
 ) -> dict[str, Any]:
     """Run config of a replay. Raises InvalidSetting before anything is started."""
-    from nexhealth_pipeline.webhooks.replaying import Selection
+    from nexhealth_pipeline.webhooks.applying.replaying import Selection
 
     if not (since or until or resources or statuses or ids):
         raise InvalidSetting("say which events: --since, --until, --resource, --status or --id")

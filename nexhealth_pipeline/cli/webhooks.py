@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import psycopg
 
     from nexhealth_pipeline.sync.session import SyncSession
-    from nexhealth_pipeline.webhooks.registering import KeySetUp
-    from nexhealth_pipeline.webhooks.registration import SetUp
+    from nexhealth_pipeline.webhooks.registering.one_key import KeySetUp
+    from nexhealth_pipeline.webhooks.registering.registration import SetUp
 
 __all__ = ["EndpointLine", "endpoint_lines", "webhooks"]
 
@@ -56,7 +56,7 @@ def setup(url: str, *, rotate: bool, prune: bool, replace: bool, dry_run: bool, 
 
     Exit status 1: an institution was refused, the others are set up.
     """
-    from nexhealth_pipeline.webhooks.registration import set_up
+    from nexhealth_pipeline.webhooks.registering.registration import set_up
     from nexhealth_pipeline.webhooks.sealing import Sealer
     from nexhealth_pipeline.webhooks.target import usable_url
 
@@ -100,7 +100,7 @@ def remove(url: str | None, *, everything: bool, forget: bool, as_json: bool) ->
     endpoint cannot be deleted; one that is forgotten is checked no more, and what NexHealth may still post to it is
     refused.
     """
-    from nexhealth_pipeline.webhooks.registration import remove as remove_at_nexhealth
+    from nexhealth_pipeline.webhooks.registering.registration import remove as remove_at_nexhealth
 
     with told_as_json(as_json):
         if (url is None) != everything:

@@ -15,6 +15,7 @@ from nexhealth_pipeline.catalog.collection import Collection, Scope
 from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
 from nexhealth_pipeline.errors import ConfigurationError, InvalidSetting
 from nexhealth_pipeline.orchestration.config import SyncConfig
+from nexhealth_pipeline.orchestration.event_log import forget_planned_checks
 from nexhealth_pipeline.orchestration.metadata import collection_metadata, result_metadata
 from nexhealth_pipeline.orchestration.names import TWO_DAYS_SECONDS
 from nexhealth_pipeline.orchestration.partitions import INSTITUTIONS, LOCATION_MONTHS, LOCATIONS, MONTHS, add_keys
@@ -29,7 +30,6 @@ from nexhealth_pipeline.orchestration.step import (
     report,
     step,
 )
-from nexhealth_pipeline.orchestration.storage import forget_planned_checks
 from nexhealth_pipeline.sync.filters import choose
 from nexhealth_pipeline.sync.months import utc_today
 from nexhealth_pipeline.sync.options import SyncOptions

@@ -20,8 +20,8 @@ import psycopg
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.errors import Cancelled, ConfigurationError, PipelineError, TryLater, WarehouseError
-from nexhealth_pipeline.orchestration.children import KINDS, catch_up, discover, execute, finish
 from nexhealth_pipeline.orchestration.fork import Outcome, run_side_by_side
+from nexhealth_pipeline.orchestration.forked import KINDS, catch_up, discover, execute, finish
 from nexhealth_pipeline.orchestration.housekeeping import keep_house_beside
 from nexhealth_pipeline.orchestration.request import SyncRequest
 from nexhealth_pipeline.orchestration.tally import Tally

@@ -29,8 +29,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from nexhealth_pipeline.errors import Cancelled, PipelineError
 from nexhealth_pipeline.log import places
 from nexhealth_pipeline.orchestration.command_runs import is_of_a_command
+from nexhealth_pipeline.orchestration.event_log import AWAY, EVENT_BATCH_SIZE
 from nexhealth_pipeline.orchestration.log_fields import fields_in_messages
-from nexhealth_pipeline.orchestration.storage import AWAY, EVENT_BATCH_SIZE
 from nexhealth_pipeline.orchestration.worker import ENDING, Context, Watch, Worker
 from nexhealth_pipeline.sync.options import SyncOptions
 from nexhealth_pipeline.sync.session import SyncSession

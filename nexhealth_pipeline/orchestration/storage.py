@@ -10,70 +10,38 @@ Several Dagster processes start at once (webserver, daemon, code server, forked 
 are created under an advisory lock.
 """
 
-import logging
 import os
-import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dagster._config.config_schema import UserConfigSchema
-from dagster._core.events import ASSET_CHECK_EVENTS, ASSET_EVENTS, DagsterEventType
-from dagster._core.events.log import EventLogEntry
-from dagster._core.execution.stats import (
-    STEP_STATS_EVENT_TYPES,
-    RunStepKeyStatsSnapshot,
-    build_run_step_stats_from_events,
-)
-from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
-from dagster._core.storage.event_log import SqlEventLogStorageTable
-from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable
 from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
 from dagster._core.storage.root import LocalArtifactStorage
 from dagster._serdes import ConfigurableClassData
-from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage, PostgresScheduleStorage
+from dagster_postgres import PostgresRunStorage, PostgresScheduleStorage
 from dagster_postgres.storage import DagsterPostgresStorage
-from dagster_postgres.utils import DagsterPostgresException
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from sqlalchemy import Connection, Engine, create_engine, exc, text
 from sqlalchemy import event as engine_event
 from sqlalchemy.engine import URL, ExceptionContext, make_url
 
 from nexhealth_pipeline.errors import MissingRights, WarehouseUnreachable
+from nexhealth_pipeline.orchestration.event_log import EVENT_BATCH_SIZE, EVENTS_A_MESSAGE, PooledEventLogStorage
 from nexhealth_pipeline.settings import load_settings
 from nexhealth_pipeline.warehouse.connect import SCHEMA_IN_USE, WATCH, connection_options, dagster_url, home_folder
 from nexhealth_pipeline.warehouse.sessions import require_sessions
 
 __all__ = [
-    "AWAY",
-    "EVENT_BATCH_SIZE",
     "HomeArtifactStorage",
     "HomeComputeLogManager",
     "NexHealthDagsterStorage",
     "dagster_folder",
     "database_of",
-    "forget_planned_checks",
     "psycopg2_url",
 ]
-
-AWAY = (exc.OperationalError, exc.InterfaceError, exc.InternalError, exc.TimeoutError, DagsterPostgresException)
-"""What Dagster raises while its database is not there, or there for reading only, as where another server takes over (an
-internal error, for the driver, as is a damaged index). That it refuses something, for want of a right say, is not among it."""
-EVENT_BATCH_SIZE = 1000
-"""Planned events stored in one statement; Dagster's own default is one statement an event."""
-_EVENTS_A_MESSAGE = 100
-"""Events that a run's page is sent at a time, and the most that GraphQL gives of a run's log at once. A thousand, Dagster's
-default, keep the webserver busy for half a second, in which it answers nobody."""
-_TIMES_OF_STEPS = STEP_STATS_EVENT_TYPES - {DagsterEventType.ASSET_MATERIALIZATION}
-
-_SILENT_SECONDS = 10.0
-"""After a try that failed no line of a log is tried for so long: each takes Dagster eleven seconds or more, in which every
-thread that says a line waits."""
-_LOG = logging.getLogger("nexhealth_dagster_storage")
-"""Outside the package, whose lines go to where these cannot. In the daemon's runs nothing of ours is set up, and of a record
-the message alone is written: it says all."""
 
 _CREATE_LOCK = 0x6E78_6461_6773_7472  # "nxdagstr": one process at a time creates Dagster's tables
 
@@ -122,14 +90,14 @@ class NexHealthDagsterStorage(DagsterPostgresStorage):
         engine = _pooled_engine(postgres_url)
         with _alone_on(engine):
             self._run_storage = PostgresRunStorage(postgres_url)
-            self._event_log_storage = _PooledEventLogStorage(postgres_url)
+            self._event_log_storage = PooledEventLogStorage(postgres_url)
             self._schedule_storage = PostgresScheduleStorage(postgres_url)
         # Each part was made with an engine that connects anew for every statement.
         for part in (self._run_storage, self._event_log_storage, self._schedule_storage):
             part._engine = engine
         # Dagster reads these from the environment alone.
         os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", str(EVENT_BATCH_SIZE))
-        os.environ.setdefault("DAGSTER_UI_EVENT_LOAD_CHUNK_SIZE", str(_EVENTS_A_MESSAGE))
+        os.environ.setdefault("DAGSTER_UI_EVENT_LOAD_CHUNK_SIZE", str(EVENTS_A_MESSAGE))
         super(DagsterPostgresStorage, self).__init__()  # type: ignore[no-untyped-call]  # Dagster left it untyped
 
     @classmethod
@@ -147,106 +115,6 @@ class NexHealthDagsterStorage(DagsterPostgresStorage):
         return cls(psycopg2_url(_with_timeouts(dagster_url(load_settings()))), inst_data=inst_data)
 
 
-class _PooledEventLogStorage(PostgresEventLogStorage):
-    """The event log, with asset events written many at a time, and lines of a log only where that is possible.
-
-    Dagster stores each planned and each finished partition with four statements on two connections,
-    one of them a NOTIFY that nothing listens to any more. Here a batch is one insert, and one update of
-    each asset for each kind of event; a single event takes the same way.
-    """
-
-    _silent_until = 0.0
-    _lost_lines = 0
-    _last_error = ""
-
-    def store_event(self, event: EventLogEntry) -> None:
-        """Store one event.
-
-        What a run or a tick says goes missing while the database is away, and is counted: raising would end a sync of
-        hours for a line of its log, in whichever of its threads that was.
-        """
-        if not event.is_dagster_event:
-            self._store_line(event)
-            return
-        with self._noticed():
-            if _is_asset_event(event):
-                self._store_asset_events([event])
-            else:
-                super().store_event(event)
-
-    def _store_line(self, event: EventLogEntry) -> None:
-        if time.monotonic() >= self._silent_until:
-            with suppress(*AWAY), self._noticed():
-                super().store_event(event)
-                return
-        self._lost_lines += 1
-        if self._lost_lines == 1:
-            _LOG.warning("Dagster's database is away (%s): lines of its runs' logs are lost", self._last_error)
-
-    @contextmanager
-    def _noticed(self) -> Iterator[None]:
-        """Notice whether the database is there. Raises what the body raises."""
-        try:
-            yield
-        except AWAY as error:
-            self._silent_until, self._last_error = time.monotonic() + _SILENT_SECONDS, type(error).__name__
-            raise
-        self._silent_until = 0.0
-        lost, self._lost_lines = self._lost_lines, 0
-        if lost:
-            _LOG.warning("Dagster's database is there again: %d lines of its runs' logs were lost", lost)
-
-    def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
-        """Store `events`; other kinds than those of assets one by one."""
-        asset_events = [event for event in events if _is_asset_event(event)]
-        if asset_events:
-            with self._noticed():
-                self._store_asset_events(asset_events)
-        for event in events:
-            if not _is_asset_event(event):
-                self.store_event(event)
-
-    def _store_asset_events(self, events: Sequence[EventLogEntry]) -> None:
-        insert = SqlEventLogStorageTable.insert().returning(SqlEventLogStorageTable.c.id, sort_by_parameter_order=True)
-        rows = [self._event_to_row(event) for event in events]
-        last: dict[tuple[str, str], tuple[EventLogEntry, int]] = {}
-        with self.index_transaction() as connection:
-            ids = [int(row[0]) for row in connection.execute(insert, rows)]
-            self._store_asset_event_tags(connection, events, ids)
-            for row, event, event_id in zip(rows, events, ids, strict=True):
-                last[row["asset_key"], row["dagster_event_type"]] = (event, event_id)
-            # Of each kind the last: an observation tells nothing of the materialization before it. Every process locks
-            # the assets' rows in one order.
-            for _, told in sorted(last.items(), key=lambda one: (one[0][0], one[1][1])):
-                self._store_asset_event(connection, *told)
-
-    def get_step_stats_for_run(
-        self, run_id: str, step_keys: Sequence[str] | None = None
-    ) -> Sequence[RunStepKeyStatsSnapshot]:
-        """When each step began and ended, and how; without what it materialized, which no page asks this for.
-
-        Dagster reads every materialization here, of which a night has 22,000: four CPU seconds of the webserver
-        for each look at such a run.
-        """
-        records = self.get_records_for_run(run_id, of_type=_TIMES_OF_STEPS).records
-        entries = [record.event_log_entry for record in records]
-        return build_run_step_stats_from_events(
-            run_id, [entry for entry in entries if not step_keys or entry.step_key in step_keys]
-        )
-
-    def forget_planned_checks(self, run_id: str) -> None:
-        """Remove the checks that were planned for a run and have no result yet."""
-        checks = AssetCheckExecutionsTable
-        planned = checks.c.execution_status == AssetCheckExecutionRecordStatus.PLANNED.value
-        with self.index_connection() as connection:
-            connection.execute(checks.delete().where(checks.c.run_id == run_id, planned))
-
-    def dispose(self) -> None:
-        """Close the pool: of the three parts, an instance disposes of this one last."""
-        super().dispose()
-        self._engine.dispose()
-
-
 def _with_timeouts(url: str) -> str:
     """`url` with how long to wait for a server that does not answer: libpq's own default is for ever.
 
@@ -255,16 +123,6 @@ def _with_timeouts(url: str) -> str:
     options = connection_options(url, "")
     options.pop("application_name", None)  # others connect by this address too, each by a name of its own
     return make_conninfo(url, **options)
-
-
-def _is_asset_event(event: EventLogEntry) -> bool:
-    """Whether `event` is recorded with its asset, and in no further table."""
-    return bool(
-        event.dagster_event is not None
-        and event.dagster_event.event_type in ASSET_EVENTS
-        and event.dagster_event.asset_key is not None
-        and event.dagster_event.event_type not in ASSET_CHECK_EVENTS
-    )
 
 
 @contextmanager
@@ -317,7 +175,7 @@ def _no_right_to_use(connection: Connection) -> MissingRights:
 
 def database_of(events: object) -> str | None:
     """How libpq reaches the database behind an instance's event log; None where that is not of this module."""
-    return _libpq_address(events.postgres_url) if isinstance(events, _PooledEventLogStorage) else None
+    return _libpq_address(events.postgres_url) if isinstance(events, PooledEventLogStorage) else None
 
 
 def _libpq_address(url: str | URL) -> str:
@@ -325,15 +183,6 @@ def _libpq_address(url: str | URL) -> str:
     given = make_url(url)
     options = {name: values[-1] for name, values in given.normalized_query.items()}
     return make_conninfo(**given.translate_connect_args(username="user", database="dbname"), **options)
-
-
-def forget_planned_checks(events: object, run_id: str) -> None:
-    """Forget in an instance's event log that a run was to run checks; one that is not of this module is left as it is.
-
-    Once the run has ended, each would stand for skipped, or for failed, in the place of the check's last result.
-    """
-    if isinstance(events, _PooledEventLogStorage):
-        events.forget_planned_checks(run_id)
 
 
 def dagster_folder() -> Path:

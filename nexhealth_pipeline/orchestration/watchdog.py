@@ -27,7 +27,7 @@ from nexhealth_pipeline.warehouse.check_rules import Severity
 from nexhealth_pipeline.warehouse.connect import driver_errors
 from nexhealth_pipeline.warehouse.migrate import require_release
 from nexhealth_pipeline.warehouse.webhook_health import HEALTH_RULES, Health, examine, store_health
-from nexhealth_pipeline.webhooks.checking import check_endpoints
+from nexhealth_pipeline.webhooks.registering.checking import check_endpoints
 from nexhealth_pipeline.webhooks.sealing import Sealer
 
 __all__ = ["EVENTS_SPEC", "WATCHDOG_CHECKS", "watchdog_job", "watchdog_schedule"]

@@ -24,9 +24,9 @@ from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.warehouse.connect import connect
 from nexhealth_pipeline.warehouse.history import Cause
 from nexhealth_pipeline.warehouse.webhook_health import GIVEN_UP
-from nexhealth_pipeline.webhooks.applying import AppliedSlice, apply_pending
-from nexhealth_pipeline.webhooks.batches import Batch
-from nexhealth_pipeline.webhooks.claiming import DUE, Backlog
+from nexhealth_pipeline.webhooks.applying.apply import AppliedSlice, apply_pending
+from nexhealth_pipeline.webhooks.applying.batches import Batch
+from nexhealth_pipeline.webhooks.applying.pending import DUE, Backlog
 
 __all__ = ["CHANNEL", "Stay", "Tally", "apply_and_report", "in_words"]
 

@@ -30,9 +30,9 @@ from nexhealth_pipeline.orchestration.webhook_apply import Stay, Tally, apply_an
 from nexhealth_pipeline.orchestration.worker import Context, done_aside
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.warehouse.connect import driver_errors
-from nexhealth_pipeline.webhooks.applying import PATIENCE
-from nexhealth_pipeline.webhooks.registration import SetUp, set_up
-from nexhealth_pipeline.webhooks.replaying import Selection, rehearse, replay
+from nexhealth_pipeline.webhooks.applying.apply import PATIENCE
+from nexhealth_pipeline.webhooks.applying.replaying import Selection, rehearse, replay
+from nexhealth_pipeline.webhooks.registering.registration import SetUp, set_up
 
 __all__ = ["WEBHOOK_JOB_DEFINITIONS", "heard"]
 

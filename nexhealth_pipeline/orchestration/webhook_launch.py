@@ -12,10 +12,10 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from nexhealth_pipeline.errors import Cancelled
-from nexhealth_pipeline.orchestration.children import failure_of, run_job
 from nexhealth_pipeline.orchestration.code_location import DEFINITIONS
 from nexhealth_pipeline.orchestration.command_runs import COMMAND_TAGS
 from nexhealth_pipeline.orchestration.fork import run_side_by_side
+from nexhealth_pipeline.orchestration.forked import failure_of, run_job
 from nexhealth_pipeline.orchestration.instance import open_instance
 from nexhealth_pipeline.orchestration.launch import pass_on, raise_unless_answered
 from nexhealth_pipeline.orchestration.names import (

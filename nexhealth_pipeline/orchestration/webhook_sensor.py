@@ -17,7 +17,7 @@ from nexhealth_pipeline.orchestration.dead_runs import in_the_way, met_no_error
 from nexhealth_pipeline.orchestration.names import APPLY_JOB, WEBHOOK_SENSOR
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
 from nexhealth_pipeline.warehouse.migrate import require_release
-from nexhealth_pipeline.webhooks.claiming import DUE
+from nexhealth_pipeline.webhooks.applying.pending import DUE
 
 __all__ = ["webhook_sensor"]
 

@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 import dagster as dg
 from dagster._utils.interrupts import check_captured_interrupt
 
-from nexhealth_pipeline.orchestration.storage import AWAY
+from nexhealth_pipeline.orchestration.event_log import AWAY
 
 __all__ = ["ENDING", "Context", "Watch", "Worker", "done_aside"]
 

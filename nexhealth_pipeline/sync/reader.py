@@ -24,12 +24,12 @@ from nexhealth_pipeline.errors import (
 )
 from nexhealth_pipeline.sync.fault_points import reach
 from nexhealth_pipeline.sync.loader import Loader
-from nexhealth_pipeline.sync.lock import Held, SliceLock
 from nexhealth_pipeline.sync.months import CHANGES, month_bounds, month_keys, utc_today
 from nexhealth_pipeline.sync.options import SyncOptions
 from nexhealth_pipeline.sync.pass_reader import PassReader
 from nexhealth_pipeline.sync.plan import PassPlan, owner_keys, passes_of
 from nexhealth_pipeline.sync.session import SyncSession
+from nexhealth_pipeline.sync.slice_lock import Held, SliceLock
 from nexhealth_pipeline.sync.slices import Slice, SliceResult, Status
 from nexhealth_pipeline.warehouse.connect import driver_errors
 from nexhealth_pipeline.warehouse.knowledge import record_capability, record_freshness, refused_since

@@ -19,12 +19,12 @@ from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.errors import MissingRights, ValueRefused
 from nexhealth_pipeline.sync.children import ROWS
 from nexhealth_pipeline.sync.keeper import kept_in_turn
-from nexhealth_pipeline.sync.lock import SliceLock
 from nexhealth_pipeline.sync.months import utc_today
 from nexhealth_pipeline.sync.options import SyncOptions
 from nexhealth_pipeline.sync.plan import passes_of, slices_of
 from nexhealth_pipeline.sync.practice import Institution, Location, Practices
 from nexhealth_pipeline.sync.session import SyncSession
+from nexhealth_pipeline.sync.slice_lock import SliceLock
 from nexhealth_pipeline.sync.slices import Absence, Slice, SliceResult, Status
 from nexhealth_pipeline.sync.verdict import Sources, Verdict
 from nexhealth_pipeline.warehouse.absence import Ground, is_placed, never_had

@@ -35,7 +35,7 @@ from psycopg import pq, sql
 from nexhealth_pipeline.errors import WarehouseError, WarehouseUnreachable
 from nexhealth_pipeline.warehouse import binaries, supervisor
 from nexhealth_pipeline.warehouse.account import Account, server_account
-from nexhealth_pipeline.warehouse.locks import exclusive, shared_lock, try_exclusive
+from nexhealth_pipeline.warehouse.file_locks import exclusive, shared_lock, try_exclusive
 from nexhealth_pipeline.warehouse.place import Place, check_home, find_place
 from nexhealth_pipeline.warehouse.supervisor import SUPERUSER, Order, accepts
 

@@ -16,7 +16,7 @@ from nexhealth_pipeline.orchestration.launch import SyncRequest, SyncSummary
 from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.sync.options import Mode
 from tests.cli.conftest import REAL_KEY, Run, small_world
-from tests.cli.test_keeper import runs
+from tests.cli.test_reaper import runs
 from tests.cli.test_sync import summary
 
 

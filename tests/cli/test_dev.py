@@ -24,7 +24,7 @@ from nexhealth_pipeline.errors import WarehouseRefused
 from nexhealth_pipeline.settings import load_settings
 from nexhealth_pipeline.warehouse.migrate import declare_kind
 from tests.cli.conftest import REAL_KEY, Run, small_world
-from tests.cli.test_keeper import soon
+from tests.cli.test_reaper import soon
 
 PAGES = """
 import sys

@@ -12,9 +12,9 @@ import yaml
 
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.settings import Settings, load_settings
-from nexhealth_pipeline.webhooks import serving
-from nexhealth_pipeline.webhooks.metrics import Metrics
-from nexhealth_pipeline.webhooks.pages import pages
+from nexhealth_pipeline.webhooks.receiving import serving
+from nexhealth_pipeline.webhooks.receiving.health import pages
+from nexhealth_pipeline.webhooks.receiving.metrics import Metrics
 from nexhealth_pipeline.webhooks.target import WEBHOOK_PATH
 from tests.command_lines import parse
 

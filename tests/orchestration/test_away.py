@@ -15,7 +15,7 @@ from sqlalchemy.exc import DataError, InternalError, OperationalError, Programmi
 
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.errors import WarehouseError
-from nexhealth_pipeline.orchestration import step, storage
+from nexhealth_pipeline.orchestration import event_log, step
 from nexhealth_pipeline.orchestration.names import EVENTS_ASSET
 from tests.webhooks.kit import patient, store, updated
 
@@ -195,7 +195,7 @@ class Lines:
             stored(store, event)
 
         monkeypatch.setattr(PostgresEventLogStorage, "store_event", store_event)
-        monkeypatch.setattr(storage, "time", self.clock)
+        monkeypatch.setattr(event_log, "time", self.clock)
 
     def say(self, lines: int) -> int:
         """Say so many; how often that asked the database."""
@@ -246,7 +246,7 @@ def test_a_line_that_cannot_be_stored_ends_no_run(known: House, monkeypatch: pyt
         stored(storage, event)
 
     monkeypatch.setattr(PostgresEventLogStorage, "store_event", store_event)
-    monkeypatch.setattr(storage, "_SILENT_SECONDS", 0)
+    monkeypatch.setattr(event_log, "_SILENT_SECONDS", 0)
     result = known.run(Scope.LOCATION, [PIER], assets=["operatories"])
     said = " ".join(lost)
     assert "making indexes" in said, "a line of the thread that reads"

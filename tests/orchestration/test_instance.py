@@ -78,7 +78,7 @@ def test_the_instance_is_ours_in_every_part(
     monkeypatch.chdir(tmp_path)
     with instance.open_instance(settings) as opened:
         assert os.environ["DAGSTER_HOME"] == str(tmp_path / "a home" / "dagster")
-        assert type(opened.event_log_storage).__module__ == "nexhealth_pipeline.orchestration.storage"
+        assert type(opened.event_log_storage).__module__ == "nexhealth_pipeline.orchestration.event_log"
         assert opened.storage_directory() == str(tmp_path / "a home" / "dagster" / "storage")
         assert not opened.telemetry_enabled
         assert opened.run_monitoring_enabled

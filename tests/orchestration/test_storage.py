@@ -12,9 +12,6 @@ from typing import Any
 import dagster as dg
 import psycopg
 import pytest
-from dagster._core.storage.event_log.base import EventLogConnection
-from dagster_postgres import PostgresEventLogStorage
-from dagster_shared.record import copy
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import create_engine
@@ -23,9 +20,9 @@ from sqlalchemy.exc import InternalError
 
 from nexhealth_pipeline.errors import MissingRights, WarehouseError, WarehouseUnreachable
 from nexhealth_pipeline.orchestration import storage as module
+from nexhealth_pipeline.orchestration.event_log import PooledEventLogStorage
 from nexhealth_pipeline.orchestration.storage import (
     NexHealthDagsterStorage,
-    _PooledEventLogStorage,
     database_of,
     psycopg2_url,
 )
@@ -33,10 +30,10 @@ from nexhealth_pipeline.warehouse.connect import WATCH
 from nexhealth_pipeline.warehouse.embedded import ensure
 from tests.poolers import pooler
 
+from .both import BOTH, run_both
 from .kit import event_transactions
 
 REPO = Path(__file__).resolve().parents[2]
-LOCATIONS = dg.DynamicPartitionsDefinition(name="test_locations")
 
 pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
 
@@ -52,27 +49,6 @@ def instance(
         yield opened
 
 
-@dg.multi_asset(
-    specs=[dg.AssetSpec("one", skippable=True), dg.AssetSpec("two", skippable=True)],
-    partitions_def=LOCATIONS,
-    can_subset=True,
-    backfill_policy=dg.BackfillPolicy.single_run(),
-)
-def two_assets(context: dg.AssetExecutionContext) -> Iterator[dg.AssetMaterialization]:
-    """Reads every slice of asset `one`, fails at the last of asset `two`."""
-    keys = context.partition_keys
-    for key in keys:
-        yield dg.AssetMaterialization("one", partition=key, metadata={"rows": 1})
-        if key != keys[-1]:
-            yield dg.AssetMaterialization("two", partition=key, metadata={"rows": 1})
-    raise dg.Failure("the last slice of two")
-
-
-DEFS = dg.Definitions(
-    assets=[two_assets], jobs=[dg.define_asset_job("both", selection="*")], executor=dg.in_process_executor
-)
-
-
 def _process(script: str, url: str, folder: Path) -> "subprocess.CompletedProcess[str]":
     """Run `script` in a process that has nothing but its places from us."""
     return subprocess.run(
@@ -83,16 +59,6 @@ def _process(script: str, url: str, folder: Path) -> "subprocess.CompletedProces
         text=True,
         timeout=120,
         check=False,
-    )
-
-
-def _run(instance: dg.DagsterInstance, partitions: int) -> dg.ExecuteInProcessResult:
-    keys = [f"demo.{number}" for number in range(partitions)]
-    instance.add_dynamic_partitions("test_locations", keys)
-    return DEFS.resolve_job_def("both").execute_in_process(
-        instance=instance,
-        tags={"dagster/asset_partition_range_start": keys[0], "dagster/asset_partition_range_end": keys[-1]},
-        raise_on_error=False,
     )
 
 
@@ -123,9 +89,9 @@ def test_every_form_of_address_that_libpq_takes_keeps_its_meaning(libpq: str, sq
 @pytest.mark.parametrize("server", ["u:p%40%2F%25+%20@h:5433", "u@%2Fa%20b%2Fc:7", "u@h1:1,h2:2"])
 def test_who_connects_without_sqlalchemy_reaches_the_same_server(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Retention does: a space in the path of the socket must not become a plus."""
-    monkeypatch.setattr(_PooledEventLogStorage, "__init__", lambda self, url: setattr(self, "postgres_url", url))
+    monkeypatch.setattr(PooledEventLogStorage, "__init__", lambda self, url: setattr(self, "postgres_url", url))
     given = f"postgresql://{server}/db?sslmode=require"
-    address = database_of(_PooledEventLogStorage(psycopg2_url(given)))
+    address = database_of(PooledEventLogStorage(psycopg2_url(given)))
     assert address is not None
     assert conninfo_to_dict(address) == conninfo_to_dict(given)
 
@@ -176,7 +142,7 @@ def test_dagster_s_times_are_those_of_the_clock_whatever_zone_the_server_has(
         for webserver in (False, True):
             if webserver:
                 instance.optimize_for_webserver(statement_timeout=0, pool_recycle=3600, max_overflow=5)
-            run = instance.create_run_for_job(DEFS.resolve_job_def("both"))
+            run = instance.create_run_for_job(BOTH)
             instance.report_engine_event("started", run)
             record = instance.get_run_record_by_id(run.run_id)
             assert record is not None
@@ -186,50 +152,6 @@ def test_dagster_s_times_are_those_of_the_clock_whatever_zone_the_server_has(
                 assert connection.exec_driver_sql("SHOW lock_timeout").scalar() == "0"
 
 
-def test_a_run_over_partitions_colours_exactly_the_slices_that_were_read(instance: dg.DagsterInstance) -> None:
-    """Events are written in bulk: none may be lost, doubled, or put to another asset's account."""
-    result = _run(instance, 40)
-    assert not result.success
-    one, two = dg.AssetKey("one"), dg.AssetKey("two")
-    assert instance.get_materialized_partitions(one) == {f"demo.{number}" for number in range(40)}
-    assert instance.get_materialized_partitions(two) == {f"demo.{number}" for number in range(39)}
-    unread = instance.event_log_storage.get_latest_asset_partition_materialization_attempts_without_materializations
-    assert unread(one) == {}
-    assert [(key, run) for key, (run, _) in unread(two).items()] == [("demo.39", result.run_id)]
-    counts = {
-        kind: len(instance.get_records_for_run(result.run_id, of_type=kind, limit=1000).records)
-        for kind in (dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED, dg.DagsterEventType.ASSET_MATERIALIZATION)
-    }
-    assert list(counts.values()) == [80, 79]
-    for record in instance.get_asset_records([one, two]):
-        assert record.asset_entry.last_run_id == result.run_id
-        assert record.asset_entry.last_materialization is not None
-
-
-@pytest.mark.parametrize("steps", [None, ["two_assets"], ["none of them"]])
-def test_times_of_steps_are_told_without_reading_what_they_materialized(
-    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, steps: list[str] | None
-) -> None:
-    """The page of a night's run asked Dagster for them, which read 22,000 events for a time or two."""
-    result = _run(instance, 3)
-    events = instance.event_log_storage
-    dagsters = PostgresEventLogStorage.get_step_stats_for_run(events, result.run_id, steps)  # type: ignore[arg-type]  # ours, typed as any storage
-    read: list[object] = []
-    records_of = _PooledEventLogStorage.get_records_for_run
-
-    def counted(self: _PooledEventLogStorage, *given: Any, **options: Any) -> EventLogConnection:
-        found = records_of(self, *given, **options)
-        read.extend(found.records)
-        return found
-
-    monkeypatch.setattr(_PooledEventLogStorage, "get_records_for_run", counted)
-    ours = instance.get_run_step_stats(result.run_id, steps)
-    assert [one.materialization_events for one in ours] == [[]] * len(dagsters)
-    assert ours == [copy(one, materialization_events=[]) for one in dagsters]
-    assert bool(ours) == (steps != ["none of them"])
-    assert 0 < len(read) < 10
-
-
 def test_a_process_keeps_few_connections_and_outlives_their_loss(
     instance: dg.DagsterInstance, empty_database_url: str
 ) -> None:
@@ -237,7 +159,7 @@ def test_a_process_keeps_few_connections_and_outlives_their_loss(
     with psycopg.connect(empty_database_url, autocommit=True) as db:
         others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
         others += " AND backend_type = 'client backend'"
-        _run(instance, 3)
+        run_both(instance, 3)
         deadline = time.monotonic() + 10  # one that was closed is there until the server has noticed
         while (count := db.execute(f"SELECT count(*) {others}").fetchone()) and count[0] > 3:
             assert time.monotonic() < deadline, f"{count[0]} connections"
@@ -245,7 +167,7 @@ def test_a_process_keeps_few_connections_and_outlives_their_loss(
         assert count is not None
         assert count[0] >= 1
         db.execute(f"SELECT pg_terminate_backend(pid) {others}")
-        assert len(_run(instance, 3).asset_materializations_for_node("two_assets")) == 5
+        assert len(run_both(instance, 3).asset_materializations_for_node("two_assets")) == 5
 
 
 def test_a_process_lets_go_of_a_server_from_which_another_has_taken_over(

@@ -27,7 +27,7 @@ from nexhealth_pipeline.orchestration.webhook_jobs import heard
 from nexhealth_pipeline.sync.months import month_keys
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.warehouse.runs import RunLock
-from nexhealth_pipeline.webhooks.applying import AppliedSlice, apply_pending
+from nexhealth_pipeline.webhooks.applying.apply import AppliedSlice, apply_pending
 from tests.webhooks.kit import LOCATION, T0, body, mark_complete, patient, store, updated
 
 from .kit import DESERT, NORTH, SOUTH, WILLOW, House

@@ -9,11 +9,11 @@ import pytest
 
 from nexhealth_pipeline.client.client import NexHealthClient
 from nexhealth_pipeline.sync.session import SyncSession
-from nexhealth_pipeline.webhooks.checking import EndpointState, check_endpoints
 from nexhealth_pipeline.webhooks.endpoints import Endpoint, known_endpoints, live_secrets
-from nexhealth_pipeline.webhooks.registration import Removal, SetUp, remove, set_up
+from nexhealth_pipeline.webhooks.registering.checking import CheckedEndpoint, check_endpoints
+from nexhealth_pipeline.webhooks.registering.registration import Removal, SetUp, remove, set_up
+from nexhealth_pipeline.webhooks.registering.subscribing import declared_topics
 from nexhealth_pipeline.webhooks.sealing import Sealer
-from nexhealth_pipeline.webhooks.subscribing import declared_topics
 from tests.client.stub import Seen
 
 from .vendor import HARBOR, SEALING_KEY, WILLOW, Vendor
@@ -79,7 +79,7 @@ class Account:
         )
 
 
-def looked_at(account: Account) -> list[EndpointState]:
+def looked_at(account: Account) -> list[CheckedEndpoint]:
     """What the watchdog finds."""
     with account.opened() as session:
         return check_endpoints(session, SEALER)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from nexhealth_pipeline.sync import fault_points
 from nexhealth_pipeline.sync.practice import Practices
-from nexhealth_pipeline.webhooks import applying, batches, hints, reading
-from nexhealth_pipeline.webhooks.batches import Answered
-from nexhealth_pipeline.webhooks.claiming import Outcome, StoredEvent, Verdict
-from nexhealth_pipeline.webhooks.reading import Told
+from nexhealth_pipeline.webhooks.applying import apply, batches, hints, reading
+from nexhealth_pipeline.webhooks.applying.batches import Answered
+from nexhealth_pipeline.webhooks.applying.pending import Mark, Outcome, StoredEvent
+from nexhealth_pipeline.webhooks.applying.reading import Told
 from tests.forks import Forks, forks, serve
 
 from .kit import apply_all, settings_for
@@ -24,7 +24,7 @@ def work(
 
     Or at an event: `deadly` is in its payload, or it is one that the API is `asked` for.
     """
-    applying.BATCH = batch  # type: ignore[attr-defined]  # replaced where it is used, in this process, which ends by it
+    apply.BATCH = batch  # type: ignore[attr-defined]  # replaced where it is used, in this process, which ends by it
     if deadly:
         batches.read_event = _dying_at(deadly, reading.read_event)  # type: ignore[attr-defined]  # likewise
     if asked:
@@ -34,8 +34,8 @@ def work(
     return 0
 
 
-def _dying_at(word: str, read: Callable[[StoredEvent, Practices], Told | Verdict]) -> Callable[..., Told | Verdict]:
-    def deadly(event: StoredEvent, practices: Practices) -> Told | Verdict:
+def _dying_at(word: str, read: Callable[[StoredEvent, Practices], Told | Mark]) -> Callable[..., Told | Mark]:
+    def deadly(event: StoredEvent, practices: Practices) -> Told | Mark:
         if word in (event.payload or ""):
             os.kill(os.getpid(), signal.SIGKILL)
         return read(event, practices)
@@ -47,7 +47,7 @@ def _asking_dies_at(word: str) -> Callable[..., Answered]:
     def deadly(reader: hints.HintReader, told: Sequence[Told]) -> Answered:
         if any(word in (one.event.payload or "") for one in told):
             os.kill(os.getpid(), signal.SIGKILL)
-        return [Verdict(one.event.id, Outcome.APPLIED) for one in told], 0, []
+        return [Mark(one.event.id, Outcome.APPLIED) for one in told], 0, []
 
     return deadly
 

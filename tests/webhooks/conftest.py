@@ -11,8 +11,9 @@ from nexhealth_pipeline.client.retry import RetryPolicy
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.sync.session import SyncSession
-from nexhealth_pipeline.webhooks import receiver, registration
-from nexhealth_pipeline.webhooks.sources import Buckets
+from nexhealth_pipeline.webhooks.receiving import receiver
+from nexhealth_pipeline.webhooks.receiving.sources import Buckets
+from nexhealth_pipeline.webhooks.registering import registration
 from tests.sync.kit import open_session
 
 from .account import TOPICS, Account, Opened

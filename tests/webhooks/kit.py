@@ -17,7 +17,7 @@ from nexhealth_pipeline.sync.practice import load_practices
 from nexhealth_pipeline.sync.slices import Slice
 from nexhealth_pipeline.warehouse.runs import lock_key
 from nexhealth_pipeline.warehouse.state import PassKey, PassState, save_state
-from nexhealth_pipeline.webhooks.applying import AppliedSlice, Batch, apply_pending
+from nexhealth_pipeline.webhooks.applying.apply import AppliedSlice, Batch, apply_pending
 from nexhealth_pipeline.webhooks.events import EventMalformed, dedup_hash, parse
 from tests.sync.kit import open_session
 

@@ -18,7 +18,7 @@ import uvicorn
 
 from nexhealth_pipeline.sandbox.posting import sign
 from nexhealth_pipeline.settings import Settings, load_settings
-from nexhealth_pipeline.webhooks import serving
+from nexhealth_pipeline.webhooks.receiving import serving
 from nexhealth_pipeline.webhooks.sealing import Sealer
 from nexhealth_pipeline.webhooks.target import WEBHOOK_PATH
 

@@ -9,9 +9,9 @@ import psycopg
 import pytest
 
 from nexhealth_pipeline.errors import WarehouseError, WarehouseUnreachable
-from nexhealth_pipeline.webhooks.audit import Audit
-from nexhealth_pipeline.webhooks.link import Link
-from nexhealth_pipeline.webhooks.rows import Row
+from nexhealth_pipeline.webhooks.receiving.audit import Audit
+from nexhealth_pipeline.webhooks.receiving.event_rows import EventRow
+from nexhealth_pipeline.webhooks.receiving.link import Link
 from tests.webhooks.receiving import events
 
 
@@ -52,7 +52,7 @@ class Clock:
 
 def refuse(audit: Audit, count: int, sender: str = "203.0.113.1", reason: str = "bad-signature") -> None:
     for _ in range(count):
-        audit.note(sender, Row(reason, "rejected", source=sender))
+        audit.note(sender, EventRow(reason, "rejected", source=sender))
 
 
 def write(audit: Audit, table: Table) -> None:

@@ -10,10 +10,10 @@ from psycopg import sql
 
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import Settings
-from nexhealth_pipeline.webhooks import hints, owners, single_reads
-from nexhealth_pipeline.webhooks.batches import Answered
-from nexhealth_pipeline.webhooks.reading import Told as Read
-from nexhealth_pipeline.webhooks.single_reads import SingleReads
+from nexhealth_pipeline.webhooks.applying import hints, owners, single_reads
+from nexhealth_pipeline.webhooks.applying.batches import Answered
+from nexhealth_pipeline.webhooks.applying.reading import Told as Read
+from nexhealth_pipeline.webhooks.applying.single_reads import SingleReads
 
 from .asking import Told, asked, home, last, without_events
 from .kit import apply_all, body, due_again

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
-from nexhealth_pipeline.webhooks.body import BodyLimits, Receive, Room, Unread, read_body
+from nexhealth_pipeline.webhooks.receiving.body import BodyLimits, Receive, Room, Unread, read_body
 
 
 def receiving(*parts: bytes, ends: bool = True) -> Receive:

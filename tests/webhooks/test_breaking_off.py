@@ -14,10 +14,10 @@ from psycopg_pool import PoolTimeout
 from nexhealth_pipeline.errors import BudgetUnavailable, PipelineError, WarehouseError
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.warehouse.connect import driver_errors
-from nexhealth_pipeline.webhooks import applying, batches, hints
-from nexhealth_pipeline.webhooks.batches import Answered, Batches
-from nexhealth_pipeline.webhooks.claiming import Outcome, StoredEvent, Verdict
-from nexhealth_pipeline.webhooks.reading import Told, read_event
+from nexhealth_pipeline.webhooks.applying import apply, batches, hints
+from nexhealth_pipeline.webhooks.applying.batches import Answered, Batches
+from nexhealth_pipeline.webhooks.applying.pending import Mark, Outcome, StoredEvent
+from nexhealth_pipeline.webhooks.applying.reading import Told, read_event
 from tests.servers import Server
 from tests.sync.kit import open_session
 
@@ -109,7 +109,7 @@ def no_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """From now on there is no memory for events that hold a word."""
 
     def short_for(word: str) -> None:
-        def reading(event: StoredEvent, practices: Any) -> Told | Verdict:
+        def reading(event: StoredEvent, practices: Any) -> Told | Mark:
             if word in (event.payload or ""):
                 raise MemoryError
             return read_event(event, practices)
@@ -150,7 +150,7 @@ def test_a_restart_of_the_database_counts_for_nothing_however_often_it_meets_the
         others = store(connection, *patients(10, 3))
     load = Batches._load
 
-    def loading(self: Batches, batch: batches.Batch, events: Sequence[StoredEvent]) -> list[Verdict]:
+    def loading(self: Batches, batch: batches.Batch, events: Sequence[StoredEvent]) -> list[Mark]:
         if any(one.id == event for one in events):
             server.restart(how)
         return load(self, batch, events)
@@ -263,7 +263,7 @@ def test_an_event_the_api_is_asked_for_is_given_up_as_well(
     def asking_(_: hints.HintReader, told: Sequence[Told]) -> Answered:
         if any(DEADLY in (one.event.payload or "") for one in told):
             raise MemoryError
-        return [Verdict(one.event.id, Outcome.APPLIED) for one in told], 0, []
+        return [Mark(one.event.id, Outcome.APPLIED) for one in told], 0, []
 
     monkeypatch.setattr(hints.HintReader, "read", asking_)
     assert failed_until(settings_for(practice_url), practice, inserted) == 5
@@ -312,7 +312,7 @@ def test_what_an_event_can_cause_counts_unless_somebody_wished_to_stop(
         pytest.raises((WarehouseError, MemoryError)),
         open_session(settings_for(practice_url), stop=stop) as session,
     ):
-        list(applying.apply_pending(session))
+        list(apply.apply_pending(session))
     _, taken, attempts, _, error = told(practice, event)
     assert (taken, attempts, error is None) == ((0, 0, True) if stopping else (1, 0, False))
 

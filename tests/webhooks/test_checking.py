@@ -8,12 +8,12 @@ import psycopg
 import pytest
 
 from nexhealth_pipeline.sync.session import SyncSession
-from nexhealth_pipeline.webhooks import registration
-from nexhealth_pipeline.webhooks.checking import EndpointState, Verdict, check_endpoints
 from nexhealth_pipeline.webhooks.endpoints import OVERLAP, filled, known_endpoints, live_secrets
-from nexhealth_pipeline.webhooks.registration import set_up
+from nexhealth_pipeline.webhooks.registering import registration
+from nexhealth_pipeline.webhooks.registering.checking import CheckedEndpoint, EndpointVerdict, check_endpoints
+from nexhealth_pipeline.webhooks.registering.registration import set_up
+from nexhealth_pipeline.webhooks.registering.subscribing import declared_topics
 from nexhealth_pipeline.webhooks.sealing import Sealer
-from nexhealth_pipeline.webhooks.subscribing import declared_topics
 from tests.client.stub import refusal
 
 from .vendor import SEALING_KEY, Vendor
@@ -37,11 +37,11 @@ class Watch:
             set_up(session, URL, rotate=rotate)
         self.vendor.stub.seen.clear()
 
-    def look(self, **settings: str) -> list[EndpointState]:
+    def look(self, **settings: str) -> list[CheckedEndpoint]:
         with self.opened(**settings) as session:
             return check_endpoints(session, SEALER)
 
-    def verdicts(self) -> list[tuple[int, Verdict]]:
+    def verdicts(self) -> list[tuple[int, EndpointVerdict]]:
         return [(one.endpoint_id, one.verdict) for one in self.look()]
 
     def age(self, **columns: timedelta) -> None:
@@ -60,7 +60,7 @@ def test_an_active_endpoint_is_noted_with_one_request(watch: Watch) -> None:
     """It runs every quarter of an hour."""
     watch.age(seen_active_at=DAY, checked_at=DAY)
     [state] = watch.look()
-    assert (state.verdict, state.hole_since, state.fine) == (Verdict.OK, None, True)
+    assert (state.verdict, state.hole_since, state.fine) == (EndpointVerdict.OK, None, True)
     assert watch.vendor.asked == ["GET /webhook_endpoints"]
     [row] = known_endpoints(watch.db)
     assert row.seen_active_at is not None
@@ -80,11 +80,11 @@ def test_an_inactive_endpoint_is_activated_and_its_hole_reported_until_it_is_fil
     assert before.seen_active_at is not None
     watch.registry.change_endpoint(16001, active=False)
     [state] = watch.look()
-    assert (state.verdict, state.fine) == (Verdict.REACTIVATED, True)
+    assert (state.verdict, state.fine) == (EndpointVerdict.REACTIVATED, True)
     assert state.hole_since == before.seen_active_at - OVERLAP
     assert watch.vendor.endpoints()[16001].active
     [later] = watch.look()
-    assert (later.verdict, later.hole_since) == (Verdict.OK, state.hole_since)
+    assert (later.verdict, later.hole_since) == (EndpointVerdict.OK, state.hole_since)
     assert filled(watch.db, known_endpoints(watch.db)[0])
     assert watch.look()[0].hole_since is None
 
@@ -104,7 +104,7 @@ def test_one_that_cannot_be_activated_says_why(watch: Watch) -> None:
     watch.registry.change_endpoint(16001, active=False)
     watch.vendor.meddle = lambda seen: refusal(403) if seen.method == "PATCH" else None
     [state] = watch.look()
-    assert (state.verdict, state.fine) == (Verdict.INACTIVE, False)
+    assert (state.verdict, state.fine) == (EndpointVerdict.INACTIVE, False)
     assert "PATCH /webhook_endpoints/16001: no access" in state.reason
     assert not known_endpoints(watch.db)[0].active
 
@@ -112,23 +112,23 @@ def test_one_that_cannot_be_activated_says_why(watch: Watch) -> None:
 def test_one_that_somebody_deleted_is_missing_until_it_is_set_up(watch: Watch) -> None:
     watch.registry.remove_endpoint(16001)
     [state] = watch.look()
-    assert (state.verdict, state.fine) == (Verdict.MISSING, False)
+    assert (state.verdict, state.fine) == (EndpointVerdict.MISSING, False)
     assert "nexhealth webhooks setup" in state.reason
     assert state.hole_since is not None
     assert watch.look() == [state]
     watch.set_up()
-    assert watch.verdicts() == [(16002, Verdict.OK)]
+    assert watch.verdicts() == [(16002, EndpointVerdict.OK)]
     assert known_endpoints(watch.db)[0].hole_since == state.hole_since
 
 
 def test_a_retired_one_is_deleted_when_its_time_is_over(watch: Watch) -> None:
     watch.set_up(rotate=True)
-    assert watch.verdicts() == [(16001, Verdict.RETIRING), (16002, Verdict.OK)]
+    assert watch.verdicts() == [(16001, EndpointVerdict.RETIRING), (16002, EndpointVerdict.OK)]
     watch.registry.change_endpoint(16001, active=False)  # nobody minds
     watch.age(retire_at=OVERLAP)
-    assert watch.verdicts() == [(16001, Verdict.REMOVED), (16002, Verdict.OK)]
+    assert watch.verdicts() == [(16001, EndpointVerdict.REMOVED), (16002, EndpointVerdict.OK)]
     assert list(watch.vendor.endpoints()) == [16002]
-    assert watch.verdicts() == [(16002, Verdict.OK)]
+    assert watch.verdicts() == [(16002, EndpointVerdict.OK)]
 
 
 def test_a_retired_one_that_still_has_subscriptions_stays(watch: Watch) -> None:
@@ -138,9 +138,9 @@ def test_a_retired_one_that_still_has_subscriptions_stays(watch: Watch) -> None:
         "UPDATE nexhealth_webhooks SET subscriptions = (SELECT subscriptions FROM nexhealth_webhooks"
         " WHERE endpoint_id = 16002) WHERE endpoint_id = 16001"
     )
-    assert watch.verdicts() == [(16001, Verdict.RETIRING), (16002, Verdict.OK)]
+    assert watch.verdicts() == [(16001, EndpointVerdict.RETIRING), (16002, EndpointVerdict.OK)]
     watch.age(retire_at=OVERLAP)
-    assert watch.verdicts() == [(16001, Verdict.OVERDUE), (16002, Verdict.OK)]
+    assert watch.verdicts() == [(16001, EndpointVerdict.OVERDUE), (16002, EndpointVerdict.OK)]
     assert set(watch.vendor.endpoints()) == {16001, 16002}
 
 
@@ -156,7 +156,7 @@ def test_an_api_that_cannot_be_asked_changes_nothing(watch: Watch) -> None:
     [before] = known_endpoints(watch.db)
     watch.vendor.meddle = lambda seen: refusal(500) if seen.path == "/webhook_endpoints" else None
     [state] = watch.look()
-    assert (state.verdict, state.fine) == (Verdict.UNKNOWN, False)
+    assert (state.verdict, state.fine) == (EndpointVerdict.UNKNOWN, False)
     assert "/webhook_endpoints" in state.reason
     assert known_endpoints(watch.db) == [before]
 
@@ -164,5 +164,5 @@ def test_an_api_that_cannot_be_asked_changes_nothing(watch: Watch) -> None:
 def test_an_endpoint_of_a_key_that_is_not_set_is_named(watch: Watch) -> None:
     watch.db.execute("UPDATE nexhealth_webhooks SET key_hash = 'another'")
     [state] = watch.look()
-    assert (state.verdict, watch.vendor.asked) == (Verdict.UNKNOWN, [])
+    assert (state.verdict, watch.vendor.asked) == (EndpointVerdict.UNKNOWN, [])
     assert "API key" in state.reason

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 import pytest
 
 from nexhealth_pipeline.catalog.collections import DECLARED
+from nexhealth_pipeline.webhooks.applying.feeds import FEEDS
 from nexhealth_pipeline.webhooks.events import EventMalformed, dedup_hash, parse, why_parked
-from nexhealth_pipeline.webhooks.feeds import FEEDS
 
 RECORD = {"id": 42, "updated_at": "2026-11-23T10:00:00.000Z"}
 

@@ -8,8 +8,8 @@ import pytest
 
 from nexhealth_pipeline.client.retry import RetryPolicy
 from nexhealth_pipeline.errors import ServerFailed, Unreachable
-from nexhealth_pipeline.webhooks import registration
-from nexhealth_pipeline.webhooks.subscribing import Topic, declared_topics
+from nexhealth_pipeline.webhooks.registering import registration
+from nexhealth_pipeline.webhooks.registering.subscribing import Topic, declared_topics
 from tests.client.stub import Reply, Seen
 
 from .account import EVERYTHING, TOPICS, URL, Account, subscribing

@@ -12,9 +12,9 @@ import psycopg
 import pytest
 
 from nexhealth_pipeline.settings import Settings
-from nexhealth_pipeline.webhooks.live import Live
+from nexhealth_pipeline.webhooks.receiving.serving import Plan
+from nexhealth_pipeline.webhooks.receiving.warehouse_watch import WarehouseWatch
 from nexhealth_pipeline.webhooks.sealing import Sealer
-from nexhealth_pipeline.webhooks.serving import Plan
 from tests.servers import Server
 from tests.waiting import until
 from tests.webhooks.receiving import Running, event, events, receiver, settings, signed
@@ -77,7 +77,7 @@ def readiness(running: Running) -> tuple[int, dict[str, object]]:
 def test_a_look_at_a_frozen_server_ends_and_what_was_known_stays(warehouse: str, server: Server) -> None:
     given, sealer = sealed()
     register(warehouse, sealer, "another secret")
-    with Live(warehouse, given, sealer, every_seconds=600, seconds=2.0) as live:
+    with WarehouseWatch(warehouse, given, sealer, every_seconds=600, seconds=2.0) as live:
         before = live.known
         assert (before.schema_fits, len(before.secrets)) == (True, 2)
         with frozen(server.tree()):
@@ -121,7 +121,10 @@ def test_a_receiver_starts_before_a_frozen_server_and_takes_events_once_it_moves
 def test_looks_that_a_lock_holds_up_do_not_collect_at_the_server(warehouse: str) -> None:
     """The server would wait on for each look that was cut, until it has no connection left."""
     given, sealer = sealed()
-    with Live(warehouse, given, sealer, every_seconds=600, seconds=2.0) as live, psycopg.connect(warehouse) as holding:
+    with (
+        WarehouseWatch(warehouse, given, sealer, every_seconds=600, seconds=2.0) as live,
+        psycopg.connect(warehouse) as holding,
+    ):
         before = live.known
         holding.execute("LOCK TABLE nexhealth_webhooks")
         for _ in range(2):

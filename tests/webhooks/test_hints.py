@@ -13,11 +13,11 @@ from pydantic import SecretStr
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import Settings
-from nexhealth_pipeline.sync.lock import SliceLock
 from nexhealth_pipeline.sync.practice import load_practices
 from nexhealth_pipeline.sync.runner import run_slices
+from nexhealth_pipeline.sync.slice_lock import SliceLock
 from nexhealth_pipeline.sync.slices import Slice, SliceResult
-from nexhealth_pipeline.webhooks import applying, hints
+from nexhealth_pipeline.webhooks.applying import apply, hints
 
 from .asking import Told, asked, home, last, snapshot, without_events
 from .kit import apply_all, body, due_again, store
@@ -332,7 +332,7 @@ def test_only_so_many_single_reads_are_made_at_once(
     box: SandboxServer, db: psycopg.Connection, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A burst must not use up the practice's limits: the nightly sync reads the rest."""
-    monkeypatch.setattr(applying, "_MOST_SINGLES", 2)
+    monkeypatch.setattr(apply, "_MOST_SINGLES", 2)
     place = home(db)
     rows = db.execute(
         "SELECT id FROM nexhealth_patients WHERE institution_id = %s ORDER BY id LIMIT 4", place[:1]

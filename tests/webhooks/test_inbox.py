@@ -11,18 +11,18 @@ import psycopg
 import pytest
 from psycopg import conninfo
 
-from nexhealth_pipeline.webhooks import link
-from nexhealth_pipeline.webhooks.audit import Audit
-from nexhealth_pipeline.webhooks.inbox import Inbox, Outcome
-from nexhealth_pipeline.webhooks.link import Link
-from nexhealth_pipeline.webhooks.metrics import Metrics
-from nexhealth_pipeline.webhooks.rows import Row, array_of
+from nexhealth_pipeline.webhooks.receiving import link
+from nexhealth_pipeline.webhooks.receiving.audit import Audit
+from nexhealth_pipeline.webhooks.receiving.event_rows import EventRow, array_of
+from nexhealth_pipeline.webhooks.receiving.inbox import Inbox, Outcome
+from nexhealth_pipeline.webhooks.receiving.link import Link
+from nexhealth_pipeline.webhooks.receiving.metrics import Metrics
 from tests.webhooks.receiving import Detour, events
 
 
-def row(number: int, **changes: Any) -> Row:
+def row(number: int, **changes: Any) -> EventRow:
     key = sha256(str(number).encode()).digest()
-    made = Row("valid", "pending", source="203.0.113.1", event_name="patient_updated", payload=f"payload {number}")
+    made = EventRow("valid", "pending", source="203.0.113.1", event_name="patient_updated", payload=f"payload {number}")
     return replace(made, resource_ids=f"{{{number}}}", body_hash=key, dedup_hash=key, **changes)
 
 
@@ -36,7 +36,7 @@ def run(story: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(story)
 
 
-async def all_of(box: Inbox, rows: list[Row]) -> list[Outcome]:
+async def all_of(box: Inbox, rows: list[EventRow]) -> list[Outcome]:
     return list(await asyncio.gather(*(box.store(one, 10) for one in rows)))
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from nexhealth_pipeline.webhooks import receiver as receiver_module
-from nexhealth_pipeline.webhooks.receiver import Limits
-from nexhealth_pipeline.webhooks.serving import Plan
-from nexhealth_pipeline.webhooks.signature import Verdict, verify
+from nexhealth_pipeline.webhooks.receiving import receiver as receiver_module
+from nexhealth_pipeline.webhooks.receiving.receiver import Limits
+from nexhealth_pipeline.webhooks.receiving.serving import Plan
+from nexhealth_pipeline.webhooks.receiving.signature import Verdict, verify
 from tests.waiting import until
 
 from .receiving import SECRET, Running, event, events, receiver, settings, signed

@@ -5,9 +5,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from nexhealth_pipeline.webhooks.applying import apply_pending
-from nexhealth_pipeline.webhooks.claiming import Backlog
-from nexhealth_pipeline.webhooks.replaying import Selection, replay
+from nexhealth_pipeline.webhooks.applying.apply import apply_pending
+from nexhealth_pipeline.webhooks.applying.pending import Backlog
+from nexhealth_pipeline.webhooks.applying.replaying import Selection, replay
 from tests.sync.kit import open_session
 
 from .kit import SUBDOMAIN, apply_all, due_again, load_page, patient, settings_for, store, updated

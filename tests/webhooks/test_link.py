@@ -12,8 +12,8 @@ import psycopg
 import pytest
 
 from nexhealth_pipeline.errors import WarehouseError
-from nexhealth_pipeline.webhooks.link import Link
-from nexhealth_pipeline.webhooks.live import Live
+from nexhealth_pipeline.webhooks.receiving.link import Link
+from nexhealth_pipeline.webhooks.receiving.warehouse_watch import WarehouseWatch
 
 from .receiving import settings
 
@@ -93,7 +93,7 @@ def test_each_reason_is_said_aloud_once(courier: Courier, caplog: pytest.LogCapt
 def test_secrets_that_cannot_be_read_say_so_as_well(courier: Courier, caplog: pytest.LogCaptureFixture) -> None:
     """That "the connection was lost" sent its reader to the network."""
     courier.changed("DROP ROLE {}")
-    Live(courier.url, settings(), None, every_seconds=10.0, seconds=4.0).look()
+    WarehouseWatch(courier.url, settings(), None, every_seconds=10.0, seconds=4.0).look()
     assert [f"has no role {courier.name}" in record.__dict__["nexhealth"]["error"] for record in caplog.records] == [
         True
     ]

@@ -15,8 +15,8 @@ from nexhealth_pipeline.sync.practice import Practices
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice, SliceResult, Status
 from nexhealth_pipeline.warehouse.sync_log import Counts
-from nexhealth_pipeline.webhooks import hints
-from nexhealth_pipeline.webhooks.applying import apply_pending
+from nexhealth_pipeline.webhooks.applying import hints
+from nexhealth_pipeline.webhooks.applying.apply import apply_pending
 from tests.effort import counted
 from tests.sync.kit import open_session
 

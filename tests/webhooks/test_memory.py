@@ -9,10 +9,10 @@ import pytest
 
 from nexhealth_pipeline.client.retry import RetryPolicy
 from nexhealth_pipeline.orchestration import webhook_apply
-from nexhealth_pipeline.webhooks import replaying
-from nexhealth_pipeline.webhooks.batches import Batch
-from nexhealth_pipeline.webhooks.claiming import Backlog
-from nexhealth_pipeline.webhooks.replaying import Selection
+from nexhealth_pipeline.webhooks.applying import replaying
+from nexhealth_pipeline.webhooks.applying.batches import Batch
+from nexhealth_pipeline.webhooks.applying.pending import Backlog
+from nexhealth_pipeline.webhooks.applying.replaying import Selection
 from tests.effort import peak
 from tests.sync.kit import open_session
 

@@ -10,9 +10,9 @@ import pytest
 
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import Settings
-from nexhealth_pipeline.webhooks import owners
-from nexhealth_pipeline.webhooks.replaying import Selection, replay
-from nexhealth_pipeline.webhooks.single_reads import SingleReads
+from nexhealth_pipeline.webhooks.applying import owners
+from nexhealth_pipeline.webhooks.applying.replaying import Selection, replay
+from nexhealth_pipeline.webhooks.applying.single_reads import SingleReads
 from tests.sync.kit import LISTS_READ, noting_loads
 
 from .asking import Told, asked, home, last, without_events

@@ -14,11 +14,11 @@ from dataclasses import replace
 import psycopg
 import pytest
 
-from nexhealth_pipeline.webhooks import serving
-from nexhealth_pipeline.webhooks.body import BodyLimits
-from nexhealth_pipeline.webhooks.receiver import Limits
+from nexhealth_pipeline.webhooks.receiving import serving
+from nexhealth_pipeline.webhooks.receiving.body import BodyLimits
+from nexhealth_pipeline.webhooks.receiving.receiver import Limits
+from nexhealth_pipeline.webhooks.receiving.serving import Plan
 from nexhealth_pipeline.webhooks.sealing import Sealer
-from nexhealth_pipeline.webhooks.serving import Plan
 from nexhealth_pipeline.webhooks.target import WEBHOOK_PATH
 from tests.conftest import _fresh
 from tests.waiting import until

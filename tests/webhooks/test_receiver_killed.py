@@ -18,7 +18,7 @@ from tests.webhooks.receiving import SECRET, event, events, signed
 _VICTIM = """
 import sys
 from nexhealth_pipeline.settings import load_settings
-from nexhealth_pipeline.webhooks import connections, serving
+from nexhealth_pipeline.webhooks.receiving import connections, serving
 url, secret = sys.argv[1:]
 listener = serving.bind("127.0.0.1", 0)
 settings = load_settings({"NEXHEALTH_WEBHOOK_SECRETS": secret}, environ={}, env_file=None)

@@ -7,9 +7,9 @@ import psycopg
 import pytest
 
 from nexhealth_pipeline.errors import InvalidSetting
-from nexhealth_pipeline.webhooks import replaying
-from nexhealth_pipeline.webhooks.batches import Batch
-from nexhealth_pipeline.webhooks.replaying import Rehearsal, Selection, rehearse, replay
+from nexhealth_pipeline.webhooks.applying import replaying
+from nexhealth_pipeline.webhooks.applying.batches import Batch
+from nexhealth_pipeline.webhooks.applying.replaying import Rehearsal, Selection, rehearse, replay
 from tests.sync.kit import open_session
 
 from .kit import MINUTE, T0, apply_all, body, due_again, patient, settings_for, store, updated

@@ -9,9 +9,9 @@ from psycopg import sql
 
 from nexhealth_pipeline.errors import InvalidSetting
 from nexhealth_pipeline.warehouse.webhook_health import examine
-from nexhealth_pipeline.webhooks.checking import Verdict
 from nexhealth_pipeline.webhooks.endpoints import OVERLAP
-from nexhealth_pipeline.webhooks.registration import Removal
+from nexhealth_pipeline.webhooks.registering.checking import EndpointVerdict
+from nexhealth_pipeline.webhooks.registering.registration import Removal
 from tests.client.stub import refusal
 
 from .account import EVENTS, EVERYTHING, URL, Account, looked_at
@@ -55,7 +55,7 @@ def time_is_over(account: Account) -> None:
     account.db.execute("UPDATE nexhealth_webhooks SET retire_at = retire_at - %s", (OVERLAP,))
 
 
-def watched(account: Account) -> list[tuple[int, Verdict]]:
+def watched(account: Account) -> list[tuple[int, EndpointVerdict]]:
     return [(one.endpoint_id, one.verdict) for one in looked_at(account)]
 
 
@@ -76,12 +76,12 @@ def test_a_retired_endpoint_stays_while_it_has_an_institution_that_was_not_looke
     account.set_up(rotate=True, **without_harbor(account, way))
     time_is_over(account)
     account.set_up(**without_harbor(account, way))
-    assert watched(account) == [(16001, Verdict.OVERDUE), (16002, Verdict.OK)]
+    assert watched(account) == [(16001, EndpointVerdict.OVERDUE), (16002, EndpointVerdict.OK)]
     assert {number for number, _ in account.vendor.topics(16001)} == {HARBOR[0]}
     account.vendor.meddle = lambda seen: None
     # What was moved off it just now has its 49 hours as well: repeats of what it was sent still come.
     assert account.set_up().keys[0].endpoints_removed == []
-    assert watched(account) == [(16001, Verdict.RETIRING), (16002, Verdict.OK)]
+    assert watched(account) == [(16001, EndpointVerdict.RETIRING), (16002, EndpointVerdict.OK)]
     assert account.secrets() == account.true_secrets()
     time_is_over(account)
     assert account.set_up().keys[0].endpoints_removed == [16001]
@@ -118,7 +118,7 @@ def test_a_retired_endpoint_that_stays_is_told_of_until_who_left_is_pruned(accou
     account.set_up()
     assert failing(account) == {"retired_deleted": 1}
     overdue, _ = looked_at(account)
-    assert (overdue.endpoint_id, overdue.verdict, overdue.fine) == (16001, Verdict.OVERDUE, False)
+    assert (overdue.endpoint_id, overdue.verdict, overdue.fine) == (16001, EndpointVerdict.OVERDUE, False)
     assert all(word in overdue.reason for word in (HARBOR[1], f"setup {URL}", "NEXHEALTH_SUBDOMAINS", "--prune"))
     assert WILLOW[1] not in overdue.reason
     done = account.set_up(settings={"NEXHEALTH_SUBDOMAINS": WILLOW[1]}, prune=True)

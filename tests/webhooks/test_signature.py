@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from nexhealth_pipeline.sandbox.posting import sign
 from nexhealth_pipeline.webhooks.endpoints import LiveSecret
-from nexhealth_pipeline.webhooks.signature import Verdict, Window, verify
+from nexhealth_pipeline.webhooks.receiving.signature import Verdict, Window, verify
 
 NOW = datetime(2026, 11, 23, 10, 0, 30, tzinfo=UTC)
 STAMP = b"2026-11-23T10:00:00.123Z"

@@ -12,8 +12,8 @@ from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.warehouse.child_reads import DueRow
-from nexhealth_pipeline.webhooks import owners
-from nexhealth_pipeline.webhooks.single_reads import _known
+from nexhealth_pipeline.webhooks.applying import owners
+from nexhealth_pipeline.webhooks.applying.single_reads import _known
 from tests.sync.kit import sync_all
 
 from .asking import Told, asked, home, last, sandbox, snapshot, without_events

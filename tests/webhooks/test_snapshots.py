@@ -9,8 +9,8 @@ import psycopg
 import pytest
 
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
-from nexhealth_pipeline.webhooks import snapshots
-from nexhealth_pipeline.webhooks.snapshots import _layers
+from nexhealth_pipeline.webhooks.applying import snapshots
+from nexhealth_pipeline.webhooks.applying.snapshots import _layers
 
 from .kit import MINUTE, T0, apply_all, body, load_page, moment, patient, settings_for, store, updated
 

@@ -5,8 +5,8 @@ from ipaddress import ip_address
 import pytest
 
 from nexhealth_pipeline.settings import load_settings
-from nexhealth_pipeline.webhooks.serving import Plan
-from nexhealth_pipeline.webhooks.sources import Buckets, Sources, neighbourhood
+from nexhealth_pipeline.webhooks.receiving.serving import Plan
+from nexhealth_pipeline.webhooks.receiving.sources import Buckets, Sources, neighbourhood
 from tests.waiting import until
 from tests.webhooks.receiving import event, events, receiver, settings, signed
 

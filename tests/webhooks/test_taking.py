@@ -10,11 +10,11 @@ import pytest
 
 from nexhealth_pipeline.orchestration import webhook_apply
 from nexhealth_pipeline.warehouse.runs import RunLock, lock_key
-from nexhealth_pipeline.webhooks import applying, hints
-from nexhealth_pipeline.webhooks.batches import Answered
-from nexhealth_pipeline.webhooks.claiming import LONGEST_PAUSE, Backlog, newest_id
-from nexhealth_pipeline.webhooks.replaying import Selection, replay
-from nexhealth_pipeline.webhooks.taking import take_new
+from nexhealth_pipeline.webhooks.applying import apply, hints
+from nexhealth_pipeline.webhooks.applying.batches import Answered
+from nexhealth_pipeline.webhooks.applying.pending import LONGEST_PAUSE, Backlog, newest_id
+from nexhealth_pipeline.webhooks.applying.replaying import Selection, replay
+from nexhealth_pipeline.webhooks.applying.taking import take_new
 from tests.forks import Forks
 from tests.sync.kit import open_session
 
@@ -196,7 +196,7 @@ def test_a_wish_to_stop_is_no_end_of_a_process(
 
         with monkeypatch.context() as patch, open_session(settings_for(practice_url), stop=stop) as session:
             patch.setattr(hints.HintReader, "read", stopped)
-            assert list(applying.apply_pending(session)) == []
+            assert list(apply.apply_pending(session)) == []
     assert practice.execute("SELECT taken, taken_by FROM nexhealth_webhook_events").fetchall() == [(0, None)]
     apply_all(settings_for(practice_url))
     assert ends(practice)[event][0] == "superseded"
@@ -216,6 +216,6 @@ def test_an_event_that_another_run_looks_at_just_now_is_waited_for(
             threading.Timer(0.3, other.close).start()
         return ids
 
-    monkeypatch.setattr(applying, "take_new", taken)
+    monkeypatch.setattr(apply, "take_new", taken)
     _, total = apply_all(settings_for(practice_url))
     assert total.applied == 3

@@ -6,8 +6,8 @@ from datetime import datetime, timedelta
 import pytest
 
 from nexhealth_pipeline.warehouse.webhook_health import examine
-from nexhealth_pipeline.webhooks.checking import Verdict
-from nexhealth_pipeline.webhooks.registering import KeyWork
+from nexhealth_pipeline.webhooks.registering.checking import EndpointVerdict
+from nexhealth_pipeline.webhooks.registering.one_key import KeyWork
 from nexhealth_pipeline.webhooks.sealing import Sealer
 from tests.client.stub import Reply, Seen, refusal
 
@@ -112,7 +112,7 @@ def test_a_retired_endpoint_that_was_deleted_at_its_time_leaves_no_hole(account:
     account.set_up()
     account.set_up(rotate=True)
     account.vendor.box.webhooks.registry.remove_endpoint(16001)
-    assert [one.verdict for one in looked_at(account)] == [Verdict.REMOVED, Verdict.OK]
+    assert [one.verdict for one in looked_at(account)] == [EndpointVerdict.REMOVED, EndpointVerdict.OK]
     assert holes(account) == {16002: None}
 
 
@@ -122,17 +122,17 @@ def test_a_retired_endpoint_that_still_has_an_institution_is_switched_on_again(a
     old = account.rows[0]
     account.vendor.change(16001, active=False)
     retired, current = looked_at(account)
-    assert (retired.verdict, current.verdict) == (Verdict.REACTIVATED, Verdict.OK)
+    assert (retired.verdict, current.verdict) == (EndpointVerdict.REACTIVATED, EndpointVerdict.OK)
     assert account.vendor.endpoints()[16001].active
     assert holes(account) == {16001: old.registered_at, 16002: None}
-    assert [one.verdict for one in looked_at(account)] == [Verdict.RETIRING, Verdict.OK]
+    assert [one.verdict for one in looked_at(account)] == [EndpointVerdict.RETIRING, EndpointVerdict.OK]
 
 
 def test_one_that_cannot_be_switched_on_is_told_of(account: Account) -> None:
     rotated_but_for_harbor(account)
     account.vendor.change(16001, active=False)
     account.vendor.meddle = lambda seen: refusal(403) if seen.method == "PATCH" else None
-    assert [one.verdict for one in looked_at(account)] == [Verdict.INACTIVE, Verdict.OK]
+    assert [one.verdict for one in looked_at(account)] == [EndpointVerdict.INACTIVE, EndpointVerdict.OK]
     failed = {one.rule.name: one.sample_ids for one in examine(account.db, silence_hours=24) if one.count}
     assert failed["endpoint_active"] == {0: ("16001",)}
 
@@ -171,7 +171,7 @@ def test_an_endpoint_that_somebody_deleted_is_missed_until_each_institution_has_
     old = account.rows[0]
     account.vendor.box.webhooks.registry.remove_endpoint(16001)
     assert account.set_up().exit_status == 1
-    assert [one.verdict for one in looked_at(account)] == [Verdict.MISSING, Verdict.OK]
+    assert [one.verdict for one in looked_at(account)] == [EndpointVerdict.MISSING, EndpointVerdict.OK]
     assert holes(account)[16001] == old.registered_at
     refuse_nobody(account)
     account.set_up()
@@ -211,7 +211,7 @@ def test_an_institution_that_can_be_looked_at_but_not_subscribed_has_no_other_en
         refusal(403) if subscribing(seen) and seen.query.get("subdomain") == HARBOR[1] else None
     )
     assert [what for what, _ in account.set_up().failures] == [HARBOR[1]]
-    assert [one.verdict for one in looked_at(account)] == [Verdict.MISSING, Verdict.OK]
+    assert [one.verdict for one in looked_at(account)] == [EndpointVerdict.MISSING, EndpointVerdict.OK]
     assert {one.subdomain for one in account.rows[0].subscribed} == {HARBOR[1]}
     assert holes(account)[16001] == old.registered_at
     refuse_nobody(account)
@@ -232,7 +232,7 @@ def test_a_retired_endpoint_that_somebody_deletes_while_it_is_looked_at_leaves_i
 
     account.vendor.meddle = delete_it
     assert account.set_up().exit_status == 0
-    assert [one.verdict for one in looked_at(account)] == [Verdict.MISSING, Verdict.OK]
+    assert [one.verdict for one in looked_at(account)] == [EndpointVerdict.MISSING, EndpointVerdict.OK]
     account.set_up()
     assert holes(account) == {16002: old.registered_at}
     assert account.is_right()
@@ -265,7 +265,7 @@ def test_a_retired_endpoint_that_somebody_deleted_with_an_institution_is_missing
     old = account.rows[0]
     account.vendor.box.webhooks.registry.remove_endpoint(16001)
     retired, current = looked_at(account)
-    assert (retired.verdict, retired.fine, current.verdict) == (Verdict.MISSING, False, Verdict.OK)
+    assert (retired.verdict, retired.fine, current.verdict) == (EndpointVerdict.MISSING, False, EndpointVerdict.OK)
     assert "nexhealth webhooks setup" in retired.reason
     assert holes(account) == {16001: old.registered_at, 16002: None}
     assert {one.rule.name for one in examine(account.db, silence_hours=24) if one.count} >= {"endpoint_active"}

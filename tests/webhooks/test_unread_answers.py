@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from nexhealth_pipeline.webhooks import connections, serving
-from nexhealth_pipeline.webhooks.serving import Plan
+from nexhealth_pipeline.webhooks.receiving import connections, serving
+from nexhealth_pipeline.webhooks.receiving.serving import Plan
 from tests.waiting import until
 from tests.webhooks.receiving import Running, receiver
 

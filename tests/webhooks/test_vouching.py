@@ -11,7 +11,7 @@ import pytest
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.webhooks import endpoints
-from nexhealth_pipeline.webhooks.replaying import Selection, rehearse
+from nexhealth_pipeline.webhooks.applying.replaying import Selection, rehearse
 from tests.conftest import _fresh
 from tests.sync.kit import open_session, sync_all
 

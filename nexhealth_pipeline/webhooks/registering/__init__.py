@@ -1,0 +1,1 @@
+"""Endpoint and subscriptions at NexHealth: `registration.set_up` and `remove`, and `checking`, which the watchdog asks."""
