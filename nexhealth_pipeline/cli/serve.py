@@ -35,7 +35,7 @@ def serve(host: str, port: int, *, demo: bool) -> None:
     your own monitors. Prints its address on stdout once it receives.
     """
     from nexhealth_pipeline.log import set_up_for
-    from nexhealth_pipeline.webhooks import serving
+    from nexhealth_pipeline.webhooks.receiving import serving
     from nexhealth_pipeline.webhooks.sealing import Sealer
 
     realm = demo_realm() if demo else account()
