@@ -53,7 +53,7 @@ def _secrets(realm: Realm, known: list[Endpoint]) -> Iterator[Finding]:
 
 
 def _active(client: NexHealthClient, known: list[Endpoint]) -> Iterator[Finding]:
-    names = {client.key_hash(name): name for name in client.key_names()}
+    names = client.names_by_hash()
     listed: dict[str, dict[int, bool]] = {}
     for endpoint in known:
         name = names.get(endpoint.key_hash)

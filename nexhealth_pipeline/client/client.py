@@ -92,6 +92,10 @@ class NexHealthClient:
         """
         return self._account(name).key_hash
 
+    def names_by_hash(self) -> dict[str, str]:
+        """The name of each distinct key, by what stands for the key in the database."""
+        return {self.key_hash(name): name for name in self.key_names()}
+
     def get(self, request: ApiRequest) -> Page:
         """One answer: a single object, an unpaged list, or the first page. Raises ApiError, Cancelled."""
         return self._accounted(request, "", 1, PageAccount(request.paging, "", records_at=request.records_at))

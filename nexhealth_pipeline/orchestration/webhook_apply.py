@@ -27,12 +27,9 @@ from nexhealth_pipeline.warehouse.webhook_health import GIVEN_UP
 from nexhealth_pipeline.webhooks.applying.apply import AppliedSlice, apply_pending
 from nexhealth_pipeline.webhooks.applying.batches import Batch
 from nexhealth_pipeline.webhooks.applying.pending import DUE, Backlog
+from nexhealth_pipeline.webhooks.events import EVENTS_CHANNEL
 
-__all__ = ["CHANNEL", "Stay", "Tally", "apply_and_report", "in_words"]
-
-CHANNEL = "nexhealth_webhook_events"
-"""The receiver notifies on it after each commit."""
-
+__all__ = ["Stay", "Tally", "apply_and_report", "in_words"]
 
 _EVENTS_A_CALL = 5000
 """Between two calls the clock is looked at."""
@@ -52,7 +49,7 @@ class _Doorbell:
 
     def __init__(self, connection: psycopg.Connection) -> None:
         self._connection = connection
-        connection.execute(f"LISTEN {CHANNEL}")
+        connection.execute(f"LISTEN {EVENTS_CHANNEL}")
 
     def waits(self, seconds: float, stopped: Callable[[], bool]) -> bool:
         """Whether it rang within `seconds`."""

@@ -24,7 +24,17 @@ from psycopg import sql
 from nexhealth_pipeline.catalog.collection import Collection
 from nexhealth_pipeline.warehouse.state import database_time
 
-__all__ = ["ChildRead", "DueRow", "due_rows", "had_records", "record_child_reads", "record_unknown", "witnesses"]
+__all__ = [
+    "ChildRead",
+    "DueRow",
+    "changed_among",
+    "due_rows",
+    "had_records",
+    "record_child_reads",
+    "record_unknown",
+    "was_begun",
+    "witnesses",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +243,31 @@ def had_records(
         prepare=False,
     ).fetchone()
     return row is not None and bool(row[0])
+
+
+def was_begun(connection: psycopg.Connection, *, collection: Collection, institution_id: int) -> bool:
+    """Whether any list of an institution was read: its first read asks for all of them."""
+    row = connection.execute(
+        "SELECT EXISTS (SELECT FROM nexhealth_child_reads WHERE collection = %s AND institution_id = %s)",
+        (collection.name, institution_id),
+    ).fetchone()
+    return bool(row and row[0])
+
+
+def changed_among(
+    connection: psycopg.Connection, *, collection: Collection, institution_id: int, rows: Iterable[int], most: int
+) -> list[int]:
+    """At most so many of these rows whose own list was read for another version, or never; by id."""
+    found = connection.execute(
+        sql.SQL(
+            "SELECT p.id FROM {} p LEFT JOIN nexhealth_child_reads r ON r.collection = %(name)s"
+            " AND r.institution_id = p.institution_id AND r.patient_id = p.id"
+            " WHERE p.institution_id = %(institution)s AND p.id = ANY(%(rows)s) AND p.deleted_at IS NULL"
+            " AND (r.patient_id IS NULL OR r.patient_version IS DISTINCT FROM p.updated_at) ORDER BY p.id LIMIT %(most)s"
+        ).format(sql.Identifier(f"nexhealth_{collection.per}")),
+        {"name": collection.name, "institution": institution_id, "rows": list(rows), "most": most},
+    )
+    return [id_ for (id_,) in found]
 
 
 def _question(text: LiteralString, collection: Collection) -> sql.Composed:

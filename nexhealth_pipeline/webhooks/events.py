@@ -21,7 +21,10 @@ from nexhealth_pipeline.catalog.collection import Events
 from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.webhooks.moment import moment_of
 
-__all__ = ["Event", "EventMalformed", "dedup_hash", "parse", "why_parked"]
+__all__ = ["EVENTS_CHANNEL", "Event", "EventMalformed", "dedup_hash", "parse", "why_parked"]
+
+EVENTS_CHANNEL = "nexhealth_webhook_events"
+"""Notified where an event has been stored that waits to be applied."""
 
 _T = TypeVar("_T")
 _NULL = msgspec.Raw(b"null")

@@ -28,6 +28,7 @@ from nexhealth_pipeline.sync.months import month_keys
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.warehouse.runs import RunLock
 from nexhealth_pipeline.webhooks.applying.apply import AppliedSlice, apply_pending
+from nexhealth_pipeline.webhooks.events import EVENTS_CHANNEL
 from tests.webhooks.kit import LOCATION, T0, body, mark_complete, patient, store, updated
 
 from .kit import DESERT, NORTH, SOUTH, WILLOW, House
@@ -132,7 +133,7 @@ def test_what_comes_while_it_lingers_is_applied_by_the_same_run(post: Post, monk
     def ring(self: webhook_apply._Doorbell, seconds: float, stopped: Callable[[], bool]) -> bool:
         if not rang:
             store(post.db, _procedure(2))
-            post.db.execute(f"NOTIFY {webhook_apply.CHANNEL}")
+            post.db.execute(f"NOTIFY {EVENTS_CHANNEL}")
             seconds = 60.0  # were the bell not heard
         rang.append(waits(self, seconds, stopped))
         return rang[-1]

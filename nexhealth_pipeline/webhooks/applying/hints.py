@@ -23,6 +23,7 @@ from nexhealth_pipeline.sync.practice import Practices
 from nexhealth_pipeline.sync.runner import run_slices
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice, SliceResult, Status
+from nexhealth_pipeline.warehouse.child_reads import was_begun
 from nexhealth_pipeline.warehouse.state import PassKey, load_watermarks
 from nexhealth_pipeline.warehouse.sync_log import Counts
 from nexhealth_pipeline.webhooks.applying.batches import Answered
@@ -116,9 +117,10 @@ class HintReader:
         """Records of which nobody knows whose they are."""
         if not told:
             return
-        name = told[0].feed.collection.name
-        left_alone = _Answer(Outcome.SUPERSEDED, f"{name}: {_NOT_READ_YET}")
-        if not self._was_begun(told[0]):
+        collection = told[0].feed.collection
+        left_alone = _Answer(Outcome.SUPERSEDED, f"{collection.name}: {_NOT_READ_YET}")
+        # The first read, which may never come to its end, does not come back to a list that it has read.
+        if not was_begun(self._connection, collection=collection, institution_id=told[0].institution.id):
             yield from ((one.event.id, left_alone) for one in told)
             return
         found = search.search(
@@ -170,14 +172,6 @@ class HintReader:
                     yield one.event.id, _Answer(Outcome.APPLIED)
                 elif row in done.read:
                     yield one.event.id, _Answer(Outcome.FAILED, f"{collection.name}: {_NOT_YET}")
-
-    def _was_begun(self, told: Told) -> bool:
-        """Whether any list was read: the first read, which may never come to its end, does not come back to that one."""
-        row = self._connection.execute(
-            "SELECT EXISTS (SELECT FROM nexhealth_child_reads WHERE collection = %s AND institution_id = %s)",
-            (told.feed.collection.name, told.institution.id),
-        ).fetchone()
-        return bool(row and row[0])
 
     def _slices(self, told: Sequence[Told]) -> Iterator[tuple[int, _Answer]]:
         groups: dict[str, list[Told]] = {}

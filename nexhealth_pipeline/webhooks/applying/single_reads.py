@@ -34,7 +34,7 @@ from nexhealth_pipeline.sync.plan import PassPlan, passes_of
 from nexhealth_pipeline.sync.practice import Institution
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.sync.slices import Slice
-from nexhealth_pipeline.warehouse.child_reads import ChildRead, DueRow, record_child_reads
+from nexhealth_pipeline.warehouse.child_reads import ChildRead, DueRow, changed_among, record_child_reads, was_begun
 from nexhealth_pipeline.warehouse.knowledge import record_locations
 from nexhealth_pipeline.warehouse.repeats import repeated
 from nexhealth_pipeline.warehouse.sync_log import Counts, SyncLog
@@ -145,22 +145,12 @@ class SingleReads:
     def due(self, child: Collection, institution: Institution, rows: Iterable[int], most: int) -> list[int]:
         """At most so many of these parents whose own list was read for another version, or never.
 
-        None where no list of the institution was read: the first read asks for all of them.
+        None where no list of the institution was read: the first read asks for all of them. Not where some were not: one
+        that fails every night would keep all others as they are.
         """
-        found = self._connection.execute(
-            sql.SQL(
-                "SELECT p.id FROM {} p LEFT JOIN nexhealth_child_reads r ON r.collection = %(name)s"
-                " AND r.institution_id = p.institution_id AND r.patient_id = p.id"
-                " WHERE p.institution_id = %(institution)s AND p.id = ANY(%(rows)s) AND p.deleted_at IS NULL"
-                " AND (r.patient_id IS NULL OR r.patient_version IS DISTINCT FROM p.updated_at)"
-                # Not whether all were: one that fails every night would keep all others as they are.
-                " AND EXISTS (SELECT FROM nexhealth_child_reads s WHERE s.collection = %(name)s"
-                " AND s.institution_id = p.institution_id)"
-                " ORDER BY p.id LIMIT %(most)s"
-            ).format(sql.Identifier(f"nexhealth_{child.per}")),
-            {"name": child.name, "institution": institution.id, "rows": list(rows), "most": most},
-        )
-        return [id_ for (id_,) in found]
+        if not was_begun(self._connection, collection=child, institution_id=institution.id):
+            return []
+        return changed_among(self._connection, collection=child, institution_id=institution.id, rows=rows, most=most)
 
     def read(self, collection: Collection, institution: Institution, rows: Sequence[int]) -> ListsRead:
         """Read and load the lists of these rows; where the API is away or refuses all, the rest is not asked for."""

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from nexhealth_pipeline.webhooks.events import EVENTS_CHANNEL
+
 __all__ = ["INSERT", "EventRow", "array_of", "columns_of"]
 
-INSERT = """
+INSERT = f"""
 WITH given AS (
     SELECT * FROM unnest(
         %(source)b::text[], %(endpoint_id)b::text[], %(event_name)b::text[], %(resource_type)b::text[],
@@ -36,11 +38,11 @@ WITH given AS (
     ON CONFLICT (dedup_hash) WHERE status NOT IN ('duplicate', 'rejected') DO NOTHING
     RETURNING id, dedup_hash, status
 )
-SELECT id, dedup_hash, CASE WHEN status = 'pending' THEN pg_notify('nexhealth_webhook_events', '') END FROM stored ORDER BY id
-"""
+SELECT id, dedup_hash, CASE WHEN status = 'pending' THEN pg_notify('{EVENTS_CHANNEL}', '') END FROM stored ORDER BY id
+"""  # noqa: S608 - a constant
 """Stores the rows that are not there yet; gives id and dedup_hash of each it stored, in their order.
 
-Notifies channel `nexhealth_webhook_events` where some of them wait to be applied.
+Notifies EVENTS_CHANNEL where some of them wait to be applied.
 """
 
 

@@ -89,7 +89,7 @@ def check_endpoints(session: SyncSession, sealer: Sealer) -> list[CheckedEndpoin
             return []
         with alone(connection, session.stop):
             known = known_endpoints(connection)
-            names = {session.client.key_hash(name): name for name in session.client.key_names()}
+            names = session.client.names_by_hash()
             states: list[CheckedEndpoint] = []
             for key_hash in dict.fromkeys(one.key_hash for one in known):
                 mine = [one for one in known if one.key_hash == key_hash]

@@ -136,8 +136,7 @@ class KeyWork:
         """
         listed = self._remote.endpoints()
         by_id = {one.id: one for one in listed}
-        client = self._order.session.client
-        present = [client.key_hash(name) for name in client.key_names()]
+        present = list(self._order.session.client.names_by_hash())
         adopt(self._connection, self._hash, by_id, present)
         adopt_attempts(self._connection, self._hash, by_id, present)
         known = {one.endpoint_id: one for one in self._known()}

@@ -141,7 +141,7 @@ def remove(session: SyncSession, url: str | None, *, forget: bool = False) -> Re
         if wanted is not None and not chosen:
             choices = ", ".join(sorted({one.target_url for one in known})) or "none is registered"
             raise InvalidSetting(f"no endpoint of ours has the URL {wanted}; use one of: {choices}")
-        names = {session.client.key_hash(name): name for name in session.client.key_names()}
+        names = session.client.names_by_hash()
         for endpoint in chosen:
             name = names.get(endpoint.key_hash)
             if forget:
@@ -179,8 +179,8 @@ def _fill(order: Order, done: SetUp) -> None:
 def _by_key(order: Order) -> dict[str, Institutions]:
     """What is wanted, by the name of the key that reaches it: what the warehouse knows, else what NexHealth lists."""
     client, only = order.session.client, order.session.settings.subdomains
-    names = {client.key_hash(name): name for name in client.key_names()}
-    found: dict[str, Institutions] = {name: [] for name in client.key_names()}
+    names = client.names_by_hash()
+    found: dict[str, Institutions] = {name: [] for name in names.values()}
     known = [(one.id, one.subdomain) for one in load_practices(order.connection).institutions]
     for number, subdomain in dict.fromkeys(known or _listed(order)):
         order.subdomains[number] = subdomain
