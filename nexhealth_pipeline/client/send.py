@@ -30,7 +30,7 @@ from nexhealth_pipeline.client.retry import (
     rule_for_status,
 )
 from nexhealth_pipeline.client.transport import Answer, Transport
-from nexhealth_pipeline.errors import ApiError, BadRequest, Cancelled, CursorExpired, TryLater
+from nexhealth_pipeline.errors import ApiError, BadRequest, Cancelled, CursorExpired, NotFound, TryLater
 
 __all__ = ["Credential", "Exchange", "Sender", "Where"]
 
@@ -41,6 +41,8 @@ _LEGACY_ACCEPT = "application/vnd.Nexhealth+json;version=2"
 _NO_ACCESS = "access to perform this action"  # API.md A.4: known to come with 200 as well
 _REFUSALS_FORGIVEN = 4
 """401s in a row that are met by a new token, each to one that no answer had come with."""
+_GONE_CURSOR = (400, 404, 410, 422)
+"""What a cursor may be refused with that is no more (API.md I.10: undocumented): the list that gave it was there."""
 _GRANTS = 3
 """Grants used up at most while the token keeps expiring in the queue for the budget."""
 
@@ -307,7 +309,7 @@ def _is_strangers(answer: Answer) -> bool:
     A proxy's 404 must not look like a record that is gone, its 400 like a cursor that has expired, nor its 401 like a
     key to be corrected.
     """
-    if answer.status in (400, 401, 422):  # an odd body of NexHealth's own, or none, still says what is wrong
+    if answer.status in (400, 401, 410, 422):  # an odd body of NexHealth's own, or none, still says what is wrong
         return answer.body.lstrip()[:1] not in (b"", b"{", b"[")
     return answer.status in (403, 404)
 
@@ -327,7 +329,7 @@ def _error(exchange: Exchange[T], failure: _Failure, course: _Course) -> ApiErro
     """The exception for a failure that stays."""
     kind = failure.rule.error
     says = failure.rule.says
-    if exchange.has_cursor and kind is BadRequest and failure.status in (400, 422):
+    if exchange.has_cursor and kind in (BadRequest, NotFound) and failure.status in _GONE_CURSOR:
         kind, says = CursorExpired, "the API refuses to go on from this cursor: the pass begins again"
     attempts = course.kinds.total()
     facts = [f"status {failure.status}"] if failure.status is not None else []

@@ -68,6 +68,8 @@ class SliceReader:
         """Whether any pass was not fresh already."""
         self._had_rows = False
         """Whether what was read last had records: this read, of changes or of what is due, may have none."""
+        self._goes_on = False
+        """Whether a pass went on from pages that an earlier run had read."""
         self._log_row: SyncLog | None = None
         self._watermark_from: datetime | None = None
         self._rows_through: list[datetime] = []
@@ -145,6 +147,7 @@ class SliceReader:
             try:
                 reader.read()
             finally:
+                self._goes_on |= reader.resumed_at is not None
                 if reader.resumed_at is not None and self._log_row is not None:
                     self._log_row.resumed(connection, reader.resumed_at)
             self.records += reader.records
@@ -268,6 +271,8 @@ class SliceReader:
         lacking = _NOT_OFFERED.get(answered) if self.slice.collection.may_be_disabled else None
         if self.options.filters and answered == 404:
             lacking = None  # what the filter names may be unknown, not the list
+        if self.counts.pages or self._goes_on:
+            lacking = None  # a list of which pages came is there: taken for none, half of it would look like all
         if lacking is not None:
             status = Status.SKIPPED
             if not self.options.partial:

@@ -319,16 +319,20 @@ def test_an_answer_that_holds_all_that_is_counted_or_counts_something_else_is_wh
     assert ids(client.pages(replace(LIST, paging=Paging.NONE, records_at=("in",)))) == [1]
 
 
-def test_a_proxys_400_is_no_expired_cursor(client, stub):
+@pytest.mark.parametrize("status", [400, 404, 410])
+def test_a_proxys_refusal_is_no_expired_cursor(client, stub, status):
     """Else one answer of a firewall would begin a pass of thousands of pages anew."""
-    stub.script(listing([1], "a", more=True), Reply(400, b"<html>Bad Request</html>"), listing([2], "b", more=False))
+    stub.script(listing([1], "a", more=True), Reply(status, b"<html>Not here</html>"), listing([2], "b", more=False))
     assert ids(client.pages(LIST)) == [1, 2]
 
 
-def test_a_refused_cursor_has_an_error_of_its_own(client, stub):
-    stub.script(listing([1], "a", more=True), refusal(400, "Invalid cursor"))
-    with pytest.raises(CursorExpired):
+@pytest.mark.parametrize("status", [400, 404, 410, 422])
+def test_a_refused_cursor_has_an_error_of_its_own(client, stub, status):
+    """Whatever it is refused with: a 404 taken for a list that the practice does not have would end in half of it."""
+    stub.script(listing([1], "a", more=True), refusal(status, "Invalid cursor"))
+    with pytest.raises(CursorExpired) as caught:
         list(client.pages(LIST))
+    assert (caught.value.status, len(stub.data_requests)) == (status, 2)
 
 
 def test_a_refused_first_request_is_no_expired_cursor(client, stub):
