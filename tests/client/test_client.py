@@ -108,6 +108,30 @@ def test_an_unpaged_list_is_one_answer(client, stub, data, count):
     assert len(client.get(ONE).records) == count
 
 
+@pytest.mark.parametrize("asked", [ONE, replace(LIST, paging=Paging.PAGE)], ids=["unpaged", "numbered"])
+def test_a_list_said_to_have_no_cursors_that_gives_one_is_read_to_its_end(client, stub, asked):
+    """API.md D.2 is documentation, not a promise: taken for all, its first page would have all other rows marked as gone."""
+    stub.script(listing([1, 2], "c2", more=True, count=3), listing([3], "c3", more=False, count=3))
+    pages = list(client.pages(asked))
+    assert (ids(pages), [page.has_next for page in pages]) == ([1, 2, 3], [True, False])
+    first, second = [seen.query for seen in stub.data_requests]
+    assert "end_cursor" not in first
+    assert (second["end_cursor"], second["per_page"], second.get("page")) == ("c2", str(asked.per_page), None)
+
+
+@pytest.mark.parametrize("asked", [ONE, replace(LIST, paging=Paging.PAGE)], ids=["unpaged", "numbered"])
+def test_pages_of_a_list_said_to_have_no_cursors_hold_all_that_is_counted(client, stub, asked):
+    stub.script(listing([1, 2], "c2", more=True, count=4), *[listing([3], "c3", more=False, count=4)] * 3)
+    with pytest.raises(ProtocolBroken, match="counts 4 records, its pages held 3: rows are missing"):
+        list(client.pages(asked))
+
+
+def test_a_numbered_list_that_says_by_word_alone_that_more_follow_goes_on_by_numbers(client, stub):
+    stub.script(listing([1], None, more=True, count=1), listing([], None, more=False, count=1))
+    assert ids(client.pages(replace(LIST, paging=Paging.PAGE))) == [1]
+    assert [seen.query["page"] for seen in stub.data_requests] == ["1", "2"]
+
+
 @pytest.mark.parametrize(
     ("wrong", "asked"),
     [
@@ -260,12 +284,13 @@ BROKEN_PASSES = {
 }
 
 
+@pytest.mark.parametrize("paging", [Paging.CURSOR, Paging.NONE])
 @pytest.mark.parametrize(("words", "replies"), BROKEN_PASSES.items(), ids=BROKEN_PASSES)
-def test_pages_that_contradict_the_contract_for_ever_are_an_error(client, stub, words, replies):
-    """Promise 2: never a success, never an endless loop."""
+def test_pages_that_contradict_the_contract_for_ever_are_an_error(client, stub, words, replies, paging):
+    """Promise 2: never a success, never an endless loop; nor of a list that is said to be unpaged."""
     stub.script(*replies)
     with pytest.raises(ProtocolBroken, match=words) as caught:
-        list(client.pages(LIST))
+        list(client.pages(replace(LIST, paging=paging)))
     assert f"page {len(replies)}" in str(caught.value)
     assert caught.value.requests == 3
 
