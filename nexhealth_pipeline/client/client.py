@@ -252,7 +252,7 @@ def _params(request: ApiRequest, cursor: str, number: int) -> list[tuple[str, st
 
 
 def _to_page(request: ApiRequest, number: int, cost: Cost, envelope: Envelope, requested_at: datetime) -> Page:
-    records = records_of(envelope, request.records_at)
+    records = records_of(envelope, request.records_at, of_list=request.paging is not Paging.ONE)
     has_next = _has_next(request, number, envelope)
     return Page(
         number=number,

@@ -7,7 +7,6 @@ received: their meaning is the loader's business, and `raw jsonb` wants them unc
 
 import codecs
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -175,19 +174,34 @@ def _is_text(body: bytes) -> bool:
     return True
 
 
-def records_of(envelope: Envelope, path: tuple[str, ...]) -> list[bytes]:
-    """The records of an answer, descending into the nested lists of `path`."""
-    found: Iterable[bytes] = envelope.data
+_BY_ITSELF = {"id", "institution_id"}
+"""Keys of a record that stands where one was to be that holds a list of such records, and has no institution itself."""
+
+
+def records_of(envelope: Envelope, path: tuple[str, ...], *, of_list: bool = False) -> list[bytes]:
+    """The records of an answer, descending into the nested lists of `path`.
+
+    Of a list (`of_list`), one that has no nested lists holds the records themselves, or is another answer: without any
+    it would say that a practice has no location. Raises BodyMalformed.
+    """
+    found: list[bytes] = envelope.data
     for name in path:
-        found = [record for parent in found for record in _children(parent, name)]
+        nested = [_children(parent, name, of_list=of_list) for parent in found]
+        if of_list and nested and all(one is None for one in nested):
+            raise BodyMalformed
+        found = [record for records in nested if records for record in records]
     return list(found)
 
 
-def _children(parent: bytes, name: str) -> list[bytes]:
+def _children(parent: bytes, name: str, *, of_list: bool) -> list[bytes] | None:
+    """The records within one; None where it has none, and does not look like one of them."""
     try:
-        return elements_in(bytes(_OBJECT.decode(parent).get(name, b"null")).strip())
+        fields = _OBJECT.decode(parent)
+        if name in fields:
+            return elements_in(bytes(fields[name]).strip())
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise BodyMalformed from None
+    return [parent] if of_list and fields.keys() >= _BY_ITSELF else None
 
 
 def elements_in(value: bytes) -> list[bytes]:
