@@ -120,7 +120,7 @@ class KeyRefused(ApiError):
 
 
 class NoAccess(ApiError):
-    """403: the vendor has not enabled this, or the subdomain is wrong."""
+    """403: the vendor has not enabled this, or the subdomain is wrong; some paths answer 401 instead, as to a bad token."""
 
 
 class NotFound(ApiError):
