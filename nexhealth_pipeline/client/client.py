@@ -280,19 +280,25 @@ def _has_next(request: ApiRequest, number: int, envelope: Envelope) -> bool:
     if request.paging is Paging.ONE:
         _require_the_one(request, envelope)
         return False
-    counted = request.paging is Paging.NONE and number == 1 and envelope.total
-    if not envelope.is_list or (counted and not envelope.data):
-        raise BodyMalformed  # neither null nor an object is an empty list, nor is what is counted
-    if request.paging is Paging.CURSOR and envelope.has_next is None:
-        raise BodyMalformed  # without page_info nobody knows whether this was all
+    first, total, held = number == 1, envelope.total, len(envelope.data)
+    if not envelope.is_list:
+        raise BodyMalformed(f"{'an object' if held else 'null'} where a list belongs")
+    if request.paging is Paging.NONE and first and total and not held:
+        raise BodyMalformed("an empty list of what the answer itself counts")
+    # Where nothing says whether more follow, the count of a list that begins here does.
+    whole = first and total is not None and 0 <= total <= held
+    if request.paging is Paging.CURSOR and envelope.has_next is None and not whole:
+        raise BodyMalformed("a list without page_info")
     return bool(envelope.has_next)
 
 
 def _require_the_one(request: ApiRequest, envelope: Envelope) -> None:
     """Raise BodyMalformed for anything but the object that the path names."""
     wanted = request.path.rpartition("/")[2]
-    if len(envelope.data) != 1 or (wanted.isdigit() and id_of(envelope.data[0]) != wanted):
-        raise BodyMalformed
+    if len(envelope.data) != 1:
+        raise BodyMalformed(f"{'a list' if envelope.is_list else 'null'} where an object belongs")
+    if wanted.isdigit() and id_of(envelope.data[0]) != wanted:
+        raise BodyMalformed("another object than asked for")
 
 
 def _to_token(envelope: Envelope, requested_at: datetime) -> Token:
@@ -301,4 +307,4 @@ def _to_token(envelope: Envelope, requested_at: datetime) -> Token:
         value = msgspec.json.decode(token)
         if isinstance(value, str) and usable_header(value):
             return Token(value, token_lifetime(value, api_now=requested_at.timestamp()))
-    raise BodyMalformed
+    raise BodyMalformed("an answer without a token that can be sent")

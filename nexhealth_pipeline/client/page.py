@@ -76,7 +76,7 @@ def kept_page(record: bytes, read_at: datetime) -> Page:
 
 
 class BodyMalformed(ValueError):
-    """The body is not a NexHealth answer. Carries no part of it."""
+    """The body is not a NexHealth answer. Says why in fixed words: it carries no part of it."""
 
 
 class _PageInfo(msgspec.Struct, frozen=True):
@@ -130,6 +130,8 @@ text is megabytes of fresh memory, which took six times as long (measured with a
 NO_CONTENT = Envelope(ok=True, data=[], is_list=False, words="", total=None, has_next=None, end_cursor="")
 """What a 204 says."""
 
+_NO_ENVELOPE, _NO_JSON = "JSON that is no envelope", "no JSON"
+
 _WIRE = msgspec.json.Decoder(_Wire)
 _LIST_WIRE = msgspec.json.Decoder(_ListWire)
 _LIST = msgspec.json.Decoder(list[msgspec.Raw])
@@ -142,7 +144,7 @@ def decode_envelope(body: bytes) -> Envelope:
         wire, data = _decode_strict(body)
         garbled = not _is_text(body)
     except msgspec.ValidationError:
-        raise BodyMalformed from None
+        raise BodyMalformed(_NO_ENVELOPE) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         wire, data = _decode_tolerant(body)
         garbled = True
@@ -188,7 +190,7 @@ def records_of(envelope: Envelope, path: tuple[str, ...], *, of_list: bool = Fal
     for name in path:
         nested = [_children(parent, name, of_list=of_list) for parent in found]
         if of_list and nested and all(one is None for one in nested):
-            raise BodyMalformed
+            raise BodyMalformed("a list of things that neither hold the records asked for nor are some")
         found = [record for records in nested if records for record in records]
     return list(found)
 
@@ -200,7 +202,7 @@ def _children(parent: bytes, name: str, *, of_list: bool) -> list[bytes] | None:
         if name in fields:
             return elements_in(bytes(fields[name]).strip())
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise BodyMalformed from None
+        raise BodyMalformed("an element that is no object where one belongs that holds records") from None
     return [parent] if of_list and fields.keys() >= _BY_ITSELF else None
 
 
@@ -230,7 +232,7 @@ def _decode_other(body: bytes) -> tuple[_Frame, list[bytes] | bytes]:
     if not wire.code:
         return wire, b""
     if wire.data is msgspec.UNSET:
-        raise BodyMalformed
+        raise BodyMalformed("an envelope without data")
     return wire, _elements(bytes(wire.data))
 
 
@@ -243,7 +245,7 @@ def _elements(data: bytes) -> list[bytes] | bytes:
         return data
     if data == b"null":
         return b""
-    raise BodyMalformed
+    raise BodyMalformed("data that is neither a list nor an object")
 
 
 def _decode_tolerant(body: bytes) -> tuple[_Frame, list[bytes] | bytes]:
@@ -258,14 +260,14 @@ def _decode_tolerant(body: bytes) -> tuple[_Frame, list[bytes] | bytes]:
     except RecursionError:
         pass  # nested too deep for any parser: the cut below needs none
     except ValueError:
-        raise BodyMalformed from None
+        raise BodyMalformed(_NO_JSON) from None
     parts = split_envelope(body)
     if parts is None:
-        raise BodyMalformed
+        raise BodyMalformed(_NO_ENVELOPE)
     try:
         wire = _WIRE.decode(parts.rest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise BodyMalformed from None
+        raise BodyMalformed(_NO_ENVELOPE) from None
     return wire, parts.elements if parts.is_list else parts.elements[0]
 
 
@@ -284,5 +286,5 @@ def _texts(raw: msgspec.Raw | msgspec.UnsetType) -> list[str]:
     try:
         value = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        raise BodyMalformed from None
+        raise BodyMalformed(_NO_JSON) from None
     return [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]

@@ -129,6 +129,8 @@ class _Failure:
     status: int | None = None
     words: str = ""
     asked_wait: float | None = None
+    why: str = ""
+    """What about an answer is none of NexHealth's, in words of our own."""
 
 
 @dataclass(slots=True)
@@ -271,8 +273,8 @@ class Sender:
             self._observe(answer)
             if envelope.ok:
                 return exchange.read(envelope, self._clock.at(answer.sent))
-        except BodyMalformed:
-            return _fault(Fault.MALFORMED, answer.status)
+        except BodyMalformed as malformed:
+            return replace(_fault(Fault.MALFORMED, answer.status), why=str(malformed))
         words = envelope.words if exchange.quotable else ""
         if _NO_ACCESS in envelope.words:
             rule = rule_for_status(403, exchange.special)
@@ -362,7 +364,7 @@ def _last_result(state: RetryCallState) -> object:
 def _error(exchange: Exchange[T], failure: _Failure, course: _Course) -> ApiError:
     """The exception for a failure that stays."""
     kind = failure.rule.error
-    says = failure.rule.says
+    says = failure.rule.says + (f": {failure.why}" if failure.why else "")
     if exchange.has_cursor and kind in (BadRequest, NotFound) and failure.status in _GONE_CURSOR:
         kind, says = CursorExpired, "the API refuses to go on from this cursor: the pass begins again"
     attempts = course.kinds.total()

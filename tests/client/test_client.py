@@ -133,25 +133,30 @@ def test_a_numbered_list_that_says_by_word_alone_that_more_follow_goes_on_by_num
 
 
 @pytest.mark.parametrize(
-    ("wrong", "asked"),
+    ("wrong", "asked", "words"),
     [
-        (envelope(None), ONE),
-        (envelope({"status": "ok"}), ONE),
-        (envelope({"status": "ok"}, page_info={"has_next_page": False}), LIST),
-        (envelope(None), SINGLE),
-        (envelope([]), SINGLE),
-        (envelope({"status": "ok"}), SINGLE),
-        (envelope({"id": 8}), SINGLE),
+        (envelope(None), ONE, "null where a list belongs"),
+        (envelope({"status": "ok"}), ONE, "an object where a list belongs"),
+        (envelope({"status": "ok"}, page_info={"has_next_page": False}), LIST, "an object where a list belongs"),
+        (envelope([], count=3), ONE, "an empty list of what the answer itself counts"),
+        (envelope(None), SINGLE, "null where an object belongs"),
+        (envelope([]), SINGLE, "a list where an object belongs"),
+        (envelope({"status": "ok"}), SINGLE, "another object than asked for"),
+        (envelope({"id": 8}), SINGLE, "another object than asked for"),
+        (Reply(body=b'{"code":true,"data":[{"id":1},]}'), ONE, "no JSON"),
+        (Reply(body=b'{"code":"yes","data":[]}'), ONE, "JSON that is no envelope"),
+        (Reply(body=b'{"code":true}'), ONE, "an envelope without data"),
+        (Reply(body=b'{"code":true,"data":7}'), ONE, "data that is neither a list nor an object"),
     ],
 )
-def test_what_was_not_asked_for_is_no_answer(client, stub, wrong, asked):
-    """Taken for one, a list would have lost its rows, or a row its details, and nothing would ask for them again."""
+def test_what_was_not_asked_for_is_no_answer(client, stub, wrong, asked, words):
+    """And the error says what it was. Taken for one, a list would have lost its rows, or a row its details, and nothing would ask for them again."""
     right = {SINGLE: envelope({"id": 7}), ONE: envelope([{"id": 7}]), LIST: listing([7], "", more=False)}[asked]
     stub.script(wrong, right)
     page = client.get(asked)
     assert (ids([page]), page.retries) == ([7], 1)
     stub.script(*[wrong] * 20)
-    with pytest.raises(ServerFailed):
+    with pytest.raises(ServerFailed, match=f"the answer is no NexHealth answer: {words};"):
         client.get(asked)
 
 
@@ -189,7 +194,7 @@ def test_a_list_that_comes_without_what_it_was_to_be_nested_in_holds_the_records
 
 def test_a_list_whose_elements_neither_hold_the_records_nor_are_some_is_another_answer(client, stub):
     stub.script(*[envelope([{"id": 1, "offices": [{"id": 10}]}, {"id": 2}])] * 20)
-    with pytest.raises(ServerFailed):
+    with pytest.raises(ServerFailed, match="neither hold the records asked for nor are some"):
         client.get(ApiRequest("/locations", records_at=("locations",)))
 
 
@@ -334,10 +339,22 @@ def test_a_page_repeated_once_is_asked_for_again(client, stub):
     assert [seen.query["end_cursor"] for seen in stub.data_requests] == ["", "a", "a"]
 
 
-def test_a_list_answer_without_page_info_is_never_taken_as_the_last_page(client, stub):
-    stub.script(envelope([{"id": 1}]))
-    with pytest.raises(ServerFailed):
+@pytest.mark.parametrize("count", [None, 2, -1])
+def test_a_list_answer_without_page_info_is_never_taken_as_the_last_page(client, stub, count):
+    stub.script(envelope([{"id": 1}], count=count))
+    with pytest.raises(ServerFailed, match="a list without page_info"):
         list(client.pages(LIST))
+    stub.script(listing([1], "a", more=True), envelope([{"id": 2}], count=1))
+    with pytest.raises(ServerFailed, match=r"page 2.*a list without page_info"):
+        list(client.pages(LIST))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2])
+def test_a_first_page_without_page_info_that_holds_all_it_counts_is_whole(client, stub, rows):
+    """A list of the old version may be answered so (API.md D.3): it would fail each night, with all its rows in hand."""
+    stub.script(envelope([{"id": one} for one in range(rows)], count=rows))
+    (page,) = client.pages(LIST)
+    assert (ids([page]), page.has_next, len(stub.data_requests)) == ([*range(rows)], False, 1)
 
 
 NULL_LIST = b'{"code":true,"description":"","error":[],"data":null,"page_info":{"has_next_page":false,"end_cursor":""}}'

@@ -247,5 +247,5 @@ def test_a_key_that_no_header_can_hold_is_refused_at_once(make_client, key):
 
 def test_a_token_that_no_header_can_hold_is_a_malformed_answer(client, stub):
     stub.authenticate = lambda seen: envelope({"token": "a\r\nX-Evil: 1"})
-    with pytest.raises(ServerFailed):
+    with pytest.raises(ServerFailed, match="an answer without a token that can be sent"):
         client.get(ONE)
