@@ -9,7 +9,7 @@
     |   |-- NoAccess             403: ask the vendor, or correct the subdomain
     |   |-- NotFound             404: the thing is gone, or was never reachable
     |   |-- BadRequest           400 and other refusals: the request itself is wrong
-    |   |   `-- CursorExpired    400 to a request that went on from a cursor: begin that pass again
+    |   |   `-- CursorExpired    400, 404, 410 or 422 to a request that went on from a cursor: begin that pass again
     |   |-- TryLater             every retry was used up: run again later
     |   |   |-- Unreachable      no connection, or no answer in time
     |   |   |-- ServerFailed     5xx, or an answer that is no NexHealth answer
@@ -120,7 +120,7 @@ class KeyRefused(ApiError):
 
 
 class NoAccess(ApiError):
-    """403: the vendor has not enabled this, or the subdomain is wrong."""
+    """403: the vendor has not enabled this, or the subdomain is wrong; some paths answer 401 instead, as to a bad token."""
 
 
 class NotFound(ApiError):

@@ -312,7 +312,7 @@ def _records(client: NexHealthClient, keys: list[str], path: str, records_at: tu
     found: list[_Record] = []
     for name in keys:
         request = ApiRequest(path, legacy_accept=True, records_at=records_at, key_name=name)
-        found += [msgspec.json.decode(record) for record in client.get(request).records]
+        found += [msgspec.json.decode(record) for page in client.pages(request) for record in page.records]
     return [record for record in found if isinstance(record, dict)]
 
 

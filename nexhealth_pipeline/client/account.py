@@ -34,8 +34,8 @@ class PageAccount:
     ) -> None:
         """`previous` are the fingerprints of the pages before `cursor`, which an earlier run read."""
         self._paging = paging
-        self._counted = paging is Paging.NONE and not records_at
-        """Whether one answer holds all records, and what the API counts is these."""
+        self._counted = paging in (Paging.NONE, Paging.PAGE) and not records_at
+        """Whether what the API counts is the records of all pages, which are one where it keeps to its contract."""
         self._asked = cursor
         self._held = 0
         self._total: int | None = None
@@ -47,22 +47,28 @@ class PageAccount:
             self._seen.add(_digest([cursor.encode()]))
 
     def told(self, page: "Page") -> "Page":
-        """The page, and whether more follow: numbered pages do not say, and may hold fewer records than were asked for."""
-        if self._paging is not Paging.PAGE:
+        """The page, and whether more follow: numbered pages do not say, and may hold fewer records than were asked for.
+
+        Where one says so all the same, with a cursor, this list is read by cursors from there on.
+        """
+        if self._paging is not Paging.PAGE or page.end_cursor or self._asked:
             return page
         held = self._held + len(page.records)
-        return replace(page, has_next=bool(page.records) if page.total is None else held < page.total)
+        more = bool(page.records) if page.total is None else held < page.total
+        return replace(page, has_next=more or page.has_next)
 
     def problem(self, page: "Page") -> str | None:
         """What contradicts the paging contract, or None."""
         if page.has_next and not page.records:
             return "an empty page claims that more follow"
-        if self._counted and page.total is not None and page.total > len(page.records):
-            return f"the API counts {page.total} records, its one answer holds {len(page.records)}: rows are missing"
+        held = self._held + len(page.records)
+        if self._counted and not page.has_next and page.total is not None and page.total > held:
+            told = "its pages held" if self._held else "its one answer holds"
+            return f"the API counts {page.total} records, {told} {held}: rows are missing"
         if self._paging is Paging.PAGE and None not in (self._total, page.total) and page.total != self._total:
             # A row that went moved those after it one place up: one of them to a page that was read before.
             return f"the API counts {page.total} records, and {self._total} a page before: rows may be missing"
-        if self._paging is Paging.CURSOR and page.has_next:
+        if page.has_next and (self._paging is not Paging.PAGE or page.end_cursor):
             if not page.end_cursor:
                 return "more pages are claimed without a cursor to them"
             if page.end_cursor == self._asked:

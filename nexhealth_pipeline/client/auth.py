@@ -68,8 +68,12 @@ class BareKey:
         """Always: a key does not expire."""
         return True
 
-    def accepted(self, value: str) -> None:
+    def accepted(self, value: str, sent: float) -> None:
         """Nothing to note."""
+
+    def taken(self, value: str, since: float = 0.0) -> bool:  # noqa: ARG002 - as above
+        """Never: nothing else is asked with it."""
+        return False
 
     def refused(self, value: str) -> bool:  # noqa: ARG002 - as above
         """Always the key's fault."""
@@ -83,8 +87,8 @@ class TokenKeeper:
         self._ask, self._monotonic = ask, monotonic
         self._lock = threading.Lock()
         self._value: str | None = None
-        self._accepted: str | None = None
-        """The token that the API took last."""
+        self._taken: tuple[str | None, float] = (None, 0.0)
+        """The token that the API took last, and when the latest request was sent that it took it for."""
         self._renew_at = float("-inf")
         self._asked = 0
         self._failure: ApiError | None = None
@@ -108,9 +112,16 @@ class TokenKeeper:
         """Whether `value` is the current token and not due for renewal."""
         return value == self._value and self._monotonic() < self._renew_at
 
-    def accepted(self, value: str) -> None:
-        """Note that the API took `value`: should it refuse it later, the token is over, and the key none the worse."""
-        self._accepted = value
+    def accepted(self, value: str, sent: float) -> None:
+        """Note that the API took `value`, of a request sent then: should it refuse it later, the key is none the worse."""
+        token, last = self._taken
+        if value == self._value:  # a late answer to one that is over says nothing of its successor
+            self._taken = (value, max(sent, last) if value == token else sent)
+
+    def taken(self, value: str, since: float = 0.0) -> bool:
+        """Whether the API took `value`, of a request sent after `since`: a token that is over is never taken again."""
+        token, last = self._taken
+        return value == token and last > since
 
     def refused(self, value: str) -> bool:
         """Forget `value` after a 401; whether the key may be at fault: nobody else lost it or was answered with it."""
@@ -118,7 +129,7 @@ class TokenKeeper:
             if value != self._value:
                 return False
             self._value = None
-        return value != self._accepted
+        return value != self._taken[0]
 
     def _renew(self, cost: Cost) -> str:
         asked_at = self._monotonic()

@@ -97,7 +97,7 @@ class NexHealthClient:
         return {self.key_hash(name): name for name in self.key_names()}
 
     def get(self, request: ApiRequest) -> Page:
-        """One answer: a single object, an unpaged list, or the first page. Raises ApiError, Cancelled."""
+        """One answer: a single object, or the first page of a list. Raises ApiError, Cancelled."""
         return self._accounted(request, "", 1, PageAccount(request.paging, "", records_at=request.records_at))
 
     def pages(
@@ -237,15 +237,18 @@ def _checked(api_keys: Mapping[str, str]) -> dict[str, str]:
 
 
 def _where(request: ApiRequest, number: int) -> Where:
-    page = number if request.paging in (Paging.CURSOR, Paging.PAGE) else None
+    page = number if request.paging in (Paging.CURSOR, Paging.PAGE) or number > 1 else None
     return Where("GET", request.path, request.subdomain, request.location_id, page)
 
 
 def _params(request: ApiRequest, cursor: str, number: int) -> list[tuple[str, str]]:
-    """All query parameters. The subdomain must be one: in a body it is ignored (API.md A.4)."""
+    """All query parameters. The subdomain must be one: in a body it is ignored (API.md A.4).
+
+    A list that is not known to have cursors, and gave one, is gone on with like those that have.
+    """
     params = [("subdomain", request.subdomain)] if request.subdomain is not None else []
     params += request.params
-    if request.paging is Paging.CURSOR:
+    if request.paging is Paging.CURSOR or cursor:
         params += [("per_page", str(request.per_page)), ("end_cursor", cursor)]
     elif request.paging is Paging.PAGE:
         params += [("per_page", str(request.per_page)), ("page", str(number))]
@@ -253,12 +256,13 @@ def _params(request: ApiRequest, cursor: str, number: int) -> list[tuple[str, st
 
 
 def _to_page(request: ApiRequest, number: int, cost: Cost, envelope: Envelope, requested_at: datetime) -> Page:
-    records = records_of(envelope, request.records_at)
+    records = records_of(envelope, request.records_at, of_list=request.paging is not Paging.ONE)
+    has_next = _has_next(request, number, envelope)
     return Page(
         number=number,
         records=records,
-        end_cursor=envelope.end_cursor if request.paging is Paging.CURSOR else "",
-        has_next=_has_next(request, envelope),
+        end_cursor=envelope.end_cursor if request.paging is Paging.CURSOR or has_next else "",
+        has_next=has_next,
         requested_at=requested_at,
         requests=cost.requests,
         retries=cost.retries,
@@ -272,24 +276,33 @@ def _to_page(request: ApiRequest, number: int, cost: Cost, envelope: Envelope, r
     )
 
 
-def _has_next(request: ApiRequest, envelope: Envelope) -> bool:
-    """What the answer itself says; of numbered pages see `PageAccount.told`. Raises BodyMalformed for another answer."""
+def _has_next(request: ApiRequest, number: int, envelope: Envelope) -> bool:
+    """What the answer itself says; of numbered pages see `PageAccount.told`. Raises BodyMalformed for another answer.
+
+    Also of a list that NexHealth is said to give whole: should it come in pages one day, its first one must not be all.
+    """
     if request.paging is Paging.ONE:
         _require_the_one(request, envelope)
-    elif not envelope.is_list or (request.paging is Paging.NONE and envelope.total and not envelope.data):
-        raise BodyMalformed  # neither null nor an object is an empty list, nor is what is counted
-    if request.paging is Paging.CURSOR:
-        if envelope.has_next is None:
-            raise BodyMalformed  # without page_info nobody knows whether this was all
-        return envelope.has_next
-    return False
+        return False
+    first, total, held = number == 1, envelope.total, len(envelope.data)
+    if not envelope.is_list:
+        raise BodyMalformed(f"{'an object' if held else 'null'} where a list belongs")
+    if request.paging is Paging.NONE and first and total and not held:
+        raise BodyMalformed("an empty list of what the answer itself counts")
+    # Where nothing says whether more follow, the count of a list that begins here does.
+    whole = first and total is not None and 0 <= total <= held
+    if request.paging is Paging.CURSOR and envelope.has_next is None and not whole:
+        raise BodyMalformed("a list without page_info")
+    return bool(envelope.has_next)
 
 
 def _require_the_one(request: ApiRequest, envelope: Envelope) -> None:
     """Raise BodyMalformed for anything but the object that the path names."""
     wanted = request.path.rpartition("/")[2]
-    if len(envelope.data) != 1 or (wanted.isdigit() and id_of(envelope.data[0]) != wanted):
-        raise BodyMalformed
+    if len(envelope.data) != 1:
+        raise BodyMalformed(f"{'a list' if envelope.is_list else 'null'} where an object belongs")
+    if wanted.isdigit() and id_of(envelope.data[0]) != wanted:
+        raise BodyMalformed("another object than asked for")
 
 
 def _to_token(envelope: Envelope, requested_at: datetime) -> Token:
@@ -298,4 +311,4 @@ def _to_token(envelope: Envelope, requested_at: datetime) -> Token:
         value = msgspec.json.decode(token)
         if isinstance(value, str) and usable_header(value):
             return Token(value, token_lifetime(value, api_now=requested_at.timestamp()))
-    raise BodyMalformed
+    raise BodyMalformed("an answer without a token that can be sent")

@@ -7,7 +7,6 @@ received: their meaning is the loader's business, and `raw jsonb` wants them unc
 
 import codecs
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -77,7 +76,7 @@ def kept_page(record: bytes, read_at: datetime) -> Page:
 
 
 class BodyMalformed(ValueError):
-    """The body is not a NexHealth answer. Carries no part of it."""
+    """The body is not a NexHealth answer. Says why in fixed words: it carries no part of it."""
 
 
 class _PageInfo(msgspec.Struct, frozen=True):
@@ -131,6 +130,8 @@ text is megabytes of fresh memory, which took six times as long (measured with a
 NO_CONTENT = Envelope(ok=True, data=[], is_list=False, words="", total=None, has_next=None, end_cursor="")
 """What a 204 says."""
 
+_NO_ENVELOPE, _NO_JSON = "JSON that is no envelope", "no JSON"
+
 _WIRE = msgspec.json.Decoder(_Wire)
 _LIST_WIRE = msgspec.json.Decoder(_ListWire)
 _LIST = msgspec.json.Decoder(list[msgspec.Raw])
@@ -143,7 +144,7 @@ def decode_envelope(body: bytes) -> Envelope:
         wire, data = _decode_strict(body)
         garbled = not _is_text(body)
     except msgspec.ValidationError:
-        raise BodyMalformed from None
+        raise BodyMalformed(_NO_ENVELOPE) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         wire, data = _decode_tolerant(body)
         garbled = True
@@ -175,19 +176,34 @@ def _is_text(body: bytes) -> bool:
     return True
 
 
-def records_of(envelope: Envelope, path: tuple[str, ...]) -> list[bytes]:
-    """The records of an answer, descending into the nested lists of `path`."""
-    found: Iterable[bytes] = envelope.data
+_BY_ITSELF = {"id", "institution_id"}
+"""Keys of a record that stands where one was to be that holds a list of such records, and has no institution itself."""
+
+
+def records_of(envelope: Envelope, path: tuple[str, ...], *, of_list: bool = False) -> list[bytes]:
+    """The records of an answer, descending into the nested lists of `path`.
+
+    Of a list (`of_list`), one that has no nested lists holds the records themselves, or is another answer: without any
+    it would say that a practice has no location. Raises BodyMalformed.
+    """
+    found: list[bytes] = envelope.data
     for name in path:
-        found = [record for parent in found for record in _children(parent, name)]
+        nested = [_children(parent, name, of_list=of_list) for parent in found]
+        if of_list and nested and all(one is None for one in nested):
+            raise BodyMalformed("a list of things that neither hold the records asked for nor are some")
+        found = [record for records in nested if records for record in records]
     return list(found)
 
 
-def _children(parent: bytes, name: str) -> list[bytes]:
+def _children(parent: bytes, name: str, *, of_list: bool) -> list[bytes] | None:
+    """The records within one; None where it has none, and does not look like one of them."""
     try:
-        return elements_in(bytes(_OBJECT.decode(parent).get(name, b"null")).strip())
+        fields = _OBJECT.decode(parent)
+        if name in fields:
+            return elements_in(bytes(fields[name]).strip())
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise BodyMalformed from None
+        raise BodyMalformed("an element that is no object where one belongs that holds records") from None
+    return [parent] if of_list and fields.keys() >= _BY_ITSELF else None
 
 
 def elements_in(value: bytes) -> list[bytes]:
@@ -216,7 +232,7 @@ def _decode_other(body: bytes) -> tuple[_Frame, list[bytes] | bytes]:
     if not wire.code:
         return wire, b""
     if wire.data is msgspec.UNSET:
-        raise BodyMalformed
+        raise BodyMalformed("an envelope without data")
     return wire, _elements(bytes(wire.data))
 
 
@@ -229,7 +245,7 @@ def _elements(data: bytes) -> list[bytes] | bytes:
         return data
     if data == b"null":
         return b""
-    raise BodyMalformed
+    raise BodyMalformed("data that is neither a list nor an object")
 
 
 def _decode_tolerant(body: bytes) -> tuple[_Frame, list[bytes] | bytes]:
@@ -244,14 +260,14 @@ def _decode_tolerant(body: bytes) -> tuple[_Frame, list[bytes] | bytes]:
     except RecursionError:
         pass  # nested too deep for any parser: the cut below needs none
     except ValueError:
-        raise BodyMalformed from None
+        raise BodyMalformed(_NO_JSON) from None
     parts = split_envelope(body)
     if parts is None:
-        raise BodyMalformed
+        raise BodyMalformed(_NO_ENVELOPE)
     try:
         wire = _WIRE.decode(parts.rest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise BodyMalformed from None
+        raise BodyMalformed(_NO_ENVELOPE) from None
     return wire, parts.elements if parts.is_list else parts.elements[0]
 
 
@@ -270,5 +286,5 @@ def _texts(raw: msgspec.Raw | msgspec.UnsetType) -> list[str]:
     try:
         value = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        raise BodyMalformed from None
+        raise BodyMalformed(_NO_JSON) from None
     return [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]

@@ -26,6 +26,7 @@ from nexhealth_pipeline.errors import (
 
 __all__ = [
     "AUTH_STATUS",
+    "CLOSED",
     "FAULTS",
     "NOTHING_DONE",
     "STATUS",
@@ -90,6 +91,13 @@ STATUS: Mapping[int, Rule] = {
 
 NOTHING_DONE = frozenset({401, 425, 429})
 """Answers after which even a request that must not be done twice is sent again: the API has not begun with it."""
+
+CLOSED = Rule(
+    Action.FAIL,
+    NoAccess,
+    "refused here with 401, while the key is accepted elsewhere: ask the vendor to enable it, or correct the subdomain",
+)
+"""A 401 that is no verdict on token or key. Some paths are declared to answer so, and never 403 (the OpenAPI file)."""
 
 AUTH_STATUS: Mapping[int, Rule] = {
     400: Rule(Action.FAIL, ServerFailed, "no token is given: check NEXHEALTH_API_URL"),

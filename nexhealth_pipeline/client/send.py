@@ -4,6 +4,7 @@ Every request of this package, `/authenticates` included, goes through :meth:`Se
 """
 
 import logging
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ from nexhealth_pipeline.client.clock import ApiClock
 from nexhealth_pipeline.client.cost import Cost
 from nexhealth_pipeline.client.page import NO_CONTENT, BodyMalformed, Envelope, decode_envelope
 from nexhealth_pipeline.client.retry import (
+    CLOSED,
     FAULTS,
     NOTHING_DONE,
     Action,
@@ -30,7 +32,7 @@ from nexhealth_pipeline.client.retry import (
     rule_for_status,
 )
 from nexhealth_pipeline.client.transport import Answer, Transport
-from nexhealth_pipeline.errors import ApiError, BadRequest, Cancelled, CursorExpired, TryLater
+from nexhealth_pipeline.errors import ApiError, BadRequest, Cancelled, CursorExpired, NotFound, TryLater
 
 __all__ = ["Credential", "Exchange", "Sender", "Where"]
 
@@ -41,6 +43,9 @@ _LEGACY_ACCEPT = "application/vnd.Nexhealth+json;version=2"
 _NO_ACCESS = "access to perform this action"  # API.md A.4: known to come with 200 as well
 _REFUSALS_FORGIVEN = 4
 """401s in a row that are met by a new token, each to one that no answer had come with."""
+_GONE_CURSOR = (400, 404, 410, 422)
+"""What a cursor may be refused with that is no more (API.md I.10: undocumented): the list that gave it was there."""
+_ID = re.compile(r"\d+")
 _GRANTS = 3
 """Grants used up at most while the token keeps expiring in the queue for the budget."""
 
@@ -56,8 +61,12 @@ class Credential(Protocol):
         """Whether `value` may still be sent."""
         ...
 
-    def accepted(self, value: str) -> None:
-        """The API answered what was asked with `value`."""
+    def accepted(self, value: str, sent: float) -> None:
+        """The API answered what was asked with `value`, at the moment `sent`."""
+        ...
+
+    def taken(self, value: str, since: float = 0.0) -> bool:
+        """Whether the API answered what was asked with `value` after `since`."""
         ...
 
     def refused(self, value: str) -> bool:
@@ -120,6 +129,8 @@ class _Failure:
     status: int | None = None
     words: str = ""
     asked_wait: float | None = None
+    why: str = ""
+    """What about an answer is none of NexHealth's, in words of our own."""
 
 
 @dataclass(slots=True)
@@ -134,6 +145,9 @@ class _Course:
     """Answers of 401 in a row that may be the key's fault."""
     unauthorized: int = 0
     """Answers of 401 in a row, whosever fault."""
+    kept: tuple[str, float] | None = None
+    """The credential refused last although others were answered with it, which was kept to see whether they still are; and
+    when that was."""
 
 
 class Sender:
@@ -143,6 +157,8 @@ class Sender:
         self, transport: Transport, *, clock: ApiClock, policy: RetryPolicy, stop: threading.Event | None = None
     ) -> None:
         self._transport, self._clock, self._policy, self._stop = transport, clock, policy, stop
+        self._closed: set[str] = set()
+        """Paths, ids left out, that were refused while the key was accepted elsewhere."""
 
     def send(self, exchange: Exchange[T], cost: Cost) -> T:
         """The result of `exchange.read`. Raises ApiError when retries are used up or cannot help; Cancelled."""
@@ -203,7 +219,7 @@ class Sender:
 
     def _judge(self, exchange: Exchange[T], answer: Answer, credential: str, course: _Course) -> T | _Failure:
         if 200 <= answer.status < 300:
-            exchange.credential.accepted(credential)
+            exchange.credential.accepted(credential, answer.sent)
             return self._judge_success(exchange, answer)
         rule = rule_for_status(answer.status, exchange.special)
         envelope = _envelope_or_none(answer.body)
@@ -217,7 +233,8 @@ class Sender:
         words = envelope.words if envelope is not None and exchange.quotable else ""
         again = rule.action is Action.RETRY
         if rule.action is Action.REFRESH:
-            course.refusals += exchange.credential.refused(credential)
+            if self._judge_401(exchange, answer, credential, course):
+                return _Failure(CLOSED, f"status {answer.status}", again=False, status=answer.status, words=words)
             again = course.refusals <= _REFUSALS_FORGIVEN
         else:
             course.refusals = 0
@@ -228,6 +245,27 @@ class Sender:
             exchange.budget.throttle(rate_classes(exchange.where.path), asked)
         return _Failure(rule, f"status {answer.status}", again, answer.status, words, asked)
 
+    def _judge_401(self, exchange: Exchange[T], answer: Answer, credential: str, course: _Course) -> bool:
+        """Whether it is said of the path alone: asked after it was refused here, others were answered with the same token.
+
+        The first one is taken for a token that is over, which is given up for all; so is any that nobody else uses. Later
+        ones, and each of a path that is known to refuse, must not cost all others theirs: the token is kept for a second
+        look. Then the path is closed, or the token was over after all; a known path that refuses the next one too is closed.
+        """
+        path = _ID.sub("#", exchange.where.path)
+        known = path in self._closed
+        value, refused_at = course.kept or ("", 0.0)
+        proved = credential == value and exchange.credential.taken(credential, refused_at)
+        if proved or (known and credential != value and course.unauthorized > 1):
+            self._closed.add(path)
+            return True
+        doubtful = known or course.unauthorized > 0
+        if doubtful and credential != value and exchange.credential.taken(credential):
+            course.kept = (credential, answer.received)
+        else:
+            course.refusals += exchange.credential.refused(credential)
+        return False
+
     def _judge_success(self, exchange: Exchange[T], answer: Answer) -> T | _Failure:
         try:
             empty = exchange.may_be_empty and answer.status == 204
@@ -235,8 +273,8 @@ class Sender:
             self._observe(answer)
             if envelope.ok:
                 return exchange.read(envelope, self._clock.at(answer.sent))
-        except BodyMalformed:
-            return _fault(Fault.MALFORMED, answer.status)
+        except BodyMalformed as malformed:
+            return replace(_fault(Fault.MALFORMED, answer.status), why=str(malformed))
         words = envelope.words if exchange.quotable else ""
         if _NO_ACCESS in envelope.words:
             rule = rule_for_status(403, exchange.special)
@@ -254,7 +292,7 @@ class Sender:
 
     def _wait(self, state: RetryCallState, course: _Course) -> float:
         failure = _failure_of(state)
-        if course.unauthorized == 1:  # a token that was over: the next one has not been refused yet
+        if course.unauthorized == 1 and course.kept is None:  # a token that was over: the next one was not refused yet
             return 0.0
         return max(failure.asked_wait or 0.0, self._policy.backoff(state.attempt_number))
 
@@ -307,7 +345,7 @@ def _is_strangers(answer: Answer) -> bool:
     A proxy's 404 must not look like a record that is gone, its 400 like a cursor that has expired, nor its 401 like a
     key to be corrected.
     """
-    if answer.status in (400, 401, 422):  # an odd body of NexHealth's own, or none, still says what is wrong
+    if answer.status in (400, 401, 410, 422):  # an odd body of NexHealth's own, or none, still says what is wrong
         return answer.body.lstrip()[:1] not in (b"", b"{", b"[")
     return answer.status in (403, 404)
 
@@ -326,8 +364,8 @@ def _last_result(state: RetryCallState) -> object:
 def _error(exchange: Exchange[T], failure: _Failure, course: _Course) -> ApiError:
     """The exception for a failure that stays."""
     kind = failure.rule.error
-    says = failure.rule.says
-    if exchange.has_cursor and kind is BadRequest and failure.status in (400, 422):
+    says = failure.rule.says + (f": {failure.why}" if failure.why else "")
+    if exchange.has_cursor and kind in (BadRequest, NotFound) and failure.status in _GONE_CURSOR:
         kind, says = CursorExpired, "the API refuses to go on from this cursor: the pass begins again"
     attempts = course.kinds.total()
     facts = [f"status {failure.status}"] if failure.status is not None else []

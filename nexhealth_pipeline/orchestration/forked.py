@@ -87,6 +87,7 @@ def discover(settings: Settings, url: str, request: SyncRequest, kind: str) -> d
         "dry_run": request.dry_run,
         "sweep": sweep,
         "catch_up": _fresh(began, lists_from) if full_from < began else None,
+        "troubles": _troubles(practices, results),
     }
 
 
@@ -263,6 +264,18 @@ def _require_practices(
         raise _refused(unlisted[0])
     if not failed:
         require_reached(practices, settings.subdomains)
+
+
+def _troubles(practices: Practices, results: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Label and reason of what is wrong though every list was read: institutions are known, and no location of any.
+
+    A copy that lacks every patient would look like one of a practice that has none.
+    """
+    if practices.locations or not practices.institutions or any(row["status"] == "failed" for row in results):
+        return []
+    names = _named([one.subdomain for one in practices.institutions])
+    fix = "nothing of an office is copied; ask NexHealth which locations the key may read"
+    return [("locations", f"NexHealth lists {names}, and no location there: {fix}")]
 
 
 def _refused(row: dict[str, Any]) -> PipelineError:

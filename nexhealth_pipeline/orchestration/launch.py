@@ -79,7 +79,8 @@ class SyncSummary:
     run_ids: list[str]
     collections: list[CollectionSummary]
     failures: list[tuple[str, str]]
-    """Label and reason of each failed slice; of a run that broke off, with slices unread, `run` and why."""
+    """Label and reason of each failed slice; of a run that broke off, with slices unread, `run` and why; of a list of
+    locations that holds none, as of one that failed."""
     new_notes: int
     seconds: float
     floor_seconds: float
@@ -298,6 +299,7 @@ def _summarise(
     for name, summary in by_name.items():
         requests[COLLECTIONS[name].path] += summary.counts.requests
     failures = [(row["label"], row["reason"]) for row in results if row["status"] == "failed"]
+    failures += plan["troubles"]
     ends = [_broken_by(outcome, dry_run=request.dry_run) for outcome in outcomes]
     broken = [one for one in ends if one is not None]
     failures += [("run", one["message"]) for one in broken]

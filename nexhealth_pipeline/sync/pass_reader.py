@@ -263,7 +263,8 @@ class PassReader:
         state = replace(
             self.state,
             pass_started_at=self.state.pass_started_at or batch[0].requested_at,
-            cursor=last.end_cursor,
+            # One that is said to come whole, and came in pages, begins anew: its count is of all of them.
+            cursor=last.end_cursor if self._plan.request.paging is Paging.CURSOR else "",
             page_hashes=[*self.state.page_hashes, *(page.fingerprint for page in batch)][-_KEPT_HASHES:],
             page=self.state.page + len(batch),
             records=self.state.records + sum(one.cost.records_read for one in encoded),
@@ -298,7 +299,7 @@ class PassReader:
 
     def _total(self, batch: list[Page]) -> int | None:
         """What the API counts in the whole list, kept for the checks; a wrapped list's count is of its wrappers."""
-        counted = batch if self._plan.request.paging is Paging.NONE else batch[-1:]
+        counted = [page for page in batch if not page.has_next]  # one of each key's list
         totals = [page.total for page in counted if page.total is not None]
         if self.state.since is not None or self._plan.request.records_at or len(totals) < len(counted):
             return None

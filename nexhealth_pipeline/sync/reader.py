@@ -41,7 +41,10 @@ from nexhealth_pipeline.warehouse.sync_log import Counts, SyncLog
 __all__ = ["SliceReader"]
 
 _log = logging.getLogger(__name__)
-_NOT_OFFERED: dict[int | None, str] = {403: "not_enabled", **dict.fromkeys((404, 405, 415, 501), "unsupported")}
+_NOT_OFFERED: dict[int | None, str] = {
+    **dict.fromkeys((401, 403), "not_enabled"),
+    **dict.fromkeys((404, 405, 415, 501), "unsupported"),
+}
 """What the API answers for what a practice, or its practice system, does not have. A location that is gone fails all
 the same: by its patients and whatever else every practice has."""
 _REFUSED = (MissingRights, ValueRefused)
@@ -68,6 +71,8 @@ class SliceReader:
         """Whether any pass was not fresh already."""
         self._had_rows = False
         """Whether what was read last had records: this read, of changes or of what is due, may have none."""
+        self._goes_on = False
+        """Whether a pass went on from pages that an earlier run had read."""
         self._log_row: SyncLog | None = None
         self._watermark_from: datetime | None = None
         self._rows_through: list[datetime] = []
@@ -145,6 +150,7 @@ class SliceReader:
             try:
                 reader.read()
             finally:
+                self._goes_on |= reader.resumed_at is not None
                 if reader.resumed_at is not None and self._log_row is not None:
                     self._log_row.resumed(connection, reader.resumed_at)
             self.records += reader.records
@@ -266,8 +272,12 @@ class SliceReader:
         status = Status.CANCELLED if isinstance(failure, Cancelled) else Status.FAILED
         answered = getattr(failure, "status", None)
         lacking = _NOT_OFFERED.get(answered) if self.slice.collection.may_be_disabled else None
+        if isinstance(failure, KeyRefused | TryLater) and answered != 501:
+            lacking = None  # the same statuses, of a key or a proxy, or given for no token: no verdict on the list
         if self.options.filters and answered == 404:
             lacking = None  # what the filter names may be unknown, not the list
+        if self.counts.pages or self._goes_on:
+            lacking = None  # a list of which pages came is there: taken for none, half of it would look like all
         if lacking is not None:
             status = Status.SKIPPED
             if not self.options.partial:

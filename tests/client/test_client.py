@@ -108,26 +108,55 @@ def test_an_unpaged_list_is_one_answer(client, stub, data, count):
     assert len(client.get(ONE).records) == count
 
 
+@pytest.mark.parametrize("asked", [ONE, replace(LIST, paging=Paging.PAGE)], ids=["unpaged", "numbered"])
+def test_a_list_said_to_have_no_cursors_that_gives_one_is_read_to_its_end(client, stub, asked):
+    """API.md D.2 is documentation, not a promise: taken for all, its first page would have all other rows marked as gone."""
+    stub.script(listing([1, 2], "c2", more=True, count=3), listing([3], "c3", more=False, count=3))
+    pages = list(client.pages(asked))
+    assert (ids(pages), [page.has_next for page in pages]) == ([1, 2, 3], [True, False])
+    first, second = [seen.query for seen in stub.data_requests]
+    assert "end_cursor" not in first
+    assert (second["end_cursor"], second["per_page"], second.get("page")) == ("c2", str(asked.per_page), None)
+
+
+@pytest.mark.parametrize("asked", [ONE, replace(LIST, paging=Paging.PAGE)], ids=["unpaged", "numbered"])
+def test_pages_of_a_list_said_to_have_no_cursors_hold_all_that_is_counted(client, stub, asked):
+    stub.script(listing([1, 2], "c2", more=True, count=4), *[listing([3], "c3", more=False, count=4)] * 3)
+    with pytest.raises(ProtocolBroken, match="counts 4 records, its pages held 3: rows are missing"):
+        list(client.pages(asked))
+
+
+def test_a_numbered_list_that_says_by_word_alone_that_more_follow_goes_on_by_numbers(client, stub):
+    stub.script(listing([1], None, more=True, count=1), listing([], None, more=False, count=1))
+    assert ids(client.pages(replace(LIST, paging=Paging.PAGE))) == [1]
+    assert [seen.query["page"] for seen in stub.data_requests] == ["1", "2"]
+
+
 @pytest.mark.parametrize(
-    ("wrong", "asked"),
+    ("wrong", "asked", "words"),
     [
-        (envelope(None), ONE),
-        (envelope({"status": "ok"}), ONE),
-        (envelope({"status": "ok"}, page_info={"has_next_page": False}), LIST),
-        (envelope(None), SINGLE),
-        (envelope([]), SINGLE),
-        (envelope({"status": "ok"}), SINGLE),
-        (envelope({"id": 8}), SINGLE),
+        (envelope(None), ONE, "null where a list belongs"),
+        (envelope({"status": "ok"}), ONE, "an object where a list belongs"),
+        (envelope({"status": "ok"}, page_info={"has_next_page": False}), LIST, "an object where a list belongs"),
+        (envelope([], count=3), ONE, "an empty list of what the answer itself counts"),
+        (envelope(None), SINGLE, "null where an object belongs"),
+        (envelope([]), SINGLE, "a list where an object belongs"),
+        (envelope({"status": "ok"}), SINGLE, "another object than asked for"),
+        (envelope({"id": 8}), SINGLE, "another object than asked for"),
+        (Reply(body=b'{"code":true,"data":[{"id":1},]}'), ONE, "no JSON"),
+        (Reply(body=b'{"code":"yes","data":[]}'), ONE, "JSON that is no envelope"),
+        (Reply(body=b'{"code":true}'), ONE, "an envelope without data"),
+        (Reply(body=b'{"code":true,"data":7}'), ONE, "data that is neither a list nor an object"),
     ],
 )
-def test_what_was_not_asked_for_is_no_answer(client, stub, wrong, asked):
-    """Taken for one, a list would have lost its rows, or a row its details, and nothing would ask for them again."""
+def test_what_was_not_asked_for_is_no_answer(client, stub, wrong, asked, words):
+    """And the error says what it was. Taken for one, a list would have lost its rows, or a row its details, and nothing would ask for them again."""
     right = {SINGLE: envelope({"id": 7}), ONE: envelope([{"id": 7}]), LIST: listing([7], "", more=False)}[asked]
     stub.script(wrong, right)
     page = client.get(asked)
     assert (ids([page]), page.retries) == ([7], 1)
     stub.script(*[wrong] * 20)
-    with pytest.raises(ServerFailed):
+    with pytest.raises(ServerFailed, match=f"the answer is no NexHealth answer: {words};"):
         client.get(asked)
 
 
@@ -149,6 +178,30 @@ def test_nested_lists_are_exploded_where_the_request_says_so(client, stub):
     page = client.get(ApiRequest("/locations", records_at=("locations",)))
     assert ids([page]) == [10, 11]
     assert page.total == 3
+
+
+def test_a_list_that_comes_without_what_it_was_to_be_nested_in_holds_the_records_themselves(client, stub):
+    """Risk: locations answered by themselves are no location at all, and a sync of nothing ends with 0."""
+    asked = ApiRequest("/locations", records_at=("locations",))
+    stub.script(envelope([{"id": 10, "institution_id": 1}, {"id": 11, "institution_id": 1}]))
+    assert ids([client.get(asked)]) == [10, 11]
+    mixed = [{"id": 10, "institution_id": 1}, {"id": 1, "locations": [{"id": 12, "institution_id": 1}]}]
+    stub.script(envelope(mixed))
+    assert ids([client.get(asked)]) == [10, 12]
+    stub.script(envelope([]))
+    assert client.get(asked).records == []
+
+
+def test_a_list_whose_elements_neither_hold_the_records_nor_are_some_is_another_answer(client, stub):
+    stub.script(*[envelope([{"id": 1, "offices": [{"id": 10}]}, {"id": 2}])] * 20)
+    with pytest.raises(ServerFailed, match="neither hold the records asked for nor are some"):
+        client.get(ApiRequest("/locations", records_at=("locations",)))
+
+
+def test_one_thing_may_lack_what_lies_in_it(client, stub):
+    """A patient without an address, whose key is left out then, is no failure."""
+    stub.script(envelope({"id": 7, "institution_id": 1}))
+    assert client.get(replace(SINGLE, records_at=("address",))).records == []
 
 
 def test_page_numbers_count_up_until_an_empty_page(client, stub):
@@ -260,12 +313,13 @@ BROKEN_PASSES = {
 }
 
 
+@pytest.mark.parametrize("paging", [Paging.CURSOR, Paging.NONE])
 @pytest.mark.parametrize(("words", "replies"), BROKEN_PASSES.items(), ids=BROKEN_PASSES)
-def test_pages_that_contradict_the_contract_for_ever_are_an_error(client, stub, words, replies):
-    """Promise 2: never a success, never an endless loop."""
+def test_pages_that_contradict_the_contract_for_ever_are_an_error(client, stub, words, replies, paging):
+    """Promise 2: never a success, never an endless loop; nor of a list that is said to be unpaged."""
     stub.script(*replies)
     with pytest.raises(ProtocolBroken, match=words) as caught:
-        list(client.pages(LIST))
+        list(client.pages(replace(LIST, paging=paging)))
     assert f"page {len(replies)}" in str(caught.value)
     assert caught.value.requests == 3
 
@@ -285,10 +339,22 @@ def test_a_page_repeated_once_is_asked_for_again(client, stub):
     assert [seen.query["end_cursor"] for seen in stub.data_requests] == ["", "a", "a"]
 
 
-def test_a_list_answer_without_page_info_is_never_taken_as_the_last_page(client, stub):
-    stub.script(envelope([{"id": 1}]))
-    with pytest.raises(ServerFailed):
+@pytest.mark.parametrize("count", [None, 2, -1])
+def test_a_list_answer_without_page_info_is_never_taken_as_the_last_page(client, stub, count):
+    stub.script(envelope([{"id": 1}], count=count))
+    with pytest.raises(ServerFailed, match="a list without page_info"):
         list(client.pages(LIST))
+    stub.script(listing([1], "a", more=True), envelope([{"id": 2}], count=1))
+    with pytest.raises(ServerFailed, match=r"page 2.*a list without page_info"):
+        list(client.pages(LIST))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2])
+def test_a_first_page_without_page_info_that_holds_all_it_counts_is_whole(client, stub, rows):
+    """A list of the old version may be answered so (API.md D.3): it would fail each night, with all its rows in hand."""
+    stub.script(envelope([{"id": one} for one in range(rows)], count=rows))
+    (page,) = client.pages(LIST)
+    assert (ids([page]), page.has_next, len(stub.data_requests)) == ([*range(rows)], False, 1)
 
 
 NULL_LIST = b'{"code":true,"description":"","error":[],"data":null,"page_info":{"has_next_page":false,"end_cursor":""}}'
@@ -319,16 +385,20 @@ def test_an_answer_that_holds_all_that_is_counted_or_counts_something_else_is_wh
     assert ids(client.pages(replace(LIST, paging=Paging.NONE, records_at=("in",)))) == [1]
 
 
-def test_a_proxys_400_is_no_expired_cursor(client, stub):
+@pytest.mark.parametrize("status", [400, 404, 410])
+def test_a_proxys_refusal_is_no_expired_cursor(client, stub, status):
     """Else one answer of a firewall would begin a pass of thousands of pages anew."""
-    stub.script(listing([1], "a", more=True), Reply(400, b"<html>Bad Request</html>"), listing([2], "b", more=False))
+    stub.script(listing([1], "a", more=True), Reply(status, b"<html>Not here</html>"), listing([2], "b", more=False))
     assert ids(client.pages(LIST)) == [1, 2]
 
 
-def test_a_refused_cursor_has_an_error_of_its_own(client, stub):
-    stub.script(listing([1], "a", more=True), refusal(400, "Invalid cursor"))
-    with pytest.raises(CursorExpired):
+@pytest.mark.parametrize("status", [400, 404, 410, 422])
+def test_a_refused_cursor_has_an_error_of_its_own(client, stub, status):
+    """Whatever it is refused with: a 404 taken for a list that the practice does not have would end in half of it."""
+    stub.script(listing([1], "a", more=True), refusal(status, "Invalid cursor"))
+    with pytest.raises(CursorExpired) as caught:
         list(client.pages(LIST))
+    assert (caught.value.status, len(stub.data_requests)) == (status, 2)
 
 
 def test_a_refused_first_request_is_no_expired_cursor(client, stub):

@@ -17,6 +17,7 @@ from nexhealth_pipeline.orchestration.forked import (
     _config,
     _require_practices,
     _sweep,
+    _troubles,
     catch_up,
     discover,
     failure_of,
@@ -97,6 +98,16 @@ def test_a_location_is_not_called_unknown_where_their_list_could_not_be_read(
     with pytest.raises(error, match="locations: why"):
         _require_practices(known, unlisted, another, SETTINGS)
     _require_practices(ACME, [row("failed", 0, 3, "sync_status"), row("succeeded", 1)], one, SETTINGS)
+
+
+def test_institutions_without_any_location_are_told_of_once() -> None:
+    """All lists were read, and nothing of any office: exit 0 would look like a copy. A list that failed says it itself."""
+    read = [row("succeeded", 1, collection=one) for one in ("institutions", "locations", "sync_status")]
+    ((label, reason),) = _troubles(ACME, read)
+    assert (label, "acme" in reason) == ("locations", True)
+    closed = Practices(ACME.institutions, (Location(3, "North", ACME.institutions[0], True, 3, False),))
+    assert _troubles(closed, read) == _troubles(Practices((), ()), read) == []
+    assert _troubles(ACME, [*read[1:], row("failed", 0, 3)]) == []
 
 
 def test_a_dry_sync_leaves_a_warehouse_of_an_earlier_release_as_it_is(environment: dict[str, str]) -> None:

@@ -193,7 +193,15 @@ def test_a_run_that_was_stopped_at_once_has_not_failed(
     environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a second Ctrl-C nobody is to be told that something went wrong, nor to run anything again for it."""
-    plan = {"run_id": "r0", "results": [], "jobs": [{"run_id": "r1"}], "planned": 1, "sweep": None, "catch_up": None}
+    plan = {
+        "run_id": "r0",
+        "results": [],
+        "jobs": [{"run_id": "r1"}],
+        "planned": 1,
+        "sweep": None,
+        "catch_up": None,
+        "troubles": [],
+    }
     outcomes = iter([[Outcome(plan, 0, "")], [Outcome(None, Cancelled.exit_status, "")]])
     monkeypatch.setattr(launch, "run_side_by_side", lambda *_, **__: next(outcomes))
     monkeypatch.setattr(launch, "pass_on", lambda **_: None)

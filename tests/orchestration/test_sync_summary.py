@@ -1,5 +1,6 @@
 """What a sync ends with: the exit status by which cron and scripts decide."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -33,9 +34,14 @@ def row(collection: str, scope: str, *, failed: bool = False) -> Row:
 
 
 def summary(
-    resources: tuple[str, ...], practice: list[Row], *outcomes: Outcome, dry_run: bool = False
+    resources: tuple[str, ...],
+    practice: list[Row],
+    *outcomes: Outcome,
+    dry_run: bool = False,
+    troubles: Sequence[tuple[str, str]] = (),
 ) -> launch.SyncSummary:
-    plan = {"run_id": "r0", "jobs": [{"run_id": f"r{number}"} for number, _ in enumerate(outcomes, 1)]}
+    jobs = [{"run_id": f"r{number}"} for number, _ in enumerate(outcomes, 1)]
+    plan = {"run_id": "r0", "jobs": jobs, "troubles": list(troubles)}
     results = practice + [one for outcome in outcomes if outcome.result for one in outcome.result["results"]]
     settings = load_settings({}, environ={}, env_file=None)
     request = SyncRequest(Mode.INCREMENTAL, resources, dry_run=dry_run)
@@ -91,6 +97,14 @@ def test_nothing_could_be_read_is_said_of_what_was_to_be_read(
     was killed says nothing of the API.
     """
     assert summary(resources, practice, *outcomes).exit_status == status
+
+
+def test_a_list_of_locations_that_holds_none_is_something_to_look_at() -> None:
+    """Lists of whole institutions were read, so it is no outage; where only offices were asked for, nothing was read."""
+    trouble = ("locations", "NexHealth lists acme, and no location there")
+    told = summary((), READ, ended(row("providers", "institution")), troubles=[trouble])
+    assert (told.exit_status, told.failures) == (1, [trouble])
+    assert summary(("patients",), READ, troubles=[trouble]).exit_status == TryLater.exit_status
 
 
 def test_a_run_that_was_killed_is_told_so() -> None:

@@ -6,21 +6,30 @@ from datetime import timedelta
 import psycopg
 import pytest
 
+from nexhealth_pipeline.catalog.collections import COLLECTIONS
+from nexhealth_pipeline.client.request import ApiRequest
+from nexhealth_pipeline.client.retry import RetryPolicy
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.sync.enabled import FILLED_AFTER
 from nexhealth_pipeline.sync.filters import Filters
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
+from nexhealth_pipeline.sync.reader import SliceReader
+from nexhealth_pipeline.sync.slices import Slice
 from nexhealth_pipeline.warehouse import child_reads
-from tests.client.stub import Reply, Seen, Stub, envelope, running
+from tests.client.stub import Reply, Seen, Stub, envelope, refusal, running
 
-from .kit import Rows, settings_of, sync_all
+from .kit import Rows, open_session, settings_of, sync_all
 from .test_new_collection import cursor_page
 
 REFUSED = Reply(403, b'{"code": false, "error": ["You don\'t have access to perform this action"], "data": null}')
 UNKNOWN = Reply(404, b'{"code": false, "error": ["no such path"], "data": null, "description": ""}')
 EVERYTHING = "1970-01-01T00:00:00+0000"
 CAPABILITY = "SELECT status, enabled_at IS NOT NULL FROM nexhealth_capabilities WHERE collection = 'charges'"
+
+
+def charge_of(number: int) -> dict[str, object]:
+    return {"id": number, "location_id": 11, "updated_at": "2026-03-01T10:00:00Z", "claim_payouts": []}
 
 
 class Office(Stub):
@@ -33,6 +42,10 @@ class Office(Stub):
         self.closed: set[str] = set()
         """Patients whose alerts alone are refused."""
         self.gone: set[str] = set()
+        self.long = False
+        """Whether its charges come in two pages."""
+        self.dead: int | None = None
+        """What the cursor to the second one is refused with."""
         self.answer = self.serve
 
     def serve(self, seen: Seen) -> Reply:
@@ -52,8 +65,12 @@ class Office(Stub):
                 return REFUSED if self.alerts == 403 or patient in self.closed else envelope([])
             case ["charges"] if seen.query.get("provider_id", "7") != "7":
                 return UNKNOWN
+            case ["charges"] if self.long and seen.query["end_cursor"]:
+                return refusal(self.dead) if self.dead else cursor_page([charge_of(6)], "d")
+            case ["charges"] if self.long:
+                return cursor_page([charge_of(5)], "c", more=True)
             case ["charges"]:
-                charge = {"id": 5, "location_id": 11, "updated_at": "2026-03-01T10:00:00Z", "claim_payouts": []}
+                charge = charge_of(5)
                 known = str(charge["updated_at"]) < seen.query.get("updated_since", "")
                 return cursor_page([] if known else [charge], "c") if self.enabled else REFUSED
         return UNKNOWN
@@ -351,3 +368,60 @@ def test_what_a_practice_system_does_not_have_is_no_failure(office: Office, data
         ("patient_recalls", "unsupported", "404"),
         ("working_hours", "unsupported", "404"),
     ]
+
+
+@pytest.mark.parametrize("dead", [403, 404, 410])
+def test_a_list_whose_pages_came_is_never_taken_for_one_that_is_not_there(
+    dead: int, office: Office, database_url: str, rows: Rows
+) -> None:
+    """Risk: half of the charges and exit 0, as nobody misses what a practice does not have.
+
+    Neither when a later run goes on from the cursor that the first one stored. Each begins anew once at most.
+    """
+    settings = settings_of(office, database_url)
+    office.long, office.dead = True, dead
+    for _ in range(3):
+        result = sync_all(settings, only={"charges"})[-1]
+        assert (result.status.value, str(dead) in (result.reason or "")) == ("failed", True)
+        assert len(office.asked("/charges")) <= 4
+    assert rows("SELECT count(*) FROM nexhealth_capabilities WHERE collection = 'charges'") == [(0,)]
+    office.dead = None
+    assert sync_all(settings, only={"charges"})[-1].status.value == "succeeded"
+    assert rows("SELECT id FROM nexhealth_charges ORDER BY 1") == [(5,), (6,)]
+
+
+def test_a_list_that_is_closed_with_401_is_not_enabled(office: Office, database_url: str, rows: Rows) -> None:
+    """As with 403, which its path is not declared to answer, as long as others are answered with the same token."""
+    settings = settings_of(office, database_url)
+    sync_all(settings, only=set())
+    serve = office.answer
+    office.answer = lambda seen: refusal(401) if seen.path == "/charges" else serve(seen)
+
+    def others(_: float) -> None:
+        session.client.get(ApiRequest("/institutions"))
+
+    with open_session(settings, retry=RetryPolicy(sleep=others)) as session:
+        (location,) = session.practices().locations
+        result = SliceReader(
+            session, Slice(COLLECTIONS["charges"], location.institution, location), SyncOptions()
+        ).read()
+    assert (result.status.value, "accepted elsewhere" in (result.reason or "")) == ("skipped", True)
+    assert rows(CAPABILITY) == [("not_enabled", False)]
+
+
+@pytest.mark.parametrize("where", ["/authenticates", "/charges"])
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_what_a_key_or_a_proxy_is_refused_with_says_nothing_of_the_list(
+    where: str, status: int, office: Office, database_url: str, rows: Rows
+) -> None:
+    """Risk: a revoked key, or a firewall's page, makes every practice one without charges, and the night ends with 0."""
+    settings = settings_of(office, database_url)
+    sync_all(settings, only=set())
+    serve = office.answer
+    if where == "/authenticates":
+        office.authenticate = lambda _: refusal(status)
+    else:
+        office.answer = lambda seen: Reply(status, b"<html>no</html>") if seen.path == where else serve(seen)
+    result = sync_all(settings, only={"charges"}, retry=RetryPolicy(attempts=2, sleep=lambda _: None))[-1]
+    assert (result.slice.collection.name, result.status.value) == ("charges", "failed")
+    assert rows(CAPABILITY) == []

@@ -5,10 +5,13 @@ from contextlib import suppress
 
 import pytest
 
+from nexhealth_pipeline.client.client import NexHealthClient
 from nexhealth_pipeline.errors import BadRequest, InvalidSetting
 from nexhealth_pipeline.webhooks.endpoints import live_secrets
+from nexhealth_pipeline.webhooks.registering.remote import Remote
 from nexhealth_pipeline.webhooks.sealing import Sealer
-from tests.client.stub import refusal
+from tests.client.stub import Reply, Seen, Stub, envelope, refusal, running
+from tests.sync.kit import Unlimited
 
 from .account import EVERYTHING, URL, Account, Killed, creating, killed_after
 from .vendor import SEALING_KEY, without_secrets
@@ -21,6 +24,23 @@ def test_an_endpoint_made_by_hand_is_taken_over(account: Account) -> None:
     assert [one.endpoint_id for one in account.rows] == [number]
     assert len(account.vendor.endpoints()) == 2  # the other is not ours
     assert account.vendor.topics(number) == EVERYTHING
+
+
+def test_what_stands_on_a_later_page_is_there_as_well() -> None:
+    """These lists are said to come whole; one that is not met would be made once more, and every event posted twice."""
+
+    def answer(seen: Seen) -> Reply:
+        begin = int(seen.query.get("end_cursor") or 0)
+        info = {"has_next_page": begin == 0, "end_cursor": str(begin + 1)}
+        return envelope([{"id": 2 - begin, "target_url": URL, "resource_type": "P", "event": "e"}], page_info=info)
+
+    with running(Stub()) as stub:
+        stub.answer = answer
+        key = {"api_keys": {"": "k"}, "budget_for": lambda _: Unlimited()}
+        client = NexHealthClient(api_url=stub.url, timeout_seconds=5.0, **key)  # type: ignore[arg-type]
+        remote = Remote(client, "")
+        assert [one.id for one in remote.endpoints()] == [one.id for one in remote.subscriptions(1)] == [1, 2]
+        client.close()
 
 
 def test_anothers_whose_secret_is_hidden_is_named_and_nothing_is_changed(account: Account) -> None:

@@ -68,8 +68,8 @@ class Remote:
 
     def endpoints(self) -> list[RemoteEndpoint]:
         """All of the key, by id."""
-        page = self._client.get(ApiRequest(_PATH, key_name=self.key_name, legacy_accept=True))
-        return sorted((_endpoint(record) for record in page.records), key=lambda one: one.id)
+        records = self._listed(ApiRequest(_PATH, key_name=self.key_name, legacy_accept=True))
+        return sorted(map(_endpoint, records), key=lambda one: one.id)
 
     def create(self, target_url: str) -> RemoteEndpoint:
         """Make an active endpoint. After TryLater it may be there all the same."""
@@ -88,8 +88,8 @@ class Remote:
 
     def subscriptions(self, endpoint_id: int, subdomain: str | None = None) -> list[RemoteSubscription]:
         """Those of one institution, or all, by id. Raises NoAccess where the key does not reach the institution."""
-        page = self._client.get(ApiRequest(_of(endpoint_id), subdomain=subdomain, key_name=self.key_name))
-        return sorted((_decoded(record, RemoteSubscription) for record in page.records), key=lambda one: one.id)
+        records = self._listed(ApiRequest(_of(endpoint_id), subdomain=subdomain, key_name=self.key_name))
+        return sorted((_decoded(record, RemoteSubscription) for record in records), key=lambda one: one.id)
 
     def subscribe(self, endpoint_id: int, subdomain: str, resource_type: str, event: str) -> RemoteSubscription:
         """Subscribe to one event of one institution. After TryLater it may be done all the same."""
@@ -110,6 +110,9 @@ class Remote:
         with suppress(NotFound):
             path = _of(endpoint_id, subscription_id)
             self._do(ApiCall("DELETE", path, subdomain, key_name=self.key_name))
+
+    def _listed(self, request: ApiRequest) -> list[bytes]:
+        return [record for page in self._client.pages(request) for record in page.records]
 
     def _do(self, call: ApiCall) -> list[bytes]:
         return self._client.call(call)
