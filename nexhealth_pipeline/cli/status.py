@@ -106,7 +106,8 @@ def _check(connection: "psycopg.Connection", settings: "Settings") -> None:
     with driver_errors("checking the warehouse"):
         institutions = [one.id for one in load_practices(connection, settings.subdomains).institutions]
         run_all(connection, institutions)
-        store_health(connection, examine(connection, silence_hours=settings.webhook_silence_hours), institutions)
+        found = examine(connection, silence_hours=settings.webhook_silence_hours, subdomains=settings.subdomains)
+        store_health(connection, found, institutions)
 
 
 def _refuse_unknown(only: tuple[str, ...], *, acknowledge: bool) -> None:

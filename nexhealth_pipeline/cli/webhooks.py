@@ -51,6 +51,8 @@ def setup(url: str, *, rotate: bool, prune: bool, replace: bool, dry_run: bool, 
     URL is where `nexhealth serve` is reached from outside: https://, or http:// on this machine; without a path,
     /api/nexhealth-webhook. Makes the endpoint and a subscription for every institution and event that a collection
     takes, and stores the secret, sealed. What is there stays: run it again after every change, it makes what is missing.
+    Institutions are those that a sync has read: of one that has joined since, run
+    `nexhealth sync --resource institutions --resource locations` first, or wait for the night.
     An endpoint with the same URL that this pipeline did not make is taken over where NexHealth shows its secret;
     otherwise nothing is changed without --replace.
 

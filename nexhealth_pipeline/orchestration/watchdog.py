@@ -95,8 +95,9 @@ def _ask(session: SyncSession) -> None:
 def _examined(session: SyncSession) -> list[Health]:
     """Ask the warehouse, and keep the answers."""
     with driver_errors("checking webhooks"), session.pool.connection() as connection:
-        found = examine(connection, silence_hours=session.settings.webhook_silence_hours)
-        practices = load_practices(connection, session.settings.subdomains)
+        subdomains = session.settings.subdomains
+        found = examine(connection, silence_hours=session.settings.webhook_silence_hours, subdomains=subdomains)
+        practices = load_practices(connection, subdomains)
         store_health(connection, found, [one.id for one in practices.institutions])
     return found
 

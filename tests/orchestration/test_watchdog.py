@@ -36,7 +36,7 @@ def _failed(result: dg.ExecuteInProcessResult) -> dict[str, Any]:
     """Metadata of the checks that did not pass, by name."""
     found = {one.check_name: one for one in result.get_asset_check_evaluations()}
     assert {one.asset_key for one in found.values()} == {dg.AssetKey(EVENTS_ASSET)}
-    assert len(found) == 7
+    assert len(found) == 8
     return {name: one for name, one in found.items() if not one.passed}
 
 
@@ -156,7 +156,7 @@ def test_a_hole_stays_open_while_its_institution_is_noted_by_a_name_that_it_has_
     )
     looked = _watch(registered.instance)
     assert set(_read_by(registered, looked)) == read
-    assert set(_failed(looked)) == OFFLINE | {"holes_filled"}
+    assert set(_failed(looked)) == OFFLINE | {"holes_filled", "all_subscribed"}
     assert run_job(registered.instance, SETUP_JOB, SETUP_OP, url=URL).success
     assert f"patients {WILLOW}.{SERVED[0]}" in _read_by(registered, _watch(registered.instance))
     assert registered.one("SELECT hole_since FROM nexhealth_webhooks") is None
