@@ -87,7 +87,13 @@ def test_services_are_whole_and_their_commands_exist() -> None:
     found = [re.findall(r"^ExecStart=(.*)", block, re.MULTILINE) for block in (unit, *others)]
     assert [len(one) for one in found] == [1, 1, 1]
     lines = [line for one in found for line in one]
-    assert f"DAGSTER_HOME={folder}`" in page
+    # systemd takes no `export`, and a shell that reads the same file ends an address without quotes at its first `&`.
+    (variables,) = [block for block in re.findall(r"^```sh\n(.*?)^```", page, re.DOTALL | re.MULTILINE) if "=" in block]
+    given = dict(line.split("=", 1) for line in variables.splitlines() if not line.startswith("#"))
+    assert {str(field.alias) for field in Settings.model_fields.values()} >= given.keys() - {"DAGSTER_HOME"}
+    assert given["DAGSTER_HOME"] == folder
+    assert [len([*shlex.shlex(one, posix=True, punctuation_chars="&;")]) for one in given.values()] == [1] * len(given)
+    assert f"chmod 600 {read['Service']['EnvironmentFile']}\n" in page
     for line in lines:
         program, *words = shlex.split(line)
         assert Path(program).parent == Path(folder) / ".venv" / "bin"

@@ -14,6 +14,7 @@ from nexhealth_pipeline.orchestration.names import EVENTS_ASSET, SETUP_JOB, SETU
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
 from nexhealth_pipeline.orchestration.watchdog import watchdog_schedule
 from nexhealth_pipeline.warehouse.check_results import failed_checks
+from nexhealth_pipeline.webhooks import sealing
 from tests.webhooks.kit import patient, store, updated
 
 from .kit import WILLOW, House
@@ -99,6 +100,19 @@ def test_what_was_missed_while_an_endpoint_was_off_is_read(registered: House) ->
     before = len(registered.box.requests.matching(path="/patients"))
     assert set(_failed(_watch(registered.instance))) == OFFLINE
     assert len(registered.box.requests.matching(path="/patients")) == before
+
+
+def test_a_daemon_without_the_key_of_the_secrets_says_why_no_endpoint_is_asked_about(
+    registered: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The receiver had it, and all that was to be seen was that an endpoint had not been looked at for two hours."""
+    monkeypatch.setattr(sealing, "_is_local", lambda *_: False)
+    assert set(_failed(_watch(registered.instance))) == OFFLINE, "nobody minds for two hours"
+    registered.warehouse.execute("UPDATE nexhealth_webhooks SET checked_at = now() - interval '3 hours'")
+    failed = _failed(_watch(registered.instance))
+    assert set(failed) == OFFLINE | {"endpoint_active"}
+    assert "NEXHEALTH_WEBHOOK_KEY is not set" in str(failed["endpoint_active"].description)
+    assert "NEXHEALTH_WEBHOOK_KEY" not in str(failed["source_online"].description)
 
 
 def _read_by(house: House, result: dg.ExecuteInProcessResult) -> dict[str, str]:
