@@ -236,6 +236,10 @@ def _set_up_lines(done: "SetUp") -> list[str]:
 
 def _key_lines(url: str, key: "KeySetUp") -> list[str]:
     whose = f" (key of {key.key_name})" if key.key_name else ""
+    deleted = f"  deleted: endpoint {', '.join(map(str, key.endpoints_removed))}"
+    if not key.institutions:
+        key_name = f"the key of {key.key_name}" if key.key_name else "NEXHEALTH_API_KEY"
+        return [f"{key_name}: no institution that it reaches is wanted any more", deleted]
     number = str(key.endpoint_id or "(new)")
     state = "created" if key.created else "active again" if key.reactivated else "is there"
     lines = [f"endpoint {number}{whose}: {state}: {url}"]
@@ -251,7 +255,7 @@ def _key_lines(url: str, key: "KeySetUp") -> list[str]:
     if key.rotated_from:
         lines.append(f"  endpoint {key.rotated_from} is deleted after 49 hours; until then both secrets are taken")
     if key.endpoints_removed:
-        lines.append(f"  deleted: endpoint {', '.join(map(str, key.endpoints_removed))}")
+        lines.append(deleted)
     if key.others:
         others = ", ".join(map(str, key.others))
         lines.append(f"  not ours, with the same URL, posts every event again: endpoint {others}")

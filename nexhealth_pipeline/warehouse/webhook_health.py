@@ -140,7 +140,8 @@ HEALTH_RULES = (
         " JOIN nexhealth_locations l USING (institution_id)"
         " JOIN nexhealth_institutions i ON i.id = l.institution_id AND i.deleted_at IS NULL"
         " WHERE s.deleted_at IS NULL AND s.read_status <> 'green' AND l.deleted_at IS NULL"
-        " AND NOT coalesce(l.inactive, false) AND s.locations @> jsonb_build_array(jsonb_build_object('id', l.id))",
+        " AND NOT coalesce(l.inactive, false) AND s.locations @> jsonb_build_array(jsonb_build_object('id', l.id))"
+        " AND (%(wanted)s::text[] = '{}' OR i.subdomain = ANY(%(wanted)s))",
     ),
 )
 """All rules, the order in which they are shown."""

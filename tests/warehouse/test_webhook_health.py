@@ -177,13 +177,13 @@ def test_no_condition_goes_by_a_clock_that_no_index_is_asked_by() -> None:
 def test_what_somebody_has_said_is_gone_is_not_offline(connection: psycopg.Connection, table: LiteralString) -> None:
     """An institution that left takes its offices with it; the check failed for them every quarter of an hour."""
 
-    def offline() -> dict[int, int]:
-        return {health.rule.name: health.institutions for health in examine(connection, silence_hours=24)}[
-            "source_online"
-        ]
+    def offline(*subdomains: str) -> dict[int, int]:
+        found = examine(connection, silence_hours=24, subdomains=subdomains)
+        return {health.rule.name: health.institutions for health in found}["source_online"]
 
     with connection.transaction(force_rollback=True):
         connection.execute(OFFLINE_OFFICE)
-        assert offline() == {7: 1}
+        assert offline() == offline("acme", "apex") == {7: 1}
+        assert offline("apex") == {}, "nobody wants it"
         connection.execute("UPDATE " + table + " SET deleted_at = now(), deleted_by = 'absence'")
         assert offline() == {}
