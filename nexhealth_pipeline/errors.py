@@ -179,7 +179,7 @@ class WarehouseOutdated(WarehouseError):
 
 
 class WarehouseNewer(WarehouseError):
-    """A newer release wrote this warehouse: install that release."""
+    """A newer release has prepared this warehouse: install that release."""
 
 
 class WarehouseRefused(WarehouseError):

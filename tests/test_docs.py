@@ -20,12 +20,14 @@ from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.sync.practice import load_practices
 from nexhealth_pipeline.warehouse import binaries
+from nexhealth_pipeline.warehouse.changes import changes_since
 from nexhealth_pipeline.warehouse.checks import CHECKS
 from nexhealth_pipeline.warehouse.migrate import HEAD, check, upgrade
 from nexhealth_pipeline.warehouse.webhook_health import HEALTH_RULES
 from nexhealth_pipeline.webhooks.receiving.body import BodyLimits
 from nexhealth_pipeline.webhooks.receiving.metrics import Metrics
 from tests.command_lines import OURS, parse
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
@@ -87,7 +89,13 @@ def test_services_are_whole_and_their_commands_exist() -> None:
     found = [re.findall(r"^ExecStart=(.*)", block, re.MULTILINE) for block in (unit, *others)]
     assert [len(one) for one in found] == [1, 1, 1]
     lines = [line for one in found for line in one]
-    assert f"DAGSTER_HOME={folder}`" in page
+    # systemd takes no `export`, and a shell that reads the same file ends an address without quotes at its first `&`.
+    (variables,) = [block for block in re.findall(r"^```sh\n(.*?)^```", page, re.DOTALL | re.MULTILINE) if "=" in block]
+    given = dict(line.split("=", 1) for line in variables.splitlines() if not line.startswith("#"))
+    assert {str(field.alias) for field in Settings.model_fields.values()} >= given.keys() - {"DAGSTER_HOME"}
+    assert given["DAGSTER_HOME"] == folder
+    assert [len([*shlex.shlex(one, posix=True, punctuation_chars="&;")]) for one in given.values()] == [1] * len(given)
+    assert f"chmod 600 {read['Service']['EnvironmentFile']}\n" in page
     for line in lines:
         program, *words = shlex.split(line)
         assert Path(program).parent == Path(folder) / ".venv" / "bin"
@@ -199,7 +207,7 @@ def renamed(statement: str, names: dict[str, str]) -> bytes:
 
 def test_the_rights_that_are_named_suffice(server_url: str, roles: dict[str, str]) -> None:
     """The pipeline's role makes a warehouse; an analyst reads its views, those of later releases too, and no table."""
-    administrator, less, quiet, views = statements("Rights")
+    administrator, less, quiet, views, _ = statements("Rights")
     with psycopg.connect(server_url, autocommit=True) as connection:
         for statement in filter(str.strip, administrator.split(";")):
             connection.execute(renamed(statement, roles))
@@ -236,6 +244,28 @@ def test_the_rights_that_are_named_suffice(server_url: str, roles: dict[str, str
                     connection.execute(was)
                 administrator_again.execute(renamed(f"GRANT {rights} TO analyst", roles))
         connection.execute(was)
+
+
+def test_the_rights_to_follow_the_change_feed_suffice(roles: dict[str, str], database_url: str) -> None:
+    """README's own statements, by a role that may make nothing in `public` and read no table."""
+    feed = statements("Rights")[-1]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    begin, follow = re.findall(r"^(?:CREATE TABLE my_cursor|SELECT news).*?;$", readme, re.MULTILINE)
+    with psycopg.connect(database_url, autocommit=True) as administrator:
+        administrator.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
+        administrator.execute(renamed("CREATE ROLE analyst LOGIN", roles))
+        url = make_conninfo(database_url, user=roles["analyst"])
+        with psycopg.connect(url, autocommit=True) as analyst, pytest.raises(psycopg.Error):
+            analyst.execute(begin)
+        for statement in filter(str.strip, feed.split(";")):
+            administrator.execute(renamed(statement, roles))
+        with psycopg.connect(url, autocommit=True) as analyst:
+            analyst.execute(begin)
+            add(administrator, COLLECTIONS["patients"], id=PATIENT)
+            until(lambda: analyst.execute(follow).fetchall())  # other tests have transactions on this server
+            assert [one.id for one in changes_since(analyst, None)] == [PATIENT]
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                analyst.execute("SELECT FROM nexhealth_patients")
 
 
 def test_what_takes_the_room_is_listed_by_table(database_url: str) -> None:

@@ -58,7 +58,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One of the runs that began last, with its sums; a sync is several runs side by side."""
+    """One of the runs that began last, or that have not ended, with its sums; a sync is several runs side by side."""
 
     run_id: str
     status: str
@@ -133,16 +133,19 @@ SELECT slice, status, at, error FROM (
 WHERE status IN ('failed', 'interrupted') ORDER BY at DESC
 """
 
-# Runs that only applied events would soon be all that is shown. A run's rows are younger than the run, so that months
-# before it are not searched; a day, as a clock may be put back.
+# Runs that only applied events would soon be all that is shown. Those that have not ended are shown however many have
+# begun since: who waits for them before an upgrade waits until none is left here. A run's rows are younger than the run, so
+# that months before it are not searched; a day, as a clock may be put back.
 _RUNS = """
 SELECT r.run_id, r.status, r.started_at, r.finished_at, count(g.id), count(g.id) FILTER (WHERE g.status <> 'running'),
        coalesce(sum(g.records_read), 0)::bigint, coalesce(sum(g.inserted), 0)::bigint,
        coalesce(sum(g.updated), 0)::bigint, coalesce(sum(g.requests), 0)::bigint
-FROM (SELECT * FROM nexhealth_runs WHERE finished_at IS NULL OR status <> 'succeeded' OR EXISTS (
+FROM (SELECT run_id, status, started_at, finished_at FROM nexhealth_runs WHERE finished_at IS NULL
+      UNION
+      (SELECT run_id, status, started_at, finished_at FROM nexhealth_runs WHERE status <> 'succeeded' OR EXISTS (
           SELECT FROM nexhealth_sync_logs s WHERE s.run_id = nexhealth_runs.run_id AND s.mode NOT IN ('webhook', 'replay')
               AND s.started_at > nexhealth_runs.started_at - interval '1 day')
-      ORDER BY started_at DESC LIMIT 5) r
+      ORDER BY started_at DESC LIMIT 5)) r
 LEFT JOIN nexhealth_sync_logs g ON g.run_id = r.run_id AND g.started_at > r.started_at - interval '1 day'
 GROUP BY r.run_id, r.status, r.started_at, r.finished_at ORDER BY r.started_at DESC
 """

@@ -36,9 +36,19 @@ _RUNS_ON_SCREEN = 3
 @click.option("--watch", "watching", is_flag=True, help="Show it again every two seconds, until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object (with --watch one a line).")
 @click.option("--check", "checking", is_flag=True, help="Run the checks now; otherwise those of the last night count.")
-@click.option("--acknowledge", is_flag=True, help="Note that the failed checks shown have been seen.")
+@click.option(
+    "--acknowledge", is_flag=True, help="Note that the failed checks shown have been seen: all, or --only some."
+)
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="CHECK",
+    help="With --acknowledge: this check alone (fresh), or of one collection (charges.fresh). Repeatable.",
+)
 @demo_option
-def status(*, watching: bool, as_json: bool, checking: bool, acknowledge: bool, demo: bool) -> int:
+def status(
+    *, watching: bool, as_json: bool, checking: bool, acknowledge: bool, only: tuple[str, ...], demo: bool
+) -> int:
     """Show how fresh each collection is.
 
     At each location; and what is being read now, what went wrong, and which checks failed.
@@ -51,6 +61,8 @@ def status(*, watching: bool, as_json: bool, checking: bool, acknowledge: bool, 
         if watching and (checking or acknowledge):
             given = "--check" if checking else "--acknowledge"
             raise InvalidSetting(f"--watch only shows: leave out {given}, or --watch")
+        if only:
+            _refuse_unknown(only, acknowledge=acknowledge)
         realm, url = _warehouse(demo)
         with connect(url, autocommit=True) as connection:
             if watching:
@@ -61,7 +73,7 @@ def status(*, watching: bool, as_json: bool, checking: bool, acknowledge: bool, 
     _print(report, as_json=as_json)
     if acknowledge:
         with connect(url, autocommit=True) as connection:
-            _acknowledge(connection, report)
+            _acknowledge(connection, report, only)
     return 1 if report.has_news else 0
 
 
@@ -94,15 +106,38 @@ def _check(connection: "psycopg.Connection", settings: "Settings") -> None:
     with driver_errors("checking the warehouse"):
         institutions = [one.id for one in load_practices(connection, settings.subdomains).institutions]
         run_all(connection, institutions)
-        store_health(connection, examine(connection, silence_hours=settings.webhook_silence_hours), institutions)
+        found = examine(connection, silence_hours=settings.webhook_silence_hours, subdomains=settings.subdomains)
+        store_health(connection, found, institutions)
 
 
-def _acknowledge(connection: "psycopg.Connection", shown: Report) -> None:
+def _refuse_unknown(only: tuple[str, ...], *, acknowledge: bool) -> None:
+    """Raise InvalidSetting for an --only that chooses nothing: a misspelt one would leave its check to wake somebody."""
+    from nexhealth_pipeline.warehouse.checks import CHECKS
+    from nexhealth_pipeline.warehouse.webhook_health import COLLECTION, HEALTH_RULES
+
+    if not acknowledge:
+        raise InvalidSetting("--only says what --acknowledge is to note: give that as well")
+    known = [(check.collection.name, check.rule.name) for check in CHECKS]
+    known += [(COLLECTION, rule.name) for rule in HEALTH_RULES]
+    names = dict.fromkeys(name for _, name in known)
+    for one in only:
+        if one not in names and tuple(one.split(".")) not in known:
+            raise InvalidSetting(
+                f"--only {one}: no check has that name; use one of: {', '.join(names)}"
+                " (or with its collection before it, as in charges.fresh)"
+            )
+
+
+def _acknowledge(connection: "psycopg.Connection", shown: Report, only: tuple[str, ...]) -> None:
+    """Note what was shown as seen, or those alone that `only` names."""
     from nexhealth_pipeline.warehouse.check_results import acknowledge
     from nexhealth_pipeline.warehouse.connect import driver_errors
 
+    chosen = [
+        one for one in shown.checks if not only or not {one.check, f"{one.collection}.{one.check}"}.isdisjoint(only)
+    ]
     with driver_errors("acknowledging checks"):
-        acknowledge(connection, shown.checks)
+        acknowledge(connection, chosen)
 
 
 def _print(report: Report, *, as_json: bool) -> None:

@@ -51,6 +51,8 @@ def setup(url: str, *, rotate: bool, prune: bool, replace: bool, dry_run: bool, 
     URL is where `nexhealth serve` is reached from outside: https://, or http:// on this machine; without a path,
     /api/nexhealth-webhook. Makes the endpoint and a subscription for every institution and event that a collection
     takes, and stores the secret, sealed. What is there stays: run it again after every change, it makes what is missing.
+    Institutions are those that a sync has read: of one that has joined since, run
+    `nexhealth sync --resource institutions --resource locations` first, or wait for the night.
     An endpoint with the same URL that this pipeline did not make is taken over where NexHealth shows its secret;
     otherwise nothing is changed without --replace.
 
@@ -234,6 +236,10 @@ def _set_up_lines(done: "SetUp") -> list[str]:
 
 def _key_lines(url: str, key: "KeySetUp") -> list[str]:
     whose = f" (key of {key.key_name})" if key.key_name else ""
+    deleted = f"  deleted: endpoint {', '.join(map(str, key.endpoints_removed))}"
+    if not key.institutions:
+        key_name = f"the key of {key.key_name}" if key.key_name else "NEXHEALTH_API_KEY"
+        return [f"{key_name}: no institution that it reaches is wanted any more", deleted]
     number = str(key.endpoint_id or "(new)")
     state = "created" if key.created else "active again" if key.reactivated else "is there"
     lines = [f"endpoint {number}{whose}: {state}: {url}"]
@@ -249,7 +255,7 @@ def _key_lines(url: str, key: "KeySetUp") -> list[str]:
     if key.rotated_from:
         lines.append(f"  endpoint {key.rotated_from} is deleted after 49 hours; until then both secrets are taken")
     if key.endpoints_removed:
-        lines.append(f"  deleted: endpoint {', '.join(map(str, key.endpoints_removed))}")
+        lines.append(deleted)
     if key.others:
         others = ", ".join(map(str, key.others))
         lines.append(f"  not ours, with the same URL, posts every event again: endpoint {others}")

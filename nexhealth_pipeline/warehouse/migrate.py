@@ -6,8 +6,10 @@ Alembic owns system tables, functions and roles; :mod:`.tables` owns the collect
 from pathlib import Path
 
 import psycopg
+from packaging.version import Version
 from psycopg.errors import DeadlockDetected, DependentObjectsStillExist
 
+from nexhealth_pipeline import __version__
 from nexhealth_pipeline.errors import (
     MissingRights,
     WarehouseError,
@@ -43,29 +45,39 @@ ORDER BY 1
 
 def current_revision(connection: psycopg.Connection) -> str | None:
     """Number of the migration the warehouse is at; None = never set up."""
+    return _noted(connection)[0]
+
+
+def _noted(connection: psycopg.Connection) -> tuple[str | None, str | None]:
+    """Number of the migration the warehouse is at, and the newest release that has prepared it; None = not noted."""
     with connection.transaction():
         exists = connection.execute("SELECT to_regclass('public.nexhealth_alembic_version')").fetchone()
         if exists is None or exists[0] is None:
-            return None
-        row = connection.execute("SELECT version_num FROM nexhealth_alembic_version").fetchone()
-    return None if row is None else str(row[0])
+            return None, None
+        # By its name in JSON: a warehouse of before migration 20 has no such column.
+        row = connection.execute(
+            "SELECT version_num::text, to_jsonb(v) ->> 'release' FROM public.nexhealth_alembic_version v"
+        ).fetchone()
+    return (None, None) if row is None else (row[0], row[1])
 
 
 def upgrade(url: str, *, indexes: bool = False) -> list[str]:
-    """Bring an empty or older warehouse up to date; returns the changes made, one text each.
+    """Bring an empty or older warehouse up to date, and note this release; returns the changes made, one text each.
 
     With `indexes` also those that a run makes at its end, however long it takes.
-    Raises WarehouseNewer when a newer release wrote it, MissingRights when the role may not create, WarehouseError where
+    Raises WarehouseNewer when a newer release has prepared it, MissingRights when the role may not create, WarehouseError where
     something of somebody's is built on a table or view that must be replaced: then nothing is changed.
     """
     with connect(url) as connection:
         try:
             with driver_errors("upgrading the warehouse"):
                 require_sessions(url, connection)
-                revision = current_revision(connection)
-                _refuse_newer(revision)
+                revision, release = _noted(connection)
+                _refuse_newer(revision, release)
                 changes = [] if revision == HEAD else _migrate(url)
                 changes += ensure_tables(connection)
+                # Last: where it could not be prepared, the release before goes on with it.
+                changes += _note_release(connection, release)
                 return changes + ensure_indexes(connection, insist=True) if indexes else changes
         except MissingRights:
             raise MissingRights(
@@ -95,9 +107,9 @@ def _is_set_up(url: str) -> bool:
 
 
 def require_release(connection: psycopg.Connection) -> None:
-    """Raise WarehouseOutdated or WarehouseNewer unless the warehouse is at this release's migration."""
-    revision = current_revision(connection)
-    _refuse_newer(revision)
+    """Raise WarehouseOutdated unless the warehouse is at this release's migration, WarehouseNewer after a newer release."""
+    revision, release = _noted(connection)
+    _refuse_newer(revision, release)
     if revision is None:
         raise WarehouseOutdated("the warehouse is not set up yet: run `nexhealth db upgrade`")
     if revision != HEAD:
@@ -132,11 +144,29 @@ def declare_kind(url: str, kind: str, *, dry_run: bool = False) -> None:
         )
 
 
-def _refuse_newer(revision: str | None) -> None:
+def _refuse_newer(revision: str | None, release: str | None) -> None:
     if revision is not None and revision > HEAD:
         raise WarehouseNewer(
             f"the warehouse is at migration {revision}, this release knows {HEAD}: install a newer nexhealth-pipeline"
         )
+    # Without a migration its tables may be wider, and its views others: this release would make them anew as it knows them.
+    if release is not None and Version(release) > Version(__version__):
+        raise WarehouseNewer(
+            f"release {release} has prepared the warehouse, this one is {__version__}: install a newer nexhealth-pipeline"
+        )
+
+
+def _note_release(connection: psycopg.Connection, noted: str | None) -> list[str]:
+    """Note that this release has prepared the warehouse where an earlier one is `noted`, or none."""
+    if noted is not None and Version(noted) >= Version(__version__):
+        return []
+    with connection.transaction():
+        # Another release may have noted itself meanwhile.
+        changed = connection.execute(
+            "UPDATE public.nexhealth_alembic_version SET release = %s WHERE release IS NOT DISTINCT FROM %s",
+            (__version__, noted),
+        )
+    return [f"prepared by release {__version__}"] if changed.rowcount else []
 
 
 def _migrate(url: str, target: str = HEAD) -> list[str]:

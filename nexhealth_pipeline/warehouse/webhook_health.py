@@ -102,6 +102,21 @@ HEALTH_RULES = (
         "  AND e.received_at <= statement_timestamp()))",
     ),
     HealthRule(
+        "all_subscribed",
+        Severity.WARNING,
+        "Where an endpoint is registered, every institution that has an active location is subscribed to: one that joins is"
+        " so by `nexhealth webhooks setup URL` alone.",
+        "SELECT i.id AS institution, i.id::text AS sample FROM nexhealth_institutions i"
+        " WHERE i.deleted_at IS NULL AND (%(wanted)s::text[] = '{}' OR i.subdomain = ANY(%(wanted)s))"
+        " AND EXISTS (SELECT FROM nexhealth_locations l WHERE l.institution_id = i.id AND l.deleted_at IS NULL"
+        "  AND NOT coalesce(l.inactive, false))"
+        # Of one that nothing is noted of yet a set-up goes on, or was killed.
+        " AND EXISTS (SELECT FROM nexhealth_webhooks WHERE removed_at IS NULL AND subscriptions <> '[]')"
+        " AND i.subdomain <> ALL (ARRAY(SELECT s.value ->> 'subdomain'"
+        "  FROM nexhealth_webhooks, jsonb_array_elements(subscriptions) s"
+        "  WHERE removed_at IS NULL AND (s.value ->> 'active')::boolean AND s.value ->> 'subdomain' IS NOT NULL))",
+    ),
+    HealthRule(
         "nothing_waits",
         Severity.WARNING,
         "No event has waited for a quarter of an hour.",
@@ -125,7 +140,8 @@ HEALTH_RULES = (
         " JOIN nexhealth_locations l USING (institution_id)"
         " JOIN nexhealth_institutions i ON i.id = l.institution_id AND i.deleted_at IS NULL"
         " WHERE s.deleted_at IS NULL AND s.read_status <> 'green' AND l.deleted_at IS NULL"
-        " AND NOT coalesce(l.inactive, false) AND s.locations @> jsonb_build_array(jsonb_build_object('id', l.id))",
+        " AND NOT coalesce(l.inactive, false) AND s.locations @> jsonb_build_array(jsonb_build_object('id', l.id))"
+        " AND (%(wanted)s::text[] = '{}' OR i.subdomain = ANY(%(wanted)s))",
     ),
 )
 """All rules, the order in which they are shown."""
@@ -146,9 +162,10 @@ class Health:
         return sum(self.institutions.values())
 
 
-def examine(connection: psycopg.Connection, *, silence_hours: float) -> list[Health]:
-    """Ask the warehouse about every rule."""
-    values = {
+def examine(connection: psycopg.Connection, *, silence_hours: float, subdomains: Iterable[str] = ()) -> list[Health]:
+    """Ask the warehouse about every rule; of those institutions whose subdomains are wanted, or of all."""
+    values: dict[str, object] = {
+        "wanted": list(subdomains),
         "asked_hours": _ASKED_HOURS,
         "silence_seconds": silence_hours * 3600,
         "waiting_minutes": WAITING_MINUTES,
@@ -156,7 +173,7 @@ def examine(connection: psycopg.Connection, *, silence_hours: float) -> list[Hea
     return [_ask(connection, rule, values) for rule in HEALTH_RULES]
 
 
-def _ask(connection: psycopg.Connection, rule: HealthRule, values: dict[str, float]) -> Health:
+def _ask(connection: psycopg.Connection, rule: HealthRule, values: dict[str, object]) -> Health:
     rows = connection.execute(
         "SELECT institution, count(*), (array_agg(sample ORDER BY length(sample), sample))[:5]"  # noqa: S608 - literals
         " FROM (" + rule.faults + ") fault GROUP BY 1 ORDER BY 1",

@@ -167,6 +167,20 @@ def test_the_last_runs_are_found_without_a_look_at_all_runs_or_months(connection
     assert [(run.run_id, run.slices) for run in read_report(connection).runs] == [("run-5", 1)]
 
 
+def test_a_run_that_goes_on_is_shown_however_many_have_begun_since(
+    connection: psycopg.Connection, database_url: str
+) -> None:
+    """Who upgrades waits until none is shown as running: one that had left the list was still at work."""
+    with RunLock(database_url, "night"):
+        connection.execute(
+            "INSERT INTO nexhealth_runs (run_id, host, pid, status, started_at, finished_at)"
+            " SELECT 'later-' || n, 'h', 1, 'failed', now() + n * interval '1 hour', now() + interval '9 hours'"
+            " FROM generate_series(1, 6) n"
+        )
+        found = [(run.run_id, run.status) for run in read_report(connection).runs]
+    assert found == [*((f"later-{n}", "failed") for n in range(6, 1, -1)), ("night", "running")]
+
+
 def _old_month(connection: psycopg.Connection) -> str:
     """A partition of the log that is of three months ago."""
     row = connection.execute(

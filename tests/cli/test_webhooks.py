@@ -6,9 +6,10 @@ import psycopg
 import pytest
 
 from nexhealth_pipeline.cli.tables import moment
-from nexhealth_pipeline.cli.webhooks import endpoint_lines
+from nexhealth_pipeline.cli.webhooks import _key_lines, endpoint_lines
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.warehouse.migrate import HEAD
+from nexhealth_pipeline.webhooks.registering.one_key import KeySetUp
 from tests.cli.conftest import REAL_KEY, Run
 
 URL = "https://hooks.example.com/api/nexhealth-webhook"
@@ -151,6 +152,14 @@ def test_a_refused_institution_is_named_and_the_status_is_1(
     assert "subscriptions of 2 institutions: 35 created" in ended.out
     as_json = nexhealth("webhooks", "setup", URL, "--json", **settings)
     assert (as_json.status, json.loads(as_json.out)["failures"][0]["what"]) == (1, "not-ours")
+
+
+def test_of_a_key_of_which_nothing_is_wanted_it_is_told_what_was_deleted() -> None:
+    """Its endpoint has no number any more, and would be shown as one that is there."""
+    ended = KeySetUp("harbor-smiles", 0, endpoints_removed=[16002])
+    first, second = _key_lines(URL, ended)
+    assert first.startswith("the key of harbor-smiles: ")
+    assert second.split() == ["deleted:", "endpoint", "16002"]
 
 
 UNUSED = {

@@ -14,6 +14,7 @@ from nexhealth_pipeline.orchestration.names import EVENTS_ASSET, SETUP_JOB, SETU
 from nexhealth_pipeline.orchestration.resource import NexHealthResource
 from nexhealth_pipeline.orchestration.watchdog import watchdog_schedule
 from nexhealth_pipeline.warehouse.check_results import failed_checks
+from nexhealth_pipeline.webhooks import sealing
 from tests.webhooks.kit import patient, store, updated
 
 from .kit import WILLOW, House
@@ -36,7 +37,7 @@ def _failed(result: dg.ExecuteInProcessResult) -> dict[str, Any]:
     """Metadata of the checks that did not pass, by name."""
     found = {one.check_name: one for one in result.get_asset_check_evaluations()}
     assert {one.asset_key for one in found.values()} == {dg.AssetKey(EVENTS_ASSET)}
-    assert len(found) == 7
+    assert len(found) == 8
     return {name: one for name, one in found.items() if not one.passed}
 
 
@@ -101,6 +102,19 @@ def test_what_was_missed_while_an_endpoint_was_off_is_read(registered: House) ->
     assert len(registered.box.requests.matching(path="/patients")) == before
 
 
+def test_a_daemon_without_the_key_of_the_secrets_says_why_no_endpoint_is_asked_about(
+    registered: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The receiver had it, and all that was to be seen was that an endpoint had not been looked at for two hours."""
+    monkeypatch.setattr(sealing, "_is_local", lambda *_: False)
+    assert set(_failed(_watch(registered.instance))) == OFFLINE, "nobody minds for two hours"
+    registered.warehouse.execute("UPDATE nexhealth_webhooks SET checked_at = now() - interval '3 hours'")
+    failed = _failed(_watch(registered.instance))
+    assert set(failed) == OFFLINE | {"endpoint_active"}
+    assert "NEXHEALTH_WEBHOOK_KEY is not set" in str(failed["endpoint_active"].description)
+    assert "NEXHEALTH_WEBHOOK_KEY" not in str(failed["source_online"].description)
+
+
 def _read_by(house: House, result: dg.ExecuteInProcessResult) -> dict[str, str]:
     """How the slices that a run has read ended, by collection and partition."""
     rows = house.rows(
@@ -156,7 +170,7 @@ def test_a_hole_stays_open_while_its_institution_is_noted_by_a_name_that_it_has_
     )
     looked = _watch(registered.instance)
     assert set(_read_by(registered, looked)) == read
-    assert set(_failed(looked)) == OFFLINE | {"holes_filled"}
+    assert set(_failed(looked)) == OFFLINE | {"holes_filled", "all_subscribed"}
     assert run_job(registered.instance, SETUP_JOB, SETUP_OP, url=URL).success
     assert f"patients {WILLOW}.{SERVED[0]}" in _read_by(registered, _watch(registered.instance))
     assert registered.one("SELECT hole_since FROM nexhealth_webhooks") is None

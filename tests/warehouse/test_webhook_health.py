@@ -6,6 +6,7 @@ from typing import Any, LiteralString
 
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
 from nexhealth_pipeline.warehouse import webhook_health
 from nexhealth_pipeline.warehouse.webhook_health import HEALTH_RULES, HealthRule, examine, webhook_state
@@ -129,6 +130,44 @@ def test_who_was_renamed_is_told_until_a_set_up_has_noted_the_new_name(connectio
         assert silent() == ({}, {}), "it has left, as somebody has said"
 
 
+def test_an_institution_that_joined_is_told_until_somebody_subscribes_to_it(connection: psycopg.Connection) -> None:
+    """Set up for the others alone, it sent nothing, and nobody's silence was missed."""
+
+    def unsubscribed(*subdomains: str) -> dict[int, tuple[str, ...]]:
+        found = examine(connection, silence_hours=24, subdomains=subdomains)
+        return next(one.sample_ids for one in found if one.rule.name == "all_subscribed")
+
+    def subscribed(*told: str, active: bool = True) -> None:
+        noted = [{"subdomain": one, "active": active} for one in told]
+        connection.execute("UPDATE nexhealth_webhooks SET subscriptions = %s", (Jsonb(noted),))
+
+    with connection.transaction(force_rollback=True):
+        connection.execute(SUBSCRIBED)
+        connection.execute(
+            "INSERT INTO nexhealth_institutions (institution_id, id, subdomain, synced_at, source_read_at, row_hash)"
+            " VALUES (8, 8, 'apex', now(), now(), ''), (9, 9, 'shut', now(), now(), '')"
+        )
+        offices = "INSERT INTO nexhealth_locations (institution_id, id, inactive, synced_at, source_read_at, row_hash) VALUES "
+        connection.execute(offices + "(9, 90, true, now(), now(), '')")
+        assert unsubscribed() == {}, "where nobody is read, nothing is missed"
+        connection.execute(offices + "(8, 80, NULL, now(), now(), '')")
+        assert unsubscribed() == {8: ("8",)}
+        assert unsubscribed("acme") == {}, "nobody wants it"
+        assert unsubscribed("acme", "apex") == {8: ("8",)}
+        subscribed("acme", "apex")
+        assert unsubscribed() == {}
+        subscribed("acme", "apex", active=False)
+        assert unsubscribed() == {7: ("7",), 8: ("8",)}
+        subscribed()
+        assert unsubscribed() == {}, "a set-up has not noted anything yet"
+        subscribed("acme")
+        connection.execute("UPDATE nexhealth_institutions SET deleted_at = now() WHERE id = 8")
+        assert unsubscribed() == {}, "it has left"
+        connection.execute("UPDATE nexhealth_institutions SET deleted_at = NULL")
+        connection.execute("UPDATE nexhealth_webhooks SET removed_at = now()")
+        assert unsubscribed() == {}, "webhooks are not in use"
+
+
 def test_no_condition_goes_by_a_clock_that_no_index_is_asked_by() -> None:
     queries = [one.faults for one in HEALTH_RULES] + [webhook_health._ENDPOINTS, webhook_health._EVENTS]
     assert not [one for one in queries if "clock_timestamp" in one]
@@ -138,13 +177,13 @@ def test_no_condition_goes_by_a_clock_that_no_index_is_asked_by() -> None:
 def test_what_somebody_has_said_is_gone_is_not_offline(connection: psycopg.Connection, table: LiteralString) -> None:
     """An institution that left takes its offices with it; the check failed for them every quarter of an hour."""
 
-    def offline() -> dict[int, int]:
-        return {health.rule.name: health.institutions for health in examine(connection, silence_hours=24)}[
-            "source_online"
-        ]
+    def offline(*subdomains: str) -> dict[int, int]:
+        found = examine(connection, silence_hours=24, subdomains=subdomains)
+        return {health.rule.name: health.institutions for health in found}["source_online"]
 
     with connection.transaction(force_rollback=True):
         connection.execute(OFFLINE_OFFICE)
-        assert offline() == {7: 1}
+        assert offline() == offline("acme", "apex") == {7: 1}
+        assert offline("apex") == {}, "nobody wants it"
         connection.execute("UPDATE " + table + " SET deleted_at = now(), deleted_by = 'absence'")
         assert offline() == {}

@@ -131,6 +131,40 @@ def test_each_key_has_an_endpoint_of_its_own(account: Account, tmp_path: Path) -
     assert account.secrets() == account.true_secrets()
 
 
+def test_the_endpoint_of_a_key_of_which_nothing_is_wanted_any_more_goes_with_prune(
+    account: Account, tmp_path: Path
+) -> None:
+    """NexHealth posted on what happened there, to a receiver that is not to have it, and it could only be forgotten here."""
+    keys = tmp_path / "keys.toml"
+    keys.write_text(f'{HARBOR[1]} = "{OTHER_KEY}"\n')
+    with_keys = {"NEXHEALTH_API_KEYS_FILE": str(keys)}
+    account.set_up(settings=with_keys)
+    ours, theirs = account.rows
+    left_out = with_keys | {"NEXHEALTH_SUBDOMAINS": WILLOW[1]}
+    account.set_up(settings=left_out)
+    assert len(account.vendor.endpoints()) == 2, "without it nothing is deleted"
+    dry = account.set_up(settings=left_out, prune=True, dry_run=True)
+    assert [one.endpoints_removed for one in dry.keys] == [[], [theirs.endpoint_id]]
+    assert (len(account.vendor.endpoints()), len(account.rows)) == (2, 2)
+    done = account.set_up(settings=left_out, prune=True)
+    ended = done.keys[1]
+    assert (ended.key_name, ended.institutions, ended.changes) == (HARBOR[1], 0, 1)
+    assert (done.exit_status, ended.endpoints_removed) == (0, [theirs.endpoint_id])
+    assert [*account.vendor.endpoints()] == [one.endpoint_id for one in account.rows] == [ours.endpoint_id]
+    assert [one.key_name for one in account.set_up(settings=left_out, prune=True).keys] == [""]
+
+
+def test_a_key_of_which_nothing_is_known_keeps_its_endpoint(account: Account, tmp_path: Path) -> None:
+    """Its institutions may be read by the next night, or are not here after a loss: that nobody wants them nobody said."""
+    keys = tmp_path / "keys.toml"
+    keys.write_text(f'{HARBOR[1]} = "{OTHER_KEY}"\n')
+    with_keys = {"NEXHEALTH_API_KEYS_FILE": str(keys)}
+    account.set_up(settings=with_keys)
+    account.db.execute("DELETE FROM nexhealth_institutions WHERE id = %s", (HARBOR[0],))
+    assert [one.key_name for one in account.set_up(settings=with_keys, prune=True).keys] == [""]
+    assert len(account.vendor.endpoints()) == len(account.rows) == 2
+
+
 def test_an_institution_that_is_refused_stops_only_itself_and_is_named(account: Account) -> None:
     """One wrong subdomain of fifty must not cost the others their events."""
     done = account.set_up(settings={"NEXHEALTH_API_KEY": NARROW_KEY})

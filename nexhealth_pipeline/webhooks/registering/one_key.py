@@ -167,6 +167,14 @@ class KeyWork:
             self._prune(current, results)
         return self._done
 
+    def end(self) -> KeySetUp:
+        """Delete our endpoints, and with them their subscriptions: of what the key reaches nobody wants anything.
+
+        Raises ApiError, Cancelled.
+        """
+        self._delete([one.endpoint_id for one in self._known()])
+        return self._done
+
     # The endpoint ------------------------------------------------------------------------------------------------
 
     def _known(self) -> list[Endpoint]:

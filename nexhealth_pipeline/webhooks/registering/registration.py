@@ -7,8 +7,8 @@ Everything is looked up before it is made, so that a second set-up changes nothi
 with. A secret is stored before anything is subscribed: no event is ever signed with one that we do not have.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from dataclasses import replace as changed
 from typing import Any
@@ -170,10 +170,24 @@ def _fill(order: Order, done: SetUp) -> None:
         limited = f" among NEXHEALTH_SUBDOMAINS ({only})" if only else ""
         raise InvalidSetting(f"the API key reaches no institution{limited}: correct it, or ask the vendor")
     order.counter.planned = len(order.topics) * sum(len(several) for several in by_key.values())
+    unwanted = _unwanted(order, by_key) if order.prune else set()
     for name, institutions in by_key.items():
-        if institutions:
-            with _own_failure(order, name):
+        with _own_failure(order, name):
+            if institutions:
                 done.keys.append(KeyWork(order, name, institutions).run())
+            elif name in unwanted and (ended := KeyWork(order, name, []).end()).changes:
+                done.keys.append(ended)
+
+
+def _unwanted(order: Order, by_key: Mapping[str, Institutions]) -> set[str]:
+    """Names of keys that reach institutions, as is known, and none that is wanted: not those of which nothing is known."""
+    client = order.session.client
+    names = {client.key_hash(name): name for name in by_key}
+    found = set()
+    for subdomain in order.subdomains.values():
+        with suppress(MissingSetting):
+            found.add(names[client.key_hash(subdomain)])
+    return {name for name in found if not by_key[name]}
 
 
 def _by_key(order: Order) -> dict[str, Institutions]:
