@@ -26,7 +26,7 @@ from nexhealth_pipeline.client.budget import Budget
 from nexhealth_pipeline.client.client import NexHealthClient
 from nexhealth_pipeline.client.request import ApiRequest
 from nexhealth_pipeline.errors import Cancelled
-from nexhealth_pipeline.warehouse.budget import PostgresBudget
+from nexhealth_pipeline.warehouse.budget import BudgetConnection, PostgresBudget
 from nexhealth_pipeline.warehouse.migrate import upgrade
 
 SHARE = 0.8
@@ -55,7 +55,7 @@ def send(
     stop = threading.Event()
 
     def budget_for(key_hash: str) -> Budget:
-        return PostgresBudget(database_url, key_hash, SHARE, stop=stop)
+        return PostgresBudget(BudgetConnection(database_url, stop=stop), key_hash, SHARE)
 
     client = NexHealthClient(api_url=api_url, api_keys={"": KEY}, budget_for=budget_for, timeout_seconds=60, stop=stop)
 

@@ -19,7 +19,7 @@ from nexhealth_pipeline.errors import Cancelled, MissingRights, WarehouseError
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.sync.practice import Practices, load_practices
 from nexhealth_pipeline.sync.slices import SliceResult
-from nexhealth_pipeline.warehouse.budget import PostgresBudget
+from nexhealth_pipeline.warehouse.budget import BudgetConnection, PostgresBudget
 from nexhealth_pipeline.warehouse.connect import connect, driver_errors, pool
 from nexhealth_pipeline.warehouse.migrate import check
 from nexhealth_pipeline.warehouse.runs import RunLock, close_dead_runs
@@ -71,7 +71,7 @@ class SyncSession:
         self._keys = settings.api_keys()
         self._status = "succeeded"
         self._over = threading.Event()
-        self._budgets: list[PostgresBudget] = []
+        self._budgets = BudgetConnection(url, stop=self.stop)
         self.dry_patients: dict[tuple[int, int], set[int]] = {}
         """Patients that a dry run has met, by institution and location: nobody else remembers them."""
         self.refusals: dict[str, MissingRights] = {}
@@ -112,8 +112,7 @@ class SyncSession:
                 self.lock.finish(self._ended(error))
         finally:
             self.client.close()
-            for budget in self._budgets:
-                budget.close()
+            self._budgets.close()
             self.pool.close()
             self.lock.__exit__(kind, error, trace)
 
@@ -124,9 +123,7 @@ class SyncSession:
         return "cancelled" if error is not None or self.stop.is_set() else self._status
 
     def _shared_budget(self, key_hash: str) -> Budget:
-        budget = PostgresBudget(self.url, key_hash, self.settings.rate_share, stop=self.stop)
-        self._budgets.append(budget)
-        return budget
+        return PostgresBudget(self._budgets, key_hash, self.settings.rate_share)
 
     def practices(self, subdomains: AnyCollection[str] = ()) -> Practices:
         """Institutions and locations the warehouse knows, those of the settings unless given."""

@@ -30,6 +30,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import ceil
+from typing import LiteralString
 
 import psycopg
 
@@ -40,6 +41,7 @@ from nexhealth_pipeline.warehouse.connect import connect
 __all__ = [
     "BUDGET_DDL",
     "PACE_SLACK",
+    "BudgetConnection",
     "PostgresBudget",
 ]
 
@@ -232,23 +234,98 @@ def _allowed(limit: Limit, share: float) -> int:
     return max(1, allowed)
 
 
-class PostgresBudget:
-    """The shared budget of one API key. Implements `client.budget.Budget`; thread-safe.
+class BudgetConnection:
+    """The one connection by which a process asks for the budgets of all its keys: made when first needed, thread-safe.
 
-    `share` is the part of each documented limit to use (at least one request a window).
+    A question is one statement of a fraction of a millisecond, and institutions may have hundreds of keys.
     Setting `stop` ends a wait with Cancelled.
     """
 
+    def __init__(self, conninfo: str, *, stop: threading.Event | None = None) -> None:
+        self.stop = stop
+        self._conninfo = conninfo
+        self._connection: psycopg.Connection | None = None
+        self._closed = False
+        self._away_since: float | None = None
+        self._asking = threading.Lock()
+
+    def ask(self, query: LiteralString, parameters: tuple[object, ...]) -> float:
+        """The answer of one function call, asked twice where the server went away or stood still meanwhile.
+
+        Raises BudgetUnavailable, Cancelled.
+        """
+        with self._asking:
+            for last in (False, True):
+                try:
+                    row = self._connected().execute(query, parameters).fetchone()
+                    return float(row[0] or 0) if row else 0.0
+                except psycopg.Error as error:
+                    lost = self._connection is None or self._connection.broken or self._connection.closed
+                    code = error.sqlstate
+                if last or not (lost or code in _OVERDUE):
+                    break
+                if lost:
+                    self._connection = None
+        raise BudgetUnavailable(_why(code))
+
+    def pause(self, seconds: float) -> None:
+        """Wait. Raises Cancelled."""
+        if self.stop is None:
+            time.sleep(seconds)
+        elif self.stop.wait(seconds):
+            raise Cancelled("stopped while waiting for the rate budget")
+
+    def close(self) -> None:
+        """Close the connection. Whoever asks from now on, as a fetch that was given up does, gets Cancelled.
+
+        What NexHealth tells such a one of its limits is lost: the next to ask is told again.
+        """
+        self._closed = True
+        with self._asking:
+            if self._connection is not None:
+                self._connection.close()
+            self._connection = None
+
+    def _connected(self) -> psycopg.Connection:
+        if self._connection is None:
+            connection = self._connect()
+            try:
+                connection.execute(_SESSION)
+            except psycopg.Error:
+                connection.close()
+                raise
+            self._connection = connection
+        return self._connection
+
+    def _connect(self) -> psycopg.Connection:
+        """A new connection, sought for a while: by the first who finds none, for all others too. Raises BudgetUnavailable."""
+        while True:
+            if self._closed or (self.stop is not None and self.stop.is_set()):
+                raise Cancelled("stopped while the rate budget was sought")
+            try:
+                connection = connect(self._conninfo, autocommit=True, application_name="nexhealth rate budget")
+            except WarehouseError as error:
+                reason = str(error)
+            else:
+                self._away_since = None
+                return connection
+            now = time.monotonic()
+            self._away_since = self._away_since or now
+            if now - self._away_since >= _AWAY_SECONDS:
+                raise BudgetUnavailable(f"{_UNASKED}: {reason}")
+            self.pause(_TRY_AGAIN_SECONDS)
+
+
+class PostgresBudget:
+    """The shared budget of one API key, asked for by `connection`. Implements `client.budget.Budget`; thread-safe.
+
+    `share` is the part of each documented limit to use (at least one request a window).
+    """
+
     def __init__(
-        self,
-        conninfo: str,
-        key_hash: str,
-        share: float,
-        *,
-        limits: Mapping[RateClass, Limit] = LIMITS,
-        stop: threading.Event | None = None,
+        self, connection: BudgetConnection, key_hash: str, share: float, *, limits: Mapping[RateClass, Limit] = LIMITS
     ) -> None:
-        self._conninfo, self._key_hash, self._stop = conninfo, key_hash, stop
+        self._connection, self._key_hash = connection, key_hash
         self._allowed = {name: _allowed(limit, share) for name, limit in limits.items()}
         self._bucket_seconds = {
             name: (limit.window_seconds * (1 + _MARGIN) + _JITTER_SECONDS) / _BUCKETS for name, limit in limits.items()
@@ -259,11 +336,8 @@ class PostgresBudget:
             name: 0 if limit.window_seconds <= _PACED_WINDOW else self._allowed[name] // 2
             for name, limit in limits.items()
         }
-        self._connection: psycopg.Connection | None = None
-        self._closed = False
-        self._away_since: float | None = None
-        self._asking = threading.Lock()
         self._lines: dict[tuple[RateClass, ...], _Line] = {}
+        self._lining_up = threading.Lock()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._key_hash[:8]})"
@@ -287,84 +361,22 @@ class PostgresBudget:
         began = time.monotonic()
         waited = False
         # One thread of this process asks for a set of classes at a time; the others stand in line.
-        with self._line(tuple(names)).turn(self._stop):
-            while wait := self._ask(_ACQUIRE, question):
+        with self._line(tuple(names)).turn(self._connection.stop):
+            while wait := self._connection.ask(_ACQUIRE, question):
                 waited = True
-                self._pause(min(wait, _LONGEST_SLEEP))
+                self._connection.pause(min(wait, _LONGEST_SLEEP))
         return time.monotonic() - began if waited else 0.0
 
     def throttle(self, classes: tuple[RateClass, ...], seconds: float) -> None:
         """Let no process send in `classes` for `seconds` from now. Raises BudgetUnavailable."""
         names = sorted(classes)
-        self._ask(
+        self._connection.ask(
             "SELECT nexhealth_rate_throttle(%s, %s, %s, %s, %s)",
             (self._key_hash, [str(n) for n in names], [self._bucket_seconds[n] for n in names], _BUCKETS, seconds),
         )
 
-    def close(self) -> None:
-        """Close the connection. Whoever asks from now on, as a fetch that was given up does, gets Cancelled.
-
-        What NexHealth tells such a one of its limits is lost: the next to ask is told again.
-        """
-        self._closed = True
-        with self._asking:
-            if self._connection is not None:
-                self._connection.close()
-            self._connection = None
-
-    def _ask(self, query: str, parameters: tuple[object, ...]) -> float:
-        """The answer of one function call, asked twice where the server went away or stood still meanwhile."""
-        with self._asking:
-            for last in (False, True):
-                try:
-                    row = self._connected().execute(query, parameters).fetchone()
-                    return float(row[0] or 0) if row else 0.0
-                except psycopg.Error as error:
-                    lost = self._connection is None or self._connection.broken or self._connection.closed
-                    code = error.sqlstate
-                if last or not (lost or code in _OVERDUE):
-                    break
-                if lost:
-                    self._connection = None
-        raise BudgetUnavailable(_why(code))
-
-    def _connected(self) -> psycopg.Connection:
-        if self._connection is None:
-            connection = self._connect()
-            try:
-                connection.execute(_SESSION)
-            except psycopg.Error:
-                connection.close()
-                raise
-            self._connection = connection
-        return self._connection
-
-    def _connect(self) -> psycopg.Connection:
-        """A new connection, sought for a while: by the first who finds none, for all others too. Raises BudgetUnavailable."""
-        while True:
-            if self._closed or (self._stop is not None and self._stop.is_set()):
-                raise Cancelled("stopped while the rate budget was sought")
-            try:
-                connection = connect(self._conninfo, autocommit=True, application_name="nexhealth rate budget")
-            except WarehouseError as error:
-                reason = str(error)
-            else:
-                self._away_since = None
-                return connection
-            now = time.monotonic()
-            self._away_since = self._away_since or now
-            if now - self._away_since >= _AWAY_SECONDS:
-                raise BudgetUnavailable(f"{_UNASKED}: {reason}")
-            self._pause(_TRY_AGAIN_SECONDS)
-
-    def _pause(self, seconds: float) -> None:
-        if self._stop is None:
-            time.sleep(seconds)
-        elif self._stop.wait(seconds):
-            raise Cancelled("stopped while waiting for the rate budget")
-
     def _line(self, names: tuple[RateClass, ...]) -> "_Line":
-        with self._asking:
+        with self._lining_up:
             return self._lines.setdefault(names, _Line())
 
 

@@ -19,7 +19,7 @@ ROWS = {
 def test_those_of_a_run_are_counted_with_the_default_concurrency() -> None:
     concurrency = Settings.model_fields["concurrency"].default
     warehouse, _ = ROWS["a run that reads"]
-    assert int(re.findall(r": (\d+)", warehouse)[0]) == concurrency + 2 + 1 + 1  # its lock's, and a key's
+    assert int(re.findall(r": (\d+)", warehouse)[0]) == concurrency + 2 + 1 + 1  # its lock's, and its rate budget's
     three, _ = ROWS["`nexhealth sync`: three such runs side by side"]
     assert int(re.findall(r"\d+", three)[0]) == 3 * (concurrency + 4)
 

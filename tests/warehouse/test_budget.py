@@ -13,7 +13,7 @@ from nexhealth_pipeline.catalog.limits import LIMITS, Limit, RateClass, rate_cla
 from nexhealth_pipeline.client.retry import RetryPolicy
 from nexhealth_pipeline.errors import BudgetUnavailable, Cancelled
 from nexhealth_pipeline.warehouse import budget as budget_module
-from nexhealth_pipeline.warehouse.budget import BUDGET_DDL, PACE_SLACK, PostgresBudget
+from nexhealth_pipeline.warehouse.budget import BUDGET_DDL, PACE_SLACK, BudgetConnection, PostgresBudget
 from nexhealth_pipeline.warehouse.connect import connect
 
 GENERAL, PATIENTS, OTHER = RateClass.GENERAL, RateClass.PATIENTS, RateClass.OTHER
@@ -33,24 +33,24 @@ def budget_of(url: str) -> Iterator:
     made: list[PostgresBudget] = []
 
     def make(share: float = 1.0, limits: dict[RateClass, Limit] = WIDE, key: str = "k", **options) -> PostgresBudget:
-        made.append(PostgresBudget(url, key, share, limits=limits, **options))
+        made.append(PostgresBudget(BudgetConnection(url, **options), key, share, limits=limits))
         return made[-1]
 
     yield make
     for budget in made:
-        budget.close()
+        budget._connection.close()
 
 
 def told_by(budget: PostgresBudget) -> list[float]:
     """The waits that the database tells from now on. A busy machine may take longer, but that is not decided here."""
-    ask, told = budget._ask, []
+    ask, told = budget._connection.ask, []
 
     def noting(query: str, parameters: tuple[object, ...]) -> float:
         if wait := ask(query, parameters):
             told.append(wait)
         return wait
 
-    budget._ask = noting  # type: ignore[method-assign]
+    budget._connection.ask = noting  # type: ignore[method-assign]
     return told
 
 
@@ -75,9 +75,9 @@ def _work(url: str, limits: dict[RateClass, Limit], begin, seconds: float, out) 
     Puts the moments of its grants, and the seconds for which it was not let run.
     """
     stop = threading.Event()
-    budget = PostgresBudget(url, "k", 0.8, limits=limits, stop=stop)
+    budget = PostgresBudget(BudgetConnection(url, stop=stop), "k", 0.8, limits=limits)
     moments: list[float] = []
-    ask = budget._ask
+    ask = budget._connection.ask
 
     def noting(query: str, parameters: tuple[object, ...]) -> float:
         # Noted in the line: once out of it, each thread could hold a grant back while others go on.
@@ -92,7 +92,7 @@ def _work(url: str, limits: dict[RateClass, Limit], begin, seconds: float, out) 
         except Cancelled:
             return
 
-    budget._ask = noting  # type: ignore[method-assign]
+    budget._connection.ask = noting  # type: ignore[method-assign]
     threads = [threading.Thread(target=take) for _ in range(3)]
     begin.wait(120)
     for thread in threads:
@@ -106,7 +106,7 @@ def _work(url: str, limits: dict[RateClass, Limit], begin, seconds: float, out) 
     stop.set()
     for thread in threads:
         thread.join()
-    budget.close()
+    budget._connection.close()
     out.put((moments, lost))
 
 
@@ -163,7 +163,7 @@ def _until_cancelled(budget: PostgresBudget, classes: tuple[RateClass, ...]) -> 
 
 def test_the_wait_is_reported(budget_of):
     budget, answers = budget_of(), iter([0.1, 0.0])
-    budget._ask = lambda *_: next(answers)  # a busy machine might ask a real window when it is over
+    budget._connection.ask = lambda *_: next(answers)  # a busy machine might ask a real window when it is over
     began = time.monotonic()
     assert 0.1 <= budget.acquire((PATIENTS,)) <= time.monotonic() - began
 
@@ -271,14 +271,14 @@ def test_stopping_ends_the_wait_of_every_thread_in_line(budget_of):
 def test_threads_are_served_in_the_order_they_came(budget_of):
     budget = budget_of(limits=only(1, 0.1))
     budget.acquire((PATIENTS,))
-    ask, order = budget._ask, []
+    ask, order = budget._connection.ask, []
 
     def noting(*question) -> float:
         if not (wait := ask(*question)):
             order.append(threading.current_thread())
         return wait
 
-    budget._ask = noting
+    budget._connection.ask = noting
     threads = [threading.Thread(target=budget.acquire, args=((PATIENTS,),)) for _ in range(4)]
     line = budget._line((PATIENTS,))
     with line.turn(None):
@@ -305,7 +305,7 @@ def test_a_question_that_a_standstill_cut_off_is_asked_again(budget_of, url, mon
     monkeypatch.setattr(budget_module, "_SESSION", "SELECT set_config('lock_timeout', '300ms', false)")
     budget = budget_of(limits=only(9, 0.001))
     budget.acquire((PATIENTS,))
-    connected, tries = budget._connected, []
+    connected, tries = budget._connection._connected, []
 
     def try_again() -> psycopg.Connection:
         tries.append(1)
@@ -313,7 +313,7 @@ def test_a_question_that_a_standstill_cut_off_is_asked_again(budget_of, url, mon
             db.rollback()
         return connected()
 
-    monkeypatch.setattr(budget, "_connected", try_again)
+    monkeypatch.setattr(budget._connection, "_connected", try_again)
     with psycopg.connect(url) as db:
         db.execute("SELECT FROM nexhealth_rate_budget FOR UPDATE")
         budget.acquire((PATIENTS,))
@@ -326,7 +326,7 @@ def test_a_question_that_a_standstill_cut_off_is_asked_again(budget_of, url, mon
 def test_an_unreachable_database_lets_nothing_through(monkeypatch: pytest.MonkeyPatch):
     """Fail closed: without the shared count the limit cannot be kept."""
     monkeypatch.setattr(budget_module, "_AWAY_SECONDS", 0.0)
-    budget = PostgresBudget("postgresql://someone:hunter2@127.0.0.1:9/none", "k", 1.0)
+    budget = PostgresBudget(BudgetConnection("postgresql://someone:hunter2@127.0.0.1:9/none"), "k", 1.0)
     with pytest.raises(BudgetUnavailable) as caught:
         budget.acquire((PATIENTS,))
     assert "hunter2" not in str(caught.value) + repr(budget)
@@ -349,7 +349,7 @@ def test_that_no_connection_is_left_is_told_and_not_as_a_database_that_does_not_
     """Whoever reads "check DATABASE_URL" looks for hours at an address that is right. Threads in line do not each wait anew."""
     monkeypatch.setattr(budget_module, "_AWAY_SECONDS", 0.15)
     monkeypatch.setattr(budget_module, "_TRY_AGAIN_SECONDS", 0.05)
-    budget, tries = PostgresBudget(narrow, "k", 1.0), []
+    budget, tries = PostgresBudget(BudgetConnection(narrow), "k", 1.0), []
     monkeypatch.setattr(budget_module, "connect", lambda *given, **named: tries.append(1) or connect(*given, **named))
     with psycopg.connect(narrow), psycopg.connect(narrow):
         left = f"has no connection left for role narrow_{os.getpid()}: raise its CONNECTION LIMIT"
@@ -365,18 +365,18 @@ def test_that_no_connection_is_left_is_told_and_not_as_a_database_that_does_not_
 
 def test_a_connection_that_is_missing_for_a_moment_is_waited_for(narrow: str, monkeypatch: pytest.MonkeyPatch):
     """Others' tools come and go, and the pool of the same run waits as well."""
-    budget = PostgresBudget(narrow, "k", 1.0)
+    budget = PostgresBudget(BudgetConnection(narrow), "k", 1.0)
     with psycopg.connect(narrow), psycopg.connect(narrow) as last:
-        monkeypatch.setattr(budget, "_pause", lambda _: last.close())
+        monkeypatch.setattr(budget._connection, "pause", lambda _: last.close())
         assert budget.acquire((PATIENTS,)) == 0.0
-    budget.close()
+    budget._connection.close()
 
 
 def test_whoever_waits_for_a_connection_can_be_stopped():
     stop = threading.Event()
     stop.set()
     with pytest.raises(Cancelled):
-        PostgresBudget("postgresql://127.0.0.1:9/none", "k", 1.0, stop=stop).acquire((PATIENTS,))
+        PostgresBudget(BudgetConnection("postgresql://127.0.0.1:9/none", stop=stop), "k", 1.0).acquire((PATIENTS,))
 
 
 def test_a_full_disk_is_called_that(budget_of, monkeypatch: pytest.MonkeyPatch):
@@ -384,16 +384,16 @@ def test_a_full_disk_is_called_that(budget_of, monkeypatch: pytest.MonkeyPatch):
         raise psycopg.errors.DiskFull("could not extend file")
 
     budget = budget_of()
-    monkeypatch.setattr(budget, "_connected", full)
+    monkeypatch.setattr(budget._connection, "_connected", full)
     with pytest.raises(BudgetUnavailable, match="no room left: make room on its disk"):
         budget.acquire((PATIENTS,))
 
 
 def test_a_missing_table_names_the_command(server_url):
-    budget = PostgresBudget(server_url, "k", 1.0)
+    budget = PostgresBudget(BudgetConnection(server_url), "k", 1.0)
     with pytest.raises(BudgetUnavailable, match="nexhealth db upgrade"):
         budget.acquire((PATIENTS,))
-    budget.close()
+    budget._connection.close()
 
 
 def test_the_definition_may_run_again(url, budget_of):
