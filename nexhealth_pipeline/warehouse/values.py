@@ -16,7 +16,17 @@ import msgspec
 from nexhealth_pipeline.catalog.collection import SqlType
 from nexhealth_pipeline.errors import RecordRefused
 
-__all__ = ["CONVERTERS", "COPY_ESCAPES", "NULL", "YEARS", "Converter", "copy_text", "json_text", "replace_nul"]
+__all__ = [
+    "CONVERTERS",
+    "COPY_ESCAPES",
+    "NULL",
+    "YEARS",
+    "Converter",
+    "copy_text",
+    "json_text",
+    "replace_nul",
+    "says_deleted",
+]
 
 NULL = "None"
 """Null in COPY's text: what Python writes for None, so that nothing must be asked whether it is null."""
@@ -34,6 +44,8 @@ _NUMBER = re.compile(r"[+-]?\d{1,30}(\.\d{1,30})?", re.ASCII)
 _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 # Offsets up to 15:59, the widest that PostgreSQL takes.
 _TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)? ?(Z|UTC|[+-](0\d|1[0-5])(:?[0-5]\d)?)", re.ASCII)
+_YEAR = re.compile(r"\d{4}(?=-)", re.ASCII)
+_NO_TIME = ("", "0", "false", "null", "none")
 _encode_json = msgspec.json.Encoder().encode
 
 
@@ -127,6 +139,18 @@ def _timestamptz(value: object) -> str | None:
     if year not in YEARS:
         raise RecordRefused("", "year outside 1900-2200")
     return text
+
+
+def says_deleted(value: object) -> bool:
+    """Whether what stands where the time of a deletion belongs says that there was one, as a time or not.
+
+    A day does, and `true`. Nothing, false and zero do not, nor a year that no record can be of: some write that for never.
+    """
+    if not value or not isinstance(value, str):
+        return bool(value)
+    text = value.strip().lower()
+    year = _YEAR.match(text)
+    return int(year[0]) in YEARS if year else text not in _NO_TIME
 
 
 def copy_text(text: str, *, escaped: bool) -> str:

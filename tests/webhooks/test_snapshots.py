@@ -245,7 +245,7 @@ def charge(at: float, **fields: Any) -> dict[str, Any]:
     return {name: one for name, one in (record | fields).items() if one is not ...}
 
 
-@pytest.mark.parametrize("deleted_at", [..., None])
+@pytest.mark.parametrize("deleted_at", [..., None, True, "2026-03-01"])
 def test_a_deletion_marks_the_row_where_the_record_does_not(
     deleted_at: object, practice: psycopg.Connection, practice_url: str
 ) -> None:
@@ -258,6 +258,17 @@ def test_a_deletion_marks_the_row_where_the_record_does_not(
     replayed_quietly(practice, practice_url, "charges")
     load_page(practice, "charges", [charge(5)], read_at=9)
     assert value(practice, "deleted_at", "charges") is None, "the API was asked later"
+
+
+@pytest.mark.parametrize("deleted_at", [True, "2026-03-01"])
+def test_a_record_that_says_deleted_without_a_time_is_deleted_since_its_version(
+    deleted_at: object, practice: psycopg.Connection, practice_url: str
+) -> None:
+    """It holds against a version as old that says nothing, as one with a time does."""
+    told = [body("charge_updated", {"charge": charge(5, deleted_at=one)}) for one in (None, deleted_at)]
+    assert applied(practice, practice_url, *told) == ["applied", "applied"]
+    assert value(practice, "deleted_at, deleted_by", "charges") == (T0 + 5 * MINUTE, "source")
+    replayed_quietly(practice, practice_url, "charges")
 
 
 def test_a_deletion_that_came_before_the_last_read_is_outdated(practice: psycopg.Connection, practice_url: str) -> None:
