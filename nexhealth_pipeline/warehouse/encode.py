@@ -36,6 +36,7 @@ from nexhealth_pipeline.warehouse.values import (
     copy_text,
     json_text,
     says_deleted,
+    utc_date,
 )
 
 __all__ = ["HASH_BEGINS", "Encoded", "Note", "RecordEncoder"]
@@ -363,7 +364,7 @@ def _fields(collection: Collection) -> tuple[_Field, ...]:
             column.name,
             outers.setdefault(column.path[:-1], column.path[:-1]),
             column.path[-1],
-            CONVERTERS[column.type],
+            utc_date if column.utc else CONVERTERS[column.type],
             column.name in collection.key,
             must_be_short(collection, column),
         )

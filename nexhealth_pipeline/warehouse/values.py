@@ -8,7 +8,7 @@ A converter returns text, or None for null, or raises RecordRefused with the rul
 import math
 import re
 from collections.abc import Callable
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 
 import msgspec
@@ -26,6 +26,7 @@ __all__ = [
     "json_text",
     "replace_nul",
     "says_deleted",
+    "utc_date",
 ]
 
 NULL = "None"
@@ -111,8 +112,11 @@ def _double(value: object) -> str | None:
 
 
 def _date(value: object) -> str | None:
+    """A day; of a time its day as written. Midnight of whatever zone it is, as that of a birthday: moved, it is another's."""
     if value is None or value == "":
         return None
+    if isinstance(value, str) and _TIME.fullmatch(value) and _timestamptz(value) is not None:
+        value = value[: len("YYYY-MM-DD")]
     if not isinstance(value, str) or not _DATE.fullmatch(value):
         raise RecordRefused("", "not a date of the form YYYY-MM-DD")
     try:
@@ -122,6 +126,16 @@ def _date(value: object) -> str | None:
     if year not in YEARS:
         raise RecordRefused("", "year outside 1900-2200")
     return value
+
+
+def utc_date(value: object) -> str | None:
+    """A day that NexHealth describes as one of UTC (API.md E.0); of a time its day there.
+
+    The vendor's file has these as days where they are read, and as times where they are written.
+    """
+    if isinstance(value, str) and _TIME.fullmatch(value) and (moment := _timestamptz(value)) is not None:
+        value = datetime.fromisoformat(moment).astimezone(UTC).date().isoformat()
+    return _date(value)
 
 
 def _timestamptz(value: object) -> str | None:
