@@ -162,7 +162,8 @@ class Events:
     hints: tuple[str, ...] = ()
     """Events that only tell that something changed: the API is asked again."""
     keys: tuple[str, ...] = ()
-    """Keys of `data` that hold a record, or a list of them; where none is there, `data` itself may be the record."""
+    """Keys of `data` that hold a record, or a list of them; where none is there, `data` itself may be the record, or the
+    only member of it that can be one."""
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -240,6 +240,15 @@ def test_one_bad_record_of_an_event_does_not_stop_the_others(practice: psycopg.C
     assert reason == "patients: id: missing, or no integer; its other records were loaded"
 
 
+def test_a_record_under_a_key_that_nobody_expected_is_loaded(practice: psycopg.Connection, practice_url: str) -> None:
+    """The keys of `data` are guesses for most events: such an event was given up after all its tries."""
+    coverage = {"id": 9, "patient_id": 1, "plan_id": 2, "updated_at": moment(5)}
+    told = body("patient_insurance_updated", {"coverages": [coverage]}, resource_type="PatientInsurance")
+    assert applied(practice, practice_url, told) == ["applied"]
+    assert value(practice, "id, patient_id", "insurance_coverages") == (9, 1)
+    replayed_quietly(practice, practice_url, "insurance_coverages")
+
+
 def charge(at: float, **fields: Any) -> dict[str, Any]:
     record = {"id": 4, "patient_id": 1, "location_id": 70, "updated_at": moment(at), "deleted_at": None}
     return {name: one for name, one in (record | fields).items() if one is not ...}
