@@ -7,7 +7,7 @@ adding a collection means writing one declaration in the module of its domain in
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from nexhealth_pipeline.catalog.paging import Paging
@@ -89,6 +89,8 @@ class Column:
     doc: str
     path: tuple[str, ...]
     """Keys from the record's top to the value."""
+    utc: bool = False
+    """A day that is one of UTC; any other is one of somebody's calendar, wherever that hangs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +162,8 @@ class Events:
     hints: tuple[str, ...] = ()
     """Events that only tell that something changed: the API is asked again."""
     keys: tuple[str, ...] = ()
-    """Keys of `data` that hold a record, or a list of them; where none is there, `data` itself may be the record."""
+    """Keys of `data` that hold a record, or a list of them; where none is there, `data` itself may be the record, or the
+    only member of it that can be one."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -308,9 +311,9 @@ class Collection:
         return tuple(dict.fromkeys((*self.after, *pointed_to)))
 
 
-def column(name: str, type_: SqlType, phi: Phi, doc: str) -> tuple[Column, ...]:
+def column(name: str, type_: SqlType, phi: Phi, doc: str, *, utc: bool = False) -> tuple[Column, ...]:
     """A column named as the API's field."""
-    return (Column(name, type_, phi, doc, (name,)),)
+    return (Column(name, type_, phi, doc, (name,), utc=utc),)
 
 
 def money(name: str, doc: str, phi: Phi = Phi.FINANCIAL) -> tuple[Column, ...]:
@@ -324,9 +327,7 @@ def money(name: str, doc: str, phi: Phi = Phi.FINANCIAL) -> tuple[Column, ...]:
 def nested(name: str, *columns: Iterable[Column]) -> tuple[Column, ...]:
     """The fields of a nested object, flattened with `_`."""
     return tuple(
-        Column(f"{name}_{inner.name}", inner.type, inner.phi, inner.doc, (name, *inner.path))
-        for group in columns
-        for inner in group
+        replace(inner, name=f"{name}_{inner.name}", path=(name, *inner.path)) for group in columns for inner in group
     )
 
 

@@ -32,6 +32,7 @@ from nexhealth_pipeline.sync.months import utc_today
 from nexhealth_pipeline.sync.options import Mode
 from nexhealth_pipeline.sync.plan import PassPlan, passes_of
 from nexhealth_pipeline.sync.reader import SliceReader
+from nexhealth_pipeline.sync.wrapped import Wrapped
 from nexhealth_pipeline.warehouse.child_reads import (
     ChildRead,
     DueRow,
@@ -41,6 +42,7 @@ from nexhealth_pipeline.warehouse.child_reads import (
     record_unknown,
     witnesses,
 )
+from nexhealth_pipeline.warehouse.drift import record_missing
 from nexhealth_pipeline.warehouse.repeats import repeated
 from nexhealth_pipeline.warehouse.seen import answered_key
 from nexhealth_pipeline.warehouse.state import PassState, database_time, load_state, save_state
@@ -138,6 +140,7 @@ class ChildReader(SliceReader):
         key = replace(plans[0].key, pass_name=ROWS)
         self._keeper = Keeper(connection, self.slice.collection, key)
         self._heed = Heed(self.slice.label, self.options.filters)
+        self._wrapped = Wrapped(self.slice.collection, self.slice.label)
         stored = PassState(key) if self.options.dry_run else load_state(connection, key)
         self._watermark_from, self._last_begun = stored.watermark, stored.begun_at
         self._parents_as_of = self._upstream(connection)
@@ -150,6 +153,7 @@ class ChildReader(SliceReader):
             save_state(connection, state)
         self.loader.before_merge = self._keeper.when_staged
         failures = self._read_all(connection, plans, state)
+        state = replace(state, absent_fields=self._wrapped.absent_fields(state))
         done = state.completed(self.session.client.clock.now())
         if not self.options.partial:
             # Lists that came in turn are judged by although others failed: each tells of its own row.
@@ -169,6 +173,8 @@ class ChildReader(SliceReader):
         """Note that all that were due were asked for, in one transaction."""
         with connection.transaction():
             save_state(connection, state)
+            if self._wrapped.path and state.absent_fields is not None:
+                record_missing(connection, self.slice.collection, self.slice.institution_id, state.absent_fields)
             if judged_by:
                 self._keeper.end(state.pass_started_at)
 
@@ -258,6 +264,7 @@ class ChildReader(SliceReader):
             mode=mode.value,
             # Any time does: it only tells a read of what is due from a read of everything.
             since=None if full else walked,
+            absent_fields=None if full else stored.absent_fields,
             cursor="",
             run_id=self.session.run_id,
         )
@@ -402,7 +409,7 @@ class ChildReader(SliceReader):
             try:
                 pages = list(self.session.client.pages(self._request(plan, row)))
                 self._heed.require(plan, pages)
-                read.pages.extend(pages)
+                read.pages.extend(map(self._wrapped.opened, pages))
             except NotFound:
                 # Gone since its collection was read; the next read of that says what became of it.
                 return replace(read, pages=[])
@@ -412,9 +419,10 @@ class ChildReader(SliceReader):
                 return failure
         return read
 
-    @staticmethod
-    def _request(plan: PassPlan, row: DueRow) -> ApiRequest:
-        return replace(plan.request, path=plan.request.path.format(id=row.id))
+    def _request(self, plan: PassPlan, row: DueRow) -> ApiRequest:
+        """The whole object, where records lie inside one: what it lacks tells something, too."""
+        request = replace(plan.request, path=plan.request.path.format(id=row.id))
+        return replace(request, records_at=()) if self._wrapped.path else request
 
 
 def _walked(state: PassState) -> PassState:

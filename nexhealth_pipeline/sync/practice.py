@@ -3,6 +3,7 @@
 Read from the warehouse, where discovery (the practice collections) has put them.
 """
 
+from collections import Counter
 from collections.abc import Collection as AnyCollection
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -43,7 +44,7 @@ class Location:
     """Lowest-id active location of the same EHR database: reads for all of them."""
     shared: bool
     """Whether other locations share the database, those that nobody reads any more as well: it still has their patients,
-    and a list of the whole of it does not say whose one is."""
+    and a list of the whole of it does not say whose one is. They may as well where no status names the location."""
     members: tuple[int, ...] = ()
     """Active locations that the owner reads for, itself included."""
 
@@ -194,13 +195,17 @@ def _practices(
     # Two keys may reach the same institution.
     rows = [*{(row[2], row[0]): row for row in location_rows if row[2] in institutions}.values()]
     active = {row[0] for row in rows if not row[3]}
+    offices = Counter(row[2] for row in rows)
     locations = []
     for location_id, name, institution_id, inactive in rows:
-        databases = [one & active for one in groups.get((institution_id, location_id), ()) if one & active]
+        named = groups.get((institution_id, location_id), ())
+        databases = [one & active for one in named if one & active]
         # One of two databases answers of either, so whoever is of this one alone comes first.
         first = {min(one, key=lambda id_: (len(groups[institution_id, id_]), id_)) for one in databases}
         owner = location_id if location_id in first or not first else min(first)
-        shared = any(len(one) > 1 for one in groups.get((institution_id, location_id), ()))
+        # Whom no status names may be in any other's database. Taken for alone, all who are in it would be noted as its own;
+        # taken for one that shares, its own list is asked for once more.
+        shared = any(len(one) > 1 for one in named) if named else offices[institution_id] > 1
         locations.append(Location(location_id, name, institutions[institution_id], inactive, owner, shared=shared))
     left_out = frozenset(one.subdomain for one in known if one.id not in institutions)
     return Practices(tuple(institutions.values()), tuple(_with_members(locations)), left_out)

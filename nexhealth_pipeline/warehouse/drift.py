@@ -3,7 +3,7 @@
 Only names of fields and ids of records are kept, never a value. The database is written to once per slice and field.
 
 - new: a key, at the top or in an object whose fields are columns, that no column holds (it is in `raw`);
-- retyped: a value of another type than the column's (a date that is no date, an object in a text column);
+- retyped: a value of another type than the column's (a day with a time, an object in a text column);
 - missing: a declared key that no record of any complete read of the institution had.
 """
 
@@ -32,6 +32,7 @@ _MET = (
     " AND field <> ALL(%(fields)s::text[])"
 )
 """Fields noted as missing that are not among those a read lacked."""
+_DAY = len("YYYY-MM-DD")
 _TYPE_RULES = ("not ", "the object around")
 """How rules begin that a value of another type breaks; the others are about its content."""
 
@@ -62,7 +63,8 @@ class DriftWatch:
     def __init__(self, collection: Collection) -> None:
         self._known = known_keys(collection)
         self._fields = {column.name: field_of(column) for column in collection.columns}
-        self._texts = tuple((column.path, field_of(column)) for column in collection.columns if _is_text(column))
+        self._texts = _of_type(collection, SqlType.TEXT)
+        self._days = _of_type(collection, SqlType.DATE)
         self._found: list[Drift] = []
         self._told: set[tuple[Kind, int, str]] = set()
         self._absent: set[str] | None = None
@@ -78,6 +80,7 @@ class DriftWatch:
             if isinstance(inner, dict) and not known.issuperset(inner):
                 self._note_new(record, inner, institution, path, known)
         self._see_texts(record, institution)
+        self._see_days(record, institution)
         self.see_absent(absent)
         if faults:
             self._note_faults(record, institution, faults)
@@ -106,6 +109,13 @@ class DriftWatch:
         for path, field in self._texts:
             value = _at(record, path)
             if value is not None and not isinstance(value, str):
+                self._note("retyped", record, institution, field)
+
+    def _see_days(self, record: dict[str, object], institution: str) -> None:
+        """Day columns take times, of which each record may hold some: told here, and in quarantine not one of them."""
+        for path, field in self._days:
+            value = _at(record, path)
+            if isinstance(value, str) and len(value) > _DAY:
                 self._note("retyped", record, institution, field)
 
     def _note_new(
@@ -203,8 +213,9 @@ def known_keys(collection: Collection) -> dict[tuple[str, ...], frozenset[str]]:
     }
 
 
-def _is_text(column: Column) -> bool:
-    return column.type is SqlType.TEXT
+def _of_type(collection: Collection, type_: SqlType) -> tuple[tuple[tuple[str, ...], str], ...]:
+    """Path and field of each column of a type."""
+    return tuple((column.path, field_of(column)) for column in collection.columns if column.type is type_)
 
 
 def _at(record: dict[str, object], path: tuple[str, ...]) -> object:

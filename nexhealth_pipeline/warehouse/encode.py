@@ -28,7 +28,16 @@ from nexhealth_pipeline.warehouse.usual import (
     is_too_deep,
     must_be_short,
 )
-from nexhealth_pipeline.warehouse.values import CONVERTERS, COPY_ESCAPES, NULL, Converter, copy_text, json_text
+from nexhealth_pipeline.warehouse.values import (
+    CONVERTERS,
+    COPY_ESCAPES,
+    NULL,
+    Converter,
+    copy_text,
+    json_text,
+    says_deleted,
+    utc_date,
+)
 
 __all__ = ["HASH_BEGINS", "Encoded", "Note", "RecordEncoder"]
 
@@ -132,6 +141,8 @@ class RecordEncoder:
         self._hidden = as_written(frozenset(name for name, _ in self._sensitive))
         self._id_at = id_place(arranged(collection))
         self._version_at = next((at for at, one in enumerate(self._fields) if one.name == collection.version), None)
+        self._deleted_at = next((at for at, one in enumerate(self._fields) if one.name == collection.soft_delete), None)
+        """Which of the fields is the API's own deletion time."""
         self._deleted_if = collection.deleted_if
         self._deleted = re.compile(rb'"%s"\s*:\s*+(?!false|null)' % (collection.deleted_if or "").encode())
         # What only the request knows is content where the record may move: its bytes are the same in another list.
@@ -209,7 +220,7 @@ class RecordEncoder:
         fields = "\t".join([NULL if text is None else copy_text(text, escaped=True) for text in texts])
         institution = self._institution or self._institution_of(record)
         deleted_at = None
-        if self._deleted_if is not None and self._is_deleted(record.get(self._deleted_if), faults):
+        if self._is_deleted(record, faults):
             deleted_at = (None if self._version_at is None else texts[self._version_at]) or read_text
         self.drift.see(record, institution, absent, faults)
         self._usual.learn(record)
@@ -223,14 +234,21 @@ class RecordEncoder:
         found = Usual(fields, None if id_ is None else int(id_), absent, stored)
         return self._written(found, institution, known, read_text, encoded, deleted_at)
 
-    def _is_deleted(self, value: object, faults: list[RecordRefused]) -> bool:
-        """What the flag says, in whatever form other flags come; one that says nothing is a fault of the record."""
+    def _is_deleted(self, record: dict[str, object], faults: list[RecordRefused]) -> bool:
+        """What the flag says, in whatever form other flags come; one that says nothing is a fault of the record.
+
+        Or that there was a deletion whose time cannot be read: taken for none, what is deleted would be there.
+        """
+        if self._deleted_if is None:
+            name = self._collection.soft_delete
+            return any(fault.field == name for fault in faults) and says_deleted(record.get(name or ""))
+        value = record.get(self._deleted_if)
         if value is None:
             return False
         try:
             return CONVERTERS[SqlType.BOOLEAN](value) == "True"
         except RecordRefused as refused:
-            faults.append(RecordRefused(self._deleted_if or "", refused.rule))
+            faults.append(RecordRefused(self._deleted_if, refused.rule))
             return False
 
     def _written(
@@ -250,6 +268,10 @@ class RecordEncoder:
         row_hash = self._hash_begins + content.hexdigest()
         if self._deleted_if is not None:
             fields = f"{fields}\t{deleted_at or NULL}"
+        elif deleted_at is not None and self._deleted_at is not None:
+            values = fields.split("\t")
+            values[self._deleted_at] = deleted_at
+            fields = "\t".join(values)
         if found.id is not None:
             encoded.ids.append(found.id)
         encoded.hashes.append(row_hash)
@@ -342,7 +364,7 @@ def _fields(collection: Collection) -> tuple[_Field, ...]:
             column.name,
             outers.setdefault(column.path[:-1], column.path[:-1]),
             column.path[-1],
-            CONVERTERS[column.type],
+            utc_date if column.utc else CONVERTERS[column.type],
             column.name in collection.key,
             must_be_short(collection, column),
         )

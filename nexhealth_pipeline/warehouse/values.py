@@ -8,7 +8,7 @@ A converter returns text, or None for null, or raises RecordRefused with the rul
 import math
 import re
 from collections.abc import Callable
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 
 import msgspec
@@ -16,7 +16,18 @@ import msgspec
 from nexhealth_pipeline.catalog.collection import SqlType
 from nexhealth_pipeline.errors import RecordRefused
 
-__all__ = ["CONVERTERS", "COPY_ESCAPES", "NULL", "YEARS", "Converter", "copy_text", "json_text", "replace_nul"]
+__all__ = [
+    "CONVERTERS",
+    "COPY_ESCAPES",
+    "NULL",
+    "YEARS",
+    "Converter",
+    "copy_text",
+    "json_text",
+    "replace_nul",
+    "says_deleted",
+    "utc_date",
+]
 
 NULL = "None"
 """Null in COPY's text: what Python writes for None, so that nothing must be asked whether it is null."""
@@ -34,6 +45,8 @@ _NUMBER = re.compile(r"[+-]?\d{1,30}(\.\d{1,30})?", re.ASCII)
 _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 # Offsets up to 15:59, the widest that PostgreSQL takes.
 _TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)? ?(Z|UTC|[+-](0\d|1[0-5])(:?[0-5]\d)?)", re.ASCII)
+_YEAR = re.compile(r"\d{4}(?=-)", re.ASCII)
+_NO_TIME = ("", "0", "false", "null", "none")
 _encode_json = msgspec.json.Encoder().encode
 
 
@@ -99,8 +112,11 @@ def _double(value: object) -> str | None:
 
 
 def _date(value: object) -> str | None:
+    """A day; of a time its day as written. Midnight of whatever zone it is, as that of a birthday: moved, it is another's."""
     if value is None or value == "":
         return None
+    if isinstance(value, str) and _TIME.fullmatch(value) and _timestamptz(value) is not None:
+        value = value[: len("YYYY-MM-DD")]
     if not isinstance(value, str) or not _DATE.fullmatch(value):
         raise RecordRefused("", "not a date of the form YYYY-MM-DD")
     try:
@@ -110,6 +126,16 @@ def _date(value: object) -> str | None:
     if year not in YEARS:
         raise RecordRefused("", "year outside 1900-2200")
     return value
+
+
+def utc_date(value: object) -> str | None:
+    """A day that NexHealth describes as one of UTC (API.md E.0); of a time its day there.
+
+    The vendor's file has these as days where they are read, and as times where they are written.
+    """
+    if isinstance(value, str) and _TIME.fullmatch(value) and (moment := _timestamptz(value)) is not None:
+        value = datetime.fromisoformat(moment).astimezone(UTC).date().isoformat()
+    return _date(value)
 
 
 def _timestamptz(value: object) -> str | None:
@@ -127,6 +153,18 @@ def _timestamptz(value: object) -> str | None:
     if year not in YEARS:
         raise RecordRefused("", "year outside 1900-2200")
     return text
+
+
+def says_deleted(value: object) -> bool:
+    """Whether what stands where the time of a deletion belongs says that there was one, as a time or not.
+
+    A day does, and `true`. Nothing, false and zero do not, nor a year that no record can be of: some write that for never.
+    """
+    if not value or not isinstance(value, str):
+        return bool(value)
+    text = value.strip().lower()
+    year = _YEAR.match(text)
+    return int(year[0]) in YEARS if year else text not in _NO_TIME
 
 
 def copy_text(text: str, *, escaped: bool) -> str:

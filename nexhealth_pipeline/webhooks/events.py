@@ -2,8 +2,9 @@
 
 NexHealth documents the envelope (`resource_type`, `event_name`, `event_time`, `subdomain`, `data`,
 `delivery_errors`) but not the shape of `data` for each event, and handlers in the field met others
-(API.md F.4). So the record is looked for under every key the catalog declares, and in `data` itself.
-Records stay the bytes received: their meaning is the loader's business.
+(API.md F.4). So the record is looked for under every key the catalog declares, in `data` itself, and in
+the only member of it that may be one. Which resource type an event is of is not documented either (F.3): its
+name tells what it is about. Records stay the bytes received: their meaning is the loader's business.
 
 There is no event id. What tells events apart is their name, practice, time and `data`; a repeated
 delivery may differ in `delivery_errors`, and is still the same event.
@@ -17,7 +18,7 @@ from typing import TypeVar
 
 import msgspec
 
-from nexhealth_pipeline.catalog.collection import Events
+from nexhealth_pipeline.catalog.collection import Collection, Events
 from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.webhooks.moment import moment_of
 
@@ -33,7 +34,27 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.:-]{0,99}")
 _SUBDOMAIN = re.compile(r"[A-Za-z0-9_.-]{1,255}")
 _ID = re.compile(r"[0-9]{1,19}")
 _LARGEST_ID = 2**63 - 1
+_NO_NAME = "(no name)"
 _DECLARED: dict[str, Events] = {name: one.events for one in DECLARED if one.events for name in one.events.names}
+
+
+def _called(collection: Collection) -> set[str]:
+    """What a record of the collection may be called where it stands in another object."""
+    keys = collection.events.keys if collection.events else ()
+    links = (column for one in DECLARED for column, target in one.references if target == collection.name)
+    return {collection.name, collection.name.removesuffix("s"), *keys, *(link.removesuffix("_id") for link in links)}
+
+
+_BESIDE: dict[str, frozenset[str]] = {
+    name: frozenset(
+        # A patient's guarantor is another patient.
+        {word for other in DECLARED for word in _called(other)} - _called(one) | {*one.single_only}
+    )
+    for one in DECLARED
+    if one.events
+    for name in one.events.snapshots
+}
+"""Of events that hold the record: members of `data` that are something else, such as a charge's patient."""
 
 
 class EventMalformed(ValueError):
@@ -49,7 +70,9 @@ class Event:
     base_name: str
     """As subscribed to, without the suffix."""
     resource_type: str
-    """As delivered; where the body has none, the catalog's for this event, or ""."""
+    """The catalog's for this event; of one that no collection declares as delivered, or ""."""
+    other_type: str
+    """The one delivered, where it is another word than the catalog's; else ""."""
     subdomain: str
     """The institution's; "" where the body has none."""
     event_time: datetime | None
@@ -101,11 +124,13 @@ def parse(body: bytes) -> Event:
         raise EventMalformed("event_name: missing, or not a name")
     base_name = name.split(".", 1)[0]
     declared = _DECLARED.get(base_name)
-    records = _records(bytes(wire.data), declared)
+    records = _records(bytes(wire.data), declared, _BESIDE.get(base_name))
+    resource_type, other_type = _resource_types(wire.resource_type, declared)
     return Event(
         event_name=name,
         base_name=base_name,
-        resource_type=_resource_type(wire.resource_type, declared),
+        resource_type=resource_type,
+        other_type=other_type,
         subdomain=_subdomain(wire.subdomain),
         event_time=moment_of(_text(wire.event_time)),
         records=records,
@@ -127,8 +152,7 @@ def dedup_hash(event: Event | None, body: bytes) -> bytes:
 
 def why_parked(event: Event) -> str | None:
     """Why `event` can never be applied, whatever the tables hold; None where it may be."""
-    declared = _DECLARED.get(event.base_name)
-    if declared is None or _plain(event.resource_type) != _plain(declared.resource_type):
+    if event.base_name not in _DECLARED:
         return f"no collection is fed by event {event.event_name} of resource type {event.resource_type or '(none)'}"
     return None if event.subdomain else "subdomain: missing, or not a name"
 
@@ -149,11 +173,14 @@ def _text(raw: msgspec.Raw) -> str:
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else ""
 
 
-def _resource_type(raw: msgspec.Raw, declared: Events | None) -> str:
-    name = _text(raw)
-    if _NAME.fullmatch(name):
-        return name
-    return declared.resource_type if not name and declared is not None else ""
+def _resource_types(raw: msgspec.Raw, declared: Events | None) -> tuple[str, str]:
+    """An event's resource type, and the one delivered where it is another word."""
+    text = _text(raw)
+    delivered = text if not text or _NAME.fullmatch(text) else _NO_NAME
+    if declared is None:
+        return delivered, ""
+    other = delivered and _plain(delivered) != _plain(declared.resource_type)
+    return declared.resource_type, delivered if other else ""
 
 
 def _subdomain(raw: msgspec.Raw) -> str:
@@ -161,8 +188,11 @@ def _subdomain(raw: msgspec.Raw) -> str:
     return name if _SUBDOMAIN.fullmatch(name) else ""
 
 
-def _records(data: bytes, declared: Events | None) -> list[bytes]:
-    """The records in `data`: a list, under one of the declared keys, or `data` itself."""
+def _records(data: bytes, declared: Events | None, beside: frozenset[str] | None) -> list[bytes]:
+    """The records in `data`: a list, under one of the declared keys, or `data` itself.
+
+    Or, where that has no id, what its only member holds that may be the record by its name (not `beside`) and has one.
+    """
     if data == b"null":
         return []
     if data[:1] == b"[":
@@ -176,7 +206,20 @@ def _records(data: bytes, declared: Events | None) -> list[bytes]:
             return [bytes(members[key])]
         if value == b"[":
             return _elements(bytes(members[key]))
+    if beside is not None and "id" not in members:
+        held = [found for name, one in members.items() if name not in beside and (found := _identified_in(bytes(one)))]
+        if len(held) == 1:
+            return held[0]
     return [data] if members else []
+
+
+def _identified_in(value: bytes) -> list[bytes]:
+    """The object or the objects that `value` is, where each has a usable id."""
+    try:
+        records = _elements(value) if value[:1] == b"[" else [value]
+    except EventMalformed:
+        return []
+    return records if all(_id_of(one) is not None for one in records) else []
 
 
 def _elements(raw: bytes) -> list[bytes]:

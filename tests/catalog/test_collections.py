@@ -148,6 +148,16 @@ def test_every_declared_column_is_a_property_of_its_type(collection: Collection)
 
 @with_spec
 @each
+def test_a_day_is_one_of_utc_where_the_schema_says_so(collection: Collection) -> None:
+    """Where it comes as a time, that of the ledger is the day in UTC, and a birthday the day as written."""
+    days = [one for one in collection.columns if one.type is SqlType.DATE]
+    assert [one.name for one in collection.columns if one.utc] == [
+        one.name for one in days if "UTC" in str((property_at(collection, one.path) or {}).get("description"))
+    ]
+
+
+@with_spec
+@each
 def test_an_object_whose_fields_are_known_is_flattened(collection: Collection) -> None:
     """As README says of nested fields. Risk: an id inside a JSON object, which no check follows."""
     objects = [one for one in collection.columns if one.type is SqlType.JSONB]

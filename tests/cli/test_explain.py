@@ -19,7 +19,12 @@ INSERT INTO nexhealth_institutions (institution_id, id, name, subdomain, raw, sy
 VALUES (7, 7, 'Acme Dental', 'acme', '{}', now(), now(), '');
 INSERT INTO nexhealth_locations (institution_id, id, name, synced_at, source_read_at, row_hash)
 SELECT 7, id, 'Acme ' || id, now(), now(), '' FROM generate_series(1, 5) AS id;
+INSERT INTO nexhealth_sync_status (institution_id, sync_source_type, sync_source_name, locations, synced_at, source_read_at,
+    row_hash)
+SELECT 7, 'DataSource', id::text, jsonb_build_array(jsonb_build_object('id', id)), now(), now(), ''
+FROM generate_series(1, 5) AS id;
 """
+"""Offices with a practice system each."""
 
 
 @pytest.fixture

@@ -23,13 +23,15 @@ def records(*databases: list[int], repeated: bool = False) -> dict[str, list[byt
 @pytest.mark.parametrize(
     ("databases", "owners", "shared"),
     [
-        ([], [1, 2, 3], []),
+        # Nobody says who shares one: only their own lists tell whose a patient is.
+        ([], [1, 2, 3], [1, 2, 3]),
+        ([[1], [2]], [1, 2, 3], [3]),
         ([[1, 2], [3]], [1, 1, 3], [1, 2]),
         ([[2, 1, 9], [3]], [1, 1, 3], [1, 2]),
         # An office that changes to another practice system stands in two for a while.
         ([[1, 2, 3], [2]], [1, 2, 1], [1, 2, 3]),
         ([[1, 2], [2, 3]], [1, 1, 3], [1, 2, 3]),
-        ([[1, 2], [1]], [1, 2, 3], [1, 2]),
+        ([[1, 2], [1], [3]], [1, 2, 3], [1, 2]),
         # Its patients are in the database of one whom the key does not reach, or no more.
         ([[1, 9], [2], [3]], [1, 2, 3], [1]),
     ],
@@ -53,6 +55,16 @@ def test_an_office_that_is_switched_off_still_shares_its_database() -> None:
     _, two, three = practices_of_records(known).locations
     assert (two.owner_id, two.members, two.shared) == (2, (2,), True)
     assert not three.shared
+
+
+def test_the_only_office_of_an_institution_shares_its_database_with_nobody() -> None:
+    """Whether a status names it or not: another list of the same patients each night would tell nothing new."""
+    known = records()
+    known["locations"] = known["locations"][:1] * 2
+    (alone,) = practices_of_records(known).locations
+    assert not alone.shared
+    known["locations"].append(msgspec.json.encode({"id": 2, "name": "Off", "institution_id": 7, "inactive": True}))
+    assert [one.shared for one in practices_of_records(known).locations] == [True, True]
 
 
 def test_an_institution_that_two_keys_reach_has_its_locations_once() -> None:

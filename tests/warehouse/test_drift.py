@@ -43,6 +43,7 @@ def test_a_record_as_declared_shows_nothing() -> None:
         ({"price": {"amount": "1", "currency": "USD", "cents": 5550100}}, ("new", "price.cents")),
         ({CANARY + " Jane": 1}, ("new", "(a key that is no plain name)")),
         ({"born": CANARY}, ("retyped", "born")),
+        ({"born": "2001-02-03T00:00:00-05:00"}, ("retyped", "born")),
         ({"active": CANARY}, ("retyped", "active")),
         ({"location_id": CANARY}, ("retyped", "location_id")),
         ({"price": CANARY}, ("retyped", "price.amount")),
@@ -67,6 +68,29 @@ def test_what_is_not_as_declared_is_named_with_the_record_it_was_seen_in(
 def test_a_value_that_is_only_wrong_is_no_other_type() -> None:
     """30 February is one office's mistake, not a change of the API."""
     assert seen(gadget(born="2024-02-30", location_id=2**64, start_time="1700-01-01T00:00:00Z")) == []
+
+
+def test_days_that_come_as_times_are_told_once_and_loaded() -> None:
+    """Each row of the ledger was a note in quarantine with its whole record, millions in a first load, and had no day."""
+    payments = COLLECTIONS["payments"]
+    encoder = RecordEncoder(payments, INSTITUTION)
+    record = {"id": 1, "updated_at": "2026-03-01T10:00:00Z", "paid_at": "2024-05-20T23:00:00-04:00"}
+    raw = [json.dumps(record | {"id": number}).encode() for number in range(1, 4)]
+    encoded = encoder.encode(raw, NOON, {})
+    at = encoder.stage_columns.index("paid_at")
+    assert [line.split("\t")[at] for line in encoded.lines] == ["2024-05-21"] * 3
+    assert encoded.notes == []
+    assert [(one.kind, one.field, one.sample_id) for one in encoder.drift.drain()] == [("retyped", "paid_at", 1)]
+
+
+def test_a_birthday_that_comes_as_a_time_is_the_day_that_is_written() -> None:
+    """Midnight where somebody was born may be another day in UTC."""
+    encoder = RecordEncoder(COLLECTIONS["patients"], INSTITUTION)
+    born = {"date_of_birth": "1980-02-03T00:00:00+02:00"}
+    encoded = encoder.encode([json.dumps({"id": 1, "bio": born}).encode()], NOON, {})
+    assert encoded.lines[0].split("\t")[encoder.stage_columns.index("bio_date_of_birth")] == "1980-02-03"
+    assert encoded.notes == []
+    assert [(one.kind, one.field) for one in encoder.drift.drain()] == [("retyped", "bio.date_of_birth")]
 
 
 def test_a_drift_is_told_once_and_an_object_keyed_by_anything_does_not_fill_the_table() -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from nexhealth_pipeline.catalog.collection import SqlType
 from nexhealth_pipeline.errors import RecordRefused
-from nexhealth_pipeline.warehouse.values import CONVERTERS, json_text, replace_nul
+from nexhealth_pipeline.warehouse.values import CONVERTERS, json_text, replace_nul, utc_date
 
 CANARY = "canary-5550100"
 
@@ -36,6 +36,10 @@ TAKEN: list[tuple[SqlType, object, str | None]] = [
     (SqlType.DATE, "2024-02-29", "2024-02-29"),
     (SqlType.DATE, "2200-12-31", "2200-12-31"),
     (SqlType.DATE, "", None),
+    # The day as written: it is a birthday at midnight of whatever zone.
+    (SqlType.DATE, "2024-01-01T00:00:00Z", "2024-01-01"),
+    (SqlType.DATE, "2024-05-20T23:00:00.000-04:00", "2024-05-20"),
+    (SqlType.DATE, "2024-05-20 00:30:00 +10:00", "2024-05-20"),
     (SqlType.TIMESTAMPTZ, "2024-02-29T23:59:59.999999Z", "2024-02-29T23:59:59.999999Z"),
     (SqlType.TIMESTAMPTZ, "2024-01-01T00:00+0530", "2024-01-01T00:00+0530"),
     (SqlType.TIMESTAMPTZ, "2024-01-01 00:00:00 -05:00", "2024-01-01 00:00:00-05:00"),
@@ -52,8 +56,18 @@ DATE_TRAPS = [
     *("2024-1-1", "20240101", "01/02/2024", "1899-12-31", "2201-01-01", "٢٠٢٤-٠١-٠١", "2024-01-01 ", "2024-01-01\n"),
     *(20240101, True, ["2024-01-01"]),
 ]
+TIME_TRAPS = [
+    *(
+        "2024-01-01T00:00:00",
+        "2024-01-01T00:00",
+        "2024-02-30T00:00:00Z",
+        "1899-12-31T00:00:00Z",
+        "2024-01-01T25:00:00Z",
+    ),
+    *("2024-01-01 noon", "2024-01-01T00:00:00 America/New_York", "now T00:00:00Z"),
+]
 REFUSED: list[tuple[SqlType, object]] = [
-    *((SqlType.DATE, value) for value in [*DATE_TRAPS, "2024-01-01T00:00:00Z"]),
+    *((SqlType.DATE, value) for value in [*DATE_TRAPS, *TIME_TRAPS]),
     *((SqlType.TIMESTAMPTZ, value) for value in DATE_TRAPS),
     (SqlType.TIMESTAMPTZ, "2024-01-01T00:00:00"),
     (SqlType.TIMESTAMPTZ, "2024-01-01T25:00:00Z"),
@@ -105,6 +119,29 @@ def test_a_bad_value_is_refused_by_a_rule_that_does_not_quote_it(type_: SqlType,
     assert str(value) not in str(caught.value)
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    ("value", "day"),
+    [
+        ("2024-05-20", "2024-05-20"),
+        ("2024-05-20T21:00:00+00:00", "2024-05-20"),
+        ("2024-05-20T23:00:00-04:00", "2024-05-21"),
+        ("2024-05-20T01:00:00.000+0530", "2024-05-19"),
+        ("2024-12-31 23:59:59 UTC", "2024-12-31"),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_a_time_in_the_place_of_a_day_of_utc_is_its_day_there(value: object, day: str | None) -> None:
+    """In the vendor's file days of the ledger are dates where they are read, and times where they are written."""
+    assert utc_date(value) == day
+
+
+@pytest.mark.parametrize("value", [*DATE_TRAPS, *TIME_TRAPS, "2200-12-31T23:00:00-04:00"], ids=repr)
+def test_what_is_no_time_is_no_day_of_utc(value: object) -> None:
+    with pytest.raises(RecordRefused):
+        utc_date(value)
 
 
 def test_every_type_has_a_converter() -> None:

@@ -110,6 +110,20 @@ def test_what_is_signed_but_no_event_we_use_is_parked(
     assert (first["payload"] is not None) == kept
 
 
+def test_an_event_under_another_resource_type_waits_and_is_told_of_once(
+    running: Running, warehouse: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Which type goes with which event is a guess of the catalog's, and nothing depends on it."""
+    mark = newest(warehouse)
+    for number in (41, 42):
+        assert running.ask(event(number).replace(b'"Patient"', b'"Person"')).word == "stored"
+    assert running.ask(event(43).replace(b'"Patient"', b'"Ada Lovelace, 1815"')).word == "stored"
+    rows = since(warehouse, mark)
+    assert {(row["status"], row["resource_type"]) for row in rows} == {("pending", "Patient")}
+    told = [one.__dict__["nexhealth"] for one in caplog.records if "resource type" in one.message]
+    assert told == [{"event": "patient_updated", "resource_type": one} for one in ("Person", "(no name)")]
+
+
 def tamperings() -> dict[str, tuple[bytes, dict[str, str] | list[tuple[str, str]]]]:
     body, good = event(4), signed(event(4))
     old = signed(body, stamp="2020-01-01T00:00:00Z")

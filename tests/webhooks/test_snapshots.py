@@ -240,12 +240,21 @@ def test_one_bad_record_of_an_event_does_not_stop_the_others(practice: psycopg.C
     assert reason == "patients: id: missing, or no integer; its other records were loaded"
 
 
+def test_a_record_under_a_key_that_nobody_expected_is_loaded(practice: psycopg.Connection, practice_url: str) -> None:
+    """The keys of `data` are guesses for most events: such an event was given up after all its tries."""
+    coverage = {"id": 9, "patient_id": 1, "plan_id": 2, "updated_at": moment(5)}
+    told = body("patient_insurance_updated", {"coverages": [coverage]}, resource_type="PatientInsurance")
+    assert applied(practice, practice_url, told) == ["applied"]
+    assert value(practice, "id, patient_id", "insurance_coverages") == (9, 1)
+    replayed_quietly(practice, practice_url, "insurance_coverages")
+
+
 def charge(at: float, **fields: Any) -> dict[str, Any]:
     record = {"id": 4, "patient_id": 1, "location_id": 70, "updated_at": moment(at), "deleted_at": None}
     return {name: one for name, one in (record | fields).items() if one is not ...}
 
 
-@pytest.mark.parametrize("deleted_at", [..., None])
+@pytest.mark.parametrize("deleted_at", [..., None, True, "2026-03-01"])
 def test_a_deletion_marks_the_row_where_the_record_does_not(
     deleted_at: object, practice: psycopg.Connection, practice_url: str
 ) -> None:
@@ -258,6 +267,17 @@ def test_a_deletion_marks_the_row_where_the_record_does_not(
     replayed_quietly(practice, practice_url, "charges")
     load_page(practice, "charges", [charge(5)], read_at=9)
     assert value(practice, "deleted_at", "charges") is None, "the API was asked later"
+
+
+@pytest.mark.parametrize("deleted_at", [True, "2026-03-01"])
+def test_a_record_that_says_deleted_without_a_time_is_deleted_since_its_version(
+    deleted_at: object, practice: psycopg.Connection, practice_url: str
+) -> None:
+    """It holds against a version as old that says nothing, as one with a time does."""
+    told = [body("charge_updated", {"charge": charge(5, deleted_at=one)}) for one in (None, deleted_at)]
+    assert applied(practice, practice_url, *told) == ["applied", "applied"]
+    assert value(practice, "deleted_at, deleted_by", "charges") == (T0 + 5 * MINUTE, "source")
+    replayed_quietly(practice, practice_url, "charges")
 
 
 def test_a_deletion_that_came_before_the_last_read_is_outdated(practice: psycopg.Connection, practice_url: str) -> None:

@@ -10,7 +10,7 @@ from nexhealth_pipeline.catalog.collection import Collection, SqlType
 from nexhealth_pipeline.errors import RecordRefused
 from nexhealth_pipeline.sync.practice import Institution, Practices
 from nexhealth_pipeline.warehouse.history import Cause
-from nexhealth_pipeline.warehouse.values import CONVERTERS
+from nexhealth_pipeline.warehouse.values import CONVERTERS, says_deleted
 from nexhealth_pipeline.webhooks.applying.feeds import FEEDS, Feed
 from nexhealth_pipeline.webhooks.applying.pending import LONGEST_PAUSE, Mark, Outcome, StoredEvent
 from nexhealth_pipeline.webhooks.applying.snapshots import Deletion, Snapshot
@@ -166,7 +166,7 @@ def _note_version(told: Told, raw: bytes, record: _Record, happened: datetime) -
         told.hint = told.hint or not told.deletions
         return
     deleted = _says_deleted(collection, record)
-    if deletes and collection.soft_delete is not None and not deleted:
+    if deletes and collection.soft_delete is not None and _moment(record, collection.soft_delete) is None:
         kept = {**kept, collection.soft_delete: msgspec.Raw(msgspec.json.encode(happened.isoformat()))}
     told.snapshots.append(
         Snapshot(
@@ -195,7 +195,7 @@ def _says_deleted(collection: Collection, record: _Record) -> bool:
     """Whether the record itself says that it is deleted, in a collection whose records can."""
     if collection.deleted_if is not None:
         return _converted(record, collection.deleted_if, SqlType.BOOLEAN) == "True"
-    return collection.soft_delete is not None and _moment(record, collection.soft_delete) is not None
+    return collection.soft_delete is not None and says_deleted(_read(record, collection.soft_delete))
 
 
 def _number(record: _Record, name: str) -> int | None:
@@ -211,6 +211,14 @@ def _moment(record: _Record, name: str) -> datetime | None:
 def _converted(record: _Record, name: str, type_: SqlType) -> str | None:
     """The field as a value of this type; None where it is absent or none."""
     try:
-        return CONVERTERS[type_](_value(record.get(name, _NULL)))
-    except (RecordRefused, msgspec.MsgspecError, RecursionError):
+        return CONVERTERS[type_](_read(record, name))
+    except RecordRefused:
+        return None
+
+
+def _read(record: _Record, name: str) -> object:
+    """The field's value; None where it is absent, null or cannot be read."""
+    try:
+        return _value(record.get(name, _NULL))
+    except (msgspec.MsgspecError, RecursionError):
         return None

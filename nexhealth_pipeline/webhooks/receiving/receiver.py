@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from nexhealth_pipeline.log import places
@@ -282,6 +283,8 @@ def _row(body: bytes, known: Known) -> EventRow:
     except EventMalformed as error:
         return _parked(kept, str(error))
     assert event is not None
+    if event.other_type:
+        _tell_type(event.base_name, event.other_type)
     reason = why_parked(event)
     return EventRow(
         verdict="",
@@ -296,6 +299,15 @@ def _row(body: bytes, known: Known) -> EventRow:
         body_hash=hashlib.sha256(kept).digest(),
         dedup_hash=dedup_hash(event, kept),
         error=reason or "",
+    )
+
+
+@lru_cache(maxsize=100)
+def _tell_type(event_name: str, resource_type: str) -> None:
+    """Tell of a resource type that the catalog has otherwise, once: nothing depends on it, but somebody guessed wrongly."""
+    told = {"event": event_name, "resource_type": resource_type}
+    _LOG.warning(
+        "an event comes under another resource type than declared and is taken by its name", extra={"nexhealth": told}
     )
 
 
