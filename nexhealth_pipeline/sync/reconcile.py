@@ -40,7 +40,9 @@ __all__ = ["judge"]
 
 
 def judge(session: SyncSession, slices: Iterable[Slice], options: SyncOptions) -> Iterator[SliceResult]:
-    """Judge the absences of what was read, one result a judgement worth telling. Raises WarehouseError.
+    """Judge the absences of what was read, one result a judgement worth telling, and of a read that they took one.
+
+    Raises WarehouseError.
 
     Call it when `slices` have been read. What they lack to make whole databases may have been read
     by another run since `options.fresh_after`.
@@ -180,6 +182,9 @@ class _Court:
         if why_not is None:
             case = self._verdict(place.location, alone=alone)
             for result in case.hear(lambda: self._ground(place, known), self._sources):
+                if result.absence is None:  # a read that it took
+                    yield result
+                    continue
                 if self._ends_turns(place, result, undecided=case.undecided):
                     self._heard += known
                 if _is_braked(result):

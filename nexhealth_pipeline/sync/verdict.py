@@ -57,12 +57,12 @@ class Sources:
         self._session = session
         self._answer: SliceResult | None = None
 
-    def ask_again(self) -> bool:
-        """Read `sync_status` anew; False where that was done already."""
+    def ask_again(self) -> SliceResult | None:
+        """Read `sync_status` anew, and what came of that; None where it was done already."""
         if self._answer is not None:
-            return False
+            return None
         self._answer = SliceReader(self._session, Slice(COLLECTIONS["sync_status"]), SyncOptions()).read()
-        return True
+        return self._answer
 
     def trouble(self, subdomain: str) -> str | None:
         """Why that could not be asked again of an institution: a key that is refused is not everybody's."""
@@ -90,9 +90,14 @@ class Verdict:
         """Whether it came to no end: whoever looks at its reads again is to judge anew."""
 
     def hear(self, ground: Callable[[], Ground | str], sources: Sources) -> Iterator[SliceResult]:
-        """Judge; one result, and one more for each collection whose lists went with their rows."""
+        """Judge; one result, and one more for each collection whose lists went with their rows.
+
+        Before them that of the read of `sync_status`, where one was made: it has its row in the log. That is an observation
+        (not `complete`), since a materialization is told by runs that were asked for the asset.
+        """
         found = self._find(ground)
-        if not isinstance(found, str) and _lacks(found[1]) and sources.ask_again():
+        if not isinstance(found, str) and _lacks(found[1]) and (asked := sources.ask_again()) is not None:
+            yield replace(asked, complete=False)
             found = self._find(ground)
         trouble = sources.trouble(self._slice.subdomain or "")
         if isinstance(found, str) or (_lacks(found[1]) and trouble):

@@ -119,12 +119,19 @@ def test_a_reconcile_tells_what_is_gone_and_fails_where_the_brake_held(known: Ho
     assert f"operatories {DESERT}: absences not marked: the answer was empty" in known.failure(result)
     assert "From failure" not in known.failure(result), "reading it again changes nothing"
     assert known.partitions(result, MATERIALIZED) == {("operatories", DESERT), ("operatories", PIER)}
+    assert known.partitions(result, OBSERVED) == {
+        ("operatories", DESERT),
+        ("operatories", PIER),
+        ("sync_status", None),
+    }, "whether the offices are online was asked again"
     said = {
         one.partition: one.event_specific_data.asset_observation.metadata["absence"].value
         for one in known.events(result, OBSERVED)
+        if one.partition is not None
     }
     assert (said[PIER]["missing"], said[PIER]["tombstoned"], said[PIER]["braked"]) == (1, 1, False)
     assert (said[DESERT]["missing"], said[DESERT]["tombstoned"], said[DESERT]["braked"]) == (5, 0, True)
+    assert known.told(result) == known.logged(result)
     assert known.told(result)["tombstoned"] == 1
     allowed = known.run(
         Scope.LOCATION, [DESERT, PIER], assets=["operatories"], mode="reconcile", allow_mass_delete=True

@@ -81,6 +81,25 @@ def test_a_reconcile_that_could_not_mark_is_gone_on_with(
     assert rows("SELECT count(*) FROM nexhealth_seen") == [(0,)]
 
 
+@pytest.mark.parametrize("answered", [True, False])
+def test_the_read_that_a_judgement_takes_is_told_as_it_is_logged(
+    settings: Settings, box: SandboxServer, rows: Rows, answered: bool
+) -> None:
+    """Risk: a row of the log that nobody is told of, and a run that looks well although a read of it failed."""
+    sync_all(settings, FULL, only={"patients"})
+    box.state.delete("patients", at_patient(rows, DESERT), hard=True)
+    with pytest.MonkeyPatch.context() as patch:
+        more = {} if answered else status_cannot_be_asked(box, patch)
+        results = sync_all(settings, RECONCILE, only={"patients"}, retry=QUICK, **more)
+    run, ended = rows("SELECT run_id, status FROM nexhealth_runs ORDER BY started_at DESC LIMIT 1")[0]
+    logged = rows(f"SELECT collection, status, requests FROM nexhealth_sync_logs WHERE run_id = '{run}' ORDER BY id")
+    assert sum(one.counts.requests for one in results) == sum(requests for *_, requests in logged)
+    statuses = [one.status.value for one in results if one.slice.collection.name == "sync_status"]
+    assert statuses == ["succeeded", "succeeded" if answered else "failed"]
+    assert statuses == [status for name, status, _ in logged if name == "sync_status"]
+    assert ended == ("succeeded" if answered else "failed")
+
+
 def test_what_the_brake_held_up_is_told_again_and_marked_once_it_is_allowed(
     settings: Settings, box: SandboxServer, rows: Rows
 ) -> None:

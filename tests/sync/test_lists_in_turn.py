@@ -204,7 +204,7 @@ def test_lists_of_an_institution_that_came_to_no_judgement_are_the_first_again(
     rows("UPDATE nexhealth_sync_state SET begun_at = begun_at - interval '1 day' RETURNING 1")
     marked = "SELECT coverage_id FROM nexhealth_coverage_subscribers WHERE deleted_by = 'absence'"
 
-    def asks(sources: Sources) -> bool:
+    def asks(sources: Sources) -> SliceResult | None:
         box.faults.add("status", path="/sync_status")
         if stopped:
             sources._session.stop.set()
