@@ -26,9 +26,13 @@ _HEAD = (
 )
 
 
-def summary_lines(summary: "SyncSummary", *, dry_run: bool = False, partial: bool = False) -> list[str]:
+def summary_lines(
+    summary: "SyncSummary", *, dry_run: bool = False, partial: bool = False, reconcile: bool = False
+) -> list[str]:
     """Everything to print about a sync that ended; `partial`: that read part of its slices, see `SyncRequest.partial`."""
     lines = ["Nothing was written: a dry run. What it would have done:", ""] if dry_run else []
+    if dry_run and reconcile:  # what is gone is told by what a read that writes has kept
+        lines.insert(0, "Absences are not judged by a dry run: what a reconcile would mark as deleted is not told.")
     lines += table(
         (*_HEAD, "retries", "seconds"),
         [*map(_row, summary.collections), _total(summary)],

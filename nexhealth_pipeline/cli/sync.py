@@ -183,12 +183,18 @@ def _check(options: _Options) -> None:
 
 def _check_reconcile(options: _Options) -> None:
     """Absence can be told by complete reads only."""
-    if options.allow_mass_delete and options.mode != "reconcile":
-        raise InvalidSetting("--allow-mass-delete goes with --mode reconcile: nothing else marks rows by their absence")
-    if options.mode == "reconcile" and (options.patient or options.start or options.end or options.filters):
-        raise InvalidSetting(
-            "--mode reconcile tells what is gone by complete reads: leave out --patient, --start, --end and the filters"
-        )
+    from nexhealth_pipeline.sync.options import Mode, require_judged
+
+    given = {
+        "--patient": options.patient,
+        "--start": options.start,
+        "--end": options.end,
+        "--status": options.status,
+        "--provider": options.providers,
+        "--updated-since": options.updated_since,
+    }
+    part = [name for name, value in given.items() if value]
+    require_judged(Mode(options.mode), allow_mass_delete=options.allow_mass_delete, part=part)
 
 
 def _filtered(options: _Options) -> list[str]:
@@ -258,7 +264,8 @@ def run(realm: Realm, request: "SyncRequest", *, as_json: bool, then: Callable[[
 
     summary = _run(realm, request, as_json=as_json)
     if not as_json:
-        click.echo("\n".join(summary_lines(summary, dry_run=request.dry_run, partial=request.partial)))
+        how = {"dry_run": request.dry_run, "partial": request.partial, "reconcile": request.mode == "reconcile"}
+        click.echo("\n".join(summary_lines(summary, **how)))
     if then is not None and summary.exit_status in (0, 1):
         then()
     if as_json:

@@ -10,10 +10,13 @@ from pydantic import Field
 from nexhealth_pipeline.errors import InvalidSetting
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.sync.filters import STATUSES, Filters, moment_of
-from nexhealth_pipeline.sync.options import Mode, SyncOptions
+from nexhealth_pipeline.sync.options import Mode, SyncOptions, require_judged
 from nexhealth_pipeline.sync.practice import Practices
 
 __all__ = ["ApplyConfig", "PatientConfig", "ReplayConfig", "SetupConfig", "SyncConfig"]
+
+_NARROWING = ("start", "end", "status", "providers", "updated_since")
+"""Fields of a sync that reads a part."""
 
 
 class SyncConfig(Config):
@@ -40,7 +43,10 @@ class SyncConfig(Config):
     updated_since: str | None = Field(
         default=None, description="only rows changed since this day (YYYY-MM-DD) or time (ISO 8601); likewise"
     )
-    dry_run: bool = Field(default=False, description="read everything, write nothing, report what would be written")
+    dry_run: bool = Field(
+        default=False,
+        description="read everything, write nothing, report what would be written; of a reconcile not what is gone",
+    )
     allow_mass_delete: bool = Field(
         default=False, description="in a reconcile: mark rows as gone even where suspiciously many are"
     )
@@ -83,6 +89,8 @@ class SyncConfig(Config):
         start, end = _day("start", self.start), _day("end", self.end)
         if start and end and start > end:
             raise InvalidSetting(f"start {start} is after end {end}")
+        part = [name for name in _NARROWING if getattr(self, name)]
+        require_judged(mode, allow_mass_delete=self.allow_mass_delete, part=part)
         options = SyncOptions.of(settings)
         return replace(
             options,

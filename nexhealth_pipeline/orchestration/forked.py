@@ -128,7 +128,7 @@ def catch_up(settings: Settings, url: str, request: SyncRequest, config: dict[st
     )
     with _warehouse(url, "planning a sync") as connection:
         practices = load_practices(connection, settings.subdomains)
-        changes = replace(request, mode=Mode.INCREMENTAL, resources=names)
+        changes = replace(request, mode=Mode.INCREMENTAL, resources=names, allow_mass_delete=False)
         jobs, planned = _plan(connection, practices, changes, config) if names else ([], 0)
     return {"jobs": jobs, "planned": planned}
 

@@ -6,7 +6,6 @@ rows changed and leaves how fresh the rest is to `nexhealth_freshness`.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 
 import dagster as dg
@@ -14,6 +13,7 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.catalog.collections import DECLARED
+from nexhealth_pipeline.errors import InvalidSetting
 from nexhealth_pipeline.orchestration.assets import (
     ASSETS,
     collections_in,
@@ -55,7 +55,8 @@ __all__ = ["JOBS", "change_events"]
 def _read_changes(context: dg.OpExecutionContext, config: SyncConfig, nexhealth: NexHealthResource) -> None:
     require_in_time(context)
     with step(context) as stop, nexhealth.session(context.run.run_id, stop, dry_run=config.dry_run) as session:
-        options = replace(config.options(session.settings, fresh_after(context, session)), start=None, end=None)
+        _require_no_window(config)
+        options = config.options(session.settings, fresh_after(context, session))
         practices = config.known_practices() or session.practices()
         require_known(practices, session.settings.subdomains)
         locations = _locations(context, practices, config.partitions)
@@ -73,6 +74,15 @@ def _read_changes(context: dg.OpExecutionContext, config: SyncConfig, nexhealth:
         )
         if not stop.is_set():
             raise_failures(results, how_to_repeat(context, options))
+
+
+def _require_no_window(config: SyncConfig) -> None:
+    """Refuse days: changes are asked for by when they were made. Raises InvalidSetting."""
+    if window := " ".join(f"{name} {day}" for name, day in (("start", config.start), ("end", config.end)) if day):
+        raise InvalidSetting(
+            f"{window}: changes are read of appointments of all days; leave it out, or launch "
+            f"{SCOPE_JOBS[Scope.LOCATION_MONTH]} with it"
+        )
 
 
 def _locations(context: dg.OpExecutionContext, practices: Practices, keys: Sequence[str]) -> Sequence[Location]:

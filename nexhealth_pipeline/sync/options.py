@@ -1,13 +1,15 @@
 """What a sync is asked to do."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from enum import StrEnum
 
+from nexhealth_pipeline.errors import InvalidSetting
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.sync.filters import NO_FILTERS, Filters
 
-__all__ = ["Mode", "SyncOptions"]
+__all__ = ["Mode", "SyncOptions", "require_judged"]
 
 
 class Mode(StrEnum):
@@ -24,6 +26,19 @@ class Mode(StrEnum):
     def whole(self) -> bool:
         """Whether everything is read, changed or not."""
         return self is not Mode.INCREMENTAL
+
+
+def require_judged(mode: Mode, *, allow_mass_delete: bool, part: Sequence[str]) -> None:
+    """Refuse what asks for a judgement of absences that nobody would make: it would look as if nothing were gone.
+
+    `part` is what was given that narrows the read, by the names that whoever asks knows. Raises InvalidSetting.
+    """
+    if allow_mass_delete and mode is not Mode.RECONCILE:
+        raise InvalidSetting(
+            f"mode {mode}: to allow mass deletes goes with mode reconcile, which reads all that it marks rows by"
+        )
+    if mode is Mode.RECONCILE and part:
+        raise InvalidSetting(f"mode reconcile tells what is gone by complete reads: leave out {', '.join(part)}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,10 +135,10 @@ def test_a_reconcile_reaches_the_run_with_its_leave(nexhealth: Run, ran: FakeRun
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("--allow-mass-delete", "goes with --mode reconcile"),
-        ("--mode reconcile --patient 7", "complete reads"),
-        ("--mode reconcile --start 2026-01-01", "complete reads"),
-        ("--mode reconcile --provider 3", "complete reads"),
+        ("--allow-mass-delete", "mode incremental: to allow mass deletes goes with mode reconcile"),
+        ("--mode reconcile --patient 7", "complete reads: leave out --patient"),
+        ("--mode reconcile --start 2026-01-01", "complete reads: leave out --start"),
+        ("--mode reconcile --provider 3 --end 2026-01-01", "complete reads: leave out --end, --provider"),
     ],
 )
 def test_a_read_that_could_not_tell_what_is_gone_is_refused(
@@ -170,6 +170,14 @@ def test_a_reconcile_tells_what_is_gone_and_where_it_could_not_tell(nexhealth: R
     ]
     assert not any(line.startswith("alerts") for line in lines)
     assert f"{dark}: claims acme.2" in lines
+
+
+def test_a_dry_run_of_a_reconcile_says_that_it_judges_no_absences(nexhealth: Run, ran: FakeRun) -> None:
+    """Whoever rehearses one would read that it deletes nothing."""
+    told = "Absences are not judged by a dry run"
+    assert told in nexhealth("sync", "--mode", "reconcile", "--dry-run", **KEY).out
+    assert told not in nexhealth("sync", "--mode", "full", "--dry-run", **KEY).out
+    assert told not in nexhealth("sync", "--mode", "reconcile", **KEY).out
 
 
 def test_the_table_has_a_row_a_collection_a_total_and_the_floor(nexhealth: Run, ran: FakeRun) -> None:

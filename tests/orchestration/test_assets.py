@@ -282,6 +282,14 @@ def test_a_change_read_of_no_location_is_refused_and_names_those_it_leaves_out(h
     assert f"2 partitions skipped: {gone}, {CLOSED} (its location is inactive)" in lines, lines
 
 
+def test_days_typed_for_a_read_of_changes_are_refused(known: House) -> None:
+    """Dropped unsaid, changes of all days would be taken for those of a week."""
+    days = {"start": "2026-01-05", "end": "2026-01-11"}
+    result = known.job(CHANGES_JOB, CHANGES_OP, config={"partitions": [PIER], **days})
+    assert known.failure(result).startswith("start 2026-01-05 end 2026-01-11: changes are read of appointments of all")
+    assert not known.box.requests.matching("/appointments")
+
+
 def test_one_patient_is_observed_with_what_it_cost(known: House) -> None:
     """A partial read completes nothing, but is history like any other."""
     assert known.run(Scope.LOCATION, [PIER], assets=["patients"]).success

@@ -81,6 +81,31 @@ def test_a_window_that_ends_before_it_begins_is_refused() -> None:
         SyncConfig(start="2026-02-01", end="2026-01-01").options(SETTINGS, NOW)
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"start": "2026-01-05"},
+        {"end": "2026-01-05"},
+        {"status": "active"},
+        {"providers": [5]},
+        {"updated_since": "2026-01-02"},
+    ],
+)
+def test_a_reconcile_of_a_part_is_refused(given: dict[str, Any]) -> None:
+    """It judges nothing, and a green run would say that nothing is gone."""
+    with pytest.raises(InvalidSetting, match=f"complete reads: leave out {next(iter(given))}$"):
+        SyncConfig(mode="reconcile", **given).options(SETTINGS, NOW)
+    assert SyncConfig(mode="full", **given).options(SETTINGS, NOW).partial
+
+
+@pytest.mark.parametrize("mode", ["full", "incremental"])
+def test_mass_deletes_are_allowed_to_a_reconcile_only(mode: str) -> None:
+    """Ignored, it would look as if the brake were off."""
+    with pytest.raises(InvalidSetting, match=f"^mode {mode}: to allow mass deletes goes with mode reconcile"):
+        SyncConfig(mode=mode, allow_mass_delete=True).options(SETTINGS, NOW)
+    assert SyncConfig(mode="reconcile", allow_mass_delete=True).options(SETTINGS, NOW).allow_mass_delete
+
+
 def test_filters_become_those_of_the_sync() -> None:
     """A filter that is lost reads everything, and would be taken for a complete read."""
     options = SyncConfig(status="inactive", providers=[5, 6], updated_since="2026-01-02").options(SETTINGS, NOW)

@@ -149,6 +149,17 @@ def test_failed_slices_are_no_failure_of_their_run_and_hide_none(known: House, m
     assert str(failure()) == "the run failed (OperationalError); its log is in Dagster"
 
 
+def test_the_changes_at_the_end_of_a_reconcile_that_was_gone_on_with_are_read_without_its_leave(
+    known: House, environment: dict[str, str]
+) -> None:
+    """A run that reconciles nothing refuses the leave for mass deletes: the sync would end by that."""
+    request = SyncRequest(Mode.RECONCILE, resources=("patients",), allow_mass_delete=True)
+    jobs = catch_up(load_settings(), environment["DATABASE_URL"], request, {})["jobs"]
+    assert jobs
+    for job in jobs:
+        assert SyncConfig(**job["config"]).options(SETTINGS, datetime.now(UTC)).mode is Mode.INCREMENTAL
+
+
 @pytest.mark.parametrize(
     ("step", "act"),
     [
