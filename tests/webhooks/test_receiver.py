@@ -15,7 +15,9 @@ import psycopg
 import pytest
 
 from nexhealth_pipeline.webhooks.receiving import serving
+from nexhealth_pipeline.webhooks.receiving.audit import Audit
 from nexhealth_pipeline.webhooks.receiving.body import BodyLimits
+from nexhealth_pipeline.webhooks.receiving.inbox import Inbox
 from nexhealth_pipeline.webhooks.receiving.receiver import Limits
 from nexhealth_pipeline.webhooks.receiving.serving import Plan
 from nexhealth_pipeline.webhooks.sealing import Sealer
@@ -183,6 +185,26 @@ def test_other_refusals_have_their_own_status_and_one_word(running: Running, war
     assert asked[0].headers["allow"] == "POST"
     rows = until(lambda: len(found := since(warehouse, mark)) == 6 and found)
     assert Counter(row["verdict"] for row in rows) == {"method": 2, "content-type": 2, "too-large": 1, "valid": 1}
+
+
+def test_a_mistake_of_ours_is_answered_and_audited(
+    running: Running, warehouse: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NexHealth comes again after a 503; without a row nobody could tell what it came with, or that it came."""
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("Jane Doe")
+
+    mark = newest(warehouse)
+    monkeypatch.setattr(Inbox, "store", fails)
+    answer = running.ask(event(8))
+    assert (answer.status, answer.word, "retry-after" in answer.headers) == (503, "unavailable", True)
+    [row] = until(lambda: since(warehouse, mark))
+    assert (row["status"], row["verdict"], str(row["source"])) == ("rejected", "failed", "127.0.0.1")
+    assert (row["payload"], row["body_hash"], row["error"]) == (None, None, None)
+    assert "signature" in str(row["header_names"])
+    monkeypatch.setattr(Audit, "note", fails)
+    assert running.ask(event(8)).status == 503
 
 
 def test_a_chunked_body_without_end_is_cut_off(running: Running) -> None:

@@ -12,6 +12,7 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -150,6 +151,8 @@ class Receiver:
         except Exception as error:
             seen = {"error": type(error).__name__, "places": places(error)[-3:]}
             _LOG.error("a webhook could not be answered", extra={"nexhealth": seen})
+            with suppress(Exception):  # the mistake may lie here as well, and the answer is what matters
+                self._note(request, "failed")
             return answers.UNAVAILABLE, "failed"
 
     async def _answer(self, request: _Request, receive: Receive) -> tuple[Answer, str]:
@@ -228,23 +231,23 @@ class Receiver:
 
     def _refuse(self, request: _Request, answer: Answer, reason: str) -> tuple[Answer, str]:
         """Note the refusal; who is refused too often learns no more than that, and costs no more hashes."""
-        sender = neighbourhood(request.address)
-        told = answer.status >= 500 or self._bad.take(sender)
+        told = answer.status >= 500 or self._bad.take(neighbourhood(request.address))
         body = request.body if told else None
         # What is withheld is not hashed either: the same event may be stored, before or after. It is looked for in what
         # anybody may send, here in the event loop, so not in a large body.
         hashed = before_sensitive(body) if body is not None and len(body) < _LARGE else None
-        self._audit.note(
-            sender,
-            EventRow(
-                verdict=reason,
-                status="rejected",
-                source=str(request.address or ""),
-                body_hash=b"" if hashed is None else hashlib.sha256(hashed).digest(),
-                header_names=_names(request.headers),
-            ),
-        )
+        self._note(request, reason, b"" if hashed is None else hashlib.sha256(hashed).digest())
         return answer if told else answers.TOO_MANY, reason
+
+    def _note(self, request: _Request, reason: str, body_hash: bytes = b"") -> None:
+        row = EventRow(
+            verdict=reason,
+            status="rejected",
+            source=str(request.address or ""),
+            body_hash=body_hash,
+            header_names=_names(request.headers),
+        )
+        self._audit.note(neighbourhood(request.address), row)
 
     async def _store(self, request: _Request, body: bytes, verdict: Verdict, known: Known) -> tuple[Answer, str]:
         (self._metrics.urlsafe if verdict.word == VALID_URLSAFE else self._metrics.standard).inc()
