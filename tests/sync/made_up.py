@@ -1,11 +1,14 @@
 """Two collections that NexHealth does not have, put into the catalog before anything else reads it.
 
 Run as `python made_up.py API_URL DATABASE_URL MODE`: upgrades the warehouse and syncs, in a process of its own, in
-which the catalog is what it would be with these two declarations written into its file.
+which the catalog is what it would be with these two declarations written into its file. Run without words: says how
+Dagster, the command and README know them.
 """
 
 import json
 import sys
+from pathlib import Path
+from typing import Any
 
 from nexhealth_pipeline.catalog import collections as catalog
 from nexhealth_pipeline.catalog.collection import (
@@ -64,10 +67,44 @@ CHAIRS = Collection(
 )
 
 
-def main(api_url: str, database_url: str, mode: str) -> None:
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def declare() -> None:
     catalog.DECLARED = (*catalog.DECLARED, REFERRALS, CHAIRS)
     catalog.COLLECTIONS |= {one.name: one for one in (REFERRALS, CHAIRS)}
-    sys.path.insert(0, __file__.rsplit("/", 3)[0])
+    sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+
+def known() -> dict[str, dict[str, Any]]:
+    """Of each of them: its asset, whether the command takes its name, its row in README's table."""
+    import dagster as dg
+    from write_docs import collections as table_of_collections
+
+    from nexhealth_pipeline.cli.sync import sync
+    from nexhealth_pipeline.definitions import defs
+    from nexhealth_pipeline.orchestration.names import SCOPE_JOBS
+
+    graph, lines = defs.resolve_asset_graph(), table_of_collections().splitlines()
+    found = {}
+    for one in (REFERRALS, CHAIRS):
+        key = dg.AssetKey(one.table)
+        asset = graph.get(key)
+        found[one.name] = {
+            "group": asset.group_name,
+            "description": asset.description,
+            "under": sorted(parent.path[-1] for parent in asset.parent_keys),
+            "partitions": asset.partitions_def.name,
+            "in its job": key in defs.resolve_job_def(SCOPE_JOBS[one.scope]).asset_layer.selected_asset_keys,
+            "columns": [column.name for column in asset.metadata["dagster/column_schema"].columns],
+            "checks": sorted(check.name for check in graph.asset_check_keys if check.asset_key == key),
+            "taken": sync.make_context("sync", ["--resource", one.name, "--resource", one.table]).params["resources"],
+            "row": [line for line in lines if f"`{one.table}`" in line],
+        }
+    return found
+
+
+def main(api_url: str, database_url: str, mode: str) -> None:
     from nexhealth_pipeline.settings import load_settings
     from nexhealth_pipeline.sync.options import Mode, SyncOptions
     from nexhealth_pipeline.warehouse.migrate import upgrade
@@ -82,4 +119,8 @@ def main(api_url: str, database_url: str, mode: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    declare()
+    if sys.argv[1:]:
+        main(*sys.argv[1:])
+    else:
+        sys.stdout.write(json.dumps(known()))

@@ -1,4 +1,4 @@
-"""A new collection is one declaration: table, comments, freshness, state and rows follow from it alone."""
+"""A new collection is one declaration: all that the rooms say and do of it follows from that alone."""
 
 import json
 import subprocess
@@ -79,11 +79,17 @@ def office() -> Iterator[Office]:
         yield stub
 
 
-def sync(office: Office, database_url: str, mode: str) -> dict[str, Any]:
-    command = [sys.executable, str(SCRIPT), office.url, database_url, mode]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+def made_up(*words: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *words], capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def sync(office: Office, database_url: str, mode: str) -> dict[str, Any]:
+    found = made_up(office.url, database_url, mode)
     assert {status for status, _ in found["slices"].values()} == {"succeeded"}, found
     return found
 
@@ -101,6 +107,7 @@ def test_a_declaration_is_all_a_new_collection_needs(office: Office, database_ur
         (1, 5, 52, "t␀", "12.50", "USD", [{"by": ["a", None]}], "Ó", "source", False),
     ]
     assert rows("SELECT id, colour FROM nexhealth_chairs ORDER BY id") == [(1, "red"), (2, "blue")]
+    assert rows("SELECT id, sender_name FROM nexhealth_current.referrals") == [(51, "Ó")], "without the deleted one"
     assert rows(
         "SELECT obj_description('nexhealth_referrals'::regclass), col_description('nexhealth_referrals'::regclass, attnum)"
         " FROM pg_attribute WHERE attrelid = 'nexhealth_referrals'::regclass AND attname = 'sender_name'"
@@ -128,3 +135,25 @@ def test_a_declaration_is_all_a_new_collection_needs(office: Office, database_ur
     assert "/patients/6/referrals" not in paths
     assert rows("SELECT id, deleted_by FROM nexhealth_referrals ORDER BY id") == [(51, "source"), (52, None)]
     assert rows("SELECT id, colour FROM nexhealth_chairs ORDER BY id") == [(1, "red"), (2, "green")]
+
+
+def test_dagster_the_command_and_readme_know_what_is_declared() -> None:
+    """Risk: as above; who adds a collection would find out in Dagit that it is in no job, or is never checked."""
+    found = made_up()
+    referrals, chairs = found["referrals"], found["chairs"]
+    assert (referrals["group"], chairs["group"]) == ("clinical", "practice")
+    assert (referrals["description"], chairs["description"]) == (
+        "A made-up letter about a patient.",
+        "A made-up piece of furniture.",
+    )
+    assert "nexhealth_patients" in referrals["under"]
+    for name, one in found.items():
+        assert (one["partitions"], one["in its job"]) == ("nexhealth_locations", True)
+        assert one["taken"] == [name, name], "by --resource"
+        assert {"fresh", "own_institution", "quarantine_empty", "schema_as_declared"} <= set(one["checks"])
+    assert {"lists_complete", "money_readable"} <= set(referrals["checks"])
+    assert {"sender_name", "fee_currency", "patient_id"} <= set(referrals["columns"])
+    assert chairs["row"] == [
+        "| `nexhealth_chairs` | A made-up piece of furniture. | `GET /chairs`, updated_since | location |"
+    ]
+    assert len(referrals["row"]) == 1
