@@ -3,7 +3,11 @@
 They ask the warehouse only, so they are left out of the jobs that sync; after a night's runs have ended a
 sensor starts the job, and once a day where none came, so that a copy nobody keeps is seen to grow old. Where a check was
 never run, as a release has brought it or the runs broke off before it, the sensor starts the job as soon as no sync is going
-on. Dagit runs any of them on demand. A failed check of severity ERROR is blocking: it fails its run.
+on. Dagit runs any of them on demand.
+
+A failed check of severity ERROR is blocking: it fails its run, after all have told theirs. No sync is held up by it, whose
+jobs run none (a "Materialize" in Dagit plans them, and `orchestration.assets` forgets that): what it brings may mend the rows.
+Assets of somebody's that run together with the checks are, and that is what the flag is for.
 """
 
 import itertools

@@ -54,7 +54,7 @@ def _evaluations(result: dg.ExecuteInProcessResult) -> dict[tuple[str, str], Any
 
 
 def test_no_sync_runs_a_check_and_the_job_of_the_checks_runs_them_all_in_one_step() -> None:
-    """They must not slow a sync, nor cost a night more than one run."""
+    """They must not slow a sync, nor hold one up, nor cost a night more than one run."""
     for name in SCOPE_JOBS.values():
         assert not defs.resolve_job_def(name).asset_layer.asset_graph.asset_check_keys
     job = defs.resolve_job_def(CHECKS_JOB)
@@ -68,7 +68,7 @@ def test_no_sync_runs_a_check_and_the_job_of_the_checks_runs_them_all_in_one_ste
 def test_a_run_tells_every_check_and_fails_by_name_where_tenants_are_mixed(
     instance: dg.DagsterInstance, warehouse: psycopg.Connection
 ) -> None:
-    """No key is needed: the warehouse alone is asked. Whoever builds on the rows must be stopped, but told everything."""
+    """No key is needed: the warehouse alone is asked. Red, for whoever builds on the rows and looks; all else is told too."""
     add_locations(warehouse, 10, "acme", [1])
     add_locations(warehouse, 20, "bond", [2])
     _patient(warehouse, 10, 5, '{"institution_id": 10}')
