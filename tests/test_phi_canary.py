@@ -311,9 +311,9 @@ def title_of(process: Path) -> str:
 
 
 def tables(url: str) -> dict[str, str]:
-    """The text of every row of every table."""
+    """The text of every row of every table, but for those that are a living run's own."""
     with psycopg.connect(url) as connection:
-        names = connection.execute("SELECT relname FROM pg_stat_user_tables").fetchall()
+        names = connection.execute("SELECT relname FROM pg_stat_user_tables WHERE schemaname = 'public'").fetchall()
         return {
             name: "\n".join(str(row[0]) for row in connection.execute(f'SELECT t::text FROM "{name}" t'))
             for (name,) in names

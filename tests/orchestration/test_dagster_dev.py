@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,11 +36,14 @@ from tests.test_phi_canary import (
     PLAIN,
     assert_silent,
     beside_the_copy,
+    harbors,
     holds_canary,
+    patient_event,
     plain_columns,
     plain_values_in,
     tables,
 )
+from tests.webhooks.kit import store
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -71,7 +74,10 @@ def checkout() -> Iterator[Path]:
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes through /proc")
 def test_dagster_dev_comes_up_with_nothing_set_and_each_of_its_processes_can_be_ended(checkout: Path) -> None:
     """The first thing a newcomer types. A process that stays would hold the port and the server."""
-    with _started(checkout, lambda port: [[sys.executable, "-m", "dagster", "dev", "--port", port]]) as (session, port):
+    with _started(checkout, lambda port: [[sys.executable, "-m", "dagster", "dev", "--port", port]]) as (
+        programs,
+        port,
+    ):
         _wait_until(lambda: _location(port) != "LOADING", "the code is not loaded", 120)
         assert _location(port) == "LOADED"
         assert _ask(port, "{ assetNodes { assetKey { path } } }")["assetNodes"]
@@ -80,12 +86,12 @@ def test_dagster_dev_comes_up_with_nothing_set_and_each_of_its_processes_can_be_
         run = _ask(port, _LAUNCH, {"job": "nexhealth_practice"})["launchRun"]["run"]["runId"]
         _wait_until(lambda: _status(port, run) == "FAILURE", "a run without a key goes on", 120)
         assert "NEXHEALTH_API_KEY" in str(_ask(port, _FAILED, {"id": run})["runOrError"]["eventConnection"])
-        assert len(_members(session)) >= 4
+        assert len(_members(programs)) >= 4
         assert not (checkout / "history").exists(), "the storage must be PostgreSQL"
         assert (checkout / ".nexhealth" / "postgres").is_dir()
-        for pid in sorted(_members(session)):
+        for pid in sorted(_members(programs)):
             _end(pid)
-        _wait_until(lambda: not _members(session), "processes stay", 60)
+        _wait_until(lambda: not _members(programs), "processes stay", 60)
     _server_has_gone(checkout)
 
 
@@ -95,7 +101,8 @@ def test_dagster_dev_comes_up_with_nothing_set_and_each_of_its_processes_can_be_
 def test_a_backfill_of_two_locations_by_six_months_runs_from_the_ui(checkout: Path, tmp_path: Path) -> None:
     """One location that fails must not stop the other, whichever way Dagster cuts the backfill into runs.
 
-    Nothing of the people it copied is in Dagster's database or in a log after it (promise 10).
+    Its daemon follows one that was killed while an event waited, which is applied beside it (promise 11). Nothing of the
+    people it copied is in Dagster's database or in a log after it (promise 10).
     """
     today = datetime.now(UTC).date()
     months = [month for month in month_keys(today) if month <= f"{today:%Y-%m}"][-6:]
@@ -108,10 +115,16 @@ def test_a_backfill_of_two_locations_by_six_months_runs_from_the_ui(checkout: Pa
         settings = {"NEXHEALTH_API_URL": box.url, "NEXHEALTH_API_KEY": box.api_key, "NEXHEALTH_DATA_KIND": "sandbox"}
         settings |= addresses | timetable | _impatient(tmp_path, checkout)
         planted = _plant(box)
-        with _started(checkout, _webserver_and_daemon, **settings) as (session, port):
+        with _started(checkout, _webserver_and_daemon, **settings) as (programs, port):
             _wait_until(lambda: _location(port) == "LOADED", "the code is not loaded", 120)
             run = _ask(port, _LAUNCH, {"job": "nexhealth_practice"})["launchRun"]["run"]["runId"]
             _wait_until(lambda: _status(port, run) == "SUCCESS", "discovery does not end", 120)
+            patient = harbors(box, "patients")[0]
+            with _ware(server) as db:
+                store(db, patient_event(patient, last_name=CANARY))
+                _kill(programs[1:])
+                assert db.execute(_EVENTS).fetchall() == [("pending",)]
+            programs.extend(_run(checkout, _webserver_and_daemon(str(port))[1:], settings))
             box.faults.add("status", path="/appointments", location_id=348622, status=403)
             keys = [f"harbor-smiles.{number}|{month}" for number in (348621, 348622) for month in months]
             backfill = _ask(port, _BACKFILL, {"keys": keys})["launchPartitionBackfill"]["backfillId"]
@@ -127,12 +140,22 @@ def test_a_backfill_of_two_locations_by_six_months_runs_from_the_ui(checkout: Pa
                     "failedPartitions": ["harbor-smiles.348622"],
                 },
             }
+            with _ware(server) as db:
+                _wait_until(lambda: db.execute(_EVENTS).fetchall() == [("applied",)], "the event waits on", 60)
+                assert db.execute("SELECT id, last_name FROM nexhealth_patients").fetchall() == [(patient, CANARY)]
             assert plain_values_in(server.url("ware")) >= planted
             _assert_silent(checkout, server.url("ware"), box.auth.issued)
             _assert_written_in_bulk(server.url("dagster"), len(months))
-            for pid in sorted(_members(session)):
+            for pid in sorted(_members(programs)):
                 _end(pid)
-            _wait_until(lambda: not _members(session), "processes stay", 60)
+            _wait_until(lambda: not _members(programs), "processes stay", 60)
+
+
+_EVENTS = "SELECT status FROM nexhealth_webhook_events"
+
+
+def _ware(server: embedded.EmbeddedServer) -> psycopg.Connection:
+    return psycopg.connect(server.url("ware"), autocommit=True)
 
 
 def _webserver_and_daemon(port: str) -> list[list[str]]:
@@ -210,44 +233,47 @@ def _backfill(port: int, backfill: str) -> dict[str, Any]:
 _LOG = "dagster.log"
 Commands = Callable[[str], list[list[str]]]
 """What to start, by the port that it is to answer at."""
+Programs = list["subprocess.Popen[bytes]"]
 
 
 @contextmanager
-def _started(checkout: Path, commands: Commands, **settings: str) -> Iterator[tuple[list[int], int]]:
-    """Dagster's programs, ready to answer: their sessions and port. What is left of them is killed by pid."""
-    log = checkout / _LOG
-    environment = {"PATH": os.environ["PATH"], "HOME": str(checkout), **settings}
-    processes, port = _start(checkout, commands, environment)
+def _started(checkout: Path, commands: Commands, **settings: str) -> Iterator[tuple[Programs, int]]:
+    """Dagster's programs, ready to answer at the port. What is left of them, and of those added, is killed by pid."""
+    processes, port = _start(checkout, commands, settings)
     try:
-        if _ended(processes, port) and "address already in use" in log.read_text().lower():
+        if _ended(processes, port) and "address already in use" in (checkout / _LOG).read_text().lower():
             _kill(processes)  # somebody else took the port since it was found to be free
-            processes, port = _start(checkout, commands, environment)
-        assert not _ended(processes, port), log.read_text()
-        yield [one.pid for one in processes], port
+            (checkout / _LOG).unlink()
+            processes, port = _start(checkout, commands, settings)
+        assert not _ended(processes, port), (checkout / _LOG).read_text()
+        yield processes, port
     finally:
         _kill(processes)
 
 
-def _start(
-    checkout: Path, commands: Commands, environment: dict[str, str]
-) -> tuple[list["subprocess.Popen[bytes]"], int]:
-    """Each program in a session of its own."""
+def _start(checkout: Path, commands: Commands, settings: Mapping[str, str]) -> tuple[Programs, int]:
     port = _free_port()
-    with (checkout / _LOG).open("w") as log:
+    return _run(checkout, commands(str(port)), settings), port
+
+
+def _run(checkout: Path, commands: list[list[str]], settings: Mapping[str, str]) -> Programs:
+    """Each program in a session of its own."""
+    environment = {"PATH": os.environ["PATH"], "HOME": str(checkout), **settings}
+    with (checkout / _LOG).open("a") as log:
         return [
             subprocess.Popen(command, cwd=checkout, env=environment, stdout=log, stderr=log, start_new_session=True)
-            for command in commands(str(port))
-        ], port
+            for command in commands
+        ]
 
 
-def _ended(processes: Sequence["subprocess.Popen[bytes]"], port: int) -> bool:
+def _ended(processes: Programs, port: int) -> bool:
     """Whether one has ended by itself before they answered at `port`."""
     _wait_until(lambda: any(one.poll() is not None for one in processes) or _answers(port), "nobody answers", 120)
     return any(one.poll() is not None for one in processes)
 
 
-def _kill(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
-    for pid in _members([one.pid for one in processes]):
+def _kill(processes: Programs) -> None:
+    for pid in _members(processes):
         _end(pid, signal.SIGKILL)
     for one in processes:
         one.wait(30)
@@ -263,9 +289,9 @@ def _server_has_gone(checkout: Path) -> None:
     _wait_until(lambda: not _naming(str(checkout)), "a server stays", 60)
 
 
-def _members(sessions: Sequence[int]) -> list[int]:
-    """Living processes of these sessions: all that Dagster's programs started."""
-    found = []
+def _members(processes: Programs) -> list[int]:
+    """Living processes of these programs' sessions: all that they started."""
+    sessions, found = {one.pid for one in processes}, []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
