@@ -94,7 +94,7 @@ def known() -> dict[str, dict[str, Any]]:
             "group": asset.group_name,
             "description": asset.description,
             "under": sorted(parent.path[-1] for parent in asset.parent_keys),
-            "partitions": asset.partitions_def.name,
+            "partitions": getattr(asset.partitions_def, "name", None),
             "in its job": key in defs.resolve_job_def(SCOPE_JOBS[one.scope]).asset_layer.selected_asset_keys,
             "columns": [column.name for column in asset.metadata["dagster/column_schema"].columns],
             "checks": sorted(check.name for check in graph.asset_check_keys if check.asset_key == key),
