@@ -35,7 +35,8 @@ def require_judged(mode: Mode, *, allow_mass_delete: bool, part: Sequence[str]) 
     """
     if allow_mass_delete and mode is not Mode.RECONCILE:
         raise InvalidSetting(
-            f"mode {mode}: to allow mass deletes goes with mode reconcile, which reads all that it marks rows by"
+            f"mode {mode}: to allow mass deletes (--allow-mass-delete, allow_mass_delete in a run's config) goes with mode "
+            "reconcile, which reads all that it marks rows by"
         )
     if mode is Mode.RECONCILE and part:
         raise InvalidSetting(f"mode reconcile tells what is gone by complete reads: leave out {', '.join(part)}")

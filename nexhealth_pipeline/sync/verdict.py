@@ -93,11 +93,13 @@ class Verdict:
         """Judge; one result, and one more for each collection whose lists went with their rows.
 
         Before them that of the read of `sync_status`, where one was made: it has its row in the log. That is an observation
-        (not `complete`), since a materialization is told by runs that were asked for the asset.
+        (not `complete`), since a materialization is told by runs that were asked for the asset; and no failure of a run that
+        was asked for other things: what it stands in the way of is told by the judgement.
         """
         found = self._find(ground)
         if not isinstance(found, str) and _lacks(found[1]) and (asked := sources.ask_again()) is not None:
-            yield replace(asked, complete=False)
+            status = Status.SKIPPED if asked.status is Status.FAILED else asked.status
+            yield replace(asked, complete=False, status=status)
             found = self._find(ground)
         trouble = sources.trouble(self._slice.subdomain or "")
         if isinstance(found, str) or (_lacks(found[1]) and trouble):

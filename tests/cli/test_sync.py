@@ -135,7 +135,7 @@ def test_a_reconcile_reaches_the_run_with_its_leave(nexhealth: Run, ran: FakeRun
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("--allow-mass-delete", "mode incremental: to allow mass deletes goes with mode reconcile"),
+        ("--allow-mass-delete", "mode incremental: to allow mass deletes (--allow-mass-delete,"),
         ("--mode reconcile --patient 7", "complete reads: leave out --patient"),
         ("--mode reconcile --start 2026-01-01", "complete reads: leave out --start"),
         ("--mode reconcile --provider 3 --end 2026-01-01", "complete reads: leave out --end, --provider"),
