@@ -108,14 +108,17 @@ def _set_up(context: dg.OpExecutionContext, config: SetupConfig, nexhealth: NexH
 def _report_set_up(context: Context, done: SetUp) -> None:
     """Say what there is now; a refusal fails the run, what was made stays."""
     for one in done.keys:
-        metadata = {
+        metadata: dict[str, Any] = {
+            "key_name": one.key_name or "NEXHEALTH_API_KEY",
             "endpoint_id": one.endpoint_id,
             "changes": one.changes,
             "institutions": one.institutions,
             "subscriptions": one.subscriptions,
             "subscriptions_created": one.subscriptions_created,
+            "endpoints_removed": one.endpoints_removed,
         }
-        context.log.info("set up: " + ", ".join(f"{name} {count}" for name, count in metadata.items()))
+        state = "set up" if one.institutions else "ended"  # with nobody left whom its endpoint would be for
+        context.log.info(f"{state}: " + ", ".join(f"{name} {count}" for name, count in metadata.items()))
         if not done.dry_run:
             report(context, [dg.AssetObservation(EVENTS_ASSET, metadata=metadata)])
     if done.failures:

@@ -75,9 +75,7 @@ def upgrade(url: str, *, indexes: bool = False) -> list[str]:
                 revision, release = _noted(connection)
                 _refuse_newer(revision, release)
                 changes = [] if revision == HEAD else _migrate(url)
-                changes += ensure_tables(connection)
-                # Last: where it could not be prepared, the release before goes on with it.
-                changes += _note_release(connection, release)
+                changes += ensure_tables(connection, claim=_claim)
                 return changes + ensure_indexes(connection, insist=True) if indexes else changes
         except MissingRights:
             raise MissingRights(
@@ -156,17 +154,17 @@ def _refuse_newer(revision: str | None, release: str | None) -> None:
         )
 
 
-def _note_release(connection: psycopg.Connection, noted: str | None) -> list[str]:
-    """Note that this release has prepared the warehouse where an earlier one is `noted`, or none."""
-    if noted is not None and Version(noted) >= Version(__version__):
+def _claim(connection: psycopg.Connection) -> list[str]:
+    """Note that this release prepares the warehouse: in one transaction with what it makes, and with nobody beside it.
+
+    Raises WarehouseNewer where a newer one has done so while this one waited, whose views it would make anew.
+    """
+    revision, release = _noted(connection)
+    _refuse_newer(revision, release)
+    if release is not None and Version(release) == Version(__version__):
         return []
-    with connection.transaction():
-        # Another release may have noted itself meanwhile.
-        changed = connection.execute(
-            "UPDATE public.nexhealth_alembic_version SET release = %s WHERE release IS NOT DISTINCT FROM %s",
-            (__version__, noted),
-        )
-    return [f"prepared by release {__version__}"] if changed.rowcount else []
+    connection.execute("UPDATE public.nexhealth_alembic_version SET release = %s", (__version__,))
+    return [f"prepared by release {__version__}"]
 
 
 def _migrate(url: str, target: str = HEAD) -> list[str]:

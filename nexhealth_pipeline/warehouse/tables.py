@@ -107,12 +107,18 @@ def _create_indexes(connection: psycopg.Connection, collection: Collection, name
     return [f"added index {name}" for name in names]
 
 
-def ensure_tables(connection: psycopg.Connection, collections: Iterable[Collection] = DECLARED) -> list[str]:
+def ensure_tables(
+    connection: psycopg.Connection,
+    collections: Iterable[Collection] = DECLARED,
+    *,
+    claim: Callable[[psycopg.Connection], list[str]] = lambda _: [],
+) -> list[str]:
     """Create what is missing, add new columns, bring comments up to date; commits.
 
     Puts the triggers of history and change feed on the tables, and their views into `nexhealth_current`. Returns
-    the changes made, one text each; a warehouse that is up to date costs seven queries. Raises WarehouseError for a
-    table that is in use for minutes.
+    the changes made, one text each; a warehouse that is up to date costs seven queries. `claim` is called first, once
+    nobody else changes tables or views, in the transaction that does: what it raises leaves all as it was. Raises
+    WarehouseError for a table that is in use for minutes.
     """
     collections = tuple(collections)
     # In transactions of their own: they may wait for somebody who is writing there.
@@ -122,7 +128,7 @@ def ensure_tables(connection: psycopg.Connection, collections: Iterable[Collecti
     for left in reversed(range(_TRIES)):
         try:
             with connection.transaction():
-                return _ensure_all(connection, collections)
+                return _ensure_all(connection, collections, claim)
         except (errors.LockNotAvailable, errors.DeadlockDetected):  # of two tables, a reader may take the second first
             if left:
                 time.sleep(_TRY_SECONDS)
@@ -132,11 +138,16 @@ def ensure_tables(connection: psycopg.Connection, collections: Iterable[Collecti
     )
 
 
-def _ensure_all(connection: psycopg.Connection, collections: tuple[Collection, ...]) -> list[str]:
+def _ensure_all(
+    connection: psycopg.Connection,
+    collections: tuple[Collection, ...],
+    claim: Callable[[psycopg.Connection], list[str]],
+) -> list[str]:
     """What is missing, all of it or nothing. Raises LockNotAvailable or DeadlockDetected where a table is in use."""
     connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
     # Whoever comes to a table after one that waits for all of it waits as well: a report must not stop all loads.
     connection.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(f"{_TRY_SECONDS:.0f}s")))
+    claimed = claim(connection)
     present = _present(connection, collections)
     changes: list[str] = []
     for collection in collections:
@@ -144,7 +155,7 @@ def _ensure_all(connection: psycopg.Connection, collections: tuple[Collection, .
     ensure_views(connection, {one: _visible(one) for one in collections})
     if changes:
         _record(connection, changes)
-    return changes
+    return changes + claimed
 
 
 def ensure_indexes(

@@ -110,9 +110,10 @@ HEALTH_RULES = (
         " WHERE i.deleted_at IS NULL AND (%(wanted)s::text[] = '{}' OR i.subdomain = ANY(%(wanted)s))"
         " AND EXISTS (SELECT FROM nexhealth_locations l WHERE l.institution_id = i.id AND l.deleted_at IS NULL"
         "  AND NOT coalesce(l.inactive, false))"
-        # Of one that nothing is noted of yet a set-up goes on, or was killed.
+        # Of one that nothing is noted of yet a set-up goes on, or was killed. Of several keys that is so until the first
+        # of them is done: while it comes to the others, theirs are told of.
         " AND EXISTS (SELECT FROM nexhealth_webhooks WHERE removed_at IS NULL AND subscriptions <> '[]')"
-        " AND i.subdomain <> ALL (ARRAY(SELECT s.value ->> 'subdomain'"
+        " AND i.subdomain <> ALL (ARRAY(SELECT DISTINCT s.value ->> 'subdomain'"
         "  FROM nexhealth_webhooks, jsonb_array_elements(subscriptions) s"
         "  WHERE removed_at IS NULL AND (s.value ->> 'active')::boolean AND s.value ->> 'subdomain' IS NOT NULL))",
     ),

@@ -1,13 +1,22 @@
 """Which release has prepared a warehouse: an older one leaves it alone, even where no migration lies between."""
 
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import psycopg
 import pytest
 
 from nexhealth_pipeline import __version__
 from nexhealth_pipeline.errors import WarehouseError, WarehouseNewer, WarehouseOutdated
-from nexhealth_pipeline.warehouse import migrate
+from nexhealth_pipeline.warehouse import migrate, tables
 
 NOTED = "SELECT release FROM nexhealth_alembic_version"
+NOTE = "UPDATE nexhealth_alembic_version SET release = %s"
+OTHER_VIEW = (
+    "DROP VIEW nexhealth_current.operatories;"
+    " CREATE VIEW nexhealth_current.operatories AS SELECT 1 AS of_a_newer_release;"
+    " GRANT SELECT ON nexhealth_current.operatories TO pg_read_all_settings"
+)
 GRANTED = (
     "SELECT has_table_privilege('pg_read_all_settings', 'nexhealth_current.operatories', 'SELECT')"
     " FROM pg_views WHERE schemaname = 'nexhealth_current' AND viewname = 'operatories'"
@@ -25,9 +34,7 @@ def test_an_older_release_leaves_views_of_a_newer_one_and_what_was_granted_on_th
     at(monkeypatch, "99.0.0")
     assert migrate.upgrade(database_url) == ["prepared by release 99.0.0"]
     with psycopg.connect(database_url, autocommit=True) as db:
-        db.execute("DROP VIEW nexhealth_current.operatories")
-        db.execute("CREATE VIEW nexhealth_current.operatories AS SELECT 1 AS of_a_newer_release")
-        db.execute("GRANT SELECT ON nexhealth_current.operatories TO pg_read_all_settings")
+        db.execute(OTHER_VIEW)
         monkeypatch.undo()
         told = rf"release 99\.0\.0 has prepared .*this one is {__version__}: install a newer nexhealth-pipeline"
         for act in (migrate.upgrade, migrate.check, lambda url: migrate.prepare(url, "real", dry_run=True)):
@@ -38,13 +45,58 @@ def test_an_older_release_leaves_views_of_a_newer_one_and_what_was_granted_on_th
         assert db.execute(GRANTED).fetchall() == [(True,)]
 
 
+def test_an_older_release_that_waited_for_a_newer_one_to_end_is_refused_and_leaves_its_views(database_url: str) -> None:
+    """Both start in the same minute, as a rolling deployment has them; the older one had looked before it waited."""
+    waiting = (
+        "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = %s AND NOT granted"
+        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
+    with (
+        psycopg.connect(database_url, autocommit=True) as watcher,
+        psycopg.connect(database_url) as newer,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        newer.execute("SELECT pg_advisory_xact_lock(%s)", (tables._LOCK,))
+        older = pool.submit(migrate.upgrade, database_url)
+        while not watcher.execute(waiting, (tables._LOCK,)).fetchone():
+            assert not older.done()
+        newer.execute(OTHER_VIEW)
+        newer.execute(NOTE, ("99.0.0",))
+        newer.commit()
+        with pytest.raises(WarehouseNewer, match=r"release 99\.0\.0 has prepared"):
+            older.result(30)
+        assert watcher.execute(GRANTED).fetchall() == [(True,)]
+
+
+def test_of_two_that_found_nothing_noted_the_newer_is_noted_with_what_it_prepares(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The older one's note came in between, the newer one's was lost, and the older one went on with its warehouse."""
+    ensure_tables, noted = tables.ensure_tables, []
+
+    def meanwhile(connection: psycopg.Connection, **options: Any) -> list[str]:
+        monkeypatch.undo()
+        migrate.upgrade(database_url)
+        at(monkeypatch, "99.0.0")
+        changes = ensure_tables(connection, **options)
+        noted.extend(connection.execute(NOTED).fetchall())
+        return changes
+
+    with psycopg.connect(database_url, autocommit=True) as db:
+        db.execute(NOTE, (None,))
+        at(monkeypatch, "99.0.0")
+        monkeypatch.setattr(migrate, "ensure_tables", meanwhile)
+        assert migrate.upgrade(database_url)[-1] == "prepared by release 99.0.0"
+        assert noted == db.execute(NOTED).fetchall() == [("99.0.0",)]
+
+
 @pytest.mark.parametrize(
     ("older", "newer"),
     [
-        pytest.param("0.9.0", "0.10.0", id="numbers, not letters"),
-        pytest.param("1.0.0.dev3", "1.0.0", id="built on the way to it"),
-        pytest.param("1.0.0rc1", "1.0.0", id="its candidate"),
-        pytest.param("1.0.0", "1.0.0.post1", id="after it"),
+        pytest.param("99.9.0", "99.10.0", id="numbers, not letters"),
+        pytest.param("99.0.0.dev3", "99.0.0", id="built on the way to it"),
+        pytest.param("99.0.0rc1", "99.0.0", id="its candidate"),
+        pytest.param("99.0.0", "99.0.0.post1", id="after it"),
     ],
 )
 def test_releases_follow_each_other_as_their_versions_do(

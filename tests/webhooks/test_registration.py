@@ -154,6 +154,37 @@ def test_the_endpoint_of_a_key_of_which_nothing_is_wanted_any_more_goes_with_pru
     assert [one.key_name for one in account.set_up(settings=left_out, prune=True).keys] == [""]
 
 
+def test_what_a_key_had_that_was_replaced_goes_with_the_one_that_came_for_it(account: Account, tmp_path: Path) -> None:
+    """Both have the same endpoints: nothing was found, and nothing said of what NexHealth posted on."""
+    keys = tmp_path / "keys.toml"
+    keys.write_text(f'{HARBOR[1]} = "{OTHER_KEY}"\n')
+    with_keys = {"NEXHEALTH_API_KEYS_FILE": str(keys)}
+    account.set_up(settings=with_keys)
+    ours, theirs = account.rows
+    account.lose_key()
+    done = account.set_up(settings=with_keys | {"NEXHEALTH_SUBDOMAINS": WILLOW[1]}, prune=True)
+    assert [one.endpoints_removed for one in done.keys] == [[], [theirs.endpoint_id]]
+    assert [*account.vendor.endpoints()] == [one.endpoint_id for one in account.rows] == [ours.endpoint_id]
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["others are known", "nobody is known"])
+def test_nothing_is_pruned_by_a_name_that_is_not_known(account: Account, tmp_path: Path, *, known: bool) -> None:
+    """Mistyped, or not read since it was renamed: the endpoint of its key was deleted, and events for days with it."""
+    keys = tmp_path / "keys.toml"
+    keys.write_text(f'{HARBOR[1]} = "{OTHER_KEY}"\n')
+    with_keys = {"NEXHEALTH_API_KEYS_FILE": str(keys)}
+    account.set_up(settings=with_keys)
+    if not known:
+        account.db.execute("TRUNCATE nexhealth_institutions")
+    account.vendor.stub.seen.clear()
+    mistyped = with_keys | {"NEXHEALTH_SUBDOMAINS": f"{WILLOW[1]},harbour-smiles"}
+    with pytest.raises(InvalidSetting, match=r"^NEXHEALTH_SUBDOMAINS: no institution 'harbour-smiles' is known yet"):
+        account.set_up(settings=mistyped, prune=True)
+    assert account.vendor.changes() == []
+    assert account.set_up(settings=mistyped).exit_status == 0
+    assert len(account.vendor.endpoints()) == len(account.rows) == 2
+
+
 def test_a_key_of_which_nothing_is_known_keeps_its_endpoint(account: Account, tmp_path: Path) -> None:
     """Its institutions may be read by the next night, or are not here after a loss: that nobody wants them nobody said."""
     keys = tmp_path / "keys.toml"

@@ -134,15 +134,11 @@ class KeyWork:
 
         Raises InvalidSetting where another's endpoint is in the way, ApiError, Cancelled.
         """
-        listed = self._remote.endpoints()
-        by_id = {one.id: one for one in listed}
-        present = list(self._order.session.client.names_by_hash())
-        adopt(self._connection, self._hash, by_id, present)
-        adopt_attempts(self._connection, self._hash, by_id, present)
+        by_id = self._look()
         known = {one.endpoint_id: one for one in self._known()}
         self._note_switched_off(known.values(), by_id)
         candidates = sorted(
-            (one for one in listed if one.target_url == self._url and not _retiring(known.get(one.id))),
+            (one for one in by_id.values() if one.target_url == self._url and not _retiring(known.get(one.id))),
             key=lambda one: (one.id not in known, one.id),
         )
         usable = [one for one in candidates if self._has_secret(one, known.get(one.id))]
@@ -172,10 +168,21 @@ class KeyWork:
 
         Raises ApiError, Cancelled.
         """
+        present = self._order.session.client.names_by_hash()
+        if any(one.key_hash not in present for one in known_endpoints(self._connection)):
+            self._look()
         self._delete([one.endpoint_id for one in self._known()])
         return self._done
 
     # The endpoint ------------------------------------------------------------------------------------------------
+
+    def _look(self) -> dict[int, RemoteEndpoint]:
+        """The account's endpoints by id; those of a key that this one has replaced are this one's from now on."""
+        by_id = {one.id: one for one in self._remote.endpoints()}
+        present = list(self._order.session.client.names_by_hash())
+        adopt(self._connection, self._hash, by_id, present)
+        adopt_attempts(self._connection, self._hash, by_id, present)
+        return by_id
 
     def _known(self) -> list[Endpoint]:
         return known_endpoints(self._connection, [self._hash])

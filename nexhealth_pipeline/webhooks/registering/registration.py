@@ -103,8 +103,9 @@ def set_up(
     `replace` deletes another's endpoint with this URL whose secret nobody knows, after its subscriptions have moved;
     `dry_run` asks and changes nothing. `on_progress` is told of subscriptions settled and planned, from any thread.
 
-    Raises InvalidSetting for a URL that cannot be used or that another's endpoint has, MissingSetting without a key to seal
-    with, ApiError where nothing can be done with the only API key, WarehouseError, Cancelled.
+    Raises InvalidSetting for a URL that cannot be used or that another's endpoint has, and with `prune` for a name in
+    NEXHEALTH_SUBDOMAINS that is not known; MissingSetting without a key to seal with, ApiError where nothing can be done with
+    the only API key, WarehouseError, Cancelled.
     """
     url = usable_url(url)
     sealer = sealer or Sealer.of(session.settings)
@@ -169,6 +170,8 @@ def _fill(order: Order, done: SetUp) -> None:
         only = ", ".join(order.session.settings.subdomains)
         limited = f" among NEXHEALTH_SUBDOMAINS ({only})" if only else ""
         raise InvalidSetting(f"the API key reaches no institution{limited}: correct it, or ask the vendor")
+    if order.prune:
+        _require_known(order)
     order.counter.planned = len(order.topics) * sum(len(several) for several in by_key.values())
     unwanted = _unwanted(order, by_key) if order.prune else set()
     for name, institutions in by_key.items():
@@ -177,6 +180,17 @@ def _fill(order: Order, done: SetUp) -> None:
                 done.keys.append(KeyWork(order, name, institutions).run())
             elif name in unwanted and (ended := KeyWork(order, name, []).end()).changes:
                 done.keys.append(ended)
+
+
+def _require_known(order: Order) -> None:
+    """Refuse to prune by a list with a name that is not known: whom it means would be taken for one that nobody wants."""
+    missing = sorted(set(order.session.settings.subdomains) - set(order.subdomains.values()))
+    if missing:
+        raise InvalidSetting(
+            f"NEXHEALTH_SUBDOMAINS: no institution {', '.join(map(repr, missing))} is known yet, and pruning would delete what"
+            " is subscribed to for it: correct it (subdomains are case-sensitive), or run"
+            " `nexhealth sync --resource institutions --resource locations` first"
+        )
 
 
 def _unwanted(order: Order, by_key: Mapping[str, Institutions]) -> set[str]:
