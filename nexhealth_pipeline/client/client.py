@@ -18,7 +18,7 @@ import msgspec
 
 from nexhealth_pipeline.catalog.paging import Paging
 from nexhealth_pipeline.client.account import PageAccount, fingerprint, id_of
-from nexhealth_pipeline.client.auth import BareKey, Token, TokenKeeper, token_lifetime, usable_header
+from nexhealth_pipeline.client.auth import FixedCredential, Token, TokenKeeper, token_lifetime, usable_header
 from nexhealth_pipeline.client.budget import Budget
 from nexhealth_pipeline.client.clock import ApiClock
 from nexhealth_pipeline.client.cost import Cost
@@ -192,7 +192,7 @@ class _KeyAccount:
     """One API key: its token and its share of the limits."""
 
     def __init__(self, key: str, budget_for: Callable[[str], Budget], sender: Sender, policy: RetryPolicy) -> None:
-        self._credential = BareKey(key)
+        self._credential = FixedCredential(key)
         self.key_hash, self._budget_for = hash_of_key(key), budget_for
         self._budget: Budget | None = None
         self._lock = threading.Lock()
