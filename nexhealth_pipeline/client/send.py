@@ -353,10 +353,11 @@ def _envelope_or_none(body: bytes) -> Envelope | None:
 def _is_strangers(answer: Answer) -> bool:
     """Whether something between us and NexHealth refused, and not NexHealth, whose envelope this answer lacks.
 
-    A proxy's 404 must not look like a record that is gone, its 400 like a cursor that has expired, nor its 401 like a
-    key to be corrected.
+    A proxy's 404 must not look like a record that is gone, its 400 like a cursor that has expired, its 401 like a key to be
+    corrected, nor its 405 like a list that the practice does not have.
     """
-    if answer.status in (400, 401, 410, 422):  # an odd body of NexHealth's own, or none, still says what is wrong
+    # An odd body of NexHealth's own, or none, still says what is wrong.
+    if answer.status in (400, 401, 405, 410, 415, 422, 501):
         return answer.body.lstrip()[:1] not in (b"", b"{", b"[")
     return answer.status in (403, 404)
 

@@ -84,7 +84,7 @@ def test_a_401_of_nexhealths_own_needs_no_envelope(client, stub, body):
         client.get(ONE)
 
 
-@pytest.mark.parametrize("status", [400, 404, 415, 422])
+@pytest.mark.parametrize("status", [400, 404, 405, 415, 422, 501])
 def test_other_refusals_of_authenticates_never_look_like_a_missing_record(client, stub, status):
     stub.authenticate = lambda seen: refusal(status)
     with pytest.raises(ServerFailed, match="NEXHEALTH_API_URL"):

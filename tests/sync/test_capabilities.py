@@ -397,8 +397,23 @@ def test_a_list_that_is_closed_with_401_is_not_enabled(office: Office, database_
     assert rows(CAPABILITY) == [("not_enabled", False)]
 
 
+@pytest.mark.parametrize("status", [404, 405, 415, 501])
+def test_a_list_that_the_api_says_it_does_not_offer_is_unsupported(
+    status: int, office: Office, database_url: str, rows: Rows
+) -> None:
+    """The same statuses, of NexHealth's own: some practice systems have none. Nor is that asked for again and again."""
+    settings = settings_of(office, database_url)
+    sync_all(settings, only=set())
+    serve = office.answer
+    office.answer = lambda seen: refusal(status) if seen.path == "/charges" else serve(seen)
+    result = sync_all(settings, only={"charges"}, retry=RetryPolicy(sleep=lambda _: None))[-1]
+    assert result.status.value == "skipped"
+    assert rows(CAPABILITY) == [("unsupported", False)]
+    assert len(office.asked("/charges")) == 1
+
+
 @pytest.mark.parametrize("where", ["/authenticates", "/charges"])
-@pytest.mark.parametrize("status", [401, 403, 404])
+@pytest.mark.parametrize("status", [401, 403, 404, 405, 415, 501])
 def test_what_a_key_or_a_proxy_is_refused_with_says_nothing_of_the_list(
     where: str, status: int, office: Office, database_url: str, rows: Rows
 ) -> None:
