@@ -172,38 +172,6 @@ def test_a_garbled_page_is_asked_for_again(client, stub, garble):
     assert (page.records, page.retries, page.garbled) == ([b'{"id":11}', garble], 2, True)
 
 
-def test_nested_lists_are_exploded_where_the_request_says_so(client, stub):
-    institutions = [{"id": 1, "locations": [{"id": 10}, {"id": 11}]}, {"id": 2, "locations": None}, {"id": 3}]
-    stub.script(envelope(institutions, count=3))
-    page = client.get(ApiRequest("/locations", records_at=("locations",)))
-    assert ids([page]) == [10, 11]
-    assert page.total == 3
-
-
-def test_a_list_that_comes_without_what_it_was_to_be_nested_in_holds_the_records_themselves(client, stub):
-    """Risk: locations answered by themselves are no location at all, and a sync of nothing ends with 0."""
-    asked = ApiRequest("/locations", records_at=("locations",))
-    stub.script(envelope([{"id": 10, "institution_id": 1}, {"id": 11, "institution_id": 1}]))
-    assert ids([client.get(asked)]) == [10, 11]
-    mixed = [{"id": 10, "institution_id": 1}, {"id": 1, "locations": [{"id": 12, "institution_id": 1}]}]
-    stub.script(envelope(mixed))
-    assert ids([client.get(asked)]) == [10, 12]
-    stub.script(envelope([]))
-    assert client.get(asked).records == []
-
-
-def test_a_list_whose_elements_neither_hold_the_records_nor_are_some_is_another_answer(client, stub):
-    stub.script(*[envelope([{"id": 1, "offices": [{"id": 10}]}, {"id": 2}])] * 20)
-    with pytest.raises(ServerFailed, match="neither hold the records asked for nor are some"):
-        client.get(ApiRequest("/locations", records_at=("locations",)))
-
-
-def test_one_thing_may_lack_what_lies_in_it(client, stub):
-    """A patient without an address, whose key is left out then, is no failure."""
-    stub.script(envelope({"id": 7, "institution_id": 1}))
-    assert client.get(replace(SINGLE, records_at=("address",))).records == []
-
-
 def test_page_numbers_count_up_until_an_empty_page(client, stub):
     """Without a total a short page proves nothing: a server may give fewer than it was asked for."""
     request = ApiRequest("/nex_staff", (), "demo", Paging.PAGE, per_page=2)
