@@ -289,8 +289,8 @@ def _has_next(request: ApiRequest, number: int, envelope: Envelope) -> bool:
         raise BodyMalformed(f"{'an object' if held else 'null'} where a list belongs")
     if request.paging is Paging.NONE and first and total and not held:
         raise BodyMalformed("an empty list of what the answer itself counts")
-    # Where nothing says whether more follow, the count of a list that begins here does.
-    whole = first and total is not None and 0 <= total <= held
+    # Where nothing says whether more follow, the count of a list that begins here does; of a full page it may be its length.
+    whole = first and total is not None and 0 <= total <= held < request.per_page
     if request.paging is Paging.CURSOR and envelope.has_next is None and not whole:
         raise BodyMalformed("a list without page_info")
     return bool(envelope.has_next)
