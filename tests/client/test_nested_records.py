@@ -52,6 +52,16 @@ def test_an_institution_that_comes_without_the_key_of_its_locations_has_none(cli
     assert client.get(ApiRequest("/locations", records_at=("locations",))).records == []
 
 
+def test_a_page_of_institutions_without_locations_is_followed_to_the_next(client, stub):
+    """Should they come in pages one day: the first page's may be all new ones."""
+    pages = {
+        "": envelope([{"id": 1, "locations": []}], page_info={"has_next_page": True, "end_cursor": "c"}),
+        "c": envelope([{"id": 2, "locations": [{"id": 12}]}], page_info={"has_next_page": False}),
+    }
+    stub.answer = lambda seen: pages[seen.query.get("end_cursor", "")]
+    assert ids(client.pages(ApiRequest("/locations", records_at=("locations",)))) == [12]
+
+
 def test_one_thing_may_lack_what_lies_in_it(client, stub):
     """A patient without an address, whose key is left out then, is no failure."""
     stub.script(envelope({"id": 7, "institution_id": 1}))
