@@ -256,8 +256,8 @@ def _params(request: ApiRequest, cursor: str, number: int) -> list[tuple[str, st
 
 
 def _to_page(request: ApiRequest, number: int, cost: Cost, envelope: Envelope, requested_at: datetime) -> Page:
+    has_next = _has_next(request, number, envelope)  # first, as it says what is wrong with another answer
     records = records_of(envelope, request.records_at, of_list=request.paging is not Paging.ONE)
-    has_next = _has_next(request, number, envelope)
     return Page(
         number=number,
         records=records,

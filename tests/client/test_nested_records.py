@@ -47,6 +47,13 @@ def test_a_list_whose_elements_neither_hold_the_records_nor_are_some_is_another_
             client.get(ApiRequest("/locations", records_at=("locations",)))
 
 
+@pytest.mark.parametrize(("wrong", "words"), [({"status": "ok"}, "an object"), (None, "null")])
+def test_what_is_no_list_is_told_as_such(client, stub, wrong, words):
+    stub.script(*[envelope(wrong)] * 20)
+    with pytest.raises(ServerFailed, match=f"no NexHealth answer: {words} where a list belongs"):
+        client.get(ApiRequest("/locations", records_at=("locations",)))
+
+
 def test_an_institution_that_comes_without_the_key_of_its_locations_has_none(client, stub):
     stub.script(envelope([{"id": 1, "name": "A", "subdomain": "a", "emrs": ["x"], "phone_number": None}]))
     assert client.get(ApiRequest("/locations", records_at=("locations",))).records == []
