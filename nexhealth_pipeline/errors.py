@@ -8,7 +8,7 @@
     |   |-- KeyRefused           401 that a new token did not cure: correct the API key
     |   |-- NoAccess             403: ask the vendor, or correct the subdomain
     |   |-- NotFound             404: the thing is gone, or was never reachable
-    |   |-- BadRequest           400 and other refusals: the request itself is wrong
+    |   |-- BadRequest           400, 501 and other refusals: the request itself is wrong
     |   |   `-- CursorExpired    400, 404, 410 or 422 to a request that went on from a cursor: begin that pass again
     |   |-- TryLater             every retry was used up: run again later
     |   |   |-- Unreachable      no connection, or no answer in time
@@ -128,7 +128,7 @@ class NotFound(ApiError):
 
 
 class BadRequest(ApiError):
-    """The API refuses the request itself (400, 415, 422, ...); repeating it cannot help."""
+    """The API refuses the request itself (400, 415, 422, 501, ...); repeating it cannot help."""
 
 
 class CursorExpired(BadRequest):
@@ -144,7 +144,7 @@ class Unreachable(TryLater):
 
 
 class ServerFailed(TryLater):
-    """The API kept answering 5xx, or with something that is not a NexHealth answer."""
+    """The API kept answering 5xx (but 501), or with something that is not a NexHealth answer."""
 
 
 class RateLimited(TryLater):

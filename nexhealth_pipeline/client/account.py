@@ -36,6 +36,8 @@ class PageAccount:
         self._paging = paging
         self._counted = paging in (Paging.NONE, Paging.PAGE) and not records_at
         """Whether what the API counts is the records of all pages, which are one where it keeps to its contract."""
+        self._nested = bool(records_at)
+        """Whether the records lie in the elements of a page, of which a page may hold some without any."""
         self._asked = cursor
         self._held = 0
         self._total: int | None = None
@@ -59,7 +61,7 @@ class PageAccount:
 
     def problem(self, page: "Page") -> str | None:
         """What contradicts the paging contract, or None."""
-        if page.has_next and not page.records:
+        if page.has_next and not page.records and not (self._nested and page.end_cursor):
             return "an empty page claims that more follow"
         held = self._held + len(page.records)
         if self._counted and not page.has_next and page.total is not None and page.total > held:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from nexhealth_pipeline.client.cost import Cost
 from nexhealth_pipeline.errors import ApiError
 
-__all__ = ["BareKey", "Token", "TokenKeeper", "token_lifetime", "usable_header"]
+__all__ = ["FixedCredential", "Token", "TokenKeeper", "token_lifetime", "usable_header"]
 
 _DEFAULT_LIFETIME = 3000.0
 """Seconds for a token that does not say: production's hour less ten minutes; a 401 corrects a wrong guess."""
@@ -54,26 +54,22 @@ def token_lifetime(token: str, *, api_now: float) -> float:
     return max(1.0, min(spans))
 
 
-class BareKey:
-    """The credential of `/authenticates` itself: the key, which nothing can renew."""
+class FixedCredential:
+    """One that nothing renews: the bare key of `/authenticates`, or a token of which is asked whether it still counts."""
 
-    def __init__(self, key: str) -> None:
-        self._key = key
+    def __init__(self, value: str) -> None:
+        self._value = value
 
     def current(self, cost: Cost) -> str:  # noqa: ARG002 - the interface of a credential
         """The header's value."""
-        return self._key
+        return self._value
 
     def fresh(self, value: str) -> bool:  # noqa: ARG002 - as above
-        """Always: a key does not expire."""
+        """Always: there is no other."""
         return True
 
-    def accepted(self, value: str, sent: float) -> None:
+    def accepted(self, value: str) -> None:
         """Nothing to note."""
-
-    def taken(self, value: str, since: float = 0.0) -> bool:  # noqa: ARG002 - as above
-        """Never: nothing else is asked with it."""
-        return False
 
     def refused(self, value: str) -> bool:  # noqa: ARG002 - as above
         """Always the key's fault."""
@@ -87,8 +83,8 @@ class TokenKeeper:
         self._ask, self._monotonic = ask, monotonic
         self._lock = threading.Lock()
         self._value: str | None = None
-        self._taken: tuple[str | None, float] = (None, 0.0)
-        """The token that the API took last, and when the latest request was sent that it took it for."""
+        self._accepted: str | None = None
+        """The token that the API took last."""
         self._renew_at = float("-inf")
         self._asked = 0
         self._failure: ApiError | None = None
@@ -112,16 +108,13 @@ class TokenKeeper:
         """Whether `value` is the current token and not due for renewal."""
         return value == self._value and self._monotonic() < self._renew_at
 
-    def accepted(self, value: str, sent: float) -> None:
-        """Note that the API took `value`, of a request sent then: should it refuse it later, the key is none the worse."""
-        token, last = self._taken
-        if value == self._value:  # a late answer to one that is over says nothing of its successor
-            self._taken = (value, max(sent, last) if value == token else sent)
-
-    def taken(self, value: str, since: float = 0.0) -> bool:
-        """Whether the API took `value`, of a request sent after `since`: a token that is over is never taken again."""
-        token, last = self._taken
-        return value == token and last > since
+    def accepted(self, value: str) -> None:
+        """Note that the API took `value`: should it refuse it later, the token is over, and the key none the worse."""
+        if value == self._accepted:
+            return
+        with self._lock:
+            if value == self._value:  # a late answer to one that is over says nothing of its successor
+                self._accepted = value
 
     def refused(self, value: str) -> bool:
         """Forget `value` after a 401; whether the key may be at fault: nobody else lost it or was answered with it."""
@@ -129,7 +122,7 @@ class TokenKeeper:
             if value != self._value:
                 return False
             self._value = None
-        return value != self._taken[0]
+            return value != self._accepted
 
     def _renew(self, cost: Cost) -> str:
         asked_at = self._monotonic()

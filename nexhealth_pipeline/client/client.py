@@ -18,7 +18,7 @@ import msgspec
 
 from nexhealth_pipeline.catalog.paging import Paging
 from nexhealth_pipeline.client.account import PageAccount, fingerprint, id_of
-from nexhealth_pipeline.client.auth import BareKey, Token, TokenKeeper, token_lifetime, usable_header
+from nexhealth_pipeline.client.auth import FixedCredential, Token, TokenKeeper, token_lifetime, usable_header
 from nexhealth_pipeline.client.budget import Budget
 from nexhealth_pipeline.client.clock import ApiClock
 from nexhealth_pipeline.client.cost import Cost
@@ -192,7 +192,7 @@ class _KeyAccount:
     """One API key: its token and its share of the limits."""
 
     def __init__(self, key: str, budget_for: Callable[[str], Budget], sender: Sender, policy: RetryPolicy) -> None:
-        self._credential = BareKey(key)
+        self._credential = FixedCredential(key)
         self.key_hash, self._budget_for = hash_of_key(key), budget_for
         self._budget: Budget | None = None
         self._lock = threading.Lock()
@@ -256,8 +256,8 @@ def _params(request: ApiRequest, cursor: str, number: int) -> list[tuple[str, st
 
 
 def _to_page(request: ApiRequest, number: int, cost: Cost, envelope: Envelope, requested_at: datetime) -> Page:
+    has_next = _has_next(request, number, envelope)  # first, as it says what is wrong with another answer
     records = records_of(envelope, request.records_at, of_list=request.paging is not Paging.ONE)
-    has_next = _has_next(request, number, envelope)
     return Page(
         number=number,
         records=records,
@@ -289,8 +289,8 @@ def _has_next(request: ApiRequest, number: int, envelope: Envelope) -> bool:
         raise BodyMalformed(f"{'an object' if held else 'null'} where a list belongs")
     if request.paging is Paging.NONE and first and total and not held:
         raise BodyMalformed("an empty list of what the answer itself counts")
-    # Where nothing says whether more follow, the count of a list that begins here does.
-    whole = first and total is not None and 0 <= total <= held
+    # Where nothing says whether more follow, the count of a list that begins here does; of a full page it may be its length.
+    whole = first and total is not None and 0 <= total <= held < request.per_page
     if request.paging is Paging.CURSOR and envelope.has_next is None and not whole:
         raise BodyMalformed("a list without page_info")
     return bool(envelope.has_next)

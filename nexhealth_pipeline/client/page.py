@@ -178,6 +178,8 @@ def _is_text(body: bytes) -> bool:
 
 _BY_ITSELF = {"id", "institution_id"}
 """Keys of a record that stands where one was to be that holds a list of such records, and has no institution itself."""
+_OF_AN_INSTITUTION = "subdomain"
+"""A key of one, which holds the records."""
 
 
 def records_of(envelope: Envelope, path: tuple[str, ...], *, of_list: bool = False) -> list[bytes]:
@@ -196,14 +198,23 @@ def records_of(envelope: Envelope, path: tuple[str, ...], *, of_list: bool = Fal
 
 
 def _children(parent: bytes, name: str, *, of_list: bool) -> list[bytes] | None:
-    """The records within one; None where it has none, and does not look like one of them."""
+    """The records within one; None where it has none, and looks neither like one of them nor like what may have none."""
     try:
         fields = _OBJECT.decode(parent)
         if name in fields:
             return elements_in(bytes(fields[name]).strip())
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise BodyMalformed("an element that is no object where one belongs that holds records") from None
-    return [parent] if of_list and fields.keys() >= _BY_ITSELF else None
+    if of_list and fields.keys() >= _BY_ITSELF:
+        return [parent]
+    return [] if of_list and _holds_nothing(fields) else None
+
+
+def _holds_nothing(fields: dict[str, msgspec.Raw]) -> bool:
+    """Whether it is an institution that has none of the records: nor anything else in it that they could be."""
+    if _OF_AN_INSTITUTION not in fields or "institution_id" in fields:
+        return False
+    return not any(one[:1] == b"{" for value in fields.values() for one in elements_in(bytes(value).strip()))
 
 
 def elements_in(value: bytes) -> list[bytes]:

@@ -1,6 +1,6 @@
 """What to do about each kind of failed answer, as data, and how long to wait before asking again.
 
-Repeated is what passes by itself: 408, 429, 5xx, a lost or late connection, a cut or garbled
+Repeated is what passes by itself: 408, 429, 5xx but 501, a lost or late connection, a cut or garbled
 body, a page of HTML, `code: false` with 200. Everything else is final. Sources: API.md C and H.
 """
 
@@ -86,6 +86,7 @@ STATUS: Mapping[int, Rule] = {
     422: Rule(Action.FAIL, BadRequest, "the API refuses the request's values"),
     425: Rule(Action.RETRY, ServerFailed, "the API asks to try again later"),
     429: Rule(Action.RETRY, RateLimited, "rate limited for longer than the client waits: lower NEXHEALTH_RATE_SHARE"),
+    501: Rule(Action.FAIL, BadRequest, "the API does not offer this"),
 }
 """Rule by status; :func:`rule_for_status` covers the rest by hundreds."""
 
@@ -108,8 +109,10 @@ AUTH_STATUS: Mapping[int, Rule] = {
         Action.FAIL, KeyRefused, "the API key is refused: correct NEXHEALTH_API_KEY or its line in the keys file"
     ),
     404: Rule(Action.FAIL, ServerFailed, "no such path there: check NEXHEALTH_API_URL"),
+    405: Rule(Action.FAIL, ServerFailed, "no token is given: check NEXHEALTH_API_URL"),
     415: Rule(Action.FAIL, ServerFailed, "no token is given: check NEXHEALTH_API_URL"),
     422: Rule(Action.FAIL, ServerFailed, "no token is given: check NEXHEALTH_API_URL"),
+    501: Rule(Action.FAIL, ServerFailed, "no token is given: check NEXHEALTH_API_URL"),
 }
 """What differs for `/authenticates`: a missing token must never look like a missing record."""
 

@@ -16,11 +16,13 @@ from tenacity import RetryCallState, Retrying, retry_if_result
 
 from nexhealth_pipeline import __version__
 from nexhealth_pipeline.catalog.limits import rate_classes
+from nexhealth_pipeline.client.auth import FixedCredential
 from nexhealth_pipeline.client.budget import Budget
 from nexhealth_pipeline.client.clock import ApiClock
 from nexhealth_pipeline.client.cost import Cost
 from nexhealth_pipeline.client.page import NO_CONTENT, BodyMalformed, Envelope, decode_envelope
 from nexhealth_pipeline.client.retry import (
+    AUTH_STATUS,
     CLOSED,
     FAULTS,
     NOTHING_DONE,
@@ -45,6 +47,8 @@ _REFUSALS_FORGIVEN = 4
 """401s in a row that are met by a new token, each to one that no answer had come with."""
 _GONE_CURSOR = (400, 404, 410, 422)
 """What a cursor may be refused with that is no more (API.md I.10: undocumented): the list that gave it was there."""
+_WITNESSES = ("/institutions", "/locations")
+"""Lists that every key may ask for (API.md E.1: no subdomain, nothing required): the first, and one for itself."""
 _ID = re.compile(r"\d+")
 _GRANTS = 3
 """Grants used up at most while the token keeps expiring in the queue for the budget."""
@@ -61,12 +65,8 @@ class Credential(Protocol):
         """Whether `value` may still be sent."""
         ...
 
-    def accepted(self, value: str, sent: float) -> None:
-        """The API answered what was asked with `value`, at the moment `sent`."""
-        ...
-
-    def taken(self, value: str, since: float = 0.0) -> bool:
-        """Whether the API answered what was asked with `value` after `since`."""
+    def accepted(self, value: str) -> None:
+        """The API answered what was asked with `value`."""
         ...
 
     def refused(self, value: str) -> bool:
@@ -145,9 +145,6 @@ class _Course:
     """Answers of 401 in a row that may be the key's fault."""
     unauthorized: int = 0
     """Answers of 401 in a row, whosever fault."""
-    kept: tuple[str, float] | None = None
-    """The credential refused last although others were answered with it, which was kept to see whether they still are; and
-    when that was."""
 
 
 class Sender:
@@ -157,8 +154,9 @@ class Sender:
         self, transport: Transport, *, clock: ApiClock, policy: RetryPolicy, stop: threading.Event | None = None
     ) -> None:
         self._transport, self._clock, self._policy, self._stop = transport, clock, policy, stop
-        self._closed: set[str] = set()
-        """Paths, ids left out, that were refused while the key was accepted elsewhere."""
+        self._closed: set[tuple[Credential, str]] = set()
+        """Of each key the paths, ids left out, that were refused while it was accepted elsewhere. No verdict rests on it:
+        it only spares a token, and may be out of date."""
 
     def send(self, exchange: Exchange[T], cost: Cost) -> T:
         """The result of `exchange.read`. Raises ApiError when retries are used up or cannot help; Cancelled."""
@@ -191,7 +189,7 @@ class Sender:
         cost.requests += 1
         if isinstance(answer, Answer):
             cost.bytes += len(answer.body)
-            result = self._judge(exchange, answer, credential, course)
+            result = self._judge(exchange, answer, credential, course, cost)
         else:
             result = _fault(answer)
         renews = isinstance(result, _Failure) and result.rule.action is Action.REFRESH
@@ -217,9 +215,11 @@ class Sender:
                 return credential
         return exchange.credential.current(cost)
 
-    def _judge(self, exchange: Exchange[T], answer: Answer, credential: str, course: _Course) -> T | _Failure:
+    def _judge(
+        self, exchange: Exchange[T], answer: Answer, credential: str, course: _Course, cost: Cost
+    ) -> T | _Failure:
         if 200 <= answer.status < 300:
-            exchange.credential.accepted(credential, answer.sent)
+            exchange.credential.accepted(credential)
             return self._judge_success(exchange, answer)
         rule = rule_for_status(answer.status, exchange.special)
         envelope = _envelope_or_none(answer.body)
@@ -233,7 +233,7 @@ class Sender:
         words = envelope.words if envelope is not None and exchange.quotable else ""
         again = rule.action is Action.RETRY
         if rule.action is Action.REFRESH:
-            if self._judge_401(exchange, answer, credential, course):
+            if self._judge_401(exchange, credential, course, cost):
                 return _Failure(CLOSED, f"status {answer.status}", again=False, status=answer.status, words=words)
             again = course.refusals <= _REFUSALS_FORGIVEN
         else:
@@ -245,26 +245,37 @@ class Sender:
             exchange.budget.throttle(rate_classes(exchange.where.path), asked)
         return _Failure(rule, f"status {answer.status}", again, answer.status, words, asked)
 
-    def _judge_401(self, exchange: Exchange[T], answer: Answer, credential: str, course: _Course) -> bool:
-        """Whether it is said of the path alone: asked after it was refused here, others were answered with the same token.
+    def _judge_401(self, exchange: Exchange[T], credential: str, course: _Course, cost: Cost) -> bool:
+        """Whether it is said of the path alone; else the token is given up for a new one.
 
-        The first one is taken for a token that is over, which is given up for all; so is any that nobody else uses. Later
-        ones, and each of a path that is known to refuse, must not cost all others theirs: the token is kept for a second
-        look. Then the path is closed, or the token was over after all; a known path that refuses the next one too is closed.
+        The first is taken for a token that is over. From the second in a row on, a witness is asked with the very token
+        that was refused: one that is over is never taken again, so where the witness takes it, it was good when this path
+        refused it. Whatever others do to the token meanwhile, nothing else closes a path. One that was closed before to
+        this key asks the witness at once: its next thousand locations cost two requests each, and nobody's token.
         """
-        path = _ID.sub("#", exchange.where.path)
-        known = path in self._closed
-        value, refused_at = course.kept or ("", 0.0)
-        proved = credential == value and exchange.credential.taken(credential, refused_at)
-        if proved or (known and credential != value and course.unauthorized > 1):
+        path = (exchange.credential, _ID.sub("#", exchange.where.path))
+        doubtful = course.unauthorized > 0 or path in self._closed
+        if doubtful and self._is_taken_elsewhere(exchange, credential, course, cost):
             self._closed.add(path)
             return True
-        doubtful = known or course.unauthorized > 0
-        if doubtful and credential != value and exchange.credential.taken(credential):
-            course.kept = (credential, answer.received)
-        else:
-            course.refusals += exchange.credential.refused(credential)
+        course.refusals += exchange.credential.refused(credential)
         return False
+
+    def _is_taken_elsewhere(self, exchange: Exchange[T], credential: str, course: _Course, cost: Cost) -> bool:
+        """Whether what every key may ask is answered with this token; asked once, as no answer proves nothing."""
+        witness = Exchange(
+            where=Where("GET", next(one for one in _WITNESSES if one != exchange.where.path)),
+            params=[],
+            credential=FixedCredential(credential),
+            budget=exchange.budget,
+            read=lambda envelope, _: envelope.ok,
+            special=AUTH_STATUS,
+            legacy_accept=True,
+        )
+        aside = _Course(started=course.started)
+        result = self._attempt(witness, cost, aside)
+        course.getting_ready += aside.getting_ready
+        return not isinstance(result, _Failure)
 
     def _judge_success(self, exchange: Exchange[T], answer: Answer) -> T | _Failure:
         try:
@@ -292,7 +303,7 @@ class Sender:
 
     def _wait(self, state: RetryCallState, course: _Course) -> float:
         failure = _failure_of(state)
-        if course.unauthorized == 1 and course.kept is None:  # a token that was over: the next one was not refused yet
+        if course.unauthorized == 1:  # a token that was over: the next one has not been refused yet
             return 0.0
         return max(failure.asked_wait or 0.0, self._policy.backoff(state.attempt_number))
 
@@ -342,10 +353,11 @@ def _envelope_or_none(body: bytes) -> Envelope | None:
 def _is_strangers(answer: Answer) -> bool:
     """Whether something between us and NexHealth refused, and not NexHealth, whose envelope this answer lacks.
 
-    A proxy's 404 must not look like a record that is gone, its 400 like a cursor that has expired, nor its 401 like a
-    key to be corrected.
+    A proxy's 404 must not look like a record that is gone, its 400 like a cursor that has expired, its 401 like a key to be
+    corrected, nor its 405 like a list that the practice does not have.
     """
-    if answer.status in (400, 401, 410, 422):  # an odd body of NexHealth's own, or none, still says what is wrong
+    # An odd body of NexHealth's own, or none, still says what is wrong.
+    if answer.status in (400, 401, 405, 410, 415, 422, 501):
         return answer.body.lstrip()[:1] not in (b"", b"{", b"[")
     return answer.status in (403, 404)
 

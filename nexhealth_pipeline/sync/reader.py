@@ -272,7 +272,7 @@ class SliceReader:
         status = Status.CANCELLED if isinstance(failure, Cancelled) else Status.FAILED
         answered = getattr(failure, "status", None)
         lacking = _NOT_OFFERED.get(answered) if self.slice.collection.may_be_disabled else None
-        if isinstance(failure, KeyRefused | TryLater) and answered != 501:
+        if isinstance(failure, KeyRefused | TryLater):
             lacking = None  # the same statuses, of a key or a proxy, or given for no token: no verdict on the list
         if self.options.filters and answered == 404:
             lacking = None  # what the filter names may be unknown, not the list

@@ -40,6 +40,16 @@ def test_an_empty_last_page_is_fine():
     assert read(PageAccount(Paging.CURSOR, ""), page("r", "c", more=True), page("", "c")) == [None, None]
 
 
+def test_a_page_whose_elements_hold_none_of_the_records_may_have_a_next_one():
+    """Institutions without locations are no empty page; that it ends is seen by the cursor, and only with one."""
+    pages = page("", "c1", more=True), page("r", "c2", more=True)
+    nested = PageAccount(Paging.NONE, "", records_at=("locations",))
+    assert read(nested, *pages) == [None, None]
+    assert nested.problem(page("", "c1", more=True)) == "the cursor leads back to a page already read"
+    assert nested.problem(page("", more=True)) == "an empty page claims that more follow"
+    assert PageAccount(Paging.NONE, "").problem(pages[0]) == "an empty page claims that more follow"
+
+
 def test_a_judged_page_may_be_judged_again():
     """A second look at the same place must not call it a repetition."""
     account = PageAccount(Paging.CURSOR, "")

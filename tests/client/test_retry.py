@@ -16,7 +16,7 @@ def test_what_passes_is_repeated_and_ends_as_try_later(status):
     assert issubclass(rule.error, TryLater)
 
 
-@pytest.mark.parametrize("status", [400, 402, 403, 404, 405, 409, 410, 415, 422, 451])
+@pytest.mark.parametrize("status", [400, 402, 403, 404, 405, 409, 410, 415, 422, 451, 501])
 def test_what_does_not_pass_is_not_repeated(status):
     rule = rule_for_status(status)
     assert rule.action is Action.FAIL

@@ -48,6 +48,9 @@ PASSING = {
     "bad gzip": Reply(200, b"no gzip", {"Content-Encoding": "gzip"}),
     "html 404 of a proxy": Reply(404, b"<html>nothing here</html>"),
     "html 400 of a proxy": Reply(400, b"<html>Bad Request</html>"),
+    "html 405 of a proxy": Reply(405, b"<html>Not Allowed</html>"),
+    "html 415 of a proxy": Reply(415, b"<html>Unsupported</html>"),
+    "html 501 of a proxy": Reply(501, b"<html>Not Implemented</html>"),
 }
 
 

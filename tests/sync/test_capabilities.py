@@ -6,20 +6,16 @@ from datetime import timedelta
 import psycopg
 import pytest
 
-from nexhealth_pipeline.catalog.collections import COLLECTIONS
-from nexhealth_pipeline.client.request import ApiRequest
 from nexhealth_pipeline.client.retry import RetryPolicy
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import Settings
 from nexhealth_pipeline.sync.enabled import FILLED_AFTER
 from nexhealth_pipeline.sync.filters import Filters
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
-from nexhealth_pipeline.sync.reader import SliceReader
-from nexhealth_pipeline.sync.slices import Slice
 from nexhealth_pipeline.warehouse import child_reads
 from tests.client.stub import Reply, Seen, Stub, envelope, refusal, running
 
-from .kit import Rows, open_session, settings_of, sync_all
+from .kit import Rows, settings_of, sync_all
 from .test_new_collection import cursor_page
 
 REFUSED = Reply(403, b'{"code": false, "error": ["You don\'t have access to perform this action"], "data": null}')
@@ -391,26 +387,33 @@ def test_a_list_whose_pages_came_is_never_taken_for_one_that_is_not_there(
 
 
 def test_a_list_that_is_closed_with_401_is_not_enabled(office: Office, database_url: str, rows: Rows) -> None:
-    """As with 403, which its path is not declared to answer, as long as others are answered with the same token."""
+    """As with 403, which its path is not declared to answer, where another list takes the same token."""
     settings = settings_of(office, database_url)
     sync_all(settings, only=set())
     serve = office.answer
     office.answer = lambda seen: refusal(401) if seen.path == "/charges" else serve(seen)
-
-    def others(_: float) -> None:
-        session.client.get(ApiRequest("/institutions"))
-
-    with open_session(settings, retry=RetryPolicy(sleep=others)) as session:
-        (location,) = session.practices().locations
-        result = SliceReader(
-            session, Slice(COLLECTIONS["charges"], location.institution, location), SyncOptions()
-        ).read()
+    result = sync_all(settings, only={"charges"}, retry=RetryPolicy(sleep=lambda _: None))[-1]
     assert (result.status.value, "accepted elsewhere" in (result.reason or "")) == ("skipped", True)
     assert rows(CAPABILITY) == [("not_enabled", False)]
 
 
+@pytest.mark.parametrize("status", [404, 405, 415, 501])
+def test_a_list_that_the_api_says_it_does_not_offer_is_unsupported(
+    status: int, office: Office, database_url: str, rows: Rows
+) -> None:
+    """The same statuses, of NexHealth's own: some practice systems have none. Nor is that asked for again and again."""
+    settings = settings_of(office, database_url)
+    sync_all(settings, only=set())
+    serve = office.answer
+    office.answer = lambda seen: refusal(status) if seen.path == "/charges" else serve(seen)
+    result = sync_all(settings, only={"charges"}, retry=RetryPolicy(sleep=lambda _: None))[-1]
+    assert result.status.value == "skipped"
+    assert rows(CAPABILITY) == [("unsupported", False)]
+    assert len(office.asked("/charges")) == 1
+
+
 @pytest.mark.parametrize("where", ["/authenticates", "/charges"])
-@pytest.mark.parametrize("status", [401, 403, 404])
+@pytest.mark.parametrize("status", [401, 403, 404, 405, 415, 501])
 def test_what_a_key_or_a_proxy_is_refused_with_says_nothing_of_the_list(
     where: str, status: int, office: Office, database_url: str, rows: Rows
 ) -> None:

@@ -10,8 +10,10 @@ from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import Settings, load_settings
 from nexhealth_pipeline.sync.options import Mode, SyncOptions
 from nexhealth_pipeline.sync.slices import SliceResult, Status
+from tests.client.stub import Reply, Seen, Stub, envelope, running
 
 from .kit import Rows, sync_all
+from .test_new_collection import cursor_page
 
 WILLOW, HARBOR = "willow-dental", "harbor-smiles"
 KEYS = {"key-of-willow": (WILLOW,), "key-of-harbor": (HARBOR,)}
@@ -31,7 +33,7 @@ def settings(box: SandboxServer, database_url: str, tmp_path: Path) -> Settings:
     return with_keys(box, database_url, tmp_path, harbor="key-of-harbor")
 
 
-def with_keys(box: SandboxServer, database_url: str, folder: Path, *, harbor: str) -> Settings:
+def with_keys(box: SandboxServer | Stub, database_url: str, folder: Path, *, harbor: str) -> Settings:
     file = folder / "keys.toml"
     file.write_text(f'{WILLOW} = "key-of-willow"\n{HARBOR} = "{harbor}"\n')
     given = {"NEXHEALTH_API_URL": box.url, "NEXHEALTH_API_KEYS_FILE": str(file), "DATABASE_URL": database_url}
@@ -137,3 +139,42 @@ def test_whose_own_key_is_refused_once_its_lists_are_read_is_not_judged(
     assert rows(MARKED) == [(rooms[WILLOW],)]
     reasons = {one.reason for one in results if one.absence is not None and one.status is Status.SKIPPED}
     assert any("could not be asked: the key of harbor-smiles: " in str(reason) for reason in reasons)
+
+
+class Two(Stub):
+    """Two institutions; what is said of the second is without a key for its locations, since it has none yet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.authenticate, self.answer = self.issue_by_key, self.serve
+        self.keys: dict[str, str] = {}
+
+    def issue_by_key(self, seen: Seen) -> Reply:
+        reply = self.issue(seen)
+        self.keys[f"Bearer {self.tokens[-1]}"] = seen.headers["Authorization"]
+        return reply
+
+    def serve(self, seen: Seen) -> Reply:
+        number = list(KEYS).index(self.keys[seen.headers["Authorization"]]) + 1
+        institution = {"id": number, "name": "N", "subdomain": (WILLOW, HARBOR)[number - 1]}
+        match seen.path:
+            case "/institutions":
+                return envelope([institution])
+            case "/locations":
+                place = {"id": 11, "name": "N", "institution_id": 1}
+                return envelope([institution | ({"locations": [place]} if number == 1 else {})])
+            case "/operatories":
+                return cursor_page([{"id": 5, "location_id": 11, "name": "N"}], "c")
+        return envelope([])
+
+
+def test_an_institution_without_the_key_of_its_locations_spoils_nobodys_discovery(
+    database_url: str, tmp_path: Path, rows: Rows
+) -> None:
+    """Risk: one tenant that is just being set up, and no practice of any key is read that night."""
+    with running(Two()) as both:
+        settings = with_keys(both, database_url, tmp_path, harbor="key-of-harbor")
+        results = sync_all(settings, FULL, only={"operatories"}, retry=QUICK)
+    assert {result.status for result in results} == {Status.SUCCEEDED}
+    assert rows("SELECT institution_id, id FROM nexhealth_operatories") == [(1, 5)]
+    assert rows("SELECT id FROM nexhealth_institutions ORDER BY id") == [(1,), (2,)]
