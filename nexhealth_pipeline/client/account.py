@@ -40,6 +40,7 @@ class PageAccount:
         """Whether the records lie in the elements of a page, of which a page may hold some without any."""
         self._asked = cursor
         self._held = 0
+        self._was_empty = False
         self._total: int | None = None
         """What the API counted when it first said so."""
         self._seen = _Memory()
@@ -61,7 +62,8 @@ class PageAccount:
 
     def problem(self, page: "Page") -> str | None:
         """What contradicts the paging contract, or None."""
-        if page.has_next and not page.records and not (self._nested and page.end_cursor):
+        # Elements that hold no record make one empty page, not one after the other for ever.
+        if page.has_next and not page.records and not (self._nested and page.end_cursor and not self._was_empty):
             return "an empty page claims that more follow"
         held = self._held + len(page.records)
         if self._counted and not page.has_next and page.total is not None and page.total > held:
@@ -84,6 +86,7 @@ class PageAccount:
     def accept(self, page: "Page") -> None:
         """Remember a page that is handed on, just judged to have no problem."""
         self._asked = page.end_cursor
+        self._was_empty = not page.records
         self._held += len(page.records)
         self._total = page.total if self._total is None else self._total
         if page.records:

@@ -110,8 +110,8 @@ class TokenKeeper:
 
     def accepted(self, value: str) -> None:
         """Note that the API took `value`: should it refuse it later, the token is over, and the key none the worse."""
-        if value == self._accepted:
-            return
+        if value == self._accepted or value != self._value:
+            return  # and no wait for the lock, which is held for as long as a new token is asked for
         with self._lock:
             if value == self._value:  # a late answer to one that is over says nothing of its successor
                 self._accepted = value

@@ -145,6 +145,8 @@ class _Course:
     """Answers of 401 in a row that may be the key's fault."""
     unauthorized: int = 0
     """Answers of 401 in a row, whosever fault."""
+    witnessed: bool = False
+    """Whether a witness took a token that was refused here."""
 
 
 class Sender:
@@ -250,14 +252,18 @@ class Sender:
 
         The first is taken for a token that is over. From the second in a row on, a witness is asked with the very token
         that was refused: one that is over is never taken again, so where the witness takes it, it was good when this path
-        refused it. Whatever others do to the token meanwhile, nothing else closes a path. One that was closed before to
-        this key asks the witness at once: its next thousand locations cost two requests each, and nobody's token.
+        refused it. Whatever others do to the token meanwhile, nothing else closes a path; and that twice, with a pause
+        between, for not all of NexHealth's servers may know a new token at once. One that was closed before to this key
+        asks the witness at once: its next thousand locations cost two requests each, and nobody's token.
         """
         path = (exchange.credential, _ID.sub("#", exchange.where.path))
         doubtful = course.unauthorized > 0 or path in self._closed
         if doubtful and self._is_taken_elsewhere(exchange, credential, course, cost):
-            self._closed.add(path)
-            return True
+            closed = course.witnessed or path in self._closed
+            course.witnessed = True
+            if closed:
+                self._closed.add(path)
+            return closed
         course.refusals += exchange.credential.refused(credential)
         return False
 
@@ -357,9 +363,9 @@ def _is_strangers(answer: Answer) -> bool:
     corrected, nor its 405 like a list that the practice does not have.
     """
     # An odd body of NexHealth's own, or none, still says what is wrong.
-    if answer.status in (400, 401, 405, 410, 415, 422, 501):
+    if answer.status in (400, 401, 410, 422):
         return answer.body.lstrip()[:1] not in (b"", b"{", b"[")
-    return answer.status in (403, 404)
+    return answer.status in (403, 404, 405, 415, 501)
 
 
 def _failure_of(state: RetryCallState) -> _Failure:

@@ -21,6 +21,8 @@ __all__ = ["pages_in_parts"]
 
 _NARROWEST = timedelta(days=40)
 """A window this narrow (a month and a day on both sides) is not halved: the refusal is not about its width."""
+_NO_METHOD = (405, 501)
+"""Refusals of the list itself, whatever window is asked for."""
 _FORM = "%Y-%m-%dT%H:%M:%S%z"
 _log = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ def pages_in_parts(
     try:
         first = next(pages)
     except (BadRequest, ServerFailed, Unreachable) as failure:
-        if cursor or not _wide(request, window):
+        if cursor or failure.status in _NO_METHOD or not _wide(request, window):
             raise
         if not isinstance(failure, BadRequest):
             # A server that is down is no reason to try ever smaller windows, each with all its retries.

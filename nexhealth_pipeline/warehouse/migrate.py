@@ -183,6 +183,8 @@ def _migrate(url: str, target: str = HEAD) -> list[str]:
         with engine.connect() as connection:
             connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
             connection.commit()
+            with connect(url) as looking:
+                _refuse_newer(*_noted(looking))
             config.attributes["connection"] = connection
             for left in reversed(range(_TRIES)):
                 try:

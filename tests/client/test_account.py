@@ -46,6 +46,8 @@ def test_a_page_whose_elements_hold_none_of_the_records_may_have_a_next_one():
     nested = PageAccount(Paging.NONE, "", records_at=("locations",))
     assert read(nested, *pages) == [None, None]
     assert nested.problem(page("", "c1", more=True)) == "the cursor leads back to a page already read"
+    assert read(nested, page("", "c3", more=True)) == [None]
+    assert nested.problem(page("", "c4", more=True)) == "an empty page claims that more follow", "new cursors for ever"
     assert nested.problem(page("", more=True)) == "an empty page claims that more follow"
     assert PageAccount(Paging.NONE, "").problem(pages[0]) == "an empty page claims that more follow"
 

@@ -31,12 +31,21 @@ def test_a_path_that_refuses_a_token_that_another_takes_is_closed_and_not_the_ke
     close(stub, FIRST, SECOND)
     with pytest.raises(NoAccess, match="refused here with 401, while the key is accepted elsewhere") as caught:
         client.get(CLOSED[0])
-    assert asked(stub) == ["/authenticates", FIRST, "/authenticates", FIRST, "/institutions"]
-    assert (caught.value.status, caught.value.requests) == (401, 5)
+    assert asked(stub) == ["/authenticates", FIRST, "/authenticates", *(FIRST, "/institutions") * 2]
+    assert (caught.value.status, caught.value.requests) == (401, 7)
 
     with pytest.raises(NoAccess):
         client.get(CLOSED[1])
     assert asked(stub) == [SECOND, "/institutions"], "one of a thousand locations costs nobody a token"
+
+
+def test_a_token_that_not_all_servers_know_at_once_closes_no_path(client, stub, naps):
+    """Risk: a practice's ledger was not asked for until the next night, for one 401 too many within milliseconds."""
+    refused = iter((FIRST, FIRST))
+    stub.answer = lambda seen: refusal(401) if seen.path == FIRST and next(refused, None) else GOOD
+    assert client.get(CLOSED[0]).records
+    assert asked(stub) == ["/authenticates", FIRST, "/authenticates", FIRST, "/institutions", FIRST]
+    assert naps.slept[-1] > 0, "it is asked again after a while"
 
 
 @pytest.mark.parametrize(("path", "witness"), [("/institutions", "/locations"), ("/locations", "/institutions")])

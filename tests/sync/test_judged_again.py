@@ -82,7 +82,7 @@ def test_a_reconcile_that_could_not_mark_is_gone_on_with(
 
 
 @pytest.mark.parametrize("answered", [True, False])
-def test_the_read_that_a_judgement_takes_is_told_as_it_is_logged(
+def test_the_read_that_a_judgement_takes_is_told(
     settings: Settings, box: SandboxServer, rows: Rows, answered: bool
 ) -> None:
     """Risk: a row of the log that nobody is told of. Its failure is the judgement's to tell, not one of what was asked for."""

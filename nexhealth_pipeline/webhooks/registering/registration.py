@@ -17,7 +17,15 @@ import msgspec
 
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
 from nexhealth_pipeline.client.request import ApiRequest
-from nexhealth_pipeline.errors import ApiError, InvalidSetting, KeyRefused, MissingSetting, NoAccess, ServerFailed
+from nexhealth_pipeline.errors import (
+    ApiError,
+    BadRequest,
+    InvalidSetting,
+    KeyRefused,
+    MissingSetting,
+    NoAccess,
+    ServerFailed,
+)
 from nexhealth_pipeline.sync.practice import load_practices
 from nexhealth_pipeline.sync.session import SyncSession
 from nexhealth_pipeline.warehouse.connect import driver_errors
@@ -186,10 +194,11 @@ def _require_known(order: Order) -> None:
     """Refuse to prune by a list with a name that is not known: whom it means would be taken for one that nobody wants."""
     missing = sorted(set(order.session.settings.subdomains) - set(order.subdomains.values()))
     if missing:
+        failed = "".join(f"; {whose}: {why}" for whose, why in order.failures)
         raise InvalidSetting(
             f"NEXHEALTH_SUBDOMAINS: no institution {', '.join(map(repr, missing))} is known yet, and pruning would delete what"
             " is subscribed to for it: correct it (subdomains are case-sensitive), or run"
-            " `nexhealth sync --resource institutions --resource locations` first"
+            f" `nexhealth sync --resource institutions --resource locations` first{failed}"
         )
 
 
@@ -243,7 +252,7 @@ def _own_failure(order: Order, name: str) -> Iterator[None]:
     """A key that is refused, or that the API keeps failing at, spoils its own institutions alone, if there are others."""
     try:
         yield
-    except (KeyRefused, NoAccess, ServerFailed) as error:
+    except (KeyRefused, NoAccess, BadRequest, ServerFailed) as error:
         if len(order.session.client.key_names()) == 1:
             raise
         order.failures.append((f"the key of {name}" if name else "NEXHEALTH_API_KEY", str(error)))
