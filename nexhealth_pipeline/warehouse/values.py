@@ -45,8 +45,13 @@ _NUMBER = re.compile(r"[+-]?\d{1,30}(\.\d{1,30})?", re.ASCII)
 _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 # Offsets up to 15:59, the widest that PostgreSQL takes.
 _TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)? ?(Z|UTC|[+-](0\d|1[0-5])(:?[0-5]\d)?)", re.ASCII)
-_YEAR = re.compile(r"\d{4}(?=-)", re.ASCII)
-_NO_TIME = ("", "0", "false", "null", "none")
+# Of a day written in whatever order, or as 20240915 with or without a time.
+_YEAR = re.compile(r"(?<!\d)\d{4}(?=\d{4}(?:\d{6})?(?!\d)|(?!\d))", re.ASCII)
+_TRUE = ("true", "t", "yes", "y", "1")
+_SECONDS_END = 7_289_654_400
+"""The end of 2200 since 1970."""
+_THOUSANDTHS_BEGIN = 315_532_800_000
+"""1980 in thousandths: fewer are seconds, among them those up to the end of 9999, which stands for never."""
 _encode_json = msgspec.json.Encoder().encode
 
 
@@ -158,13 +163,14 @@ def _timestamptz(value: object) -> str | None:
 def says_deleted(value: object) -> bool:
     """Whether what stands where the time of a deletion belongs says that there was one, as a time or not.
 
-    A day does, and `true`. Nothing, false and zero do not, nor a year that no record can be of: some write that for never.
+    A day of a year that records can be of does, in whatever order, as do the seconds or thousandths since 1970, and `true`.
+    Nothing else: practice systems write 00/00/0000, 12/31/9999 or n/a for never, and taken for deletions, all would be gone.
     """
-    if not value or not isinstance(value, str):
-        return bool(value)
-    text = value.strip().lower()
-    year = _YEAR.match(text)
-    return int(year[0]) in YEARS if year else text not in _NO_TIME
+    if isinstance(value, int | float):
+        return 1 <= value < _SECONDS_END or _THOUSANDTHS_BEGIN <= value < _SECONDS_END * 1000
+    if not isinstance(value, str):
+        return False
+    return value.strip().lower() in _TRUE or any(int(year) in YEARS for year in _YEAR.findall(value))
 
 
 def copy_text(text: str, *, escaped: bool) -> str:
