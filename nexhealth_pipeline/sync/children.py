@@ -153,7 +153,7 @@ class ChildReader(SliceReader):
             save_state(connection, state)
         self.loader.before_merge = self._keeper.when_staged
         failures = self._read_all(connection, plans, state)
-        state = replace(state, absent_fields=self._wrapped.absent_fields(state))
+        state = replace(state, absent_fields=self._wrapped.absent_fields(stored, state))
         done = state.completed(self.session.client.clock.now())
         if not self.options.partial:
             # Lists that came in turn are judged by although others failed: each tells of its own row.
@@ -171,12 +171,16 @@ class ChildReader(SliceReader):
 
     def _end_pass(self, connection: psycopg.Connection, state: PassState, *, judged_by: bool) -> None:
         """Note that all that were due were asked for, in one transaction."""
+        missing: list[str] = []
         with connection.transaction():
             save_state(connection, state)
             if self._wrapped.path and state.absent_fields is not None:
-                record_missing(connection, self.slice.collection, self.slice.institution_id, state.absent_fields)
+                missing = record_missing(
+                    connection, self.slice.collection, self.slice.institution_id, state.absent_fields
+                )
             if judged_by:
                 self._keeper.end(state.pass_started_at)
+        self._wrapped.warn(missing)
 
     def _read_all(self, connection: psycopg.Connection, plans: list[PassPlan], state: PassState) -> _Failures:
         """Read what is due, and where that brought no record although there were some, lists that had records too."""
@@ -264,7 +268,6 @@ class ChildReader(SliceReader):
             mode=mode.value,
             # Any time does: it only tells a read of what is due from a read of everything.
             since=None if full else walked,
-            absent_fields=None if full else stored.absent_fields,
             cursor="",
             run_id=self.session.run_id,
         )

@@ -27,7 +27,6 @@ class Wrapped:
         self._label = label
         self.path = collection.records_at if collection.paging is Paging.ONE else ()
         """Keys to the records; empty where the answers are no such objects."""
-        # Only ever set, so that it does not matter which thread does.
         self._answered = self._told = False
 
     def opened(self, page: Page) -> Page:
@@ -39,22 +38,30 @@ class Wrapped:
             values = [value for one in found if (value := fields_of(one).get(name)) is not None]
             told = bool(values)
             found = [one for value in values for one in _elements(bytes(value).strip())]
-        self._answered, self._told = True, self._told or told
+        # Only ever set, never put back: another thread may have told meanwhile.
+        self._answered = True
+        if told:
+            self._told = True
         return replace(page, records=found)
 
-    def absent_fields(self, state: PassState) -> list[str] | None:
-        """Of the pass with that state: the key, where no answer had it since the last whole read began."""
-        if not self._answered or (state.absent_fields is None and state.since is not None):
-            return state.absent_fields
-        key = ".".join(self.path)
-        absent = [] if self._told or state.absent_fields == [] else [key]
-        if absent and state.absent_fields != absent:
-            told = {"slice": self._label, "field": key}
+    def absent_fields(self, stored: PassState, state: PassState) -> list[str] | None:
+        """Of the pass with that state: the key, where no answer of a whole read had it, in one go from its beginning.
+
+        What those before a kill had nobody knows, and few or none tell of all: then what is stored of the last such read
+        holds, until one has the key.
+        """
+        if self._told:
+            return []
+        in_one_go = state.since is None and state.begun_at != stored.begun_at
+        return [".".join(self.path)] if self._answered and in_one_go else stored.absent_fields
+
+    def warn(self, fields: list[str]) -> None:
+        """Tell of those that were noted as missing just now, of the whole institution."""
+        for field in fields:
             _log.warning(
                 "no answer has the field that holds its records: ask NexHealth whether the API gives it",
-                extra={"nexhealth": told},
+                extra={"nexhealth": {"slice": self._label, "field": field}},
             )
-        return absent
 
 
 def _elements(value: bytes) -> list[bytes]:

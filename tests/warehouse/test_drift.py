@@ -167,11 +167,11 @@ def test_an_id_that_is_none_is_no_sample(connection: psycopg.Connection, rows: R
     assert rows("SELECT DISTINCT sample_id FROM nexhealth_schema_drift WHERE field LIKE 'colour%'") == [(None,)]
 
 
-def end_read(connection: psycopg.Connection, location: int, *absent: str) -> None:
-    """A complete read of a location lacked these fields."""
+def end_read(connection: psycopg.Connection, location: int, *absent: str) -> list[str]:
+    """A complete read of a location lacked these fields; which of them were not noted before."""
     key = PassKey("gadgets", 7, location, "", "all")
     save_state(connection, PassState(key, watermark=NOON, pass_started_at=NOON, absent_fields=list(absent)))
-    record_missing(connection, GADGETS, 7, absent)
+    return record_missing(connection, GADGETS, 7, absent)
 
 
 def test_a_field_is_missing_only_where_no_read_of_the_institution_met_it(
@@ -179,18 +179,19 @@ def test_a_field_is_missing_only_where_no_read_of_the_institution_met_it(
 ) -> None:
     """One office without any note is no change of the API; and a field that comes back is no longer missing."""
 
-    def complete(location: int, *absent: str) -> None:
-        end_read(connection, location, *absent)
+    def complete(location: int, *absent: str) -> list[str]:
+        return sorted(end_read(connection, location, *absent))
 
     missing = "SELECT field FROM nexhealth_schema_drift WHERE kind = 'missing' ORDER BY 1"
-    complete(1, "note", "born")
+    assert complete(1, "note", "born") == ["born", "note"]
     assert rows(missing) == [("born",), ("note",)]
-    complete(2, "note")
+    assert complete(2, "note") == []
     assert rows(missing) == [("note",)]
-    complete(1, "note", "born")
+    assert complete(1, "note", "born") == []
     assert rows(missing) == [("note",)]
-    complete(2)
+    assert complete(2) == []
     assert rows(missing) == []
+    assert complete(2, "note") == ["note"]
 
 
 def test_what_only_a_reconcile_read_last_week_keeps_no_field_from_being_missed(
