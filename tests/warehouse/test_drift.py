@@ -83,10 +83,11 @@ def test_days_that_come_as_times_are_told_once_and_loaded() -> None:
     assert [(one.kind, one.field, one.sample_id) for one in encoder.drift.drain()] == [("retyped", "paid_at", 1)]
 
 
-def test_a_birthday_that_comes_as_a_time_is_the_day_that_is_written() -> None:
-    """Midnight where somebody was born may be another day in UTC."""
+@pytest.mark.parametrize("zone", ["+02:00", "Z", ""])
+def test_a_birthday_that_comes_as_a_time_is_the_day_that_is_written(zone: str) -> None:
+    """Midnight where somebody was born may be another day in UTC; and without a zone each was a note in quarantine."""
     encoder = RecordEncoder(COLLECTIONS["patients"], INSTITUTION)
-    born = {"date_of_birth": "1980-02-03T00:00:00+02:00"}
+    born = {"date_of_birth": f"1980-02-03T00:00:00{zone}"}
     encoded = encoder.encode([json.dumps({"id": 1, "bio": born}).encode()], NOON, {})
     assert encoded.lines[0].split("\t")[encoder.stage_columns.index("bio_date_of_birth")] == "1980-02-03"
     assert encoded.notes == []
