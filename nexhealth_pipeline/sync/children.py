@@ -412,7 +412,8 @@ class ChildReader(SliceReader):
             try:
                 pages = list(self.session.client.pages(self._request(plan, row)))
                 self._heed.require(plan, pages)
-                read.pages.extend(map(self._wrapped.opened, pages))
+                self._wrapped.note(pages)
+                read.pages.extend(pages)
             except NotFound:
                 # Gone since its collection was read; the next read of that says what became of it.
                 return replace(read, pages=[])
@@ -423,9 +424,7 @@ class ChildReader(SliceReader):
         return read
 
     def _request(self, plan: PassPlan, row: DueRow) -> ApiRequest:
-        """The whole object, where records lie inside one: what it lacks tells something, too."""
-        request = replace(plan.request, path=plan.request.path.format(id=row.id))
-        return replace(request, records_at=()) if self._wrapped.path else request
+        return replace(plan.request, path=plan.request.path.format(id=row.id))
 
 
 def _walked(state: PassState) -> PassState:

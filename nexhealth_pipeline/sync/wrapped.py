@@ -5,14 +5,11 @@ was asked for, or gives it no more: it looks like a practice in which nobody has
 """
 
 import logging
-from dataclasses import replace
-
-import msgspec
+from collections.abc import Iterable
 
 from nexhealth_pipeline.catalog.collection import Collection
 from nexhealth_pipeline.catalog.paging import Paging
-from nexhealth_pipeline.client.page import Page, elements_in, fields_of
-from nexhealth_pipeline.errors import ServerFailed
+from nexhealth_pipeline.client.page import Page, fields_of
 from nexhealth_pipeline.warehouse.state import PassState
 
 __all__ = ["Wrapped"]
@@ -21,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 class Wrapped:
-    """Takes the records out of the answers of one slice, and remembers whether any of these had their key."""
+    """Remembers whether any answer of one slice had the key to its records."""
 
     def __init__(self, collection: Collection, label: str) -> None:
         self._label = label
@@ -29,20 +26,13 @@ class Wrapped:
         """Keys to the records; empty where the answers are no such objects."""
         self._answered = self._told = False
 
-    def opened(self, page: Page) -> Page:
-        """The answer with the records in its object. Raises ServerFailed where they cannot be read."""
-        if not self.path:
-            return page
-        found, told = page.records, False
-        for name in self.path:
-            values = [value for one in found if (value := fields_of(one).get(name)) is not None]
-            told = bool(values)
-            found = [one for value in values for one in _elements(bytes(value).strip())]
-        # Only ever set, never put back: another thread may have told meanwhile.
-        self._answered = True
-        if told:
-            self._told = True
-        return replace(page, records=found)
+    def note(self, pages: Iterable[Page]) -> None:
+        """Look whether the whole objects of these answers have the key to the records that were taken out of them."""
+        for page in pages if self.path else ():
+            # Only ever set, never put back: another thread may have told meanwhile.
+            self._answered = True
+            if self.path[0] in fields_of(page.whole):
+                self._told = True
 
     def absent_fields(self, stored: PassState, state: PassState) -> list[str] | None:
         """Of the pass with that state: the key, where no answer of a whole read had it, in one go from its beginning.
@@ -62,10 +52,3 @@ class Wrapped:
                 "no answer has the field that holds its records: ask NexHealth whether the API gives it",
                 extra={"nexhealth": {"slice": self._label, "field": field}},
             )
-
-
-def _elements(value: bytes) -> list[bytes]:
-    try:
-        return elements_in(value)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise ServerFailed("what the answer about one record holds is no JSON; run again later") from None

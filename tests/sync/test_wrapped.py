@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+import psycopg
 import pytest
 
 from nexhealth_pipeline.catalog.collections import COLLECTIONS
@@ -16,9 +17,10 @@ from nexhealth_pipeline.sync.options import Mode, SyncOptions
 from nexhealth_pipeline.sync.slices import Status
 from nexhealth_pipeline.sync.wrapped import Wrapped
 from nexhealth_pipeline.warehouse.state import PassKey, PassState
+from nexhealth_pipeline.webhooks.applying.single_reads import SingleReads
 from tests.client.stub import Reply, Seen, Stub, envelope, running
 
-from .kit import Rows, settings_of, sync_all
+from .kit import Rows, open_session, settings_of, sync_all
 from .test_new_collection import cursor_page
 
 WRITTEN = "2026-03-01T10:00:00Z"
@@ -152,7 +154,7 @@ class _Crossed(Wrapped):
 def test_an_answer_that_has_the_key_is_not_forgotten_for_one_that_comes_at_the_same_moment() -> None:
     """Each wrote back what it had read: the one answer of a practice that told might count for nothing."""
     wrapped = _Crossed(COLLECTIONS["patient_addresses"], "patient_addresses willow.11")
-    wrapped.opened(kept_page(b'{"id": 1}', datetime.now(UTC)))
+    wrapped.note([replace(kept_page(b"", datetime.now(UTC)), whole=b'{"id": 1}')])
     new = PassState(PassKey("patient_addresses", 1, 11, "", "rows"))
     assert wrapped.absent_fields(new, replace(new, begun_at=datetime.now(UTC))) == []
 
@@ -231,3 +233,47 @@ def test_an_object_that_cannot_be_read_is_no_row_without_a_record(
     )
     assert [one.slice.label for one in results if one.status is Status.FAILED] == ["patient_addresses willow.11"]
     assert rows("SELECT count(*) FROM nexhealth_patient_addresses WHERE deleted_at IS NULL") == [(len(PATIENTS),)]
+
+
+def test_an_object_that_came_spoilt_is_asked_for_again(office: Office, database_url: str, rows: Rows) -> None:
+    """As a list is, and what that cost is counted: one that is cut somewhere else than by the client would fail its row."""
+    office.fields = {one: {"address": {"line_1": "Elm 1"}} for one in PATIENTS}
+    office.broken = {3}
+
+    def once(seen: Seen) -> Reply:
+        reply = office.serve(seen)
+        if seen.path.endswith("/patients/3"):
+            office.broken.clear()
+        return reply
+
+    office.answer = once
+    settings, retry = settings_of(office, database_url), RetryPolicy(sleep=lambda _: None)
+    results = sync_all(settings, FULL, only=KINDS["patient_addresses"][0], retry=retry)
+    assert {one.status for one in results} <= {Status.SUCCEEDED}, [one.reason for one in results if one.reason]
+    assert rows("SELECT count(*) FROM nexhealth_patient_addresses") == [(len(PATIENTS),)]
+    (read,) = [one for one in results if one.slice.label == "patient_addresses willow.11"]
+    assert (read.counts.requests, read.counts.retries) == (len(PATIENTS) / 2 + 1, 1)
+
+
+@pytest.mark.parametrize("broken", [set(), {3}])
+def test_a_single_read_for_an_event_refuses_what_cannot_be_read(
+    office: Office, database_url: str, rows: Rows, broken: set[int]
+) -> None:
+    """Taken for a patient without an address, its own would count as read, and the next sync would not ask for it."""
+    office.fields = {one: {"address": {"line_1": "Elm 1"}, "location_ids": [11]} for one in PATIENTS}
+    read(office, database_url, "patient_addresses")
+    office.fields[3] = {"address": {"line_1": "Oak 2"}, "location_ids": [11, 12]}
+    office.broken = broken
+    with (
+        open_session(settings_of(office, database_url), retry=RetryPolicy(sleep=lambda _: None)) as session,
+        psycopg.connect(database_url, autocommit=True) as db,
+    ):
+        (institution,) = session.practices().institutions
+        done = SingleReads(session, db).read(COLLECTIONS["patient_addresses"], institution, [3])
+    assert (done.read, done.failures.keys()) == ({3} - broken, broken)
+    line = "Elm 1" if broken else "Oak 2"
+    assert rows("SELECT line_1 FROM nexhealth_patient_addresses WHERE patient_id = 3 AND deleted_at IS NULL") == [
+        (line,)
+    ]
+    where = "SELECT location_id FROM nexhealth_patient_locations WHERE patient_id = 3 AND gone_at IS NULL ORDER BY 1"
+    assert rows(where) == [(11,), (12,)][: 1 if broken else 2]
