@@ -273,6 +273,7 @@ def _to_page(request: ApiRequest, number: int, cost: Cost, envelope: Envelope, r
         fingerprint=fingerprint(records),
         garbled=envelope.garbled,
         ignored=ignored_parameters(envelope.description, (name for name, _ in _params(request, "", number))),
+        whole=envelope.data[0] if request.paging is Paging.ONE else b"",
     )
 
 

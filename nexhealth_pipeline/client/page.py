@@ -22,11 +22,13 @@ __all__ = [
     "Envelope",
     "Page",
     "decode_envelope",
-    "elements_in",
     "fields_of",
     "kept_page",
     "records_of",
 ]
+
+
+_Json = bytes  # a page has a field of that name
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,8 @@ class Page:
     """Some of it is not text, or no JSON that a strict parser takes."""
     ignored: frozenset[str] = frozenset()
     """Parameters of the request that the answer says it ignored."""
+    whole: _Json = field(default=b"", repr=False)
+    """The one object that the answer is, with whatever lies around the records; nothing of a list."""
 
 
 def kept_page(record: bytes, read_at: datetime) -> Page:
@@ -202,7 +206,7 @@ def _children(parent: bytes, name: str, *, of_list: bool) -> list[bytes] | None:
     try:
         fields = _OBJECT.decode(parent)
         if name in fields:
-            return elements_in(bytes(fields[name]).strip())
+            return _elements_in(bytes(fields[name]).strip())
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise BodyMalformed("an element that is no object where one belongs that holds records") from None
     if of_list and fields.keys() >= _BY_ITSELF:
@@ -214,10 +218,10 @@ def _holds_nothing(fields: dict[str, msgspec.Raw]) -> bool:
     """Whether it is an institution that has none of the records: nor anything else in it that they could be."""
     if _OF_AN_INSTITUTION not in fields or "institution_id" in fields:
         return False
-    return not any(one[:1] == b"{" for value in fields.values() for one in elements_in(bytes(value).strip()))
+    return not any(one[:1] == b"{" for value in fields.values() for one in _elements_in(bytes(value).strip()))
 
 
-def elements_in(value: bytes) -> list[bytes]:
+def _elements_in(value: bytes) -> list[bytes]:
     """The records in a record's field: a list's elements, else the value itself. Raises msgspec.DecodeError for bad JSON.
 
     None where there is null, or an empty text, which some practice systems write for nothing. What else is no object is a

@@ -153,7 +153,7 @@ class ChildReader(SliceReader):
             save_state(connection, state)
         self.loader.before_merge = self._keeper.when_staged
         failures = self._read_all(connection, plans, state)
-        state = replace(state, absent_fields=self._wrapped.absent_fields(state))
+        state = replace(state, absent_fields=self._wrapped.absent_fields(stored, state))
         done = state.completed(self.session.client.clock.now())
         if not self.options.partial:
             # Lists that came in turn are judged by although others failed: each tells of its own row.
@@ -171,12 +171,16 @@ class ChildReader(SliceReader):
 
     def _end_pass(self, connection: psycopg.Connection, state: PassState, *, judged_by: bool) -> None:
         """Note that all that were due were asked for, in one transaction."""
+        missing: list[str] = []
         with connection.transaction():
             save_state(connection, state)
             if self._wrapped.path and state.absent_fields is not None:
-                record_missing(connection, self.slice.collection, self.slice.institution_id, state.absent_fields)
+                missing = record_missing(
+                    connection, self.slice.collection, self.slice.institution_id, state.absent_fields
+                )
             if judged_by:
                 self._keeper.end(state.pass_started_at)
+        self._wrapped.warn(missing)
 
     def _read_all(self, connection: psycopg.Connection, plans: list[PassPlan], state: PassState) -> _Failures:
         """Read what is due, and where that brought no record although there were some, lists that had records too."""
@@ -264,7 +268,6 @@ class ChildReader(SliceReader):
             mode=mode.value,
             # Any time does: it only tells a read of what is due from a read of everything.
             since=None if full else walked,
-            absent_fields=None if full else stored.absent_fields,
             cursor="",
             run_id=self.session.run_id,
         )
@@ -409,7 +412,8 @@ class ChildReader(SliceReader):
             try:
                 pages = list(self.session.client.pages(self._request(plan, row)))
                 self._heed.require(plan, pages)
-                read.pages.extend(map(self._wrapped.opened, pages))
+                self._wrapped.note(pages)
+                read.pages.extend(pages)
             except NotFound:
                 # Gone since its collection was read; the next read of that says what became of it.
                 return replace(read, pages=[])
@@ -420,9 +424,7 @@ class ChildReader(SliceReader):
         return read
 
     def _request(self, plan: PassPlan, row: DueRow) -> ApiRequest:
-        """The whole object, where records lie inside one: what it lacks tells something, too."""
-        request = replace(plan.request, path=plan.request.path.format(id=row.id))
-        return replace(request, records_at=()) if self._wrapped.path else request
+        return replace(plan.request, path=plan.request.path.format(id=row.id))
 
 
 def _walked(state: PassState) -> PassState:

@@ -44,7 +44,8 @@ class Location:
     """Lowest-id active location of the same EHR database: reads for all of them."""
     shared: bool
     """Whether other locations share the database, those that nobody reads any more as well: it still has their patients,
-    and a list of the whole of it does not say whose one is. They may as well where no status names the location."""
+    and a list of the whole of it does not say whose one is. They may as well where no status names the location; one that
+    a status names is taken at its word, whoever is named nowhere."""
     members: tuple[int, ...] = ()
     """Active locations that the owner reads for, itself included."""
 
@@ -204,7 +205,8 @@ def _practices(
         first = {min(one, key=lambda id_: (len(groups[institution_id, id_]), id_)) for one in databases}
         owner = location_id if location_id in first or not first else min(first)
         # Whom no status names may be in any other's database. Taken for alone, all who are in it would be noted as its own;
-        # taken for one that shares, its own list is asked for once more.
+        # taken for one that shares, its own list is asked for once more. Those whom a status names are trusted to be with
+        # whom it says: else one location that none names would cost all others of the institution a list more.
         shared = any(len(one) > 1 for one in named) if named else offices[institution_id] > 1
         locations.append(Location(location_id, name, institutions[institution_id], inactive, owner, shared=shared))
     left_out = frozenset(one.subdomain for one in known if one.id not in institutions)

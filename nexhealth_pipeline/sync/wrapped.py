@@ -5,14 +5,11 @@ was asked for, or gives it no more: it looks like a practice in which nobody has
 """
 
 import logging
-from dataclasses import replace
-
-import msgspec
+from collections.abc import Iterable
 
 from nexhealth_pipeline.catalog.collection import Collection
 from nexhealth_pipeline.catalog.paging import Paging
-from nexhealth_pipeline.client.page import Page, elements_in, fields_of
-from nexhealth_pipeline.errors import ServerFailed
+from nexhealth_pipeline.client.page import Page, fields_of
 from nexhealth_pipeline.warehouse.state import PassState
 
 __all__ = ["Wrapped"]
@@ -21,44 +18,37 @@ _log = logging.getLogger(__name__)
 
 
 class Wrapped:
-    """Takes the records out of the answers of one slice, and remembers whether any of these had their key."""
+    """Remembers whether any answer of one slice had the key to its records."""
 
     def __init__(self, collection: Collection, label: str) -> None:
         self._label = label
         self.path = collection.records_at if collection.paging is Paging.ONE else ()
         """Keys to the records; empty where the answers are no such objects."""
-        # Only ever set, so that it does not matter which thread does.
         self._answered = self._told = False
 
-    def opened(self, page: Page) -> Page:
-        """The answer with the records in its object. Raises ServerFailed where they cannot be read."""
-        if not self.path:
-            return page
-        found, told = page.records, False
-        for name in self.path:
-            values = [value for one in found if (value := fields_of(one).get(name)) is not None]
-            told = bool(values)
-            found = [one for value in values for one in _elements(bytes(value).strip())]
-        self._answered, self._told = True, self._told or told
-        return replace(page, records=found)
+    def note(self, pages: Iterable[Page]) -> None:
+        """Look whether the whole objects of these answers have the key to the records that were taken out of them."""
+        for page in pages if self.path else ():
+            # Only ever set, never put back: another thread may have told meanwhile.
+            self._answered = True
+            if self.path[0] in fields_of(page.whole):
+                self._told = True
 
-    def absent_fields(self, state: PassState) -> list[str] | None:
-        """Of the pass with that state: the key, where no answer had it since the last whole read began."""
-        if not self._answered or (state.absent_fields is None and state.since is not None):
-            return state.absent_fields
-        key = ".".join(self.path)
-        absent = [] if self._told or state.absent_fields == [] else [key]
-        if absent and state.absent_fields != absent:
-            told = {"slice": self._label, "field": key}
+    def absent_fields(self, stored: PassState, state: PassState) -> list[str] | None:
+        """Of the pass with that state: the key, where no answer of a whole read had it, in one go from its beginning.
+
+        What those before a kill had nobody knows, and few or none tell of all: then what is stored of the last such read
+        holds, until one has the key.
+        """
+        if self._told:
+            return []
+        in_one_go = state.since is None and state.begun_at != stored.begun_at
+        return [".".join(self.path)] if self._answered and in_one_go else stored.absent_fields
+
+    def warn(self, fields: list[str]) -> None:
+        """Tell of those that were noted as missing just now, of the whole institution."""
+        for field in fields:
             _log.warning(
                 "no answer has the field that holds its records: ask NexHealth whether the API gives it",
-                extra={"nexhealth": told},
+                extra={"nexhealth": {"slice": self._label, "field": field}},
             )
-        return absent
-
-
-def _elements(value: bytes) -> list[bytes]:
-    try:
-        return elements_in(value)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise ServerFailed("what the answer about one record holds is no JSON; run again later") from None

@@ -63,15 +63,19 @@ _STOP_POLL = 0.2
 """Seconds between looks at `stop` while standing in line."""
 # What a crash of the server forgets is under a second of grants: no need to wait for its disk.
 # Read committed, because a waiter for a row's lock must see what the one before it wrote.
+# Whoever waits for a row keeps all other keys waiting: not for long, and then once more after them.
 _SESSION = """
 SELECT set_config('synchronous_commit', 'off', false),
        set_config('default_transaction_isolation', 'read committed', false),
-       set_config('lock_timeout', '20s', false),
+       set_config('lock_timeout', '2s', false),
        set_config('statement_timeout', '30s', false)
 """
 
 _OVERDUE = ("57014", "55P03")
 """A statement or a wait for a lock that took too long and so did nothing: all of one that a standstill met midway."""
+
+_PATIENCE_SECONDS = 40.0
+"""So long a question that was overdue is asked again, and once in any case."""
 
 _AWAY_SECONDS = 10.0
 """So long a connection is sought: others that hold the last one for a moment must not end a run of hours."""
@@ -235,7 +239,7 @@ def _allowed(limit: Limit, share: float) -> int:
 
 
 class BudgetConnection:
-    """The one connection by which a process asks for the budgets of all its keys: made when first needed, thread-safe.
+    """The one connection by which a run asks for the budgets of all its keys: made when first needed, thread-safe.
 
     A question is one statement of a fraction of a millisecond, and institutions may have hundreds of keys.
     Setting `stop` ends a wait with Cancelled.
@@ -247,26 +251,32 @@ class BudgetConnection:
         self._connection: psycopg.Connection | None = None
         self._closed = False
         self._away_since: float | None = None
-        self._asking = threading.Lock()
+        self._asking = _Line()
 
     def ask(self, query: LiteralString, parameters: tuple[object, ...]) -> float:
-        """The answer of one function call, asked twice where the server went away or stood still meanwhile.
+        """The answer of one function call, asked again where the server went away or stood still meanwhile.
 
         Raises BudgetUnavailable, Cancelled.
         """
-        with self._asking:
-            for last in (False, True):
+        began, asked, was_lost = time.monotonic(), 0, False
+        while True:
+            with self._asking.turn(self.stop):
                 try:
                     row = self._connected().execute(query, parameters).fetchone()
                     return float(row[0] or 0) if row else 0.0
                 except psycopg.Error as error:
                     lost = self._connection is None or self._connection.broken or self._connection.closed
                     code = error.sqlstate
-                if last or not (lost or code in _OVERDUE):
-                    break
                 if lost:
                     self._connection = None
-        raise BudgetUnavailable(_why(code))
+            asked += 1
+            patient = asked < 2 or time.monotonic() - began < _PATIENCE_SECONDS
+            again = not was_lost if lost else code in _OVERDUE and patient
+            if not again:
+                raise BudgetUnavailable(_why(code))
+            was_lost |= lost
+            if not lost:
+                self.pause(_TRY_AGAIN_SECONDS)
 
     def pause(self, seconds: float) -> None:
         """Wait. Raises Cancelled."""
@@ -281,7 +291,7 @@ class BudgetConnection:
         What NexHealth tells such a one of its limits is lost: the next to ask is told again.
         """
         self._closed = True
-        with self._asking:
+        with self._asking.turn(None):
             if self._connection is not None:
                 self._connection.close()
             self._connection = None

@@ -156,8 +156,10 @@ def record_drift(connection: psycopg.Connection, collection: str, drifts: Iterab
 
 def record_missing(
     connection: psycopg.Connection, collection: Collection, institution_id: int, absent: Iterable[str]
-) -> None:
+) -> list[str]:
     """After a complete read: note fields that no read of the institution met, forget those that one did.
+
+    The fields that were not noted before.
 
     `absent` are the fields that no record of this read had; other passes and locations are asked for in
     `nexhealth_sync_state`, where each keeps its own. The caller commits.
@@ -169,19 +171,21 @@ def record_missing(
         "seconds": collection.second_looks,
     }
     if not any(_lacking_and_met(connection, key)):
-        return
+        return []
     # What one slice forgets another may be noting, and the other way round: whoever came second to the one and first to
     # the other would wait in a circle.
     connection.execute("SELECT pg_advisory_xact_lock(%s)", (lock_key("missing", collection.name, institution_id),))
     # Asked once more: whoever held the lock may have met one of the fields.
     lacking, _ = _lacking_and_met(connection, key)
     connection.execute(f"DELETE FROM nexhealth_schema_drift WHERE {_MET}", key)  # noqa: S608 - a constant
-    connection.execute(
+    noted = connection.execute(
         "INSERT INTO nexhealth_schema_drift (collection, institution_id, field, kind)"
         " SELECT %(collection)s, %(institution)s, field, 'missing' FROM unnest(%(lacking)s::text[]) field"
-        " ON CONFLICT (collection, institution_id, field, kind) DO UPDATE SET last_seen_at = clock_timestamp()",
+        " ON CONFLICT (collection, institution_id, field, kind) DO UPDATE SET last_seen_at = clock_timestamp()"
+        " RETURNING field, xmax = 0",
         key | {"lacking": lacking},
     )
+    return [field for field, new in noted if new]
 
 
 def _lacking_and_met(connection: psycopg.Connection, key: Mapping[str, object]) -> tuple[list[str], bool]:

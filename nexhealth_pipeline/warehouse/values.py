@@ -43,10 +43,18 @@ _LEAST_BIGINT, _MOST_BIGINT = -(2**63), 2**63 - 1
 _INTEGER = re.compile(r"[+-]?\d{1,19}", re.ASCII)
 _NUMBER = re.compile(r"[+-]?\d{1,30}(\.\d{1,30})?", re.ASCII)
 _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+_CLOCK = r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?"
 # Offsets up to 15:59, the widest that PostgreSQL takes.
-_TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)? ?(Z|UTC|[+-](0\d|1[0-5])(:?[0-5]\d)?)", re.ASCII)
-_YEAR = re.compile(r"\d{4}(?=-)", re.ASCII)
-_NO_TIME = ("", "0", "false", "null", "none")
+_ZONE = r" ?(Z|UTC|[+-](0\d|1[0-5])(:?[0-5]\d)?)"
+_TIME = re.compile(_CLOCK + _ZONE, re.ASCII)
+_TIME_OF_A_DAY = re.compile(f"{_CLOCK}(?P<zone>{_ZONE})?", re.ASCII)
+# Of a day written in whatever order, or as 20240915 with or without a time.
+_YEAR = re.compile(r"(?<!\d)\d{4}(?=\d{4}(?:\d{6})?(?!\d)|(?!\d))", re.ASCII)
+_TRUE = ("true", "t", "yes", "y", "1")
+_SECONDS_END = 7_289_654_400
+"""The end of 2200 since 1970."""
+_THOUSANDTHS_BEGIN = 315_532_800_000
+"""1980 in thousandths: fewer are seconds, among them those up to the end of 9999, which stands for never."""
 _encode_json = msgspec.json.Encoder().encode
 
 
@@ -112,11 +120,19 @@ def _double(value: object) -> str | None:
 
 
 def _date(value: object) -> str | None:
-    """A day; of a time its day as written. Midnight of whatever zone it is, as that of a birthday: moved, it is another's."""
+    """A day; of a time its day as written, with a zone or without one.
+
+    Midnight of whatever zone it is, as that of a birthday: moved, it is another's.
+    """
+    if isinstance(value, str) and (time := _TIME_OF_A_DAY.fullmatch(value)):
+        _timestamptz(value if time["zone"] else value + "Z")
+        value = value[: len("YYYY-MM-DD")]
+    return _day(value)
+
+
+def _day(value: object) -> str | None:
     if value is None or value == "":
         return None
-    if isinstance(value, str) and _TIME.fullmatch(value) and _timestamptz(value) is not None:
-        value = value[: len("YYYY-MM-DD")]
     if not isinstance(value, str) or not _DATE.fullmatch(value):
         raise RecordRefused("", "not a date of the form YYYY-MM-DD")
     try:
@@ -129,13 +145,13 @@ def _date(value: object) -> str | None:
 
 
 def utc_date(value: object) -> str | None:
-    """A day that NexHealth describes as one of UTC (API.md E.0); of a time its day there.
+    """A day that NexHealth describes as one of UTC (API.md E.0); of a time its day there, where it says its zone.
 
     The vendor's file has these as days where they are read, and as times where they are written.
     """
     if isinstance(value, str) and _TIME.fullmatch(value) and (moment := _timestamptz(value)) is not None:
         value = datetime.fromisoformat(moment).astimezone(UTC).date().isoformat()
-    return _date(value)
+    return _day(value)
 
 
 def _timestamptz(value: object) -> str | None:
@@ -158,13 +174,14 @@ def _timestamptz(value: object) -> str | None:
 def says_deleted(value: object) -> bool:
     """Whether what stands where the time of a deletion belongs says that there was one, as a time or not.
 
-    A day does, and `true`. Nothing, false and zero do not, nor a year that no record can be of: some write that for never.
+    A day of a year that records can be of does, in whatever order, as do the seconds or thousandths since 1970, and `true`.
+    Nothing else: practice systems write 00/00/0000, 12/31/9999 or n/a for never, and taken for deletions, all would be gone.
     """
-    if not value or not isinstance(value, str):
-        return bool(value)
-    text = value.strip().lower()
-    year = _YEAR.match(text)
-    return int(year[0]) in YEARS if year else text not in _NO_TIME
+    if isinstance(value, int | float):
+        return 1 <= value < _SECONDS_END or _THOUSANDTHS_BEGIN <= value < _SECONDS_END * 1000
+    if not isinstance(value, str):
+        return False
+    return value.strip().lower() in _TRUE or any(int(year) in YEARS for year in _YEAR.findall(value))
 
 
 def copy_text(text: str, *, escaped: bool) -> str:

@@ -3,7 +3,7 @@
 NexHealth documents the envelope (`resource_type`, `event_name`, `event_time`, `subdomain`, `data`,
 `delivery_errors`) but not the shape of `data` for each event, and handlers in the field met others
 (API.md F.4). So the record is looked for under every key the catalog declares, in `data` itself, and in
-the only member of it that may be one. Which resource type an event is of is not documented either (F.3): its
+the only member of it that by its name and its fields can be one. Which resource type an event is of is not documented either (F.3): its
 name tells what it is about. Records stay the bytes received: their meaning is the loader's business.
 
 There is no event id. What tells events apart is their name, practice, time and `data`; a repeated
@@ -45,16 +45,39 @@ def _called(collection: Collection) -> set[str]:
     return {collection.name, collection.name.removesuffix("s"), *keys, *(link.removesuffix("_id") for link in links)}
 
 
-_BESIDE: dict[str, frozenset[str]] = {
-    name: frozenset(
+@dataclass(frozen=True, slots=True)
+class _Unexpected:
+    """By what a record is known that stands in `data` under a key that nobody declared."""
+
+    beside: frozenset[str]
+    """Members that are something else, such as a charge's patient, or the record as it was before."""
+    version: str
+    links: frozenset[str]
+    """Fields that point to other records: who did it or where has an id and a time as well, and none of these."""
+
+
+def _unexpected(collection: Collection) -> _Unexpected | None:
+    if collection.version is None:
+        return None
+    words = {word for other in DECLARED for word in (*_called(other), *other.single_only)}
+    return _Unexpected(
         # A patient's guarantor is another patient.
-        {word for other in DECLARED for word in _called(other)} - _called(one) | {*one.single_only}
+        frozenset((words | _BEFORE) - _called(collection) | {*collection.single_only}),
+        collection.version,
+        frozenset(column for column, _ in collection.references),
     )
+
+
+_BEFORE = {"previous", "before", "old"}
+_DELETED = "_deleted"
+_UNEXPECTED: dict[str, _Unexpected] = {
+    name: known
     for one in DECLARED
-    if one.events
+    if one.events and (known := _unexpected(one)) is not None
     for name in one.events.snapshots
+    if not name.endswith(_DELETED)
 }
-"""Of events that hold the record: members of `data` that are something else, such as a charge's patient."""
+"""By events that hold the record, those that mark one as deleted excepted: whoever deleted it has an id, too."""
 
 
 class EventMalformed(ValueError):
@@ -124,7 +147,7 @@ def parse(body: bytes) -> Event:
         raise EventMalformed("event_name: missing, or not a name")
     base_name = name.split(".", 1)[0]
     declared = _DECLARED.get(base_name)
-    records = _records(bytes(wire.data), declared, _BESIDE.get(base_name))
+    records = _records(bytes(wire.data), declared, _UNEXPECTED.get(base_name))
     resource_type, other_type = _resource_types(wire.resource_type, declared)
     return Event(
         event_name=name,
@@ -188,10 +211,10 @@ def _subdomain(raw: msgspec.Raw) -> str:
     return name if _SUBDOMAIN.fullmatch(name) else ""
 
 
-def _records(data: bytes, declared: Events | None, beside: frozenset[str] | None) -> list[bytes]:
+def _records(data: bytes, declared: Events | None, unexpected: _Unexpected | None) -> list[bytes]:
     """The records in `data`: a list, under one of the declared keys, or `data` itself.
 
-    Or, where that has no id, what its only member holds that may be the record by its name (not `beside`) and has one.
+    Or, where that has no id, what its only member holds that by its name and its fields can be nothing else.
     """
     if data == b"null":
         return []
@@ -206,9 +229,10 @@ def _records(data: bytes, declared: Events | None, beside: frozenset[str] | None
             return [bytes(members[key])]
         if value == b"[":
             return _elements(bytes(members[key]))
-    if beside is not None and "id" not in members:
-        held = [found for name, one in members.items() if name not in beside and (found := _identified_in(bytes(one)))]
-        if len(held) == 1:
+    if unexpected is not None and "id" not in members:
+        others = (bytes(one) for name, one in members.items() if name not in unexpected.beside)
+        held = [found for one in others if (found := _identified_in(one))]
+        if len(held) == 1 and all(_is_one(record, unexpected) for record in held[0]):
             return held[0]
     return [data] if members else []
 
@@ -220,6 +244,12 @@ def _identified_in(value: bytes) -> list[bytes]:
     except EventMalformed:
         return []
     return records if all(_id_of(one) is not None for one in records) else []
+
+
+def _is_one(record: bytes, unexpected: _Unexpected) -> bool:
+    """Whether a record has the version and one link at least of the collection's."""
+    fields = _decode(_keys, record)
+    return unexpected.version in fields and not unexpected.links.isdisjoint(fields)
 
 
 def _elements(raw: bytes) -> list[bytes]:

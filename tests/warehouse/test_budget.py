@@ -231,6 +231,7 @@ def test_a_lost_connection_is_replaced_once(budget_of, url):
 def test_a_question_that_a_standstill_cut_off_is_asked_again(budget_of, url, monkeypatch: pytest.MonkeyPatch):
     """A server that stood still for a minute first ends what was on its way (57014, 55P03), and then answers."""
     monkeypatch.setattr(budget_module, "_SESSION", "SELECT set_config('lock_timeout', '300ms', false)")
+    monkeypatch.setattr(budget_module, "_PATIENCE_SECONDS", 0.1)
     budget = budget_of(limits=only(9, 0.001))
     budget.acquire((PATIENTS,))
     connected, tries = budget._connection._connected, []

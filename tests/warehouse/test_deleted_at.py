@@ -13,31 +13,23 @@ from nexhealth_pipeline.warehouse.values import NULL, says_deleted
 from .kit import MINUTE, NOON, SOFT_DELETED, Table, gadget
 
 TOLD: list[object] = [
-    "2024-09-15",
-    "2024-09-15T11:21:26",
-    "2024-02-30T00:00:00Z",
-    "15.09.2024",
-    "yes",
-    True,
-    1726399286,
-    {"at": 1},
+    *("2024-09-15", "2024-09-15T11:21:26", "2024-02-30T00:00:00Z", "15.09.2024", "9/15/2024 11:21:26 AM"),
+    *("20240915", "20240915112126", "Sep 15, 2024", "true", "True", "yes", "t", "Y", "1"),
+    *(True, 1, 1726399286, 1726399286.5, 1726399286000),
 ]
 NOT_TOLD: list[object] = [
-    None,
-    "",
-    " ",
-    False,
-    "false",
-    "False",
-    0,
-    "0",
-    "null",
-    [],
-    {},
-    "0000-00-00 00:00:00",
-    "0001-01-01T00:00:00Z",
+    *(None, "", " ", False, "false", "False", 0, "0", "null", [], {}, {"at": 1}, [1726399286]),
+    *("no", "n", "f", "n/a", "N/A", "-", "never", "active"),
+    *(
+        "0000-00-00 00:00:00",
+        "0001-01-01T00:00:00Z",
+        "9999-12-31",
+        "9999-12-31T23:59:59Z",
+        "9999-12-31T23:59:59.9970000",
+    ),
+    *("00/00/0000", "0000/00/00", "1/1/0001 12:00:00 AM", "12/31/9999", "00000000", "99991231", "99991231235959"),
+    *(-1, 0.0, 1e300, -62135596800, -62135596800000, 253370764800, 253402300799, 253402300799000),
 ]
-NOT_TOLD += ["9999-12-31", "9999-12-31T23:59:59Z"]
 ASKED_FOR = [one for one in DECLARED if one.soft_delete in {column.name for column in one.columns}]
 """Collections whose lists are asked for with what is deleted."""
 

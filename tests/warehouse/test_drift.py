@@ -83,10 +83,11 @@ def test_days_that_come_as_times_are_told_once_and_loaded() -> None:
     assert [(one.kind, one.field, one.sample_id) for one in encoder.drift.drain()] == [("retyped", "paid_at", 1)]
 
 
-def test_a_birthday_that_comes_as_a_time_is_the_day_that_is_written() -> None:
-    """Midnight where somebody was born may be another day in UTC."""
+@pytest.mark.parametrize("zone", ["+02:00", "Z", ""])
+def test_a_birthday_that_comes_as_a_time_is_the_day_that_is_written(zone: str) -> None:
+    """Midnight where somebody was born may be another day in UTC; and without a zone each was a note in quarantine."""
     encoder = RecordEncoder(COLLECTIONS["patients"], INSTITUTION)
-    born = {"date_of_birth": "1980-02-03T00:00:00+02:00"}
+    born = {"date_of_birth": f"1980-02-03T00:00:00{zone}"}
     encoded = encoder.encode([json.dumps({"id": 1, "bio": born}).encode()], NOON, {})
     assert encoded.lines[0].split("\t")[encoder.stage_columns.index("bio_date_of_birth")] == "1980-02-03"
     assert encoded.notes == []
@@ -167,11 +168,11 @@ def test_an_id_that_is_none_is_no_sample(connection: psycopg.Connection, rows: R
     assert rows("SELECT DISTINCT sample_id FROM nexhealth_schema_drift WHERE field LIKE 'colour%'") == [(None,)]
 
 
-def end_read(connection: psycopg.Connection, location: int, *absent: str) -> None:
-    """A complete read of a location lacked these fields."""
+def end_read(connection: psycopg.Connection, location: int, *absent: str) -> list[str]:
+    """A complete read of a location lacked these fields; which of them were not noted before."""
     key = PassKey("gadgets", 7, location, "", "all")
     save_state(connection, PassState(key, watermark=NOON, pass_started_at=NOON, absent_fields=list(absent)))
-    record_missing(connection, GADGETS, 7, absent)
+    return record_missing(connection, GADGETS, 7, absent)
 
 
 def test_a_field_is_missing_only_where_no_read_of_the_institution_met_it(
@@ -179,18 +180,19 @@ def test_a_field_is_missing_only_where_no_read_of_the_institution_met_it(
 ) -> None:
     """One office without any note is no change of the API; and a field that comes back is no longer missing."""
 
-    def complete(location: int, *absent: str) -> None:
-        end_read(connection, location, *absent)
+    def complete(location: int, *absent: str) -> list[str]:
+        return sorted(end_read(connection, location, *absent))
 
     missing = "SELECT field FROM nexhealth_schema_drift WHERE kind = 'missing' ORDER BY 1"
-    complete(1, "note", "born")
+    assert complete(1, "note", "born") == ["born", "note"]
     assert rows(missing) == [("born",), ("note",)]
-    complete(2, "note")
+    assert complete(2, "note") == []
     assert rows(missing) == [("note",)]
-    complete(1, "note", "born")
+    assert complete(1, "note", "born") == []
     assert rows(missing) == [("note",)]
-    complete(2)
+    assert complete(2) == []
     assert rows(missing) == []
+    assert complete(2, "note") == ["note"]
 
 
 def test_what_only_a_reconcile_read_last_week_keeps_no_field_from_being_missed(

@@ -50,6 +50,7 @@ OTHER = {"id": 3, "updated_at": "2026-11-23T10:00:00.000Z"}
     [
         {"insurance_coverages": [COVERAGE]},
         {"coverages": [COVERAGE]},
+        {"previous": COVERAGE | {"plan_id": 3}, "current": COVERAGE},
         {"coverage": COVERAGE, "patient": OTHER, "insurance_plan": OTHER, "plan": OTHER, "location": OTHER},
         {
             "resource": COVERAGE,
@@ -68,25 +69,38 @@ def test_the_record_is_found_under_a_key_that_nobody_expected(data: object) -> N
     assert event.resource_ids == (42,)
 
 
+CHARGE = {"id": 3, "updated_at": "2026-11-23T10:00:00.000Z", "patient_id": 5}
+
+
 @pytest.mark.parametrize(
     ("name", "data"),
     [
+        ("charge_updated", {"charge_id": 4, "actor": OTHER}),
+        ("charge_updated", {"charge_id": 4, "office": OTHER | {"institution_id": 1}}),
+        ("charge_updated", {"charge_id": 4, "row": {"id": 3, "patient_id": 5}}),
+        ("charge_updated", {"charge_id": 4, "rows": [CHARGE, OTHER]}),
+        ("charge_updated", {"charge_id": 4, "row": CHARGE, "actor": OTHER}),
+        *(("charge_updated", {"charge_id": 4, name: CHARGE}) for name in ("previous", "before", "old")),
+        *(("charge_updated", {"charge_id": 4, name: CHARGE}) for name in ("subscriber", "address", "upcoming_appts")),
+        ("patient_insurance_updated", {"patient_insurance_id": 4, "subscriber": COVERAGE}),
+        *(("treatment_plan_deleted", {"treatment_plan_id": 9, name: CHARGE}) for name in ("deleted_by", "resource")),
+        ("charge_deleted.complete", {"charge_id": 9, "deleted_by": {"id": 3}}),
         ("charge_updated", {"patient": OTHER}),
         ("charge_updated", {"guarantor": OTHER, "provider": OTHER}),
         ("patient_updated", {"guarantor": OTHER}),
         ("patient_updated", {"children": [OTHER, OTHER]}),
-        ("charge_updated", {"before": OTHER, "after": RECORD}),
-        ("charge_updated", {"rows": [OTHER, {"name": "no id"}]}),
-        ("charge_updated", {"rows": [OTHER, 5]}),
-        ("charge_updated", {"wrapped": {"rows": [OTHER]}}),
-        ("charge_updated", {"id": None, "row": OTHER}),
-        ("document_insertion", {"result": OTHER}),
+        ("charge_updated", {"first": CHARGE, "second": CHARGE}),
+        ("charge_updated", {"rows": [CHARGE, {"name": "no id"}]}),
+        ("charge_updated", {"rows": [CHARGE, 5]}),
+        ("charge_updated", {"wrapped": {"rows": [CHARGE]}}),
+        ("charge_updated", {"id": None, "row": CHARGE}),
+        ("document_insertion", {"result": CHARGE}),
         ("sync_status_read_change", {"emr": OTHER}),
         ("somebody_updated", {"somebody": OTHER}),
     ],
 )
 def test_what_may_be_something_else_is_not_taken_for_the_record(name: str, data: object) -> None:
-    """A patient that is loaded as a charge is worse than an event given up."""
+    """A patient loaded as a charge is worse than an event given up, and so is what has the id of whoever deleted another."""
     assert [json.loads(one) for one in parse(body(event_name=name, data=data)).records] == [data]
 
 

@@ -23,7 +23,7 @@ from psycopg import sql
 from nexhealth_pipeline.catalog.collection import Collection
 from nexhealth_pipeline.catalog.collections import DECLARED
 from nexhealth_pipeline.client.account import id_of
-from nexhealth_pipeline.client.page import Page, elements_in
+from nexhealth_pipeline.client.page import Page, fields_of
 from nexhealth_pipeline.client.request import ApiRequest
 from nexhealth_pipeline.errors import ApiError, Cancelled, KeyRefused, NoAccess, NotFound, TryLater
 from nexhealth_pipeline.sync.filters import NO_FILTERS
@@ -234,12 +234,10 @@ class SingleReads:
         return _Answer(row, [page for _, pages in answers for page in pages], asked)
 
     def _ask_object(self, collection: Collection, plan: PassPlan, row: DueRow, asked: float, heed: Heed) -> _Answer:
-        """The whole object: the records lie inside it, beside what else it tells."""
-        page = self._session.client.get(replace(_about(plan.request, row), records_at=()))
+        """The records lie inside an object, beside what else it tells."""
+        page = self._session.client.get(_about(plan.request, row))
         heed.require(plan, [page])
-        inside = [one for record in page.records for one in _inside(record, collection.records_at)]
-        locations = _locations(page.records[0]) if collection.per_patient and page.records else None
-        return _Answer(row, [replace(page, records=inside)], asked, locations)
+        return _Answer(row, [page], asked, _locations(page.whole) if collection.per_patient else None)
 
     def _load(
         self, collection: Collection, institution: Institution, answers: Sequence[_Answer], done: ListsRead
@@ -318,25 +316,9 @@ def _ids(records: Iterable[bytes]) -> set[int]:
     return {int(text) for record in records if (text := id_of(record)).isdecimal()}
 
 
-def _inside(record: bytes, path: tuple[str, ...]) -> list[bytes]:
-    """The objects at `path` inside a record; none where there is null, or nothing."""
-    found = [record]
-    for name in path:
-        found = [one for parent in found for one in elements_in(_member(parent, name))]
-    return found
-
-
-def _member(record: bytes, name: str) -> bytes:
-    """The JSON of a field; null where it is absent or cannot be read."""
-    try:
-        return bytes(msgspec.json.decode(record, type=dict[str, msgspec.Raw]).get(name, b"null")).strip()
-    except (msgspec.MsgspecError, RecursionError):
-        return b"null"
-
-
-def _locations(record: bytes) -> list[int] | None:
+def _locations(patient: bytes) -> list[int] | None:
     """Ids of the locations that list the patient; None where the answer does not say, or says what cannot be one."""
     try:
-        return msgspec.json.decode(_member(record, _LOCATIONS), type=_Ids)
+        return msgspec.json.decode(fields_of(patient).get(_LOCATIONS, b"null"), type=_Ids)
     except msgspec.MsgspecError:
         return None
