@@ -57,7 +57,8 @@ def asking(budget: PostgresBudget, ends: list[type[Exception] | None]) -> thread
 
 def test_a_row_that_somebody_holds_keeps_no_other_key_waiting(database_url: str) -> None:
     """One connection asks for all keys: a hundred institutions stood still for as long as one row was held."""
-    connection, ends = BudgetConnection(database_url), []
+    connection = BudgetConnection(database_url)
+    ends: list[type[Exception] | None] = []
     stuck, free = PostgresBudget(connection, "stuck", 1.0), PostgresBudget(connection, "free", 1.0)
     stuck.acquire(CLASSES)
     with held(database_url, "stuck"):
@@ -75,7 +76,8 @@ def test_a_row_that_somebody_holds_keeps_no_other_key_waiting(database_url: str)
 
 def test_a_stop_ends_the_wait_for_a_row_and_for_whoever_waits_for_one(database_url: str) -> None:
     """Ctrl-C, or Dagster's end of a run, took up to 40 seconds."""
-    stop, ends = threading.Event(), []
+    stop = threading.Event()
+    ends: list[type[Exception] | None] = []
     connection = BudgetConnection(database_url, stop=stop)
     stuck, free = PostgresBudget(connection, "stuck", 1.0), PostgresBudget(connection, "free", 1.0)
     stuck.acquire(CLASSES)
