@@ -157,8 +157,8 @@ class Sender:
     ) -> None:
         self._transport, self._clock, self._policy, self._stop = transport, clock, policy, stop
         self._closed: set[tuple[Credential, str]] = set()
-        """Of each key the paths, ids left out, that were refused while it was accepted elsewhere. No verdict rests on it:
-        it only spares a token, and may be out of date."""
+        """Of each key the paths, ids left out, that were refused last while it was accepted elsewhere: there one proof
+        is enough."""
 
     def send(self, exchange: Exchange[T], cost: Cost) -> T:
         """The result of `exchange.read`. Raises ApiError when retries are used up or cannot help; Cancelled."""
@@ -222,6 +222,8 @@ class Sender:
     ) -> T | _Failure:
         if 200 <= answer.status < 300:
             exchange.credential.accepted(credential)
+            if self._closed:
+                self._closed.discard((exchange.credential, _template(exchange)))
             return self._judge_success(exchange, answer)
         rule = rule_for_status(answer.status, exchange.special)
         envelope = _envelope_or_none(answer.body)
@@ -256,7 +258,7 @@ class Sender:
         between, for not all of NexHealth's servers may know a new token at once. One that was closed before to this key
         asks the witness at once: its next thousand locations cost two requests each, and nobody's token.
         """
-        path = (exchange.credential, _ID.sub("#", exchange.where.path))
+        path = (exchange.credential, _template(exchange))
         doubtful = course.unauthorized > 0 or path in self._closed
         if doubtful and self._is_taken_elsewhere(exchange, credential, course, cost):
             closed = course.witnessed or path in self._closed
@@ -356,13 +358,18 @@ def _envelope_or_none(body: bytes) -> Envelope | None:
         return None
 
 
+def _template(exchange: Exchange[T]) -> str:
+    """The path with its ids left out: what one row's list is refused for, a thousand others' are."""
+    return _ID.sub("#", exchange.where.path)
+
+
 def _is_strangers(answer: Answer) -> bool:
     """Whether something between us and NexHealth refused, and not NexHealth, whose envelope this answer lacks.
 
     A proxy's 404 must not look like a record that is gone, its 400 like a cursor that has expired, its 401 like a key to be
     corrected, nor its 405 like a list that the practice does not have.
     """
-    # An odd body of NexHealth's own, or none, still says what is wrong.
+    # Of these an odd body of NexHealth's own, or none, still says what is wrong; by the others a practice would lack a list.
     if answer.status in (400, 401, 410, 422):
         return answer.body.lstrip()[:1] not in (b"", b"{", b"[")
     return answer.status in (403, 404, 405, 415, 501)

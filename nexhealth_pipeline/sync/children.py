@@ -153,7 +153,7 @@ class ChildReader(SliceReader):
             save_state(connection, state)
         self.loader.before_merge = self._keeper.when_staged
         failures = self._read_all(connection, plans, state)
-        state = replace(state, absent_fields=self._wrapped.absent_fields(stored, state))
+        state = replace(state, absent_fields=self._wrapped.absent_fields(stored, state, whole=not failures))
         done = state.completed(self.session.client.clock.now())
         if not self.options.partial:
             # Lists that came in turn are judged by although others failed: each tells of its own row.
@@ -413,7 +413,7 @@ class ChildReader(SliceReader):
                 pages = list(self.session.client.pages(self._request(plan, row)))
                 self._heed.require(plan, pages)
                 self._wrapped.note(pages)
-                read.pages.extend(pages)
+                read.pages.extend(replace(page, whole=b"") for page in pages)  # hundreds wait for their commit
             except NotFound:
                 # Gone since its collection was read; the next read of that says what became of it.
                 return replace(read, pages=[])

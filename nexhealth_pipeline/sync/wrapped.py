@@ -34,15 +34,15 @@ class Wrapped:
             if self.path[0] in fields_of(page.whole):
                 self._told = True
 
-    def absent_fields(self, stored: PassState, state: PassState) -> list[str] | None:
+    def absent_fields(self, stored: PassState, state: PassState, *, whole: bool) -> list[str] | None:
         """Of the pass with that state: the key, where no answer of a whole read had it, in one go from its beginning.
 
-        What those before a kill had nobody knows, and few or none tell of all: then what is stored of the last such read
-        holds, until one has the key.
+        What those before a kill had nobody knows, nor what the rows have that failed, unless the read is `whole`; and few or
+        none tell of all. Then what is stored of the last such read holds, until one has the key.
         """
         if self._told:
             return []
-        in_one_go = state.since is None and state.begun_at != stored.begun_at
+        in_one_go = whole and state.since is None and state.begun_at != stored.begun_at
         return [".".join(self.path)] if self._answered and in_one_go else stored.absent_fields
 
     def warn(self, fields: list[str]) -> None:

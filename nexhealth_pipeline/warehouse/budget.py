@@ -378,7 +378,7 @@ class PostgresBudget:
         return time.monotonic() - began if waited else 0.0
 
     def throttle(self, classes: tuple[RateClass, ...], seconds: float) -> None:
-        """Let no process send in `classes` for `seconds` from now. Raises BudgetUnavailable."""
+        """Let no process send in `classes` for `seconds` from now. Raises BudgetUnavailable, Cancelled."""
         names = sorted(classes)
         self._connection.ask(
             "SELECT nexhealth_rate_throttle(%s, %s, %s, %s, %s)",

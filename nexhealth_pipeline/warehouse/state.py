@@ -60,7 +60,8 @@ class PassState:
     total: int | None = None
     """What the API itself counted; None where it gives no count, or the pass asked for changes only."""
     absent_fields: list[str] | None = None
-    """Declared fields that no record had since the last whole read began; None = there was no record."""
+    """Declared fields that no record had since the last whole read began (of lists under rows: had, the last one that was
+    made in one go); None = there was no record."""
     complete_at: datetime | None = None
     """End of the last complete pass, in the API's time, as that of the rows which are compared with it."""
     last_full_at: datetime | None = None

@@ -51,6 +51,9 @@ _TIME_OF_A_DAY = re.compile(f"{_CLOCK}(?P<zone>{_ZONE})?", re.ASCII)
 # Of a day written in whatever order, or as 20240915 with or without a time.
 _YEAR = re.compile(r"(?<!\d)\d{4}(?=\d{4}(?:\d{6})?(?!\d)|(?!\d))", re.ASCII)
 _TRUE = ("true", "t", "yes", "y", "1")
+_EPOCH = re.compile(r"\d{9,13}", re.ASCII)
+_SECONDS_BEGIN = 100_000_000
+"""1973 since 1970: fewer are a flag, a count or a day."""
 _SECONDS_END = 7_289_654_400
 """The end of 2200 since 1970."""
 _THOUSANDTHS_BEGIN = 315_532_800_000
@@ -177,8 +180,12 @@ def says_deleted(value: object) -> bool:
     A day of a year that records can be of does, in whatever order, as do the seconds or thousandths since 1970, and `true`.
     Nothing else: practice systems write 00/00/0000, 12/31/9999 or n/a for never, and taken for deletions, all would be gone.
     """
+    if isinstance(value, str) and _EPOCH.fullmatch(value):
+        value = int(value)
+    if isinstance(value, int) and 10_000_000 <= value < _SECONDS_BEGIN:
+        value = str(value)  # a day as 20240915
     if isinstance(value, int | float):
-        return 1 <= value < _SECONDS_END or _THOUSANDTHS_BEGIN <= value < _SECONDS_END * 1000
+        return value == 1 or _SECONDS_BEGIN <= value < _SECONDS_END or _THOUSANDTHS_BEGIN <= value < _SECONDS_END * 1000
     if not isinstance(value, str):
         return False
     return value.strip().lower() in _TRUE or any(int(year) in YEARS for year in _YEAR.findall(value))

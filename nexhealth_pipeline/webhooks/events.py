@@ -248,7 +248,10 @@ def _identified_in(value: bytes) -> list[bytes]:
 
 def _is_one(record: bytes, unexpected: _Unexpected) -> bool:
     """Whether a record has the version and one link at least of the collection's."""
-    fields = _decode(_keys, record)
+    try:
+        fields = _decode(_keys, record)
+    except EventMalformed:
+        return False
     return unexpected.version in fields and not unexpected.links.isdisjoint(fields)
 
 

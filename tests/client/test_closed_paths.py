@@ -70,6 +70,10 @@ def test_a_closed_path_that_opens_is_read_at_once(client, stub):
     asked(stub)
     client.get(CLOSED[0])
     assert asked(stub) == [FIRST]
+    close(stub, FIRST)
+    with pytest.raises(NoAccess):
+        client.get(CLOSED[0])
+    assert asked(stub) == [FIRST, "/authenticates", *(FIRST, "/institutions") * 2], "one proof is no more enough"
 
 
 def test_where_every_token_is_refused_a_path_that_was_closed_is_no_exception(client, stub):

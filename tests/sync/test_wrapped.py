@@ -156,7 +156,17 @@ def test_an_answer_that_has_the_key_is_not_forgotten_for_one_that_comes_at_the_s
     wrapped = _Crossed(COLLECTIONS["patient_addresses"], "patient_addresses willow.11")
     wrapped.note([replace(kept_page(b"", datetime.now(UTC)), whole=b'{"id": 1}')])
     new = PassState(PassKey("patient_addresses", 1, 11, "", "rows"))
-    assert wrapped.absent_fields(new, replace(new, begun_at=datetime.now(UTC))) == []
+    assert wrapped.absent_fields(new, replace(new, begun_at=datetime.now(UTC)), whole=True) == []
+
+
+def test_what_some_rows_lack_while_others_fail_is_no_verdict_on_all() -> None:
+    """One of a thousand objects was read, without an address, and the practice was noted as one that gives none."""
+    wrapped = Wrapped(COLLECTIONS["patient_addresses"], "patient_addresses willow.11")
+    wrapped.note([replace(kept_page(b"", datetime.now(UTC)), whole=b'{"id": 1}')])
+    new = PassState(PassKey("patient_addresses", 1, 11, "", "rows"))
+    begun = replace(new, begun_at=datetime.now(UTC))
+    assert wrapped.absent_fields(new, begun, whole=False) is None
+    assert wrapped.absent_fields(new, begun, whole=True) == ["address"]
 
 
 class _Killed(BaseException):
