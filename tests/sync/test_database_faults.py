@@ -187,6 +187,7 @@ def test_a_budget_that_cannot_be_asked_ends_the_sync_with_its_log_closed(
 ) -> None:
     """Nothing may be sent, so no other slice would fare better."""
     monkeypatch.setattr(budget, "_SESSION", "SELECT set_config('lock_timeout', '100ms', false)")
+    monkeypatch.setattr(budget, "_PATIENCE_SECONDS", 0.2)
     url = server.database()
     with psycopg.connect(url) as holder:
         hold = "SELECT FROM nexhealth_rate_budget FOR UPDATE"
