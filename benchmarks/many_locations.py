@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from unittest.mock import patch
 
 import dagster as dg
@@ -145,11 +146,14 @@ def _run(
     run = instance.create_run_for_job(job, run_id=run_id, status=dg.DagsterRunStatus.SUCCESS)
     connection.execute("DELETE FROM event_logs WHERE run_id = %s", (run.run_id,))  # planned, of no partition
     written = 0
-    for collection in collections_in(scope):
-        for event in _events(collection.table, run, step_name(scope), partitioned=scope is not Scope.PRACTICE):
-            instance.report_dagster_event(event, run.run_id)
-            values = {"keys": list(keys), "run": run.run_id, "at": at.replace(tzinfo=None)}
-            written += connection.execute(_COPIES, values).rowcount
+    of_assets = [
+        _events(collection.table, run, step_name(scope), partitioned=scope is not Scope.PRACTICE)
+        for collection in collections_in(scope)
+    ]
+    for event in chain.from_iterable(zip(*of_assets, strict=True)):  # all is planned before anything is read
+        instance.report_dagster_event(event, run.run_id)
+        values = {"keys": list(keys), "run": run.run_id, "at": at.replace(tzinfo=None)}
+        written += connection.execute(_COPIES, values).rowcount
     if scope is Scope.LOCATION_MONTH:
         connection.execute(_TAGS, {"run": run.run_id})
     ended = DagsterEvent(DagsterEventType.RUN_SUCCESS.value, run.job_name, message="Finished execution of run.")

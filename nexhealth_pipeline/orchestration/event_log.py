@@ -3,9 +3,11 @@
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AnySet
 from contextlib import contextmanager, suppress
 
-from dagster._core.event_api import EventLogCursor
+from dagster import AssetKey
+from dagster._core.event_api import EventLogCursor, EventLogRecord
 from dagster._core.events import ASSET_CHECK_EVENTS, ASSET_EVENTS, DagsterEventType
 from dagster._core.events.log import EventLogEntry
 from dagster._core.execution.stats import (
@@ -19,7 +21,8 @@ from dagster._core.storage.event_log.base import EventLogConnection
 from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable
 from dagster_postgres import PostgresEventLogStorage
 from dagster_postgres.utils import DagsterPostgresException
-from sqlalchemy import exc, func, select
+from dagster_shared.serdes import deserialize_value
+from sqlalchemy import exc, func, literal, select, tuple_
 
 __all__ = ["AWAY", "EVENTS_A_MESSAGE", "EVENT_BATCH_SIZE", "PooledEventLogStorage", "forget_planned_checks"]
 
@@ -31,6 +34,7 @@ EVENT_BATCH_SIZE = 1000
 EVENTS_A_MESSAGE = 100
 """Events that a run's page is sent at a time, and the most that GraphQL gives of a run's log at once. A thousand, Dagster's
 default, keep the webserver busy for half a second, in which it answers nobody."""
+_LAST_ID = 2**63 - 1
 _PLANNED = (DagsterEventType.ASSET_MATERIALIZATION_PLANNED, DagsterEventType.ASSET_CHECK_EVALUATION_PLANNED)
 _TIMES_OF_STEPS = STEP_STATS_EVENT_TYPES - {DagsterEventType.ASSET_MATERIALIZATION}
 
@@ -123,27 +127,51 @@ class PooledEventLogStorage(PostgresEventLogStorage):
         limit: int | None = None,
         ascending: bool = True,
     ) -> EventLogConnection:
-        """A run's events; where all kinds are asked for piece by piece, no piece begins with planned ones.
+        """A run's events; where all kinds are asked for piece by piece, without the planned ones.
 
-        So asks the page of a run, which shows none of them: of a night's 44,000 events they are half, thousands in a row.
+        So asks the page of a run, which shows none of them: of a night's 44,000 events they are the first half.
         """
-        if limit and ascending and not of_type:
-            cursor = self._past_planned(run_id, cursor)
-        return super().get_records_for_run(run_id, cursor, of_type, limit, ascending)
-
-    def _past_planned(self, run_id: str, cursor: str | None) -> str | None:
-        """The cursor right before the first event after `cursor` that was not planned; `cursor` where there is none."""
         after = EventLogCursor.parse(cursor) if cursor else EventLogCursor.from_storage_id(-1)
-        if not after.is_id_cursor():
-            return cursor
+        if of_type or not limit or not ascending or not after.is_id_cursor():
+            return super().get_records_for_run(run_id, cursor, of_type, limit, ascending)
+        records = self._piece(run_id, after.storage_id(), limit)
+        last = records[-1].storage_id if records else after.storage_id()
+        return EventLogConnection(records, str(EventLogCursor.from_storage_id(last)), has_more=len(records) == limit)
+
+    def _piece(self, run_id: str, after: int, limit: int) -> list[EventLogRecord]:
+        """At most so many of a run's events after one.
+
+        As a range of the index of runs and their events. Of a run's events in the order of ids, as Dagster asks, PostgreSQL
+        takes the key for that, and reads all older runs' on its way: of 30 nights half a second for the first piece.
+        """
         log = SqlEventLogStorageTable.c
-        planned = func.coalesce(log.dagster_event_type, "").in_([kind.value for kind in _PLANNED])
-        first = (
-            select(log.id).where(log.run_id == run_id, log.id > after.storage_id(), ~planned).order_by(log.id).limit(1)
+        place = tuple_(log.run_id, log.id)
+        piece = (
+            select(log.id, log.event)
+            .where(place > tuple_(literal(run_id), literal(after)), place < tuple_(literal(run_id), literal(_LAST_ID)))
+            .where(func.coalesce(log.dagster_event_type, "").not_in([kind.value for kind in _PLANNED]))
+            .order_by(log.run_id, log.id)
+            .limit(limit)
         )
         with self.run_connection(run_id) as connection:
-            found = connection.execute(first).scalar()
-        return cursor if found is None else str(EventLogCursor.from_storage_id(found - 1))
+            rows = connection.execute(piece).all()
+        return [EventLogRecord(id_, deserialize_value(event, EventLogEntry)) for id_, event in rows]
+
+    def get_asset_keys_for_run(
+        self, run_id: str, of_type: DagsterEventType | set[DagsterEventType] | None = None
+    ) -> AnySet[AssetKey]:
+        """The assets that a run has events of these kinds of, without their partitions.
+
+        Dagster reads those as well, 22,000 of a night: a second of the webserver, while whose page waits for its events.
+        """
+        log = SqlEventLogStorageTable.c
+        keys = select(log.asset_key).where(log.run_id == run_id, log.asset_key.is_not(None)).distinct()
+        if of_type:
+            kinds = {of_type} if isinstance(of_type, DagsterEventType) else of_type
+            keys = keys.where(log.dagster_event_type.in_([kind.value for kind in kinds]))
+        with self.run_connection(run_id) as connection:
+            found = connection.execute(keys).scalars().all()
+        return {key for text in found if (key := AssetKey.from_db_string(text)) is not None}
 
     def get_step_stats_for_run(
         self, run_id: str, step_keys: Sequence[str] | None = None
