@@ -142,7 +142,8 @@ class PooledEventLogStorage(PostgresEventLogStorage):
         """At most so many of a run's events after one.
 
         As a range of the index of runs and their events. Of a run's events in the order of ids, as Dagster asks, PostgreSQL
-        takes the key for that, and reads all older runs' on its way: of 30 nights half a second for the first piece.
+        takes the key for that, and reads all older runs' on its way: 45 ms for the first piece after three nights of 1,000
+        locations, more with each night, and 0.03 ms so.
         """
         log = SqlEventLogStorageTable.c
         place = tuple_(log.run_id, log.id)
