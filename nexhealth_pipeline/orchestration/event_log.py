@@ -19,9 +19,9 @@ from dagster._core.storage.asset_check_execution_record import AssetCheckExecuti
 from dagster._core.storage.event_log import SqlEventLogStorageTable
 from dagster._core.storage.event_log.base import EventLogConnection
 from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable
+from dagster._serdes import deserialize_value
 from dagster_postgres import PostgresEventLogStorage
 from dagster_postgres.utils import DagsterPostgresException
-from dagster_shared.serdes import deserialize_value
 from sqlalchemy import exc, func, literal, select, tuple_
 
 __all__ = ["AWAY", "EVENTS_A_MESSAGE", "EVENT_BATCH_SIZE", "PooledEventLogStorage", "forget_planned_checks"]
