@@ -19,12 +19,7 @@ import pytest
 from nexhealth_pipeline.catalog.collection import Scope
 from nexhealth_pipeline.catalog.collections import COLLECTIONS, DECLARED
 from nexhealth_pipeline.catalog.paging import MOST_A_PAGE, Paging
-from nexhealth_pipeline.errors import (
-    BudgetUnavailable,
-    PipelineError,
-    WarehouseError,
-    WarehouseUnreachable,
-)
+from nexhealth_pipeline.errors import BudgetUnavailable, PipelineError, WarehouseError, WarehouseUnreachable
 from nexhealth_pipeline.sandbox import SandboxServer
 from nexhealth_pipeline.settings import load_settings
 from nexhealth_pipeline.sync import children, fault_points

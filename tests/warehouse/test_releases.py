@@ -113,6 +113,14 @@ def test_releases_follow_each_other_as_their_versions_do(
         assert db.execute(NOTED).fetchall() == [(newer,)]
 
 
+def test_a_release_that_waited_to_migrate_is_told_that_a_newer_one_has(database_url: str) -> None:
+    """Alembic would end it with a traceback: it knows no such migration."""
+    with psycopg.connect(database_url) as db:
+        db.execute("UPDATE nexhealth_alembic_version SET version_num = '9999'")
+    with pytest.raises(WarehouseNewer):
+        migrate._migrate(database_url)
+
+
 def test_one_and_the_same_version_goes_on_and_notes_nothing_again(database_url: str) -> None:
     """Of a checkout each state has it: what they know differently is told apart by migrations alone."""
     with psycopg.connect(database_url) as db:
