@@ -69,3 +69,19 @@ def test_a_server_that_is_down_is_not_asked_for_ever_smaller_windows(
     ]
     asked = [one for one in box.requests.matching("/appointments") if one.param("location_id") == str(location)]
     assert len(asked) <= 20
+
+
+@pytest.mark.parametrize("status", [405, 501])
+def test_a_list_that_is_not_offered_at_all_is_asked_for_once(
+    settings: Settings, box: SandboxServer, rows: Rows, status: int
+) -> None:
+    """No smaller window is offered either: down to the narrowest, three years took five requests and as many warnings."""
+    sync_all(settings, SyncOptions(mode=Mode.FULL), only=VISITS)
+    location = rows("SELECT min(id) FROM nexhealth_locations WHERE NOT inactive")[0][0]
+    box.faults.add("status", path="/appointments", location_id=location, status=status)
+    box.requests.clear()
+    results = sync_all(settings, only=VISITS)
+    failed = [result.slice.location_id for result in results if result.status is Status.FAILED]
+    assert failed == [location]
+    asked = [one for one in box.requests.matching("/appointments") if one.param("location_id") == str(location)]
+    assert len(asked) == 1
